@@ -1,0 +1,23 @@
+//! Compiles the protobuf files without protoc.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "proto/tp/local/v1/local.proto",
+        "proto/tp/tunnel/v1/tunnel.proto",
+    ];
+    for file in files {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(files, ["proto"])?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .type_attribute(
+            "tp.local.v1",
+            "#[derive(serde::Serialize, serde::Deserialize)]",
+        )
+        .type_attribute("tp.local.v1", "#[serde(rename_all = \"snake_case\")]")
+        .bytes(".tp.tunnel.v1")
+        .compile_fds(descriptors)?;
+
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The custom resources of the group [`GROUP`].
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `.internal` is reserved for private use.
+pub const GROUP: &str = "tp.internal";
+
+/// Where the manager lives unless told otherwise.
+pub const MANAGER_NAMESPACE: &str = "tp-system";
+/// Where the agents live.
+pub const AGENT_NAMESPACE: &str = "tp-agents";
+/// StatefulSet, ServiceAccount, ConfigMap and headless Service of the manager.
+pub const MANAGER_NAME: &str = "tp-manager";
+/// ConfigMap that publishes, per replica (key: pod name), the SHA-256 of its public key, in hex,
+/// and the manager's version under `version`.
+pub const MANAGER_CONFIG_MAP: &str = "tp-manager";
+
+/// Loopback TCP port of the manager that port-forwards end at (path T).
+pub const TUNNEL_PORT: u16 = 7070;
+/// UDP port of the manager (path U).
+pub const UDP_PORT: u16 = 7071;
+/// HTTP port of the manager's health probes.
+pub const HEALTH_PORT: u16 = 7072;
+
+/// A workstation's connection. Made by its user; the admission policy sees to it that `spec.user`
+/// is who made it. Deleting it ends the connection within seconds.
+#[derive(CustomResource, Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "tp.internal",
+    version = "v1alpha1",
+    kind = "Session",
+    plural = "sessions",
+    shortname = "tps",
+    category = "tp",
+    namespaced,
+    status = "SessionStatus",
+    printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user.username"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Replica","type":"string","jsonPath":".status.replica"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionSpec {
+    pub user: UserInfo,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) of the client's certificate, in hex.
+    pub key_hash: String,
+    /// Version of the client.
+    pub client_version: String,
+}
+
+/// The user as the API server knows them (`authentication.k8s.io/v1` UserInfo).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserInfo {
+    pub username: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// For people; never an input to a decision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStatus {
+    /// `Connected` or `Disconnected`.
+    #[serde(default)]
+    pub phase: String,
+    #[serde(default)]
+    pub replica: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+}
+
+/// Traffic of a workload's port that goes to a workstation.
+#[derive(CustomResource, Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "tp.internal",
+    version = "v1alpha1",
+    kind = "Intercept",
+    plural = "intercepts",
+    shortname = "tpi",
+    category = "tp",
+    namespaced,
+    printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user.username"}"#,
+    printcolumn = r#"{"name":"Workload","type":"string","jsonPath":".spec.workload.name"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct InterceptSpec {
+    pub user: UserInfo,
+    pub session: SessionReference,
+    pub workload: WorkloadReference,
+    /// Container ports.
+    pub ports: Vec<u16>,
+}
+
+/// Names the Session that an Intercept belongs to; it must be of the same user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionReference {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadReference {
+    pub kind: String,
+    pub name: String,
+}

@@ -1,0 +1,26 @@
+//! Everything that crosses a process boundary: protobuf messages and services, the custom
+//! resources, the packets of the root daemon, and the faults that become exit codes.
+//!
+//! Compatibility: clients and managers one minor version apart work together. Fields are added,
+//! never renumbered or given another meaning; an unknown field or enum value must be harmless.
+
+#![forbid(unsafe_code)]
+
+pub mod crd;
+pub mod fault;
+pub mod root;
+
+/// `tp` and its session, over a unix socket.
+pub mod local {
+    #![expect(unused_qualifications, reason = "generated")]
+    tonic::include_proto!("tp.local.v1");
+}
+
+/// A session and the traffic manager, over the tunnel.
+pub mod tunnel {
+    #![expect(unused_qualifications, reason = "generated")]
+    tonic::include_proto!("tp.tunnel.v1");
+}
+
+/// Version of every program built from this workspace.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
