@@ -1,1 +1,46 @@
-fn main() {}
+//! `tp-daemon`: the root daemon (`root`), a user's session (`session`), and the installation of
+//! both (`install`, `uninstall`). This file only chooses the role.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod install;
+mod root;
+mod session;
+
+#[derive(Debug, Parser)]
+#[command(name = "tp-daemon", version = tp_proto::VERSION, about = "The background programs of tp")]
+struct Args {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Serve sessions: load the data path and hand out its descriptors. Needs root.
+    Root(root::RootArgs),
+    /// Serve one user: the tunnel, the relay and names. Started by `tp connect`.
+    Session(session::SessionArgs),
+    /// Install the programs and the system service. Needs root.
+    Install(install::InstallArgs),
+    /// Remove what `install` installed. Needs root.
+    Uninstall(install::UninstallArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().role {
+        Role::Root(args) => root::run(args),
+        Role::Session(args) => session::run(args),
+        Role::Install(args) => install::run(args),
+        Role::Uninstall(args) => install::run_uninstall(args),
+    };
+
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tp-daemon: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
