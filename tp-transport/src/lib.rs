@@ -1,1 +1,41 @@
+//! The tunnel between a session and one replica of the traffic manager, and the unix socket
+//! between `tp` and its session.
 //!
+//! One QUIC connection per session travels over two interchangeable paths: a framed byte stream
+//! through the API server (path T, [`PathKind::Stream`]) and UDP (path U, [`PathKind::Udp`]). The
+//! handshake happens on T only; a live connection moves between the paths and no flow notices.
+//! Client: [`client::Tunnel`]. Server: [`server::TunnelServer`]. What a stream carries:
+//! [`flow`]; how a TCP connection is tied to it: [`splice`]. Keys and pins: [`keys`].
+//!
+//! Nothing here knows Kubernetes, and nothing here decides who is admitted: the server asks its
+//! [`server::Admission`].
+
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "quic")]
+pub mod client;
+#[cfg(feature = "quic")]
+pub mod codes;
+#[cfg(feature = "quic")]
+pub mod flow;
+#[cfg(feature = "ipc")]
+pub mod ipc;
+#[cfg(feature = "quic")]
+pub mod keys;
+#[cfg(feature = "quic")]
+pub mod server;
+#[cfg(feature = "quic")]
+pub mod splice;
+#[cfg(feature = "quic")]
+pub mod status;
+
+#[cfg(feature = "quic")]
+pub use {
+    client::{ConnectError, Dialed, OpenError, PathChoice, Tunnel, TunnelConfig},
+    codes::{CloseCode, ResetCode},
+    flow::{Accepted, Flow, FlowError, FlowIo, PendingFlow, RecvHalf, SendHalf},
+    keys::{Identity, KeyError, KeyHash, SessionRef},
+    server::{Admission, AttachError, BindError, Peer, Refusal, TunnelServer},
+    splice::{SpliceCounters, SpliceEnd, splice},
+    status::{ClosedReason, PathKind, PathStatus, TunnelStats},
+};

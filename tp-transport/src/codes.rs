@@ -1,0 +1,73 @@
+//! Application error codes of RESET_STREAM, STOP_SENDING and CONNECTION_CLOSE.
+
+use quinn::VarInt;
+
+/// Why one direction of a flow ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetCode {
+    /// The TCP connection at the other end was reset by its peer.
+    Reset,
+    /// The other end gave the flow up: its program stopped, or its splice was dropped.
+    Aborted,
+    /// A code of a newer version.
+    Other(u64),
+}
+
+impl From<ResetCode> for VarInt {
+    fn from(code: ResetCode) -> Self {
+        match code {
+            ResetCode::Reset => Self::from_u32(1),
+            ResetCode::Aborted => Self::from_u32(2),
+            ResetCode::Other(code) => Self::from_u64(code).unwrap_or(Self::MAX),
+        }
+    }
+}
+
+impl From<VarInt> for ResetCode {
+    fn from(code: VarInt) -> Self {
+        match code.into_inner() {
+            1 => Self::Reset,
+            2 => Self::Aborted,
+            code => Self::Other(code),
+        }
+    }
+}
+
+/// Why the whole connection was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseCode {
+    /// The user disconnected.
+    Quit,
+    /// The `Session` object is gone.
+    SessionGone,
+    /// The `Session` lost its admission.
+    NotAdmitted,
+    /// This program ends; another replica may serve.
+    Shutdown,
+    /// A code of a newer version.
+    Other(u64),
+}
+
+impl From<CloseCode> for VarInt {
+    fn from(code: CloseCode) -> Self {
+        match code {
+            CloseCode::Quit => Self::from_u32(0),
+            CloseCode::SessionGone => Self::from_u32(1),
+            CloseCode::NotAdmitted => Self::from_u32(2),
+            CloseCode::Shutdown => Self::from_u32(3),
+            CloseCode::Other(code) => Self::from_u64(code).unwrap_or(Self::MAX),
+        }
+    }
+}
+
+impl From<VarInt> for CloseCode {
+    fn from(code: VarInt) -> Self {
+        match code.into_inner() {
+            0 => Self::Quit,
+            1 => Self::SessionGone,
+            2 => Self::NotAdmitted,
+            3 => Self::Shutdown,
+            code => Self::Other(code),
+        }
+    }
+}
