@@ -1,0 +1,100 @@
+//! The one list of Debian packages that building, testing and the test cluster need.
+
+use std::{collections::BTreeSet, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run;
+
+/// A compiler for the eBPF programs: see `ebpf.rs`.
+pub(crate) const BPF: &[&str] = &[
+    "libstd-rust-web-dev-bpf",
+    "llvm-22-dev",
+    "rust-web-src",
+    "rustc-web",
+];
+
+/// What Cargo, `cargo install` and cgo call.
+pub(crate) const BUILD: &[&str] = &["ca-certificates", "g++", "gcc", "git", "libc6-dev", "make"];
+
+/// What the nodes and the workstation of the test cluster consist of.
+pub(crate) const CLUSTER: &[&str] = &[
+    "conntrack",
+    "containerd",
+    "containernetworking-plugins",
+    "debootstrap",
+    "iproute2",
+    "iptables",
+    "mount",
+    "nftables",
+    "openssl",
+    "procps",
+    "runc",
+    "util-linux",
+];
+
+/// Programs that tests use as a person at the workstation would.
+pub(crate) const CLIENTS: &[&str] = &[
+    "curl",
+    "bind9-dnsutils",
+    "default-jdk-headless",
+    "iperf3",
+    "mariadb-client",
+    "netcat-openbsd",
+    "nodejs",
+    "postgresql-client",
+    "python3",
+    "sudo",
+];
+
+/// The packages of `lists` that are not installed, in alphabetical order.
+pub(crate) fn missing(lists: &[&[&'static str]]) -> Result<Vec<&'static str>> {
+    let wanted: BTreeSet<&str> = lists.iter().flat_map(|list| list.iter().copied()).collect();
+    let mut absent = Vec::new();
+
+    for package in wanted {
+        let status = Command::new("dpkg")
+            .args(["-s", package])
+            .output()
+            .context("dpkg does not start: this command is for Debian and its relatives")?;
+        let installed = String::from_utf8_lossy(&status.stdout)
+            .lines()
+            .any(|line| line == "Status: install ok installed");
+        if !installed {
+            absent.push(package);
+        }
+    }
+
+    Ok(absent)
+}
+
+/// Installs `packages` with apt-get, which needs root.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !run::is_root() {
+        bail!(
+            "these packages are missing: run `sudo apt-get install --no-install-recommends {}`",
+            packages.join(" ")
+        );
+    }
+
+    println!("installing {}", packages.join(" "));
+    let apt = |arguments: &[&str]| {
+        run::logged(
+            "apt-get",
+            Command::new("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .args(["-o", "DPkg::Lock::Timeout=300", "-q", "-y"])
+                .args(arguments),
+        )
+    };
+    apt(&["update"])?;
+    apt(&[&["install", "--no-install-recommends"], packages].concat())
+}
+
+/// Installs what is missing of `lists`.
+pub(crate) fn ensure(lists: &[&[&'static str]]) -> Result<()> {
+    install(&missing(lists)?)
+}

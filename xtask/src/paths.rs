@@ -1,0 +1,57 @@
+//! Where things are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The root of the checkout.
+pub(crate) fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a folder of the workspace")
+        .to_path_buf()
+}
+
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+pub(crate) fn release() -> PathBuf {
+    target().join("release")
+}
+
+/// Statically linked programs for the image.
+pub(crate) fn statics() -> PathBuf {
+    target().join("static")
+}
+
+pub(crate) fn bpf_object() -> PathBuf {
+    target().join("bpf/tp-ebpf.o")
+}
+
+pub(crate) fn dist() -> PathBuf {
+    target().join("dist")
+}
+
+/// What the long steps of a command said.
+pub(crate) fn logs() -> PathBuf {
+    target().join("xtask-logs")
+}
+
+pub(crate) fn testbed_sources() -> PathBuf {
+    workspace().join("testbed")
+}
+
+/// State of the running test cluster. Not in the checkout: unix socket names have at most 108 bytes.
+pub(crate) fn testbed() -> PathBuf {
+    env::var_os("TP_TESTBED_DIR").map_or_else(|| PathBuf::from("/var/tmp/tp-testbed"), PathBuf::from)
+}
+
+/// Programs and images built from pinned inputs, shared by all checkouts of this machine.
+pub(crate) fn cache() -> PathBuf {
+    env::var_os("TP_TESTBED_CACHE").map_or_else(
+        || PathBuf::from("/var/tmp/tp-testbed-cache"),
+        PathBuf::from,
+    )
+}

@@ -1,0 +1,151 @@
+//! Running programs: output shown or kept in a log, failures told with their reason, waits with a bound.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::paths;
+
+/// How often a condition is looked at while waiting for it.
+const POLL: Duration = Duration::from_millis(50);
+
+pub(crate) fn is_root() -> bool {
+    output(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
+}
+
+/// A command in words, for messages.
+pub(crate) fn shown(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Runs a command whose output the user sees.
+pub(crate) fn status(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("{} does not start", shown(command)))?;
+    if !status.success() {
+        bail!("`{}` ended with {status}", shown(command));
+    }
+    Ok(())
+}
+
+/// Runs a command and returns what it printed; what it said on standard error is part of a failure.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{} does not start", shown(command)))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "`{}` ended with {}: {}",
+            shown(command),
+            output.status,
+            said.trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a command that says much, into a log; a failure shows the log's end.
+pub(crate) fn logged(name: &str, command: &mut Command) -> Result<()> {
+    let log = paths::logs().join(format!("{name}.log"));
+    let file = create(&log)?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .status()
+        .with_context(|| format!("{} does not start", shown(command)))?;
+    if !status.success() {
+        bail!(
+            "`{}` ended with {status}; the end of {}:\n{}",
+            shown(command),
+            log.display(),
+            tail(&log, 25)
+        );
+    }
+    Ok(())
+}
+
+/// Creates a file and the folders above it.
+pub(crate) fn create(path: &Path) -> Result<File> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    }
+    File::create(path).with_context(|| format!("creating {}", path.display()))
+}
+
+/// Writes a file and creates the folders above it.
+pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    create(path)?;
+    fs::write(path, contents).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The last lines of a file, or why there are none.
+pub(crate) fn tail(path: &Path, lines: usize) -> String {
+    let text = match fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => return format!("({}: {error})", path.display()),
+    };
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// A wait for something that must become true within a bound.
+pub(crate) struct Wait<'a> {
+    pub(crate) what: &'a str,
+    pub(crate) within: Duration,
+    /// Whose end a failure shows.
+    pub(crate) log: Option<&'a Path>,
+}
+
+impl Wait<'_> {
+    /// Asks `probe` until it gives a value; the last refusal is part of the failure.
+    pub(crate) fn until<T>(&self, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+        let end = Instant::now() + self.within;
+        loop {
+            let refusal = match probe() {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            if Instant::now() >= end {
+                let log = self.log.map_or_else(String::new, |log| {
+                    format!("\nthe end of {}:\n{}", log.display(), tail(log, 25))
+                });
+                bail!(
+                    "waited {:?} for {} in vain: {refusal:#}{log}",
+                    self.within,
+                    self.what
+                );
+            }
+            pause();
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the pause between two looks at a condition that has a bound"
+)]
+fn pause() {
+    std::thread::sleep(POLL);
+}
+
+/// The full path of a program on PATH.
+pub(crate) fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+}
