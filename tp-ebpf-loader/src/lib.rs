@@ -1,1 +1,16 @@
+//! Loads the eBPF programs, attaches them and speaks to their maps, in `std::net` types.
 //!
+//! Nothing is pinned: what was attached goes when the value that attached it is dropped, or when
+//! the process dies.
+
+mod btf;
+mod bundle;
+mod error;
+mod fds;
+mod maps;
+
+pub use btf::credential_offsets;
+pub use bundle::{CgroupScope, DataPath, Interfaces, Plan, UserScope};
+pub use error::{BtfError, LoadError, MapError};
+pub use maps::CounterValue;
+pub use tp_ebpf_common::{CounterKind, CredentialOffsets, FIRST_ALIAS_INDEX};

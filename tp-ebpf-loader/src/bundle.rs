@@ -1,0 +1,275 @@
+//! The programs of one bundle: loaded together, attached in three places, dropped as one.
+
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, TcAttachType,
+        cgroup_sock_addr::CgroupSockAddrLink, sk_lookup::SkLookupLink, tc, tc::SchedClassifierLink,
+    },
+    util::KernelVersion,
+};
+use tp_ebpf_common::{
+    ALIAS_TABLE_LEN, CredentialOffsets, LISTENER_SLOT, Settings, UDP_SLOT, scope,
+};
+
+use crate::{LoadError, maps::Maps};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tp-ebpf.o"));
+
+/// Program and the name of its hook, in the order of attachment: the ways back come first, so
+/// that no socket is steered whose address cannot be reversed.
+const CGROUP_PROGRAMS: [(&str, &str); 8] = [
+    ("tp_getpeername4", "cgroup/getpeername4"),
+    ("tp_getpeername6", "cgroup/getpeername6"),
+    ("tp_recvmsg4", "cgroup/recvmsg4"),
+    ("tp_recvmsg6", "cgroup/recvmsg6"),
+    ("tp_connect4", "cgroup/connect4"),
+    ("tp_connect6", "cgroup/connect6"),
+    ("tp_sendmsg4", "cgroup/sendmsg4"),
+    ("tp_sendmsg6", "cgroup/sendmsg6"),
+];
+const HOST_EGRESS: &str = "tp_host_egress";
+const VETH_INGRESS: &str = "tp_veth_ingress";
+const TUN_INGRESS: &str = "tp_tun_ingress";
+const LOOKUP: &str = "tp_lookup";
+
+/// TCX, which ends with its descriptor; before it, a filter on the interface does.
+const FIRST_WITH_TCX: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// Whose sockets are steered. Both limits apply when both are given, none means everybody's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
+    pub netns_cookie: u64,
+    /// Processes that are never steered.
+    pub exempt: [u32; 2],
+    pub user: Option<UserScope>,
+    pub cgroup: Option<CgroupScope>,
+    pub alias_base: u32,
+    /// At most 65536, a power of two.
+    pub alias_count: u32,
+    pub host_address: [u8; 4],
+    pub interfaces: Interfaces,
+    pub offsets: CredentialOffsets,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct UserScope {
+    pub uid: u32,
+    /// Permitted capabilities of the session.
+    pub capabilities: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct CgroupScope {
+    pub id: u64,
+    /// Depth below the root of the hierarchy.
+    pub level: u32,
+}
+
+/// Indices in the private namespace.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Interfaces {
+    pub veth: u32,
+    pub tun: u32,
+}
+
+impl Plan {
+    fn settings(&self) -> Settings {
+        let mut scope = 0;
+        if self.user.is_some() {
+            scope |= scope::USER;
+        }
+        if self.cgroup.is_some() {
+            scope |= scope::CGROUP;
+        }
+
+        Settings {
+            netns_cookie: self.netns_cookie,
+            capabilities: self.user.map_or(0, |user| user.capabilities),
+            cgroup_id: self.cgroup.map_or(0, |cgroup| cgroup.id),
+            exempt: self.exempt,
+            scope,
+            uid: self.user.map_or(0, |user| user.uid),
+            cgroup_level: self.cgroup.map_or(0, |cgroup| cgroup.level),
+            alias_base: self.alias_base,
+            alias_mask: !(self.alias_count - 1),
+            host_address: self.host_address,
+            veth_index: self.interfaces.veth,
+            tun_index: self.interfaces.tun,
+            offsets: self.offsets,
+        }
+    }
+}
+
+/// Loaded programs, their links and maps. Dropping it detaches everything.
+pub struct DataPath {
+    // Fields drop in this order: links before the programs and maps they use.
+    cgroup_links: Vec<CgroupSockAddrLink>,
+    tc_links: Vec<SchedClassifierLink>,
+    lookup_link: Option<SkLookupLink>,
+    hooks: Vec<String>,
+    maps: Maps,
+    ebpf: Ebpf,
+}
+
+impl DataPath {
+    pub fn load(plan: &Plan) -> Result<Self, LoadError> {
+        if OBJECT.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        assert!(
+            plan.alias_count.is_power_of_two() && plan.alias_count as usize <= ALIAS_TABLE_LEN,
+            "the caller chose the range"
+        );
+        let settings = plan.settings();
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .override_global("SETTINGS", &settings, true)
+            .load(OBJECT)
+            .map_err(Box::new)?;
+        let maps = Maps::take(&mut ebpf)?;
+        for (name, _) in CGROUP_PROGRAMS {
+            program::<CgroupSockAddr>(&mut ebpf, name)?
+                .load()
+                .map_err(refused(name))?;
+        }
+        for name in [HOST_EGRESS, VETH_INGRESS, TUN_INGRESS] {
+            program::<SchedClassifier>(&mut ebpf, name)?
+                .load()
+                .map_err(refused(name))?;
+        }
+        program::<SkLookup>(&mut ebpf, LOOKUP)?
+            .load()
+            .map_err(refused(LOOKUP))?;
+
+        Ok(Self {
+            cgroup_links: Vec::new(),
+            tc_links: Vec::new(),
+            lookup_link: None,
+            hooks: Vec::new(),
+            maps,
+            ebpf,
+        })
+    }
+
+    /// Attaches what belongs into the private namespace. The calling thread must be in it.
+    pub fn attach_inner(
+        &mut self,
+        netns: BorrowedFd<'_>,
+        veth: &str,
+        tun: &str,
+        listener: &impl AsRawFd,
+        udp: &impl AsRawFd,
+    ) -> Result<(), LoadError> {
+        self.maps.set_listener(LISTENER_SLOT, listener)?;
+        self.maps.set_listener(UDP_SLOT, udp)?;
+        let lookup = program::<SkLookup>(&mut self.ebpf, LOOKUP)?;
+        let id = lookup.attach(netns).map_err(refused(LOOKUP))?;
+        self.lookup_link = Some(lookup.take_link(id).map_err(refused(LOOKUP))?);
+        self.hooks.push("sk_lookup".to_owned());
+        self.attach_tc(VETH_INGRESS, veth, TcAttachType::Ingress)?;
+        self.attach_tc(TUN_INGRESS, tun, TcAttachType::Ingress)
+    }
+
+    /// Attaches what guards the workstation's end of the veth. The calling thread must be in its
+    /// namespace.
+    pub fn attach_host(&mut self, veth: &str) -> Result<(), LoadError> {
+        self.attach_tc(HOST_EGRESS, veth, TcAttachType::Egress)
+    }
+
+    /// Steers from here on.
+    pub fn attach_cgroup(&mut self, cgroup: impl AsFd) -> Result<(), LoadError> {
+        for (name, hook) in CGROUP_PROGRAMS {
+            let program = program::<CgroupSockAddr>(&mut self.ebpf, name)?;
+            let id = program
+                .attach(&cgroup, CgroupAttachMode::Single)
+                .map_err(refused(name))?;
+            let link = program.take_link(id).map_err(refused(name))?;
+            self.cgroup_links.push(link);
+            self.hooks.push(hook.to_owned());
+        }
+
+        Ok(())
+    }
+
+    /// Steers no longer; sockets that are steered already keep working.
+    pub fn detach_cgroup(&mut self) {
+        self.cgroup_links.clear();
+    }
+
+    /// Attached programs: "cgroup/connect4".
+    pub fn hooks(&self) -> &[String] {
+        &self.hooks
+    }
+
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    pub fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    fn attach_tc(
+        &mut self,
+        name: &'static str,
+        interface: &str,
+        kind: TcAttachType,
+    ) -> Result<(), LoadError> {
+        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= FIRST_WITH_TCX);
+        if !has_tcx {
+            add_clsact(interface)?;
+        }
+        let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
+        let id = program.attach(interface, kind).map_err(refused(name))?;
+        let link = program.take_link(id).map_err(refused(name))?;
+        self.tc_links.push(link);
+        let family = if has_tcx { "tcx" } else { "tc" };
+        let direction = match kind {
+            TcAttachType::Ingress => "ingress",
+            TcAttachType::Egress | TcAttachType::Custom(_) => "egress",
+        };
+        self.hooks.push(format!("{family}/{direction} {interface}"));
+
+        Ok(())
+    }
+}
+
+/// Formats an alias base for logs.
+impl Plan {
+    pub fn alias_network(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.alias_base)
+    }
+}
+
+fn add_clsact(interface: &str) -> Result<(), LoadError> {
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) | Err(tc::TcError::AlreadyAttached) => Ok(()),
+        Err(source) => Err(LoadError::Interface {
+            interface: interface.to_owned(),
+            source: Box::new(source),
+        }),
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or(LoadError::Missing { name })?
+        .try_into()
+        .map_err(refused(name))
+}
+
+fn refused(program: &'static str) -> impl Fn(ProgramError) -> LoadError {
+    move |source| LoadError::Program {
+        program,
+        source: Box::new(source),
+    }
+}

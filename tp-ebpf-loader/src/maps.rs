@@ -1,0 +1,222 @@
+//! The maps of one bundle.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{
+        HashMap, LpmTrie, Map, MapData, MapError as AyaError, PerCpuArray, SockMap, lpm_trie::Key,
+    },
+};
+use ipnet::IpNet;
+use tp_ebpf_common::{Counter, CounterKind, NameServer, SteerAction};
+
+use crate::{
+    MapError,
+    fds::{self, Access},
+};
+
+const STEER4: &str = "STEER4";
+const STEER6: &str = "STEER6";
+const NAME_SERVERS: &str = "NAME_SERVERS";
+const ALIAS_TABLE: &str = "ALIAS_TABLE";
+const HEARTBEAT: &str = "HEARTBEAT";
+const COUNTERS: &str = "COUNTERS";
+const LISTENERS: &str = "LISTENERS";
+
+const MAX_NETWORKS: usize = 4096;
+const MAX_NAME_SERVERS: usize = 64;
+
+/// One counter as people see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterValue {
+    pub name: &'static str,
+    pub kind: CounterKind,
+    pub value: u64,
+}
+
+pub struct Maps {
+    steer4: LpmTrie<MapData, [u8; 4], u32>,
+    steer6: LpmTrie<MapData, [u8; 16], u32>,
+    name_servers: HashMap<MapData, NameServer, u32>,
+    counters: PerCpuArray<MapData, u64>,
+    listeners: SockMap<MapData>,
+    alias_table: Map,
+    heartbeat: Map,
+}
+
+impl Maps {
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapError> {
+        Ok(Self {
+            steer4: typed(ebpf, STEER4)?,
+            steer6: typed(ebpf, STEER6)?,
+            name_servers: typed(ebpf, NAME_SERVERS)?,
+            counters: typed(ebpf, COUNTERS)?,
+            listeners: typed(ebpf, LISTENERS)?,
+            alias_table: take(ebpf, ALIAS_TABLE)?,
+            heartbeat: take(ebpf, HEARTBEAT)?,
+        })
+    }
+
+    /// Replaces the steered networks. The longest prefix wins; on a tie `exclude` does. While it
+    /// runs, a destination may meet the old or the new entry, never none if both have one.
+    pub fn steer(&mut self, include: &[IpNet], exclude: &[IpNet]) -> Result<(), MapError> {
+        let mut wanted4 = BTreeMap::new();
+        let mut wanted6 = BTreeMap::new();
+        let actions = include
+            .iter()
+            .map(|network| (network, SteerAction::Include))
+            .chain(
+                exclude
+                    .iter()
+                    .map(|network| (network, SteerAction::Exclude)),
+            );
+        for (network, action) in actions {
+            match network.trunc() {
+                IpNet::V4(n) => {
+                    let key = (u32::from(n.prefix_len()), n.addr().octets());
+                    wanted4.insert(key, action as u32);
+                }
+                IpNet::V6(n) => {
+                    let key = (u32::from(n.prefix_len()), n.addr().octets());
+                    wanted6.insert(key, action as u32);
+                }
+            }
+        }
+        fits(STEER4, wanted4.len(), MAX_NETWORKS)?;
+        fits(STEER6, wanted6.len(), MAX_NETWORKS)?;
+
+        replace(&mut self.steer4, &wanted4).map_err(broken(STEER4))?;
+        replace(&mut self.steer6, &wanted6).map_err(broken(STEER6))
+    }
+
+    /// Replaces the name servers whose port is steered.
+    pub fn set_name_servers(&mut self, servers: &[SocketAddr]) -> Result<(), MapError> {
+        let wanted: Vec<NameServer> = servers.iter().map(name_server).collect();
+        fits(NAME_SERVERS, wanted.len(), MAX_NAME_SERVERS)?;
+
+        let have: Vec<NameServer> = self
+            .name_servers
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(broken(NAME_SERVERS))?;
+        for old in have.iter().filter(|server| !wanted.contains(server)) {
+            self.name_servers
+                .remove(old)
+                .map_err(broken(NAME_SERVERS))?;
+        }
+        for new in &wanted {
+            self.name_servers
+                .insert(new, 1, 0)
+                .map_err(broken(NAME_SERVERS))?;
+        }
+
+        Ok(())
+    }
+
+    /// All counters in a stable order.
+    pub fn counters(&self) -> Result<Vec<CounterValue>, MapError> {
+        Counter::ALL
+            .iter()
+            .map(|counter| {
+                let values = self
+                    .counters
+                    .get(&(*counter as u32), 0)
+                    .map_err(broken(COUNTERS))?;
+                Ok(CounterValue {
+                    name: counter.name(),
+                    kind: counter.kind(),
+                    value: values.iter().sum(),
+                })
+            })
+            .collect()
+    }
+
+    /// The alias table, to be mapped for reading.
+    pub fn alias_table_fd(&self) -> Result<OwnedFd, MapError> {
+        reopen(ALIAS_TABLE, &self.alias_table, Access::Read)
+    }
+
+    /// The heartbeat, to be mapped for writing.
+    pub fn heartbeat_fd(&self) -> Result<OwnedFd, MapError> {
+        reopen(HEARTBEAT, &self.heartbeat, Access::ReadWrite)
+    }
+
+    pub(crate) fn set_listener(
+        &mut self,
+        slot: u32,
+        socket: &impl AsRawFd,
+    ) -> Result<(), MapError> {
+        let socket: RawFd = socket.as_raw_fd();
+
+        self.listeners
+            .set(slot, &socket, 0)
+            .map_err(broken(LISTENERS))
+    }
+}
+
+/// Adds and changes before it removes.
+fn replace<K: Pod + Ord>(
+    trie: &mut LpmTrie<MapData, K, u32>,
+    wanted: &BTreeMap<(u32, K), u32>,
+) -> Result<(), AyaError> {
+    let have: Vec<(u32, K)> = trie
+        .keys()
+        .map(|key| key.map(|key| (key.prefix_len(), key.data())))
+        .collect::<Result<_, _>>()?;
+    for ((prefix_len, data), action) in wanted {
+        trie.insert(&Key::new(*prefix_len, *data), action, 0)?;
+    }
+    for (prefix_len, data) in have.iter().filter(|key| !wanted.contains_key(key)) {
+        trie.remove(&Key::new(*prefix_len, *data))?;
+    }
+
+    Ok(())
+}
+
+fn name_server(server: &SocketAddr) -> NameServer {
+    let port = server.port().to_be_bytes();
+    match server {
+        SocketAddr::V4(v4) => NameServer::v4(v4.ip().octets(), port),
+        SocketAddr::V6(v6) => NameServer::new(v6.ip().octets(), port),
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, MapError> {
+    ebpf.take_map(name).ok_or(MapError::Missing { name })
+}
+
+fn typed<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, MapError>
+where
+    M: TryFrom<Map, Error = AyaError>,
+{
+    M::try_from(take(ebpf, name)?).map_err(broken(name))
+}
+
+fn reopen(name: &'static str, map: &Map, access: Access) -> Result<OwnedFd, MapError> {
+    let Map::Array(data) = map else {
+        return Err(MapError::Missing { name });
+    };
+    let info = data.info().map_err(broken(name))?;
+
+    fds::open_map(info.id(), access).map_err(|source| MapError::Descriptor { name, source })
+}
+
+fn fits(name: &'static str, count: usize, limit: usize) -> Result<(), MapError> {
+    if count > limit {
+        return Err(MapError::TooMany { name, count, limit });
+    }
+
+    Ok(())
+}
+
+fn broken(name: &'static str) -> impl Fn(AyaError) -> MapError {
+    move |source| MapError::Aya {
+        name,
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,88 @@
+//! Maps and the settings, all of one bundle.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap},
+};
+use tp_ebpf_common::{ALIAS_TABLE_LEN, Counter, NameServer, Settings};
+
+#[map]
+pub(crate) static STEER4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(4096, 0);
+
+/// Only to count what is not steered yet.
+#[map]
+pub(crate) static STEER6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(4096, 0);
+
+#[map]
+pub(crate) static NAME_SERVERS: HashMap<NameServer, u32> = HashMap::with_max_entries(64, 0);
+
+/// Real address to alias index.
+#[map]
+pub(crate) static ALIASES: HashMap<[u8; 4], u32> =
+    HashMap::with_max_entries(ALIAS_TABLE_LEN as u32, BPF_F_NO_PREALLOC);
+
+/// Alias index to real address: one value, so that its elements lie four bytes apart for those
+/// who map it.
+#[map]
+pub(crate) static ALIAS_TABLE: Array<[u32; ALIAS_TABLE_LEN]> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static NEXT_ALIAS: Array<u64> = Array::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static HEARTBEAT: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+#[map]
+pub(crate) static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
+
+#[unsafe(no_mangle)]
+pub(crate) static SETTINGS: Settings = Settings {
+    netns_cookie: 0,
+    capabilities: 0,
+    cgroup_id: 0,
+    exempt: [0; 2],
+    scope: 0,
+    uid: 0,
+    cgroup_level: 0,
+    alias_base: 0,
+    alias_mask: 0,
+    host_address: [0; 4],
+    veth_index: 0,
+    tun_index: 0,
+    offsets: tp_ebpf_common::CredentialOffsets {
+        task_flags: 0,
+        task_cred: 0,
+        cred_uid: 0,
+        cred_euid: 0,
+        cred_fsuid: 0,
+        cred_cap_permitted: 0,
+    },
+};
+
+/// Reads one field of the settings.
+macro_rules! setting {
+    ($($field:ident).+) => {
+        crate::maps::constant(&crate::maps::SETTINGS.$($field).+)
+    };
+}
+pub(crate) use setting;
+
+/// Reads what the loader, not the compiler, knows.
+#[inline(always)]
+pub(crate) fn constant<T: Copy>(field: &'static T) -> T {
+    // SAFETY: a reference is valid for reads.
+    unsafe { core::ptr::read_volatile(field) }
+}
+
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: this CPU's element; hooks may be preempted, a lost count is acceptable.
+        unsafe { *value = (*value).wrapping_add(1) };
+    }
+}
