@@ -19,6 +19,12 @@ pub const MANAGER_NAME: &str = "tp-manager";
 /// and the manager's version under `version`.
 pub const MANAGER_CONFIG_MAP: &str = "tp-manager";
 
+/// ValidatingAdmissionPolicy, and its binding, that ties `spec.user` to who makes an object.
+pub const POLICY_NAME: &str = "tp-identity";
+
+/// Longest life of a Session: the groups in it may be outdated after that.
+pub const SESSION_LIFETIME_SECONDS: i64 = 8 * 3600;
+
 /// Loopback TCP port of the manager that port-forwards end at (path T).
 pub const TUNNEL_PORT: u16 = 7070;
 /// UDP port of the manager (path U).
@@ -47,8 +53,10 @@ pub const HEALTH_PORT: u16 = 7072;
 pub struct SessionSpec {
     pub user: UserInfo,
     /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) of the client's certificate, in hex.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
     pub key_hash: String,
     /// Version of the client.
+    #[schemars(length(max = 64))]
     pub client_version: String,
 }
 

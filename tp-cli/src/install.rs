@@ -1,0 +1,85 @@
+//! `tp install` and `tp uninstall`: the objects of tp in a cluster.
+//!
+//! Manifests are YAML templates in `install/manifests`, applied server-side, so that a second run
+//! converges and other field managers keep what is theirs. Nothing secret passes through here.
+
+mod apply;
+mod args;
+mod checks;
+mod cluster;
+mod manifests;
+mod object;
+mod rollout;
+mod uninstall;
+
+use anyhow::Context as _;
+use tp_proto::VERSION;
+
+pub(crate) use args::{ClusterArgs, InstallArgs, UninstallArgs};
+pub(crate) use uninstall::uninstall;
+
+use crate::{
+    output::{Format, Output, print_all},
+    progress::Progress,
+};
+use cluster::Cluster;
+use manifests::Parameters;
+
+/// Applies everything, removes what an earlier installation with other flags left, and waits.
+pub(crate) async fn install(args: InstallArgs, output: Output) -> anyhow::Result<()> {
+    let parameters = Parameters::from_args(&args)?;
+    let objects = manifests::render(&parameters);
+    if args.dry_run {
+        return print(&objects, output);
+    }
+
+    let mut progress = Progress::new(output);
+    progress.step("asking the API server for its version");
+    let cluster = Cluster::connect(&args.cluster).await?;
+    checks::kubernetes_version(&cluster).await?;
+    checks::no_downgrade(&cluster, &parameters.namespace).await?;
+    checks::no_other_installation(&cluster, &parameters.namespace).await?;
+
+    apply::apply(&cluster, objects, &parameters, &mut progress).await?;
+    if !args.wait.0.is_zero() {
+        rollout::wait(&cluster, &parameters, args.wait.0, &mut progress).await?;
+    }
+    progress.clear();
+
+    let namespace = &parameters.namespace;
+    let installed = serde_json::json!({
+        "version": VERSION,
+        "server": cluster.server(),
+        "namespace": namespace,
+        "image": parameters.image,
+        "replicas": parameters.replicas,
+    });
+    let text = format!(
+        "tp {VERSION} is installed in {} (namespace {namespace}).\n\
+         Let somebody use it in a namespace:\n  \
+         kubectl create rolebinding tp-NAME --clusterrole=tp-user --user=NAME --namespace=NAMESPACE\n\
+         Then, on their machine: tp connect\n",
+        cluster.server(),
+    );
+
+    output.print(&installed, &text)
+}
+
+/// What would be applied, for a repository of manifests.
+fn print(objects: &[object::Object], output: Output) -> anyhow::Result<()> {
+    if output.format() == Format::Json {
+        let items: Vec<_> = objects.iter().map(|object| &object.value).collect();
+        return output.object(&serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "List",
+            "items": items,
+        }));
+    }
+    let mut text = String::new();
+    for object in objects {
+        text.push_str("---\n");
+        text.push_str(&serde_norway::to_string(&object.value).context("cannot print YAML")?);
+    }
+
+    print_all(&text)
+}

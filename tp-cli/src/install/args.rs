@@ -1,0 +1,213 @@
+//! The flags of `tp install` and `tp uninstall`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use tp_proto::crd::MANAGER_NAMESPACE;
+
+const DEFAULT_CONNECT_GROUP: &str = "system:authenticated";
+const DEFAULT_WAIT: Duration = Duration::from_secs(120);
+
+/// Which cluster, as whom.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ClusterArgs {
+    /// The kubeconfig [default: $KUBECONFIG, then ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// The context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+}
+
+/// Puts tp into a cluster, or brings what is there to this version and these flags.
+///
+/// Needs the rights of a cluster administrator, once. Everything is applied server-side under the
+/// field manager "tp", so running it again changes nothing that is right already. With --dry-run
+/// the objects are printed instead, for a repository of manifests.
+///
+/// Users need the ClusterRole tp-user in the namespaces they work in:
+///
+///   kubectl create rolebinding tp-alice --clusterrole=tp-user --user=alice --namespace=shop
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InstallArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Image of the manager, as the cluster's nodes pull it; `cargo xtask dist` and every release
+    /// have it as tp-image.tar, to be pushed to a registry of yours
+    #[arg(long, value_name = "REF")]
+    pub(crate) image: Option<String>,
+
+    /// When nodes pull the image
+    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
+    pub(crate) image_pull_policy: PullPolicy,
+
+    /// The manager's namespace
+    #[arg(long, value_name = "NAME", default_value = MANAGER_NAMESPACE)]
+    pub(crate) namespace: String,
+
+    /// How many managers serve at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub(crate) replicas: u16,
+
+    /// How workstations reach a manager by UDP; without it everything goes through the API server
+    #[arg(long, value_name = "HOW", default_value = "nodeport")]
+    pub(crate) expose: Expose,
+
+    /// Who may forward a port to the managers, which admit nobody without a Session (repeatable)
+    #[arg(long, value_name = "GROUP", default_value = DEFAULT_CONNECT_GROUP)]
+    pub(crate) connect_group: Vec<String>,
+
+    /// Destinations that users may reach although they belong to the cluster itself (repeatable)
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) allow: Vec<Allow>,
+
+    /// Print the objects instead of applying them
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// How long to wait until the managers are ready, as in 90s or 5m; 0 does not wait
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "2m",
+        default_missing_value = "2m"
+    )]
+    pub(crate) wait: Wait,
+}
+
+impl InstallArgs {
+    /// Every flag at its default but these.
+    pub(crate) fn with_image(cluster: ClusterArgs, namespace: String, image: String) -> Self {
+        Self {
+            cluster,
+            image: Some(image),
+            image_pull_policy: PullPolicy::IfNotPresent,
+            namespace,
+            replicas: 1,
+            expose: Expose::NodePort,
+            connect_group: vec![DEFAULT_CONNECT_GROUP.into()],
+            allow: Vec::new(),
+            dry_run: false,
+            wait: Wait(DEFAULT_WAIT),
+        }
+    }
+}
+
+/// Takes tp out of a cluster. Ends every connection.
+///
+/// Custom resource definitions and namespaces stay, and with them what others made there;
+/// --everything removes those as well.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UninstallArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// The manager's namespace
+    #[arg(long, value_name = "NAME", default_value = MANAGER_NAMESPACE)]
+    pub(crate) namespace: String,
+
+    /// Leave the cluster as it was before, and stop the daemons of this machine
+    #[arg(long)]
+    pub(crate) everything: bool,
+
+    /// Tell what would be removed instead of removing it
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Do not ask, even when others are connected
+    #[arg(long, short = 'y')]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullPolicy {
+    #[value(name = "Always", alias = "always")]
+    Always,
+    #[value(name = "IfNotPresent", alias = "ifnotpresent")]
+    IfNotPresent,
+    #[value(name = "Never", alias = "never")]
+    Never,
+}
+
+impl PullPolicy {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Expose {
+    /// A port of every node
+    #[value(name = "nodeport")]
+    NodePort,
+    /// An address of its own per manager
+    #[value(name = "loadbalancer")]
+    LoadBalancer,
+    /// Not at all
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allow {
+    /// Addresses of nodes, and of pods that share them
+    Nodes,
+    /// The API server's Service
+    ApiServer,
+}
+
+impl Allow {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Nodes => "nodes",
+            Self::ApiServer => "api-server",
+        }
+    }
+}
+
+/// A duration as people write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wait(pub(crate) Duration);
+
+impl std::str::FromStr for Wait {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+            Some(at) => text.split_at(at),
+            None => (text, "s"),
+        };
+        let factor = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err("expected a number of seconds, or one with s, m or h".into()),
+        };
+        let seconds: u64 = digits
+            .parse()
+            .map_err(|_| "expected a number with s, m or h")?;
+
+        Ok(Self(Duration::from_secs(seconds.saturating_mul(factor))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_a_number_with_a_unit() {
+        assert_eq!("90s".parse(), Ok(Wait(Duration::from_secs(90))));
+        assert_eq!("5m".parse(), Ok(Wait(Duration::from_secs(300))));
+        assert_eq!("0".parse(), Ok(Wait(Duration::ZERO)));
+        assert!("soon".parse::<Wait>().is_err());
+        assert!("".parse::<Wait>().is_err());
+    }
+}
