@@ -35,6 +35,7 @@ pub(crate) const CLUSTER: &[&str] = &[
 
 /// Programs that tests use as a person at the workstation would.
 pub(crate) const CLIENTS: &[&str] = &[
+    "amqp-tools",
     "curl",
     "bind9-dnsutils",
     "default-jdk-headless",
