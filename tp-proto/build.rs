@@ -12,10 +12,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .type_attribute(
-            "tp.local.v1",
+            ".tp.local.v1",
             "#[derive(serde::Serialize, serde::Deserialize)]",
         )
-        .type_attribute("tp.local.v1", "#[serde(rename_all = \"snake_case\")]")
+        .type_attribute(".tp.local.v1", "#[serde(rename_all = \"snake_case\")]")
         .bytes(".tp.tunnel.v1")
         .compile_fds(descriptors)?;
 

@@ -1,0 +1,365 @@
+//! The command line, and nothing else.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::{
+    exit,
+    install::{InstallArgs, UninstallArgs},
+    output::Format,
+};
+
+/// Put this machine on the network of a Kubernetes cluster
+///
+/// After `tp connect` the programs of this user reach services and pods of the cluster by name
+/// and by address, as if they ran in it. No route to the cluster, no DNS setting and no file of
+/// this machine is changed, and every pod stays as it is. `tp quit`, or the end of any of the
+/// processes involved, leaves the machine as it was.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tp",
+    version = tp_proto::VERSION,
+    after_help = exit::CODES,
+    after_long_help = exit::CODES,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    /// How to print results and errors
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t,
+        hide_possible_values = true,
+        help = "How to print results and errors: text, json or yaml"
+    )]
+    pub(crate) output: Format,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Connect(Box<ConnectArgs>),
+    Quit(QuitArgs),
+    Status(StatusArgs),
+    List(ListArgs),
+    Version(VersionArgs),
+    GatherLogs(GatherLogsArgs),
+    Install(Box<InstallArgs>),
+    Uninstall(Box<UninstallArgs>),
+    Completions(CompletionsArgs),
+}
+
+const CONNECT_EXAMPLES: &str = "\
+Examples:
+  tp connect                              the current context and its namespace
+  tp connect -n shop                      `web` is then the service web of the namespace shop
+  tp connect --context staging -- psql -h db.shop -U app
+                                          connect, run psql, quit
+  tp connect --also-proxy 10.20.0.0/16    reach a network behind the cluster, too
+  tp connect --never-proxy 10.96.0.10/32  leave one address of the cluster alone
+  tp connect --transport quic             fail rather than send data through the API server
+
+The first connect starts what is missing: the root daemon (through sudo, unless `tp-daemon
+install` has installed it as a service) and this user's session. The user needs the permissions
+of the cluster role tp-user; `tp install` creates it.";
+
+/// Connect to a cluster
+///
+/// Starts the daemons if needed, connects to the traffic manager of the cluster and steers this
+/// user's connections to services and pods into it. Connecting again to the same place is fine;
+/// connecting to another place needs `tp quit` first. Ctrl-C while connecting undoes everything.
+///
+/// With a command after `--`, runs it connected and exits with its exit code; the connection ends
+/// with it if it was made for it.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = CONNECT_EXAMPLES)]
+pub(crate) struct ConnectArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Namespace whose services answer to their bare names
+    ///
+    /// Without it: the namespace of the context, then `default`.
+    #[arg(long, short, value_name = "NAMESPACE", help_heading = "Kubernetes")]
+    pub(crate) namespace: Option<String>,
+
+    /// Namespace of the traffic manager
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = tp_proto::crd::MANAGER_NAMESPACE,
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) manager_namespace: String,
+
+    /// Namespaces to reach, separated by commas; all that the user may reach by default
+    #[arg(
+        long,
+        value_name = "NAMESPACES",
+        value_delimiter = ',',
+        help_heading = "Network"
+    )]
+    pub(crate) mapped_namespaces: Vec<String>,
+
+    /// Further networks to reach through the cluster, in CIDR notation, separated by commas
+    ///
+    /// The user needs the permission to create `sessions/external` for networks that are not the
+    /// cluster's own.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network,
+        help_heading = "Network")]
+    pub(crate) also_proxy: Vec<String>,
+
+    /// Networks to leave alone, in CIDR notation, separated by commas
+    ///
+    /// The longest match wins; on a tie the network is left alone.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network,
+        help_heading = "Network")]
+    pub(crate) never_proxy: Vec<String>,
+
+    /// How data travels to the cluster
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "TRANSPORT",
+        help_heading = "Network"
+    )]
+    pub(crate) transport: Transport,
+
+    /// Install tp in the cluster first if it is not there
+    ///
+    /// On a terminal this is offered when it is missing.
+    #[arg(long, requires = "image", help_heading = "Installation")]
+    pub(crate) install: bool,
+
+    /// Image of the traffic manager, for --install
+    #[arg(
+        long,
+        value_name = "REFERENCE",
+        requires = "install",
+        help_heading = "Installation"
+    )]
+    pub(crate) image: Option<String>,
+
+    /// Command to run connected
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Which cluster, as whom: as for kubectl.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub(crate) struct ClusterArgs {
+    /// Kubeconfig file; otherwise $KUBECONFIG, ~/.kube/config, the service account of a pod
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig; the current one by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+
+    /// Cluster of the kubeconfig, in place of the context's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+
+    /// User of the kubeconfig, in place of the context's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+
+    /// User to impersonate
+    #[arg(long = "as", value_name = "USER")]
+    pub(crate) impersonate_user: Option<String>,
+
+    /// Group to impersonate; may be given several times
+    #[arg(long = "as-group", value_name = "GROUP", requires = "impersonate_user")]
+    pub(crate) impersonate_groups: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    /// UDP when it answers, otherwise the port-forward through the API server
+    #[default]
+    Auto,
+    /// UDP only: no data on the port-forward
+    Quic,
+    /// The port-forward only
+    Portforward,
+}
+
+/// End the connection
+///
+/// Returns when the machine is as before. Fails with exit code 3 when there is nothing to end.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tp quit\n  tp quit --stop-daemons")]
+pub(crate) struct QuitArgs {
+    /// Wait for the root daemon to end as well, if `tp connect` started it
+    ///
+    /// A root daemon that runs as a service goes on: `systemctl stop tp-daemon` ends it.
+    #[arg(long, short)]
+    pub(crate) stop_daemons: bool,
+}
+
+const STATUS_HELP: &str = "\
+Examples:
+  tp status
+  tp status -o json | jq -r .transport.path
+  tp status || tp connect
+
+Without a session the state is `disconnected` and the exit code 3.";
+
+/// Show the connection: where to, by which path, what is steered
+#[derive(Debug, Args)]
+#[command(after_help = STATUS_HELP)]
+pub(crate) struct StatusArgs {}
+
+/// List the workloads of a namespace with their ready replicas and ports
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tp list\n  tp list -n shop -o json")]
+pub(crate) struct ListArgs {
+    /// Namespace; the connected one by default
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+}
+
+/// Show the versions of client, session, root daemon and traffic manager
+///
+/// Works without a connection; what does not run, or is not known, is left out.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tp version\n  tp version -o json")]
+pub(crate) struct VersionArgs {}
+
+const GATHER_HELP: &str = "\
+Examples:
+  tp gather-logs
+  tp gather-logs --file /tmp/report.tar.gz
+
+The archive holds the logs of session and root daemon, status, versions, and facts about the
+machine (kernel, distribution, name servers, routes). Tokens, passwords, certificates and keys are
+removed, and kubeconfigs are never read. Names of services and addresses remain: look through the
+archive before it leaves your hands.";
+
+/// Collect logs and facts for a report into one archive
+#[derive(Debug, Args)]
+#[command(after_help = GATHER_HELP)]
+pub(crate) struct GatherLogsArgs {
+    /// Archive to write; tp-logs-TIME.tar.gz in this directory by default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+const COMPLETIONS_HELP: &str = "\
+Examples:
+  tp completions bash > /etc/bash_completion.d/tp
+  tp completions zsh > ~/.zfunc/_tp
+  tp completions fish > ~/.config/fish/completions/tp.fish";
+
+/// Print the completion script of a shell
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_HELP)]
+pub(crate) struct CompletionsArgs {
+    /// bash, zsh or fish
+    #[arg(value_name = "SHELL", value_parser = shell, hide_possible_values = true)]
+    pub(crate) shell: Shell,
+}
+
+fn shell(name: &str) -> Result<Shell, String> {
+    match name {
+        "bash" => Ok(Shell::Bash),
+        "zsh" => Ok(Shell::Zsh),
+        "fish" => Ok(Shell::Fish),
+        _ => Err("known shells are bash, zsh and fish".into()),
+    }
+}
+
+/// A network in CIDR notation, or one address.
+fn network(text: &str) -> Result<String, String> {
+    if let Ok(network) = text.parse::<ipnet::IpNet>() {
+        return Ok(network.trunc().to_string());
+    }
+    text.parse::<std::net::IpAddr>()
+        .map(|address| ipnet::IpNet::from(address).to_string())
+        .map_err(|_| "not a network such as 10.20.0.0/16, nor an address".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn connect(line: &str) -> ConnectArgs {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Connect(args) => *args,
+            command => panic!("{command:?}"),
+        }
+    }
+
+    #[test]
+    fn the_tree_of_commands_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_is_documented() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments() {
+                assert!(
+                    arg.get_help().is_some(),
+                    "{} {}",
+                    command.get_name(),
+                    arg.get_id()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas_or_repeated() {
+        let args =
+            connect("tp connect --also-proxy 10.20.1.2/16,192.0.2.1 --mapped-namespaces a,b");
+
+        assert_eq!(args.also_proxy, ["10.20.0.0/16", "192.0.2.1/32"]);
+        assert_eq!(args.mapped_namespaces, ["a", "b"]);
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_the_command() {
+        let args = connect("tp connect -n shop -- curl -o json http://web");
+
+        assert_eq!(args.namespace.as_deref(), Some("shop"));
+        assert_eq!(args.command, ["curl", "-o", "json", "http://web"]);
+    }
+
+    #[test]
+    fn a_wrong_network_is_a_usage_error_that_names_it() {
+        let error = Cli::try_parse_from(["tp", "connect", "--also-proxy", "10.0.0.0/99"]);
+        let error = error.unwrap_err();
+
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("10.0.0.0/99"), "{error}");
+    }
+
+    #[test]
+    fn groups_are_impersonated_only_with_a_user() {
+        let error = Cli::try_parse_from(["tp", "connect", "--as-group", "dev"]).unwrap_err();
+
+        assert!(error.to_string().contains("--as <USER>"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_shell_is_refused_with_the_known_ones() {
+        let error = Cli::try_parse_from(["tp", "completions", "tcsh"]).unwrap_err();
+
+        assert!(error.to_string().contains("bash, zsh and fish"), "{error}");
+    }
+}

@@ -1,0 +1,30 @@
+//! One file per command. Each reads its arguments, asks, and prints through `Output`.
+
+use std::process::ExitCode;
+
+use crate::{cli::Command, output::Output};
+
+mod completions;
+mod connect;
+mod gather_logs;
+mod list;
+mod quit;
+mod status;
+mod uninstall;
+mod version;
+
+pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Connect(args) => return connect::run(*args, output).await,
+        Command::Status(_) => return status::run(output).await,
+        Command::Quit(args) => quit::run(&args, output).await?,
+        Command::List(args) => list::run(args, output).await?,
+        Command::Version(_) => version::run(output).await?,
+        Command::GatherLogs(args) => gather_logs::run(args, output).await?,
+        Command::Install(args) => crate::install::install(*args, output).await?,
+        Command::Uninstall(args) => uninstall::run(*args, output).await?,
+        Command::Completions(args) => completions::run(&args)?,
+    }
+
+    Ok(ExitCode::SUCCESS)
+}

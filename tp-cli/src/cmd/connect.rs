@@ -1,0 +1,319 @@
+//! `tp connect`.
+
+use std::{
+    io::{self, BufRead, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    local::{self, ConnectRequest, Connected, connect_event::Event},
+};
+
+use crate::{
+    cli::{ConnectArgs, Transport},
+    client::{self, SessionClient},
+    exit::Interrupted,
+    install::{self, InstallArgs},
+    output::{Format, Output},
+    progress::{Progress, note},
+    signals::Signals,
+    spawn,
+};
+
+mod command;
+
+/// What has been begun and has to be undone when the rest fails.
+#[derive(Default)]
+struct Attempt {
+    /// This command started the session.
+    started: bool,
+    /// The session connects for this command.
+    connecting: bool,
+}
+
+pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let request = request(&args)?;
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let mut progress = Progress::new(output);
+    let mut attempt = Attempt::default();
+
+    let result = tokio::select! {
+        signal = signals.next() => Err(Interrupted { signal }.into()),
+        result = establish(&args, &request, output, &mut progress, &mut attempt) => result,
+    };
+    let connected = match result {
+        Ok(connected) => connected,
+        Err(error) => {
+            let interrupted = error.is::<Interrupted>();
+            if attempt.started || (interrupted && attempt.connecting) {
+                progress.step("undoing");
+                undo().await;
+            }
+            progress.clear();
+            return Err(error);
+        }
+    };
+    progress.clear();
+
+    if args.command.is_empty() {
+        output.print(&connected, &format!("{}\n", sentence(&connected)))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if output.format() == Format::Text {
+        note(&sentence(&connected));
+    }
+    let code = command::run(&args.command, &mut signals).await;
+    if !connected.already
+        && let Some(session) = client::find().await?
+    {
+        client::quit(session).await?;
+    }
+
+    Ok(ExitCode::from(code?))
+}
+
+/// Starts what is missing and connects; installs in between if that is wanted.
+async fn establish(
+    args: &ConnectArgs,
+    request: &ConnectRequest,
+    output: Output,
+    progress: &mut Progress,
+    attempt: &mut Attempt,
+) -> anyhow::Result<Connected> {
+    let mut session = match client::find().await? {
+        Some(session) => session,
+        None => {
+            spawn::root_daemon(progress).await?;
+            attempt.started = true;
+            spawn::session(progress).await?
+        }
+    };
+    let fault = match connect(&mut session, request, progress, attempt).await {
+        Ok(connected) => return Ok(connected),
+        Err(fault) => fault,
+    };
+    attempt.connecting = false;
+    if fault.kind != FaultKind::NotInstalled {
+        return Err(fault.into());
+    }
+    progress.clear();
+    let Some(image) = image_to_install(args, &fault)? else {
+        return Err(fault.into());
+    };
+    install::install(install_args(args, image), output.silent()).await?;
+
+    Ok(connect(&mut session, request, progress, attempt).await?)
+}
+
+async fn connect(
+    session: &mut SessionClient,
+    request: &ConnectRequest,
+    progress: &mut Progress,
+    attempt: &mut Attempt,
+) -> Result<Connected, Fault> {
+    let mut events = session.connect(request.clone()).await?.into_inner();
+    // The session bounds each of its steps, so that the stream ends by itself.
+    while let Some(event) = events.message().await? {
+        match event.event {
+            Some(Event::Progress(phrase)) => {
+                attempt.connecting = true;
+                progress.step(&phrase);
+            }
+            Some(Event::Connected(connected)) => return Ok(connected),
+            None => {}
+        }
+    }
+
+    Err(Fault::new(
+        FaultKind::Failed,
+        format!(
+            "the session ended while connecting: see its log in {}",
+            crate::files::state_dir().display()
+        ),
+    ))
+}
+
+async fn undo() {
+    // What was asked for has failed already, and the session ends by itself when unused.
+    if let Ok(Some(session)) = client::find().await {
+        let _ = client::quit(session).await;
+    }
+}
+
+/// The image to install, if the user wants that: said so before, or asked on a terminal.
+fn image_to_install(args: &ConnectArgs, fault: &Fault) -> anyhow::Result<Option<String>> {
+    if args.install {
+        return Ok(args.image.clone());
+    }
+    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        return Ok(None);
+    }
+    note(&fault.message);
+    let mut stderr = io::stderr().lock();
+    write!(
+        stderr,
+        "To install it, name the image of the traffic manager (empty: do not install): "
+    )?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    let image = answer.trim();
+
+    Ok((!image.is_empty()).then(|| image.to_owned()))
+}
+
+fn install_args(args: &ConnectArgs, image: String) -> InstallArgs {
+    let cluster = install::ClusterArgs {
+        kubeconfig: args.cluster.kubeconfig.clone(),
+        context: args.cluster.context.clone(),
+    };
+
+    InstallArgs::with_image(cluster, args.manager_namespace.clone(), image)
+}
+
+fn sentence(connected: &Connected) -> String {
+    format!(
+        "{} to context {}, namespace {} ({})",
+        if connected.already {
+            "Already connected"
+        } else {
+            "Connected"
+        },
+        connected.context,
+        connected.namespace,
+        connected.server
+    )
+}
+
+fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
+    let cluster = &args.cluster;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let kubeconfig = match &cluster.kubeconfig {
+        Some(path) => absolute(path)?,
+        None => kubeconfig_of_environment()?,
+    };
+
+    Ok(ConnectRequest {
+        kubeconfig,
+        context: text(&cluster.context),
+        cluster: text(&cluster.cluster),
+        user: text(&cluster.user),
+        impersonate_user: text(&cluster.impersonate_user),
+        impersonate_groups: cluster.impersonate_groups.clone(),
+        namespace: text(&args.namespace),
+        mapped_namespaces: args.mapped_namespaces.clone(),
+        also_proxy: args.also_proxy.clone(),
+        never_proxy: args.never_proxy.clone(),
+        transport: match args.transport {
+            Transport::Auto => local::Transport::Auto,
+            Transport::Quic => local::Transport::Quic,
+            Transport::Portforward => local::Transport::Portforward,
+        }
+        .into(),
+        manager_namespace: args.manager_namespace.clone(),
+        cgroup: String::new(),
+    })
+}
+
+/// The session has another working directory and keeps the environment it was started with.
+fn kubeconfig_of_environment() -> anyhow::Result<String> {
+    let Some(list) = std::env::var_os("KUBECONFIG") else {
+        return Ok(String::new());
+    };
+    let paths = std::env::split_paths(&list)
+        .filter(|path| !path.as_os_str().is_empty())
+        .map(|path| absolute(&path))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+
+    Ok(paths.join(":"))
+}
+
+fn absolute(path: &Path) -> anyhow::Result<String> {
+    let path: PathBuf = std::path::absolute(path)
+        .with_context(|| format!("cannot find the directory of {}", path.display()))?;
+
+    path.into_os_string().into_string().map_err(|path| {
+        let message = format!("the path {} is not UTF-8", path.display());
+        Fault::new(FaultKind::Config, message).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn request_of(line: &str) -> ConnectRequest {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Connect(args) => request(&args).unwrap(),
+            command => panic!("{command:?}"),
+        }
+    }
+
+    #[test]
+    fn a_relative_kubeconfig_is_sent_as_an_absolute_path() {
+        let request = request_of("tp connect --kubeconfig some/config");
+
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(
+            Path::new(&request.kubeconfig),
+            here.join("some/config").as_path()
+        );
+    }
+
+    #[test]
+    fn flags_reach_the_session() {
+        let request = request_of(
+            "tp connect --kubeconfig /k --context c --cluster l --user u --as jane --as-group dev \
+             --as-group ops -n shop --transport quic --manager-namespace m",
+        );
+
+        assert_eq!(request.context, "c");
+        assert_eq!(request.cluster, "l");
+        assert_eq!(request.user, "u");
+        assert_eq!(request.impersonate_user, "jane");
+        assert_eq!(request.impersonate_groups, ["dev", "ops"]);
+        assert_eq!(request.namespace, "shop");
+        assert_eq!(request.transport(), local::Transport::Quic);
+        assert_eq!(request.manager_namespace, "m");
+    }
+
+    #[test]
+    fn the_installation_gets_the_flags_of_connect() {
+        let line = "tp connect --kubeconfig /k --context c --manager-namespace m --install \
+                    --image localhost/tp:1";
+        let Command::Connect(args) = Cli::try_parse_from(line.split_whitespace())
+            .unwrap()
+            .command
+        else {
+            panic!("another command");
+        };
+
+        let install = install_args(&args, "localhost/tp:1".into());
+
+        assert_eq!(install.namespace, "m");
+        assert_eq!(install.image.as_deref(), Some("localhost/tp:1"));
+        assert_eq!(install.cluster.context.as_deref(), Some("c"));
+        assert_eq!(install.cluster.kubeconfig.as_deref(), Some(Path::new("/k")));
+    }
+
+    #[test]
+    fn connecting_twice_is_said_to_be_so() {
+        let connected = Connected {
+            context: "lab".into(),
+            server: "https://192.0.2.1:6443".into(),
+            namespace: "shop".into(),
+            already: true,
+        };
+
+        assert_eq!(
+            sentence(&connected),
+            "Already connected to context lab, namespace shop (https://192.0.2.1:6443)"
+        );
+    }
+}

@@ -1,0 +1,271 @@
+//! `tp status`.
+
+use std::process::ExitCode;
+
+use tp_proto::{
+    fault::FaultKind,
+    local::{Count, DatapathStatus, DnsStatus, Status, StatusRequest, TransportStatus},
+};
+
+use crate::{
+    client,
+    output::{Block, Output, bytes},
+};
+
+pub(crate) async fn run(output: Output) -> anyhow::Result<ExitCode> {
+    let status = match client::find().await? {
+        Some(mut session) => client::ask(session.status(StatusRequest {})).await?,
+        None => disconnected(),
+    };
+    output.print(&status, &text(&status))?;
+
+    Ok(if status.state == "disconnected" {
+        ExitCode::from(FaultKind::NotConnected.exit_code())
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+pub(crate) fn disconnected() -> Status {
+    Status {
+        state: "disconnected".into(),
+        reason: "no session runs; `tp connect` starts one".into(),
+        ..Status::default()
+    }
+}
+
+fn text(status: &Status) -> String {
+    let mut session = Block::new("Session")
+        .line("State", &status.state)
+        .line("Reason", &status.reason)
+        .line("User", &status.user)
+        .line("Context", &status.context)
+        .line("Server", &status.server)
+        .line("Namespace", &status.namespace)
+        .line("Mapped namespaces", status.mapped_namespaces.join(", "))
+        .line("Connected since", &status.connected_since);
+    if status.session_pid != 0 {
+        session = session.line("Process", status.session_pid.to_string());
+    }
+    let mut text = session.finish();
+    if let Some(daemon) = &status.daemon {
+        text.push_str(
+            &Block::new("Root daemon")
+                .line("Version", &daemon.version)
+                .line("Process", daemon.pid.to_string())
+                .finish(),
+        );
+    }
+    if let Some(manager) = &status.manager {
+        text.push_str(
+            &Block::new("Traffic manager")
+                .line("Namespace", &manager.namespace)
+                .line("Replica", &manager.replica)
+                .line("Version", &manager.version)
+                .finish(),
+        );
+    }
+    if let Some(transport) = &status.transport {
+        text.push_str(&transport_text(transport));
+    }
+    if let Some(dns) = &status.dns {
+        text.push_str(&dns_text(dns));
+    }
+    if let Some(datapath) = &status.datapath {
+        text.push_str(&datapath_text(status, datapath));
+    }
+    if status.state != "disconnected" {
+        let intercepts = match status.intercepts.as_slice() {
+            [] => "none".into(),
+            names => names.join(", "),
+        };
+        text.push_str(&format!("Intercepts: {intercepts}\n"));
+    }
+
+    text
+}
+
+fn transport_text(transport: &TransportStatus) -> String {
+    let mut block = Block::new("Transport")
+        .line("Path", path(&transport.path))
+        .line("Reason", &transport.reason)
+        .line("Remote", &transport.remote);
+    if transport.rtt_ms > 0.0 {
+        block = block.line("Round trip", format!("{:.2} ms", transport.rtt_ms));
+    }
+    block = block.line(
+        "Traffic",
+        format!(
+            "{} sent, {} received",
+            bytes(transport.bytes_sent),
+            bytes(transport.bytes_received)
+        ),
+    );
+    if transport.mtu > 0 {
+        block = block.line("Packet size", transport.mtu.to_string());
+    }
+    if transport.lost_packets > 0 {
+        block = block.line("Lost packets", transport.lost_packets.to_string());
+    }
+    if transport.udp_receive_buffer > 0 {
+        block = block.line(
+            "UDP buffers",
+            format!(
+                "{} receive, {} send",
+                bytes(transport.udp_receive_buffer),
+                bytes(transport.udp_send_buffer)
+            ),
+        );
+    }
+    if transport.switches > 0 {
+        block = block.line("Path changes", transport.switches.to_string());
+    }
+
+    block.finish()
+}
+
+fn path(name: &str) -> &str {
+    match name {
+        "udp" => "UDP, straight to the traffic manager",
+        "portforward" => "port-forward, through the API server",
+        other => other,
+    }
+}
+
+fn dns_text(dns: &DnsStatus) -> String {
+    Block::new("DNS")
+        .line("Name servers", dns.name_servers.join(", "))
+        .line("Search", dns.search.join(", "))
+        .line(
+            "Queries",
+            format!(
+                "{} answered, {} asked in the cluster, {} passed on, {} failed",
+                dns.answered, dns.asked_in_cluster, dns.passed_on, dns.failed
+            ),
+        )
+        .line("Not covered", dns.not_covered.join("; "))
+        .finish()
+}
+
+fn datapath_text(status: &Status, datapath: &DatapathStatus) -> String {
+    Block::new("Network")
+        .line("Subnets", status.subnets.join(", "))
+        .line("Also proxied", status.also_proxy.join(", "))
+        .line("Never proxied", status.never_proxy.join(", "))
+        .line("Hooks", datapath.hooks.join(", "))
+        .line(
+            "Aliases",
+            format!("{} of {}", datapath.aliases, datapath.alias_network),
+        )
+        .line(
+            "Flows",
+            format!(
+                "{} open, {} in total, {} being dialled",
+                datapath.flows_open, datapath.flows_total, datapath.held_connects
+            ),
+        )
+        .line(
+            "Payload",
+            format!(
+                "{} sent, {} received",
+                bytes(datapath.bytes_sent),
+                bytes(datapath.bytes_received)
+            ),
+        )
+        .line("Dials", counts(&datapath.dials))
+        .line("Dropped packets", counts(&datapath.drops))
+        .line("Not steered", counts(&datapath.not_steered))
+        .finish()
+}
+
+fn counts(counts: &[Count]) -> String {
+    let counts: Vec<String> = counts
+        .iter()
+        .filter(|count| count.count > 0)
+        .map(|count| format!("{} {}", count.count, count.reason))
+        .collect();
+
+    counts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connected() -> Status {
+        Status {
+            state: "connected".into(),
+            user: "dev".into(),
+            context: "lab".into(),
+            namespace: "shop".into(),
+            subnets: vec!["10.96.0.0/16".into(), "10.244.0.0/16".into()],
+            transport: Some(TransportStatus {
+                path: "portforward".into(),
+                reason: "no answer from 172.30.0.11:30071 by UDP".into(),
+                rtt_ms: 1.25,
+                ..TransportStatus::default()
+            }),
+            datapath: Some(DatapathStatus {
+                hooks: vec!["cgroup/connect4".into()],
+                alias_network: "198.18.0.0/16".into(),
+                drops: vec![
+                    Count {
+                        reason: "other user".into(),
+                        count: 3,
+                    },
+                    Count {
+                        reason: "forwarded".into(),
+                        count: 0,
+                    },
+                ],
+                ..DatapathStatus::default()
+            }),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn the_text_says_which_path_is_used_and_why() {
+        let text = text(&connected());
+
+        assert!(
+            text.contains("port-forward, through the API server"),
+            "{text}"
+        );
+        assert!(
+            text.contains("no answer from 172.30.0.11:30071 by UDP"),
+            "{text}"
+        );
+        assert!(text.contains("Round trip        : 1.25 ms"), "{text}");
+    }
+
+    #[test]
+    fn reasons_that_never_happened_are_left_out() {
+        let text = text(&connected());
+
+        assert!(
+            text.contains("Dropped packets   : 3 other user\n"),
+            "{text}"
+        );
+        assert!(!text.contains("forwarded"), "{text}");
+        assert!(!text.contains("Not steered"), "{text}");
+    }
+
+    #[test]
+    fn the_json_of_a_disconnected_machine_has_every_field() {
+        let json = serde_json::to_value(disconnected()).unwrap();
+
+        assert_eq!(json["state"], "disconnected");
+        for field in [
+            "user",
+            "context",
+            "server",
+            "namespace",
+            "dns",
+            "subnets",
+            "intercepts",
+        ] {
+            assert!(json.get(field).is_some(), "{field}");
+        }
+    }
+}

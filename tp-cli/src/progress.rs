@@ -1,0 +1,78 @@
+//! What happens while a command waits, on standard error.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::output::{Format, Output};
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// A spinner on a terminal, plain lines elsewhere, nothing with JSON and YAML.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Spinner(Option<ProgressBar>),
+    Lines,
+    Silent,
+}
+
+impl Progress {
+    pub(crate) fn new(output: Output) -> Self {
+        let kind = if output.format() != Format::Text {
+            Kind::Silent
+        } else if io::stderr().is_terminal() {
+            Kind::Spinner(None)
+        } else {
+            Kind::Lines
+        };
+
+        Self { kind }
+    }
+
+    /// A step begins, as a phrase: "starting the session".
+    pub(crate) fn step(&mut self, phrase: &str) {
+        match &mut self.kind {
+            Kind::Spinner(spinner) => {
+                let spinner = spinner.get_or_insert_with(|| {
+                    let spinner = ProgressBar::new_spinner().with_style(
+                        ProgressStyle::with_template("{spinner} {wide_msg}")
+                            .expect("the template is well formed"),
+                    );
+                    spinner.enable_steady_tick(TICK);
+                    spinner
+                });
+                spinner.set_message(phrase.to_owned());
+            }
+            Kind::Lines => note(phrase),
+            Kind::Silent => {}
+        }
+    }
+
+    /// Leaves the terminal to somebody else; the next step takes it back.
+    pub(crate) fn clear(&mut self) {
+        if let Kind::Spinner(spinner) = &mut self.kind
+            && let Some(spinner) = spinner.take()
+        {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// One line on standard error; whether it can be read there decides nothing.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}

@@ -1,0 +1,44 @@
+//! Signals that ask `tp` to stop, and those it hands on to a command it runs.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that end a program by default and that somebody may send to `tp`.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+impl Signals {
+    /// From here on these signals no longer end the process.
+    pub(crate) fn catch() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// The number of the next signal. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> i32 {
+        let kind = tokio::select! {
+            Some(()) = self.interrupt.recv() => SignalKind::interrupt(),
+            Some(()) = self.terminate.recv() => SignalKind::terminate(),
+            Some(()) = self.hangup.recv() => SignalKind::hangup(),
+            Some(()) = self.quit.recv() => SignalKind::quit(),
+            Some(()) = self.user1.recv() => SignalKind::user_defined1(),
+            Some(()) = self.user2.recv() => SignalKind::user_defined2(),
+            else => std::future::pending().await,
+        };
+
+        kind.as_raw_value()
+    }
+}
