@@ -45,13 +45,12 @@ pub(crate) fn testbed_sources() -> PathBuf {
 
 /// State of the running test cluster. Not in the checkout: unix socket names have at most 108 bytes.
 pub(crate) fn testbed() -> PathBuf {
-    env::var_os("TP_TESTBED_DIR").map_or_else(|| PathBuf::from("/var/tmp/tp-testbed"), PathBuf::from)
+    env::var_os("TP_TESTBED_DIR")
+        .map_or_else(|| PathBuf::from("/var/tmp/tp-testbed"), PathBuf::from)
 }
 
 /// Programs and images built from pinned inputs, shared by all checkouts of this machine.
 pub(crate) fn cache() -> PathBuf {
-    env::var_os("TP_TESTBED_CACHE").map_or_else(
-        || PathBuf::from("/var/tmp/tp-testbed-cache"),
-        PathBuf::from,
-    )
+    env::var_os("TP_TESTBED_CACHE")
+        .map_or_else(|| PathBuf::from("/var/tmp/tp-testbed-cache"), PathBuf::from)
 }

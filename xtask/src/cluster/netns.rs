@@ -1,0 +1,199 @@
+//! Network namespaces of the cluster and the wire between them.
+//!
+//! ```text
+//!  tpt-ws .200 (.53: company DNS)   tpt-lan .210   tpt-1 .11   tpt-2 .12 …
+//!        └──────────────┴──── br0 in tpt-wire ────────┴───────────┘        172.30.0.0/24
+//! ```
+//! The workstation cannot reach pods and services by routing: the nodes drop its packets to them. The neighbour `tpt-lan` can.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use crate::run;
+
+pub(crate) const PREFIX: &str = "tpt-";
+pub(crate) const WIRE: &str = "tpt-wire";
+pub(crate) const WORKSTATION: &str = "tpt-ws";
+pub(crate) const NEIGHBOUR: &str = "tpt-lan";
+
+pub(crate) const WORKSTATION_ADDRESS: &str = "172.30.0.200";
+pub(crate) const NEIGHBOUR_ADDRESS: &str = "172.30.0.210";
+pub(crate) const DNS_ADDRESS: &str = "172.30.0.53";
+pub(crate) const SERVICES: &str = "10.96.0.0/16";
+pub(crate) const PODS: &str = "10.244.0.0/16";
+/// All that is the cluster's own.
+const CLUSTER: &str = "10.0.0.0/8";
+
+pub(crate) fn node(index: u8) -> String {
+    format!("{PREFIX}{index}")
+}
+
+pub(crate) fn node_address(index: u8) -> String {
+    format!("172.30.0.{}", 10 + index)
+}
+
+pub(crate) fn pod_range(index: u8) -> String {
+    format!("10.244.{index}.0/24")
+}
+
+pub(crate) fn path(namespace: &str) -> PathBuf {
+    PathBuf::from("/run/netns").join(namespace)
+}
+
+/// The argument of nsenter. `ip netns exec` is no substitute: it mounts another /sys, without control groups.
+pub(crate) fn entry(namespace: &str) -> String {
+    format!("--net={}", path(namespace).display())
+}
+
+/// Our namespaces that exist now.
+pub(crate) fn existing() -> Result<Vec<String>> {
+    let Ok(entries) = fs::read_dir("/run/netns") else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PREFIX) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Makes the wire and everybody on it.
+pub(crate) fn create(nodes: u8) -> Result<()> {
+    ip(&format!("netns add {WIRE}"))?;
+    ip(&format!("-n {WIRE} link add br0 type bridge"))?;
+    ip(&format!("-n {WIRE} link set br0 up"))?;
+    for index in 1..=nodes {
+        plug(&node(index), &node_address(index))?;
+        ip(&format!(
+            "-n {} route add default via {WORKSTATION_ADDRESS}",
+            node(index)
+        ))?;
+    }
+    plug(WORKSTATION, WORKSTATION_ADDRESS)?;
+    ip(&format!(
+        "-n {WORKSTATION} address add {DNS_ADDRESS}/24 dev e0"
+    ))?;
+    ip(&format!(
+        "-n {WORKSTATION} route add default via {}",
+        node_address(1)
+    ))?;
+    plug(NEIGHBOUR, NEIGHBOUR_ADDRESS)?;
+    ip(&format!(
+        "-n {NEIGHBOUR} route add {SERVICES} via {}",
+        node_address(1)
+    ))?;
+
+    for index in 1..=nodes {
+        let (name, range) = (node(index), pod_range(index));
+        for other in (1..=nodes).filter(|other| *other != index) {
+            ip(&format!(
+                "-n {} route add {range} via {}",
+                node(other),
+                node_address(index)
+            ))?;
+        }
+        ip(&format!(
+            "-n {NEIGHBOUR} route add {range} via {}",
+            node_address(index)
+        ))?;
+        inside(&name, "sysctl -qw net.ipv4.ip_forward=1")?;
+        inside(
+            &name,
+            &format!(
+                "iptables -w -t raw -A PREROUTING -i e0 -s {WORKSTATION_ADDRESS} -d {CLUSTER} -j DROP"
+            ),
+        )?;
+        // Pods leave the cluster with the address of their node.
+        inside(
+            &name,
+            &format!(
+                "iptables -w -t nat -A POSTROUTING -s {range} ! -d {CLUSTER} -o e0 -j MASQUERADE"
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+pub(crate) fn remove() -> Result<()> {
+    for name in existing()? {
+        ip(&format!("netns delete {name}"))?;
+    }
+    Ok(())
+}
+
+fn plug(namespace: &str, address: &str) -> Result<()> {
+    let port = format!("p-{}", namespace.trim_start_matches(PREFIX));
+    ip(&format!("netns add {namespace}"))?;
+    ip(&format!(
+        "link add e0 netns {namespace} type veth peer name {port} netns {WIRE}"
+    ))?;
+    ip(&format!("-n {WIRE} link set {port} master br0 up"))?;
+    ip(&format!("-n {namespace} link set lo up"))?;
+    ip(&format!("-n {namespace} address add {address}/24 dev e0"))?;
+    ip(&format!("-n {namespace} link set e0 up"))
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    run::output(Command::new("ip").args(arguments.split_whitespace())).map(drop)
+}
+
+/// Runs a command inside a namespace.
+pub(crate) fn inside(namespace: &str, command: &str) -> Result<String> {
+    run::output(
+        Command::new("nsenter")
+            .arg(entry(namespace))
+            .args(command.split_whitespace()),
+    )
+}
+
+const IMPAIRMENT: &str = "tpt_impair";
+
+/// How the way between workstation and nodes is disturbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Impairment {
+    /// Nothing: undo
+    None,
+    /// Every UDP packet is lost
+    UdpDrop,
+    /// UDP packets from the workstation are lost
+    UdpDropOut,
+    /// UDP packets to the workstation are lost
+    UdpDropIn,
+    /// One UDP packet in a hundred is lost, each way
+    UdpLoss,
+    /// Nothing gets through to the API server
+    ApiDrop,
+}
+
+/// Replaces the impairment in force.
+pub(crate) fn impair(impairment: Impairment) -> Result<()> {
+    let from_workstation = match impairment {
+        Impairment::UdpDrop | Impairment::UdpDropOut => "meta l4proto udp drop",
+        Impairment::UdpLoss => "meta l4proto udp numgen random mod 100 0 drop",
+        Impairment::ApiDrop => "tcp dport 6443 drop",
+        Impairment::None | Impairment::UdpDropIn => "",
+    };
+    let to_workstation = match impairment {
+        Impairment::UdpDrop | Impairment::UdpDropIn => "meta l4proto udp drop",
+        Impairment::UdpLoss => "meta l4proto udp numgen random mod 100 0 drop",
+        Impairment::ApiDrop => "tcp sport 6443 drop",
+        Impairment::None | Impairment::UdpDropOut => "",
+    };
+    // At the wire's end of the workstation's cable: lost on the way, with the workstation's own firewall as it was.
+    let mut rules = format!("table netdev {IMPAIRMENT}\ndelete table netdev {IMPAIRMENT}\n");
+    if impairment != Impairment::None {
+        rules += &format!(
+            "table netdev {IMPAIRMENT} {{\n\
+             chain from_ws {{ type filter hook ingress device p-ws priority 0; {from_workstation}\n }}\n\
+             chain to_ws {{ type filter hook egress device p-ws priority 0; {to_workstation}\n }}\n}}\n"
+        );
+    }
+    let mut file = tempfile::NamedTempFile::new().context("making a file for nft")?;
+    std::io::Write::write_all(&mut file, rules.as_bytes())?;
+    inside(WIRE, &format!("nft -f {}", file.path().display())).map(drop)
+}
