@@ -12,13 +12,27 @@ pub mod root;
 
 /// `tp` and its session, over a unix socket.
 pub mod local {
-    #![expect(unused_qualifications, reason = "generated")]
+    #![expect(
+        unused_qualifications,
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        clippy::clone_on_ref_ptr,
+        clippy::too_many_lines,
+        reason = "generated"
+    )]
     tonic::include_proto!("tp.local.v1");
 }
 
 /// A session and the traffic manager, over the tunnel.
 pub mod tunnel {
-    #![expect(unused_qualifications, reason = "generated")]
+    #![expect(
+        unused_qualifications,
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        clippy::clone_on_ref_ptr,
+        clippy::too_many_lines,
+        reason = "generated"
+    )]
     tonic::include_proto!("tp.tunnel.v1");
 }
 
