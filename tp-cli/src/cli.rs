@@ -151,7 +151,7 @@ pub(crate) struct ConnectArgs {
     pub(crate) image: Option<String>,
 
     /// Command to run connected
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -73,7 +73,8 @@ pub(crate) fn usage(error: &clap::Error, args: impl Iterator<Item = OsString>) -
     let format = format_in(args);
     if error.use_stderr() && format != Format::Text {
         let text = error.render().to_string();
-        let message = text.trim().trim_start_matches("error: ");
+        let text = text.trim().trim_start_matches("error: ");
+        let message = text.split("\n\nUsage:").next().unwrap_or(text);
         print_error(FaultKind::Usage, message, Output::new(format));
     } else {
         // A closed pipe is no reason to complain.
