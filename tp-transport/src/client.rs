@@ -1,19 +1,45 @@
 //! The session's end of the tunnel.
 
-use std::net::SocketAddr;
+mod driver;
 
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::watch,
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tp_proto::tunnel::Outcome;
 
 use crate::{
     codes::CloseCode,
-    flow::{Flow, FlowError, FlowIo},
+    congestion::PathEpoch,
+    flow::{self, Flow, FlowError, FlowIo},
+    framed::Link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
-    status::{ClosedReason, PathStatus, TunnelStats},
+    mux::{Mux, client::ClientSide, udp::Udp},
+    preface,
+    probe::ProbeKeys,
+    quic::{LOGICAL_SERVER, SERVER_NAME, endpoint_config, transport_config},
+    status::{ClosedReason, PathKind, PathStatus, TunnelStats},
+    tls,
 };
+use driver::{Command, Driver};
+
+/// For the handshake, from the preface to the manager's welcome.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a dial waits for UDP where nothing else is allowed.
+const UDP_WAIT: Duration = Duration::from_secs(5);
+/// For the manager to hear that the tunnel is closed.
+const CLOSE_LIMIT: Duration = Duration::from_millis(200);
+/// Commands that may wait for the driver.
+const MAX_COMMANDS: usize = 16;
 
 /// Which paths may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,8 +66,8 @@ pub struct TunnelConfig {
 pub enum ConnectError {
     #[error("cannot use the session's key")]
     Key(#[from] KeyError),
-    #[error("cannot open a UDP socket")]
-    Udp(#[source] std::io::Error),
+    #[error("cannot set the QUIC endpoint up")]
+    Endpoint(#[source] std::io::Error),
     /// The manager does not admit the session (yet).
     #[error("the traffic manager refuses the session: {0}")]
     Refused(String),
@@ -51,7 +77,7 @@ pub enum ConnectError {
     #[error("the stream to the traffic manager ended during the handshake")]
     LinkEnded,
     #[error("the traffic manager does not answer within {0:?}")]
-    TimedOut(std::time::Duration),
+    TimedOut(Duration),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +103,27 @@ pub enum Dialed {
 /// The tunnel; clones share it. It ends with [`Tunnel::close`] or its last clone.
 #[derive(Clone)]
 pub struct Tunnel {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    session: SessionRef,
+    choice: PathChoice,
+    connection: Connection,
+    endpoint: Endpoint,
+    mux: Arc<Mux<ClientSide>>,
     path: watch::Receiver<PathStatus>,
+    commands: mpsc::Sender<Command>,
+    /// Set before the connection is closed from here for want of an answer.
+    gone: Arc<OnceLock<()>>,
+    link_task: Mutex<AbortOnDropHandle<()>>,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.connection.close(CloseCode::Quit.into(), b"");
+    }
 }
 
 impl Tunnel {
@@ -86,57 +132,300 @@ impl Tunnel {
         link: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         config: TunnelConfig,
     ) -> Result<Self, ConnectError> {
-        let _ = (link, config);
-        std::future::pending().await
+        timeout(HANDSHAKE_LIMIT, Self::handshake(link, config))
+            .await
+            .unwrap_or(Err(ConnectError::TimedOut(HANDSHAKE_LIMIT)))
+    }
+
+    async fn handshake(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        config: TunnelConfig,
+    ) -> Result<Self, ConnectError> {
+        let TunnelConfig {
+            identity,
+            session,
+            manager_key,
+            choice,
+        } = config;
+        let crypto = tls::client_config(&identity, &session, manager_key)?;
+        let udp = match choice {
+            PathChoice::StreamOnly => None,
+            PathChoice::Auto | PathChoice::UdpOnly => {
+                Some(Udp::unbound().map_err(ConnectError::Endpoint)?)
+            }
+        };
+        let epoch = Arc::new(PathEpoch::default());
+        let link = Link::new(LOGICAL_SERVER);
+        let (side, replies) = ClientSide::new(Arc::clone(&epoch), Arc::clone(&link));
+        let mux = Mux::new(side, udp);
+        let socket = Arc::clone(&mux);
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(), None, socket, runtime)
+            .map_err(ConnectError::Endpoint)?;
+        let mut client_config = ClientConfig::new(Arc::new(crypto));
+        client_config.transport_config(transport_config(&epoch));
+
+        let (link_task, answer) = spawn_link(&mux, &link, stream, &session);
+        let connecting = endpoint
+            .connect_with(client_config, LOGICAL_SERVER, SERVER_NAME)
+            .map_err(|error| ConnectError::Handshake(error.to_string()))?;
+        let welcomed = async {
+            let connection = connecting.await.map_err(handshake_error)?;
+            // The manager judges the certificate after this end believes itself connected.
+            let mut welcome = connection.accept_uni().await.map_err(handshake_error)?;
+            if welcome.read_chunk(1, true).await.is_err() {
+                return Err(ConnectError::LinkEnded);
+            }
+            Ok(connection)
+        };
+        let connection = tokio::select! {
+            connection = welcomed => connection?,
+            error = refusal(answer, &link) => return Err(error),
+        };
+        mux.side().set_keys(ProbeKeys::of_connection(&connection));
+
+        let gone = Arc::new(OnceLock::new());
+        let (commands, commands_rx) = mpsc::channel(MAX_COMMANDS);
+        let (driver, path) = Driver::new(
+            choice,
+            endpoint.clone(),
+            connection.clone(),
+            Arc::clone(&mux),
+            epoch,
+            Arc::clone(&gone),
+        );
+        let driver = tokio::spawn(driver.run(commands_rx, replies));
+
+        Ok(Self {
+            inner: Arc::new(Inner {
+                session,
+                choice,
+                connection,
+                endpoint,
+                mux,
+                path,
+                commands,
+                gone,
+                link_task: Mutex::new(link_task),
+                _driver: AbortOnDropHandle::new(driver),
+            }),
+        })
     }
 
     /// Opens the control stream; [`FlowIo::into_channel`] makes a gRPC channel of it.
     pub async fn open_control(&self) -> Result<FlowIo, OpenError> {
-        std::future::pending().await
+        let (send, recv) = self.open().await?;
+        let (io, verdict) = self.or_closed(flow::open_control(send, recv).await).await?;
+        match verdict.outcome() {
+            Outcome::Connected => Ok(io),
+            _ => Err(OpenError::Refused(verdict.reason)),
+        }
     }
 
     /// Asks the manager to connect to `target` and waits for its verdict, which the caller
     /// bounds. Dropping the future gives the dial up at the far side too.
     pub async fn dial(&self, target: SocketAddr) -> Result<Dialed, OpenError> {
-        let _ = target;
-        std::future::pending().await
+        self.wait_for_path().await?;
+        let (send, recv) = self.open().await?;
+        let dialed = flow::open_dial(send, recv, target).await;
+        let (flow, verdict) = self.or_closed(dialed).await?;
+        match verdict.outcome() {
+            Outcome::Connected => Ok(Dialed::Connected(flow)),
+            outcome => Ok(Dialed::Refused {
+                outcome,
+                reason: verdict.reason,
+            }),
+        }
+    }
+
+    async fn open(&self) -> Result<(quinn::SendStream, quinn::RecvStream), OpenError> {
+        let opened = self.inner.connection.open_bi().await;
+
+        opened.map_err(|error| OpenError::Closed(self.reason(error)))
+    }
+
+    /// Gives a lost tunnel its reason.
+    async fn or_closed<T>(&self, result: Result<T, FlowError>) -> Result<T, OpenError> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(FlowError::TunnelLost) => Err(OpenError::Closed(self.closed().await)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// With [`PathChoice::UdpOnly`], no flow may begin before UDP is proven.
+    async fn wait_for_path(&self) -> Result<(), OpenError> {
+        if self.inner.choice != PathChoice::UdpOnly {
+            return Ok(());
+        }
+        let mut path = self.inner.path.clone();
+        let proven = path.wait_for(|status| status.path == PathKind::Udp);
+        match timeout(UDP_WAIT, proven).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(OpenError::Closed(self.closed().await)),
+            Err(_) => Err(OpenError::NoUdp(self.inner.path.borrow().reason.clone())),
+        }
     }
 
     /// Where the replica may be reached by UDP, best first. Probing starts in the background.
     pub fn set_candidates(&self, candidates: Vec<SocketAddr>) {
-        let _ = candidates;
+        self.command(Command::Candidates(candidates));
     }
 
     /// Resolves when the byte stream of path T has ended; a new one may be given to
     /// [`Tunnel::replace_link`].
     pub async fn link_ended(&self) {
-        std::future::pending().await
+        self.inner.mux.side().link().ended().cancelled().await;
     }
 
     /// Replaces the byte stream of path T by a new one to the same replica.
     pub async fn replace_link(
         &self,
-        link: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<(), ConnectError> {
-        let _ = link;
-        std::future::pending().await
+        let inner = &self.inner;
+        let link = Link::new(LOGICAL_SERVER);
+        let (task, answer) = spawn_link(&inner.mux, &link, stream, &inner.session);
+        match timeout(HANDSHAKE_LIMIT, answer).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(reason))) => return Err(ConnectError::Refused(reason)),
+            Ok(Err(_)) => return Err(ConnectError::LinkEnded),
+            Err(_) => return Err(ConnectError::TimedOut(HANDSHAKE_LIMIT)),
+        }
+        inner.mux.side().replace_link(link);
+        *inner
+            .link_task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = task;
+        self.command(Command::LinkReplaced);
+
+        Ok(())
     }
 
+    /// Which path carries the flows, and why.
     pub fn path(&self) -> watch::Receiver<PathStatus> {
-        self.path.clone()
+        self.inner.path.clone()
     }
 
     pub fn stats(&self) -> TunnelStats {
-        TunnelStats::default()
+        let inner = &self.inner;
+        TunnelStats::of(&inner.connection, inner.mux.udp())
     }
 
     /// Resolves when the tunnel has ended.
     pub async fn closed(&self) -> ClosedReason {
-        std::future::pending().await
+        let error = self.inner.connection.closed().await;
+
+        self.reason(error)
     }
 
     /// Tells the manager and waits, with a bound, until it knows.
     pub async fn close(&self, code: CloseCode) {
-        let _ = code;
+        self.inner.connection.close(code.into(), b"");
+        if timeout(CLOSE_LIMIT, self.inner.endpoint.wait_idle())
+            .await
+            .is_err()
+        {
+            tracing::debug!("The manager may not know yet that the tunnel is closed");
+        }
+        self.inner.mux.side().link().end();
+    }
+
+    fn reason(&self, error: ConnectionError) -> ClosedReason {
+        match (self.inner.gone.get(), error) {
+            (Some(()), ConnectionError::LocallyClosed) => ClosedReason::ReplicaGone,
+            (_, error) => error.into(),
+        }
+    }
+
+    fn command(&self, command: Command) {
+        if self.inner.commands.try_send(command).is_err() {
+            tracing::debug!("The tunnel is closed or behind; the command is dropped");
+        }
+    }
+}
+
+/// Sends the preface and runs a byte stream in a task. The manager's answer to the preface comes
+/// with the receiver.
+fn spawn_link(
+    mux: &Arc<Mux<ClientSide>>,
+    link: &Arc<Link>,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    session: &SessionRef,
+) -> (AbortOnDropHandle<()>, oneshot::Receiver<Result<(), String>>) {
+    let (answer, answer_rx) = oneshot::channel();
+    let guard = EndOnDrop(Arc::clone(link));
+    let (mux, link, session) = (Arc::clone(mux), Arc::clone(link), session.clone());
+    let task = tokio::spawn(async move {
+        let _guard = guard;
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let write = async {
+            preface::write(&mut writer, &session).await?;
+            link.run_writer(writer).await
+        };
+        let read = async {
+            let answered = match preface::read_answer(&mut reader).await {
+                Ok(answered) => answered,
+                Err(error) => {
+                    link.end();
+                    return Err(std::io::Error::other(error));
+                }
+            };
+            let is_refused = answered.is_err();
+            // Nobody waits for it any more if the connect was given up.
+            let _ = answer.send(answered);
+            if is_refused {
+                link.end();
+                return Ok(());
+            }
+            // Any byte that arrives proves the stream; its probes need no opening.
+            link.run_reader(reader, |batch| mux.deliver(&link, batch, |_| {}))
+                .await
+        };
+        let (written, read) = tokio::join!(write, read);
+        tracing::debug!(?written, ?read, "The byte stream of the tunnel has ended");
+    });
+
+    (AbortOnDropHandle::new(task), answer_rx)
+}
+
+/// Ends a link with its task, however that ends.
+struct EndOnDrop(Arc<Link>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Resolves only if the preface is refused or the link ends first.
+async fn refusal(answer: oneshot::Receiver<Result<(), String>>, link: &Link) -> ConnectError {
+    match answer.await {
+        Ok(Err(reason)) => ConnectError::Refused(reason),
+        Ok(Ok(())) => {
+            link.ended().cancelled().await;
+            ConnectError::LinkEnded
+        }
+        Err(_) => ConnectError::LinkEnded,
+    }
+}
+
+fn handshake_error(error: ConnectionError) -> ConnectError {
+    /// TLS alert `access_denied` as a QUIC error code: the verifier said no.
+    const ACCESS_DENIED: u64 = 0x100 + 49;
+
+    match error {
+        ConnectionError::ConnectionClosed(close)
+            if u64::from(close.error_code) == ACCESS_DENIED =>
+        {
+            ConnectError::Refused("its name or key is not that of the Session object".into())
+        }
+        ConnectionError::ApplicationClosed(close) => {
+            ConnectError::Refused(String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        ConnectionError::TransportError(error) if u64::from(error.code) == ACCESS_DENIED => {
+            ConnectError::Handshake("it has another key than the cluster publishes".into())
+        }
+        error => ConnectError::Handshake(error.to_string()),
     }
 }

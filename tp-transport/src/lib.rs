@@ -30,6 +30,23 @@ pub mod splice;
 pub mod status;
 
 #[cfg(feature = "quic")]
+mod congestion;
+#[cfg(feature = "quic")]
+mod framed;
+#[cfg(feature = "quic")]
+mod monitor;
+#[cfg(feature = "quic")]
+mod mux;
+#[cfg(feature = "quic")]
+mod preface;
+#[cfg(feature = "quic")]
+mod probe;
+#[cfg(feature = "quic")]
+mod quic;
+#[cfg(feature = "quic")]
+mod tls;
+
+#[cfg(feature = "quic")]
 pub use {
     client::{ConnectError, Dialed, OpenError, PathChoice, Tunnel, TunnelConfig},
     codes::{CloseCode, ResetCode},

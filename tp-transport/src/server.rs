@@ -1,18 +1,59 @@
 //! The manager's end of the tunnel.
 
-use std::{io, net::UdpSocket, sync::Arc};
+use std::{
+    io,
+    net::UdpSocket,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::watch,
+    sync::{Mutex, mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     codes::CloseCode,
-    flow::Accepted,
-    keys::{Identity, KeyError, KeyHash, SessionRef},
-    status::{ClosedReason, PathStatus, TunnelStats},
+    congestion::PathEpoch,
+    flow::{self, Accepted, FlowError},
+    keys::{Identity, KeyError, KeyHash, SessionRef, certificate_key},
+    mux::{
+        Mux,
+        server::{PeerPaths, ServerLink, ServerSide},
+        udp::Udp,
+    },
+    preface::{self, PrefaceError},
+    probe::ProbeKeys,
+    quic::{endpoint_config, is_link_address, transport_config},
+    status::{ClosedReason, PathKind, PathStatus, TunnelStats},
+    tls::ServerTls,
 };
+
+/// For the client to say who it is.
+const PREFACE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a session that is not known yet may become known, and how often that is asked.
+const KNOWN_LIMIT: Duration = Duration::from_secs(2);
+const KNOWN_PACE: Duration = Duration::from_millis(25);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Handshakes at once; further ones are ignored and repeated by their clients.
+const MAX_HANDSHAKES: usize = 256;
+/// Sessions that may wait for [`TunnelServer::accept`].
+const MAX_UNACCEPTED: usize = 64;
+/// Streams of one session whose `Open` is being read.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+const MAX_OPENING: usize = 1024;
+const MAX_UNACCEPTED_FLOWS: usize = 256;
+/// A session that is not heard of for so long has gone without saying so. A laptop may sleep
+/// meanwhile.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
+const SILENCE_PACE: Duration = Duration::from_secs(10);
+/// Least time between two looks at where a client is.
+const FOLLOW_PACE: Duration = Duration::from_millis(1);
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Why a session is not admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +115,11 @@ pub enum AttachError {
 
 /// Serves any number of sessions over one UDP socket and their byte streams.
 pub struct TunnelServer {
+    mux: Arc<Mux<ServerSide>>,
     admission: Arc<dyn Admission>,
+    endpoint: Endpoint,
+    peers: Mutex<mpsc::Receiver<Peer>>,
+    _accepting: AbortOnDropHandle<()>,
 }
 
 impl TunnelServer {
@@ -84,68 +129,397 @@ impl TunnelServer {
         identity: Identity,
         admission: Arc<dyn Admission>,
     ) -> Result<Arc<Self>, BindError> {
-        let _ = (udp, identity);
+        let tls = ServerTls::new(identity, Arc::clone(&admission))?;
+        let udp = udp
+            .map(Udp::from_socket)
+            .transpose()
+            .map_err(BindError::Endpoint)?;
+        let mux = Mux::new(ServerSide::default(), udp);
+        // Every handshake gets a configuration of its own; this one admits nobody.
+        let nobody = SessionRef {
+            namespace: String::new(),
+            name: String::new(),
+            uid: String::new(),
+        };
+        let config = ServerConfig::with_crypto(Arc::new(tls.config(&nobody)));
+        let socket = Arc::clone(&mux);
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint =
+            Endpoint::new_with_abstract_socket(endpoint_config(), Some(config), socket, runtime)
+                .map_err(BindError::Endpoint)?;
+        let (peers_tx, peers) = mpsc::channel(MAX_UNACCEPTED);
+        let acceptor = Acceptor {
+            mux: Arc::clone(&mux),
+            endpoint: endpoint.clone(),
+            tls: Arc::new(tls),
+            peers: peers_tx,
+        };
 
-        Ok(Arc::new(Self { admission }))
+        Ok(Arc::new(Self {
+            mux,
+            admission,
+            endpoint,
+            peers: Mutex::new(peers),
+            _accepting: AbortOnDropHandle::new(tokio::spawn(acceptor.run())),
+        }))
     }
 
     /// Serves a byte stream that was accepted on the port for path T, until it ends.
     pub async fn attach(
         &self,
-        link: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<(), AttachError> {
-        let _ = (link, &self.admission);
-        std::future::pending().await
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let session = match timeout(PREFACE_LIMIT, preface::read(&mut reader)).await {
+            Err(_) => return Err(AttachError::TimedOut),
+            Ok(Err(PrefaceError::Io(error))) => return Err(error.into()),
+            Ok(Err(PrefaceError::Malformed | PrefaceError::Version(_))) => {
+                return Err(AttachError::NotOurs);
+            }
+            Ok(Ok(session)) => session,
+        };
+        if let Err(reason) = self.known(&session).await {
+            let answer = preface::write_answer(&mut writer, Err(&reason));
+            if let Ok(Ok(())) = timeout(PREFACE_LIMIT, answer).await {
+                // So that the answer is read before the stream is reset.
+                let _ = timeout(CLOSE_LIMIT, shutdown(&mut reader, &mut writer)).await;
+            }
+            return Err(AttachError::Refused(reason));
+        }
+        match timeout(PREFACE_LIMIT, preface::write_answer(&mut writer, Ok(()))).await {
+            Err(_) => return Err(AttachError::TimedOut),
+            Ok(answered) => answered?,
+        }
+
+        let side = self.mux.side();
+        let attached = Attached {
+            link: side.add_link(session).ok_or(AttachError::TooMany)?,
+            mux: Arc::clone(&self.mux),
+        };
+        let link = &attached.link;
+        let read = link.link.run_reader(reader, |batch| {
+            let side = self.mux.side();
+            let on_probe = |probe: &[u8]| side.link_probe(link, probe);
+            let bytes = self.mux.deliver(&link.link, batch, on_probe);
+            if bytes > 0 {
+                side.link_data(link);
+            }
+            bytes
+        });
+        let (read, written) = tokio::join!(read, link.link.run_writer(writer));
+
+        Ok(read.and(written)?)
+    }
+
+    async fn known(&self, session: &SessionRef) -> Result<(), String> {
+        let end = Instant::now() + KNOWN_LIMIT;
+        loop {
+            match self.admission.known(session) {
+                Ok(()) => return Ok(()),
+                Err(refusal) if refusal.retry && Instant::now() < end => sleep(KNOWN_PACE).await,
+                Err(refusal) => return Err(refusal.reason),
+            }
+        }
     }
 
     /// The next session whose handshake is done and whose identity is verified; `None` once the
     /// server is closed.
     pub async fn accept(&self) -> Option<Peer> {
-        std::future::pending().await
+        self.peers.lock().await.recv().await
+    }
+
+    /// Sizes that the kernel granted for the UDP socket (receive, send), in bytes of payload.
+    pub fn udp_buffers(&self) -> Option<(u64, u64)> {
+        let udp = self.mux.udp()?;
+
+        Some((udp.receive_buffer(), udp.send_buffer()))
     }
 
     /// Closes every connection and waits, with a bound, until the clients know.
     pub async fn close(&self, code: CloseCode) {
-        let _ = code;
+        self.endpoint
+            .close(code.into(), b"the traffic manager ends");
+        if timeout(CLOSE_LIMIT, self.endpoint.wait_idle())
+            .await
+            .is_err()
+        {
+            tracing::debug!("Some clients may not know yet that the server is closed");
+        }
+        self.mux.side().end_links();
     }
 }
 
-/// One connected session; clones share it.
+/// Takes a byte stream off the socket, however serving it ends.
+struct Attached {
+    link: Arc<ServerLink>,
+    mux: Arc<Mux<ServerSide>>,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.mux.side().remove_link(&self.link);
+    }
+}
+
+async fn shutdown(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    writer.shutdown().await?;
+    let mut discarded = [0; 4096];
+    while reader.read(&mut discarded).await? > 0 {}
+
+    Ok(())
+}
+
+/// Does the handshakes.
+struct Acceptor {
+    mux: Arc<Mux<ServerSide>>,
+    endpoint: Endpoint,
+    tls: Arc<ServerTls>,
+    peers: mpsc::Sender<Peer>,
+}
+
+impl Acceptor {
+    async fn run(self) {
+        let mut handshakes = JoinSet::new();
+        while let Some(incoming) = self.endpoint.accept().await {
+            while handshakes.try_join_next().is_some() {}
+            let Some(link) = self.mux.side().link(&incoming.remote_address()) else {
+                // Its byte stream has just ended.
+                incoming.ignore();
+                continue;
+            };
+            if handshakes.len() >= MAX_HANDSHAKES {
+                tracing::debug!("Too many handshakes at once");
+                incoming.ignore();
+                continue;
+            }
+            let (mux, tls) = (Arc::clone(&self.mux), Arc::clone(&self.tls));
+            let peers = self.peers.clone();
+            handshakes.spawn(async move {
+                match timeout(HANDSHAKE_LIMIT, handshake(mux, &tls, &link, incoming)).await {
+                    Ok(Ok(peer)) => {
+                        // Full: the client's time-out applies. Closed: the server ends.
+                        let _ = peers.send(peer).await;
+                    }
+                    Ok(Err(error)) => tracing::debug!(%error, "Handshake failed"),
+                    Err(_) => tracing::debug!("Handshake took too long"),
+                }
+            });
+        }
+    }
+}
+
+async fn handshake(
+    mux: Arc<Mux<ServerSide>>,
+    tls: &ServerTls,
+    link: &ServerLink,
+    incoming: Incoming,
+) -> Result<Peer, quinn::ConnectionError> {
+    let epoch = Arc::new(PathEpoch::default());
+    let mut config = ServerConfig::with_crypto(Arc::new(tls.config(&link.session)));
+    config.transport_config(transport_config(&epoch));
+    let connection = incoming.accept_with(Arc::new(config))?.await?;
+    let key = peer_key(&connection).expect("a client certificate is mandatory and was parsed");
+
+    let paths = PeerPaths::new(ProbeKeys::of_connection(&connection), epoch);
+    mux.side().add_peer(&paths, link);
+    let (status, path) = watch::channel(path_status(&connection, &paths));
+    let (flows, flows_rx) = mpsc::channel(MAX_UNACCEPTED_FLOWS);
+    let registered = Registered {
+        mux: Arc::clone(&mux),
+        paths: Arc::clone(&paths),
+    };
+    let keeper = keep(connection.clone(), registered, status, flows);
+    let peer = Peer {
+        inner: Arc::new(PeerInner {
+            session: link.session.clone(),
+            key,
+            connection: connection.clone(),
+            path,
+            flows: Mutex::new(flows_rx),
+            mux: Arc::downgrade(&mux),
+            _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)),
+        }),
+    };
+    // Tells the client that its certificate was accepted.
+    let mut welcome = connection.open_uni().await?;
+    if welcome.write_all(&[1]).await.is_ok() {
+        let _ = welcome.finish();
+    }
+
+    Ok(peer)
+}
+
+fn peer_key(connection: &Connection) -> Option<KeyHash> {
+    let identity = connection.peer_identity()?;
+    let chain = identity
+        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+        .ok()?;
+
+    certificate_key(chain.first()?).ok()
+}
+
+/// Takes a peer's probe keys off the socket with its connection.
+struct Registered {
+    mux: Arc<Mux<ServerSide>>,
+    paths: Arc<PeerPaths>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.mux.side().remove_peer(&self.paths);
+    }
+}
+
+/// Follows the client from path to path, reads what it opens, and notices when it has gone.
+async fn keep(
+    connection: Connection,
+    registered: Registered,
+    status: watch::Sender<PathStatus>,
+    flows: mpsc::Sender<Accepted>,
+) {
+    let paths = &registered.paths;
+    let follow = async {
+        loop {
+            paths.moved().await;
+            follow_path(&connection, paths, &status);
+            sleep(FOLLOW_PACE).await;
+        }
+    };
+    let watch_silence = async {
+        loop {
+            sleep(SILENCE_PACE).await;
+            if u128::from(paths.silent_ms()) > SILENCE_LIMIT.as_millis() {
+                tracing::debug!("A client has gone without a word");
+                connection.close(CloseCode::Shutdown.into(), b"nothing was heard of you");
+            }
+        }
+    };
+    tokio::select! {
+        _ = connection.closed() => {}
+        () = follow => {}
+        () = watch_silence => {}
+        () = read_opens(&connection, flows) => {}
+    }
+    // The flows have ended; the registration lasts until the connection has.
+    connection.closed().await;
+}
+
+fn follow_path(connection: &Connection, paths: &PeerPaths, status: &watch::Sender<PathStatus>) {
+    let path = match is_link_address(&connection.remote_address()) {
+        true => PathKind::Stream,
+        false => PathKind::Udp,
+    };
+    if paths.epoch().path() != path {
+        paths.epoch().switch(path);
+    }
+    let current = path_status(connection, paths);
+    status.send_if_modified(|before| {
+        let is_new = *before != current;
+        *before = current;
+        is_new
+    });
+}
+
+fn path_status(connection: &Connection, paths: &PeerPaths) -> PathStatus {
+    let path = paths.epoch().path();
+    let reason = match path {
+        PathKind::Stream => "the client uses the stream",
+        PathKind::Udp => "",
+    };
+
+    PathStatus {
+        path,
+        reason: reason.into(),
+        remote: Some(connection.remote_address()).filter(|_| path == PathKind::Udp),
+        switches: paths.epoch().switches(),
+    }
+}
+
+/// Reads the `Open` of every stream, so that a slow one delays no other.
+async fn read_opens(connection: &Connection, flows: mpsc::Sender<Accepted>) {
+    let mut opening = JoinSet::new();
+    loop {
+        let opened = tokio::select! {
+            opened = connection.accept_bi(), if opening.len() < MAX_OPENING => opened,
+            Some(_) = opening.join_next() => continue,
+        };
+        let Ok((send, recv)) = opened else {
+            return;
+        };
+        let flows = flows.clone();
+        opening.spawn(async move {
+            match timeout(OPEN_LIMIT, flow::accept(send, recv)).await {
+                Ok(Ok(accepted)) => {
+                    // Nobody accepts any more only when the peer is dropped.
+                    let _ = flows.send(accepted).await;
+                }
+                Ok(Err(FlowError::TunnelLost)) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "A stream was not understood"),
+                Err(_) => tracing::debug!("A stream did not say what it is for"),
+            }
+        });
+    }
+}
+
+/// One connected session; clones share it. When the last clone is dropped, it is closed.
 #[derive(Clone)]
 pub struct Peer {
-    session: Arc<SessionRef>,
+    inner: Arc<PeerInner>,
+}
+
+struct PeerInner {
+    session: SessionRef,
     key: KeyHash,
+    connection: Connection,
     path: watch::Receiver<PathStatus>,
+    flows: Mutex<mpsc::Receiver<Accepted>>,
+    mux: Weak<Mux<ServerSide>>,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+impl Drop for PeerInner {
+    fn drop(&mut self) {
+        self.connection.close(CloseCode::Shutdown.into(), b"");
+    }
 }
 
 impl Peer {
     pub fn session(&self) -> &SessionRef {
-        &self.session
+        &self.inner.session
     }
 
     /// The key that the client proved.
     pub fn key(&self) -> KeyHash {
-        self.key
+        self.inner.key
     }
 
     /// The next stream that the session opened; `None` once the connection has ended.
     pub async fn accept(&self) -> Option<Accepted> {
-        std::future::pending().await
+        self.inner.flows.lock().await.recv().await
     }
 
+    /// Ends the connection; `reason` is a sentence for the client's user.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        let _ = (code, reason);
+        self.inner.connection.close(code.into(), reason.as_bytes());
     }
 
     pub async fn closed(&self) -> ClosedReason {
-        std::future::pending().await
+        self.inner.connection.closed().await.into()
     }
 
     pub fn path(&self) -> watch::Receiver<PathStatus> {
-        self.path.clone()
+        self.inner.path.clone()
     }
 
     pub fn stats(&self) -> TunnelStats {
-        TunnelStats::default()
+        let mux = self.inner.mux.upgrade();
+        let udp = mux.as_ref().and_then(|mux| mux.udp());
+
+        TunnelStats::of(&self.inner.connection, udp)
     }
 }

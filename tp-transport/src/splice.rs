@@ -1,10 +1,31 @@
 //! Ties a TCP connection to a flow: both directions, every way to end.
 
-use std::sync::atomic::AtomicU64;
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use tokio::net::TcpStream;
+use bytes::{Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::{io::Interest, net::TcpStream, time::sleep};
 
-use crate::{codes::ResetCode, flow::Flow};
+use crate::{
+    codes::ResetCode,
+    flow::{Flow, FlowError, RecvHalf, SendHalf},
+};
+
+/// Most bytes read from TCP at once.
+const READ_SIZE: usize = 256 << 10;
+/// Buffer of a flow that is quiet so far.
+const FIRST_READ_SIZE: usize = 8 << 10;
+/// Room below which a new buffer is taken.
+const LEAST_ROOM: usize = 4 << 10;
+/// Datagrams' worth of data written to TCP at once.
+const WRITE_CHUNKS: usize = 64;
+/// How often the end of a TCP connection is looked for.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Bytes that went through, shared by any number of splices.
 #[derive(Debug, Default)]
@@ -32,6 +53,184 @@ pub enum SpliceEnd {
 /// reset becomes a reset, and a lost tunnel, or dropping this future, resets the TCP connection:
 /// a truncated transfer never ends cleanly.
 pub async fn splice(tcp: TcpStream, flow: Flow, counters: &SpliceCounters) -> SpliceEnd {
-    let _ = (tcp, flow, counters);
-    std::future::pending().await
+    // A socket closed before both FINs are acknowledged is reset, and leaves no orphan behind.
+    let prepared = SockRef::from(&tcp)
+        .set_linger(Some(Duration::ZERO))
+        .and_then(|()| tcp.set_nodelay(true));
+    let (mut send, mut recv) = flow.split();
+    let spliced = match prepared {
+        Err(error) => Err(error.into()),
+        Ok(()) => tokio::try_join!(
+            upward(&tcp, &mut send, counters),
+            downward(&tcp, &mut recv, counters),
+        ),
+    };
+    match spliced {
+        Ok(((), ())) => {
+            closed(&tcp).await;
+            SpliceEnd::Finished
+        }
+        Err(end) => {
+            // The socket is closed by the caller's drop of it, which the linger makes a reset.
+            send.reset(ResetCode::Reset);
+            recv.stop(ResetCode::Reset);
+            match end {
+                End::Tcp => SpliceEnd::TcpReset,
+                End::Flow(FlowError::Reset(code)) => SpliceEnd::FlowReset(code),
+                End::Flow(_) => SpliceEnd::TunnelLost,
+            }
+        }
+    }
+}
+
+/// Why a direction ended early.
+enum End {
+    Tcp,
+    Flow(FlowError),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        tracing::trace!(%error, "TCP connection failed");
+
+        Self::Tcp
+    }
+}
+
+impl From<FlowError> for End {
+    fn from(error: FlowError) -> Self {
+        Self::Flow(error)
+    }
+}
+
+/// TCP into the tunnel. Resolves when the other end has acknowledged everything.
+async fn upward(
+    tcp: &TcpStream,
+    send: &mut SendHalf,
+    counters: &SpliceCounters,
+) -> Result<(), End> {
+    let mut size = FIRST_READ_SIZE;
+    let mut buffer = BytesMut::new();
+    // Resolves when the other end no longer reads, or the tunnel is lost, while TCP is quiet.
+    let mut stopped = Box::pin(send.stopped());
+    loop {
+        if buffer.capacity() - buffer.len() < LEAST_ROOM {
+            buffer = BytesMut::with_capacity(size);
+        }
+        match tcp.try_read_buf(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => {
+                counters.sent.fetch_add(read as u64, Ordering::Relaxed);
+                if read >= size / 2 {
+                    size = (size * 4).min(READ_SIZE);
+                }
+                send.write_chunk(buffer.split().freeze()).await?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // A quiet flow holds no buffer.
+                buffer = BytesMut::new();
+                tokio::select! {
+                    ready = tcp.readable() => ready?,
+                    ended = &mut stopped => ended?,
+                }
+                size = (size / 2).max(FIRST_READ_SIZE);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    send.finish();
+    tokio::select! {
+        ended = stopped => Ok(ended?),
+        error = failed(tcp) => Err(error.into()),
+    }
+}
+
+/// The tunnel into TCP.
+async fn downward(
+    tcp: &TcpStream,
+    recv: &mut RecvHalf,
+    counters: &SpliceCounters,
+) -> Result<(), End> {
+    let mut chunks: [Bytes; WRITE_CHUNKS] = std::array::from_fn(|_| Bytes::new());
+    loop {
+        let read = tokio::select! {
+            read = recv.read_chunks(&mut chunks) => read?,
+            error = failed(tcp) => return Err(error.into()),
+        };
+        let Some(count) = read else {
+            break;
+        };
+        let bytes: usize = chunks[..count].iter().map(Bytes::len).sum();
+        write_all(tcp, &mut chunks[..count]).await?;
+        counters.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+    match SockRef::from(tcp).shutdown(std::net::Shutdown::Write) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes all chunks and leaves them empty.
+async fn write_all(tcp: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<()> {
+    while !chunks.is_empty() {
+        let mut slices = [io::IoSlice::new(&[]); WRITE_CHUNKS];
+        for (slice, chunk) in slices.iter_mut().zip(chunks.iter()) {
+            *slice = io::IoSlice::new(chunk);
+        }
+        match tcp.try_write_vectored(&slices[..chunks.len()]) {
+            Ok(written) => chunks = skip(chunks, written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+
+    Ok(())
+}
+
+/// Takes what was written off the chunks.
+fn skip(chunks: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
+    let mut whole = 0;
+    for chunk in chunks.iter_mut() {
+        if written < chunk.len() {
+            let _ = chunk.split_to(written);
+            break;
+        }
+        written -= chunk.len();
+        *chunk = Bytes::new();
+        whole += 1;
+    }
+
+    &mut chunks[whole..]
+}
+
+/// Resolves when the TCP connection has failed, which neither a read after its end nor a wait
+/// for data would tell.
+async fn failed(tcp: &TcpStream) -> io::Error {
+    loop {
+        match tcp.ready(Interest::ERROR).await {
+            Ok(_) => match tcp.take_error() {
+                Ok(Some(error)) | Err(error) => return error,
+                Ok(None) if is_closed(tcp) => return io::ErrorKind::ConnectionReset.into(),
+                // Readiness of another kind: it is looked at again after a pause.
+                Ok(None) => sleep(LONGEST_PAUSE).await,
+            },
+            Err(error) => return error,
+        }
+    }
+}
+
+/// Resolves when both FINs are acknowledged. How long that may take is the kernel's to decide: a
+/// reader that is merely slow is waited for, one that has vanished runs into TCP's own limits.
+async fn closed(tcp: &TcpStream) {
+    let mut pause = FIRST_PAUSE;
+    while !is_closed(tcp) {
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// A socket in the state CLOSE, which a kernel socket also has once TIME-WAIT has taken over, is
+/// the only one that once had a peer and has none.
+fn is_closed(tcp: &TcpStream) -> bool {
+    tcp.peer_addr().is_err()
 }

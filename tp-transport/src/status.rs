@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::codes::CloseCode;
+use quinn::{Connection, ConnectionError};
+
+use crate::{codes::CloseCode, mux::udp::Udp};
 
 /// One of the two ways between the ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,22 @@ pub struct TunnelStats {
     pub udp_send_buffer: u64,
 }
 
+impl TunnelStats {
+    pub(crate) fn of(connection: &Connection, udp: Option<&Udp>) -> Self {
+        let stats = connection.stats();
+
+        Self {
+            rtt: stats.path.rtt,
+            bytes_sent: stats.udp_tx.bytes,
+            bytes_received: stats.udp_rx.bytes,
+            lost_packets: stats.path.lost_packets,
+            mtu: stats.path.current_mtu,
+            udp_receive_buffer: udp.map_or(0, Udp::receive_buffer),
+            udp_send_buffer: udp.map_or(0, Udp::send_buffer),
+        }
+    }
+}
+
 /// Why a tunnel ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClosedReason {
@@ -52,4 +70,18 @@ pub enum ClosedReason {
     Local,
     #[error("the tunnel broke: {0}")]
     Broken(String),
+}
+
+impl From<ConnectionError> for ClosedReason {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::LocallyClosed => Self::Local,
+            ConnectionError::ApplicationClosed(close) => Self::Peer {
+                code: close.error_code.into(),
+                reason: String::from_utf8_lossy(&close.reason).into_owned(),
+            },
+            ConnectionError::TimedOut | ConnectionError::Reset => Self::ReplicaGone,
+            error => Self::Broken(error.to_string()),
+        }
+    }
 }

@@ -1,0 +1,490 @@
+//! Decides, from probes alone, which path the client uses. Pure: time and wire are arguments.
+//!
+//! A UDP address is used once it has answered probes in a row; it is left when six probes of the
+//! fast pace stay unanswered. Receiving is no proof, because one direction may be blocked alone.
+//! A monitor that was itself late blames nobody: what it missed may wait in its own queue.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    client::PathChoice,
+    quic::{BASE_SIZE, FULL_SIZE},
+};
+
+/// Pace of probes on a path that is in use, and while one is being tried.
+const FAST: Duration = Duration::from_millis(60);
+/// Pace on a path that is in use but carries nothing.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long after the last data a path counts as carrying some.
+const BUSY_FOR: Duration = Duration::from_secs(2);
+/// Unanswered probes that mean silence.
+const SILENT_AFTER: usize = 6;
+/// Answers in a row before an address is used, and after it has failed before.
+const ANSWERS: u32 = 2;
+const ANSWERS_AGAIN: u32 = 8;
+/// Further answers that an address needs which does not carry full-size packets.
+const ANSWERS_SMALL: u32 = 3;
+/// Longest pause between tries of an address that does not answer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Pause before an address that fell silent is used again; doubles with every fall.
+const HOLD: Duration = Duration::from_secs(2);
+/// Pace of probes on the byte stream.
+const LINK_PACE: Duration = Duration::from_secs(1);
+const LINK_PACE_ASIDE: Duration = Duration::from_secs(5);
+/// Silence on both paths that means that the replica is gone.
+const GONE_AFTER: Duration = Duration::from_secs(3);
+/// How late a tick may be and still judge.
+const LATE: Duration = Duration::from_millis(50);
+const MAX_CANDIDATES: usize = 8;
+const MAX_OUTSTANDING: usize = 32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    Link,
+    Udp(SocketAddr),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    Probe {
+        to: Target,
+        counter: u64,
+        size: usize,
+    },
+    /// Move the connection to another path.
+    Switch(Target),
+    /// Nothing answers on any path.
+    Gone,
+}
+
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    choice: PathChoice,
+    active: Target,
+    candidates: Vec<Candidate>,
+    next_counter: u64,
+    link: LinkHealth,
+    busy_until: Instant,
+    expected_tick: Instant,
+}
+
+#[derive(Debug)]
+struct LinkHealth {
+    down_since: Option<Instant>,
+    next_probe: Instant,
+    /// When the oldest probe was sent since which nothing was heard.
+    awaiting_since: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    address: SocketAddr,
+    outstanding: VecDeque<Outstanding>,
+    full_answers: u32,
+    small_answers: u32,
+    rtt: Option<Duration>,
+    next_probe: Instant,
+    pause: Duration,
+    falls: u32,
+    held_until: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Outstanding {
+    counter: u64,
+    sent: Instant,
+    is_full: bool,
+}
+
+impl Candidate {
+    fn new(address: SocketAddr, now: Instant) -> Self {
+        Self {
+            address,
+            outstanding: VecDeque::new(),
+            full_answers: 0,
+            small_answers: 0,
+            rtt: None,
+            next_probe: now,
+            pause: FAST,
+            falls: 0,
+            held_until: now,
+        }
+    }
+
+    fn on_reply(&mut self, now: Instant, counter: u64) {
+        let Some(answered) = self.outstanding.iter().find(|sent| sent.counter == counter) else {
+            return;
+        };
+        let sample = now.saturating_duration_since(answered.sent);
+        match answered.is_full {
+            true => self.full_answers += 1,
+            false => self.small_answers += 1,
+        }
+        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        self.pause = FAST;
+        self.next_probe = self.next_probe.min(now + FAST);
+        // Whatever was sent before is either answered or lost: the path works.
+        self.outstanding.retain(|sent| sent.counter > counter);
+    }
+
+    /// Whether enough probes in a row were answered; a fresh start after a silent pause.
+    fn is_proven(&self) -> bool {
+        let needed = match self.falls {
+            0 => ANSWERS,
+            _ => ANSWERS_AGAIN,
+        };
+
+        self.full_answers >= needed || self.small_answers >= needed + ANSWERS_SMALL
+    }
+
+    fn answers(&self) -> bool {
+        self.full_answers + self.small_answers > 0
+    }
+
+    fn forget_answers(&mut self) {
+        self.full_answers = 0;
+        self.small_answers = 0;
+    }
+
+    /// Probes that should have been answered by now.
+    fn overdue(&self, now: Instant) -> usize {
+        let patience = self.rtt.map_or(FAST, |rtt| (rtt * 2).max(FAST));
+
+        self.outstanding
+            .iter()
+            .filter(|sent| now.saturating_duration_since(sent.sent) >= patience)
+            .count()
+    }
+
+    fn silent_for(&self, now: Instant) -> Duration {
+        self.outstanding.front().map_or(Duration::ZERO, |oldest| {
+            now.saturating_duration_since(oldest.sent)
+        })
+    }
+
+    fn size(&self) -> usize {
+        match self.full_answers {
+            0 => BASE_SIZE.into(),
+            _ => FULL_SIZE.into(),
+        }
+    }
+
+    fn probe(&mut self, now: Instant, counter: u64, size: usize) -> Action {
+        if self.outstanding.len() >= MAX_OUTSTANDING {
+            // The second oldest: the oldest tells since when nothing was heard.
+            self.outstanding.remove(1);
+        }
+        self.outstanding.push_back(Outstanding {
+            counter,
+            sent: now,
+            is_full: size == usize::from(FULL_SIZE),
+        });
+
+        Action::Probe {
+            to: Target::Udp(self.address),
+            counter,
+            size,
+        }
+    }
+}
+
+impl Monitor {
+    pub(crate) fn new(choice: PathChoice, now: Instant) -> Self {
+        Self {
+            choice,
+            active: Target::Link,
+            candidates: Vec::new(),
+            next_counter: 1,
+            link: LinkHealth {
+                down_since: None,
+                next_probe: now + LINK_PACE,
+                awaiting_since: None,
+            },
+            busy_until: now,
+            expected_tick: now,
+        }
+    }
+
+    pub(crate) fn active(&self) -> Target {
+        self.active
+    }
+
+    /// Replaces the addresses to try, best first. One in use stays in use while it works.
+    pub(crate) fn set_candidates(&mut self, now: Instant, addresses: &[SocketAddr]) {
+        if self.choice == PathChoice::StreamOnly {
+            return;
+        }
+        let mut known = std::mem::take(&mut self.candidates);
+        let wanted = addresses.iter().copied().take(MAX_CANDIDATES);
+        let active = match self.active {
+            Target::Udp(address) if !addresses.contains(&address) => Some(address),
+            Target::Udp(_) | Target::Link => None,
+        };
+        for address in wanted.chain(active) {
+            if self.candidates.iter().any(|other| other.address == address) {
+                continue;
+            }
+            let position = known.iter().position(|other| other.address == address);
+            self.candidates.push(match position {
+                Some(position) => known.swap_remove(position),
+                None => Candidate::new(address, now),
+            });
+        }
+    }
+
+    /// A genuine reply arrived from a UDP address. Replies on the byte stream need no call: any
+    /// byte received there counts.
+    pub(crate) fn on_reply(&mut self, now: Instant, from: SocketAddr, counter: u64) {
+        if let Some(candidate) = self.candidate(from) {
+            candidate.on_reply(now, counter);
+        }
+    }
+
+    /// The byte stream has ended, or a new one has taken its place.
+    pub(crate) fn on_link(&mut self, now: Instant, up: bool) {
+        self.link.awaiting_since = None;
+        self.link.next_probe = now;
+        self.link.down_since = match up {
+            true => None,
+            false => self.link.down_since.or(Some(now)),
+        };
+        if !up {
+            for candidate in &mut self.candidates {
+                candidate.next_probe = candidate.next_probe.min(now);
+                candidate.pause = FAST;
+            }
+        }
+    }
+
+    /// Data was sent.
+    pub(crate) fn on_activity(&mut self, now: Instant) {
+        let was_idle = self.busy_until < now;
+        self.busy_until = now + BUSY_FOR;
+        if was_idle && let Some(candidate) = self.active_candidate() {
+            candidate.next_probe = candidate.next_probe.min(now + FAST);
+        }
+    }
+
+    /// When [`Monitor::tick`] is due.
+    pub(crate) fn next_tick(&self, now: Instant) -> Instant {
+        let udp = match self.active {
+            Target::Udp(address) => self
+                .candidates
+                .iter()
+                .find(|candidate| candidate.address == address)
+                .map(|candidate| candidate.next_probe),
+            Target::Link => self.candidates.iter().map(|other| other.next_probe).min(),
+        };
+        let link = self.link.next_probe;
+        let down = self.link.down_since.map(|since| since + GONE_AFTER);
+
+        [udp, down]
+            .into_iter()
+            .flatten()
+            .fold(link, Instant::min)
+            .max(now)
+    }
+
+    /// Sends what is due and judges the paths. `link_heard`: when the byte stream last brought
+    /// anything. All replies that have arrived must have been given before.
+    pub(crate) fn tick(&mut self, now: Instant, link_heard: Instant) -> Vec<Action> {
+        if now.saturating_duration_since(self.expected_tick) > LATE {
+            self.forgive(now);
+        }
+        if self
+            .link
+            .awaiting_since
+            .is_some_and(|since| link_heard >= since)
+        {
+            self.link.awaiting_since = None;
+        }
+        let mut actions = Vec::new();
+        match self.active {
+            Target::Link => self.tick_on_link(now, &mut actions),
+            Target::Udp(address) => self.tick_on_udp(now, address, &mut actions),
+        }
+        self.probe_link(now, &mut actions);
+        self.expected_tick = self.next_tick(now);
+
+        actions
+    }
+
+    fn tick_on_link(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let link_silent = self.link_silence(now);
+        // With the stream in doubt, any address that answers is better.
+        let desperate = link_silent > GONE_AFTER / 2;
+        let proven = self.candidates.iter().find(|candidate| {
+            (candidate.is_proven() && candidate.held_until <= now)
+                || (desperate && candidate.answers())
+        });
+        if let Some(address) = proven.map(|candidate| candidate.address) {
+            self.switch_to_udp(now, address, actions);
+            return;
+        }
+        if link_silent >= GONE_AFTER {
+            actions.push(Action::Gone);
+            return;
+        }
+        for index in 0..self.candidates.len() {
+            if self.candidates[index].next_probe <= now {
+                self.try_candidate(now, index, actions);
+            }
+        }
+    }
+
+    /// One round for an address that is not in use: a full-size probe and a small one.
+    fn try_candidate(&mut self, now: Instant, index: usize, actions: &mut Vec<Action>) {
+        let candidate = &mut self.candidates[index];
+        if candidate.overdue(now) > 0 {
+            candidate.outstanding.retain(|sent| now - sent.sent < IDLE);
+            candidate.pause = (candidate.pause * 2).min(LONGEST_PAUSE);
+        }
+        if candidate.pause > IDLE {
+            candidate.forget_answers();
+        }
+        candidate.next_probe = now + candidate.pause;
+        for size in [FULL_SIZE, BASE_SIZE] {
+            let action = candidate.probe(now, self.next_counter, size.into());
+            self.next_counter += 1;
+            actions.push(action);
+        }
+    }
+
+    fn switch_to_udp(&mut self, now: Instant, address: SocketAddr, actions: &mut Vec<Action>) {
+        self.active = Target::Udp(address);
+        self.busy_until = now + BUSY_FOR;
+        if let Some(candidate) = self.candidate(address) {
+            candidate.outstanding.clear();
+            candidate.next_probe = now + FAST;
+        }
+        self.link.next_probe = self.link.next_probe.max(now + LINK_PACE);
+        actions.push(Action::Switch(self.active));
+    }
+
+    fn tick_on_udp(&mut self, now: Instant, address: SocketAddr, actions: &mut Vec<Action>) {
+        let (is_busy, counter) = (now < self.busy_until, self.next_counter);
+        let may_return = self.choice == PathChoice::Auto && self.link.down_since.is_none();
+        let link_silence = self.link_silence(now);
+        let Some(candidate) = self.candidate(address) else {
+            return;
+        };
+        let overdue = candidate.overdue(now);
+        if overdue >= SILENT_AFTER && may_return {
+            candidate.falls += 1;
+            candidate.forget_answers();
+            candidate.outstanding.clear();
+            candidate.held_until = now + HOLD * 2u32.pow(candidate.falls.min(6) - 1);
+            candidate.pause = FAST;
+            candidate.next_probe = now + FAST;
+            self.active = Target::Link;
+            self.link.next_probe = now;
+            actions.push(Action::Switch(Target::Link));
+            return;
+        }
+        let udp_silence = candidate.silent_for(now);
+        if udp_silence >= GONE_AFTER
+            && (self.choice == PathChoice::UdpOnly || link_silence >= GONE_AFTER)
+        {
+            actions.push(Action::Gone);
+            return;
+        }
+        let Some(candidate) = self.candidate(address) else {
+            return;
+        };
+        if candidate.next_probe <= now {
+            let size = candidate.size();
+            actions.push(candidate.probe(now, counter, size));
+            let pace = match is_busy || overdue > 0 || candidate.outstanding.len() > 1 {
+                true => FAST,
+                false => IDLE,
+            };
+            candidate.next_probe = now + pace;
+            self.next_counter += 1;
+        }
+    }
+
+    fn probe_link(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.link.next_probe > now {
+            return;
+        }
+        self.link.next_probe = now
+            + match self.active {
+                Target::Link => LINK_PACE,
+                Target::Udp(_) => LINK_PACE_ASIDE,
+            };
+        if self.link.down_since.is_none() {
+            self.link.awaiting_since = self.link.awaiting_since.or(Some(now));
+            actions.push(Action::Probe {
+                to: Target::Link,
+                counter: self.next_counter,
+                size: 0,
+            });
+            self.next_counter += 1;
+        }
+    }
+
+    fn link_silence(&self, now: Instant) -> Duration {
+        [self.link.down_since, self.link.awaiting_since]
+            .into_iter()
+            .flatten()
+            .map(|since| now.saturating_duration_since(since))
+            .max()
+            .unwrap_or_default()
+    }
+
+    fn forgive(&mut self, now: Instant) {
+        for candidate in &mut self.candidates {
+            candidate.outstanding.clear();
+            candidate.next_probe = candidate.next_probe.min(now);
+        }
+        self.link.awaiting_since = None;
+        self.link.next_probe = now;
+        if let Some(since) = &mut self.link.down_since {
+            *since = now;
+        }
+    }
+
+    fn candidate(&mut self, address: SocketAddr) -> Option<&mut Candidate> {
+        self.candidates
+            .iter_mut()
+            .find(|candidate| candidate.address == address)
+    }
+
+    fn active_candidate(&mut self) -> Option<&mut Candidate> {
+        match self.active {
+            Target::Udp(address) => self.candidate(address),
+            Target::Link => None,
+        }
+    }
+
+    /// Why UDP is not in use, as a phrase; empty if it is.
+    pub(crate) fn reason(&self) -> String {
+        if self.choice == PathChoice::StreamOnly {
+            return "UDP is not to be used".into();
+        }
+        match (self.active, self.candidates.as_slice()) {
+            (Target::Udp(_), _) => String::new(),
+            (Target::Link, []) => "the cluster has given no UDP address".into(),
+            (Target::Link, [candidate, rest @ ..]) => {
+                let others = match rest.len() {
+                    0 => String::new(),
+                    count => format!(" and {count} more"),
+                };
+                let problem = match (candidate.falls, candidate.pause > FAST * 4) {
+                    (0, false) => "waiting for an answer from",
+                    (0, true) => "no answer by UDP from",
+                    (_, _) => "UDP fell silent:",
+                };
+                format!("{problem} {}{others}", candidate.address)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "monitor/tests.rs"]
+mod tests;

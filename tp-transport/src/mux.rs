@@ -1,0 +1,383 @@
+//! One socket for QUIC over both paths.
+//!
+//! [`Mux`] moves datagrams and knows nothing of sessions. Its [`Side`] decides where a datagram
+//! goes, which datagrams from UDP reach QUIC at all, and what probes mean: [`client`] for the
+//! session, [`server`] for the manager.
+
+pub(crate) mod client;
+pub(crate) mod server;
+pub(crate) mod udp;
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    fmt,
+    io::{self, IoSliceMut},
+    net::{Ipv6Addr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+
+use crate::{
+    framed::{Link, Received},
+    probe::{Form, form},
+};
+use udp::Udp;
+
+/// Datagrams in one transmit when there is no UDP socket to limit it.
+const LINK_SEGMENTS: usize = 16;
+
+/// Where a datagram goes.
+pub(crate) enum Route {
+    Link(Arc<Link>),
+    Udp(SocketAddr),
+    /// The path is gone: as with a datagram lost on the way.
+    Nowhere,
+}
+
+/// What differs between the two ends.
+pub(crate) trait Side: fmt::Debug + Send + Sync + 'static {
+    fn route(&self, destination: SocketAddr) -> Route;
+
+    /// QUIC sent so many bytes.
+    fn sent(&self, size: usize);
+
+    /// The address under which QUIC sees what comes by UDP from `from`; `None`: QUIC never does.
+    fn admit_udp(&self, from: SocketAddr) -> Option<SocketAddr>;
+
+    /// The address under which QUIC sees what comes over a byte stream.
+    fn admit_link(&self, link: &Link) -> SocketAddr;
+
+    /// A probe that came by UDP; an answer goes back where it came from.
+    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Vec<u8>>;
+}
+
+/// The socket that QUIC is given.
+pub(crate) struct Mux<S> {
+    side: S,
+    udp: Option<Udp>,
+    received: Mutex<ReceiveQueue>,
+}
+
+#[derive(Default)]
+struct ReceiveQueue {
+    datagrams: VecDeque<Received>,
+    /// The endpoint's task.
+    waker: Option<Waker>,
+    /// Whose turn it is when both paths have something.
+    udp_first: bool,
+}
+
+impl<S: Side> Mux<S> {
+    pub(crate) fn new(side: S, udp: Option<Udp>) -> Arc<Self> {
+        Arc::new(Self {
+            side,
+            udp,
+            received: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn side(&self) -> &S {
+        &self.side
+    }
+
+    pub(crate) fn udp(&self) -> Option<&Udp> {
+        self.udp.as_ref()
+    }
+
+    /// Queues datagrams of a byte stream for QUIC; probes go to `on_probe`. Returns the number of
+    /// bytes that QUIC will read.
+    pub(crate) fn deliver(
+        &self,
+        link: &Arc<Link>,
+        batch: &mut Vec<Bytes>,
+        mut on_probe: impl FnMut(&[u8]),
+    ) -> usize {
+        let mut bytes = 0;
+        let mut queue = self.received();
+        for datagram in batch.drain(..) {
+            match form(&datagram) {
+                Form::ShortHeader | Form::LongHeader => {
+                    bytes += datagram.len();
+                    let link = Arc::clone(link);
+                    queue.datagrams.push_back(Received { link, datagram });
+                }
+                Form::Probe => on_probe(&datagram),
+                Form::Garbage => {}
+            }
+        }
+        let waker = match bytes {
+            0 => None,
+            _ => queue.waker.take(),
+        };
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+
+        bytes
+    }
+
+    fn received(&self) -> std::sync::MutexGuard<'_, ReceiveQueue> {
+        // The lock is never held across anything that could leave it half-written.
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fills `bufs` from the byte streams.
+    fn receive_links(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
+        let mut queue = self.received();
+        let mut filled = 0;
+        while filled < bufs.len() {
+            let Some(first) = queue.datagrams.pop_front() else {
+                break;
+            };
+            let (buf, stride) = (&mut bufs[filled], first.datagram.len());
+            first.link.consumed(stride);
+            if stride > buf.len() {
+                continue;
+            }
+            buf[..stride].copy_from_slice(&first.datagram);
+            let mut len = stride;
+            // Datagrams of one size share a buffer, and a shorter one may close it.
+            while let Some(next) = queue.datagrams.front()
+                && Arc::ptr_eq(&next.link, &first.link)
+                && next.datagram.len() <= stride
+                && len % stride == 0
+                && len + next.datagram.len() <= buf.len()
+            {
+                buf[len..len + next.datagram.len()].copy_from_slice(&next.datagram);
+                len += next.datagram.len();
+                first.link.consumed(next.datagram.len());
+                queue.datagrams.pop_front();
+            }
+            meta[filled] = RecvMeta {
+                addr: self.side.admit_link(&first.link),
+                len,
+                stride,
+                ecn: None,
+                dst_ip: None,
+            };
+            filled += 1;
+        }
+
+        filled
+    }
+
+    /// Fills `bufs` from the UDP socket, with what QUIC may see.
+    fn poll_udp(
+        &self,
+        udp: &Udp,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let received = std::task::ready!(udp.poll_recv(cx, bufs, meta))?;
+            let mut any = false;
+            for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
+                self.sift(udp, buf, meta);
+                any |= meta.len > 0;
+            }
+            if any {
+                return Poll::Ready(Ok(received));
+            }
+        }
+    }
+
+    /// Takes out of one buffer what is not for QUIC, and answers the probes in it.
+    fn sift(&self, udp: &Udp, buf: &mut [u8], meta: &mut RecvMeta) {
+        let (len, stride, from) = (meta.len, meta.stride.max(1), udp::canonical(meta.addr));
+        let mut admitted = None;
+        let mut kept = 0;
+        for start in (0..len).step_by(stride) {
+            let end = (start + stride).min(len);
+            match form(&buf[start..end]) {
+                Form::Probe => {
+                    if let Some(answer) = self.side.udp_probe(&buf[start..end], from) {
+                        udp.send_probe(&answer, from);
+                    }
+                }
+                Form::ShortHeader => {
+                    let admitted = *admitted.get_or_insert_with(|| self.side.admit_udp(from));
+                    if admitted.is_some() {
+                        if kept != start {
+                            buf.copy_within(start..end, kept);
+                        }
+                        kept += end - start;
+                    }
+                }
+                Form::LongHeader | Form::Garbage => {}
+            }
+        }
+        meta.len = kept;
+        if let Some(Some(address)) = admitted {
+            meta.addr = address;
+            meta.dst_ip = None;
+        }
+    }
+}
+
+impl<S> fmt::Debug for Mux<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mux").finish_non_exhaustive()
+    }
+}
+
+/// What kept a transmit from being sent.
+#[derive(Debug, Clone)]
+enum Blocked {
+    Link {
+        link: Arc<Link>,
+        destination: SocketAddr,
+    },
+    Udp,
+}
+
+thread_local! {
+    /// Why the last `try_send` of this thread would have blocked. QUIC asks the poller right
+    /// after, on the same thread, and does not say which destination it asks for.
+    static BLOCKED: RefCell<Option<Blocked>> = const { RefCell::new(None) };
+}
+
+impl<S: Side> AsyncUdpSocket for Mux<S> {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller {
+            mux: self,
+            blocked: None,
+            writable: None,
+        })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let (result, blocked) = match (self.side.route(transmit.destination), &self.udp) {
+            (Route::Link(link), _) => {
+                let destination = transmit.destination;
+                (link.try_send(transmit), Blocked::Link { link, destination })
+            }
+            (Route::Udp(remote), Some(udp)) => (udp.try_send(transmit, remote), Blocked::Udp),
+            (Route::Udp(_), None) | (Route::Nowhere, _) => return Ok(()),
+        };
+        let would_block =
+            matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        BLOCKED.set(would_block.then_some(blocked));
+        if !would_block {
+            self.side.sent(transmit.contents.len());
+        }
+
+        result
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let udp_first = {
+            let mut queue = self.received();
+            queue.waker = Some(cx.waker().clone());
+            queue.udp_first = !queue.udp_first;
+            queue.udp_first
+        };
+        if !udp_first {
+            let filled = self.receive_links(bufs, meta);
+            if filled > 0 {
+                return Poll::Ready(Ok(filled));
+            }
+        }
+        if let Some(udp) = &self.udp
+            && let Poll::Ready(result) = self.poll_udp(udp, cx, bufs, meta)
+        {
+            return Poll::Ready(result);
+        }
+        if udp_first {
+            let filled = self.receive_links(bufs, meta);
+            if filled > 0 {
+                return Poll::Ready(Ok(filled));
+            }
+        }
+
+        Poll::Pending
+    }
+
+    /// An IPv6 address, as the logical addresses are; nothing is ever sent to it.
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        let port = self.udp.as_ref().map_or(1, Udp::port);
+
+        Ok(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.udp
+            .as_ref()
+            .map_or(LINK_SEGMENTS, Udp::max_transmit_segments)
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.udp
+            .as_ref()
+            .map_or(LINK_SEGMENTS, Udp::max_receive_segments)
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.udp.as_ref().is_some_and(Udp::may_fragment)
+    }
+}
+
+/// Waits, for one connection, until what blocked it has room.
+struct Poller<S> {
+    mux: Arc<Mux<S>>,
+    blocked: Option<Blocked>,
+    writable: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
+}
+
+impl<S> fmt::Debug for Poller<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller").finish_non_exhaustive()
+    }
+}
+
+impl<S: Side> UdpPoller for Poller<S> {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(blocked) = BLOCKED.take() {
+            self.blocked = Some(blocked);
+            self.writable = None;
+        }
+        let result = match &self.blocked {
+            None => return Poll::Ready(Ok(())),
+            Some(Blocked::Link { link, destination }) => {
+                let rerouted = match self.mux.side.route(*destination) {
+                    Route::Link(current) => !Arc::ptr_eq(&current, link),
+                    Route::Udp(_) | Route::Nowhere => true,
+                };
+                if !rerouted && !link.poll_room(cx.waker()) {
+                    return Poll::Pending;
+                }
+                Ok(())
+            }
+            Some(Blocked::Udp) => {
+                let mux = Arc::clone(&self.mux);
+                let writable = self.writable.get_or_insert_with(|| {
+                    Box::pin(async move {
+                        match &mux.udp {
+                            Some(udp) => udp.writable().await,
+                            None => Ok(()),
+                        }
+                    })
+                });
+                std::task::ready!(writable.as_mut().poll(cx))
+            }
+        };
+        self.blocked = None;
+        self.writable = None;
+
+        Poll::Ready(result)
+    }
+}

@@ -1,0 +1,173 @@
+//! The session's side of the socket: one server, two ways to it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::{Notify, mpsc};
+
+use crate::{
+    congestion::PathEpoch,
+    framed::Link,
+    mux::{Route, Side},
+    probe::{ProbeKeys, ProbeKind},
+    quic::LOGICAL_SERVER,
+    status::PathKind,
+};
+
+/// Transmits of at least this size count as data; acknowledgements and keep-alives are smaller.
+const DATA_SIZE: usize = 64;
+/// Replies that may wait for the monitor; further ones are dropped, as the network may do.
+const MAX_REPLIES: usize = 64;
+
+/// A genuine reply to a probe.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ProbeReply {
+    pub(crate) from: SocketAddr,
+    pub(crate) counter: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct ClientSide {
+    epoch: Arc<PathEpoch>,
+    paths: RwLock<Paths>,
+    keys: OnceLock<ProbeKeys>,
+    replies: mpsc::Sender<ProbeReply>,
+    is_busy: AtomicBool,
+    busy: Notify,
+}
+
+#[derive(Debug)]
+struct Paths {
+    link: Arc<Link>,
+    remote: Option<SocketAddr>,
+    candidates: Vec<SocketAddr>,
+}
+
+impl ClientSide {
+    pub(crate) fn new(
+        epoch: Arc<PathEpoch>,
+        link: Arc<Link>,
+    ) -> (Self, mpsc::Receiver<ProbeReply>) {
+        let (replies, replies_rx) = mpsc::channel(MAX_REPLIES);
+        let side = Self {
+            epoch,
+            paths: RwLock::new(Paths {
+                link,
+                remote: None,
+                candidates: Vec::new(),
+            }),
+            keys: OnceLock::new(),
+            replies,
+            is_busy: AtomicBool::new(false),
+            busy: Notify::new(),
+        };
+
+        (side, replies_rx)
+    }
+
+    /// After the handshake: probes can be made and recognised.
+    pub(crate) fn set_keys(&self, keys: ProbeKeys) {
+        // The keys of a connection never change.
+        let _ = self.keys.set(keys);
+    }
+
+    pub(crate) fn keys(&self) -> Option<&ProbeKeys> {
+        self.keys.get()
+    }
+
+    pub(crate) fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.read().link)
+    }
+
+    /// Puts another byte stream in place of the one before, which ends.
+    pub(crate) fn replace_link(&self, link: Arc<Link>) {
+        let before = std::mem::replace(&mut self.write().link, link);
+        before.end();
+    }
+
+    pub(crate) fn set_candidates(&self, candidates: &[SocketAddr]) {
+        self.write().candidates = candidates.to_vec();
+    }
+
+    /// Sends everything by UDP to `remote`, or over the byte stream.
+    pub(crate) fn switch(&self, remote: Option<SocketAddr>) {
+        let path = match remote {
+            Some(_) => PathKind::Udp,
+            None => PathKind::Stream,
+        };
+        self.write().remote = remote;
+        if self.epoch.path() != path {
+            self.epoch.switch(path);
+        }
+        // Whoever waits for room there may go the new way.
+        self.link().wake();
+    }
+
+    pub(crate) fn remote(&self) -> Option<SocketAddr> {
+        self.read().remote
+    }
+
+    /// Whether data was sent since the last call.
+    pub(crate) fn take_busy(&self) -> bool {
+        self.is_busy.swap(false, Ordering::Relaxed)
+    }
+
+    /// Resolves when data is sent after [`ClientSide::take_busy`].
+    pub(crate) async fn busy(&self) {
+        self.busy.notified().await;
+    }
+
+    /// The monitor and QUIC both send; this one is QUIC.
+    pub(crate) fn note_sent(&self, size: usize) {
+        if size >= DATA_SIZE && !self.is_busy.swap(true, Ordering::Relaxed) {
+            self.busy.notify_one();
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Paths> {
+        self.paths.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Paths> {
+        self.paths.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Side for ClientSide {
+    fn route(&self, _: SocketAddr) -> Route {
+        let paths = self.read();
+        match paths.remote {
+            Some(remote) => Route::Udp(remote),
+            None => Route::Link(Arc::clone(&paths.link)),
+        }
+    }
+
+    fn sent(&self, size: usize) {
+        self.note_sent(size);
+    }
+
+    fn admit_udp(&self, from: SocketAddr) -> Option<SocketAddr> {
+        let paths = self.read();
+        let is_known = paths.remote == Some(from) || paths.candidates.contains(&from);
+
+        is_known.then_some(LOGICAL_SERVER)
+    }
+
+    fn admit_link(&self, _: &Link) -> SocketAddr {
+        LOGICAL_SERVER
+    }
+
+    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
+        let counter = self.keys()?.open(ProbeKind::Reply, probe)?;
+        if self.replies.try_send(ProbeReply { from, counter }).is_err() {
+            tracing::trace!("The monitor is behind with its replies");
+        }
+
+        None
+    }
+}

@@ -1,0 +1,307 @@
+//! The manager's side of the socket: many clients, each with byte streams and UDP addresses.
+//!
+//! A UDP address is answered only after a genuine probe came from it, and the handshake never
+//! reaches QUIC by UDP: for a stranger the port is as good as closed.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    congestion::PathEpoch,
+    framed::{Link, now_ms},
+    keys::SessionRef,
+    mux::{Route, Side},
+    probe::{ProbeKeys, ProbeKind, key_id},
+    quic::{is_link_address, link_address},
+    status::PathKind,
+};
+
+/// How long an address may send after its last genuine probe.
+const REMOTE_LIFETIME_MS: u64 = 30_000;
+/// Addresses of one client: its network may change, and each costs memory.
+const MAX_REMOTES: usize = 4;
+/// Byte streams served at once.
+const MAX_LINKS: usize = 8192;
+
+/// The paths of one connected session.
+#[derive(Debug)]
+pub(crate) struct PeerPaths {
+    keys: ProbeKeys,
+    epoch: Arc<PathEpoch>,
+    replay: Mutex<ReplayWindow>,
+    remotes: Mutex<Vec<SocketAddr>>,
+    heard_ms: AtomicU64,
+    /// Something came by a path that is not the one in use.
+    moved: Notify,
+}
+
+impl PeerPaths {
+    pub(crate) fn new(keys: ProbeKeys, epoch: Arc<PathEpoch>) -> Arc<Self> {
+        Arc::new(Self {
+            keys,
+            epoch,
+            replay: Mutex::default(),
+            remotes: Mutex::default(),
+            heard_ms: AtomicU64::new(now_ms()),
+            moved: Notify::new(),
+        })
+    }
+
+    pub(crate) fn epoch(&self) -> &PathEpoch {
+        &self.epoch
+    }
+
+    /// Resolves when the client may have moved.
+    pub(crate) async fn moved(&self) {
+        self.moved.notified().await;
+    }
+
+    /// Milliseconds since a probe arrived, on any path.
+    pub(crate) fn silent_ms(&self) -> u64 {
+        now_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed))
+    }
+
+    fn heard(&self) {
+        self.heard_ms.store(now_ms(), Ordering::Relaxed);
+    }
+
+    fn arrived_by(&self, path: PathKind) {
+        if self.epoch.path() != path {
+            self.moved.notify_one();
+        }
+    }
+}
+
+/// Which of the latest counters were seen.
+#[derive(Debug, Default)]
+struct ReplayWindow {
+    latest: u64,
+    /// Bit n: `latest - n` was seen.
+    seen: u64,
+}
+
+impl ReplayWindow {
+    /// Whether `counter` is seen for the first time, as far as one can tell.
+    fn admit(&mut self, counter: u64) -> bool {
+        if counter > self.latest {
+            let shift = u32::try_from(counter - self.latest).unwrap_or(u32::MAX);
+            self.seen = self.seen.checked_shl(shift).unwrap_or(0) | 1;
+            self.latest = counter;
+            return true;
+        }
+        let age = self.latest - counter;
+        let bit = 1u64.checked_shl(u32::try_from(age).unwrap_or(u32::MAX));
+        match bit {
+            Some(bit) if self.seen & bit == 0 => {
+                self.seen |= bit;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+}
+
+/// A byte stream and the session that its preface named.
+#[derive(Debug)]
+pub(crate) struct ServerLink {
+    pub(crate) link: Arc<Link>,
+    pub(crate) session: SessionRef,
+    /// Whose it is, once the handshake is done or a genuine probe came.
+    peer: OnceLock<Arc<PeerPaths>>,
+}
+
+#[derive(Debug)]
+struct Remote {
+    peer: Arc<PeerPaths>,
+    proven_ms: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct ServerSide {
+    next_link: AtomicU64,
+    links: RwLock<HashMap<SocketAddr, Arc<ServerLink>>>,
+    /// By the id of their probe keys.
+    peers: RwLock<HashMap<u64, Arc<PeerPaths>>>,
+    remotes: RwLock<HashMap<SocketAddr, Remote>>,
+}
+
+impl ServerSide {
+    /// Registers a byte stream; `None` if there are too many.
+    pub(crate) fn add_link(&self, session: SessionRef) -> Option<Arc<ServerLink>> {
+        let mut links = write(&self.links);
+        if links.len() >= MAX_LINKS {
+            return None;
+        }
+        let id = self.next_link.fetch_add(1, Ordering::Relaxed) + 1;
+        let link = Arc::new(ServerLink {
+            link: Link::new(link_address(id)),
+            session,
+            peer: OnceLock::new(),
+        });
+        links.insert(link.link.address(), Arc::clone(&link));
+
+        Some(link)
+    }
+
+    pub(crate) fn remove_link(&self, link: &ServerLink) {
+        link.link.end();
+        write(&self.links).remove(&link.link.address());
+    }
+
+    pub(crate) fn end_links(&self) {
+        let links: Vec<_> = write(&self.links).drain().collect();
+        links.iter().for_each(|(_, link)| link.link.end());
+    }
+
+    pub(crate) fn link(&self, address: &SocketAddr) -> Option<Arc<ServerLink>> {
+        read(&self.links).get(address).cloned()
+    }
+
+    /// After the handshake: the peer's probes are recognised.
+    pub(crate) fn add_peer(&self, peer: &Arc<PeerPaths>, link: &ServerLink) {
+        // Set by nobody else: the link's first probe needs the keys that this registers.
+        let _ = link.peer.set(Arc::clone(peer));
+        write(&self.peers).insert(peer.keys.id(), Arc::clone(peer));
+    }
+
+    pub(crate) fn remove_peer(&self, peer: &PeerPaths) {
+        write(&self.peers).remove(&peer.keys.id());
+        let addresses = std::mem::take(&mut *lock(&peer.remotes));
+        let mut remotes = write(&self.remotes);
+        for address in addresses {
+            let is_own = |remote: &Remote| remote.peer.keys.id() == peer.keys.id();
+            if remotes.get(&address).is_some_and(is_own) {
+                remotes.remove(&address);
+            }
+        }
+    }
+
+    /// A probe on a byte stream: answered there, if it is genuine.
+    pub(crate) fn link_probe(&self, link: &ServerLink, probe: &[u8]) {
+        let Some((peer, counter)) = self.open(probe) else {
+            return;
+        };
+        peer.heard();
+        // The first genuine probe tells whose a later byte stream is.
+        let _ = link.peer.set(Arc::clone(&peer));
+        let reply = peer.keys.seal(ProbeKind::Reply, counter, 0);
+        link.link.send_probe(&reply);
+    }
+
+    /// QUIC datagrams came over a byte stream.
+    pub(crate) fn link_data(&self, link: &ServerLink) {
+        if let Some(peer) = link.peer.get() {
+            peer.arrived_by(PathKind::Stream);
+        }
+    }
+
+    fn open(&self, probe: &[u8]) -> Option<(Arc<PeerPaths>, u64)> {
+        let peer = read(&self.peers).get(&key_id(probe)?).cloned()?;
+        let counter = peer.keys.open(ProbeKind::Request, probe)?;
+
+        Some((peer, counter))
+    }
+
+    fn prove_remote(&self, peer: &Arc<PeerPaths>, address: SocketAddr) {
+        if let Some(remote) = read(&self.remotes).get(&address)
+            && Arc::ptr_eq(&remote.peer, peer)
+        {
+            remote.proven_ms.store(now_ms(), Ordering::Relaxed);
+            return;
+        }
+        let evicted = {
+            let mut own = lock(&peer.remotes);
+            own.push(address);
+            (own.len() > MAX_REMOTES).then(|| own.remove(0))
+        };
+        let mut remotes = write(&self.remotes);
+        if let Some(evicted) = evicted.filter(|evicted| *evicted != address) {
+            remotes.remove(&evicted);
+        }
+        let remote = Remote {
+            peer: Arc::clone(peer),
+            proven_ms: AtomicU64::new(now_ms()),
+        };
+        remotes.insert(address, remote);
+        drop(remotes);
+        peer.moved.notify_one();
+    }
+}
+
+impl Side for ServerSide {
+    fn route(&self, destination: SocketAddr) -> Route {
+        if !is_link_address(&destination) {
+            return Route::Udp(destination);
+        }
+        match read(&self.links).get(&destination) {
+            Some(link) => Route::Link(Arc::clone(&link.link)),
+            None => Route::Nowhere,
+        }
+    }
+
+    fn sent(&self, _: usize) {}
+
+    fn admit_udp(&self, from: SocketAddr) -> Option<SocketAddr> {
+        let remotes = read(&self.remotes);
+        let remote = remotes.get(&from)?;
+        let age = now_ms().saturating_sub(remote.proven_ms.load(Ordering::Relaxed));
+        if age > REMOTE_LIFETIME_MS {
+            return None;
+        }
+        remote.peer.arrived_by(PathKind::Udp);
+
+        Some(from)
+    }
+
+    fn admit_link(&self, link: &Link) -> SocketAddr {
+        link.address()
+    }
+
+    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
+        let (peer, counter) = self.open(probe)?;
+        if !lock(&peer.replay).admit(counter) {
+            return None;
+        }
+        peer.heard();
+        self.prove_remote(&peer, from);
+
+        Some(peer.keys.seal(ProbeKind::Reply, counter, probe.len()))
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(lock: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_admitted_once() {
+        let mut window = ReplayWindow::default();
+
+        for counter in [1, 2, 5, 4, 100, 99, 70] {
+            assert!(window.admit(counter), "{counter}");
+            assert!(!window.admit(counter), "{counter} again");
+        }
+        assert!(!window.admit(3), "too old to tell");
+        assert!(window.admit(u64::MAX));
+    }
+}

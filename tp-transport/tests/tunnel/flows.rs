@@ -1,0 +1,219 @@
+use tokio_stream::StreamExt as _;
+use tonic::server::NamedService;
+use tp_proto::tunnel::{
+    HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse, Outcome,
+    ResolveRequest, ResolveResponse, TableEvent, WatchTableRequest,
+    manager_client::ManagerClient,
+    manager_server::{Manager, ManagerServer},
+};
+use tp_transport::{Accepted, Dialed, FlowError, PathChoice, ResetCode};
+
+use crate::support::{Lab, echo, flow_pair, pattern, target, within};
+
+#[tokio::test]
+async fn a_flow_echoes() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let _echo = echo(peer);
+    let Dialed::Connected(flow) = within("dial", tunnel.dial(target())).await.unwrap() else {
+        panic!("refused");
+    };
+    let (mut send, mut recv) = flow.split();
+    let sent = pattern(0, 3 << 20);
+
+    let write = async {
+        send.write_all(&sent).await.unwrap();
+        send.finish();
+    };
+    let read = async {
+        let mut received = Vec::new();
+        while let Some(chunk) = recv.read_chunk(1 << 20).await.unwrap() {
+            received.extend_from_slice(&chunk);
+        }
+        received
+    };
+    let ((), received) = within("echo", async { tokio::join!(write, read) }).await;
+
+    assert!(received == sent);
+}
+
+#[tokio::test]
+async fn a_half_close_leaves_the_other_direction_open_both_ways() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    for client_first in [true, false] {
+        let (near, far) = flow_pair(&tunnel, &peer).await;
+        let (first, second) = match client_first {
+            true => (near, far),
+            false => (far, near),
+        };
+        let ((mut send, mut recv), (mut other_send, mut other_recv)) =
+            (first.split(), second.split());
+
+        send.finish();
+        let end = within("end", other_recv.read_chunk(100)).await.unwrap();
+        assert_eq!(end, None);
+        other_send.write_all(b"still here").await.unwrap();
+        other_send.finish();
+        let chunk = within("answer", recv.read_chunk(100)).await.unwrap();
+
+        assert_eq!(chunk.as_deref(), Some(&b"still here"[..]));
+        assert_eq!(recv.read_chunk(100).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_arrives_as_a_reset_both_ways() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    for client_first in [true, false] {
+        let (near, far) = flow_pair(&tunnel, &peer).await;
+        let (first, second) = match client_first {
+            true => (near, far),
+            false => (far, near),
+        };
+        let (mut send, mut recv) = second.split();
+
+        first.reset(ResetCode::Reset);
+
+        let read = within("reset", recv.read_chunk(100)).await;
+        assert_eq!(read, Err(FlowError::Reset(ResetCode::Reset)));
+        let stopped = within("stop", send.stopped()).await;
+        assert_eq!(stopped, Err(FlowError::Reset(ResetCode::Reset)));
+        send.reset(ResetCode::Reset);
+    }
+}
+
+#[tokio::test]
+async fn a_flow_that_is_dropped_never_looks_complete() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let (near, far) = flow_pair(&tunnel, &peer).await;
+    let (mut send, _recv) = near.split();
+    let (_far_send, mut far_recv) = far.split();
+    send.write_all(b"half of it").await.unwrap();
+
+    drop(send);
+
+    let error = within("reset", async {
+        loop {
+            match far_recv.read_chunk(100).await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("a clean end"),
+                Err(error) => break error,
+            }
+        }
+    })
+    .await;
+    assert_eq!(error, FlowError::Reset(ResetCode::Aborted));
+}
+
+#[tokio::test]
+async fn a_refused_dial_says_how_and_why() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let _echo = echo(peer);
+
+    let dialed = within("dial", tunnel.dial("10.96.0.1:1".parse().unwrap())).await;
+
+    match dialed.unwrap() {
+        Dialed::Refused { outcome, reason } => {
+            assert_eq!(outcome, Outcome::Refused);
+            assert_eq!(reason, "nobody listens there");
+        }
+        Dialed::Connected(_) => panic!("connected"),
+    }
+}
+
+#[tokio::test]
+async fn a_dial_arrives_with_its_target_and_can_be_given_up() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let wanted = "[fd00:10::5]:8443".parse().unwrap();
+    let mut dial = Box::pin(tunnel.dial(wanted));
+
+    let accepted = within("accept", async {
+        tokio::select! {
+            accepted = peer.accept() => accepted.unwrap(),
+            _ = &mut dial => panic!("a verdict out of nowhere"),
+        }
+    })
+    .await;
+    let Accepted::Dial { target, pending } = accepted else {
+        panic!("a control stream");
+    };
+    assert_eq!(target, wanted);
+    drop(dial);
+
+    within("cancelled", pending.cancelled()).await;
+}
+
+#[tokio::test]
+async fn grpc_runs_over_the_control_stream() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let serve = tokio::spawn(async move {
+        let Some(Accepted::Control(io)) = peer.accept().await else {
+            panic!("no control stream");
+        };
+        let incoming =
+            tokio_stream::once(Ok::<_, std::io::Error>(io)).chain(tokio_stream::pending());
+        tonic::transport::Server::builder()
+            .add_service(ManagerServer::new(Greeter))
+            .serve_with_incoming(incoming)
+            .await
+            .unwrap();
+    });
+
+    let response = within("hello", async {
+        let io = tunnel.open_control().await.unwrap();
+        let mut client = ManagerClient::new(io.into_channel().await.unwrap());
+        let version = "7.0".into();
+        client.hello(HelloRequest { version }).await.unwrap()
+    })
+    .await;
+
+    assert_eq!(response.into_inner().version, "hello 7.0");
+    assert_eq!(ManagerServer::<Greeter>::NAME, "tp.tunnel.v1.Manager");
+    serve.abort();
+}
+
+struct Greeter;
+
+#[tonic::async_trait]
+impl Manager for Greeter {
+    async fn hello(
+        &self,
+        request: tonic::Request<HelloRequest>,
+    ) -> Result<tonic::Response<HelloResponse>, tonic::Status> {
+        let version = format!("hello {}", request.into_inner().version);
+
+        Ok(tonic::Response::new(HelloResponse {
+            version,
+            ..HelloResponse::default()
+        }))
+    }
+
+    type WatchTableStream = tokio_stream::Empty<Result<TableEvent, tonic::Status>>;
+
+    async fn watch_table(
+        &self,
+        _: tonic::Request<WatchTableRequest>,
+    ) -> Result<tonic::Response<Self::WatchTableStream>, tonic::Status> {
+        Ok(tonic::Response::new(tokio_stream::empty()))
+    }
+
+    async fn resolve(
+        &self,
+        _: tonic::Request<ResolveRequest>,
+    ) -> Result<tonic::Response<ResolveResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not here"))
+    }
+
+    async fn list_workloads(
+        &self,
+        _: tonic::Request<ListWorkloadsRequest>,
+    ) -> Result<tonic::Response<ListWorkloadsResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not here"))
+    }
+}

@@ -1,0 +1,196 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tp_transport::{
+    AttachError, CloseCode, ClosedReason, ConnectError, Identity, PathChoice, Tunnel,
+};
+
+use crate::support::{Lab, session, within};
+
+#[tokio::test]
+async fn an_admitted_session_with_its_key_is_connected() {
+    let mut lab = Lab::new();
+
+    let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
+
+    assert_eq!(*peer.session(), session("alice"));
+    assert_eq!(peer.key(), lab.alice.key_hash());
+    assert!(tunnel.stats().udp_receive_buffer > 0);
+}
+
+#[tokio::test]
+async fn another_key_is_refused() {
+    let mut lab = Lab::new();
+    let mut config = lab.config(PathChoice::Auto);
+    config.identity = Identity::generate().unwrap();
+
+    let error = refused(Tunnel::connect(lab.link(), config)).await;
+
+    assert!(matches!(error, ConnectError::Refused(_)), "{error}");
+}
+
+#[tokio::test]
+async fn the_name_of_another_session_is_refused() {
+    let mut lab = Lab::new();
+    let mut config = lab.config(PathChoice::Auto);
+    config.session = session("bob");
+
+    let error = refused(Tunnel::connect(lab.link(), config)).await;
+
+    assert!(matches!(error, ConnectError::Refused(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_session_than_the_preface_is_refused() {
+    let mut lab = Lab::new();
+    let config = lab.config(PathChoice::Auto);
+    // Bob's preface in front of a stream on which Alice proves who she is.
+    let (near, mut server_end) = tokio::io::duplex(64 << 10);
+    let link = lab.link();
+    let proxy = async move {
+        let (mut client_read, mut client_write) = tokio::io::split(near);
+        let (mut read, mut write) = tokio::io::split(link);
+        let mut preface = vec![0; preface_of("alice").len()];
+        client_read.read_exact(&mut preface).await.unwrap();
+        assert_eq!(preface, preface_of("alice"));
+        write.write_all(&preface_of("bob")).await.unwrap();
+        let up = tokio::io::copy(&mut client_read, &mut write);
+        let down = tokio::io::copy(&mut read, &mut client_write);
+        let _ = tokio::join!(up, down);
+    };
+
+    // The client talks to the proxy's far end.
+    let client_end = std::mem::replace(&mut server_end, tokio::io::duplex(1).0);
+    let error = tokio::select! {
+        error = refused(Tunnel::connect(client_end, config)) => error,
+        () = proxy => panic!("the proxy ended first"),
+    };
+
+    assert!(matches!(error, ConnectError::Refused(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_manager_with_another_key_is_not_talked_to() {
+    let mut lab = Lab::new();
+    let mut config = lab.config(PathChoice::Auto);
+    config.manager_key = Identity::generate().unwrap().key_hash();
+
+    let error = refused(Tunnel::connect(lab.link(), config)).await;
+
+    assert!(matches!(error, ConnectError::Handshake(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_unknown_session_is_refused_before_any_quic() {
+    let lab = Lab::new();
+    let (mut near, far) = tokio::io::duplex(4096);
+    near.write_all(&preface_of("mallory")).await.unwrap();
+    // What follows the preface must not be looked at.
+    near.write_all(&[0xc3; 1200]).await.unwrap();
+
+    let attached = within("attach", async {
+        tokio::join!(lab.server.attach(far), async {
+            let mut answer = Vec::new();
+            near.read_to_end(&mut answer).await.unwrap();
+            answer
+        })
+    });
+    let (attached, answer) = tokio::select! {
+        both = attached => both,
+    };
+
+    assert!(matches!(attached, Err(AttachError::Refused(_))));
+    assert_eq!(answer[..2], [1, 1], "version and refusal");
+    assert!(answer.ends_with(b"there is no such session"));
+}
+
+#[tokio::test]
+async fn the_client_learns_why_its_session_is_refused() {
+    let mut lab = Lab::new();
+    let mut config = lab.config(PathChoice::Auto);
+    config.session = session("mallory");
+
+    let error = refused(Tunnel::connect(lab.link(), config)).await;
+
+    assert!(
+        matches!(&error, ConnectError::Refused(reason) if reason == "there is no such session"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_ours_is_hung_up_on() {
+    let lab = Lab::new();
+    let (mut near, far) = tokio::io::duplex(4096);
+    near.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+
+    let attached = within("attach", lab.server.attach(far)).await;
+
+    assert!(matches!(attached, Err(AttachError::NotOurs)));
+}
+
+#[tokio::test]
+async fn both_ends_learn_how_the_other_closed() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    tunnel.close(CloseCode::Quit).await;
+    let reason = within("closed", peer.closed()).await;
+    assert!(
+        matches!(
+            reason,
+            ClosedReason::Peer {
+                code: CloseCode::Quit,
+                ..
+            }
+        ),
+        "{reason}"
+    );
+    assert_eq!(tunnel.closed().await, ClosedReason::Local);
+
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    peer.close(CloseCode::SessionGone, "the Session was deleted");
+    let reason = within("closed", tunnel.closed()).await;
+    let expected = ClosedReason::Peer {
+        code: CloseCode::SessionGone,
+        reason: "the Session was deleted".into(),
+    };
+    assert_eq!(reason, expected);
+}
+
+#[tokio::test]
+async fn a_closing_server_tells_its_clients() {
+    let mut lab = Lab::new();
+    let (tunnel, _peer) = lab.pair(PathChoice::Auto).await;
+
+    lab.server.close(CloseCode::Shutdown).await;
+
+    let reason = within("closed", tunnel.closed()).await;
+    assert!(
+        matches!(
+            reason,
+            ClosedReason::Peer {
+                code: CloseCode::Shutdown,
+                ..
+            }
+        ),
+        "{reason}"
+    );
+}
+
+async fn refused(connect: impl Future<Output = Result<Tunnel, ConnectError>>) -> ConnectError {
+    match within("connect", connect).await {
+        Ok(_) => panic!("it was admitted"),
+        Err(error) => error,
+    }
+}
+
+fn preface_of(name: &str) -> Vec<u8> {
+    let session = session(name);
+    let mut preface = b"tp-T\x01".to_vec();
+    for part in [&session.namespace, &session.name, &session.uid] {
+        preface.push(u8::try_from(part.len()).unwrap());
+        preface.extend_from_slice(part.as_bytes());
+    }
+
+    preface
+}

@@ -1,0 +1,10 @@
+//! Both ends of the tunnel against each other, over real sockets on the loopback.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
+
+mod flows;
+mod handshake;
+mod paths;
+mod splices;
+mod strangers;
+mod support;

@@ -1,0 +1,234 @@
+use std::{io, sync::atomic::Ordering, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tp_transport::{
+    CloseCode, PathChoice, Peer, ResetCode, SpliceCounters, SpliceEnd, Tunnel, splice,
+};
+
+use crate::support::{Lab, flow_pair, pattern, within};
+
+#[tokio::test]
+async fn a_transfer_passes_in_both_directions_and_ends_cleanly() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let mut ends = Ends::new(&tunnel, &peer).await;
+    let sent = pattern(0, 8 << 20);
+    let expected = sent.clone();
+
+    let (mut app_read, mut app_write) = ends.app.split();
+    let (mut target_read, mut target_write) = ends.target.split();
+    let upload = async {
+        app_write.write_all(&sent).await.unwrap();
+        app_write.shutdown().await.unwrap();
+    };
+    let echo = async {
+        tokio::io::copy(&mut target_read, &mut target_write)
+            .await
+            .unwrap();
+        target_write.shutdown().await.unwrap();
+    };
+    let download = async {
+        let mut received = Vec::new();
+        app_read.read_to_end(&mut received).await.unwrap();
+        received
+    };
+    let ((), (), received) = within("the transfer", async {
+        tokio::join!(upload, echo, download)
+    })
+    .await;
+
+    assert!(received == expected);
+    let [near, far] = within("the end", ends.splices()).await;
+    assert_eq!(near, (SpliceEnd::Finished, 8 << 20, 8 << 20));
+    assert_eq!(far, (SpliceEnd::Finished, 8 << 20, 8 << 20));
+}
+
+#[tokio::test]
+async fn a_reset_by_the_target_resets_the_application() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let mut ends = Ends::new(&tunnel, &peer).await;
+    ends.target.write_all(b"partial").await.unwrap();
+    let mut partial = [0; 7];
+    within("data", ends.app.read_exact(&mut partial))
+        .await
+        .unwrap();
+
+    reset(std::mem::replace(&mut ends.target, unconnected().await));
+
+    assert_reset(&mut ends.app).await;
+    let [near, far] = within("the end", ends.splices()).await;
+    assert_eq!(near.0, SpliceEnd::FlowReset(ResetCode::Reset));
+    assert_eq!(far.0, SpliceEnd::TcpReset);
+}
+
+#[tokio::test]
+async fn a_reset_by_the_application_resets_the_target() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let mut ends = Ends::new(&tunnel, &peer).await;
+
+    reset(std::mem::replace(&mut ends.app, unconnected().await));
+
+    assert_reset(&mut ends.target).await;
+    let [near, far] = within("the end", ends.splices()).await;
+    assert_eq!(near.0, SpliceEnd::TcpReset);
+    assert_eq!(far.0, SpliceEnd::FlowReset(ResetCode::Reset));
+}
+
+#[tokio::test]
+async fn a_reset_after_a_half_close_is_noticed_too() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let mut ends = Ends::new(&tunnel, &peer).await;
+    ends.app.shutdown().await.unwrap();
+    let end = within("the half-close", ends.target.read(&mut [0; 8])).await;
+    assert_eq!(end.unwrap(), 0);
+
+    reset(std::mem::replace(&mut ends.app, unconnected().await));
+
+    // The target has read the end already: a write tells it.
+    within("the target's reset", async {
+        while ends.target.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_tunnel_resets_both_connections_mid_transfer() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let mut ends = Ends::new(&tunnel, &peer).await;
+    ends.target.write_all(b"partial").await.unwrap();
+    let mut partial = [0; 7];
+    within("data", ends.app.read_exact(&mut partial))
+        .await
+        .unwrap();
+
+    tunnel.close(CloseCode::Quit).await;
+
+    assert_reset(&mut ends.app).await;
+    assert_reset(&mut ends.target).await;
+    let [near, far] = within("the end", ends.splices()).await;
+    assert_eq!(near.0, SpliceEnd::TunnelLost);
+    assert_eq!(far.0, SpliceEnd::TunnelLost);
+}
+
+#[tokio::test]
+async fn a_dropped_splice_resets_both_connections() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let mut ends = Ends::new(&tunnel, &peer).await;
+
+    ends.near.abort();
+
+    assert_reset(&mut ends.app).await;
+    assert_reset(&mut ends.target).await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_waited_for_after_the_last_byte() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let mut ends = Ends::new(&tunnel, &peer).await;
+    let sent = pattern(0, 6 << 20);
+
+    // The application does not read; the target sends all and closes.
+    let expected = sent.clone();
+    let target = std::mem::replace(&mut ends.target, unconnected().await);
+    let upload = tokio::spawn(async move {
+        let mut target = target;
+        target.write_all(&sent).await.unwrap();
+        target.shutdown().await.unwrap();
+        let _ = target.read(&mut [0; 8]).await;
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut received = Vec::new();
+    within("the late reader", ends.app.read_to_end(&mut received))
+        .await
+        .unwrap();
+
+    assert!(received == expected);
+    drop(std::mem::replace(&mut ends.app, unconnected().await));
+    within("the upload", upload).await.unwrap();
+    let [near, far] = within("the end", ends.splices()).await;
+    assert_eq!((near.0, far.0), (SpliceEnd::Finished, SpliceEnd::Finished));
+}
+
+type Ended = (SpliceEnd, u64, u64);
+
+/// An application and a target with the tunnel between them.
+struct Ends {
+    app: TcpStream,
+    target: TcpStream,
+    near: AbortOnDropHandle<Ended>,
+    far: AbortOnDropHandle<Ended>,
+}
+
+impl Ends {
+    async fn new(tunnel: &Tunnel, peer: &Peer) -> Self {
+        let (near_flow, far_flow) = flow_pair(tunnel, peer).await;
+        let (app, app_side) = tcp_pair().await;
+        let (target_side, target) = tcp_pair().await;
+        let run = |tcp, flow| {
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let counters = SpliceCounters::default();
+                let end = splice(tcp, flow, &counters).await;
+                let sent = counters.sent.load(Ordering::Relaxed);
+                (end, sent, counters.received.load(Ordering::Relaxed))
+            }))
+        };
+
+        Self {
+            app,
+            target,
+            near: run(app_side, near_flow),
+            far: run(target_side, far_flow),
+        }
+    }
+
+    async fn splices(self) -> [Ended; 2] {
+        [self.near.await.unwrap(), self.far.await.unwrap()]
+    }
+}
+
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let connecting = TcpStream::connect(listener.local_addr().unwrap());
+    let (connected, accepted) = tokio::join!(connecting, listener.accept());
+
+    (connected.unwrap(), accepted.unwrap().0)
+}
+
+/// Takes the place of a connection that a test has taken out.
+async fn unconnected() -> TcpStream {
+    tcp_pair().await.0
+}
+
+fn reset(tcp: TcpStream) {
+    SockRef::from(&tcp)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+async fn assert_reset(tcp: &mut TcpStream) {
+    let mut buffer = [0; 1024];
+    let error = within("a reset", async {
+        loop {
+            match tcp.read(&mut buffer).await {
+                Ok(0) => panic!("a clean end"),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        }
+    })
+    .await;
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}

@@ -1,0 +1,97 @@
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{net::UdpSocket, time::timeout};
+use tp_transport::PathKind;
+
+use crate::support::{Lab, within};
+
+/// How long an answer to a stranger is waited for.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_stranger_gets_nothing_back_whatever_he_sends() {
+    let mut lab = Lab::new();
+    let (_tunnel, _peer) = lab.udp_pair().await;
+    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    stranger.connect(lab.udp).await.unwrap();
+
+    // A QUIC Initial of version 1, of an unknown version, a short header, a probe without a key,
+    // nothing, and noise.
+    let mut initial = vec![0; 1200];
+    initial[..7].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8, 0xaa]);
+    let mut negotiation = initial.clone();
+    negotiation[1..5].copy_from_slice(&[0x1a, 0x2a, 0x3a, 0x4a]);
+    let mut probe = vec![0; 1452];
+    probe[0] = 0x10;
+    for datagram in [
+        initial,
+        negotiation,
+        vec![0x40; 1200],
+        probe,
+        vec![],
+        vec![0xff; 700],
+    ] {
+        stranger.send(&datagram).await.unwrap();
+    }
+
+    assert_silent(&stranger).await;
+}
+
+#[tokio::test]
+async fn a_replayed_probe_is_answered_to_nobody_and_wins_no_address() {
+    let mut lab = Lab::new();
+    let (tunnel, _peer) = lab.pair(tp_transport::PathChoice::Auto).await;
+    let tap = Tap::new(lab.udp).await;
+    tunnel.set_candidates(vec![tap.address]);
+    let (probe, answered) = within("a probe", tap.first_probe()).await;
+    assert!(answered);
+
+    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    stranger.connect(lab.udp).await.unwrap();
+    stranger.send(&probe).await.unwrap();
+    for changed in [0, 1, 9, 16, 700, probe.len() - 1] {
+        let mut forged = probe.clone();
+        forged[changed] ^= 1;
+        stranger.send(&forged).await.unwrap();
+    }
+    stranger.send(&[0x40; 1200]).await.unwrap();
+
+    assert_silent(&stranger).await;
+    assert_eq!(tunnel.path().borrow().path, PathKind::Stream);
+}
+
+async fn assert_silent(stranger: &UdpSocket) {
+    let mut buffer = [0; 2048];
+    if let Ok(received) = timeout(PATIENCE, stranger.recv(&mut buffer)).await {
+        panic!("the port answers a stranger: {received:?}");
+    }
+}
+
+/// Stands between the client and the server, and passes probes one way only.
+struct Tap {
+    near: UdpSocket,
+    far: UdpSocket,
+    address: SocketAddr,
+}
+
+impl Tap {
+    async fn new(server: SocketAddr) -> Self {
+        let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        far.connect(server).await.unwrap();
+        let address = near.local_addr().unwrap();
+
+        Self { near, far, address }
+    }
+
+    /// The first probe of the client, and whether the server answered it.
+    async fn first_probe(&self) -> (Vec<u8>, bool) {
+        let mut buffer = [0; 2048];
+        let (length, _) = self.near.recv_from(&mut buffer).await.unwrap();
+        let probe = buffer[..length].to_vec();
+        self.far.send(&probe).await.unwrap();
+        let answer = timeout(PATIENCE, self.far.recv(&mut buffer)).await;
+
+        (probe, answer.is_ok())
+    }
+}
