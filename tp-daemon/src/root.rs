@@ -1,8 +1,189 @@
-//! Role `root`.
+//! The root role: makes the data path of a session and hands its descriptors over.
+//!
+//! It loads programs, makes namespaces and links, and does nothing else: no TLS, no kubeconfig,
+//! no parsing of anything that came from a network. A session's connection is its lease; when it
+//! closes, everything made for it goes.
+
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown},
+    },
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use anyhow::{Context, bail};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+use tracing_subscriber::EnvFilter;
+
+mod bundle;
+mod connection;
+mod diag;
+mod links;
+mod netns;
+mod packet;
+mod peer;
+mod ranges;
+mod refusal;
+mod scope;
+mod server;
+mod sudo;
+#[expect(unsafe_code, reason = "system calls without a safe wrapper")]
+mod sys;
+
+use connection::Context as Shared;
+use peer::Admission;
+use server::{Lifetime, Server};
+
+const BACKLOG: i32 = 64;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct RootArgs {}
+pub(crate) struct RootArgs {
+    /// Serve only the user who called sudo, and end with that user's last session.
+    #[arg(long)]
+    sudo: bool,
 
-pub(crate) fn run(_args: RootArgs) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+    /// Where to listen.
+    #[arg(long, hide = true, env = "TP_ROOT_SOCKET", default_value = tp_proto::root::SOCKET_PATH)]
+    socket: PathBuf,
+
+    /// Whose members are served besides root.
+    #[arg(long, hide = true, default_value = "tp")]
+    group: String,
+}
+
+pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the root daemon needs root: start it with `sudo tp-daemon root --sudo`");
+    }
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("TP_LOG").unwrap_or_else(|_| "info".into()))
+        .with_writer(io::stderr)
+        .init();
+
+    let (admission, lifetime) = if args.sudo {
+        let uid = sudo::check()?;
+        (Admission::Only { uid }, Lifetime::WithLastSession)
+    } else {
+        let gid = group_id(&args.group)?;
+        (Admission::Group { gid }, Lifetime::UntilStopped)
+    };
+    let context = Shared {
+        offsets: tp_ebpf_loader::credential_offsets()?,
+        hierarchy: scope::Hierarchy::find()?,
+        has_served: AtomicBool::new(false),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listener = open_socket(&args.socket, admission)?;
+    let _socket = RemoveOnDrop(&args.socket);
+    tracing::info!(version = tp_proto::VERSION, "Root daemon is ready");
+
+    runtime.block_on(async {
+        Server::new(listener, admission, lifetime, context)?
+            .run()
+            .await
+    })
+}
+
+/// Listens where only those who are served may connect.
+fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<OwnedFd> {
+    let place = || format!("cannot listen at {}", path.display());
+    let directory = path.parent().context("the socket needs a directory")?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(directory)
+        .with_context(place)?;
+    remove_stale(path).with_context(place)?;
+
+    let address = SocketAddrUnix::new(path).with_context(place)?;
+    let socket = seqpacket(SocketFlags::CLOEXEC)?;
+    bind(&socket, &address).with_context(place)?;
+    let (uid, gid, mode) = match admission {
+        Admission::Group { gid: Some(gid) } => (0, gid, 0o660),
+        Admission::Group { gid: None } => (0, 0, 0o600),
+        Admission::Only { uid } => (uid, 0, 0o600),
+    };
+    // Before anybody can connect: the socket does not listen yet.
+    chown(path, Some(uid), Some(gid)).with_context(place)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(place)?;
+    listen(&socket, BACKLOG).with_context(place)?;
+
+    Ok(socket)
+}
+
+/// Removes the socket of a daemon that died; refuses to take it from one that lives.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            bail!("something that is not a socket is in the way")
+        }
+        Ok(_) => {}
+    }
+    let probe = seqpacket(SocketFlags::CLOEXEC)?;
+    if connect(&probe, &SocketAddrUnix::new(path)?).is_ok() {
+        bail!("another root daemon serves there");
+    }
+
+    Ok(fs::remove_file(path)?)
+}
+
+fn seqpacket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        flags,
+        None,
+    )?)
+}
+
+/// Looks a group up in /etc/group; a number stands for itself.
+fn group_id(name: &str) -> anyhow::Result<Option<u32>> {
+    if let Ok(gid) = name.parse() {
+        return Ok(Some(gid));
+    }
+    let groups = fs::read_to_string("/etc/group").context("cannot read /etc/group")?;
+
+    Ok(parse_group(&groups, name))
+}
+
+fn parse_group(groups: &str, name: &str) -> Option<u32> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let is_wanted = fields.next()? == name;
+        let gid = fields.nth(1)?.parse().ok()?;
+
+        is_wanted.then_some(gid)
+    })
+}
+
+struct RemoveOnDrop<'a>(&'a Path);
+
+impl Drop for RemoveOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(self.0) {
+            tracing::debug!(%error, "Cannot remove the socket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_its_whole_name() {
+        let groups = "root:x:0:\ntpx:x:900:\ntp:x:901:alice,bob\n";
+
+        assert_eq!(parse_group(groups, "tp"), Some(901));
+        assert_eq!(parse_group(groups, "t"), None);
+    }
 }

@@ -1,0 +1,316 @@
+//! The bundle of one session: private namespace, veth, TUN, programs, all made and dropped as
+//! one.
+
+use std::{
+    fs::{self, File},
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::Context;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use socket2::{Domain, Protocol, Socket, Type};
+use tp_ebpf_loader::{CredentialOffsets, DataPath, Interfaces, Plan};
+use tp_proto::root;
+
+use super::{
+    diag,
+    links::{HOST_MAC, INNER_MAC, MTU, Netlink},
+    netns::NetNamespace,
+    ranges::{self, Range},
+    refusal::Refusal,
+    scope::{Hierarchy, ResolvedScope},
+    sys,
+};
+
+const INNER_VETH: &str = "veth0";
+const TUN: &str = "tun0";
+
+/// A burst of connects must not lose SYNs on the way to the session, nor approved ones on the
+/// way back.
+const TUN_QUEUE_LEN: u32 = 4096;
+const BACKLOG: i32 = 4096;
+const UDP_RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Between looking for a free range and occupying it nobody else may look.
+static CHOOSING_RANGE: Mutex<()> = Mutex::new(());
+
+/// What the bundle is for.
+pub(super) struct Request<'a> {
+    pub(super) host: NetNamespace,
+    pub(super) scope: ResolvedScope,
+    pub(super) session_pid: u32,
+    pub(super) offsets: CredentialOffsets,
+    pub(super) hierarchy: &'a Hierarchy,
+}
+
+/// What the session gets, beside its description.
+pub(super) struct Descriptors {
+    pub(super) listener: OwnedFd,
+    pub(super) udp: OwnedFd,
+    pub(super) tun: OwnedFd,
+    pub(super) alias_table: OwnedFd,
+    pub(super) heartbeat: OwnedFd,
+}
+
+/// A live bundle; dropping it restores the machine.
+pub(super) struct Bundle {
+    data_path: DataPath,
+    _link: Link,
+}
+
+impl Bundle {
+    pub(super) fn open(request: Request<'_>) -> Result<(Self, root::Bundle, Descriptors), Refusal> {
+        let inner = NetNamespace::private().context("cannot make a network namespace")?;
+        let cookie = request.host.run(host_cookie)?;
+        let link = Link::make(request.host, &inner)?;
+        let devices = inner.run(|| make_devices(&link.range))?;
+
+        let plan = Plan {
+            netns_cookie: cookie,
+            exempt: [request.session_pid, std::process::id()],
+            user: request.scope.user,
+            cgroup: request.scope.cgroup,
+            alias_base: u32::from(link.range.aliases.addr()),
+            alias_count: link.range.alias_count(),
+            host_address: link.range.host.octets(),
+            interfaces: devices.interfaces,
+            offsets: request.offsets,
+        };
+        let mut data_path = DataPath::load(&plan)?;
+        inner.run(|| {
+            let (listener, udp) = (&devices.listener, &devices.udp);
+            data_path.attach_inner(inner.as_fd(), INNER_VETH, TUN, listener, udp)?;
+            Ok::<_, Refusal>(())
+        })?;
+        // The guard stands before the way is open, and the way is open before anybody is steered.
+        link.host
+            .run(|| data_path.attach_host(&link.name).map_err(Refusal::from))?;
+        link.open()?;
+        data_path.attach_cgroup(request.hierarchy.open()?)?;
+
+        let description = root::Bundle {
+            alias_base: link.range.aliases.addr(),
+            alias_count: link.range.alias_count(),
+            host_address: link.range.host,
+            mtu: MTU,
+            hooks: data_path.hooks().to_vec(),
+        };
+        let descriptors = Descriptors {
+            listener: devices.listener.into(),
+            udp: devices.udp.into(),
+            tun: devices.tun.into(),
+            alias_table: data_path.maps().alias_table_fd()?,
+            heartbeat: data_path.maps().heartbeat_fd()?,
+        };
+        let bundle = Self {
+            data_path,
+            _link: link,
+        };
+
+        Ok((bundle, description, descriptors))
+    }
+
+    pub(super) fn data_path(&self) -> &DataPath {
+        &self.data_path
+    }
+
+    pub(super) fn data_path_mut(&mut self) -> &mut DataPath {
+        &mut self.data_path
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        // No new socket is steered; then the link ends those that are, then the rest goes.
+        self.data_path.detach_cgroup();
+    }
+}
+
+/// The veth pair, seen from the workstation. Dropping it ends every socket that uses it.
+struct Link {
+    host: NetNamespace,
+    netlink: Netlink,
+    name: String,
+    index: u32,
+    range: Range,
+}
+
+impl Link {
+    /// Makes the pair and gives it its addresses; the workstation's end stays down.
+    fn make(host: NetNamespace, inner: &NetNamespace) -> Result<Self, Refusal> {
+        let netlink = host.run(Netlink::open)?;
+        let _choosing = CHOOSING_RANGE
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let range = ranges::choose(&netlink.networks()?).ok_or_else(|| {
+            Refusal::unsupported(
+                "no address range is free for aliases: 198.18.0.0/15 and 240.0.0.0/10 are in use",
+            )
+        })?;
+        let name = unused_name(&netlink)?;
+        netlink.add_veth(&name, INNER_VETH, inner.as_fd())?;
+        let index = netlink.index_of(&name)?;
+        let link = Self {
+            host,
+            netlink,
+            name,
+            index,
+            range,
+        };
+        link.configure()?;
+
+        Ok(link)
+    }
+
+    fn configure(&self) -> Result<(), Refusal> {
+        let Range { host, gateway, .. } = self.range;
+        self.host.run(|| {
+            disable_ipv6(&self.name)?;
+            // What comes out of the private namespace is for this machine only.
+            set("ipv4/conf", &self.name, "forwarding", "0")
+        })?;
+        self.netlink.add_address(self.index, host)?;
+        self.netlink.add_neighbour(self.index, gateway, INNER_MAC)?;
+
+        Ok(())
+    }
+
+    /// Opens the way to the aliases.
+    fn open(&self) -> Result<(), Refusal> {
+        let Range {
+            aliases,
+            host,
+            gateway,
+        } = self.range;
+        self.netlink.set_up(self.index)?;
+        self.netlink.add_link_route(self.index, gateway)?;
+        self.netlink
+            .add_alias_route(self.index, aliases, gateway, host)?;
+
+        Ok(())
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let aliases = self.range.aliases;
+        let destroy = || Ok::<_, io::Error>(diag::destroy_sockets_to(aliases));
+        match self.host.run(destroy) {
+            Ok(count) => tracing::debug!(count, "Ended the sockets of a bundle"),
+            Err(error) => tracing::debug!(%error, "Cannot end the sockets of a bundle"),
+        }
+        // An interface of another name has taken the index: ours is gone already.
+        if self.netlink.name_of(self.index).as_deref() != Some(&self.name) {
+            return;
+        }
+        if let Err(error) = self.netlink.delete(self.index) {
+            tracing::error!(error = format!("{error:#}"), "Cannot delete a link");
+        }
+    }
+}
+
+/// What lives in the private namespace.
+struct Devices {
+    listener: Socket,
+    udp: Socket,
+    tun: File,
+    interfaces: Interfaces,
+}
+
+/// Runs inside the private namespace.
+fn make_devices(range: &Range) -> Result<Devices, Refusal> {
+    let netlink = Netlink::open()?;
+    for name in ["all", "default", INNER_VETH] {
+        disable_ipv6(name)?;
+        set("ipv4/conf", name, "rp_filter", "0")?;
+        set("ipv4/conf", name, "forwarding", "0")?;
+    }
+    let loopback = netlink.index_of("lo")?;
+    netlink.set_up(loopback)?;
+    netlink.add_local_route(loopback, range.aliases)?;
+
+    let veth = netlink.index_of(INNER_VETH)?;
+    netlink.add_neighbour(veth, range.host, HOST_MAC)?;
+    netlink.set_up(veth)?;
+    netlink.add_link_route(veth, range.host)?;
+
+    let tun = sys::open_tun(TUN).context(
+        "cannot make a TUN device; is the kernel module tun loaded and /dev/net/tun there?",
+    )?;
+    let tun_index = netlink.index_of(TUN)?;
+    set("ipv4/conf", TUN, "rp_filter", "0")?;
+    netlink.set_tun(tun_index, TUN_QUEUE_LEN)?;
+
+    Ok(Devices {
+        listener: listener().context("cannot open the listener")?,
+        udp: udp_socket().context("cannot open the UDP socket")?,
+        tun,
+        interfaces: Interfaces {
+            veth,
+            tun: tun_index,
+        },
+    })
+}
+
+fn listener() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+
+    Ok(socket)
+}
+
+fn udp_socket() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    sys::receive_original_destination(&socket)?;
+    set_socket_recv_buffer_size_force(&socket, UDP_RECEIVE_BUFFER)?;
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into())?;
+    socket.set_nonblocking(true)?;
+
+    Ok(socket)
+}
+
+/// Runs inside the session's namespace.
+fn host_cookie() -> Result<u64, Refusal> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+
+    sys::netns_cookie(&socket).map_err(|_| {
+        Refusal::unsupported("this kernel cannot tell network namespaces apart; tp needs 5.14")
+    })
+}
+
+/// A name that nothing here has: the index of an interface may be taken again, its name not.
+fn unused_name(netlink: &Netlink) -> Result<String, Refusal> {
+    for _ in 0..16 {
+        // Keyed at random, so the hash of nothing is a random number.
+        let random = RandomState::new().build_hasher().finish() as u32;
+        let name = format!("tp{random:08x}");
+        if netlink.index_of(&name).is_err() {
+            return Ok(name);
+        }
+    }
+
+    Err(anyhow::anyhow!("cannot find an unused interface name").into())
+}
+
+fn disable_ipv6(interface: &str) -> Result<(), Refusal> {
+    match set("ipv6/conf", interface, "disable_ipv6", "1") {
+        // A kernel without IPv6.
+        Err(_) if !fs::exists("/proc/sys/net/ipv6").unwrap_or(false) => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes a setting of the calling thread's namespace.
+fn set(family: &str, interface: &str, key: &str, value: &str) -> Result<(), Refusal> {
+    let path = format!("/proc/sys/net/{family}/{interface}/{key}");
+
+    fs::write(&path, value)
+        .with_context(|| format!("cannot write {path}"))
+        .map_err(Refusal::from)
+}

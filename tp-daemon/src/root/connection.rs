@@ -1,0 +1,214 @@
+//! One connection, on a thread of its own: requests in, replies out, and the bundle that lives
+//! as long as the connection does.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use tp_ebpf_loader::{CounterKind, CredentialOffsets};
+use tp_proto::root::{Counters, MAX_PACKET, OpenBundle, Reply, Request};
+
+use super::{
+    bundle::{self, Bundle, Descriptors},
+    netns::NetNamespace,
+    packet::{self, Received},
+    peer::Peer,
+    refusal::Refusal,
+    scope::{self, Hierarchy},
+};
+
+/// What all connections share.
+pub(super) struct Context {
+    pub(super) offsets: CredentialOffsets,
+    pub(super) hierarchy: Hierarchy,
+    /// Set once any connection has had a bundle.
+    pub(super) has_served: AtomicBool,
+}
+
+pub(super) struct Connection {
+    socket: Arc<OwnedFd>,
+    peer: Peer,
+    context: Arc<Context>,
+    bundle: Option<Bundle>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: Arc<OwnedFd>, peer: Peer, context: Arc<Context>) -> Self {
+        Self {
+            socket,
+            peer,
+            context,
+            bundle: None,
+        }
+    }
+
+    /// Serves until the peer is gone, then drops the bundle.
+    pub(super) fn serve(mut self) {
+        let mut buffer = vec![0; MAX_PACKET];
+        loop {
+            let received = match packet::receive(&self.socket, &mut buffer) {
+                Ok(received) => received,
+                Err(error) => {
+                    tracing::debug!(%error, "Connection failed");
+                    break;
+                }
+            };
+            let sent = match received {
+                Received::Closed => break,
+                Received::Malformed(refusal) => self.send(&refusal.into_reply()),
+                Received::Request(request, fds) => self.answer(request, fds),
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%error, "Cannot reply");
+                break;
+            }
+        }
+        self.close();
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> std::io::Result<()> {
+        if let Request::Open(open) = &request {
+            return match self.open(open, fds) {
+                Ok((description, descriptors)) => {
+                    self.send_bundle(&Reply::Opened(description), &descriptors)
+                }
+                Err(refusal) => {
+                    tracing::debug!(reason = %refusal, "Refused a bundle");
+                    self.send(&refusal.into_reply())
+                }
+            };
+        }
+        let reply = self.handle(request).unwrap_or_else(Refusal::into_reply);
+
+        self.send(&reply)
+    }
+
+    fn handle(&mut self, request: Request) -> Result<Reply, Refusal> {
+        match request {
+            Request::Hello { version } => {
+                tracing::debug!(%version, "Peer says hello");
+                Ok(Reply::Hello {
+                    version: tp_proto::VERSION.to_owned(),
+                    pid: std::process::id(),
+                })
+            }
+            Request::Open(_) => unreachable!("answered by the caller, with descriptors"),
+            Request::Steer(steer) => {
+                let maps = self.bundle_mut()?.data_path_mut().maps_mut();
+                maps.steer(&steer.include, &steer.exclude)?;
+                Ok(Reply::Done)
+            }
+            Request::NameServers { servers } => {
+                let maps = self.bundle_mut()?.data_path_mut().maps_mut();
+                maps.set_name_servers(&servers)?;
+                Ok(Reply::Done)
+            }
+            Request::Counters => self.counters().map(Reply::Counters),
+            Request::Close => {
+                self.close();
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    fn open(
+        &mut self,
+        open: &OpenBundle,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(tp_proto::root::Bundle, Descriptors), Refusal> {
+        if self.bundle.is_some() {
+            return Err(Refusal::invalid("this connection has a bundle already"));
+        }
+        let started = Instant::now();
+        let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Err(Refusal::invalid(
+                "the request must carry one descriptor, the session's network namespace",
+            ));
+        };
+        let host = NetNamespace::from_descriptor(fd)
+            .ok_or_else(|| Refusal::invalid("the descriptor is not a network namespace"))?;
+        if self.peer.pid == 0 {
+            return Err(Refusal::unsupported(
+                "the session runs in a process namespace that the root daemon cannot see",
+            ));
+        }
+        // Descriptors of foreign namespaces are easy to get, for example under /run/netns.
+        if !host.is_of_process(self.peer.pid)? {
+            return Err(Refusal::permission(
+                "the descriptor is not the network namespace that the session runs in",
+            ));
+        }
+        let scope = scope::resolve(&open.scope, &self.peer, &self.context.hierarchy)?;
+        let (bundle, description, descriptors) = Bundle::open(bundle::Request {
+            host,
+            scope,
+            session_pid: self.peer.pid,
+            offsets: self.context.offsets,
+            hierarchy: &self.context.hierarchy,
+        })?;
+        self.bundle = Some(bundle);
+        self.context.has_served.store(true, Ordering::Relaxed);
+        let elapsed = started.elapsed();
+        tracing::info!(uid = self.peer.uid, ?elapsed, "Opened a bundle");
+
+        Ok((description, descriptors))
+    }
+
+    fn close(&mut self) {
+        let Some(bundle) = self.bundle.take() else {
+            return;
+        };
+        let started = Instant::now();
+        drop(bundle);
+        let elapsed = started.elapsed();
+        tracing::info!(uid = self.peer.uid, ?elapsed, "Dropped a bundle");
+    }
+
+    fn counters(&mut self) -> Result<Counters, Refusal> {
+        let mut counters = Counters::default();
+        for counter in self.bundle_mut()?.data_path().maps().counters()? {
+            let named = (counter.name.to_owned(), counter.value);
+            match counter.kind {
+                CounterKind::Drop => counters.drops.push(named),
+                CounterKind::NotSteered => counters.not_steered.push(named),
+                CounterKind::Event if counter.name == "steered" => {
+                    counters.steered = counter.value;
+                }
+                CounterKind::Event if counter.name == "aliases" => {
+                    counters.aliases = counter.value;
+                }
+                CounterKind::Event => {}
+            }
+        }
+
+        Ok(counters)
+    }
+
+    fn bundle_mut(&mut self) -> Result<&mut Bundle, Refusal> {
+        self.bundle
+            .as_mut()
+            .ok_or_else(|| Refusal::invalid("this connection has no bundle"))
+    }
+
+    fn send(&self, reply: &Reply) -> std::io::Result<()> {
+        packet::send(&self.socket, reply, &[])
+    }
+
+    fn send_bundle(&self, reply: &Reply, descriptors: &Descriptors) -> std::io::Result<()> {
+        // The order is part of the protocol.
+        let fds = [
+            descriptors.listener.as_fd(),
+            descriptors.udp.as_fd(),
+            descriptors.tun.as_fd(),
+            descriptors.alias_table.as_fd(),
+            descriptors.heartbeat.as_fd(),
+        ];
+
+        packet::send(&self.socket, reply, &fds)
+    }
+}

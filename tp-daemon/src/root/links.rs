@@ -1,0 +1,246 @@
+//! Links, addresses, routes and neighbours, by rtnetlink.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use futures::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::{
+    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
+    packet_route::{
+        address::AddressAttribute,
+        link::{InfoData, InfoVeth, LinkAttribute},
+        neighbour::NeighbourState,
+        route::{RouteAddress, RouteAttribute, RouteScope, RouteType},
+    },
+};
+use tokio::runtime::{self, Runtime};
+
+/// A request that the kernel has not answered by then never will be.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Large enough that one segment of the largest size passes whole.
+pub(super) const MTU: u32 = 65521;
+
+const TABLE_LOCAL: u32 = 255;
+
+/// Link addresses are constants: the link has two ends and no neighbour discovery.
+pub(super) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(super) const INNER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// A netlink socket of one network namespace.
+pub(super) struct Netlink {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a socket in the calling thread's namespace; it stays there on any thread.
+    pub(super) fn open() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let guard = runtime.enter();
+        let (connection, handle, _) = new_connection()?;
+        // Ends when the handle is dropped, at the latest with the runtime, both of which we own.
+        runtime.spawn(connection);
+        drop(guard);
+
+        Ok(Self { runtime, handle })
+    }
+
+    /// Makes a veth pair: `host` here, `inner` in the other namespace. Both are down.
+    pub(super) fn add_veth(
+        &self,
+        host: &str,
+        inner: &str,
+        inner_netns: BorrowedFd<'_>,
+    ) -> anyhow::Result<()> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(inner)
+            .address(INNER_MAC.to_vec())
+            .mtu(MTU)
+            .setns_by_fd(inner_netns.as_raw_fd())
+            .build();
+        let message = LinkMessageBuilder::<LinkVeth>::new(host, inner)
+            .address(HOST_MAC.to_vec())
+            .mtu(MTU)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+
+        self.wait(self.handle.link().add(message).execute())
+            .context("cannot make a veth pair")
+    }
+
+    pub(super) fn index_of(&self, name: &str) -> anyhow::Result<u32> {
+        let mut links = self
+            .handle
+            .link()
+            .get()
+            .match_name(name.to_owned())
+            .execute();
+        let link = self
+            .wait(links.try_next())?
+            .with_context(|| format!("interface {name} is missing"))?;
+
+        Ok(link.header.index)
+    }
+
+    /// Name of the interface with this index, if there is one.
+    pub(super) fn name_of(&self, index: u32) -> Option<String> {
+        let mut links = self.handle.link().get().match_index(index).execute();
+        let link = self.wait(links.try_next()).ok()??;
+
+        link.attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            })
+    }
+
+    pub(super) fn set_up(&self, index: u32) -> anyhow::Result<()> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+
+        self.wait(self.handle.link().set(message).execute())
+            .context("cannot bring an interface up")
+    }
+
+    pub(super) fn set_tun(&self, index: u32, queue_len: u32) -> anyhow::Result<()> {
+        let message = LinkUnspec::new_with_index(index)
+            .mtu(MTU)
+            .txqueuelen(queue_len)
+            .up()
+            .build();
+
+        self.wait(self.handle.link().set(message).execute())
+            .context("cannot bring the TUN up")
+    }
+
+    pub(super) fn delete(&self, index: u32) -> anyhow::Result<()> {
+        self.wait(self.handle.link().del(index).execute())
+            .context("cannot delete an interface")
+    }
+
+    pub(super) fn add_address(&self, index: u32, address: Ipv4Addr) -> anyhow::Result<()> {
+        let request = self.handle.address().add(index, IpAddr::V4(address), 32);
+
+        self.wait(request.execute())
+            .context("cannot add an address")
+    }
+
+    /// Adds a permanent neighbour, so that nobody asks who it is.
+    pub(super) fn add_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        mac: [u8; 6],
+    ) -> anyhow::Result<()> {
+        let request = self
+            .handle
+            .neighbours()
+            .add(index, IpAddr::V4(address))
+            .state(NeighbourState::Permanent)
+            .link_layer_address(&mac);
+
+        self.wait(request.execute())
+            .context("cannot add a neighbour")
+    }
+
+    /// Adds a route to a direct neighbour.
+    pub(super) fn add_link_route(&self, index: u32, to: Ipv4Addr) -> anyhow::Result<()> {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(to, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .build();
+
+        self.wait(self.handle.route().add(message).execute())
+            .context("cannot add the route of the link")
+    }
+
+    /// Adds the route to the aliases, in the table that every lookup asks first: the rules of
+    /// some VPNs come before the main table.
+    pub(super) fn add_alias_route(
+        &self,
+        index: u32,
+        aliases: Ipv4Net,
+        gateway: Ipv4Addr,
+        source: Ipv4Addr,
+    ) -> anyhow::Result<()> {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(aliases.addr(), aliases.prefix_len())
+            .gateway(gateway)
+            .onlink()
+            .pref_source(source)
+            .output_interface(index)
+            .table_id(TABLE_LOCAL)
+            .build();
+
+        self.wait(self.handle.route().add(message).execute())
+            .context("cannot add the route of the aliases")
+    }
+
+    /// Makes all aliases addresses of this namespace.
+    pub(super) fn add_local_route(&self, index: u32, aliases: Ipv4Net) -> anyhow::Result<()> {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(aliases.addr(), aliases.prefix_len())
+            .output_interface(index)
+            .scope(RouteScope::Host)
+            .kind(RouteType::Local)
+            .table_id(TABLE_LOCAL)
+            .build();
+
+        self.wait(self.handle.route().add(message).execute())
+            .context("cannot make the aliases local")
+    }
+
+    /// Every IPv4 network that a route of any table or an address here speaks of.
+    pub(super) fn networks(&self) -> anyhow::Result<Vec<Ipv4Net>> {
+        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes: Vec<_> = self.wait(self.handle.route().get(filter).execute().try_collect())?;
+        let addresses: Vec<_> = self.wait(self.handle.address().get().execute().try_collect())?;
+
+        let of_routes = routes.iter().flat_map(|route| {
+            let prefix_len = route.header.destination_prefix_length;
+            route.attributes.iter().filter_map(move |attribute| {
+                let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute else {
+                    return None;
+                };
+                Ipv4Net::new(*address, prefix_len).ok()
+            })
+        });
+        let of_addresses = addresses.iter().flat_map(|message| {
+            let prefix_len = message.header.prefix_len;
+            message.attributes.iter().filter_map(move |attribute| {
+                let AddressAttribute::Address(IpAddr::V4(address)) = attribute else {
+                    return None;
+                };
+                Ipv4Net::new(*address, prefix_len).ok()
+            })
+        });
+
+        Ok(of_routes
+            .chain(of_addresses)
+            .map(|network| network.trunc())
+            .collect())
+    }
+
+    fn wait<T>(
+        &self,
+        request: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> anyhow::Result<T> {
+        let answer = self
+            .runtime
+            .block_on(async { tokio::time::timeout(TIMEOUT, request).await });
+        match answer {
+            Ok(result) => Ok(result?),
+            Err(_) => bail!("the kernel does not answer over netlink"),
+        }
+    }
+}

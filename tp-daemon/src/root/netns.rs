@@ -1,0 +1,77 @@
+//! Network namespaces by descriptor: ours have no name, so they end with their last descriptor.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    thread,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::sys;
+
+#[derive(Debug)]
+pub(super) struct NetNamespace {
+    fd: OwnedFd,
+}
+
+impl NetNamespace {
+    /// Makes a namespace that nobody else has.
+    pub(super) fn private() -> io::Result<Self> {
+        on_thread(|| {
+            sys::unshare_network()?;
+            let fd = File::open("/proc/thread-self/ns/net")?.into();
+            Ok(Self { fd })
+        })
+    }
+
+    /// Takes a descriptor that somebody handed over; `None` if it is something else.
+    pub(super) fn from_descriptor(fd: OwnedFd) -> Option<Self> {
+        sys::is_network_namespace(&fd).then_some(Self { fd })
+    }
+
+    /// Says whether that process is in this namespace.
+    pub(super) fn is_of_process(&self, pid: u32) -> io::Result<bool> {
+        let ours = rustix::fs::fstat(&self.fd)?;
+        let theirs = fs::metadata(format!("/proc/{pid}/ns/net"))?;
+
+        Ok(ours.st_ino == theirs.ino() && ours.st_dev == theirs.dev())
+    }
+
+    /// Runs `work` on a thread inside the namespace.
+    pub(super) fn run<T: Send, E: Send + From<io::Error>>(
+        &self,
+        work: impl FnOnce() -> Result<T, E> + Send,
+    ) -> Result<T, E> {
+        on_thread(|| {
+            move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(io::Error::from)?;
+            work()
+        })
+    }
+}
+
+impl AsFd for NetNamespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A thread that has changed its namespace never does anything else.
+fn on_thread<T: Send, E: Send + From<io::Error>>(
+    work: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, E> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, work)?
+            .join()
+            .unwrap_or_else(
+                |_| Err(io::Error::other("a thread inside a namespace panicked").into()),
+            )
+    })
+}

@@ -1,0 +1,112 @@
+//! Who is at the other end of a connection, and whether that user is served.
+
+use std::{fs, io, os::fd::AsFd};
+
+use super::{refusal::Refusal, sys};
+
+/// The process that connected, as the kernel recorded it then.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) pid: u32,
+    pub(super) uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl Peer {
+    pub(super) fn of(socket: impl AsFd) -> io::Result<Self> {
+        let (pid, uid, gid) = sys::peer_credentials(&socket)?;
+        let groups = sys::peer_groups(&socket)?;
+
+        Ok(Self {
+            pid,
+            uid,
+            gid,
+            groups,
+        })
+    }
+
+    /// Permitted capabilities of the process.
+    pub(super) fn capabilities(&self) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+
+        parse_capabilities(&status).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+fn parse_capabilities(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapPrm:"))?;
+
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// Who is served.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Admission {
+    /// Root and, if there is such a group, its members.
+    Group { gid: Option<u32> },
+    /// The one user who started the root daemon with sudo.
+    Only { uid: u32 },
+}
+
+impl Admission {
+    pub(super) fn check(self, peer: &Peer) -> Result<(), Refusal> {
+        match self {
+            Self::Only { uid } if uid == peer.uid => Ok(()),
+            Self::Only { .. } => Err(Refusal::permission(
+                "this root daemon was started with sudo and serves only the user who did so",
+            )),
+            Self::Group { .. } if peer.uid == 0 => Ok(()),
+            Self::Group { gid: Some(gid) } if peer.gid == gid || peer.groups.contains(&gid) => {
+                Ok(())
+            }
+            Self::Group { .. } => Err(Refusal::permission(
+                "only root and members of the group tp may use the root daemon: add your user \
+                 to the group and log in again",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_by_supplementary_group_is_served() {
+        let admission = Admission::Group { gid: Some(70) };
+
+        assert!(admission.check(&peer(1000, 1000, &[10, 70])).is_ok());
+        assert!(admission.check(&peer(1000, 70, &[])).is_ok());
+        assert!(admission.check(&peer(0, 0, &[])).is_ok());
+        assert!(admission.check(&peer(1000, 1000, &[10])).is_err());
+    }
+
+    #[test]
+    fn a_daemon_of_sudo_serves_nobody_else_not_even_root() {
+        let admission = Admission::Only { uid: 1000 };
+
+        assert!(admission.check(&peer(1000, 1000, &[])).is_ok());
+        assert!(admission.check(&peer(1001, 1000, &[])).is_err());
+        assert!(admission.check(&peer(0, 0, &[])).is_err());
+    }
+
+    #[test]
+    fn capabilities_are_read_from_the_status_of_a_process() {
+        let status = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t00000000a80425fb\n";
+
+        assert_eq!(parse_capabilities(status), Some(0xa804_25fb));
+        assert_eq!(parse_capabilities("Name:\tx\n"), None);
+    }
+
+    fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {
+        Peer {
+            pid: 1,
+            uid,
+            gid,
+            groups: groups.to_vec(),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Why a request was not done, as the session gets to read it.
+
+use std::io;
+
+use tp_ebpf_loader::{LoadError, MapError};
+use tp_proto::root::{RefusedKind, Reply};
+
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Refusal {
+    pub(super) kind: RefusedKind,
+    message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(kind: RefusedKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(RefusedKind::Invalid, message)
+    }
+
+    pub(super) fn permission(message: impl Into<String>) -> Self {
+        Self::new(RefusedKind::Permission, message)
+    }
+
+    pub(super) fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(RefusedKind::Unsupported, message)
+    }
+
+    pub(super) fn into_reply(self) -> Reply {
+        Reply::Refused {
+            kind: self.kind,
+            message: self.message,
+        }
+    }
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(RefusedKind::Failed, format!("{error:#}"))
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::new(RefusedKind::Failed, error.to_string())
+    }
+}
+
+impl From<LoadError> for Refusal {
+    fn from(error: LoadError) -> Self {
+        Self::unsupported(format!("{:#}", anyhow::Error::from(error)))
+    }
+}
+
+impl From<MapError> for Refusal {
+    fn from(error: MapError) -> Self {
+        let kind = match error {
+            MapError::TooMany { .. } => RefusedKind::Invalid,
+            MapError::Aya { .. } | MapError::Missing { .. } | MapError::Descriptor { .. } => {
+                RefusedKind::Failed
+            }
+        };
+
+        Self::new(kind, format!("{:#}", anyhow::Error::from(error)))
+    }
+}

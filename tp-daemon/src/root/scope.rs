@@ -1,0 +1,133 @@
+//! Turns a requested scope into what the programs check.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use tp_ebpf_loader::{CgroupScope, UserScope};
+use tp_proto::root::Scope;
+
+use super::{peer::Peer, refusal::Refusal};
+
+const OWNER_MAY_WRITE: u32 = 0o200;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ResolvedScope {
+    pub(super) user: Option<UserScope>,
+    pub(super) cgroup: Option<CgroupScope>,
+}
+
+/// The root of the cgroup v2 hierarchy, where hooks see every process.
+pub(super) struct Hierarchy {
+    root: PathBuf,
+}
+
+impl Hierarchy {
+    pub(super) fn find() -> anyhow::Result<Self> {
+        let mounts =
+            fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+        let root = cgroup2_mount(&mounts).context(
+            "no cgroup v2 hierarchy is mounted; tp needs one, usually at /sys/fs/cgroup",
+        )?;
+
+        Ok(Self { root })
+    }
+
+    pub(super) fn open(&self) -> io::Result<File> {
+        File::open(&self.root)
+    }
+
+    fn cgroup(&self, path: &str, uid: u32) -> Result<CgroupScope, Refusal> {
+        let full = fs::canonicalize(path)
+            .map_err(|error| Refusal::invalid(format!("cgroup {path} cannot be used: {error}")))?;
+        let below = full
+            .strip_prefix(&self.root)
+            .map_err(|_| Refusal::invalid(format!("{path} is not a cgroup v2 directory")))?;
+        let level = below.components().count();
+        if level == 0 {
+            return Err(Refusal::invalid(
+                "the root cgroup is no scope; ask for the system scope instead",
+            ));
+        }
+        let metadata = fs::metadata(&full)?;
+        if uid != 0 && (metadata.uid() != uid || metadata.mode() & OWNER_MAY_WRITE == 0) {
+            return Err(Refusal::permission(format!(
+                "cgroup {path} does not belong to the user of this session"
+            )));
+        }
+
+        Ok(CgroupScope {
+            // The kernel's id of a cgroup is the number of its directory.
+            id: metadata.ino(),
+            level: u32::try_from(level).map_err(|_| Refusal::invalid("cgroup too deep"))?,
+        })
+    }
+}
+
+pub(super) fn resolve(
+    scope: &Scope,
+    peer: &Peer,
+    hierarchy: &Hierarchy,
+) -> Result<ResolvedScope, Refusal> {
+    let user = || {
+        let capabilities = peer.capabilities()?;
+        Ok::<_, io::Error>(UserScope {
+            uid: peer.uid,
+            capabilities,
+        })
+    };
+
+    match scope {
+        Scope::User => Ok(ResolvedScope {
+            user: Some(user()?),
+            cgroup: None,
+        }),
+        Scope::Cgroup { path } => Ok(ResolvedScope {
+            user: Some(user()?),
+            cgroup: Some(hierarchy.cgroup(path, peer.uid)?),
+        }),
+        Scope::System if peer.uid == 0 => Ok(ResolvedScope::default()),
+        Scope::System => Err(Refusal::permission(
+            "only root may steer the sockets of every user; use the user scope",
+        )),
+    }
+}
+
+fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, source) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let is_whole = fields.next()? == "/";
+        let target = fields.next()?;
+
+        (is_whole && source.starts_with("cgroup2 ")).then(|| Path::new(target).to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_v2_mount_is_found_beside_the_old_hierarchies() {
+        let mounts = "\
+            30 25 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755\n\
+            31 30 0:27 / /sys/fs/cgroup/unified rw,relatime shared:10 - cgroup2 cgroup2 rw\n\
+            32 30 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
+
+        let found = cgroup2_mount(mounts);
+
+        assert_eq!(found, Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    }
+
+    #[test]
+    fn a_part_of_the_hierarchy_is_not_taken_for_the_whole() {
+        let mounts = "31 30 0:27 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+
+        assert_eq!(cgroup2_mount(mounts), None);
+    }
+}

@@ -1,0 +1,271 @@
+//! Accepts connections, counts them, and ends them in order.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use rustix::{
+    io::Errno,
+    net::{Shutdown, SocketFlags, accept_with, shutdown, sockopt},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    connection::{Connection, Context},
+    packet,
+    peer::{Admission, Peer},
+    refusal::Refusal,
+};
+
+const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS_PER_UID: usize = 8;
+const ACCEPT_QUEUE: usize = 8;
+
+/// A peer that does not read its reply for so long loses its connection.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Under sudo: how long to wait for the first session.
+const FIRST_SESSION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// When the server ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lifetime {
+    UntilStopped,
+    /// With the last session, or when none comes.
+    WithLastSession,
+}
+
+pub(super) struct Server {
+    acceptor: Acceptor,
+    admission: Admission,
+    lifetime: Lifetime,
+    context: Arc<Context>,
+    connections: BTreeMap<u64, Served>,
+    next_id: u64,
+    ended_tx: mpsc::Sender<u64>,
+    ended_rx: mpsc::Receiver<u64>,
+}
+
+struct Served {
+    uid: u32,
+    socket: Arc<OwnedFd>,
+    thread: JoinHandle<()>,
+}
+
+enum Input {
+    Accepted(OwnedFd),
+    Ended(u64),
+    Stop,
+}
+
+impl Server {
+    pub(super) fn new(
+        listener: OwnedFd,
+        admission: Admission,
+        lifetime: Lifetime,
+        context: Context,
+    ) -> anyhow::Result<Self> {
+        let (ended_tx, ended_rx) = mpsc::channel(MAX_CONNECTIONS);
+
+        Ok(Self {
+            acceptor: Acceptor::start(listener)?,
+            admission,
+            lifetime,
+            context: Arc::new(context),
+            connections: BTreeMap::new(),
+            next_id: 0,
+            ended_tx,
+            ended_rx,
+        })
+    }
+
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let first_session_due = Instant::now() + FIRST_SESSION_TIMEOUT;
+        while !self.is_over() {
+            let waits_for_first = self.lifetime == Lifetime::WithLastSession
+                && self.connections.is_empty()
+                && !self.context.has_served.load(Ordering::Relaxed);
+            let input = tokio::select! {
+                _ = terminate.recv() => Input::Stop,
+                _ = interrupt.recv() => Input::Stop,
+                ended = self.ended_rx.recv() => Input::Ended(ended.expect("we hold a sender")),
+                accepted = self.acceptor.accepted_rx.recv() => {
+                    Input::Accepted(accepted.context("cannot accept connections any more")?)
+                }
+                () = sleep_until(first_session_due), if waits_for_first => Input::Stop,
+            };
+            match input {
+                Input::Accepted(socket) => self.admit(socket),
+                Input::Ended(id) => self.reap(id),
+                Input::Stop => break,
+            }
+        }
+        self.close();
+
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.lifetime == Lifetime::WithLastSession
+            && self.connections.is_empty()
+            && self.context.has_served.load(Ordering::Relaxed)
+    }
+
+    fn admit(&mut self, socket: OwnedFd) {
+        let checked =
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(SEND_TIMEOUT))
+                .map_err(|error| Refusal::from(std::io::Error::from(error)))
+                .and_then(|()| Ok(Peer::of(&socket)?))
+                .and_then(|peer| self.check(&peer).map(|()| peer));
+        let started = checked.and_then(|peer| {
+            let socket = Arc::new(socket.try_clone()?);
+            self.start(socket, peer)
+        });
+        if let Err(refusal) = started {
+            tracing::debug!(reason = %refusal, "Refused a connection");
+            // Whether the peer still reads it does not matter.
+            let _ = packet::send(&socket, &refusal.into_reply(), &[]);
+        }
+    }
+
+    fn check(&self, peer: &Peer) -> Result<(), Refusal> {
+        self.admission.check(peer)?;
+        let of_uid = self
+            .connections
+            .values()
+            .filter(|served| served.uid == peer.uid)
+            .count();
+        if self.connections.len() >= MAX_CONNECTIONS || of_uid >= MAX_CONNECTIONS_PER_UID {
+            return Err(Refusal::permission(format!(
+                "too many sessions: at most {MAX_CONNECTIONS_PER_UID} per user and \
+                 {MAX_CONNECTIONS} in all; end one with `tp quit`"
+            )));
+        }
+
+        Ok(())
+    }
+
+    fn start(&mut self, socket: Arc<OwnedFd>, peer: Peer) -> Result<(), Refusal> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let uid = peer.uid;
+        let connection = Connection::new(Arc::clone(&socket), peer, Arc::clone(&self.context));
+        let ended_tx = self.ended_tx.clone();
+        let thread = thread::Builder::new()
+            .name(format!("connection-{id}"))
+            .spawn(move || {
+                let _ended = SendOnDrop { id, ended_tx };
+                connection.serve();
+            })?;
+        self.connections.insert(
+            id,
+            Served {
+                uid,
+                socket,
+                thread,
+            },
+        );
+
+        Ok(())
+    }
+
+    fn reap(&mut self, id: u64) {
+        let Some(served) = self.connections.remove(&id) else {
+            return;
+        };
+        if served.thread.join().is_err() {
+            tracing::error!(id, "A connection's thread panicked");
+        }
+    }
+
+    /// Ends every connection as if its peer had gone, and waits for the machine to be restored.
+    fn close(&mut self) {
+        for served in self.connections.values() {
+            // Fails only if the peer is gone already.
+            let _ = shutdown(&served.socket, Shutdown::Both);
+        }
+        for id in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.reap(id);
+        }
+    }
+}
+
+/// Reports the end of a connection also when its thread panics.
+struct SendOnDrop {
+    id: u64,
+    ended_tx: mpsc::Sender<u64>,
+}
+
+impl Drop for SendOnDrop {
+    fn drop(&mut self) {
+        // There is room for every connection; the receiver is gone when the server closes.
+        let _ = self.ended_tx.try_send(self.id);
+    }
+}
+
+/// Waits for connections on a thread of its own; ends when it is dropped.
+struct Acceptor {
+    listener: Arc<OwnedFd>,
+    accepted_rx: mpsc::Receiver<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Acceptor {
+    fn start(listener: OwnedFd) -> anyhow::Result<Self> {
+        let listener = Arc::new(listener);
+        // When it is full, peers wait in the backlog of the socket.
+        let (accepted_tx, accepted_rx) = mpsc::channel(ACCEPT_QUEUE);
+        let thread = thread::Builder::new().name("acceptor".to_owned()).spawn({
+            let listener = Arc::clone(&listener);
+            move || accept_all(&listener, &accepted_tx)
+        })?;
+
+        Ok(Self {
+            listener,
+            accepted_rx,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.accepted_rx.close();
+        // Wakes the thread up; fails only if the socket does not listen any more.
+        let _ = shutdown(&self.listener, Shutdown::Both);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("The acceptor panicked");
+        }
+    }
+}
+
+fn accept_all(listener: &OwnedFd, accepted_tx: &mpsc::Sender<OwnedFd>) {
+    loop {
+        match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(socket) => {
+                if accepted_tx.blocking_send(socket).is_err() {
+                    return;
+                }
+            }
+            // The peer has gone again, or a signal came.
+            Err(Errno::CONNABORTED | Errno::INTR) => {}
+            Err(error) => {
+                tracing::debug!(%error, "Accepting ends");
+                return;
+            }
+        }
+    }
+}

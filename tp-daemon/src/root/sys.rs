@@ -1,0 +1,150 @@
+//! System calls without a safe wrapper. The only unsafe code of the root role.
+
+use std::{
+    ffi::c_void,
+    fs::{File, OpenOptions},
+    io, mem,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::OpenOptionsExt,
+    },
+};
+
+/// `_IO(0xb7, 3)`: the kind of a namespace descriptor.
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+/// `_IOW('T', 202, int)`.
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+const SO_NETNS_COOKIE: libc::c_int = 71;
+const SO_PEERGROUPS: libc::c_int = 59;
+const MAX_GROUPS: usize = 65536;
+
+/// Moves the calling thread into a network namespace of its own.
+pub(super) fn unshare_network() -> io::Result<()> {
+    // SAFETY: only the network namespace changes, no memory or descriptor table is unshared.
+    let status = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+
+    check(status)
+}
+
+/// Says whether the descriptor is a network namespace.
+pub(super) fn is_network_namespace(fd: impl AsFd) -> bool {
+    // SAFETY: the request takes no argument.
+    let kind = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
+
+    kind == libc::CLONE_NEWNET
+}
+
+/// Makes a TUN device in the calling thread's network namespace.
+pub(super) fn open_tun(name: &str) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
+    // SAFETY: all zeroes is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *slot = libc::c_char::from_ne_bytes([byte]);
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI).expect("both fit");
+    // SAFETY: `request` is a live `ifreq`; the kernel keeps no pointer to it.
+    let status = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
+    check(status)?;
+
+    Ok(file)
+}
+
+/// Asks for the original destination of every datagram.
+pub(super) fn receive_original_destination(socket: impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the value lives through the call and has the size that is passed.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_RECVORIGDSTADDR,
+            (&raw const on).cast::<c_void>(),
+            socklen::<libc::c_int>(1),
+        )
+    };
+
+    check(status)
+}
+
+/// The cookie of the network namespace that a socket belongs to.
+pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    let mut cookie = [0_u64];
+    read_option(socket, SO_NETNS_COOKIE, &mut cookie)?;
+
+    Ok(cookie[0])
+}
+
+/// Process, user and group of the peer at the time it connected. The process is 0 when it is not
+/// visible from here.
+pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<(u32, u32, u32)> {
+    let mut words = [0_u32; 3];
+    read_option(socket, libc::SO_PEERCRED, &mut words)?;
+
+    Ok((words[0], words[1], words[2]))
+}
+
+/// Supplementary groups of the peer at the time it connected.
+pub(super) fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0_u32; 64];
+    loop {
+        match read_option(&socket, SO_PEERGROUPS, &mut groups) {
+            Ok(count) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            Err(error)
+                if error.raw_os_error() == Some(libc::ERANGE) && groups.len() < MAX_GROUPS =>
+            {
+                groups.resize(groups.len() * 4, 0);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Fills `values` from an option of SOL_SOCKET; returns how many elements the kernel wrote.
+fn read_option<T: Integer>(
+    socket: impl AsFd,
+    option: libc::c_int,
+    values: &mut [T],
+) -> io::Result<usize> {
+    let mut len = socklen::<T>(values.len());
+    // SAFETY: `values` is writable memory of `len` bytes, and any bytes are a valid integer.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            values.as_mut_ptr().cast::<c_void>(),
+            &raw mut len,
+        )
+    };
+    check(status)?;
+
+    Ok(len as usize / size_of::<T>())
+}
+
+/// Types of which every bit pattern is a value.
+trait Integer {}
+impl Integer for u32 {}
+impl Integer for u64 {}
+
+fn socklen<T>(count: usize) -> libc::socklen_t {
+    libc::socklen_t::try_from(count * size_of::<T>()).expect("small")
+}
+
+fn check(status: libc::c_int) -> io::Result<()> {
+    if status < 0 {
+        return Err(io::Error::last_os_error());
+    }
+
+    Ok(())
+}
