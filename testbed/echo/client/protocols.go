@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"flag"
 	"io"
 	"net"
@@ -97,14 +98,23 @@ func call(flags *flag.FlagSet, given []string) any {
 
 func datagram(flags *flag.FlagSet, given []string) any {
 	timeout := flags.Duration("timeout", 3*time.Second, "for the answer")
+	binary := flags.Bool("hex", false, "message and answer are hexadecimal digits")
 	words := arguments(flags, given, 2)
+	message := []byte(words[1])
+	if *binary {
+		decoded, err := hex.DecodeString(words[1])
+		if err != nil {
+			return answer{Error: err.Error()}
+		}
+		message = decoded
+	}
 	socket, err := net.Dial("udp", words[0])
 	if err != nil {
 		return answer{Error: dialError(err)}
 	}
 	defer socket.Close()
 	_ = socket.SetDeadline(time.Now().Add(*timeout))
-	if _, err := socket.Write([]byte(words[1])); err != nil {
+	if _, err := socket.Write(message); err != nil {
 		return answer{Error: dialError(err)}
 	}
 	buffer := make([]byte, 64*1024)
@@ -112,5 +122,9 @@ func datagram(flags *flag.FlagSet, given []string) any {
 	if err != nil {
 		return answer{Error: wire.End(err)}
 	}
-	return answer{Text: string(buffer[:n]), Remote: socket.RemoteAddr().String()}
+	text := string(buffer[:n])
+	if *binary {
+		text = hex.EncodeToString(buffer[:n])
+	}
+	return answer{Text: text, Remote: socket.RemoteAddr().String()}
 }

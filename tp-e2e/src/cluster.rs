@@ -1,0 +1,256 @@
+//! The running test cluster.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::process::{PATIENCE, eventually, run};
+
+/// The cluster that `cargo xtask cluster up` started.
+#[derive(Debug)]
+pub struct Testbed {
+    dir: PathBuf,
+    prefix: String,
+}
+
+/// Finds the cluster; without one the test fails and says how to get it.
+pub fn testbed() -> &'static Testbed {
+    static TESTBED: OnceLock<Testbed> = OnceLock::new();
+    TESTBED.get_or_init(|| {
+        let dir = std::env::var_os("TP_TESTBED").map(PathBuf::from);
+        let dir = dir.filter(|dir| dir.join("bin/echo-client").exists());
+        let dir = dir.expect(
+            "no test cluster: run this through `cargo xtask test`, or start one with `cargo xtask \
+             cluster up` and set TP_TESTBED to its folder",
+        );
+        let prefix = std::env::var("TP_TESTBED_PREFIX").unwrap_or_else(|_| "tpt-".into());
+
+        Testbed { dir, prefix }
+    })
+}
+
+impl Testbed {
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The client that talks to the echo server.
+    pub fn echo_client(&self) -> PathBuf {
+        self.dir.join("bin/echo-client")
+    }
+
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.dir.join("resolv.conf")
+    }
+
+    /// The network namespace of the workstation.
+    pub fn workstation(&self) -> String {
+        format!("{}ws", self.prefix)
+    }
+
+    /// The network namespace of a neighbour in the workstation's network.
+    pub fn neighbour(&self) -> String {
+        format!("{}lan", self.prefix)
+    }
+
+    /// The kubeconfig of a person: admin, dev, limited or stranger.
+    pub fn kubeconfig(&self, person: &str) -> PathBuf {
+        self.dir.join("users").join(format!("{person}.conf"))
+    }
+
+    /// kubectl as administrator; returns what it prints.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        run(&mut self.kubectl_command(arguments), PATIENCE).expect_success()
+    }
+
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.inside(&self.workstation());
+        command
+            .arg("kubectl")
+            .arg("--request-timeout=30s")
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig("admin"))
+            .env("PATH", self.path());
+        command
+    }
+
+    /// PATH with the cluster's own programs.
+    pub(crate) fn path(&self) -> String {
+        let path = std::env::var("PATH").unwrap_or_default();
+        format!("{}:{path}", self.dir.join("bin").display())
+    }
+
+    /// A command in a network namespace. Not `ip netns exec`, which hides control groups.
+    pub fn inside(&self, namespace: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{namespace}"));
+        command
+    }
+
+    /// An object as JSON.
+    #[track_caller]
+    pub fn object(&self, namespace: &str, kind: &str, name: &str) -> Value {
+        let text = self.kubectl(&["get", kind, name, "--namespace", namespace, "--output=json"]);
+        serde_json::from_str(&text).expect("kubectl prints JSON")
+    }
+
+    /// The cluster address of a service.
+    #[track_caller]
+    pub fn service_ip(&self, namespace: &str, name: &str) -> String {
+        let service = self.object(namespace, "service", name);
+        text(&service["spec"]["clusterIP"])
+    }
+
+    /// The address of a ready pod of an application.
+    #[track_caller]
+    pub fn pod_ip(&self, namespace: &str, app: &str) -> String {
+        let selector = format!("--selector=app={app}");
+        let text_of_pods = self.kubectl(&[
+            "get",
+            "pods",
+            "--namespace",
+            namespace,
+            &selector,
+            "--output=json",
+        ]);
+        let pods: Value = serde_json::from_str(&text_of_pods).expect("kubectl prints JSON");
+        text(&pods["items"][0]["status"]["podIP"])
+    }
+
+    /// Makes sure that tp is installed and that `dev` may reach all test namespaces and `limited`
+    /// only team-b; once per test program.
+    pub fn install_tp(&self) {
+        static INSTALLED: Mutex<bool> = Mutex::new(false);
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*installed {
+            self.install_tp_again();
+            self.kubectl_apply(GRANTS);
+            *installed = true;
+        }
+    }
+
+    /// Installs tp whatever state it is in.
+    pub fn install_tp_again(&self) {
+        let image = format!("--image=localhost/tp:{}", env!("CARGO_PKG_VERSION"));
+        let mut command = self.inside(&self.workstation());
+        command
+            .arg(crate::workstation::programs().join("tp"))
+            .args(["install", &image, "--image-pull-policy=Never", "--wait=60s"])
+            .env("KUBECONFIG", self.kubeconfig("admin"));
+        run(&mut command, Duration::from_secs(90)).expect_success();
+    }
+
+    #[track_caller]
+    pub fn kubectl_apply(&self, manifest: &str) {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        fs::write(file.path(), manifest).expect("a temporary file can be written");
+        self.kubectl(&["apply", "--filename", &file.path().display().to_string()]);
+    }
+
+    /// Disturbs the way between workstation and nodes until the guard is dropped. One at a time.
+    #[must_use = "the disturbance ends with the guard"]
+    pub fn impair(&self, rules: Impairment) -> Impaired {
+        let (from, to) = match rules {
+            Impairment::UdpLost => ("meta l4proto udp drop", "meta l4proto udp drop"),
+            Impairment::UdpLostOutward => ("meta l4proto udp drop", ""),
+            Impairment::UdpLostInward => ("", "meta l4proto udp drop"),
+            Impairment::ApiServerAway => ("tcp dport 6443 drop", "tcp sport 6443 drop"),
+        };
+        // On the wire's side of the cable: the workstation's own firewall stays as it is.
+        self.nft(&format!(
+            "table netdev {TABLE}\ndelete table netdev {TABLE}\ntable netdev {TABLE} {{\n\
+             chain from {{ type filter hook ingress device p-ws priority 0; {from}\n }}\n\
+             chain to {{ type filter hook egress device p-ws priority 0; {to}\n }}\n}}\n"
+        ));
+        Impaired
+    }
+
+    fn nft(&self, rules: &str) {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        fs::write(file.path(), rules).expect("a temporary file can be written");
+        let mut command = self.inside(&format!("{}wire", self.prefix));
+        command.args(["nft", "-f"]).arg(file.path());
+        run(&mut command, PATIENCE).expect_success();
+    }
+
+    /// Waits until the managers are ready, for tests that have disturbed them.
+    #[track_caller]
+    pub fn manager_ready(&self) {
+        eventually("the manager to be ready", PATIENCE, || {
+            let done = run(
+                &mut self.kubectl_command(&[
+                    "rollout",
+                    "status",
+                    "statefulset/tp-manager",
+                    "--namespace=tp-system",
+                    "--timeout=5s",
+                ]),
+                PATIENCE,
+            );
+            if done.status.success() {
+                Ok(())
+            } else {
+                Err(done.stderr)
+            }
+        });
+    }
+}
+
+const TABLE: &str = "tp_e2e";
+
+/// What is wrong between workstation and nodes.
+#[derive(Debug, Clone, Copy)]
+pub enum Impairment {
+    UdpLost,
+    UdpLostOutward,
+    UdpLostInward,
+    ApiServerAway,
+}
+
+/// Undoes an impairment when dropped.
+#[derive(Debug)]
+pub struct Impaired;
+
+impl Drop for Impaired {
+    fn drop(&mut self) {
+        testbed().nft(&format!(
+            "table netdev {TABLE}\ndelete table netdev {TABLE}\n"
+        ));
+    }
+}
+
+/// A string of a JSON document.
+#[track_caller]
+pub fn text(value: &Value) -> String {
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("a text is expected instead of {value}"))
+        .to_owned()
+}
+
+const GRANTS: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: e2e-dev, namespace: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: e2e-dev, namespace: team-b}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: e2e-limited, namespace: team-b}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: limited}]
+";

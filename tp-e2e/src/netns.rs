@@ -1,0 +1,138 @@
+//! The state of the workstation's network, to be compared before and after.
+
+use std::{collections::BTreeSet, fmt::Write as _, process::Command, time::Duration};
+
+use crate::{cluster::testbed, process::eventually};
+
+/// How fast a machine must be as before, whatever has died.
+pub const AS_BEFORE: Duration = Duration::from_secs(1);
+
+/// Everything that connecting could leave behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    links: String,
+    addresses: String,
+    routes: String,
+    rules: String,
+    nftables: String,
+    resolv_conf: String,
+    /// Links of eBPF programs on this machine, by id.
+    bpf_links: BTreeSet<u64>,
+}
+
+impl Snapshot {
+    pub fn take() -> Self {
+        Self {
+            links: without_counters(&inside(&["ip", "-o", "link"])),
+            addresses: inside(&["ip", "-o", "address"]),
+            routes: inside(&["ip", "route", "show", "table", "all"]),
+            rules: inside(&["ip", "rule"]),
+            nftables: inside(&["nft", "list", "ruleset"]),
+            resolv_conf: std::fs::read_to_string(testbed().resolv_conf())
+                .expect("the testbed has a resolv.conf"),
+            bpf_links: bpf_links(),
+        }
+    }
+
+    /// What is there in `self` that was not in `before`, or the other way round; empty if the
+    /// machine is as before. Links that have gone belong to others.
+    pub fn differences(&self, before: &Self) -> String {
+        let mut text = String::new();
+        for (what, now, then) in [
+            ("links", &self.links, &before.links),
+            ("addresses", &self.addresses, &before.addresses),
+            ("routes", &self.routes, &before.routes),
+            ("rules", &self.rules, &before.rules),
+            ("nftables", &self.nftables, &before.nftables),
+            ("resolv.conf", &self.resolv_conf, &before.resolv_conf),
+        ] {
+            let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+            let (now, then) = (lines(now), lines(then));
+            for line in now.difference(&then) {
+                let _ = writeln!(text, "{what}: new: {line}");
+            }
+            for line in then.difference(&now) {
+                let _ = writeln!(text, "{what}: gone: {line}");
+            }
+        }
+        for id in self.bpf_links.difference(&before.bpf_links) {
+            let _ = writeln!(text, "eBPF link {id} is new");
+        }
+        text
+    }
+
+    /// Fails the test unless the machine is as at this snapshot within a second.
+    #[track_caller]
+    pub fn assert_restored(&self) {
+        eventually("the machine to be as before", AS_BEFORE, || {
+            let differences = Self::take().differences(self);
+            if differences.is_empty() {
+                Ok(())
+            } else {
+                Err(differences)
+            }
+        });
+    }
+}
+
+/// A snapshot of a workstation without any session.
+///
+/// Sessions of an earlier test program may still be ending.
+#[track_caller]
+pub fn idle() -> Snapshot {
+    eventually(
+        "the workstation to be without sessions",
+        Duration::from_secs(20),
+        || {
+            let snapshot = Snapshot::take();
+            let links = snapshot.links.lines().count();
+            if links == 2 {
+                Ok(snapshot)
+            } else {
+                Err(format!("links:\n{}", snapshot.links))
+            }
+        },
+    )
+}
+
+/// The output of a command in the workstation's network namespace.
+#[track_caller]
+fn inside(command: &[&str]) -> String {
+    let output = Command::new("nsenter")
+        .arg(format!("--net=/run/netns/{}", testbed().workstation()))
+        .args(command)
+        .output()
+        .expect("nsenter starts");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The index of a link's other end depends on nothing that matters here.
+fn without_counters(links: &str) -> String {
+    links
+        .lines()
+        .map(|line| {
+            line.split_once(": ")
+                .map_or(line, |(_, rest)| rest)
+                .trim_end()
+        })
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
+fn bpf_links() -> BTreeSet<u64> {
+    let output = Command::new("bpftool")
+        .args(["-j", "link", "list"])
+        .output()
+        .expect("bpftool starts");
+    let list: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("bpftool prints JSON");
+    list.as_array()
+        .expect("bpftool prints a list")
+        .iter()
+        .filter_map(|link| link["id"].as_u64())
+        .collect()
+}

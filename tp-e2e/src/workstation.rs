@@ -1,0 +1,383 @@
+//! A person at the workstation: an account, a kubeconfig, a root daemon and at most one session.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    cluster::testbed,
+    process::{self, Finished, PATIENCE, Running, eventually, run},
+    user::Account,
+};
+
+/// How long connecting may take before a test gives up.
+const CONNECT: Duration = Duration::from_secs(30);
+
+/// The programs under test, in a folder that only root can change and everybody can use.
+pub fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let folder = testbed().dir().join("tp");
+        fs::create_dir_all(&folder).expect("the testbed's folder is writable: run as root");
+        for name in ["tp", "tp-daemon"] {
+            let built = built().join(name);
+            let bytes = fs::read(&built).unwrap_or_else(|error| {
+                panic!(
+                    "{}: {error}: build the programs with `cargo build --release`",
+                    built.display()
+                )
+            });
+            let installed = folder.join(name);
+            if fs::read(&installed).is_ok_and(|old| old == bytes) {
+                continue;
+            }
+            // Replaced as one: the old program may still run.
+            let part = folder.join(format!("{name}.part"));
+            fs::write(&part, bytes).expect("the testbed's folder is writable");
+            fs::set_permissions(&part, fs::Permissions::from_mode(0o755))
+                .expect("own files can be made executable");
+            fs::rename(&part, &installed).expect("files move within a folder");
+        }
+        folder
+    })
+}
+
+/// Where cargo puts the release programs: beside the test program's own folder.
+fn built() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a program");
+    test.ancestors()
+        .find(|folder| folder.ends_with("release") || folder.ends_with("debug"))
+        .and_then(Path::parent)
+        .expect("test programs are in cargo's target folder")
+        .join("release")
+}
+
+/// One person, with everything of their own.
+#[derive(Debug)]
+pub struct Workstation {
+    account: Account,
+    kubeconfig: PathBuf,
+    root_socket: PathBuf,
+    /// Ends the session, then the root daemon, when its input ends.
+    keeper: Option<Child>,
+    may_warn: bool,
+    home: TempDir,
+}
+
+impl Workstation {
+    /// With a root daemon that serves, and no session.
+    #[track_caller]
+    pub fn new(account: Account, person: &str) -> Self {
+        testbed().install_tp();
+        let mut workstation = Self::without_root_daemon(account, person);
+        workstation.start_root_daemon();
+        workstation
+    }
+
+    /// With nothing that runs.
+    #[track_caller]
+    pub fn without_root_daemon(account: Account, person: &str) -> Self {
+        account.ensure();
+        let homes = testbed().dir().join("e2e");
+        fs::create_dir_all(&homes).expect("the testbed's folder is writable: run as root");
+        let home = TempDir::with_prefix_in("p", &homes).expect("a folder can be made");
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o711))
+            .expect("own folders can be opened");
+        for folder in ["run", "state"] {
+            let folder = home.path().join(folder);
+            fs::create_dir(&folder).expect("a folder can be made");
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
+                .expect("own folders can be closed");
+            account.own(&folder);
+        }
+        let kubeconfig = home.path().join("kubeconfig");
+        fs::copy(testbed().kubeconfig(person), &kubeconfig)
+            .unwrap_or_else(|error| panic!("kubeconfig of {person}: {error}"));
+        account.own(&kubeconfig);
+
+        Self {
+            account,
+            kubeconfig,
+            root_socket: home.path().join("root.sock"),
+            keeper: None,
+            may_warn: false,
+            home,
+        }
+    }
+
+    /// The session of this test program that any test may use and none may end: connected as an
+    /// unprivileged user to the namespace shop.
+    #[track_caller]
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Workstation> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let workstation = Self::new(Account::Member, "dev");
+            workstation.connect(&["--namespace", "shop"]);
+            workstation
+        })
+    }
+
+    /// Starts a root daemon of this workstation's own and waits until it listens.
+    ///
+    /// A shell keeps it, which also ends session and daemon when this test program is killed: its
+    /// input ends then.
+    #[track_caller]
+    pub fn start_root_daemon(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            end_keeper(keeper);
+        }
+        let log = fs::File::create(self.home.path().join("root.log")).expect("a file can be made");
+        let quit: Vec<String> = self
+            .account
+            .prefix()
+            .into_iter()
+            .chain([programs().join("tp").display().to_string(), "quit".into()])
+            .collect();
+        let mut command = self.place();
+        command
+            .args([
+                "sh",
+                "-c",
+                "daemon=$1 socket=$2; shift 2\n\
+                 \"$daemon\" root --socket \"$socket\" & root=$!\n\
+                 read -r _; \"$@\" >/dev/null 2>&1; kill -TERM $root 2>/dev/null; wait $root",
+                "keeper",
+            ])
+            .arg(programs().join("tp-daemon"))
+            .arg(&self.root_socket)
+            .args(quit)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let mut keeper = command.spawn().expect("a shell starts");
+
+        eventually("the root daemon to listen", Duration::from_secs(10), || {
+            if self.root_socket.exists() {
+                return Ok(());
+            }
+            let ended = keeper.try_wait().ok().flatten().is_some();
+            assert!(!ended, "the root daemon ended:\n{}", self.root_log());
+            Err(self.root_log())
+        });
+        self.keeper = Some(keeper);
+    }
+
+    /// nsenter and what makes the environment that of this person.
+    fn place(&self) -> Command {
+        let mut command = testbed().inside(&testbed().workstation());
+        command
+            .args(["unshare", "--mount", "--propagation", "private", "sh", "-c"])
+            .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
+            .arg(testbed().resolv_conf())
+            .current_dir("/")
+            .env(
+                "PATH",
+                format!("{}:{}", programs().display(), testbed().path()),
+            )
+            .env("HOME", self.home.path().join("state"))
+            .env("USER", self.account.name())
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("TP_ROOT_SOCKET", &self.root_socket)
+            .env("TP_STATE_DIR", self.state_dir())
+            .env("XDG_RUNTIME_DIR", self.home.path().join("run"))
+            .env_remove("SUDO_UID");
+        command
+    }
+
+    /// A command as this person.
+    pub fn command(&self, words: &[&str]) -> Command {
+        self.command_as(self.account, words)
+    }
+
+    /// A command at this workstation by somebody else.
+    pub fn command_as(&self, account: Account, words: &[&str]) -> Command {
+        account.ensure();
+        let mut command = self.place();
+        command.args(account.prefix()).args(words);
+        command
+    }
+
+    #[track_caller]
+    pub fn run(&self, words: &[&str]) -> Finished {
+        run(&mut self.command(words), PATIENCE)
+    }
+
+    #[track_caller]
+    pub fn run_as(&self, account: Account, words: &[&str]) -> Finished {
+        run(&mut self.command_as(account, words), PATIENCE)
+    }
+
+    #[track_caller]
+    pub fn tp(&self, words: &[&str]) -> Finished {
+        run(&mut self.command(&[&["tp"], words].concat()), PATIENCE)
+    }
+
+    /// Connects, which must succeed.
+    #[track_caller]
+    pub fn connect(&self, flags: &[&str]) -> Finished {
+        let words = [&["tp", "connect"], flags].concat();
+        let connected = run(&mut self.command(&words), CONNECT);
+        assert!(
+            connected.status.success(),
+            "{connected}\n--- session\n{}\n--- root daemon\n{}",
+            self.session_log(),
+            self.root_log()
+        );
+        connected
+    }
+
+    /// What the echo client saw.
+    #[track_caller]
+    pub fn echo(&self, words: &[&str]) -> Value {
+        self.echo_as(self.account, words)
+    }
+
+    #[track_caller]
+    pub fn echo_as(&self, account: Account, words: &[&str]) -> Value {
+        let finished = run(&mut self.echo_command_as(account, words), PATIENCE);
+        assert!(finished.status.success(), "{finished}");
+        let mut seen = finished.json();
+        let mut result = seen["result"].take();
+        result["elapsed_ms"] = seen["elapsed_ms"].take();
+        result
+    }
+
+    /// The echo client in the background, for conversations that a test interrupts.
+    #[track_caller]
+    pub fn start_echo(&self, words: &[&str]) -> Running {
+        Running::start(&mut self.echo_command_as(self.account, words))
+    }
+
+    fn echo_command_as(&self, account: Account, words: &[&str]) -> Command {
+        let client = testbed().echo_client();
+        let client = client.to_str().expect("the testbed's path is UTF-8");
+        self.command_as(account, &[&[client], words].concat())
+    }
+
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let finished = self.tp(&["status", "--output", "json"]);
+        assert!(
+            finished.status.success(),
+            "{finished}\n{}",
+            self.session_log()
+        );
+        finished.json()
+    }
+
+    pub fn account(&self) -> Account {
+        self.account
+    }
+
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    pub fn root_socket(&self) -> &Path {
+        &self.root_socket
+    }
+
+    #[track_caller]
+    pub fn session_pid(&self) -> u32 {
+        pid(&self.status()["session_pid"])
+    }
+
+    #[track_caller]
+    pub fn root_pid(&self) -> u32 {
+        pid(&self.status()["daemon"]["pid"])
+    }
+
+    /// The test provokes what a log must call a warning.
+    pub fn may_warn(&mut self) {
+        self.may_warn = true;
+    }
+
+    pub fn root_log(&self) -> String {
+        fs::read_to_string(self.home.path().join("root.log")).unwrap_or_default()
+    }
+
+    /// The logs of all sessions of this person.
+    pub fn session_log(&self) -> String {
+        let Ok(entries) = fs::read_dir(self.state_dir()) else {
+            return String::new();
+        };
+        entries
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
+            .collect()
+    }
+
+    /// Fails the test if a log holds a warning or an error: normal use logs none.
+    #[track_caller]
+    pub fn assert_quiet(&self) {
+        let complaints: Vec<String> = (self.session_log() + &self.root_log())
+            .lines()
+            .filter(|line| {
+                line.contains(" WARN ") || line.contains("ERROR") || line.contains("panicked")
+            })
+            .map(str::to_owned)
+            .collect();
+        assert!(
+            complaints.is_empty(),
+            "the logs complain:\n{}",
+            complaints.join("\n")
+        );
+    }
+}
+
+impl Drop for Workstation {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            end_keeper(keeper);
+        } else {
+            let _ = self.command(&["tp", "quit"]).output();
+        }
+        if thread::panicking() {
+            eprintln!(
+                "--- log of the session\n{}\n--- log of the root daemon\n{}",
+                tail(&self.session_log()),
+                tail(&self.root_log())
+            );
+        } else if !self.may_warn {
+            self.assert_quiet();
+        }
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+fn end_keeper(mut keeper: Child) {
+    drop(keeper.stdin.take());
+    if !process::wait(&mut keeper, Duration::from_secs(20)) {
+        let _ = keeper.kill();
+    }
+    let _ = keeper.wait();
+}
+
+#[track_caller]
+fn pid(value: &Value) -> u32 {
+    value
+        .as_u64()
+        .and_then(|pid| u32::try_from(pid).ok())
+        .filter(|pid| *pid > 1)
+        .unwrap_or_else(|| panic!("a process id is expected instead of {value}"))
+}

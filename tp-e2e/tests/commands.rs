@@ -1,0 +1,320 @@
+//! What the commands print, and how they end.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde_json::Value;
+use tp_e2e::{process::run, user::Account, workstation::Workstation};
+
+#[track_caller]
+fn has(value: &Value, names: &[&str]) {
+    for name in names {
+        assert!(value.get(name).is_some(), "{name} is missing in {value}");
+    }
+}
+
+#[test]
+fn status_tells_what_people_and_programs_look_for() {
+    let workstation = Workstation::shared();
+    workstation
+        .run(&["curl", "-sS", "http://web/"])
+        .expect_success();
+
+    let status = workstation.status();
+
+    assert_eq!(status["state"], "connected", "{status}");
+    assert_eq!(status["user"], "dev", "{status}");
+    assert_eq!(status["namespace"], "shop", "{status}");
+    has(
+        &status,
+        &[
+            "reason",
+            "context",
+            "server",
+            "mapped_namespaces",
+            "connected_since",
+            "daemon",
+            "manager",
+            "dns",
+            "subnets",
+            "also_proxy",
+            "never_proxy",
+            "intercepts",
+            "transport",
+            "datapath",
+            "session_pid",
+        ],
+    );
+    has(&status["manager"], &["namespace", "replica", "version"]);
+    has(
+        &status["dns"],
+        &[
+            "name_servers",
+            "search",
+            "answered",
+            "passed_on",
+            "failed",
+            "not_covered",
+        ],
+    );
+    has(
+        &status["transport"],
+        &[
+            "path",
+            "reason",
+            "remote",
+            "rtt_ms",
+            "bytes_sent",
+            "bytes_received",
+            "mtu",
+            "switches",
+        ],
+    );
+    has(
+        &status["datapath"],
+        &[
+            "hooks",
+            "alias_network",
+            "aliases",
+            "flows_open",
+            "flows_total",
+            "drops",
+            "not_steered",
+            "dials",
+        ],
+    );
+    let subnets = status["subnets"].to_string();
+    assert!(subnets.contains("10.96.0.0/16"), "{subnets}");
+    assert!(subnets.contains("10.244."), "{subnets}");
+    let hooks = status["datapath"]["hooks"].to_string();
+    assert!(
+        hooks.contains("connect4") && hooks.contains("connect6"),
+        "{hooks}"
+    );
+    assert!(
+        status["datapath"]["flows_total"].as_u64() > Some(0),
+        "{status}"
+    );
+    assert_eq!(
+        status["dns"]["name_servers"][0], "172.30.0.53:53",
+        "{status}"
+    );
+}
+
+#[test]
+fn status_is_text_for_people_and_yaml_for_others() {
+    let workstation = Workstation::shared();
+
+    let text = workstation.tp(&["status"]).expect_success();
+    for word in [
+        "connected",
+        "dev",
+        "shop",
+        "172.30.0.11:6443",
+        "10.96.0.0/16",
+    ] {
+        assert!(text.contains(word), "{word:?} is missing in\n{text}");
+    }
+    let yaml = workstation.tp(&["status", "-o", "yaml"]).expect_success();
+    assert!(
+        yaml.lines().any(|line| line == "state: connected"),
+        "{yaml}"
+    );
+}
+
+#[test]
+fn status_without_a_session_is_disconnected() {
+    let workstation = Workstation::without_root_daemon(Account::Member, "dev");
+
+    let status = workstation.tp(&["status", "-o", "json"]);
+
+    assert_eq!(status.code(), 3, "{status}");
+    assert_eq!(status.json()["state"], "disconnected", "{status}");
+}
+
+#[test]
+fn list_shows_the_workloads_of_the_connected_namespace() {
+    let workstation = Workstation::shared();
+
+    let listed = workstation.tp(&["list", "-o", "json"]);
+
+    let workloads = listed.json()["workloads"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let names: BTreeSet<&str> = workloads
+        .iter()
+        .filter_map(|w| w["name"].as_str())
+        .collect();
+    assert_eq!(
+        names,
+        BTreeSet::from(["cell", "db", "echo", "mariadb", "rabbitmq", "web"]),
+        "{listed}"
+    );
+    let cell = workloads
+        .iter()
+        .find(|w| w["name"] == "cell")
+        .unwrap_or(&Value::Null);
+    assert_eq!(
+        (&cell["ready"], &cell["desired"]),
+        (&2.into(), &2.into()),
+        "{cell}"
+    );
+    let web = workloads
+        .iter()
+        .find(|w| w["name"] == "web")
+        .unwrap_or(&Value::Null);
+    assert!(web["ports"].to_string().contains("80"), "{web}");
+
+    let text = workstation
+        .tp(&["list", "--namespace", "team-b"])
+        .expect_success();
+    assert!(text.contains("echo") && !text.contains("mariadb"), "{text}");
+}
+
+#[test]
+fn version_names_every_part() {
+    let workstation = Workstation::shared();
+    let own = env!("CARGO_PKG_VERSION");
+
+    let version = workstation.tp(&["version", "-o", "json"]);
+
+    for part in ["client", "session", "root_daemon", "manager"] {
+        assert_eq!(version.json()[part], own, "{part}: {version}");
+    }
+    let text = workstation.tp(&["version"]).expect_success();
+    assert!(text.matches(own).count() >= 4, "{text}");
+}
+
+#[test]
+fn version_works_without_a_connection() {
+    let workstation = Workstation::without_root_daemon(Account::Outsider, "stranger");
+
+    let text = workstation.tp(&["version"]).expect_success();
+
+    assert!(text.contains(env!("CARGO_PKG_VERSION")), "{text}");
+}
+
+#[test]
+fn gathered_logs_hold_no_secret() {
+    let workstation = Workstation::shared();
+    let archive = workstation.state_dir().join("logs.tar.gz");
+    let archive = archive.to_str().expect("the testbed's path is UTF-8");
+
+    workstation
+        .tp(&["gather-logs", "--file", archive])
+        .expect_success();
+
+    let names = workstation.run(&["tar", "-tzf", archive]).expect_success();
+    assert!(names.contains("status"), "{names}");
+    assert!(names.contains("log"), "{names}");
+    let all = workstation.run(&["tar", "-xzOf", archive]).expect_success();
+    let config = std::fs::read_to_string(workstation.kubeconfig()).expect("the kubeconfig exists");
+    for line in config.lines().filter(|line| line.contains("-data: ")) {
+        let secret = line.split("-data: ").nth(1).unwrap_or_default();
+        assert!(!all.contains(secret), "the archive holds {line:.40}");
+    }
+    assert!(!all.contains("PRIVATE KEY"), "the archive holds a key");
+    std::fs::remove_file(archive).expect("the archive exists");
+}
+
+#[test]
+fn a_command_runs_connected_and_its_exit_code_is_the_commands() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let connect = ["connect", "--namespace", "shop", "--"];
+
+    let page = workstation
+        .tp(&[&connect[..], &["curl", "-sS", "http://web/"]].concat())
+        .expect_success();
+    assert!(page.contains("nginx of"), "{page}");
+    let failed = workstation.tp(&[&connect[..], &["sh", "-c", "exit 42"]].concat());
+    assert_eq!(failed.code(), 42, "{failed}");
+
+    // It was connected for the command alone.
+    workstation.tp(&["status"]).expect_code(3);
+}
+
+#[test]
+fn a_command_leaves_a_connection_that_was_there() {
+    let workstation = Workstation::shared();
+
+    workstation
+        .tp(&["connect", "--namespace", "shop", "--", "true"])
+        .expect_success();
+
+    assert_eq!(workstation.status()["state"], "connected");
+}
+
+#[test]
+fn impersonation_connects_as_somebody_else() {
+    let workstation = Workstation::new(Account::Root, "admin");
+    workstation.connect(&[
+        "--namespace",
+        "team-b",
+        "--as",
+        "limited",
+        "--as-group",
+        "devs-limited",
+    ]);
+
+    assert_eq!(workstation.status()["user"], "limited");
+    let own = workstation.echo(&["talk", "echo:7001", "peer"]);
+    assert_eq!(own["end"], "fin", "{own}");
+    let hidden = workstation.echo(&["resolve", "web.shop"]);
+    assert_ne!(hidden["error"], "", "{hidden}");
+}
+
+#[test]
+fn connecting_reports_where_to() {
+    let workstation = Workstation::new(Account::Root, "admin");
+
+    let connected = workstation.connect(&["--namespace", "shop", "-o", "json"]);
+
+    let connected = connected.json();
+    assert_eq!(connected["namespace"], "shop", "{connected}");
+    assert_eq!(connected["already"], false, "{connected}");
+    has(&connected, &["context", "server"]);
+    let quit = workstation.tp(&["quit", "-o", "json"]);
+    assert_eq!(quit.json()["state"], "disconnected", "{quit}");
+}
+
+#[test]
+fn help_is_there_for_every_command_and_fast() {
+    let workstation = Workstation::without_root_daemon(Account::Member, "dev");
+    for command in [
+        "connect",
+        "quit",
+        "status",
+        "list",
+        "version",
+        "gather-logs",
+        "install",
+        "uninstall",
+        "completions",
+    ] {
+        let mut help = workstation.command(&["tp", command, "--help"]);
+        let said = run(&mut help, Duration::from_secs(5)).expect_success();
+        assert!(said.len() > 200, "{command}: {said}");
+    }
+    let script = workstation.tp(&["completions", "bash"]).expect_success();
+    assert!(script.contains("gather-logs"), "{script}");
+}
+
+#[test]
+fn normal_use_logs_no_warning() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    workstation.connect(&["--namespace", "shop"]);
+    workstation
+        .run(&["curl", "-sS", "http://web/"])
+        .expect_success();
+    workstation
+        .run(&["curl", "-sS", "http://web:81/"])
+        .expect_code(7);
+    workstation.run(&["getent", "hosts", "absent.corp.test"]);
+    workstation.tp(&["quit"]).expect_success();
+
+    workstation.assert_quiet();
+    assert!(
+        !workstation.session_log().is_empty(),
+        "the session has a log"
+    );
+}

@@ -1,0 +1,283 @@
+//! Whatever dies, and however: the machine is as before within a second, transfers end in an error,
+//! and the next connect works.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tp_e2e::{
+    cluster::testbed,
+    netns::{self, Snapshot},
+    process::{Running, run, signal},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// How fast an application hears that its transfer is lost.
+const HEARD: Duration = Duration::from_secs(5);
+
+/// Snapshots compare the whole machine, so that these tests run one after another.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Transfers that have begun and are far from their end.
+struct Transfers(Vec<Running>);
+
+impl Transfers {
+    #[track_caller]
+    fn start(workstation: &Workstation) -> Self {
+        let size = (256 << 20).to_string();
+        let commands: [&[&str]; 3] = [
+            &[
+                "talk",
+                "-mark",
+                "1000000",
+                "-seed",
+                &size,
+                "echo:7001",
+                "drip",
+                &size,
+            ],
+            &[
+                "talk",
+                "-mark",
+                "1000000",
+                "-rate",
+                "4000000",
+                "-send",
+                &size,
+                "echo:7001",
+                "sink",
+            ],
+            &[
+                "talk",
+                "-mark",
+                "1000000",
+                "-rate",
+                "4000000",
+                "-send",
+                &size,
+                "echo:7000",
+            ],
+        ];
+        let mut running: Vec<Running> = commands
+            .into_iter()
+            .map(|words| workstation.start_echo(words))
+            .collect();
+        for transfer in &mut running {
+            transfer.wait_for("mark", Duration::from_secs(15));
+        }
+        Self(running)
+    }
+
+    /// Each ends soon, and none with a clean end.
+    #[track_caller]
+    fn assert_broken(self) {
+        for transfer in self.0 {
+            let finished = transfer.finish(HEARD);
+            let seen = &finished.json()["result"];
+            assert_ne!(seen["end"], "fin", "{finished}");
+            assert_ne!(seen["end"], "timeout", "{finished}");
+            assert_ne!(seen["end"], "", "{finished}");
+        }
+    }
+}
+
+#[track_caller]
+fn reaches_the_cluster(workstation: &Workstation) {
+    workstation
+        .run(&["curl", "-sS", "--max-time", "10", "http://web/"])
+        .expect_success();
+}
+
+fn connected(account: Account, person: &str) -> (Snapshot, Workstation) {
+    let before = netns::idle();
+    let mut workstation = Workstation::new(account, person);
+    workstation.may_warn();
+    workstation.connect(&["--namespace", "shop"]);
+    (before, workstation)
+}
+
+#[test]
+fn quitting_leaves_the_machine_as_before() {
+    let _alone = alone();
+    let before = netns::idle();
+    let workstation = Workstation::new(Account::Member, "dev");
+    workstation.connect(&["--namespace", "shop"]);
+    reaches_the_cluster(&workstation);
+    let pid = workstation.session_pid();
+
+    workstation.tp(&["quit"]).expect_success();
+
+    // Quit returns when it is done: no time is granted.
+    assert_eq!(Snapshot::take().differences(&before), "");
+    assert!(
+        !std::path::Path::new(&format!("/proc/{pid}")).exists(),
+        "the session lives"
+    );
+}
+
+#[test]
+fn connecting_changes_no_route_to_the_cluster_and_no_file_and_no_firewall() {
+    let _alone = alone();
+    let before = netns::idle();
+    let workstation = Workstation::new(Account::Member, "dev");
+    workstation.connect(&["--namespace", "shop"]);
+
+    let changes = Snapshot::take().differences(&before);
+    let network = workstation.status()["datapath"]["alias_network"].to_string();
+    let prefix = network
+        .trim_matches('"')
+        .split(".0")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+
+    for line in changes.lines() {
+        let allowed = line.starts_with("links: new")
+            || line.starts_with("addresses: new")
+            || line.starts_with("eBPF link")
+            || (line.starts_with("routes: new")
+                && (line.contains(&prefix) || line.contains("fe80") || line.contains("multicast")));
+        assert!(
+            allowed,
+            "{line}\nalias network {network}, all changes:\n{changes}"
+        );
+    }
+}
+
+#[test]
+fn quitting_during_transfers_ends_them_in_an_error() {
+    let _alone = alone();
+    let (before, workstation) = connected(Account::Member, "dev");
+    let transfers = Transfers::start(&workstation);
+
+    workstation.tp(&["quit"]).expect_success();
+
+    before.assert_restored();
+    transfers.assert_broken();
+}
+
+#[test]
+fn the_machine_is_as_before_when_the_session_is_killed() {
+    let _alone = alone();
+    let (before, workstation) = connected(Account::Member, "dev");
+    let transfers = Transfers::start(&workstation);
+
+    signal(workstation.session_pid(), Signal::KILL);
+
+    before.assert_restored();
+    transfers.assert_broken();
+    workstation.tp(&["status"]).expect_code(3);
+    workstation.connect(&["--namespace", "shop"]);
+    reaches_the_cluster(&workstation);
+}
+
+#[test]
+fn the_machine_is_as_before_when_the_root_daemon_is_killed() {
+    let _alone = alone();
+    let (before, mut workstation) = connected(Account::Member, "dev");
+    let transfers = Transfers::start(&workstation);
+
+    signal(workstation.root_pid(), Signal::KILL);
+
+    before.assert_restored();
+    transfers.assert_broken();
+    workstation.start_root_daemon();
+    workstation.connect(&["--namespace", "shop"]);
+    reaches_the_cluster(&workstation);
+}
+
+#[test]
+fn the_machine_is_as_before_when_both_are_killed() {
+    let _alone = alone();
+    let (before, mut workstation) = connected(Account::Member, "dev");
+    let transfers = Transfers::start(&workstation);
+    let (session, root) = (workstation.session_pid(), workstation.root_pid());
+
+    signal(root, Signal::KILL);
+    signal(session, Signal::KILL);
+
+    before.assert_restored();
+    transfers.assert_broken();
+    workstation.start_root_daemon();
+    workstation.connect(&["--namespace", "shop"]);
+    reaches_the_cluster(&workstation);
+}
+
+#[test]
+fn the_machine_is_as_before_when_a_session_of_root_is_killed() {
+    let _alone = alone();
+    let (before, workstation) = connected(Account::Root, "admin");
+    let transfers = Transfers::start(&workstation);
+
+    signal(workstation.session_pid(), Signal::KILL);
+
+    before.assert_restored();
+    transfers.assert_broken();
+}
+
+#[test]
+fn a_hung_session_takes_no_foreign_name_down() {
+    let _alone = alone();
+    let (before, workstation) = connected(Account::Member, "dev");
+    let pid = workstation.session_pid();
+
+    signal(pid, Signal::STOP);
+    let begin = Instant::now();
+    let mut ask =
+        workstation.command(&["dig", "+short", "+time=1", "+tries=4", "intranet.corp.test"]);
+    let found = run(&mut ask, Duration::from_secs(10));
+    let elapsed = begin.elapsed();
+    let target = format!("{}:7000", testbed().service_ip("shop", "echo"));
+    let hung = workstation.echo(&["connect", "-timeout", "2s", &target]);
+    signal(pid, Signal::KILL);
+
+    assert_eq!(found.stdout.trim(), "192.0.2.10", "{found}");
+    // Two seconds until the hooks let go, and the question that was asked meanwhile again.
+    assert!(elapsed < Duration::from_millis(3500), "{elapsed:?}");
+    assert_ne!(hung["error"], "", "{hung}");
+    before.assert_restored();
+}
+
+#[test]
+fn an_application_that_outlives_the_session_can_connect_elsewhere() {
+    let _alone = alone();
+    let (_before, workstation) = connected(Account::Member, "dev");
+    signal(workstation.session_pid(), Signal::KILL);
+
+    let found = workstation.run(&["dig", "+short", "+time=2", "+tries=1", "intranet.corp.test"]);
+
+    assert_eq!(found.stdout.trim(), "192.0.2.10", "{found}");
+}
+
+#[test]
+fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
+    let _alone = alone();
+    let before = netns::idle();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let _away = testbed().impair(tp_e2e::cluster::Impairment::ApiServerAway);
+
+    let connecting =
+        Running::start(&mut workstation.command(&["tp", "connect", "--namespace", "shop"]));
+    // setpriv and unshare replace themselves: the process is tp.
+    let pid = connecting.pid();
+    tp_e2e::process::eventually("tp to run", Duration::from_secs(5), || {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let session = workstation.home().join("run/tp/session.sock");
+        if name.trim() == "tp" && session.exists() {
+            Ok(())
+        } else {
+            Err(name)
+        }
+    });
+    signal(pid, Signal::INT);
+
+    let finished = connecting.finish(Duration::from_secs(20));
+    assert_eq!(finished.code(), 130, "{finished}");
+    before.assert_restored();
+}

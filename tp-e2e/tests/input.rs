@@ -1,0 +1,324 @@
+//! Bad input and bad days: one sentence that names the thing and the remedy, the documented exit
+//! code, nothing half-done.
+
+use std::{
+    fs,
+    sync::{PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use tp_e2e::{
+    cluster::{Impairment, testbed},
+    process::{Finished, eventually, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// Held for reading by tests that need the cluster as it is, for writing by those that disturb it.
+static CLUSTER: RwLock<()> = RwLock::new(());
+
+fn undisturbed() -> RwLockReadGuard<'static, ()> {
+    CLUSTER.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn person() -> Workstation {
+    let mut workstation = Workstation::new(Account::Member, "dev");
+    workstation.may_warn();
+    workstation
+}
+
+/// Refused with this code, in one sentence that contains these words; and nothing runs after it.
+#[track_caller]
+fn refused(workstation: &Workstation, flags: &[&str], code: i32, words: &[&str]) {
+    let words_of_command = [&["tp", "connect"], flags].concat();
+    let finished = run(
+        &mut workstation.command(&words_of_command),
+        Duration::from_secs(40),
+    );
+    assert_sentence(&finished, code, words);
+
+    let after = workstation.tp(&["status"]);
+    assert_eq!(after.code(), 3, "something is left running: {after}");
+}
+
+#[track_caller]
+fn assert_sentence(finished: &Finished, code: i32, words: &[&str]) {
+    assert_eq!(finished.code(), code, "{finished}");
+    for word in words {
+        assert!(
+            finished.stderr.contains(word),
+            "{word:?} is missing: {finished}"
+        );
+    }
+    let lines = finished.stderr.trim().lines().count();
+    assert!(
+        lines <= 2 && !finished.stderr.contains("backtrace"),
+        "{finished}"
+    );
+}
+
+#[test]
+fn an_absent_kubeconfig_is_named() {
+    let _cluster = undisturbed();
+    refused(
+        &person(),
+        &["--kubeconfig", "/absent/config"],
+        78,
+        &["/absent/config"],
+    );
+}
+
+#[test]
+fn no_kubeconfig_at_all_is_explained() {
+    let _cluster = undisturbed();
+    let workstation = person();
+    let mut command = workstation.command(&["tp", "connect"]);
+    let finished = run(command.env_remove("KUBECONFIG"), Duration::from_secs(40));
+
+    assert_sentence(&finished, 78, &["kubeconfig"]);
+}
+
+#[test]
+fn a_broken_kubeconfig_is_named() {
+    let _cluster = undisturbed();
+    let workstation = person();
+    let file = workstation.home().join("broken.yaml");
+
+    for text in [
+        "contexts: [",
+        "- no\n- map\n",
+        "{}",
+        "current-context: nowhere\n",
+    ] {
+        fs::write(&file, text).unwrap();
+        let path = file.to_str().unwrap();
+        refused(&workstation, &["--kubeconfig", path], 78, &[]);
+    }
+}
+
+#[test]
+fn an_unknown_context_is_named_with_the_known_ones() {
+    let _cluster = undisturbed();
+    let workstation = person();
+    let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
+    let known = config
+        .lines()
+        .find_map(|line| line.strip_prefix("current-context: "))
+        .unwrap()
+        .to_owned();
+
+    refused(&workstation, &["--context", "moon"], 78, &["moon", &known]);
+    refused(&workstation, &["--cluster", "mars"], 78, &["mars"]);
+    refused(
+        &workstation,
+        &["--user", "nobody-here"],
+        78,
+        &["nobody-here"],
+    );
+}
+
+#[test]
+fn an_unknown_namespace_is_named() {
+    let _cluster = undisturbed();
+    let mut workstation = Workstation::new(Account::Root, "admin");
+    workstation.may_warn();
+    refused(
+        &workstation,
+        &["--namespace", "atlantis"],
+        78,
+        &["atlantis"],
+    );
+}
+
+#[test]
+fn an_api_server_out_of_reach_is_named() {
+    let _cluster = undisturbed();
+    let workstation = person();
+    let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
+    let file = workstation.home().join("elsewhere.yaml");
+    // A closed port, and an address where nobody answers.
+    for server in ["172.30.0.11:6444", "172.30.0.99:6443"] {
+        fs::write(&file, config.replace("172.30.0.11:6443", server)).unwrap();
+        Account::Member.own(&file);
+        refused(
+            &workstation,
+            &["--kubeconfig", file.to_str().unwrap()],
+            69,
+            &[server],
+        );
+    }
+}
+
+#[test]
+fn an_api_server_with_another_certificate_is_refused() {
+    let _cluster = undisturbed();
+    let workstation = person();
+    let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
+    let file = workstation.home().join("untrusted.yaml");
+    let without_authority: String = config
+        .lines()
+        .filter(|line| !line.contains("certificate-authority-data"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&file, without_authority).unwrap();
+    Account::Member.own(&file);
+
+    refused(
+        &workstation,
+        &["--kubeconfig", file.to_str().unwrap()],
+        69,
+        &["172.30.0.11:6443"],
+    );
+}
+
+#[test]
+fn a_cluster_without_tp_is_told_what_installs_it() {
+    let _cluster = undisturbed();
+    let workstation = Workstation::new(Account::Root, "admin");
+    refused(
+        &workstation,
+        &["--namespace", "shop", "--manager-namespace", "kube-public"],
+        5,
+        &["tp install", "kube-public"],
+    );
+}
+
+#[test]
+fn a_missing_permission_is_named() {
+    let _cluster = undisturbed();
+    let mut workstation = Workstation::new(Account::Member, "limited");
+    workstation.may_warn();
+    refused(
+        &workstation,
+        &["--namespace", "shop"],
+        77,
+        &["create", "sessions", "shop", "limited"],
+    );
+}
+
+#[test]
+fn wrong_flags_are_usage_errors() {
+    let _cluster = undisturbed();
+    let workstation = person();
+    for flags in [
+        &["--also-proxy", "10.0.0.0/99"][..],
+        &["--transport", "pigeon"],
+        &["--nonsense"],
+        &["--as-group", "devs"],
+    ] {
+        let finished = workstation.tp(&[&["connect"], flags].concat());
+        assert_eq!(finished.code(), 2, "{finished}");
+    }
+}
+
+#[test]
+fn an_absent_root_daemon_and_a_refused_sudo_are_explained() {
+    let _cluster = undisturbed();
+    let mut workstation = Workstation::without_root_daemon(Account::Outsider, "dev");
+    workstation.may_warn();
+
+    let finished = workstation.tp(&["connect", "--namespace", "shop"]);
+
+    assert_sentence(&finished, 69, &["root daemon", "sudo"]);
+    workstation.tp(&["status"]).expect_code(3);
+}
+
+#[test]
+fn a_second_connect_elsewhere_says_where_one_is_connected() {
+    let _cluster = undisturbed();
+    let workstation = person();
+    workstation.connect(&["--namespace", "shop"]);
+
+    workstation
+        .tp(&["connect", "--namespace", "shop"])
+        .expect_success();
+    let elsewhere = workstation.tp(&["connect", "--namespace", "team-b"]);
+
+    assert_sentence(&elsewhere, 4, &["shop", "tp quit"]);
+    assert_eq!(workstation.status()["namespace"], "shop");
+}
+
+#[test]
+fn quitting_without_a_connection_says_so() {
+    let _cluster = undisturbed();
+    let workstation = person();
+
+    let finished = workstation.tp(&["quit"]);
+
+    assert_sentence(&finished, 3, &["not connected"]);
+}
+
+#[test]
+fn commands_that_need_a_connection_say_so() {
+    let _cluster = undisturbed();
+    let workstation = person();
+
+    let listed = workstation.tp(&["list"]);
+
+    assert_sentence(&listed, 3, &["tp connect"]);
+}
+
+#[test]
+fn errors_are_objects_when_json_is_asked_for() {
+    let _cluster = undisturbed();
+    let workstation = person();
+
+    let finished = workstation.tp(&["connect", "--context", "moon", "--output", "json"]);
+
+    let error = &finished.json()["error"];
+    assert_eq!(error["kind"], "config", "{finished}");
+    assert!(error["message"].to_string().contains("moon"), "{finished}");
+    assert_eq!(finished.code(), 78);
+}
+
+#[test]
+fn an_api_server_that_falls_silent_while_connecting_is_reported_in_time() {
+    let workstation = person();
+    let _cluster = CLUSTER.write().unwrap_or_else(PoisonError::into_inner);
+    let _away = testbed().impair(Impairment::ApiServerAway);
+
+    refused(
+        &workstation,
+        &["--namespace", "shop"],
+        69,
+        &["172.30.0.11:6443"],
+    );
+}
+
+#[test]
+fn a_manager_that_is_not_ready_is_reported_with_its_pods_reason() {
+    let workstation = person();
+    let _cluster = CLUSTER.write().unwrap_or_else(PoisonError::into_inner);
+    let manager = ["statefulset/tp-manager", "--namespace=tp-system"];
+    let result = std::panic::catch_unwind(|| {
+        testbed().kubectl(&[&["set", "image"], &manager[..], &["*=localhost/absent:1"]].concat());
+        testbed().kubectl(&[
+            "delete",
+            "pod",
+            "tp-manager-0",
+            "--namespace=tp-system",
+            "--wait=true",
+        ]);
+        eventually("the pod to lack its image", Duration::from_secs(30), || {
+            let pods =
+                testbed().kubectl(&["get", "pods", "--namespace=tp-system", "--output=json"]);
+            if pods.contains("ErrImageNeverPull") {
+                Ok(())
+            } else {
+                Err(pods)
+            }
+        });
+        refused(
+            &workstation,
+            &["--namespace", "shop"],
+            75,
+            &["tp-manager-0", "ErrImageNeverPull"],
+        );
+    });
+    testbed().install_tp_again();
+    testbed().manager_ready();
+
+    if let Err(failure) = result {
+        std::panic::resume_unwind(failure);
+    }
+}

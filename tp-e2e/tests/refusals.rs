@@ -1,0 +1,186 @@
+//! Who may not: each is refused, and says so.
+
+use std::time::Duration;
+
+use tp_e2e::{
+    cluster::{testbed, text},
+    process::{PATIENCE, eventually, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+#[test]
+fn a_user_sees_and_reaches_only_namespaces_they_have_a_right_to() {
+    let workstation = Workstation::new(Account::Member, "limited");
+    workstation.connect(&["--namespace", "team-b"]);
+
+    let own = workstation.echo(&["talk", "echo:7001", "peer"]);
+    assert_eq!(own["end"], "fin", "{own}");
+    for name in [
+        "web.shop",
+        "web.shop.svc.cluster.local",
+        "cell-0.cells.shop.svc.cluster.local",
+    ] {
+        let hidden = workstation.echo(&["resolve", name]);
+        assert_ne!(hidden["error"], "", "{name}: {hidden}");
+    }
+    let targets = [
+        format!("{}:80", testbed().service_ip("shop", "web")),
+        format!("{}:7000", testbed().pod_ip("shop", "cell")),
+    ];
+    for target in &targets {
+        let closed = workstation.echo(&["connect", target]);
+        assert_ne!(closed["error"], "", "{target}: {closed}");
+        assert!(
+            closed["elapsed_ms"].as_f64() < Some(3000.0),
+            "{target}: {closed}"
+        );
+    }
+    let status = workstation.status();
+    assert!(
+        status["datapath"]["dials"]
+            .to_string()
+            .contains("prohibited"),
+        "{status}"
+    );
+    let listed = workstation.tp(&["list", "--namespace", "shop"]);
+    assert_eq!(listed.code(), 77, "{listed}");
+}
+
+#[test]
+fn rights_given_and_taken_while_connected_count_within_five_seconds() {
+    let workstation = Workstation::new(Account::Member, "limited");
+    workstation.connect(&["--namespace", "team-b"]);
+    let target = format!("{}:80", testbed().service_ip("shop", "web"));
+    let reaches = || workstation.echo(&["connect", "-timeout", "2s", &target])["error"] == "";
+    assert!(!reaches());
+
+    testbed().kubectl(&[
+        "create",
+        "rolebinding",
+        "e2e-for-a-while",
+        "--clusterrole=tp-user",
+        "--user=limited",
+        "--namespace=shop",
+    ]);
+    let given = std::panic::catch_unwind(|| {
+        eventually("the new right to count", Duration::from_secs(15), || {
+            if reaches() {
+                Ok(())
+            } else {
+                Err("not reached".into())
+            }
+        });
+    });
+    testbed().kubectl(&[
+        "delete",
+        "rolebinding",
+        "e2e-for-a-while",
+        "--namespace=shop",
+    ]);
+    assert!(given.is_ok(), "the new right did not count");
+
+    eventually("the right to be gone", Duration::from_secs(6), || {
+        if reaches() {
+            Err("still reached".into())
+        } else {
+            Ok(())
+        }
+    });
+}
+
+#[test]
+fn a_stranger_to_the_cluster_is_told_which_rule_is_missing() {
+    let workstation = Workstation::new(Account::Member, "stranger");
+
+    let refused = workstation.tp(&["connect", "--namespace", "shop"]);
+
+    assert_eq!(refused.code(), 77, "{refused}");
+    assert!(refused.stderr.contains("sessions"), "{refused}");
+    assert!(refused.stderr.contains("shop"), "{refused}");
+    workstation.tp(&["status"]).expect_code(3);
+}
+
+#[test]
+fn a_user_outside_the_group_cannot_use_the_root_daemon() {
+    let owner = Workstation::shared();
+    let mut outsider = Workstation::without_root_daemon(Account::Outsider, "dev");
+    outsider.may_warn();
+    let socket = owner.root_socket().to_str().unwrap().to_owned();
+
+    let mut command = outsider.command(&["tp", "connect", "--namespace", "shop"]);
+    let refused = run(command.env("TP_ROOT_SOCKET", &socket), PATIENCE);
+
+    assert_eq!(refused.code(), 77, "{refused}");
+    assert!(refused.stderr.contains("group tp"), "{refused}");
+}
+
+#[test]
+fn nobody_else_can_use_the_alias_range() {
+    let workstation = Workstation::shared();
+    // The first use makes the alias; the applications of the session's user alone may use it.
+    workstation.echo(&["talk", "echo:7001", "peer"]);
+    let network = text(&workstation.status()["datapath"]["alias_network"]);
+    let prefix = network
+        .split('/')
+        .next()
+        .and_then(|base| base.rsplit_once('.'))
+        .unwrap()
+        .0
+        .to_owned();
+    let addresses: Vec<String> = (0..8).map(|host| format!("{prefix}.{host}:7001")).collect();
+    let reached = |account: Account| {
+        addresses.iter().any(|address| {
+            workstation.echo_as(account, &["connect", "-timeout", "400ms", address])["error"] == ""
+        })
+    };
+
+    assert!(
+        reached(workstation.account()),
+        "the user's own way through {addresses:?}"
+    );
+    assert!(!reached(Account::Outsider), "another user");
+
+    // A neighbour that routes the range to this machine, and a machine that forwards.
+    let namespace = testbed().workstation();
+    let mut forward = testbed().inside(&namespace);
+    run(
+        forward.args(["sysctl", "-qw", "net.ipv4.ip_forward=1"]),
+        PATIENCE,
+    )
+    .expect_success();
+    let mut route = testbed().inside(&testbed().neighbour());
+    run(
+        route.args(["ip", "route", "replace", &network, "via", "172.30.0.200"]),
+        PATIENCE,
+    )
+    .expect_success();
+    let client = testbed().echo_client();
+    let from_neighbour = addresses.iter().any(|address| {
+        let mut command = testbed().inside(&testbed().neighbour());
+        command
+            .arg(&client)
+            .args(["connect", "-timeout", "400ms", address]);
+        run(&mut command, PATIENCE).json()["result"]["error"] == ""
+    });
+    for (name, words) in [
+        (testbed().neighbour(), ["ip", "route", "del", &network]),
+        (namespace, ["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"]),
+    ] {
+        run(testbed().inside(&name).args(words), PATIENCE).expect_success();
+    }
+
+    assert!(!from_neighbour, "a forwarded packet");
+}
+
+#[test]
+fn two_sessions_of_one_user_are_one() {
+    let workstation = Workstation::new(Account::Root, "admin");
+    workstation.connect(&["--namespace", "shop"]);
+    let pid = workstation.session_pid();
+
+    let again = workstation.connect(&["--namespace", "shop"]);
+
+    assert!(again.stdout.contains("Already connected"), "{again}");
+    assert_eq!(workstation.session_pid(), pid);
+}

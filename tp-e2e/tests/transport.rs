@@ -1,0 +1,220 @@
+//! The two paths of the tunnel: UDP when it answers, the port-forward otherwise.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tp_e2e::{
+    cluster::{Impairment, testbed, text},
+    process::{eventually, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// How long finding the better path, or another one, may take.
+const SWITCH: Duration = Duration::from_secs(15);
+
+/// A disturbance of the network concerns every session.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connected(flags: &[&str]) -> Workstation {
+    let workstation = Workstation::new(Account::Member, "dev");
+    workstation.connect(&[&["--namespace", "shop"], flags].concat());
+    workstation
+}
+
+#[track_caller]
+fn on_path(workstation: &Workstation, path: &str) -> Value {
+    eventually(&format!("the path {path}"), SWITCH, || {
+        let status = workstation.status();
+        if status["transport"]["path"] == path && status["state"] == "connected" {
+            Ok(status["transport"].clone())
+        } else {
+            Err(format!("{} {}", status["state"], status["transport"]))
+        }
+    })
+}
+
+#[track_caller]
+fn transfers_are_whole(workstation: &Workstation) {
+    let size = (8 << 20).to_string();
+    let seen = workstation.echo(&["talk", "-send", &size, "-half-close", "echo:7000"]);
+    assert_eq!(seen["matches"], true, "{seen}");
+    assert_eq!(seen["received"], 8 << 20, "{seen}");
+    assert_eq!(seen["end"], "fin", "{seen}");
+}
+
+#[test]
+fn the_udp_path_is_used_when_it_answers() {
+    let _alone = alone();
+    let workstation = connected(&[]);
+
+    let transport = on_path(&workstation, "udp");
+
+    assert_eq!(transport["reason"], "", "{transport}");
+    assert!(
+        text(&transport["remote"]).starts_with("172.30.0.1"),
+        "{transport}"
+    );
+    assert!(transport["rtt_ms"].as_f64() > Some(0.0), "{transport}");
+    transfers_are_whole(&workstation);
+}
+
+#[test]
+fn the_port_forward_carries_everything_when_udp_is_lost() {
+    let _alone = alone();
+    for impairment in [
+        Impairment::UdpLost,
+        Impairment::UdpLostOutward,
+        Impairment::UdpLostInward,
+    ] {
+        let workstation = connected(&[]);
+        // The company's name server is on this machine and its questions do not pass the wire.
+        let _impaired = testbed().impair(impairment);
+        let workstation_two = connected(&[]);
+
+        for workstation in [&workstation, &workstation_two] {
+            let transport = on_path(workstation, "portforward");
+            assert_ne!(transport["reason"], "", "{impairment:?}: {transport}");
+            transfers_are_whole(workstation);
+        }
+    }
+}
+
+#[test]
+fn the_port_forward_alone_is_used_when_told_so() {
+    let _alone = alone();
+    let workstation = connected(&["--transport", "portforward"]);
+
+    transfers_are_whole(&workstation);
+    let transport = on_path(&workstation, "portforward");
+
+    assert_ne!(transport["reason"], "", "{transport}");
+}
+
+#[test]
+fn no_data_takes_the_port_forward_when_udp_is_demanded() {
+    let _alone = alone();
+    let workstation = connected(&["--transport", "quic"]);
+
+    let transport = on_path(&workstation, "udp");
+
+    assert_eq!(transport["reason"], "", "{transport}");
+    transfers_are_whole(&workstation);
+}
+
+#[test]
+fn demanding_udp_where_it_is_lost_fails_with_a_sentence() {
+    let _alone = alone();
+    let _impaired = testbed().impair(Impairment::UdpLost);
+    let mut workstation = Workstation::new(Account::Member, "dev");
+    workstation.may_warn();
+
+    let mut command =
+        workstation.command(&["tp", "connect", "--namespace=shop", "--transport=quic"]);
+    let refused = run(&mut command, Duration::from_secs(30));
+
+    assert_eq!(refused.code(), 69, "{refused}");
+    assert!(refused.stderr.contains("UDP"), "{refused}");
+    workstation.tp(&["status"]).expect_code(3);
+}
+
+#[test]
+fn losing_udp_in_mid_transfer_never_looks_like_a_clean_end() {
+    let _alone = alone();
+    let mut workstation = connected(&[]);
+    workstation.may_warn();
+    on_path(&workstation, "udp");
+    let size = 24 << 20;
+    let words = [
+        "talk",
+        "-mark",
+        "4000000",
+        "echo:7001",
+        "drip",
+        &size.to_string(),
+    ];
+    let mut transfer = workstation.start_echo(&words);
+    transfer.wait_for("mark", Duration::from_secs(15));
+
+    let impaired = testbed().impair(Impairment::UdpLost);
+    on_path(&workstation, "portforward");
+    transfers_are_whole(&workstation);
+
+    let seen = transfer.finish(Duration::from_secs(60)).json()["result"].clone();
+    let whole = seen["received"] == size && seen["end"] == "fin";
+    let broken = seen["end"] != "fin" && seen["end"] != "timeout";
+    assert!(whole || broken, "{seen}");
+    drop(impaired);
+    on_path(&workstation, "udp");
+    transfers_are_whole(&workstation);
+}
+
+#[test]
+fn the_api_server_away_does_not_stop_flows_on_udp() {
+    let _alone = alone();
+    let mut workstation = connected(&[]);
+    workstation.may_warn();
+    on_path(&workstation, "udp");
+    let _away = testbed().impair(Impairment::ApiServerAway);
+
+    for _ in 0..3 {
+        transfers_are_whole(&workstation);
+    }
+}
+
+#[test]
+fn the_udp_port_answers_no_stranger() {
+    let _alone = alone();
+    let workstation = connected(&[]);
+    let remote = text(&on_path(&workstation, "udp")["remote"]);
+    let padded = |head: &str| format!("{head}{}", "00".repeat(1200 - head.len() / 2));
+    // The first packet of a QUIC connection; a packet of a version nobody has; a short one; noise.
+    let packets = [
+        padded("c00000000108000102030405060708000102030405060708004200"),
+        padded("c0babababa08000102030405060708080001020304050607"),
+        "40000102030405060708090a0b0c0d0e0f101112131415161718".to_owned(),
+        padded("7470"),
+        "00".to_owned(),
+    ];
+
+    for packet in packets {
+        let seen = workstation.echo(&["udp", "-hex", "-timeout", "700ms", &remote, &packet]);
+        assert_eq!(seen["error"], "timeout", "{packet:.60}: {seen}");
+    }
+}
+
+#[test]
+fn a_manager_that_is_replaced_is_found_again() {
+    let _alone = alone();
+    let mut workstation = connected(&[]);
+    workstation.may_warn();
+
+    testbed().kubectl(&[
+        "delete",
+        "pod",
+        "tp-manager-0",
+        "--namespace=tp-system",
+        "--wait=true",
+    ]);
+    testbed().manager_ready();
+
+    eventually(
+        "the session to be connected again",
+        Duration::from_secs(30),
+        || {
+            let mut ask = workstation.command(&["curl", "-sS", "--max-time", "3", "http://web/"]);
+            let asked = run(&mut ask, Duration::from_secs(10));
+            if asked.status.success() {
+                Ok(())
+            } else {
+                Err(asked.to_string())
+            }
+        },
+    );
+}
