@@ -1,0 +1,138 @@
+//! The tunnel's end in the cluster: accepts sessions, and dials for them what they may reach.
+
+mod dial;
+mod peer;
+mod target;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer};
+
+use crate::{
+    access::Access, args::Allow, grpc::Replica, housekeeping::Departed, model::SharedModel,
+    publish::Publisher, sessions::Sessions,
+};
+
+const MAX_LINKS: usize = 1024;
+
+/// What every connected session is served from.
+pub(crate) struct Gateway {
+    pub(crate) server: Arc<TunnelServer>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) model: SharedModel,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) departed: Arc<Departed>,
+    pub(crate) replica: Arc<Replica>,
+    pub(crate) allow: Vec<Allow>,
+    pub(crate) connected: Connected,
+}
+
+/// The newest connection of each session.
+#[derive(Default)]
+pub(crate) struct Connected(Mutex<BTreeMap<SessionRef, (u64, Peer)>>);
+
+impl Connected {
+    /// Enters a connection and returns its number, and the one that it replaces.
+    fn enter(&self, peer: &Peer) -> (u64, Option<Peer>) {
+        let mut connected = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let previous = connected.remove(peer.session());
+        let number = previous.as_ref().map_or(0, |(number, _)| number + 1);
+        connected.insert(peer.session().clone(), (number, peer.clone()));
+
+        (number, previous.map(|(_, peer)| peer))
+    }
+
+    /// Whether the session is without a connection now.
+    fn leave(&self, session: &SessionRef, number: u64) -> bool {
+        let mut connected = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = connected
+            .get(session)
+            .is_some_and(|(newest, _)| *newest == number);
+        if last {
+            connected.remove(session);
+        }
+
+        last
+    }
+}
+
+impl Gateway {
+    /// Takes the streams of path T, which end at this port, until it is aborted.
+    pub(crate) async fn accept_links(self: Arc<Self>, listener: TcpListener) {
+        let room = Arc::new(Semaphore::new(MAX_LINKS));
+        let mut links = JoinSet::new();
+        loop {
+            while links.try_join_next().is_some() {}
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "Cannot accept a link");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                tracing::debug!("There are as many links as fit");
+                continue;
+            };
+            let gateway = Arc::clone(&self);
+            links.spawn(async move {
+                let _permit = permit;
+                gateway.link(stream).await;
+            });
+        }
+    }
+
+    async fn link(&self, stream: TcpStream) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "A link keeps its delay");
+        }
+        if let Err(error) = self.server.attach(stream).await {
+            tracing::debug!(%error, "A link ended");
+        }
+    }
+
+    /// Serves sessions until the tunnel server is closed or this is aborted.
+    pub(crate) async fn accept_peers(self: Arc<Self>) {
+        let mut peers = JoinSet::new();
+        while let Some(peer) = self.server.accept().await {
+            while peers.try_join_next().is_some() {}
+            let gateway = Arc::clone(&self);
+            peers.spawn(async move { gateway.serve(peer).await });
+        }
+        // Each ends with its connection, which the server has closed.
+        while peers.join_next().await.is_some() {}
+    }
+
+    async fn serve(&self, peer: Peer) {
+        let session = peer.session().clone();
+        let (number, previous) = self.connected.enter(&peer);
+        if let Some(previous) = previous {
+            previous.close(CloseCode::Shutdown, "the session has connected once more");
+        }
+        self.departed.returned(&session);
+        tracing::info!(%session, "A session is connected");
+
+        tokio::join!(
+            peer::serve(self, &peer),
+            self.publisher.tell(&session, "Connected"),
+        );
+
+        let reason = peer.closed().await;
+        tracing::info!(%session, %reason, "A session is disconnected");
+        if self.connected.leave(&session, number) {
+            self.departed.left(session.clone());
+            self.publisher.tell(&session, "Disconnected").await;
+        }
+    }
+}

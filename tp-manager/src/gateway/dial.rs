@@ -1,0 +1,243 @@
+//! Dials for one session, and ends what it may not reach any more.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tp_proto::tunnel::Outcome;
+use tp_transport::{PendingFlow, SpliceCounters, splice};
+
+use super::target;
+use crate::{
+    access::{Access, Scope, User},
+    args::Allow,
+    model::SharedModel,
+};
+
+/// Dials of one session under way at once; more are told to come later.
+pub(super) const MAX_DIALS: usize = 512;
+/// As long as Linux itself tries by default.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(130);
+
+pub(super) struct Dialler {
+    pub(super) user: Arc<User>,
+    /// The session's own namespace.
+    pub(super) namespace: String,
+    pub(super) access: Arc<Access>,
+    pub(super) model: SharedModel,
+    pub(super) allow: Vec<Allow>,
+    pub(super) grants: Grants,
+    pub(super) dials: Semaphore,
+}
+
+impl Dialler {
+    /// One flow, from its dial to its end.
+    pub(super) async fn serve(&self, target: SocketAddr, pending: PendingFlow) {
+        let cancelled = pending.cancelled();
+        let dialled = tokio::select! {
+            () = cancelled => return,
+            dialled = self.dial(target) => dialled,
+        };
+        let (tcp, grant) = match dialled {
+            Ok(dialled) => dialled,
+            Err(refusal) => {
+                tracing::debug!(%target, outcome = ?refusal.outcome, "A dial is refused");
+                pending.refuse(refusal.outcome, &refusal.reason).await;
+                return;
+            }
+        };
+        let Ok(flow) = pending.accept().await else {
+            return;
+        };
+        let counters = SpliceCounters::default();
+        tokio::select! {
+            // Dropping the splice resets both ends.
+            () = grant.token.cancelled() => tracing::debug!(%target, "A right was revoked"),
+            end = splice(tcp, flow, &counters) => tracing::trace!(%target, ?end, "A flow ended"),
+        }
+    }
+
+    async fn dial(&self, target: SocketAddr) -> Result<(TcpStream, Grant<'_>), Refusal> {
+        let Ok(_permit) = self.dials.try_acquire() else {
+            let reason = "this session has as many dials under way as it may";
+            return Err(Refusal::new(Outcome::Exhausted, reason));
+        };
+        let address = target.ip();
+        let owner = self.model.read().owner(address);
+        let scope = target::scope(owner, address, &self.namespace, &self.allow)
+            .map_err(|reason| Refusal::new(Outcome::Prohibited, reason))?;
+        // Entered before it is asked for, so that no revocation falls between.
+        let grant = self.grants.enter(&scope);
+        match self.access.allows(&self.user, &scope).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let reason = format!("the user may not {}", scope.right());
+                return Err(Refusal::new(Outcome::Prohibited, reason));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "Cannot ask for a right");
+                return Err(Refusal::new(Outcome::Prohibited, error.to_string()));
+            }
+        }
+
+        match timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await {
+            Ok(Ok(tcp)) => {
+                if let Err(error) = tcp.set_nodelay(true) {
+                    tracing::trace!(%error, "A connection keeps its delay");
+                }
+                Ok((tcp, grant))
+            }
+            Ok(Err(error)) => Err(Refusal::new(outcome(&error), error.to_string())),
+            Err(_) => Err(Refusal::new(Outcome::TimedOut, "nothing answers")),
+        }
+    }
+
+    /// Asks again for every right in use, and ends the flows of those that are gone.
+    pub(super) async fn recheck(&self) {
+        for scope in self.grants.in_use() {
+            match self.access.allows(&self.user, &scope).await {
+                Ok(true) => {}
+                Ok(false) => self.grants.revoke(&scope),
+                Err(error) => tracing::debug!(%error, "Cannot ask again for a right"),
+            }
+        }
+    }
+}
+
+struct Refusal {
+    outcome: Outcome,
+    reason: String,
+}
+
+impl Refusal {
+    fn new(outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            reason: reason.into(),
+        }
+    }
+}
+
+/// The kernel's word for how a dial ended.
+fn outcome(error: &io::Error) -> Outcome {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Outcome::Refused,
+        io::ErrorKind::HostUnreachable => Outcome::HostUnreachable,
+        io::ErrorKind::NetworkUnreachable => Outcome::NetworkUnreachable,
+        io::ErrorKind::TimedOut => Outcome::TimedOut,
+        // A firewall's "prohibited", or a policy of the pod network.
+        io::ErrorKind::PermissionDenied => Outcome::HostUnreachable,
+        io::ErrorKind::ConnectionReset => Outcome::Refused,
+        io::ErrorKind::AddrNotAvailable => Outcome::Exhausted,
+        _ => Outcome::HostUnreachable,
+    }
+}
+
+/// The rights that flows of a session rest on.
+#[derive(Debug, Default)]
+pub(super) struct Grants(Mutex<BTreeMap<Scope, Uses>>);
+
+#[derive(Debug, Default)]
+struct Uses {
+    count: usize,
+    token: CancellationToken,
+}
+
+/// One flow's part in a right; gives it back when dropped.
+struct Grant<'a> {
+    grants: &'a Grants,
+    scope: Scope,
+    token: CancellationToken,
+}
+
+impl Grants {
+    fn enter(&self, scope: &Scope) -> Grant<'_> {
+        let mut grants = self.lock();
+        let uses = grants.entry(scope.clone()).or_default();
+        uses.count += 1;
+
+        Grant {
+            grants: self,
+            scope: scope.clone(),
+            token: uses.token.clone(),
+        }
+    }
+
+    fn in_use(&self) -> Vec<Scope> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Ends every flow that rests on it; later flows ask anew.
+    fn revoke(&self, scope: &Scope) {
+        if let Some(uses) = self.lock().get_mut(scope) {
+            uses.token.cancel();
+            uses.token = CancellationToken::new();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, Uses>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Grant<'_> {
+    fn drop(&mut self) {
+        let mut grants = self.grants.lock();
+        if let Some(uses) = grants.get_mut(&self.scope) {
+            uses.count -= 1;
+            if uses.count == 0 {
+                grants.remove(&self.scope);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shop() -> Scope {
+        Scope::Namespace("shop".into())
+    }
+
+    #[test]
+    fn a_revoked_right_ends_the_flows_that_rest_on_it_and_no_later_ones() {
+        let grants = Grants::default();
+        let flow = grants.enter(&shop());
+        let other = grants.enter(&Scope::AllNamespaces);
+
+        grants.revoke(&shop());
+
+        assert!(flow.token.is_cancelled());
+        assert!(!other.token.is_cancelled());
+        assert!(!grants.enter(&shop()).token.is_cancelled());
+    }
+
+    #[test]
+    fn a_right_that_no_flow_rests_on_is_not_asked_for_again() {
+        let grants = Grants::default();
+
+        let first = grants.enter(&shop());
+        let second = grants.enter(&shop());
+        drop(first);
+        assert_eq!(grants.in_use(), [shop()]);
+        drop(second);
+        assert_eq!(grants.in_use(), []);
+    }
+
+    #[test]
+    fn the_kernels_word_is_passed_on() {
+        let of = |errno| outcome(&io::Error::from_raw_os_error(errno));
+
+        assert_eq!(of(111), Outcome::Refused);
+        assert_eq!(of(113), Outcome::HostUnreachable);
+        assert_eq!(of(101), Outcome::NetworkUnreachable);
+        assert_eq!(of(110), Outcome::TimedOut);
+    }
+}

@@ -1,0 +1,183 @@
+//! The control service of one session: the model as the wire has it.
+//!
+//! Knows the model and the wire, nothing of Kubernetes objects.
+
+mod candidates;
+mod names;
+mod resolve;
+mod table;
+mod wire;
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::{Stream, future::BoxFuture};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tonic::{Request, Response, Status};
+use tp_proto::{
+    VERSION,
+    tunnel::{
+        HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse, ResolveRequest,
+        ResolveResponse, TableEvent, WatchTableRequest,
+        manager_server::{Manager, ManagerServer},
+    },
+};
+use tp_transport::FlowIo;
+
+use crate::{
+    access::{Access, Scope, User},
+    model::{Owner, SharedModel, Workload},
+};
+pub(crate) use resolve::Resolver;
+
+/// Lists the workloads of a namespace; `index` knows how.
+pub(crate) trait Workloads: Send + Sync + 'static {
+    fn list(&self, namespace: String) -> BoxFuture<'static, Result<Vec<Workload>, String>>;
+}
+
+/// What all sessions of this replica share.
+pub(crate) struct Replica {
+    pub(crate) pod: String,
+    pub(crate) namespace: String,
+    pub(crate) node: String,
+    pub(crate) resolver: Resolver,
+    pub(crate) workloads: Box<dyn Workloads>,
+}
+
+/// Serves one session.
+#[derive(Clone)]
+pub(crate) struct Control {
+    replica: Arc<Replica>,
+    model: SharedModel,
+    access: Arc<Access>,
+    user: Arc<User>,
+}
+
+/// Serves gRPC on one stream until it ends.
+pub(crate) async fn serve(io: FlowIo, control: Control) {
+    let service = TowerToHyperService::new(ManagerServer::new(control));
+    let server = Builder::new(TokioExecutor::new()).http2_only();
+    let served = server.serve_connection(TokioIo::new(io), service).await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "A control stream ended");
+    }
+}
+
+impl Control {
+    pub(crate) fn new(
+        replica: Arc<Replica>,
+        model: SharedModel,
+        access: Arc<Access>,
+        user: Arc<User>,
+    ) -> Self {
+        Self {
+            replica,
+            model,
+            access,
+            user,
+        }
+    }
+
+    async fn may_reach(&self, namespace: &str) -> Result<bool, Status> {
+        let scope = Scope::Namespace(namespace.into());
+        self.access
+            .allows(&self.user, &scope)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    /// Whether the answer to this question is the user's to know.
+    async fn may_ask(&self, question: &names::Question) -> Result<bool, Status> {
+        let namespace = match question {
+            names::Question::Foreign => return Ok(false),
+            names::Question::In(namespace) => namespace.clone(),
+            names::Question::About(address) => match self.model.read().owner(*address) {
+                Owner::Namespace(namespace) => namespace,
+                _ => return Ok(false),
+            },
+        };
+
+        self.may_reach(&namespace).await
+    }
+}
+
+#[tonic::async_trait]
+impl Manager for Control {
+    async fn hello(
+        &self,
+        _request: Request<HelloRequest>,
+    ) -> Result<Response<HelloResponse>, Status> {
+        let candidates = candidates::candidates(&self.replica, &self.model).await;
+
+        Ok(Response::new(HelloResponse {
+            version: VERSION.into(),
+            replica: self.replica.pod.clone(),
+            candidates,
+            cluster_domain: self.replica.resolver.cluster_domain().into(),
+        }))
+    }
+
+    type WatchTableStream = Pin<Box<dyn Stream<Item = Result<TableEvent, Status>> + Send>>;
+
+    async fn watch_table(
+        &self,
+        _request: Request<WatchTableRequest>,
+    ) -> Result<Response<Self::WatchTableStream>, Status> {
+        let events = table::events(
+            self.model.clone(),
+            Arc::clone(&self.access),
+            Arc::clone(&self.user),
+        );
+
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn resolve(
+        &self,
+        request: Request<ResolveRequest>,
+    ) -> Result<Response<ResolveResponse>, Status> {
+        let query = request.into_inner().query;
+        let resolver = &self.replica.resolver;
+        let question = names::read(&query, resolver.cluster_domain())
+            .ok_or_else(|| Status::invalid_argument("this is not a DNS query"))?;
+        let response = if self.may_ask(&question).await? {
+            resolver
+                .ask(&query)
+                .await
+                .map_err(|error| Status::unavailable(error.to_string()))?
+        } else {
+            bytes::Bytes::new()
+        };
+
+        Ok(Response::new(ResolveResponse { response }))
+    }
+
+    async fn list_workloads(
+        &self,
+        request: Request<ListWorkloadsRequest>,
+    ) -> Result<Response<ListWorkloadsResponse>, Status> {
+        let namespace = request.into_inner().namespace;
+        if !self.may_reach(&namespace).await? {
+            return Err(Status::permission_denied(format!(
+                "the user may not {}",
+                Scope::Namespace(namespace).right()
+            )));
+        }
+        let workloads = self
+            .replica
+            .workloads
+            .list(namespace.clone())
+            .await
+            .map_err(Status::unavailable)?;
+
+        Ok(Response::new(ListWorkloadsResponse {
+            workloads: workloads
+                .into_iter()
+                .map(|workload| wire::workload(workload, &namespace))
+                .collect(),
+        }))
+    }
+}

@@ -1,0 +1,209 @@
+//! Asks the cluster's DNS what the table cannot decide.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UdpSocket},
+    sync::Semaphore,
+    time::timeout,
+};
+
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+const TRIES: usize = 2;
+const MAX_UDP: usize = 4096;
+/// Questions of all sessions under way at once; more wait, within their own bound.
+const MAX_QUESTIONS: usize = 256;
+const DEFAULT_DOMAIN: &str = "cluster.local";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    #[error("the cluster's DNS does not answer")]
+    TimedOut,
+    #[error("no name server of the cluster is known")]
+    NoServer,
+    #[error("the cluster's DNS cannot be asked")]
+    Io(#[from] io::Error),
+}
+
+/// The name servers of the manager's pod, which are the cluster's.
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    servers: Vec<SocketAddr>,
+    cluster_domain: String,
+    next_id: AtomicU16,
+    questions: Semaphore,
+}
+
+impl Resolver {
+    /// Reads a pod's `/etc/resolv.conf`.
+    pub(crate) fn from_conf(text: &str) -> Self {
+        let mut servers = Vec::new();
+        let mut cluster_domain = DEFAULT_DOMAIN.to_owned();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("nameserver") => {
+                    let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+                    servers.extend(address.map(|address| SocketAddr::new(address, 53)));
+                }
+                Some("search") => {
+                    if let Some(domain) = words.find_map(|word| word.strip_prefix("svc.")) {
+                        cluster_domain = domain.trim_end_matches('.').to_owned();
+                    }
+                }
+                _ => {}
+            }
+        }
+
+        Self {
+            servers,
+            cluster_domain,
+            next_id: AtomicU16::new(0),
+            questions: Semaphore::new(MAX_QUESTIONS),
+        }
+    }
+
+    pub(crate) fn cluster_domain(&self) -> &str {
+        &self.cluster_domain
+    }
+
+    /// The answer, with the query's own identifier.
+    pub(crate) async fn ask(&self, query: &[u8]) -> Result<Bytes, ResolveError> {
+        let bound = TRY_TIMEOUT.saturating_mul(u32::try_from(TRIES).unwrap_or(u32::MAX)) * 2;
+        let asked = async {
+            let _permit = self.questions.acquire().await;
+            self.ask_servers(query).await
+        };
+
+        timeout(bound, asked)
+            .await
+            .unwrap_or(Err(ResolveError::TimedOut))
+    }
+
+    async fn ask_servers(&self, query: &[u8]) -> Result<Bytes, ResolveError> {
+        let mut last = ResolveError::NoServer;
+        for server in self.servers.iter().cycle().take(self.servers.len() * TRIES) {
+            match timeout(TRY_TIMEOUT, self.ask_server(*server, query)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => last = error.into(),
+                Err(_) => last = ResolveError::TimedOut,
+            }
+        }
+
+        Err(last)
+    }
+
+    async fn ask_server(&self, server: SocketAddr, query: &[u8]) -> io::Result<Bytes> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut question = query.to_vec();
+        set_id(&mut question, id)?;
+        let mut response = over_udp(server, &question).await?;
+        // Truncated: the rest comes over TCP.
+        if response.get(2).is_some_and(|flags| flags & 0b10 != 0) {
+            response = over_tcp(server, &question).await?;
+        }
+        let original = [query[0], query[1]];
+        set_id(&mut response, u16::from_be_bytes(original))?;
+
+        Ok(response.into())
+    }
+}
+
+fn set_id(message: &mut [u8], id: u16) -> io::Result<()> {
+    message
+        .get_mut(..2)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a DNS message is too short"))?
+        .copy_from_slice(&id.to_be_bytes());
+
+    Ok(())
+}
+
+async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    // A fresh port for every question: the kernel matches the answer's source.
+    let any: IpAddr = if server.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(question).await?;
+    let mut buffer = vec![0; MAX_UDP];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        if length >= 12 && buffer[..2] == question[..2] {
+            buffer.truncate(length);
+            return Ok(buffer);
+        }
+    }
+}
+
+async fn over_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    let length = u16::try_from(question.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a DNS query is too long"))?;
+    let mut framed = length.to_be_bytes().to_vec();
+    framed.extend_from_slice(question);
+    stream.write_all(&framed).await?;
+    let length = stream.read_u16().await?;
+    let mut response = vec![0; length.into()];
+    stream.read_exact(&mut response).await?;
+
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_resolv_conf_names_servers_and_domain() {
+        let resolver = Resolver::from_conf(
+            "search tp-system.svc.example.org svc.example.org example.org corp.test\n\
+             nameserver 10.96.0.10\noptions ndots:5\n",
+        );
+
+        assert_eq!(resolver.servers, ["10.96.0.10:53".parse().unwrap()]);
+        assert_eq!(resolver.cluster_domain(), "example.org");
+    }
+
+    #[test]
+    fn without_a_search_path_the_domain_is_the_usual_one() {
+        assert_eq!(Resolver::from_conf("").cluster_domain(), "cluster.local");
+    }
+
+    #[tokio::test]
+    async fn an_answer_carries_the_identifier_of_the_question() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let mut resolver = Resolver::from_conf("");
+        resolver.servers = vec![address];
+        resolver.next_id = AtomicU16::new(99);
+        let answering = async {
+            let mut buffer = [0; 64];
+            let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..2], [0, 99]);
+            server.send_to(&buffer[..length], from).await.unwrap();
+        };
+        let mut query = [0; 12];
+        query[..2].copy_from_slice(&[7, 8]);
+
+        let (response, ()) = tokio::join!(resolver.ask(&query), answering);
+
+        assert_eq!(response.unwrap()[..2], [7, 8]);
+    }
+
+    #[tokio::test]
+    async fn without_a_server_the_failure_is_at_once() {
+        let answer = Resolver::from_conf("").ask(&[0; 12]).await;
+
+        assert!(matches!(answer, Err(ResolveError::NoServer)));
+    }
+}

@@ -1,0 +1,232 @@
+//! Watches Kubernetes objects and writes the model.
+//!
+//! Knows Kubernetes and the model, nothing of sessions or of the wire.
+
+mod convert;
+pub(crate) mod networks;
+pub(crate) mod workloads;
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt as _, TryStream, TryStreamExt as _, future::BoxFuture};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Client,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::model::{Model, SharedModel, Update};
+
+/// The slice, and the Service, that name the API server.
+const API_SERVER: &str = "kubernetes";
+
+/// The tasks that keep the model; each runs until it is aborted.
+pub(crate) fn tasks(
+    client: &Client,
+    model: &SharedModel,
+    synced: &Synced,
+) -> Vec<BoxFuture<'static, ()>> {
+    let all = watcher::Config::default;
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
+    let api_server = watcher::Config::default().fields(&format!("metadata.name={API_SERVER}"));
+
+    vec![
+        Box::pin(follow(
+            stream::<Namespace>(Api::all(client.clone()), all()),
+            convert::namespace,
+            Model::update_namespaces,
+            model.clone(),
+            synced.part(),
+        )),
+        Box::pin(follow(
+            stream::<Service>(Api::all(client.clone()), all()),
+            convert::service,
+            Model::update_services,
+            model.clone(),
+            synced.part(),
+        )),
+        Box::pin(follow(
+            stream::<Pod>(Api::all(client.clone()), all()),
+            convert::pod,
+            Model::update_pods,
+            model.clone(),
+            synced.part(),
+        )),
+        Box::pin(follow(
+            stream::<Node>(Api::all(client.clone()), all()),
+            convert::node,
+            Model::update_nodes,
+            model.clone(),
+            synced.part(),
+        )),
+        Box::pin(follow(
+            stream(slices, api_server),
+            convert::api_server,
+            |model, update: Update<(), _>| {
+                let addresses = match update {
+                    Update::Applied((), addresses) => addresses,
+                    Update::Removed(()) => Default::default(),
+                    Update::Replaced(all) => all.into_values().flatten().collect(),
+                };
+                model.set_api_servers(addresses);
+            },
+            model.clone(),
+            synced.part(),
+        )),
+    ]
+}
+
+fn stream<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl TryStream<Ok = Event<K>, Error = watcher::Error> + Send + 'static
+where
+    K: kube::Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+    K::DynamicType: Default,
+{
+    watcher(api, config).default_backoff()
+}
+
+/// Applies a watch to the model. `convert` gives an object's name, and its value unless it is of no
+/// interest.
+async fn follow<O, K, V>(
+    events: impl TryStream<Ok = Event<O>, Error = watcher::Error> + Send + 'static,
+    convert: fn(&O) -> (K, Option<V>),
+    apply: impl Fn(&mut Model, Update<K, V>) + Send,
+    model: SharedModel,
+    mut synced: SyncedPart,
+) where
+    K: Ord + Send,
+    V: Send,
+    O: Send,
+{
+    let mut listing = BTreeMap::new();
+    let mut events = std::pin::pin!(events.into_stream());
+    while let Some(event) = events.next().await {
+        let update = match event {
+            Ok(Event::Init) => {
+                listing.clear();
+                continue;
+            }
+            Ok(Event::InitApply(object)) => {
+                if let (name, Some(value)) = convert(&object) {
+                    listing.insert(name, value);
+                }
+                continue;
+            }
+            Ok(Event::InitDone) => {
+                synced.done();
+                Update::Replaced(std::mem::take(&mut listing))
+            }
+            Ok(Event::Apply(object)) => match convert(&object) {
+                (name, Some(value)) => Update::Applied(name, value),
+                (name, None) => Update::Removed(name),
+            },
+            Ok(Event::Delete(object)) => Update::Removed(convert(&object).0),
+            Err(error) => {
+                // The watch goes on by itself; the API server may be away.
+                tracing::debug!(%error, "A watch was interrupted");
+                continue;
+            }
+        };
+        model.update(|model| apply(model, update));
+    }
+}
+
+/// Counts the parts of the manager's knowledge that are not complete yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Synced {
+    missing: watch::Sender<usize>,
+}
+
+impl Synced {
+    pub(crate) fn new() -> Self {
+        Self {
+            missing: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn part(&self) -> SyncedPart {
+        self.missing.send_modify(|missing| *missing += 1);
+        SyncedPart {
+            missing: Some(self.missing.clone()),
+        }
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        *self.missing.borrow() == 0
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct SyncedPart {
+    missing: Option<watch::Sender<usize>>,
+}
+
+impl SyncedPart {
+    pub(crate) fn done(&mut self) {
+        if let Some(missing) = self.missing.take() {
+            missing.send_modify(|missing| *missing -= 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knowledge_is_complete_when_every_part_is() {
+        let synced = Synced::new();
+        let (mut first, mut second) = (synced.part(), synced.part());
+
+        first.done();
+        first.done();
+        assert!(!synced.is_complete());
+        second.done();
+        assert!(synced.is_complete());
+    }
+
+    #[tokio::test]
+    async fn objects_of_an_interrupted_listing_do_not_linger() {
+        let namespace = |name: &str| Namespace {
+            metadata: kube::api::ObjectMeta {
+                name: Some(name.into()),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let events = futures::stream::iter([
+            Ok(Event::Init),
+            Ok(Event::InitApply(namespace("half"))),
+            Err(watcher::Error::NoResourceVersion),
+            Ok(Event::Init),
+            Ok(Event::InitApply(namespace("shop"))),
+            Ok(Event::InitDone),
+            Ok(Event::Apply(namespace("bank"))),
+        ]);
+        let model = SharedModel::new();
+        let synced = Synced::new();
+
+        follow(
+            events,
+            convert::namespace,
+            Model::update_namespaces,
+            model.clone(),
+            synced.part(),
+        )
+        .await;
+
+        let names: Vec<String> = model.read().namespaces().map(String::from).collect();
+        assert_eq!(names, ["bank", "shop"]);
+        assert!(synced.is_complete());
+    }
+}

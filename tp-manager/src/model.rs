@@ -1,0 +1,446 @@
+//! What the manager knows of the cluster, in its own terms.
+//!
+//! `index` writes it from Kubernetes objects, `grpc` and `gateway` read it; neither sees the other.
+
+pub(crate) mod networks;
+pub(crate) mod table;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ObjectName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl ObjectName {
+    pub(crate) fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Service {
+    /// Empty for headless services and ExternalName.
+    pub(crate) cluster_ips: Vec<IpAddr>,
+    pub(crate) external_name: String,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) exposure: Exposure,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub(crate) name: String,
+    pub(crate) protocol: String,
+    pub(crate) port: u16,
+    pub(crate) node_port: Option<u16>,
+}
+
+/// How a service is reached from outside the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Exposure {
+    pub(crate) ingress: Vec<Ingress>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ingress {
+    Address(IpAddr),
+    Name(String),
+}
+
+/// A pod with addresses of its own: those of the node's network are the node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pod {
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) external: Vec<IpAddr>,
+    pub(crate) internal: Vec<IpAddr>,
+    pub(crate) pod_networks: Vec<IpNet>,
+}
+
+/// Something that runs pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Workload {
+    pub(crate) kind: &'static str,
+    pub(crate) name: String,
+    pub(crate) ready: u32,
+    pub(crate) desired: u32,
+    pub(crate) ports: Vec<Port>,
+}
+
+/// One step of a watch.
+#[derive(Debug)]
+pub(crate) enum Update<K, V> {
+    Applied(K, V),
+    Removed(K),
+    /// Everything there is.
+    Replaced(BTreeMap<K, V>),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    namespaces: BTreeMap<String, ()>,
+    services: BTreeMap<ObjectName, Arc<Service>>,
+    service_of: HashMap<IpAddr, ObjectName>,
+    pods: BTreeMap<ObjectName, Pod>,
+    pod_of: HashMap<IpAddr, ObjectName>,
+    nodes: BTreeMap<String, Node>,
+    node_addresses: BTreeSet<IpAddr>,
+    api_servers: BTreeSet<IpAddr>,
+    service_networks: Vec<IpNet>,
+    pod_networks: Vec<IpNet>,
+}
+
+/// Whose an address is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A service or a pod of this namespace.
+    Namespace(String),
+    /// The API server.
+    ApiServer,
+    /// A node, or a pod that shares its network.
+    Node,
+    /// Inside the cluster's networks, and nobody's that is known.
+    Unknown,
+    /// Outside the cluster's networks.
+    External,
+    /// Nothing that anybody may reach through a manager: loopback, link-local, metadata.
+    Nobody,
+}
+
+impl Model {
+    pub(crate) fn update_namespaces(&mut self, update: Update<String, ()>) {
+        step(&mut self.namespaces, update);
+    }
+
+    pub(crate) fn update_services(&mut self, update: Update<ObjectName, Service>) {
+        match update {
+            Update::Applied(name, service) => {
+                self.forget_service(&name);
+                self.learn_service(name, service);
+            }
+            Update::Removed(name) => self.forget_service(&name),
+            Update::Replaced(all) => {
+                self.services.clear();
+                self.service_of.clear();
+                for (name, service) in all {
+                    self.learn_service(name, service);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn update_pods(&mut self, update: Update<ObjectName, Pod>) {
+        match update {
+            // Most events of a pod are about something else.
+            Update::Applied(name, pod) if self.pods.get(&name) == Some(&pod) => return,
+            Update::Applied(name, pod) => {
+                self.forget_pod(&name);
+                self.learn_pod(name, pod);
+            }
+            Update::Removed(name) => self.forget_pod(&name),
+            Update::Replaced(all) => {
+                self.pods.clear();
+                self.pod_of.clear();
+                for (name, pod) in all {
+                    self.learn_pod(name, pod);
+                }
+            }
+        }
+        self.derive_pod_networks();
+    }
+
+    pub(crate) fn update_nodes(&mut self, update: Update<String, Node>) {
+        step(&mut self.nodes, update);
+        self.node_addresses = self
+            .nodes
+            .values()
+            .flat_map(|node| node.external.iter().chain(&node.internal))
+            .copied()
+            .collect();
+        self.derive_pod_networks();
+    }
+
+    pub(crate) fn set_api_servers(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.api_servers = addresses;
+    }
+
+    pub(crate) fn set_service_networks(&mut self, networks: Vec<IpNet>) {
+        self.service_networks = networks;
+    }
+
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(String::as_str)
+    }
+
+    pub(crate) fn services(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Service>)> {
+        self.services.iter()
+    }
+
+    pub(crate) fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name.as_str(), node))
+    }
+
+    pub(crate) fn service_networks(&self) -> &[IpNet] {
+        &self.service_networks
+    }
+
+    pub(crate) fn pod_networks(&self) -> &[IpNet] {
+        &self.pod_networks
+    }
+
+    /// Whose this address is, most telling first.
+    pub(crate) fn owner(&self, address: IpAddr) -> Owner {
+        let address = address.to_canonical();
+        if networks::is_nobodys(address) {
+            return Owner::Nobody;
+        }
+        if let Some(name) = self.service_of.get(&address) {
+            if name.namespace == "default" && name.name == "kubernetes" {
+                return Owner::ApiServer;
+            }
+            return Owner::Namespace(name.namespace.clone());
+        }
+        if let Some(name) = self.pod_of.get(&address) {
+            return Owner::Namespace(name.namespace.clone());
+        }
+        if self.api_servers.contains(&address) {
+            return Owner::ApiServer;
+        }
+        if self.node_addresses.contains(&address) || self.is_gateway(address) {
+            return Owner::Node;
+        }
+        let mut ours = self.service_networks.iter().chain(&self.pod_networks);
+        if ours.any(|network| network.contains(&address)) {
+            return Owner::Unknown;
+        }
+
+        Owner::External
+    }
+
+    /// Bridges of the common pod networks hold the first address: the node answers there.
+    fn is_gateway(&self, address: IpAddr) -> bool {
+        self.nodes
+            .values()
+            .flat_map(|node| &node.pod_networks)
+            .any(|network| network.hosts().next() == Some(address))
+    }
+
+    fn learn_service(&mut self, name: ObjectName, service: Service) {
+        for address in &service.cluster_ips {
+            self.service_of.insert(*address, name.clone());
+        }
+        self.services.insert(name, Arc::new(service));
+    }
+
+    fn forget_service(&mut self, name: &ObjectName) {
+        let Some(service) = self.services.remove(name) else {
+            return;
+        };
+        for address in &service.cluster_ips {
+            if self.service_of.get(address) == Some(name) {
+                self.service_of.remove(address);
+            }
+        }
+    }
+
+    fn learn_pod(&mut self, name: ObjectName, pod: Pod) {
+        for address in &pod.addresses {
+            self.pod_of.insert(*address, name.clone());
+        }
+        self.pods.insert(name, pod);
+    }
+
+    fn forget_pod(&mut self, name: &ObjectName) {
+        let Some(pod) = self.pods.remove(name) else {
+            return;
+        };
+        for address in &pod.addresses {
+            // A later pod may have the address by now.
+            if self.pod_of.get(address) == Some(name) {
+                self.pod_of.remove(address);
+            }
+        }
+    }
+
+    fn derive_pod_networks(&mut self) {
+        let declared: Vec<IpNet> = self
+            .nodes
+            .values()
+            .flat_map(|node| node.pod_networks.iter().copied())
+            .collect();
+        let addresses = self.pod_of.keys().copied();
+        self.pod_networks = networks::pod_networks(&declared, addresses, &self.node_addresses);
+    }
+}
+
+fn step<K: Ord, V>(map: &mut BTreeMap<K, V>, update: Update<K, V>) {
+    match update {
+        Update::Applied(name, value) => {
+            map.insert(name, value);
+        }
+        Update::Removed(name) => {
+            map.remove(&name);
+        }
+        Update::Replaced(all) => *map = all,
+    }
+}
+
+/// The model, shared by everything that reads it; every change moves `revision`.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedModel {
+    inner: Arc<RwLock<Model>>,
+    revision: watch::Sender<u64>,
+}
+
+impl SharedModel {
+    pub(crate) fn new() -> Self {
+        Self {
+            inner: Arc::default(),
+            revision: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Model> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Model)) {
+        change(&mut self.inner.write().unwrap_or_else(PoisonError::into_inner));
+        self.revision.send_modify(|revision| *revision += 1);
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn service(cluster_ip: &str) -> Service {
+        Service {
+            cluster_ips: vec![address(cluster_ip)],
+            external_name: String::new(),
+            ports: Vec::new(),
+            exposure: Exposure::default(),
+        }
+    }
+
+    fn pod(ip: &str) -> Pod {
+        Pod {
+            addresses: vec![address(ip)],
+        }
+    }
+
+    fn model() -> Model {
+        let mut model = Model::default();
+        model.set_service_networks(vec!["10.96.0.0/16".parse().unwrap()]);
+        model.update_nodes(Update::Applied(
+            "node1".into(),
+            Node {
+                external: Vec::new(),
+                internal: vec![address("172.30.0.11")],
+                pod_networks: vec!["10.244.0.0/24".parse().unwrap()],
+            },
+        ));
+        model.update_services(Update::Applied(
+            ObjectName::new("shop", "web"),
+            service("10.96.1.2"),
+        ));
+        model.update_services(Update::Applied(
+            ObjectName::new("default", "kubernetes"),
+            service("10.96.0.1"),
+        ));
+        model.update_pods(Update::Applied(
+            ObjectName::new("shop", "web-0"),
+            pod("10.244.0.7"),
+        ));
+        model
+    }
+
+    #[test]
+    fn every_address_has_an_owner() {
+        let model = model();
+
+        let shop = Owner::Namespace("shop".into());
+        assert_eq!(model.owner(address("10.96.1.2")), shop);
+        assert_eq!(model.owner(address("::ffff:10.96.1.2")), shop);
+        assert_eq!(model.owner(address("10.244.0.7")), shop);
+        assert_eq!(model.owner(address("10.244.0.8")), Owner::Unknown);
+        assert_eq!(model.owner(address("10.96.9.9")), Owner::Unknown);
+        assert_eq!(model.owner(address("10.244.0.1")), Owner::Node);
+        assert_eq!(model.owner(address("172.30.0.11")), Owner::Node);
+        assert_eq!(model.owner(address("10.96.0.1")), Owner::ApiServer);
+        assert_eq!(model.owner(address("192.0.2.1")), Owner::External);
+        for nobodys in [
+            "127.0.0.1",
+            "169.254.169.254",
+            "::1",
+            "0.0.0.0",
+            "224.0.0.1",
+        ] {
+            assert_eq!(model.owner(address(nobodys)), Owner::Nobody, "{nobodys}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_moved_to_another_pod_stays_there_when_the_old_pod_goes() {
+        let mut model = model();
+        let new = ObjectName::new("other", "job");
+
+        model.update_pods(Update::Applied(new, pod("10.244.0.7")));
+        model.update_pods(Update::Removed(ObjectName::new("shop", "web-0")));
+
+        let owner = model.owner(address("10.244.0.7"));
+        assert_eq!(owner, Owner::Namespace("other".into()));
+    }
+
+    #[test]
+    fn a_service_that_changes_its_address_leaves_the_old_one() {
+        let mut model = model();
+
+        model.update_services(Update::Applied(
+            ObjectName::new("shop", "web"),
+            service("10.96.1.3"),
+        ));
+
+        assert_eq!(model.owner(address("10.96.1.2")), Owner::Unknown);
+        assert_eq!(
+            model.owner(address("10.96.1.3")),
+            Owner::Namespace("shop".into())
+        );
+    }
+
+    #[test]
+    fn a_new_listing_forgets_what_is_not_in_it() {
+        let mut model = model();
+
+        model.update_services(Update::Replaced(BTreeMap::new()));
+
+        assert_eq!(model.services().count(), 0);
+        assert_eq!(model.owner(address("10.96.1.2")), Owner::Unknown);
+    }
+}

@@ -1,0 +1,185 @@
+//! Wires the parts together, and ends them in order.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use kube::Client;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::timeout,
+};
+use tp_proto::crd::{HEALTH_PORT, TUNNEL_PORT, UDP_PORT};
+use tp_transport::{CloseCode, Identity, TunnelServer};
+
+use crate::{
+    access::Access,
+    args::Args,
+    gateway::{Connected, Gateway},
+    grpc::{Replica, Resolver, Workloads},
+    health::{self, Health},
+    housekeeping::{self, Departed},
+    index::{self, Synced},
+    model::{SharedModel, Workload},
+    policy::{self, Policy},
+    publish::Publisher,
+    sessions::{Gate, Sessions},
+};
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs until it is told to stop, or a part ends that never should.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let client = Client::try_default()
+        .await
+        .context("cannot set the connection to the API server up")?;
+    let identity = Identity::generate().context("cannot make a key")?;
+    let key = identity.key_hash();
+
+    let policy = watch::Sender::new(Policy::default());
+    let published = watch::Sender::new(false);
+    let synced = Synced::new();
+    let model = SharedModel::new();
+    let sessions = Arc::new(Sessions::new(policy.subscribe()));
+    let publisher = Arc::new(Publisher::new(
+        client.clone(),
+        args.pod_namespace.clone(),
+        args.pod_name.clone(),
+    ));
+    let departed = Arc::new(Departed::default());
+    let server = listen_udp(identity, &sessions)?;
+    let links = listen(Ipv4Addr::LOCALHOST, TUNNEL_PORT).await?;
+    let probes = listen(Ipv4Addr::UNSPECIFIED, HEALTH_PORT).await?;
+    let gateway = Arc::new(Gateway {
+        server: Arc::clone(&server),
+        sessions: Arc::clone(&sessions),
+        access: Access::new(client.clone()),
+        model: model.clone(),
+        publisher: Arc::clone(&publisher),
+        departed: Arc::clone(&departed),
+        replica: Arc::new(replica(&args, client.clone()).await?),
+        allow: args.allow.clone(),
+        connected: Connected::default(),
+    });
+    let readiness = Arc::new(Readiness {
+        policy: policy.subscribe(),
+        published: published.subscribe(),
+        synced: synced.clone(),
+    });
+
+    let mut tasks = JoinSet::new();
+    let mut start = |task: BoxFuture<'static, ()>| {
+        tasks.spawn(task);
+    };
+    index::tasks(&client, &model, &synced)
+        .into_iter()
+        .for_each(&mut start);
+    start(Box::pin(index::networks::follow(
+        client.clone(),
+        args.pod_namespace.clone(),
+        model,
+        synced.part(),
+    )));
+    let listed = synced.part();
+    let following = Arc::clone(&sessions);
+    let watching = client.clone();
+    start(Box::pin(async move {
+        following.follow(watching, listed).await;
+    }));
+    start(Box::pin(policy::follow(
+        client.clone(),
+        args.pod_namespace,
+        policy,
+    )));
+    let publishing = Arc::clone(&publisher);
+    start(Box::pin(async move {
+        publishing.keep(key, published).await;
+    }));
+    start(Box::pin(housekeeping::keep(client, sessions, departed)));
+    start(Box::pin(health::serve(probes, readiness)));
+    start(Box::pin(Arc::clone(&gateway).accept_links(links)));
+    start(Box::pin(gateway.accept_peers()));
+    tracing::info!(%key, "The manager serves");
+
+    let stopped = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        _ = tasks.join_next() => Err(anyhow::anyhow!("a part of the manager ended by itself")),
+    };
+    tracing::info!("The manager ends");
+    // Clients go to another replica while this one still answers.
+    publisher.withdraw().await;
+    if timeout(CLOSE_TIMEOUT, server.close(CloseCode::Shutdown))
+        .await
+        .is_err()
+    {
+        tracing::debug!("Some clients do not know that this replica ends");
+    }
+    tasks.shutdown().await;
+
+    stopped
+}
+
+fn listen_udp(identity: Identity, sessions: &Arc<Sessions>) -> anyhow::Result<Arc<TunnelServer>> {
+    let udp = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, UDP_PORT))
+        .with_context(|| format!("cannot bind UDP port {UDP_PORT}"))?;
+    let gate = Arc::new(Gate(Arc::clone(sessions)));
+
+    TunnelServer::bind(Some(udp), identity, gate).context("cannot set the tunnel up")
+}
+
+async fn listen(address: Ipv4Addr, port: u16) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((address, port))
+        .await
+        .with_context(|| format!("cannot bind TCP port {port}"))
+}
+
+async fn replica(args: &Args, client: Client) -> anyhow::Result<Replica> {
+    let conf = tokio::fs::read_to_string(RESOLV_CONF)
+        .await
+        .with_context(|| format!("cannot read {RESOLV_CONF}"))?;
+
+    Ok(Replica {
+        pod: args.pod_name.clone(),
+        namespace: args.pod_namespace.clone(),
+        node: args.node_name.clone(),
+        resolver: Resolver::from_conf(&conf),
+        workloads: Box::new(Lister(client)),
+    })
+}
+
+struct Lister(Client);
+
+impl Workloads for Lister {
+    fn list(&self, namespace: String) -> BoxFuture<'static, Result<Vec<Workload>, String>> {
+        index::workloads::boxed(self.0.clone(), namespace)
+    }
+}
+
+/// Everything that must be true before a client is sent here.
+struct Readiness {
+    policy: watch::Receiver<Policy>,
+    published: watch::Receiver<bool>,
+    synced: Synced,
+}
+
+impl Health for Readiness {
+    fn ready(&self) -> Result<(), String> {
+        self.policy.borrow().trust(Timestamp::now())?;
+        if !self.synced.is_complete() {
+            return Err("the cluster is still being listed".into());
+        }
+        if !*self.published.borrow() {
+            return Err("the hash of the key is not published yet".into());
+        }
+
+        Ok(())
+    }
+}
