@@ -1,1 +1,12 @@
+//! Decisions of tp as values in and values out: which packet answers a held SYN, who answers a DNS
+//! query, how long to wait before the next attempt.
 //!
+//! No I/O, no clock, no runtime: time comes in as an argument, packets and messages as bytes.
+
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod dns;
+pub mod net;
+pub mod packet;
+pub mod syn;

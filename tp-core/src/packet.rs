@@ -1,0 +1,210 @@
+//! The packets we read from and write to the TUN. IPv4 only, without options.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use bytes::Bytes;
+use etherparse::{
+    Icmpv4Type, IpNumber, Ipv4HeaderSlice, PacketBuilder, TcpHeaderSlice,
+    icmpv4::DestUnreachableHeader,
+};
+
+use crate::net;
+
+const TTL: u8 = 64;
+/// Bytes of the payload that an ICMP error quotes beside the IP header (RFC 792).
+const QUOTED: usize = 8;
+
+/// A connection attempt as it left the application's kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Syn {
+    pub flow: FlowKey,
+    pub sequence: u32,
+    /// The whole packet, to be written back.
+    pub packet: Bytes,
+}
+
+/// Both ends of a connection on the veth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowKey {
+    pub source: SocketAddrV4,
+    pub destination: SocketAddrV4,
+}
+
+/// The SYN in `packet`; `None` for everything else.
+pub fn parse_syn(packet: &[u8]) -> Option<Syn> {
+    let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
+    if ip.protocol() != IpNumber::TCP || ip.is_fragmenting_payload() {
+        return None;
+    }
+    let tcp = TcpHeaderSlice::from_slice(packet.get(ip.slice().len()..)?).ok()?;
+    if !tcp.syn() || tcp.ack() {
+        return None;
+    }
+
+    Some(Syn {
+        flow: FlowKey {
+            source: SocketAddrV4::new(ip.source_addr(), tcp.source_port()),
+            destination: SocketAddrV4::new(ip.destination_addr(), tcp.destination_port()),
+        },
+        sequence: tcp.sequence_number(),
+        packet: Bytes::copy_from_slice(packet),
+    })
+}
+
+/// The RST that refuses `syn` (RFC 9293 section 3.10.7.1).
+pub fn reset(syn: &Syn) -> Vec<u8> {
+    let FlowKey {
+        source,
+        destination,
+    } = syn.flow;
+    let builder = PacketBuilder::ipv4(destination.ip().octets(), source.ip().octets(), TTL)
+        .tcp(destination.port(), source.port(), 0, 0)
+        .rst()
+        .ack(syn.sequence.wrapping_add(1));
+
+    written(builder.size(0), |packet| builder.write(packet, &[]).is_ok())
+}
+
+/// The ICMP error that refuses `syn` with `code` ([`net::HOST_UNREACHABLE`] and its neighbours).
+pub fn unreachable(syn: &Syn, code: u8) -> Vec<u8> {
+    let reason = match code {
+        net::NET_UNREACHABLE => DestUnreachableHeader::Network,
+        net::PROHIBITED => DestUnreachableHeader::FilterProhibited,
+        _ => DestUnreachableHeader::Host,
+    };
+    let header = usize::from(syn.packet.first().map_or(0, |first| first & 0x0f)) * 4;
+    let quoted = &syn.packet[..syn.packet.len().min(header + QUOTED)];
+    let FlowKey {
+        source,
+        destination,
+    } = syn.flow;
+    let builder = PacketBuilder::ipv4(destination.ip().octets(), source.ip().octets(), TTL)
+        .icmpv4(Icmpv4Type::DestinationUnreachable(reason));
+
+    written(builder.size(quoted.len()), |packet| {
+        builder.write(packet, quoted).is_ok()
+    })
+}
+
+/// A UDP packet; `None` if `payload` does not fit one.
+pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
+    let builder = PacketBuilder::ipv4(source.ip().octets(), destination.ip().octets(), TTL)
+        .udp(source.port(), destination.port());
+    let mut packet = Vec::with_capacity(builder.size(payload.len()));
+    builder.write(&mut packet, payload).ok()?;
+
+    Some(packet)
+}
+
+fn written(size: usize, write: impl FnOnce(&mut Vec<u8>) -> bool) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(size);
+    let fits = write(&mut packet);
+    debug_assert!(fits, "headers and a quoted header fit every IPv4 packet");
+
+    packet
+}
+
+/// A SYN for tests.
+pub fn syn_packet(source: SocketAddrV4, destination: SocketAddrV4, sequence: u32) -> Vec<u8> {
+    let builder = PacketBuilder::ipv4(source.ip().octets(), destination.ip().octets(), TTL)
+        .tcp(source.port(), destination.port(), sequence, 64_240)
+        .syn();
+
+    written(builder.size(0), |packet| builder.write(packet, &[]).is_ok())
+}
+
+/// Whether `address` lies in the aliases `base .. base + count`.
+pub fn alias_index(address: Ipv4Addr, base: Ipv4Addr, count: u32) -> Option<u32> {
+    u32::from(address)
+        .checked_sub(u32::from(base))
+        .filter(|index| *index < count)
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+
+    use super::*;
+
+    fn syn() -> Syn {
+        let packet = syn_packet(at("198.19.255.1:40000"), at("198.18.1.2:80"), u32::MAX);
+        parse_syn(&packet).unwrap()
+    }
+
+    #[test]
+    fn a_syn_is_read() {
+        let syn = syn();
+
+        assert_eq!(syn.flow.source, at("198.19.255.1:40000"));
+        assert_eq!(syn.flow.destination, at("198.18.1.2:80"));
+        assert_eq!(syn.sequence, u32::MAX);
+    }
+
+    #[test]
+    fn other_packets_are_no_syn() {
+        assert_eq!(parse_syn(&reset(&syn())), None);
+        assert_eq!(
+            parse_syn(&udp(at("1.1.1.1:1"), at("1.1.1.2:2"), b"x").unwrap()),
+            None
+        );
+        for length in 0..40 {
+            assert_eq!(parse_syn(&syn().packet[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_reset_acknowledges_the_syn() {
+        let packet = reset(&syn());
+        let sliced = SlicedPacket::from_ip(&packet).unwrap();
+        let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+            panic!("no TCP")
+        };
+
+        assert!(tcp.rst() && tcp.ack());
+        assert_eq!(tcp.acknowledgment_number(), 0);
+        assert_eq!((tcp.source_port(), tcp.destination_port()), (80, 40000));
+    }
+
+    #[test]
+    fn an_icmp_error_quotes_the_syn() {
+        for code in [net::NET_UNREACHABLE, net::HOST_UNREACHABLE, net::PROHIBITED] {
+            let syn = syn();
+            let packet = unreachable(&syn, code);
+            let sliced = SlicedPacket::from_ip(&packet).unwrap();
+            let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
+                panic!("no IPv4")
+            };
+
+            assert_eq!(ip.header().destination_addr(), *syn.flow.source.ip());
+            assert_eq!((packet[20], packet[21]), (3, code));
+            assert_eq!(packet[28..], syn.packet[..28]);
+        }
+    }
+
+    #[test]
+    fn a_payload_that_fits_no_packet_is_refused() {
+        assert!(udp(at("1.1.1.1:1"), at("1.1.1.2:2"), &[0; 65_508]).is_none());
+    }
+
+    #[test]
+    fn an_alias_has_an_index() {
+        let base = Ipv4Addr::new(198, 18, 0, 0);
+
+        assert_eq!(
+            alias_index(Ipv4Addr::new(198, 18, 1, 2), base, 65_536),
+            Some(258)
+        );
+        assert_eq!(
+            alias_index(Ipv4Addr::new(198, 19, 0, 0), base, 65_536),
+            None
+        );
+        assert_eq!(
+            alias_index(Ipv4Addr::new(198, 17, 0, 0), base, 65_536),
+            None
+        );
+    }
+
+    fn at(text: &str) -> SocketAddrV4 {
+        text.parse().unwrap()
+    }
+}
