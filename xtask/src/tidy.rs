@@ -1,8 +1,46 @@
-//! Rules of this workspace that no other tool checks.
+//! Rules of this workspace that no other tool checks. Each check names the file, the line and the
+//! rule; all run, so that one run shows everything.
 
-use anyhow::Result;
+use std::path::Path;
 
-#[expect(clippy::unnecessary_wraps, reason = "the rules come with the code they check")]
+use anyhow::{Result, bail};
+
+use crate::paths;
+use source::Source;
+
+mod deps;
+mod layout;
+mod manifests;
+mod promises;
+mod source;
+mod test_rules;
+mod words;
+
+/// A broken rule, as one line.
+type Problem = String;
+
 pub(crate) fn run() -> Result<()> {
-    Ok(())
+    check(&paths::workspace())
+}
+
+fn check(root: &Path) -> Result<()> {
+    let sources = source::read_all(root)?;
+    let metadata = deps::metadata(root)?;
+
+    let mut problems = deps::check(&metadata);
+    problems.extend(deps::check_imports(&sources));
+    problems.extend(manifests::check(&sources));
+    problems.extend(layout::check(&sources));
+    problems.extend(test_rules::check(&sources));
+    problems.extend(words::check(&sources));
+    problems.extend(promises::check(root, &sources));
+
+    if problems.is_empty() {
+        println!("tidy: {} files, every rule holds", sources.len());
+        return Ok(());
+    }
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    bail!("{} rules are broken", problems.len())
 }

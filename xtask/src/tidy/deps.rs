@@ -1,0 +1,245 @@
+//! Who may depend on whom.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use super::{Problem, Source};
+use crate::run;
+
+/// Our crates, and which of ours each may use. An edge that is not here is forbidden.
+const EDGES: [(&str, &[&str]); 11] = [
+    (
+        "tp-agent",
+        &["tp-core", "tp-proto", "tp-transport", "tp-ebpf-loader"],
+    ),
+    ("tp-cli", &["tp-core", "tp-proto", "tp-transport"]),
+    ("tp-core", &[]),
+    (
+        "tp-daemon",
+        &["tp-core", "tp-proto", "tp-transport", "tp-ebpf-loader"],
+    ),
+    ("tp-e2e", &[]),
+    ("tp-ebpf-common", &[]),
+    ("tp-ebpf-loader", &["tp-ebpf-common"]),
+    ("tp-manager", &["tp-core", "tp-proto", "tp-transport"]),
+    ("tp-proto", &["tp-core"]),
+    ("tp-transport", &["tp-core", "tp-proto"]),
+    ("xtask", &[]),
+];
+
+/// Packages that have one home.
+const HOMES: [(&str, &[&str]); 10] = [
+    (
+        "anyhow",
+        &[
+            "tp-agent",
+            "tp-cli",
+            "tp-daemon",
+            "tp-e2e",
+            "tp-manager",
+            "xtask",
+        ],
+    ),
+    ("aya", &["tp-ebpf-common", "tp-ebpf-loader"]),
+    ("aya-log", &["tp-ebpf-loader"]),
+    (
+        "clap",
+        &["tp-agent", "tp-cli", "tp-daemon", "tp-manager", "xtask"],
+    ),
+    ("hickory-proto", &["tp-core", "tp-daemon", "tp-manager"]),
+    ("kube", &["tp-cli", "tp-daemon", "tp-manager", "tp-proto"]),
+    ("quinn", &["tp-transport"]),
+    ("rtnetlink", &["tp-daemon"]),
+    ("rustls", &["tp-transport"]),
+    (
+        "tokio",
+        &[
+            "tp-agent",
+            "tp-cli",
+            "tp-daemon",
+            "tp-manager",
+            "tp-transport",
+            "tp-ebpf-loader",
+        ],
+    ),
+];
+
+/// All that the pure crate may use. None of them does I/O or reads a clock.
+const PURE: (&str, &[&str]) = (
+    "tp-core",
+    &[
+        "bytes",
+        "etherparse",
+        "hickory-proto",
+        "ipnet",
+        "thiserror",
+        "tracing",
+    ],
+);
+
+/// Modules that must not know each other: folder, and what its files must not name.
+const STRANGERS: [(&str, &str); 4] = [
+    ("tp-manager/src/index", "crate::grpc"),
+    ("tp-manager/src/grpc", "crate::index"),
+    ("tp-daemon/src/root", "crate::session"),
+    ("tp-daemon/src/session", "crate::root"),
+];
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Package {
+    name: String,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Dependency {
+    name: String,
+    /// `None`: a normal one.
+    kind: Option<String>,
+    uses_default_features: bool,
+    features: Vec<String>,
+}
+
+pub(super) fn metadata(root: &Path) -> Result<Metadata> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let text = run::output(command.current_dir(root).args([
+        "metadata",
+        "--no-deps",
+        "--offline",
+        "--format-version=1",
+    ]))?;
+
+    serde_json::from_str(&text).context("reading the answer of cargo metadata")
+}
+
+pub(super) fn check(metadata: &Metadata) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for package in &metadata.packages {
+        let name = package.name.as_str();
+        let Some((_, allowed)) = EDGES.iter().find(|(from, _)| *from == name) else {
+            problems.push(format!(
+                "{name}: not in the table of crates (xtask/src/tidy/deps.rs)"
+            ));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let on = dependency.name.as_str();
+            let is_ours = EDGES.iter().any(|(from, _)| *from == on);
+            let is_dev = dependency.kind.as_deref() == Some("dev");
+            if is_ours && on != name && !allowed.contains(&on) && !(is_dev && name == "tp-e2e") {
+                problems.push(format!("{name} must not depend on {on}"));
+            }
+            if name == PURE.0 && !is_dev && !PURE.1.contains(&on) {
+                problems.push(format!("{name} is pure and must not depend on {on}"));
+            }
+            let home = HOMES.iter().find(|(package, _)| *package == on);
+            if !is_dev
+                && let Some((_, homes)) = home
+                && !homes.contains(&name)
+            {
+                problems.push(format!("{on} has a home, which is not {name}"));
+            }
+        }
+        problems.extend(quic_in_cli(package));
+    }
+
+    problems
+}
+
+/// `tp` needs the socket to its session and must not carry the tunnel.
+fn quic_in_cli(package: &Package) -> Option<Problem> {
+    let dependency = package
+        .dependencies
+        .iter()
+        .find(|dependency| package.name == "tp-cli" && dependency.name == "tp-transport")?;
+    let only_ipc = !dependency.uses_default_features && dependency.features == ["ipc"];
+
+    (!only_ipc).then(|| "tp-cli may use only the feature ipc of tp-transport".to_owned())
+}
+
+pub(super) fn check_imports(sources: &[Source]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (folder, stranger) in STRANGERS {
+        let module = format!("{folder}.rs");
+        let inside = sources
+            .iter()
+            .filter(|source| source.path.starts_with(folder) || source.path == Path::new(&module));
+        for source in inside {
+            for line in source.lines() {
+                if line.code().contains(stranger) {
+                    let at = source.at(line.number);
+                    problems.push(format!("{at}: {folder} must not know {stranger}"));
+                }
+            }
+        }
+    }
+
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, on: &str, kind: Option<&str>) -> Metadata {
+        let dependency = Dependency {
+            name: on.into(),
+            kind: kind.map(Into::into),
+            uses_default_features: true,
+            features: Vec::new(),
+        };
+
+        Metadata {
+            packages: vec![Package {
+                name: name.into(),
+                dependencies: vec![dependency],
+            }],
+        }
+    }
+
+    #[test]
+    fn edges_go_down_only() {
+        assert_eq!(check(&package("tp-proto", "tp-core", None)), [""; 0]);
+        assert_eq!(
+            check(&package("tp-core", "tp-proto", None))
+                .first()
+                .unwrap(),
+            "tp-core must not depend on tp-proto"
+        );
+        assert_eq!(check(&package("tp-manager", "tp-daemon", None)).len(), 1);
+    }
+
+    #[test]
+    fn the_pure_crate_stays_pure() {
+        assert_eq!(check(&package("tp-core", "bytes", None)), [""; 0]);
+        assert_eq!(check(&package("tp-core", "rand", None)).len(), 1);
+        assert_eq!(check(&package("tp-core", "rand", Some("dev"))), [""; 0]);
+    }
+
+    #[test]
+    fn a_package_has_one_home() {
+        assert_eq!(
+            check(&package("tp-manager", "quinn", None)),
+            ["quinn has a home, which is not tp-manager"]
+        );
+    }
+
+    #[test]
+    fn the_command_line_tool_does_not_carry_the_tunnel() {
+        assert_eq!(check(&package("tp-cli", "tp-transport", None)).len(), 1);
+    }
+
+    #[test]
+    fn the_two_roles_of_the_daemon_do_not_know_each_other() {
+        let source = Source::new("tp-daemon/src/root/server.rs", "use crate::session::X;\n");
+
+        assert_eq!(check_imports(&[source]).len(), 1);
+    }
+}

@@ -1,0 +1,146 @@
+//! Shape of the source files: size, unsafe code, opening words, no `mod.rs`, clocks.
+
+use super::{Problem, Source};
+
+const MAX_LINES: usize = 500;
+
+/// Where unsafe code may be: files, and folders with a slash at the end.
+const UNSAFE: [&str; 7] = [
+    "tp-ebpf/",
+    "tp-ebpf-common/src/pod.rs",
+    "tp-ebpf-loader/",
+    "tp-daemon/src/root/sys",
+    "tp-daemon/src/session/sys",
+    "tp-daemon/src/sys",
+    "tp-e2e/",
+];
+/// Crates whose root cannot forbid it, because a file above is theirs.
+const NOT_FORBIDDEN: [&str; 5] = [
+    "tp-daemon",
+    "tp-e2e",
+    "tp-ebpf",
+    "tp-ebpf-common",
+    "tp-ebpf-loader",
+];
+/// A pure crate gets the time as an argument.
+const PURE: &str = "tp-core";
+const CLOCKS: [&str; 2] = ["Instant::now", "SystemTime::now"];
+
+pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for source in sources.iter().filter(|source| source.is_rust()) {
+        let path = source.path.display();
+        let lines = source.production_lines();
+        if lines > MAX_LINES {
+            problems.push(format!(
+                "{path}: {lines} lines without tests, more than {MAX_LINES}"
+            ));
+        }
+        if source.path.ends_with("mod.rs") {
+            problems.push(format!(
+                "{path}: a module is foo.rs beside foo/, not mod.rs"
+            ));
+        }
+        if needs_opening(source, sources) && !has_opening(source) {
+            problems.push(format!("{path}: needs a `//!` that says what it owns"));
+        }
+        if is_root(source)
+            && !NOT_FORBIDDEN.contains(&source.top())
+            && !source.text.contains("#![forbid(unsafe_code)]")
+        {
+            problems.push(format!("{path}: needs #![forbid(unsafe_code)]"));
+        }
+        problems.extend(check_lines(source));
+    }
+
+    problems
+}
+
+fn check_lines(source: &Source) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let path = source.path.to_string_lossy();
+    let may_be_unsafe = UNSAFE.iter().any(|allowed| path.starts_with(allowed));
+    for line in source.lines() {
+        let code = line.code();
+        let is_unsafe = code
+            .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .any(|word| word == "unsafe");
+        if is_unsafe && !may_be_unsafe {
+            let at = source.at(line.number);
+            problems.push(format!("{at}: unsafe code belongs into the listed files"));
+        }
+        if source.top() == PURE && CLOCKS.iter().any(|clock| code.contains(clock)) {
+            let at = source.at(line.number);
+            problems.push(format!("{at}: {PURE} gets the time as an argument"));
+        }
+    }
+
+    problems
+}
+
+fn is_root(source: &Source) -> bool {
+    source.path.components().count() == 3
+        && (source.path.ends_with("src/lib.rs") || source.path.ends_with("src/main.rs"))
+}
+
+/// A root, or a module with children.
+fn needs_opening(source: &Source, sources: &[Source]) -> bool {
+    let children = source.path.with_extension("");
+
+    is_root(source)
+        || sources
+            .iter()
+            .any(|other| other.path.starts_with(&children))
+}
+
+fn has_opening(source: &Source) -> bool {
+    source
+        .text
+        .lines()
+        .find(|line| !line.is_empty() && !line.starts_with("#!"))
+        .is_some_and(|line| line.starts_with("//! "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOT: &str = "//! Owns it.\n\n#![forbid(unsafe_code)]\n";
+
+    #[test]
+    fn a_file_has_a_size() {
+        let long = "fn a() {}\n".repeat(MAX_LINES + 1);
+        let tests = format!("#[cfg(test)]\nmod tests {{\n{long}}}\n");
+
+        assert_eq!(check(&[Source::new("tp-core/src/a.rs", &long)]).len(), 1);
+        assert!(check(&[Source::new("tp-core/src/a.rs", &tests)]).is_empty());
+    }
+
+    #[test]
+    fn unsafe_code_has_an_address() {
+        let text = "// unsafe is a word here\nunsafe { a() }\n";
+
+        assert_eq!(
+            check(&[Source::new("tp-manager/src/a.rs", text)]),
+            ["tp-manager/src/a.rs:2: unsafe code belongs into the listed files"]
+        );
+        assert!(check(&[Source::new("tp-daemon/src/root/sys.rs", text)]).is_empty());
+    }
+
+    #[test]
+    fn a_root_and_a_parent_say_what_they_own() {
+        let root = Source::new("tp-core/src/lib.rs", "#![forbid(unsafe_code)]\n");
+        let parent = Source::new("tp-core/src/a.rs", "mod b;\n");
+        let child = Source::new("tp-core/src/a/b.rs", "fn b() {}\n");
+
+        assert_eq!(check(&[root, parent, child]).len(), 2);
+        assert!(check(&[Source::new("tp-core/src/lib.rs", ROOT)]).is_empty());
+    }
+
+    #[test]
+    fn the_pure_crate_reads_no_clock() {
+        let source = Source::new("tp-core/src/a.rs", "let now = Instant::now();\n");
+
+        assert_eq!(check(&[source]).len(), 1);
+    }
+}
