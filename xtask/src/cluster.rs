@@ -17,6 +17,7 @@ use clap::{Args, Subcommand};
 use crate::{
     packages, paths,
     run::{self, Wait},
+    workloads,
 };
 
 pub(crate) mod build;
@@ -50,6 +51,8 @@ pub(crate) enum Action {
         /// A docker-archive or OCI tar file
         archive: Option<PathBuf>,
     },
+    /// Deploy the servers that tests talk to, and wait until each serves
+    Workloads,
     /// Disturb the way between the workstation and the nodes
     Impair { kind: netns::Impairment },
 }
@@ -119,14 +122,20 @@ impl Layout {
     /// Runs kubectl as the administrator, from the workstation.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         run::output(
-            Command::new("nsenter")
-                .arg(netns::entry(netns::WORKSTATION))
-                .arg(self.bin().join("kubectl"))
+            self.kubectl_command()
                 .arg("--request-timeout=20s")
-                .args(arguments)
-                .env("KUBECONFIG", self.user("admin"))
-                .env("HOME", &self.dir),
+                .args(arguments),
         )
+    }
+
+    fn kubectl_command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(netns::entry(netns::WORKSTATION))
+            .arg(self.bin().join("kubectl"))
+            .env("KUBECONFIG", self.user("admin"))
+            .env("HOME", &self.dir);
+        command
     }
 }
 
@@ -148,6 +157,7 @@ pub(crate) fn perform(action: Action) -> Result<()> {
         Action::Image { archive } => {
             import(&archive.unwrap_or_else(|| paths::dist().join("tp-image.tar")))
         }
+        Action::Workloads => deploy_workloads(),
         Action::Impair { kind } => {
             Layout::new().nodes()?;
             netns::impair(kind)
@@ -318,6 +328,23 @@ pub(crate) fn import(archive: &Path) -> Result<()> {
         .import(archive)?;
     }
     Ok(())
+}
+
+impl workloads::Site for Layout {
+    fn import(&self, image: &Path) -> Result<()> {
+        import(image)
+    }
+
+    fn kubectl(&self) -> Command {
+        self.kubectl_command()
+    }
+}
+
+/// Brings up what tests and the demonstration talk to.
+pub(crate) fn deploy_workloads() -> Result<()> {
+    let layout = Layout::new();
+    layout.nodes()?;
+    workloads::deploy(&layout)
 }
 
 fn status() -> Result<()> {

@@ -15,7 +15,15 @@ pub(crate) const BPF: &[&str] = &[
 ];
 
 /// What Cargo, `cargo install` and cgo call.
-pub(crate) const BUILD: &[&str] = &["ca-certificates", "g++", "gcc", "git", "libc6-dev", "make"];
+pub(crate) const BUILD: &[&str] = &[
+    "binutils",
+    "ca-certificates",
+    "g++",
+    "gcc",
+    "git",
+    "libc6-dev",
+    "make",
+];
 
 /// What the nodes and the workstation of the test cluster consist of.
 pub(crate) const CLUSTER: &[&str] = &[
@@ -67,6 +75,16 @@ pub(crate) fn missing(lists: &[&[&'static str]]) -> Result<Vec<&'static str>> {
     }
 
     Ok(absent)
+}
+
+/// How many packages the lists name.
+pub(crate) fn count(lists: &[&[&str]]) -> usize {
+    lists
+        .iter()
+        .copied()
+        .flatten()
+        .collect::<BTreeSet<_>>()
+        .len()
 }
 
 /// Installs `packages` with apt-get, which needs root.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 const LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(clap::Subcommand, Debug)]
-pub enum Probe {
+pub(crate) enum Probe {
     /// Round trips of 64 bytes on one connection to an echo port.
     Requests { target: String, count: usize },
     /// getaddrinfo of a name.
@@ -18,7 +18,7 @@ pub enum Probe {
     Connects { target: String, count: usize },
 }
 
-pub fn run(probe: &Probe) -> anyhow::Result<()> {
+pub(crate) fn run(probe: &Probe) -> anyhow::Result<()> {
     let samples = match probe {
         Probe::Requests { target, count } => requests(target, *count)?,
         Probe::Resolve { name, count } => repeat(*count, || resolve(name))?,
@@ -52,7 +52,9 @@ fn requests(target: &str, count: usize) -> anyhow::Result<Vec<f64>> {
     let mut reply = [0; 64];
     repeat(count, || {
         stream.write_all(&request)?;
-        stream.read_exact(&mut reply).context("the echo server ended the connection")
+        stream
+            .read_exact(&mut reply)
+            .context("the echo server ended the connection")
     })
 }
 
@@ -76,7 +78,9 @@ fn open(target: &str) -> anyhow::Result<TcpStream> {
 }
 
 fn resolve(name: &str) -> anyhow::Result<()> {
-    let found = (name, 80).to_socket_addrs().with_context(|| format!("{name} does not resolve"))?;
+    let found = (name, 80)
+        .to_socket_addrs()
+        .with_context(|| format!("{name} does not resolve"))?;
     if found.count() == 0 {
         bail!("{name} has no address");
     }

@@ -1,0 +1,249 @@
+//! Shows tp at work: on a Kubernetes of its own that it brings up here, or on one that the user names.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    cluster, dist, packages, paths, products, run,
+    test::{PACKAGES, Steps, consent},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
+    /// Use this cluster instead of one made for the demonstration
+    #[arg(long, value_name = "FILE", requires = "image")]
+    kubeconfig: Option<PathBuf>,
+    /// What the cluster's nodes call the image of tp, once you have pushed it
+    #[arg(long, value_name = "REF", requires = "kubeconfig")]
+    image: Option<String>,
+}
+
+pub(crate) fn demo(options: &Options) -> Result<()> {
+    match (&options.kubeconfig, &options.image) {
+        (Some(kubeconfig), Some(image)) => foreign(options, kubeconfig, image),
+        _ => own(options),
+    }
+}
+
+/// Where the commands of the demonstration run.
+enum Place<'a> {
+    Workstation,
+    Here { kubeconfig: &'a Path },
+}
+
+impl Place<'_> {
+    fn command(&self, words: &[&str]) -> Command {
+        match self {
+            Self::Workstation => cluster::on_workstation(words),
+            Self::Here { kubeconfig } => {
+                let program = match words[0] {
+                    "tp" => paths::release().join("tp"),
+                    other => PathBuf::from(other),
+                };
+                let mut command = Command::new(program);
+                command.args(&words[1..]).env("KUBECONFIG", kubeconfig);
+                command
+            }
+        }
+    }
+
+    /// Shows a command and what it prints.
+    fn show(&self, words: &[&str]) -> Result<()> {
+        println!("\n$ {}", words.join(" "));
+        let begin = Instant::now();
+        run::status(&mut self.command(words))?;
+        println!("  ({:.0} ms)", begin.elapsed().as_secs_f64() * 1e3);
+        Ok(())
+    }
+}
+
+fn own(options: &Options) -> Result<()> {
+    consent("demo", options.yes)?;
+    let mut steps = Steps::new();
+    steps.step("packages", "the log it names", || {
+        packages::ensure(PACKAGES)
+    })?;
+    steps.step("programs", "the compiler's words above", products::build)?;
+    steps.step("image", "target/dist", || dist::image_only().map(drop))?;
+    steps.step("cluster up", "the log it names", || cluster::up(2))?;
+    steps.step(
+        "workloads",
+        "`cargo xtask cluster status`",
+        cluster::deploy_workloads,
+    )?;
+    steps.step("image import", "target/dist/tp-image.tar", || {
+        cluster::import(&dist::image())
+    })?;
+
+    let place = Place::Workstation;
+    let image = format!("--image={}", products::image_reference());
+    place.show(&[
+        "tp",
+        "install",
+        &image,
+        "--image-pull-policy=Never",
+        "--wait=90s",
+    ])?;
+    // A session of an earlier demonstration may run an older program.
+    let _ = run::output(&mut place.command(&["tp", "quit"]));
+
+    println!(
+        "\nThe workstation cannot reach the cluster's networks by routing, and its name server knows no cluster:"
+    );
+    println!("\n$ curl --silent --max-time 2 http://web.shop/");
+    let before = run::output(&mut place.command(&[
+        "curl",
+        "--silent",
+        "--max-time",
+        "2",
+        "http://web.shop/",
+    ]));
+    if before.is_ok() {
+        bail!("web.shop answers without tp: this would show nothing");
+    }
+    println!("  (nothing, as it should be)");
+
+    place.show(&["tp", "connect", "--namespace", "shop"])?;
+    place.show(&[
+        "curl",
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "10",
+        "http://web/",
+    ])?;
+    place.show(&[
+        "curl",
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "10",
+        "--output",
+        "/dev/null",
+        "--write-out",
+        "HTTP %{http_code} from %{remote_ip}\n",
+        "http://web.shop.svc.cluster.local/",
+    ])?;
+    place.show(&[
+        "psql",
+        "--no-psqlrc",
+        "postgresql://shop:shop@db/shop",
+        "-c",
+        "select version()",
+    ])?;
+    place.show(&[
+        "mariadb",
+        "--host=mariadb",
+        "--user=shop",
+        "--password=shop",
+        "--execute=select version()",
+    ])?;
+    println!("\nNames of the company are still the company's:");
+    place.show(&["getent", "ahostsv4", "intranet.corp.test"])?;
+    place.show(&["tp", "status"])?;
+    figures(
+        &place,
+        &[
+            (
+                "resolving a service name",
+                &["resolve", "web.shop.svc.cluster.local", "200"],
+            ),
+            ("a new connection", &["connects", "echo:7000", "100"]),
+            (
+                "a request on a kept connection",
+                &["requests", "echo:7000", "300"],
+            ),
+        ],
+    )?;
+    hints();
+    Ok(())
+}
+
+/// A few figures; `cargo xtask bench` is for real ones.
+fn figures(place: &Place<'_>, loads: &[(&str, &[&str])]) -> Result<()> {
+    println!("\nA few figures:");
+    let xtask = std::env::current_exe().context("finding this program")?;
+    let xtask = xtask.display().to_string();
+    for (what, words) in loads {
+        let all = [&[xtask.as_str(), "probe"], *words].concat();
+        let text = run::output(&mut place.command(&all))?;
+        let mut samples: Vec<f64> =
+            serde_json::from_str(&text).with_context(|| format!("reading figures of {what}"))?;
+        samples.sort_by(f64::total_cmp);
+        let Some(median) = samples.get(samples.len() / 2) else {
+            bail!("there are no figures of {what}");
+        };
+        let count = samples.len();
+        println!("  {what}: {:.2} ms (median of {count})", median / 1e3);
+    }
+    Ok(())
+}
+
+fn hints() {
+    println!(
+        "
+Try more, from this folder:
+  cargo xtask cluster ws bash                    a shell on that workstation: kubectl, tp, curl http://web/
+  cargo xtask cluster ws --user nobody tp status as another user, who has nothing of this
+  cargo xtask cluster impair udp-drop            take the direct path away, and `none` to give it back
+  cargo xtask bench                              figures beside plain routing and kubectl port-forward
+Remove it:
+  cargo xtask cluster down                       everything but the caches in {} and {}",
+        paths::cache().display(),
+        paths::target().display()
+    );
+}
+
+fn foreign(options: &Options, kubeconfig: &Path, image: &str) -> Result<()> {
+    if !kubeconfig.exists() {
+        bail!(
+            "{} does not exist: pass the kubeconfig of your cluster",
+            kubeconfig.display()
+        );
+    }
+    consent("demo", options.yes)?;
+    let mut steps = Steps::new();
+    steps.step("packages", "the log it names", || {
+        packages::ensure(&[packages::BUILD, packages::BPF])
+    })?;
+    steps.step("programs", "the compiler's words above", products::build)?;
+    let archive = steps.step("image", "target/dist", dist::image_only)?;
+    println!(
+        "\nThe image has to be where your cluster finds it. One of these pushes it:\n  \
+         skopeo copy docker-archive:{archive} docker://{image}\n  \
+         docker load -i {archive} && docker tag {ours} {image} && docker push {image}",
+        archive = archive.display(),
+        ours = products::image_reference(),
+    );
+
+    let place = Place::Here { kubeconfig };
+    let image = format!("--image={image}");
+    place.show(&["tp", "install", &image, "--wait=90s"]).context(
+        "tp could not be installed; if the pods cannot pull the image, push it as shown above and run this again",
+    )?;
+    place.show(&["tp", "connect"])?;
+    place.show(&["getent", "ahostsv4", "kubernetes.default.svc.cluster.local"])?;
+    place.show(&["tp", "list"])?;
+    place.show(&["tp", "status"])?;
+    figures(
+        &place,
+        &[(
+            "resolving a service name",
+            &["resolve", "kubernetes.default.svc.cluster.local", "100"],
+        )],
+    )?;
+    println!(
+        "\nYou are connected: services of your cluster answer by name on this machine.\n\
+         Disconnect with `{tp} quit`; remove tp from the cluster with `{tp} uninstall --everything`.",
+        tp = paths::release().join("tp").display()
+    );
+    Ok(())
+}

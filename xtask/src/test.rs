@@ -1,0 +1,300 @@
+//! Everything that tests, set-up included: the order is the one in which mistakes should show.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{cluster, dist, ebpf, packages, paths, products, run, tidy, tools::Tool};
+
+/// Every package of the workspace's own set-up.
+pub(crate) const PACKAGES: &[&[&str]] = &[
+    packages::BUILD,
+    packages::BPF,
+    packages::CLUSTER,
+    packages::CLIENTS,
+];
+
+const DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    arguments: &[],
+    environment: &[],
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
+    /// Leave the test cluster up at the end
+    #[arg(long)]
+    keep: bool,
+    /// Only end-to-end tests whose names contain this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+pub(crate) fn test(options: &Options) -> Result<()> {
+    consent("test", options.yes)?;
+    let mut steps = Steps::new();
+    steps.step("packages", "the log it names", || {
+        packages::ensure(PACKAGES)
+    })?;
+    if options.only.is_none() {
+        static_checks(&mut steps)?;
+    }
+    steps.step("eBPF programs", "tp-ebpf/", ebpf::build)?;
+    if options.only.is_none() {
+        lints(&mut steps)?;
+    }
+    steps.step("programs", "the compiler's words above", products::build)?;
+    steps.step("image", "target/dist", || dist::image_only().map(drop))?;
+    if options.only.is_none() {
+        steps.step(
+            "unit and scenario tests",
+            "the failed test's own words above",
+            || {
+                cargo(&[
+                    "test",
+                    "--release",
+                    "--quiet",
+                    "--workspace",
+                    "--exclude",
+                    "tp-e2e",
+                ])
+            },
+        )?;
+    }
+
+    let outcome = on_cluster(&mut steps, options);
+    if options.keep {
+        println!("the cluster stays up: remove it with `cargo xtask cluster down`");
+    } else {
+        steps.step(
+            "cluster down",
+            "`cargo xtask cluster status`",
+            cluster::down,
+        )?;
+    }
+    outcome?;
+    steps.summary();
+    Ok(())
+}
+
+fn static_checks(steps: &mut Steps) -> Result<()> {
+    steps.step("formatting", "`cargo fmt --all` repairs it", || {
+        cargo(&["fmt", "--all", "--check"])?;
+        let manifest = paths::workspace().join("tp-ebpf/Cargo.toml");
+        run::status(
+            Command::new("cargo")
+                .args(["fmt", "--check", "--manifest-path"])
+                .arg(manifest),
+        )
+    })?;
+    steps.step(
+        "tidy",
+        "CONTRIBUTING.md, the rules of the workspace",
+        tidy::run,
+    )
+}
+
+fn lints(steps: &mut Steps) -> Result<()> {
+    steps.step(
+        "clippy",
+        "the lints above; [workspace.lints] in Cargo.toml",
+        || {
+            cargo(&[
+                "clippy",
+                "--release",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ])
+        },
+    )?;
+    steps.step("licences and sources of dependencies", "deny.toml", || {
+        let deny = DENY.ensure()?;
+        let check = |more: &[&str]| {
+            run::status(
+                Command::new(&deny)
+                    .args(["--log-level", "error", "--locked"])
+                    .args(more)
+                    .args(["check", "bans", "licenses", "sources"])
+                    .current_dir(paths::workspace()),
+            )
+        };
+        check(&[])?;
+        check(&["--manifest-path", "tp-ebpf/Cargo.toml"])
+    })
+}
+
+/// Known security problems of dependencies. Apart from the tests: what it finds depends on the day, and it needs a download.
+pub(crate) fn audit() -> Result<()> {
+    let deny = DENY.ensure()?;
+    run::status(
+        Command::new(deny)
+            .args(["check", "advisories"])
+            .current_dir(paths::workspace()),
+    )
+}
+
+fn on_cluster(steps: &mut Steps, options: &Options) -> Result<()> {
+    steps.step("cluster up", "the log it names", || cluster::up(2))?;
+    steps.step(
+        "workloads",
+        "`cargo xtask cluster status`",
+        cluster::deploy_workloads,
+    )?;
+    steps.step("image import", "target/dist/tp-image.tar", || {
+        cluster::import(&dist::image())
+    })?;
+    steps.step(
+        "end-to-end tests",
+        "the failed test's own words above",
+        || {
+            let mut tests = Command::new("cargo");
+            tests
+                .args([
+                    "test",
+                    "--release",
+                    "--quiet",
+                    "-p",
+                    "tp-e2e",
+                    "--",
+                    "--test-threads=1",
+                ])
+                .args(&options.only)
+                .env("TP_TESTBED", paths::testbed())
+                .env("TP_BIN_DIR", paths::release())
+                .env("TP_IMAGE", products::image_reference())
+                .current_dir(paths::workspace());
+            run::status(&mut tests)
+        },
+    )
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    run::status(
+        Command::new("cargo")
+            .args(arguments)
+            .current_dir(paths::workspace()),
+    )
+}
+
+/// Says what will be installed and built, and asks once.
+pub(crate) fn consent(command: &str, yes: bool) -> Result<()> {
+    let missing = packages::missing(PACKAGES)?;
+    let mut minutes = 6;
+    println!("`cargo xtask {command}` on this machine:");
+    if missing.is_empty() {
+        println!(
+            "  packages   all {} are installed",
+            packages::count(PACKAGES)
+        );
+    } else {
+        println!(
+            "  packages   to install with apt-get: {}",
+            missing.join(" ")
+        );
+        minutes += 4;
+    }
+    if ebpf::linker_is_missing() {
+        println!("  toolchain  to build once: the linker for eBPF (about a minute)");
+        minutes += 1;
+    }
+    if command == "test" && DENY.find().is_none() {
+        println!("  tools      to build once: cargo-deny (about 5 minutes)");
+        minutes += 5;
+    }
+    if cluster::build::is_needed()? {
+        println!(
+            "  cluster    to compile once: Kubernetes {} (about 7 minutes)",
+            cluster::build::KUBERNETES
+        );
+        minutes += 7;
+    }
+    if !paths::release().join("tp-daemon").exists() {
+        println!("  tp         to compile (about 8 minutes)");
+        minutes += 8;
+    }
+    println!(
+        "  cluster    namespaces and control groups named tpt-*, files in {}; removed by `cargo xtask cluster down`",
+        paths::testbed().display()
+    );
+    println!(
+        "  caches     {} and {}",
+        paths::cache().display(),
+        paths::target().display()
+    );
+    println!("  about {minutes} minutes on two cores; ~/.kube is not touched");
+
+    let asks_nobody = yes || std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    if asks_nobody {
+        return Ok(());
+    }
+    if !run::is_root() {
+        bail!("the test cluster makes namespaces and control groups: run this as root");
+    }
+    if !std::io::stdin().is_terminal() {
+        bail!("nobody is there to ask: pass --yes to agree");
+    }
+    print!("Go on? [Y/n] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .context("reading the answer")?;
+    match answer.trim().to_lowercase().as_str() {
+        "" | "y" | "yes" => Ok(()),
+        _ => bail!("nothing was done"),
+    }
+}
+
+/// Tells what goes on and how long each step took.
+pub(crate) struct Steps {
+    begin: Instant,
+    done: Vec<(String, f64)>,
+}
+
+impl Steps {
+    pub(crate) fn new() -> Self {
+        Self {
+            begin: Instant::now(),
+            done: Vec::new(),
+        }
+    }
+
+    /// Runs one step; a failure says where to look.
+    pub(crate) fn step<T>(
+        &mut self,
+        name: &str,
+        look_at: &str,
+        action: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        println!("==> {name}");
+        let begin = Instant::now();
+        let outcome = action();
+        let seconds = begin.elapsed().as_secs_f64();
+        match &outcome {
+            Ok(_) => println!("    {name}: done in {seconds:.1} s"),
+            Err(_) => println!("    {name}: FAILED after {seconds:.1} s"),
+        }
+        self.done.push((name.to_owned(), seconds));
+        outcome.with_context(|| format!("{name} failed; look at {look_at}"))
+    }
+
+    pub(crate) fn summary(&self) {
+        println!();
+        for (name, seconds) in &self.done {
+            println!("{seconds:8.1} s  {name}");
+        }
+        println!("{:8.1} s  all", self.begin.elapsed().as_secs_f64());
+    }
+}
