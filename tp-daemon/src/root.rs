@@ -61,7 +61,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         bail!("the root daemon needs root: start it with `sudo tp-daemon root --sudo`");
     }
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("TP_LOG").unwrap_or_else(|_| "info".into()))
+        .with_env_filter(log_filter())
         .with_writer(io::stderr)
         .init();
 
@@ -89,6 +89,16 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
             .run()
             .await
     })
+}
+
+/// `TP_LOG` in the syntax of `RUST_LOG`. Relocations are of no interest to anybody.
+fn log_filter() -> EnvFilter {
+    let filter = EnvFilter::try_from_env("TP_LOG").unwrap_or_else(|_| "info".into());
+
+    ["aya=warn", "aya_obj=warn"]
+        .iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, EnvFilter::add_directive)
 }
 
 /// Listens where only those who are served may connect.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
 use aya::{
@@ -15,10 +15,7 @@ use aya::{
 use ipnet::IpNet;
 use tp_ebpf_common::{Counter, CounterKind, NameServer, SteerAction};
 
-use crate::{
-    MapError,
-    fds::{self, Access},
-};
+use crate::{MapError, fds};
 
 const STEER4: &str = "STEER4";
 const STEER6: &str = "STEER6";
@@ -51,13 +48,22 @@ pub struct Maps {
 
 impl Maps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapError> {
+        let alias_table = take(ebpf, ALIAS_TABLE)?;
+        // A descriptor without the right to write could not be mapped at all.
+        fds::freeze(array(ALIAS_TABLE, &alias_table)?.fd()).map_err(|source| {
+            MapError::Descriptor {
+                name: ALIAS_TABLE,
+                source,
+            }
+        })?;
+
         Ok(Self {
             steer4: typed(ebpf, STEER4)?,
             steer6: typed(ebpf, STEER6)?,
             name_servers: typed(ebpf, NAME_SERVERS)?,
             counters: typed(ebpf, COUNTERS)?,
             listeners: typed(ebpf, LISTENERS)?,
-            alias_table: take(ebpf, ALIAS_TABLE)?,
+            alias_table,
             heartbeat: take(ebpf, HEARTBEAT)?,
         })
     }
@@ -136,14 +142,14 @@ impl Maps {
             .collect()
     }
 
-    /// The alias table, to be mapped for reading.
+    /// The alias table, to be mapped shared for reading; it cannot be mapped for writing.
     pub fn alias_table_fd(&self) -> Result<OwnedFd, MapError> {
-        reopen(ALIAS_TABLE, &self.alias_table, Access::Read)
+        copy(ALIAS_TABLE, &self.alias_table)
     }
 
-    /// The heartbeat, to be mapped for writing.
+    /// The heartbeat, to be mapped shared for writing.
     pub fn heartbeat_fd(&self) -> Result<OwnedFd, MapError> {
-        reopen(HEARTBEAT, &self.heartbeat, Access::ReadWrite)
+        copy(HEARTBEAT, &self.heartbeat)
     }
 
     pub(crate) fn set_listener(
@@ -197,13 +203,19 @@ where
     M::try_from(take(ebpf, name)?).map_err(broken(name))
 }
 
-fn reopen(name: &'static str, map: &Map, access: Access) -> Result<OwnedFd, MapError> {
-    let Map::Array(data) = map else {
-        return Err(MapError::Missing { name });
-    };
-    let info = data.info().map_err(broken(name))?;
+fn array<'a>(name: &'static str, map: &'a Map) -> Result<&'a MapData, MapError> {
+    match map {
+        Map::Array(data) => Ok(data),
+        _ => Err(MapError::Missing { name }),
+    }
+}
 
-    fds::open_map(info.id(), access).map_err(|source| MapError::Descriptor { name, source })
+fn copy(name: &'static str, map: &Map) -> Result<OwnedFd, MapError> {
+    array(name, map)?
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| MapError::Descriptor { name, source })
 }
 
 fn fits(name: &'static str, count: usize, limit: usize) -> Result<(), MapError> {

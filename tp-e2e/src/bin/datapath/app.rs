@@ -1,0 +1,314 @@
+//! Applications: each does one thing with sockets and says what came of it.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::{
+        IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream, UdpSocket,
+    },
+    os::fd::{AsFd, OwnedFd},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{
+        AddressFamily, SocketFlags, SocketType, bind, connect, getpeername, getsockname,
+        socket_with, sockopt,
+    },
+    time::Timespec,
+};
+use serde_json::{Value, json};
+
+use crate::session::say;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(crate) fn run(words: &[&str]) {
+    let event = match words {
+        ["connect", target] => tcp(&options(), target),
+        ["connect", target, flags @ ..] => tcp(&parse(flags), target),
+        ["udp", target, flags @ ..] => udp(&parse(flags), target),
+        ["hold", target] => return hold(target),
+        ["bench", target, count] => bench(target, count.parse().expect("a number")),
+        ["many", first, count] => many(first, count.parse().expect("a number")),
+        ["serve", own] => return serve(own),
+        ["pass", target, program] => pass(target, program),
+        ["inherit"] => inherit(),
+        _ => panic!("no such application: {words:?}"),
+    };
+    say(&event);
+}
+
+/// How an application uses its socket.
+struct Options {
+    is_nonblocking: bool,
+    is_mapped: bool,
+    is_connected: bool,
+    bind: Option<Ipv4Addr>,
+    timeout: Duration,
+}
+
+fn options() -> Options {
+    Options {
+        is_nonblocking: false,
+        is_mapped: false,
+        is_connected: false,
+        bind: None,
+        timeout: PATIENCE,
+    }
+}
+
+fn parse(flags: &[&str]) -> Options {
+    let mut options = options();
+    for flag in flags {
+        match flag.split_once('=') {
+            None if *flag == "nonblocking" => options.is_nonblocking = true,
+            None if *flag == "mapped" => options.is_mapped = true,
+            None if *flag == "connected" => options.is_connected = true,
+            Some(("bind", address)) => options.bind = Some(address.parse().expect("an address")),
+            Some(("timeout", ms)) => {
+                options.timeout = Duration::from_millis(ms.parse().expect("a number"));
+            }
+            _ => panic!("no such flag: {flag}"),
+        }
+    }
+
+    options
+}
+
+/// Connects and reads the greeting.
+fn tcp(options: &Options, target: &str) -> Value {
+    let begin = Instant::now();
+    let target = destination(options, target);
+    let connected = open(options, target);
+    let elapsed_ms = begin.elapsed().as_millis();
+    let socket = match connected {
+        Ok(socket) => socket,
+        Err(errno) => return json!({"errno": name(errno), "elapsed_ms": elapsed_ms}),
+    };
+    let peer = getpeername(&socket)
+        .ok()
+        .flatten()
+        .and_then(|a| SocketAddr::try_from(a).ok());
+    let own = getsockname(&socket)
+        .ok()
+        .and_then(|a| SocketAddr::try_from(a).ok());
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false).expect("a socket may block");
+    stream
+        .set_read_timeout(Some(options.timeout))
+        .expect("a bound");
+    let mut greeting = String::new();
+    let read = BufReader::new(&stream).read_line(&mut greeting);
+
+    json!({
+        "errno": read.err().and_then(|e| e.raw_os_error()).map(|e| name(Errno::from_raw_os_error(e))),
+        "elapsed_ms": elapsed_ms,
+        "greeting": greeting.trim_end(),
+        "peer": peer.map(|peer| peer.to_string()),
+        "own": own.map(|own| own.ip().to_canonical().to_string()),
+    })
+}
+
+fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = if target.is_ipv6() {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    let mut flags = SocketFlags::CLOEXEC;
+    if options.is_nonblocking {
+        flags |= SocketFlags::NONBLOCK;
+    }
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    if let Some(address) = options.bind {
+        bind(&socket, &SocketAddr::from((address, 0)))?;
+    }
+    let timeout = Timespec::try_from(options.timeout).expect("short");
+    if !options.is_nonblocking {
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(options.timeout))?;
+    }
+    match connect(&socket, &target) {
+        Err(Errno::INPROGRESS) if options.is_nonblocking => {
+            let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::OUT)];
+            if poll(&mut fds, Some(&timeout))? == 0 {
+                return Err(Errno::TIMEDOUT);
+            }
+            sockopt::socket_error(&socket)??;
+        }
+        // What a blocking connect says when its own bound has passed.
+        Err(Errno::INPROGRESS) => return Err(Errno::TIMEDOUT),
+        result => result?,
+    }
+
+    Ok(socket)
+}
+
+/// Sends a datagram and waits for the answer.
+fn udp(options: &Options, target: &str) -> Value {
+    let target = destination(options, target);
+    let own: SocketAddr = match (options.bind, target) {
+        (Some(address), _) => (address, 0).into(),
+        (None, SocketAddr::V4(_)) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        (None, SocketAddr::V6(_)) => "[::]:0".parse().expect("an address"),
+    };
+    let socket = UdpSocket::bind(own).expect("a socket can be bound");
+    socket
+        .set_read_timeout(Some(options.timeout))
+        .expect("a bound");
+    let sent = if options.is_connected {
+        socket.connect(target).and_then(|()| socket.send(b"ping"))
+    } else {
+        socket.send_to(b"ping", target)
+    };
+    if let Err(error) = sent {
+        return json!({"errno": errno(&error)});
+    }
+    let mut buffer = [0; 2048];
+    match socket.recv_from(&mut buffer) {
+        Err(error) => json!({"errno": errno(&error)}),
+        Ok((len, from)) => json!({
+            "errno": null,
+            "answer": String::from_utf8_lossy(&buffer[..len]),
+            "from": canonical(from),
+            "peer": socket.peer_addr().ok().map(canonical),
+        }),
+    }
+}
+
+/// Connects, says so, and reports how the connection ends.
+fn hold(target: &str) {
+    let mut stream = match TcpStream::connect(target) {
+        Ok(stream) => stream,
+        Err(error) => return say(&json!({"errno": errno(&error)})),
+    };
+    let mut greeting = String::new();
+    let mut reader = BufReader::new(stream.try_clone().expect("a socket can be copied"));
+    reader.read_line(&mut greeting).expect("a greeting");
+    say(&json!({"event": "held", "greeting": greeting.trim_end()}));
+    let mut rest = Vec::new();
+    let ended = stream.read_to_end(&mut rest);
+    say(&json!({"event": "ended", "errno": ended.err().map(|error| errno(&error))}));
+}
+
+/// Measures connects one after the other.
+fn bench(target: &str, count: usize) -> Value {
+    let target: SocketAddr = target.parse().expect("an address");
+    let mut nanos: Vec<u128> = (0..count)
+        .map(|_| {
+            let begin = Instant::now();
+            let stream = TcpStream::connect(target).expect("the session approves");
+            let elapsed = begin.elapsed().as_nanos();
+            let _ = stream.shutdown(Shutdown::Both);
+            elapsed
+        })
+        .collect();
+    nanos.sort_unstable();
+
+    json!({
+        "median_us": nanos[count / 2] as f64 / 1000.0,
+        "p99_us": nanos[count * 99 / 100] as f64 / 1000.0,
+    })
+}
+
+/// Connects to many addresses and says how often which error came.
+fn many(first: &str, count: u32) -> Value {
+    let first: SocketAddrV4 = first.parse().expect("an address");
+    let mut greeted = 0_u32;
+    let mut wrong = 0_u32;
+    let mut errors = std::collections::BTreeMap::<String, u32>::new();
+    for n in 0..count {
+        let target = SocketAddrV4::new((u32::from(*first.ip()) + n).into(), first.port());
+        match TcpStream::connect(target) {
+            Err(error) => *errors.entry(errno(&error)).or_default() += 1,
+            Ok(stream) => {
+                let mut greeting = String::new();
+                let _ = BufReader::new(&stream).read_line(&mut greeting);
+                if greeting.trim_end() == target.to_string() {
+                    greeted += 1;
+                } else {
+                    wrong += 1;
+                }
+            }
+        }
+    }
+
+    json!({"greeted": greeted, "wrong": wrong, "errors": errors})
+}
+
+/// Connects and hands the socket to another program.
+fn pass(target: &str, program: &str) -> Value {
+    let stream = TcpStream::connect(target).expect("the session approves");
+    let output = Command::new(program)
+        .args(["app", "inherit"])
+        .stdin(OwnedFd::from(stream))
+        .output()
+        .expect("the program starts");
+
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Says who the peer of standard input is, and who asks.
+fn inherit() -> Value {
+    let peer = getpeername(std::io::stdin()).ok().flatten();
+    let peer = peer.and_then(|address| SocketAddr::try_from(address).ok());
+
+    json!({
+        "peer": peer.map(canonical),
+        "euid": rustix::process::geteuid().as_raw(),
+    })
+}
+
+/// A server of the machine's own that answers datagrams.
+fn serve(own: &str) {
+    let socket = UdpSocket::bind(own).expect("a socket can be bound");
+    say(&json!({"event": "serving"}));
+    let mut buffer = [0; 2048];
+    while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+        let answer = [b"own|", &buffer[..len]].concat();
+        // Who asked may have gone.
+        let _ = socket.send_to(&answer, from);
+    }
+}
+
+fn destination(options: &Options, target: &str) -> SocketAddr {
+    let target: SocketAddr = target.parse().expect("an address");
+    match (options.is_mapped, target) {
+        (true, SocketAddr::V4(v4)) => {
+            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+        }
+        _ => target,
+    }
+}
+
+fn canonical(address: SocketAddr) -> String {
+    let ip: IpAddr = address.ip().to_canonical();
+
+    SocketAddr::new(ip, address.port()).to_string()
+}
+
+fn errno(error: &std::io::Error) -> String {
+    error.raw_os_error().map_or_else(
+        || error.to_string(),
+        |code| name(Errno::from_raw_os_error(code)),
+    )
+}
+
+fn name(errno: Errno) -> String {
+    let name = match errno {
+        Errno::CONNREFUSED => "ECONNREFUSED",
+        Errno::HOSTUNREACH => "EHOSTUNREACH",
+        Errno::NETUNREACH => "ENETUNREACH",
+        Errno::TIMEDOUT => "ETIMEDOUT",
+        Errno::AGAIN => "EAGAIN",
+        Errno::PERM => "EPERM",
+        Errno::ACCESS => "EACCES",
+        Errno::CONNABORTED => "ECONNABORTED",
+        Errno::CONNRESET => "ECONNRESET",
+        other => return format!("{other:?}"),
+    };
+
+    name.to_owned()
+}
