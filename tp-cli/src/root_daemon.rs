@@ -1,30 +1,41 @@
 //! One question to the root daemon: do you answer, and who are you?
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 
 use rustix::{
+    fd::OwnedFd,
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
         recv, send, socket_with, sockopt,
     },
+    process::geteuid,
 };
 use tp_proto::root::{MAX_PACKET, Reply, Request, SOCKET_PATH};
 
 /// Longest wait for each packet.
 const WAIT: Duration = Duration::from_secs(2);
+const OWNER_ONLY: u32 = 0o600;
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Answer {
-    Running {
-        version: String,
-    },
+    Running(Running),
     /// Nothing listens there.
     Absent,
+    /// It is about to end: its last session has gone.
+    Ending,
     /// It does not serve this user.
     Denied(String),
     /// It listens and does not answer.
     Broken(String),
+}
+
+/// A root daemon that serves this user. One that ends with its last session does not end while
+/// this exists.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) version: String,
+    _connection: OwnedFd,
 }
 
 /// Where the root daemon listens: `$TP_ROOT_SOCKET`, or the usual place.
@@ -32,12 +43,23 @@ pub(crate) fn socket_path() -> PathBuf {
     std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from)
 }
 
+/// Will it end with the session of this user? Then its socket belongs to the user alone.
+pub(crate) fn ends_with_session() -> bool {
+    fs::metadata(socket_path()).is_ok_and(|metadata| {
+        metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o777 == OWNER_ONLY
+    })
+}
+
 pub(crate) fn hello() -> Answer {
     match exchange() {
-        Ok(Reply::Hello { version, .. }) => Answer::Running { version },
-        Ok(Reply::Refused { message, .. }) => Answer::Denied(message),
+        Ok((Reply::Hello { version, .. }, connection)) => Answer::Running(Running {
+            version,
+            _connection: connection,
+        }),
+        Ok((Reply::Refused { message, .. }, _)) => Answer::Denied(message),
         Ok(_) => Answer::Broken("it answered another question".into()),
         Err(Errno::NOENT | Errno::CONNREFUSED) => Answer::Absent,
+        Err(Errno::CONNRESET | Errno::PIPE) => Answer::Ending,
         Err(Errno::ACCESS | Errno::PERM) => {
             Answer::Denied("it serves root and members of the group tp".into())
         }
@@ -46,7 +68,7 @@ pub(crate) fn hello() -> Answer {
     }
 }
 
-fn exchange() -> Result<Reply, Errno> {
+fn exchange() -> Result<(Reply, OwnedFd), Errno> {
     let socket = socket_with(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -62,19 +84,18 @@ fn exchange() -> Result<Reply, Errno> {
         version: tp_proto::VERSION.into(),
     };
     let packet = serde_json::to_vec(&request).expect("a request has a JSON form");
-    send(&socket, &packet, SendFlags::NOSIGNAL)?;
+    // A peer that is not served gets its reply, and the end, before it asks.
+    match send(&socket, &packet, SendFlags::NOSIGNAL) {
+        Ok(_) | Err(Errno::PIPE) => {}
+        Err(errno) => return Err(errno),
+    }
 
     let mut buffer = vec![0; MAX_PACKET];
     let (length, _) = recv(&socket, &mut *buffer, RecvFlags::empty())?;
     if length == 0 {
-        // It closes the connections of peers that it does not serve.
-        return Err(Errno::PERM);
+        return Err(Errno::CONNRESET);
     }
+    let reply = serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::BADMSG)?;
 
-    serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::BADMSG)
-}
-
-/// Is the root daemon installed as a service of the system?
-pub(crate) fn is_service() -> bool {
-    std::path::Path::new("/etc/systemd/system/tp-daemon.service").exists()
+    Ok((reply, socket))
 }

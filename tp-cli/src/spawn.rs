@@ -22,65 +22,84 @@ use crate::{
     client::{self, SessionClient},
     files,
     progress::{Progress, note},
-    root_daemon::{self, Answer},
+    root_daemon::{self, Answer, Running},
 };
 
 /// Longest wait for a program that was started.
 const START: Duration = Duration::from_secs(15);
+/// Longest wait for the end of a root daemon whose last session has gone.
+const ENDING: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(5);
+/// What the programs say on standard error; the session has a log of its own beside.
+const ROOT_LOG: &str = "root.log";
+const SESSION_LOG: &str = "session-start.log";
 /// How much of a dying program's last words is quoted.
 const LAST_WORDS: usize = 400;
 
-/// Sees to it that a root daemon answers that serves this user.
-pub(crate) async fn root_daemon(progress: &mut Progress) -> anyhow::Result<()> {
-    if is_answering()? {
-        return Ok(());
+/// Sees to it that a root daemon answers that serves this user, and goes on to.
+pub(crate) async fn root_daemon(progress: &mut Progress) -> anyhow::Result<Running> {
+    if let Some(running) = running().await? {
+        return Ok(running);
     }
     progress.step("starting the root daemon");
-    let words = files::make_state_dir()
+    let log = files::make_state_dir()
         .context("cannot make the state directory")?
-        .join("root-start.log");
+        .join(ROOT_LOG);
+    let child = if rustix::process::geteuid().is_root() {
+        Some(start_as_root(&log)?)
+    } else {
+        start_through_sudo(&log, progress)?;
+        None
+    };
 
-    if rustix::process::geteuid().is_root() {
-        let program = files::daemon()?;
-        let mut command = Command::new(&program);
-        let child = command
-            .args(["root", "--sudo"])
-            .env_remove("SUDO_UID")
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(words_file(&words)?)
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        return root_daemon_answers(Some(child), &words).await;
-    }
+    root_daemon_answers(child, &log).await
+}
 
+/// It ends with the session that it is started for, as one started through sudo does.
+fn start_as_root(log: &Path) -> anyhow::Result<Child> {
+    let program = files::daemon()?;
+
+    Command::new(&program)
+        .args(["root", "--sudo"])
+        .env("SUDO_UID", "0")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(new_log(log)?)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))
+}
+
+fn start_through_sudo(log: &Path, progress: &mut Progress) -> anyhow::Result<()> {
     let program = files::daemon_for_root()?;
-    let status = sudo(&program, Ask::Never)
-        .stderr(words_file(&words)?)
-        .status()
-        .map_err(|error| without_sudo(&program, &error))?;
-    if !status.success() {
-        if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-            return Err(refused(&program, &last_words(&words)).into());
-        }
-        progress.clear();
-        note("tp needs root once, to start its root daemon, which attaches the eBPF programs.");
-        note(&format!(
-            "Starting it with: sudo {} root --sudo",
-            program.display()
-        ));
-        let status = sudo(&program, Ask::Terminal)
+    let start = || -> anyhow::Result<bool> {
+        let status = sudo_daemon(&program)
+            .process_group(0)
+            .stderr(new_log(log)?)
             .status()
             .map_err(|error| without_sudo(&program, &error))?;
-        if !status.success() {
-            return Err(refused(&program, "sudo was refused").into());
-        }
-        progress.step("starting the root daemon");
+        Ok(status.success())
+    };
+    if start()? {
+        return Ok(());
+    }
+    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        return Err(refused(&program, &last_words(log)).into());
     }
 
-    root_daemon_answers(None, &words).await
+    progress.clear();
+    note("tp needs root once, to start its root daemon, which attaches the eBPF programs:");
+    note(&format!("  sudo {} root --sudo", program.display()));
+    let allowed = Command::new("sudo")
+        .arg("-v")
+        .status()
+        .map_err(|error| without_sudo(&program, &error))?;
+    progress.step("starting the root daemon");
+    if !allowed.success() || !start()? {
+        return Err(refused(&program, &last_words(log)).into());
+    }
+
+    Ok(())
 }
 
 /// A client of a session that was started here.
@@ -89,13 +108,13 @@ pub(crate) async fn session(progress: &mut Progress) -> anyhow::Result<SessionCl
     let program = files::daemon()?;
     let words = files::make_state_dir()
         .context("cannot make the state directory")?
-        .join("session-start.log");
+        .join(SESSION_LOG);
     let mut child = Command::new(&program)
         .arg("session")
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(words_file(&words)?)
+        .stderr(new_log(&words)?)
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
 
@@ -121,19 +140,19 @@ pub(crate) async fn session(progress: &mut Progress) -> anyhow::Result<SessionCl
         .unwrap_or_else(|_| Err(not_answering("the session", &words).into()))
 }
 
-async fn root_daemon_answers(mut child: Option<Child>, words: &Path) -> anyhow::Result<()> {
+async fn root_daemon_answers(mut child: Option<Child>, log: &Path) -> anyhow::Result<Running> {
     let answers = async {
         loop {
-            if is_answering()? {
-                return Ok(());
+            if let Some(running) = running().await? {
+                return Ok(running);
             }
             if let Some(child) = &mut child
                 && let Some(status) = child.try_wait().context("cannot watch the root daemon")?
             {
                 // Another `tp` may have been faster.
-                return match is_answering()? {
-                    true => Ok(()),
-                    false => Err(ended("the root daemon", status, words).into()),
+                return match running().await? {
+                    Some(running) => Ok(running),
+                    None => Err(ended("the root daemon", status, log).into()),
                 };
             }
             tokio::time::sleep(POLL).await;
@@ -142,53 +161,56 @@ async fn root_daemon_answers(mut child: Option<Child>, words: &Path) -> anyhow::
 
     tokio::time::timeout(START, answers)
         .await
-        .unwrap_or_else(|_| Err(not_answering("the root daemon", words).into()))
+        .unwrap_or_else(|_| Err(not_answering("the root daemon", log).into()))
 }
 
-fn is_answering() -> Result<bool, Fault> {
+/// The root daemon, if one runs and stays.
+async fn running() -> Result<Option<Running>, Fault> {
     let socket = root_daemon::socket_path();
-    match root_daemon::hello() {
-        Answer::Running { .. } => Ok(true),
-        Answer::Absent => Ok(false),
-        Answer::Denied(reason) => Err(Fault::new(
+    let fault = match root_daemon::hello() {
+        Answer::Running(running) => return Ok(Some(running)),
+        Answer::Absent => return Ok(None),
+        Answer::Ending => {
+            let gone = async {
+                while socket.exists() {
+                    tokio::time::sleep(POLL).await;
+                }
+            };
+            // One that does not end is met again by the next question.
+            let _ = tokio::time::timeout(ENDING, gone).await;
+            return Ok(None);
+        }
+        Answer::Denied(reason) => Fault::new(
             FaultKind::NoPermission,
             format!(
-                "the root daemon at {} does not serve this user: {reason}; `sudo usermod -aG tp \
-                 $USER` and a new login change that",
+                "the root daemon at {} refuses this user: {reason} (`sudo usermod -aG tp $USER`)",
                 socket.display()
             ),
-        )),
-        Answer::Broken(reason) => Err(Fault::new(
+        ),
+        Answer::Broken(reason) => Fault::new(
             FaultKind::Unavailable,
             format!(
                 "the root daemon at {} is unusable: {reason}",
                 socket.display()
             ),
-        )),
-    }
+        ),
+    };
+
+    Err(fault)
 }
 
-#[derive(Clone, Copy)]
-enum Ask {
-    Never,
-    Terminal,
-}
-
-/// Authenticates in the foreground, then leaves the daemon in the background.
-fn sudo(program: &Path, ask: Ask) -> Command {
+/// Starts the daemon in the background if that needs no password.
+fn sudo_daemon(program: &Path) -> Command {
     let mut command = Command::new("sudo");
-    if matches!(ask, Ask::Never) {
-        command.arg("-n").stdin(Stdio::null());
-    }
     command
-        .args(["-b", "--"])
+        .args(["-n", "-b", "--"])
         .arg(program)
         .args(["root", "--sudo"]);
     // sudo empties the environment.
     if let Some(socket) = std::env::var_os("TP_ROOT_SOCKET") {
         command.arg("--socket").arg(socket);
     }
-    command.stdout(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null());
 
     command
 }
@@ -232,7 +254,11 @@ fn not_answering(who: &str, words: &Path) -> Fault {
     Fault::new(FaultKind::Unavailable, message)
 }
 
-fn words_file(path: &Path) -> anyhow::Result<File> {
+/// A new log; the one before is kept beside it.
+fn new_log(path: &Path) -> anyhow::Result<File> {
+    // There is none before the first start.
+    let _ = std::fs::rename(path, path.with_extension("log.1"));
+
     File::create(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -262,7 +288,7 @@ mod tests {
 
     #[test]
     fn sudo_gets_a_socket_that_it_would_not_inherit() {
-        let command = sudo(Path::new("/usr/local/bin/tp-daemon"), Ask::Never);
+        let command = sudo_daemon(Path::new("/usr/local/bin/tp-daemon"));
         let args: Vec<_> = command.get_args().collect();
 
         assert_eq!(

@@ -83,10 +83,12 @@ async fn establish(
     progress: &mut Progress,
     attempt: &mut Attempt,
 ) -> anyhow::Result<Connected> {
+    // Held until the session has its own connection to the root daemon.
+    let _running;
     let mut session = match client::find().await? {
         Some(session) => session,
         None => {
-            spawn::root_daemon(progress).await?;
+            _running = spawn::root_daemon(progress).await?;
             attempt.started = true;
             spawn::session(progress).await?
         }

@@ -29,8 +29,6 @@ const FACTS: [(&str, &str); 8] = [
     ("mounts", "/proc/self/mounts"),
     ("cgroup", "/proc/self/cgroup"),
 ];
-/// Where a root daemon without the journal writes.
-const ROOT_LOG_DIR: &str = "/var/log/tp";
 
 #[derive(Debug, Serialize)]
 struct Gathered {
@@ -57,8 +55,7 @@ pub(crate) async fn run(args: GatherLogsArgs, output: Output) -> anyhow::Result<
             format!("{:?}\n", root_daemon::hello()),
         ),
     ];
-    entries.extend(logs_in(&files::state_dir(), "session"));
-    entries.extend(logs_in(Path::new(ROOT_LOG_DIR), "root"));
+    entries.extend(logs_in(&files::state_dir()));
     entries.extend(journal());
     for (name, path) in FACTS {
         if let Ok(text) = fs::read_to_string(path) {
@@ -89,7 +86,7 @@ async fn status() -> String {
 }
 
 /// The ends of all logs in a directory.
-fn logs_in(dir: &Path, prefix: &str) -> Vec<(String, String)> {
+fn logs_in(dir: &Path) -> Vec<(String, String)> {
     let Ok(files) = fs::read_dir(dir) else {
         return Vec::new();
     };
@@ -99,7 +96,7 @@ fn logs_in(dir: &Path, prefix: &str) -> Vec<(String, String)> {
             let name = file.file_name().into_string().ok()?;
             let is_log = name.contains("log") && file.file_type().ok()?.is_file();
             let text = is_log.then(|| end_of(&file.path()))?.ok()?;
-            Some((format!("logs/{prefix}/{name}"), text))
+            Some((format!("logs/{name}"), text))
         })
         .collect();
     logs.sort();
@@ -134,7 +131,7 @@ fn journal() -> Option<(String, String)> {
         .ok()?;
     let text = String::from_utf8_lossy(&result.stdout).into_owned();
 
-    (!text.trim().is_empty()).then(|| ("logs/root/journal.log".to_owned(), text))
+    (!text.trim().is_empty()).then(|| ("logs/journal.log".to_owned(), text))
 }
 
 /// One archive, readable by its user only; every entry without secrets.
@@ -182,7 +179,7 @@ mod tests {
         fs::write(dir.path().join("config"), "client-key-data: TUhj").unwrap();
         let path = dir.path().join("out.tar.gz");
 
-        write(&path, "top", &logs_in(dir.path(), "session")).unwrap();
+        write(&path, "top", &logs_in(dir.path())).unwrap();
 
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let mut archive = tar::Archive::new(GzDecoder::new(File::open(&path).unwrap()));
@@ -197,7 +194,7 @@ mod tests {
                 assert!(!text.contains(secret), "{text}");
             }
         }
-        assert_eq!(names, ["top/logs/session/session.log"]);
+        assert_eq!(names, ["top/logs/session.log"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tp_proto::fault::{Fault, FaultKind};
 
 use crate::{
     cli::QuitArgs,
-    client,
+    client, files,
     output::Output,
     root_daemon::{self, Answer},
 };
@@ -26,9 +26,10 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
         let message = "not connected: there is nothing to quit";
         return Err(Fault::new(FaultKind::NotConnected, message).into());
     };
+    let root_daemon_ends = root_daemon::ends_with_session();
     client::quit(session).await?;
-    if args.stop_daemons {
-        root_daemon_ended().await;
+    if root_daemon_ends {
+        root_daemon_ended(args.stop_daemons).await?;
     }
 
     output.print(
@@ -39,15 +40,22 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
     )
 }
 
-/// Waits for the end of a root daemon that `tp connect` started; one that is a service stays.
-async fn root_daemon_ended() {
+/// Waits for the end of a root daemon that `tp connect` started, so that a connect may follow.
+async fn root_daemon_ended(required: bool) -> Result<(), Fault> {
+    let socket = root_daemon::socket_path();
     let ended = async {
-        while root_daemon::hello() != Answer::Absent {
+        while socket.exists() && !matches!(root_daemon::hello(), Answer::Absent) {
             tokio::time::sleep(POLL).await;
         }
     };
-    if !root_daemon::is_service() {
-        // It is asked to end by the end of its session; that it takes longer is no failure.
-        let _ = tokio::time::timeout(ROOT_ENDS, ended).await;
+    if tokio::time::timeout(ROOT_ENDS, ended).await.is_err() && required {
+        let message = format!(
+            "disconnected, but the root daemon at {} has not ended: see its log in {}",
+            socket.display(),
+            files::state_dir().display()
+        );
+        return Err(Fault::new(FaultKind::Failed, message));
     }
+
+    Ok(())
 }

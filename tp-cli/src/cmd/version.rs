@@ -37,9 +37,9 @@ pub(crate) async fn versions() -> Versions {
         versions.manager = known(response.manager);
     }
     if versions.root_daemon.is_none()
-        && let Answer::Running { version } = root_daemon::hello()
+        && let Answer::Running(daemon) = root_daemon::hello()
     {
-        versions.root_daemon = Some(version);
+        versions.root_daemon = Some(daemon.version);
     }
 
     versions
