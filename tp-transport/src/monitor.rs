@@ -126,7 +126,6 @@ impl Candidate {
         }
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.pause = FAST;
-        self.next_probe = self.next_probe.min(now + FAST);
         // Whatever was sent before is either answered or lost: the path works.
         self.outstanding.retain(|sent| sent.counter > counter);
     }
@@ -150,9 +149,14 @@ impl Candidate {
         self.small_answers = 0;
     }
 
+    /// How long an answer may take.
+    fn patience(&self) -> Duration {
+        self.rtt.map_or(FAST, |rtt| (rtt * 2).max(FAST))
+    }
+
     /// Probes that should have been answered by now.
     fn overdue(&self, now: Instant) -> usize {
-        let patience = self.rtt.map_or(FAST, |rtt| (rtt * 2).max(FAST));
+        let patience = self.patience();
 
         self.outstanding
             .iter()
@@ -239,8 +243,13 @@ impl Monitor {
     /// A genuine reply arrived from a UDP address. Replies on the byte stream need no call: any
     /// byte received there counts.
     pub(crate) fn on_reply(&mut self, now: Instant, from: SocketAddr, counter: u64) {
+        let in_use_and_idle = self.active == Target::Udp(from) && self.busy_until < now;
         if let Some(candidate) = self.candidate(from) {
             candidate.on_reply(now, counter);
+            candidate.next_probe = match in_use_and_idle {
+                true => now + IDLE,
+                false => candidate.next_probe.min(now + FAST),
+            };
         }
     }
 
@@ -398,11 +407,11 @@ impl Monitor {
         if candidate.next_probe <= now {
             let size = candidate.size();
             actions.push(candidate.probe(now, counter, size));
-            let pace = match is_busy || overdue > 0 || candidate.outstanding.len() > 1 {
-                true => FAST,
-                false => IDLE,
+            // On an idle path, a reply puts the next probe off.
+            candidate.next_probe = match is_busy || overdue > 0 {
+                true => now + FAST,
+                false => now + candidate.patience(),
             };
-            candidate.next_probe = now + pace;
             self.next_counter += 1;
         }
     }

@@ -126,6 +126,10 @@ async fn a_dropped_splice_resets_both_connections() {
     let mut lab = Lab::new();
     let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
     let mut ends = Ends::new(&tunnel, &peer).await;
+    ends.app.write_all(b"x").await.unwrap();
+    within("data", ends.target.read_exact(&mut [0]))
+        .await
+        .unwrap();
 
     ends.near.abort();
 
