@@ -138,7 +138,9 @@ impl Testbed {
 
     /// Installs tp whatever state it is in.
     pub fn install_tp_again(&self) {
-        let image = format!("--image=localhost/tp:{}", env!("CARGO_PKG_VERSION"));
+        let image = std::env::var("TP_IMAGE")
+            .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
+        let image = format!("--image={image}");
         let mut command = self.inside(&self.workstation());
         command
             .arg(crate::workstation::programs().join("tp"))

@@ -51,8 +51,11 @@ pub fn programs() -> &'static Path {
     })
 }
 
-/// Where cargo puts the release programs: beside the test program's own folder.
+/// Where the programs are: TP_BIN_DIR, or where cargo puts those of the release profile.
 fn built() -> PathBuf {
+    if let Some(folder) = std::env::var_os("TP_BIN_DIR") {
+        return PathBuf::from(folder);
+    }
     let test = std::env::current_exe().expect("a test has a program");
     test.ancestors()
         .find(|folder| folder.ends_with("release") || folder.ends_with("debug"))

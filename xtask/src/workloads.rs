@@ -172,11 +172,15 @@ fn ready(site: &dyn Site, namespace: &str, object: &str) -> Result<()> {
     let app = object.rsplit('/').next().unwrap_or(object);
     let told = |command: &mut Command| run::output(command).unwrap_or_else(|e| format!("{e:#}"));
     let selector = format!("--selector=app={app}");
-    let pods = told(site.kubectl().args(["get", "pods", "--namespace", namespace, &selector]));
-    let logs = told(
+    let pods = told(
         site.kubectl()
-            .args(["logs", "--tail=25", "--namespace", namespace, &selector]),
+            .args(["get", "pods", "--namespace", namespace, &selector]),
     );
+    let logs =
+        told(
+            site.kubectl()
+                .args(["logs", "--tail=25", "--namespace", namespace, &selector]),
+        );
     bail!("{object} in {namespace} does not become ready: {error:#}\n{pods}\n{logs}")
 }
 
@@ -202,7 +206,13 @@ fn echo() -> Result<(PathBuf, PathBuf)> {
             Command::new("go")
                 .current_dir(&sources)
                 .env("CGO_ENABLED", "0")
-                .args(["build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o"])
+                .args([
+                    "build",
+                    "-trimpath",
+                    "-buildvcs=false",
+                    "-ldflags=-s -w",
+                    "-o",
+                ])
                 .arg(folder.join(format!("echo-{program}")))
                 .arg(format!("./{program}")),
         )?;
@@ -245,7 +255,13 @@ fn servers() -> Result<PathBuf> {
     let layer = scratch.path().join("layer.tar");
     run::output(
         Command::new("tar")
-            .args(["--create", "--numeric-owner", "--owner=0", "--group=0", "--sort=name"])
+            .args([
+                "--create",
+                "--numeric-owner",
+                "--owner=0",
+                "--group=0",
+                "--sort=name",
+            ])
             .arg("--file")
             .arg(&layer)
             .arg("--directory")
@@ -311,7 +327,11 @@ fn download(scratch: &Path) -> Result<Vec<PathBuf>> {
         .collect::<Result<Vec<_>>>()?;
     files.sort();
     if files.len() != names.len() {
-        bail!("apt-get downloaded {} of {} packages", files.len(), names.len());
+        bail!(
+            "apt-get downloaded {} of {} packages",
+            files.len(),
+            names.len()
+        );
     }
     Ok(files)
 }
@@ -354,7 +374,11 @@ fn unpack(scratch: &Path, packages: &[PathBuf]) -> Result<PathBuf> {
             Command::new("tar")
                 .args(["--extract", "--keep-directory-symlink", "--file"])
                 .arg(&contents)
-                .args(STRIPPED.iter().map(|pattern| format!("--exclude={pattern}")))
+                .args(
+                    STRIPPED
+                        .iter()
+                        .map(|pattern| format!("--exclude={pattern}")),
+                )
                 .arg("--directory")
                 .arg(&root),
         )?;
