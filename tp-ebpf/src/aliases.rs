@@ -50,8 +50,9 @@ fn index_of(alias: [u8; 4]) -> Option<usize> {
 fn allocate(real: [u8; 4]) -> Result<u32, Counter> {
     let full = Counter::AliasTableFull;
     let next = NEXT_ALIAS.get_ptr_mut(0).ok_or(full)?;
+    // Not relaxed: LLVM 22 then emits an addition that does not return the old value.
     // SAFETY: an aligned element of a live map; programs change it in this way only.
-    let earlier = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(next, 1) };
+    let earlier = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(next, 1) };
     let taken = earlier + u64::from(FIRST_ALIAS_INDEX);
     if taken > u64::from(!setting!(alias_mask)) || taken >= ALIAS_TABLE_LEN as u64 {
         return Err(full);

@@ -2,14 +2,16 @@
 //! as long as the connection does.
 
 use std::{
+    io,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use tp_ebpf_loader::{CounterKind, CredentialOffsets};
 use tp_proto::root::{Counters, MAX_PACKET, OpenBundle, Reply, Request};
 
@@ -21,6 +23,9 @@ use super::{
     refusal::Refusal,
     scope::{self, Hierarchy},
 };
+
+/// A peer that is refused must have said something by then.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What all connections share.
 pub(super) struct Context {
@@ -71,7 +76,20 @@ impl Connection {
         self.close();
     }
 
-    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> std::io::Result<()> {
+    /// Tells a peer that is not served why, in reply to its first request: a packet that is sent
+    /// before it would be lost with the connection.
+    pub(super) fn refuse(socket: &OwnedFd, refusal: Refusal) {
+        let mut buffer = vec![0; MAX_PACKET];
+        let replied = set_socket_timeout(socket, Timeout::Recv, Some(REFUSAL_TIMEOUT))
+            .map_err(io::Error::from)
+            .and_then(|()| packet::receive(socket, &mut buffer))
+            .and_then(|_| packet::send(socket, &refusal.into_reply(), &[]));
+        if let Err(error) = replied {
+            tracing::debug!(%error, "Cannot tell a peer that it is refused");
+        }
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> io::Result<()> {
         if let Request::Open(open) = &request {
             return match self.open(open, fds) {
                 Ok((description, descriptors)) => {
@@ -195,11 +213,11 @@ impl Connection {
             .ok_or_else(|| Refusal::invalid("this connection has no bundle"))
     }
 
-    fn send(&self, reply: &Reply) -> std::io::Result<()> {
+    fn send(&self, reply: &Reply) -> io::Result<()> {
         packet::send(&self.socket, reply, &[])
     }
 
-    fn send_bundle(&self, reply: &Reply, descriptors: &Descriptors) -> std::io::Result<()> {
+    fn send_bundle(&self, reply: &Reply, descriptors: &Descriptors) -> io::Result<()> {
         // The order is part of the protocol.
         let fds = [
             descriptors.listener.as_fd(),

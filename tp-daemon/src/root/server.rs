@@ -11,7 +11,10 @@ use std::{
 use anyhow::Context as _;
 use rustix::{
     io::Errno,
-    net::{Shutdown, SocketFlags, accept_with, shutdown, sockopt},
+    net::{
+        Shutdown, SocketFlags, accept_with, shutdown,
+        sockopt::{Timeout, set_socket_timeout},
+    },
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -21,13 +24,14 @@ use tokio::{
 
 use super::{
     connection::{Connection, Context},
-    packet,
     peer::{Admission, Peer},
     refusal::Refusal,
 };
 
 const MAX_CONNECTIONS: usize = 64;
 const MAX_CONNECTIONS_PER_UID: usize = 8;
+/// Refusals under way beyond that; more are closed without a word.
+const MAX_REFUSALS: usize = 16;
 const ACCEPT_QUEUE: usize = 8;
 
 /// A peer that does not read its reply for so long loses its connection.
@@ -56,7 +60,8 @@ pub(super) struct Server {
 }
 
 struct Served {
-    uid: u32,
+    /// Whose it is, unless it is only refused.
+    uid: Option<u32>,
     socket: Arc<OwnedFd>,
     thread: JoinHandle<()>,
 }
@@ -74,7 +79,7 @@ impl Server {
         lifetime: Lifetime,
         context: Context,
     ) -> anyhow::Result<Self> {
-        let (ended_tx, ended_rx) = mpsc::channel(MAX_CONNECTIONS);
+        let (ended_tx, ended_rx) = mpsc::channel(MAX_CONNECTIONS + MAX_REFUSALS);
 
         Ok(Self {
             acceptor: Acceptor::start(listener)?,
@@ -123,19 +128,18 @@ impl Server {
     }
 
     fn admit(&mut self, socket: OwnedFd) {
-        let checked =
-            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(SEND_TIMEOUT))
-                .map_err(|error| Refusal::from(std::io::Error::from(error)))
-                .and_then(|()| Ok(Peer::of(&socket)?))
-                .and_then(|peer| self.check(&peer).map(|()| peer));
-        let started = checked.and_then(|peer| {
-            let socket = Arc::new(socket.try_clone()?);
-            self.start(socket, peer)
-        });
-        if let Err(refusal) = started {
-            tracing::debug!(reason = %refusal, "Refused a connection");
-            // Whether the peer still reads it does not matter.
-            let _ = packet::send(&socket, &refusal.into_reply(), &[]);
+        let admitted = Peer::of(&socket)
+            .map_err(Refusal::from)
+            .and_then(|peer| self.check(&peer).map(|()| peer));
+        let socket = Arc::new(socket);
+        let started = set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT))
+            .map_err(std::io::Error::from)
+            .and_then(|()| match admitted {
+                Ok(peer) => self.serve(socket, peer),
+                Err(refusal) => self.refuse(socket, refusal),
+            });
+        if let Err(error) = started {
+            tracing::debug!(%error, "Cannot serve a connection");
         }
     }
 
@@ -144,7 +148,7 @@ impl Server {
         let of_uid = self
             .connections
             .values()
-            .filter(|served| served.uid == peer.uid)
+            .filter(|served| served.uid == Some(peer.uid))
             .count();
         if self.connections.len() >= MAX_CONNECTIONS || of_uid >= MAX_CONNECTIONS_PER_UID {
             return Err(Refusal::permission(format!(
@@ -156,17 +160,37 @@ impl Server {
         Ok(())
     }
 
-    fn start(&mut self, socket: Arc<OwnedFd>, peer: Peer) -> Result<(), Refusal> {
-        let id = self.next_id;
-        self.next_id += 1;
+    fn serve(&mut self, socket: Arc<OwnedFd>, peer: Peer) -> std::io::Result<()> {
         let uid = peer.uid;
         let connection = Connection::new(Arc::clone(&socket), peer, Arc::clone(&self.context));
+
+        self.start(socket, Some(uid), move || connection.serve())
+    }
+
+    fn refuse(&mut self, socket: Arc<OwnedFd>, refusal: Refusal) -> std::io::Result<()> {
+        tracing::debug!(reason = %refusal, "Refusing a connection");
+        if self.connections.len() >= MAX_CONNECTIONS + MAX_REFUSALS {
+            return Ok(());
+        }
+        let refused = Arc::clone(&socket);
+
+        self.start(socket, None, move || Connection::refuse(&refused, refusal))
+    }
+
+    fn start(
+        &mut self,
+        socket: Arc<OwnedFd>,
+        uid: Option<u32>,
+        work: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<()> {
+        let id = self.next_id;
+        self.next_id += 1;
         let ended_tx = self.ended_tx.clone();
         let thread = thread::Builder::new()
             .name(format!("connection-{id}"))
             .spawn(move || {
                 let _ended = SendOnDrop { id, ended_tx };
-                connection.serve();
+                work();
             })?;
         self.connections.insert(
             id,

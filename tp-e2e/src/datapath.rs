@@ -1,0 +1,536 @@
+//! A machine of its own for tests of the data path: a network namespace with a neighbour, a root
+//! daemon, sessions and applications that are the program `datapath`.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    io::{BufRead, BufReader, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::{self, eventually};
+
+/// Users without rights; the group of the first is served by the root daemon.
+pub const MEMBER: u32 = 65534;
+pub const OUTSIDER: u32 = 1;
+
+pub const STEER: &str = r#"{"include":["10.96.0.0/12"],"exclude":["10.96.9.0/24"]}"#;
+pub const NAME_SERVERS: &str = r#"["127.0.0.53:53","172.31.0.53:53"]"#;
+
+/// How fast the machine must be as before, whatever has died.
+pub const AS_BEFORE: Duration = Duration::from_secs(1);
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A machine under test. Only one exists at a time: eBPF links are the whole computer's.
+pub struct Machine {
+    netns: String,
+    neighbour: String,
+    dir: TempDir,
+    daemon: Option<Process>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Machine {
+    /// With a root daemon that serves [`MEMBER`].
+    #[track_caller]
+    pub fn new(helper: &Path) -> Self {
+        let mut machine = Self::without_daemon(helper);
+        machine.start_daemon(&["--group", &MEMBER.to_string()]);
+        machine
+    }
+
+    #[track_caller]
+    pub fn without_daemon(helper: &Path) -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let id = std::process::id();
+
+        let dir = TempDir::with_prefix("tp-datapath-").expect("a folder can be made");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("own folder");
+        let daemon = helper.with_file_name("tp-daemon");
+        for program in [helper, &daemon] {
+            let name = program.file_name().expect("a program has a name");
+            fs::copy(program, dir.path().join(name)).unwrap_or_else(|error| {
+                panic!(
+                    "{}: {error}: build it with `cargo build --release -p tp-daemon`",
+                    program.display()
+                )
+            });
+        }
+        let machine = Self {
+            netns: format!("tpdp{id}-{n}"),
+            neighbour: format!("tpdpn{id}-{n}"),
+            dir,
+            daemon: None,
+            _alone: alone,
+        };
+        machine.make_network();
+        machine
+    }
+
+    fn make_network(&self) {
+        let (own, other) = (&self.netns, &self.neighbour);
+        for netns in [own, other] {
+            sh(&format!("ip netns add {netns}"));
+            sh(&format!("ip -n {netns} link set lo up"));
+        }
+        sh(&format!(
+            "ip link add e0 netns {own} type veth peer name e0 netns {other}"
+        ));
+        for (netns, address) in [(own, "172.31.0.2"), (other, "172.31.0.1")] {
+            sh(&format!("ip -n {netns} address add {address}/24 dev e0"));
+            sh(&format!("ip -n {netns} link set e0 up"));
+        }
+        sh(&format!("ip -n {own} route add default via 172.31.0.1"));
+        // The neighbour would reach the aliases, if this machine let it.
+        sh(&format!(
+            "ip -n {other} route add 198.18.0.0/15 via 172.31.0.2"
+        ));
+        let mut forward = self.command(&["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+        assert!(forward.status().is_ok_and(|status| status.success()));
+        // Networks of the cluster lead nowhere, at once.
+        sh(&format!("ip -n {own} route add unreachable 10.96.0.0/12"));
+    }
+
+    #[track_caller]
+    pub fn start_daemon(&mut self, arguments: &[&str]) {
+        self.start_daemon_with(arguments, &[]);
+    }
+
+    #[track_caller]
+    pub fn start_daemon_with(&mut self, arguments: &[&str], environment: &[(&str, &str)]) {
+        let mut command = self.daemon_command(arguments);
+        command.envs(environment.iter().copied());
+        let mut daemon = Process::start(&mut command);
+        daemon.wait_for_line("Root daemon is ready");
+        self.daemon = Some(daemon);
+    }
+
+    /// The root daemon, not started, in the namespace and ending with this thread.
+    pub fn daemon_command(&self, arguments: &[&str]) -> Command {
+        let program = self.dir.path().join("tp-daemon").display().to_string();
+        let socket = self.socket();
+        let words = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--",
+            &program,
+            "root",
+            "--socket",
+            &socket,
+        ];
+        let mut command = self.command(&[&words, arguments].concat());
+        command.env_remove("SUDO_UID");
+        command
+    }
+
+    pub fn daemon_mut(&mut self) -> &mut Process {
+        self.daemon.as_mut().expect("the root daemon was started")
+    }
+
+    pub fn socket(&self) -> String {
+        self.dir.path().join("root.sock").display().to_string()
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A command of root's on this machine.
+    pub fn command(&self, words: &[&str]) -> Command {
+        in_netns(&self.netns, words)
+    }
+
+    /// A session of [`MEMBER`] that steers [`STEER`].
+    #[track_caller]
+    pub fn session(&self) -> Process {
+        self.session_of(MEMBER, r#""user""#, STEER)
+    }
+
+    #[track_caller]
+    pub fn session_of(&self, uid: u32, scope: &str, steer: &str) -> Process {
+        let mut session = self.try_session(uid, "/proc/self/ns/net", scope, steer);
+        let ready = session.object();
+        assert_eq!(ready["event"], "ready", "{ready}");
+        session.greeting = ready;
+        session
+    }
+
+    /// A session that may fail to open.
+    #[track_caller]
+    pub fn try_session(&self, uid: u32, netns: &str, scope: &str, steer: &str) -> Process {
+        let socket = self.socket();
+        let words = ["session", &socket, netns, scope, steer, NAME_SERVERS];
+        Process::start(&mut self.helper(uid, &words))
+    }
+
+    /// What an application of this user saw.
+    #[track_caller]
+    pub fn app(&self, uid: u32, words: &[&str]) -> Value {
+        self.start_app(uid, words).object()
+    }
+
+    #[track_caller]
+    pub fn start_app(&self, uid: u32, words: &[&str]) -> Process {
+        Process::start(&mut self.helper(uid, &[&["app"], words].concat()))
+    }
+
+    /// What an application of the neighbour's saw, which is nobody of this machine.
+    #[track_caller]
+    pub fn neighbours_app(&self, uid: u32, words: &[&str]) -> Value {
+        let words = self.helper_words(uid, &[&["app"], words].concat());
+        Process::start(&mut in_netns(&self.neighbour, &as_strs(&words))).object()
+    }
+
+    /// What an application saw whose program belongs to root and is set-user-id.
+    #[track_caller]
+    pub fn setuid_app(&self, words: &[&str]) -> Value {
+        let program = self.setuid_helper().display().to_string();
+        let words = [&["app"], words].concat();
+        let words = unprivileged(MEMBER, &program, &words);
+        Process::start(&mut self.command(&as_strs(&words))).object()
+    }
+
+    pub fn setuid_helper(&self) -> PathBuf {
+        let program = self.dir.path().join("datapath-setuid");
+        if !program.exists() {
+            fs::copy(self.dir.path().join("datapath"), &program).expect("the folder is writable");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("own file");
+        }
+        program
+    }
+
+    pub fn neighbour(&self) -> &str {
+        &self.neighbour
+    }
+
+    fn helper(&self, uid: u32, words: &[&str]) -> Command {
+        self.command(&as_strs(&self.helper_words(uid, words)))
+    }
+
+    /// Words that run the helper as this user.
+    pub fn helper_words(&self, uid: u32, words: &[&str]) -> Vec<String> {
+        let program = self.dir.path().join("datapath").display().to_string();
+        if uid == 0 {
+            return [&[program.as_str()], words]
+                .concat()
+                .into_iter()
+                .map(str::to_owned)
+                .collect();
+        }
+
+        unprivileged(uid, &program, words)
+    }
+
+    #[track_caller]
+    pub fn snapshot(&self) -> Snapshot {
+        let show = |words: &[&str]| {
+            let output = self
+                .command(words)
+                .output()
+                .expect("the tools are installed");
+            assert!(output.status.success(), "{words:?}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+
+        Snapshot {
+            network: [
+                show(&["ip", "-o", "link"]),
+                show(&["ip", "-o", "address"]),
+                show(&["ip", "route", "show", "table", "all"]),
+                show(&["ip", "rule"]),
+                show(&["nft", "list", "ruleset"]),
+            ],
+            programs: our_programs(&show(&["bpftool", "-j", "prog", "list"])),
+            namespaces: show(&["ip", "netns", "list-id"]),
+        }
+    }
+
+    /// Fails the test unless this machine is as at that moment within a second.
+    #[track_caller]
+    pub fn assert_as(&self, before: &Snapshot) {
+        eventually("the machine to be as before", AS_BEFORE, || {
+            let differences = self.snapshot().differences(before);
+            if differences.is_empty() {
+                Ok(())
+            } else {
+                Err(differences)
+            }
+        });
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let log = daemon.log();
+            if thread::panicking() {
+                eprintln!("--- root daemon\n{log}");
+            } else {
+                assert!(!log.contains("ERROR") && !log.contains(" WARN "), "{log}");
+            }
+        }
+        for netns in [&self.netns, &self.neighbour] {
+            let _ = Command::new("ip").args(["netns", "delete", netns]).status();
+        }
+    }
+}
+
+/// Everything that a bundle could leave behind.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    network: [String; 5],
+    programs: BTreeSet<u64>,
+    namespaces: String,
+}
+
+impl Snapshot {
+    fn differences(&self, before: &Self) -> String {
+        let mut text = String::new();
+        for (now, then) in self.network.iter().zip(&before.network) {
+            let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+            for line in lines(now).symmetric_difference(&lines(then)) {
+                let _ = writeln!(text, "{line}");
+            }
+        }
+        for id in self.programs.difference(&before.programs) {
+            let _ = writeln!(text, "program {id}");
+        }
+        if self.namespaces != before.namespaces {
+            let _ = writeln!(text, "namespaces {}", self.namespaces);
+        }
+        text
+    }
+
+    /// Whether programs of ours are loaded.
+    pub fn has_programs(&self) -> bool {
+        !self.programs.is_empty()
+    }
+}
+
+/// A program that says one JSON object per line; killed when dropped.
+pub struct Process {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    /// What a session said when it was ready.
+    pub greeting: Value,
+    log: String,
+}
+
+impl Process {
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("nsenter starts");
+        let (line_tx, lines) = mpsc::channel();
+        let stdout = child.stdout.take().expect("piped");
+        let stderr = child.stderr.take().expect("piped");
+        forward_lines(stdout, line_tx.clone());
+        forward_lines(stderr, line_tx);
+
+        Self {
+            child,
+            lines,
+            greeting: Value::Null,
+            log: String::new(),
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next JSON object.
+    #[track_caller]
+    pub fn object(&mut self) -> Value {
+        loop {
+            let line = self.line();
+            if let Ok(value) = serde_json::from_str(&line) {
+                return value;
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn wait_for_line(&mut self, words: &str) {
+        while !self.line().contains(words) {}
+    }
+
+    /// All that was said so far and not taken as an object.
+    pub fn log(&mut self) -> String {
+        while let Ok(line) = self.lines.try_recv() {
+            self.log += &(line + "\n");
+        }
+        self.log.clone()
+    }
+
+    #[track_caller]
+    fn line(&mut self) -> String {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                self.log += &line;
+                self.log.push('\n');
+                line
+            }
+            Err(_) => panic!("process {} says nothing more:\n{}", self.pid(), self.log),
+        }
+    }
+
+    /// Says a line to a session; returns its answer.
+    #[track_caller]
+    pub fn tell(&mut self, line: &str) -> Value {
+        self.say(line);
+        self.object()
+    }
+
+    /// Says a line to which there is no answer.
+    #[track_caller]
+    pub fn say(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("piped");
+        writeln!(stdin, "{line}").expect("the process listens");
+    }
+
+    /// Sends a request to the root daemon through a session.
+    #[track_caller]
+    pub fn ask(&mut self, request: &Value) -> Value {
+        self.tell(&request.to_string())["reply"].take()
+    }
+
+    /// The value of a counter of the session's bundle.
+    #[track_caller]
+    pub fn counter(&mut self, name: &str) -> u64 {
+        let counters = self.ask(&json!({"request": "counters"}));
+        let named = ["drops", "not_steered"].iter().find_map(|group| {
+            let list = counters[group].as_array()?;
+            list.iter().find(|pair| pair[0] == name)?[1].as_u64()
+        });
+
+        named
+            .or_else(|| counters[name].as_u64())
+            .unwrap_or_else(|| panic!("no counter {name} in {counters}"))
+    }
+
+    #[track_caller]
+    pub fn kill(&mut self) {
+        process::signal(self.pid(), Signal::KILL);
+        self.wait();
+    }
+
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        process::signal(self.pid(), signal);
+    }
+
+    /// Waits for the end; true if it was a success.
+    #[track_caller]
+    pub fn wait(&mut self) -> bool {
+        assert!(
+            process::wait(&mut self.child, PATIENCE),
+            "process {} does not end",
+            self.pid()
+        );
+        self.child
+            .wait()
+            .expect("a child can be waited for")
+            .success()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A pipe that is full stops the program behind it, so somebody always reads.
+fn forward_lines(source: impl std::io::Read + Send + 'static, line_tx: mpsc::Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(source).lines().map_while(Result::ok) {
+            if line_tx.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Programs of ours, whoever loaded them.
+fn our_programs(list: &str) -> BTreeSet<u64> {
+    let list: Value = serde_json::from_str(list).expect("bpftool prints JSON");
+    list.as_array()
+        .expect("bpftool prints a list")
+        .iter()
+        .filter(|program| {
+            program["name"]
+                .as_str()
+                .is_some_and(|name| name.starts_with("tp_"))
+        })
+        .filter_map(|program| program["id"].as_u64())
+        .collect()
+}
+
+fn unprivileged(uid: u32, program: &str, words: &[&str]) -> Vec<String> {
+    let uid = uid.to_string();
+    let identity = [
+        "setpriv",
+        "--reuid",
+        &uid,
+        "--regid",
+        &uid,
+        "--clear-groups",
+        "--",
+        program,
+    ];
+
+    [&identity, words]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `ip netns exec` would hide the cgroups.
+fn in_netns(netns: &str, words: &[&str]) -> Command {
+    let mut command = Command::new("nsenter");
+    command
+        .arg(format!("--net=/run/netns/{netns}"))
+        .args(words)
+        .current_dir("/");
+    command
+}
+
+fn as_strs(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+#[track_caller]
+fn sh(command: &str) {
+    let output = Command::new("sh")
+        .args(["-c", command])
+        .output()
+        .expect("a shell starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {stderr}");
+}
