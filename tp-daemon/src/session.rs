@@ -1,8 +1,120 @@
-//! Role `session`.
+//! Role `session`: the tunnel, the relay and names of one user. Needs no capability.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tp_proto::local::session_server::SessionServer;
+use tp_transport::ipc;
+
+mod cluster;
+mod connection;
+mod dns;
+mod progress;
+mod relay;
+mod root_link;
+mod service;
+mod shared;
+mod status;
+mod sys;
+mod table;
+mod uplink;
+
+/// For answers under way when the process ends.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// For the end of a connection.
+const END_LIMIT: Duration = Duration::from_secs(5);
+/// Log files kept, one a day.
+const LOG_FILES: usize = 7;
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct SessionArgs {}
+pub(crate) struct SessionArgs {
+    /// What is logged: a level, or directives as of the crate tracing-subscriber
+    #[arg(long, env = "TP_LOG", default_value = "info")]
+    log: String,
+}
 
-pub(crate) fn run(_args: SessionArgs) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub(crate) fn run(args: SessionArgs) -> anyhow::Result<()> {
+    let _log = log(&args.log).context("the log cannot be written")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot start")?;
+    let result = runtime.block_on(serve());
+    // Name look-ups of the system's resolver cannot be interrupted.
+    runtime.shutdown_timeout(FLUSH_LIMIT);
+
+    result
+}
+
+async fn serve() -> anyhow::Result<()> {
+    let listener = ipc::Listener::bind(&ipc::socket_path())?;
+    let stop = CancellationToken::new();
+    let service = service::Service::new(stop.clone());
+    let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("no signal handler")?;
+    let flush = CancellationToken::new();
+    let server = tonic::transport::Server::builder()
+        .add_service(SessionServer::new(service.clone()))
+        .serve_with_incoming_shutdown(listener, flush.clone().cancelled_owned());
+    tokio::pin!(server);
+    tracing::info!(version = tp_proto::VERSION, "Session started");
+    tokio::select! {
+        served = &mut server => served.context("the session's socket failed")?,
+        () = stop.cancelled() => {}
+        () = service.supervise() => {}
+        _ = terminate.recv() => tracing::info!("Told to end"),
+        _ = interrupt.recv() => tracing::info!("Told to end"),
+    }
+    let ended = async {
+        if timeout(END_LIMIT, service.end()).await.is_err() {
+            tracing::info!("The connection did not end in time");
+        }
+        flush.cancel();
+    };
+    let flushed = async { timeout(END_LIMIT + FLUSH_LIMIT, server).await };
+    let (flushed, ()) = tokio::join!(flushed, ended);
+    tracing::info!(flushed = flushed.is_ok(), "Session ended");
+
+    Ok(())
+}
+
+fn log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
+    let dir = state_dir();
+    std::fs::DirBuilder::new().recursive(true).create(&dir)?;
+    let file = tracing_appender::rolling::Builder::new()
+        .rotation(tracing_appender::rolling::Rotation::DAILY)
+        .max_log_files(LOG_FILES)
+        .filename_prefix("session")
+        .filename_suffix("log")
+        .build(&dir)?;
+    let (writer, guard) = tracing_appender::non_blocking(file);
+    let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(writer)
+        .init();
+
+    Ok(guard)
+}
+
+/// `$TP_STATE_DIR`, `$XDG_STATE_HOME/tp` or `~/.local/state/tp`, as `tp` has it.
+fn state_dir() -> PathBuf {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path: &PathBuf| path.is_absolute())
+    };
+    absolute("TP_STATE_DIR")
+        .or_else(|| absolute("XDG_STATE_HOME").map(|dir| dir.join("tp")))
+        .or_else(|| absolute("HOME").map(|dir| dir.join(".local/state/tp")))
+        .unwrap_or_else(|| {
+            let uid = rustix::process::geteuid().as_raw();
+            PathBuf::from(format!("/tmp/tp-{uid}/state"))
+        })
 }

@@ -1,0 +1,425 @@
+//! The API server as this user sees it: kubeconfig, identity, the Session object, port-forwards.
+
+use std::{path::Path, time::Duration};
+
+use k8s_openapi::api::{
+    authentication::v1::SelfSubjectReview,
+    core::v1::{ConfigMap, Namespace, Pod},
+};
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{DeleteParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tp_proto::{
+    crd::{
+        MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, Session, SessionSpec, TUNNEL_PORT,
+        UserInfo,
+    },
+    fault::{Fault, FaultKind},
+    local::ConnectRequest,
+};
+use tp_transport::{Identity, KeyHash, SessionRef};
+
+use faults::{Doing, api_fault};
+
+mod faults;
+mod reason;
+
+/// For one request to the API server.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const VERSION_KEY: &str = "version";
+
+/// Where a session connects to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) context: String,
+    pub(super) server: String,
+    pub(super) namespace: String,
+    pub(super) manager_namespace: String,
+    pub(super) impersonate: Option<String>,
+}
+
+pub(super) struct Cluster {
+    pub(super) place: Place,
+    client: Client,
+}
+
+/// A replica of the manager that has published its key.
+#[derive(Debug, Clone)]
+pub(super) struct Replica {
+    pub(super) pod: String,
+    pub(super) key: KeyHash,
+    pub(super) version: String,
+}
+
+impl Cluster {
+    /// Reads the kubeconfig, as kubectl would; asks nobody yet.
+    pub(super) async fn load(request: &ConnectRequest) -> Result<Self, Fault> {
+        let (mut config, context) = config(request).await?;
+        config.connect_timeout = Some(CONNECT_LIMIT);
+        if !request.impersonate_user.is_empty() {
+            config.auth_info.impersonate = Some(request.impersonate_user.clone());
+        }
+        if !request.impersonate_groups.is_empty() {
+            config.auth_info.impersonate_groups = Some(request.impersonate_groups.clone());
+        }
+        let or = |given: &str, default: &str| {
+            if given.is_empty() {
+                default.to_owned()
+            } else {
+                given.to_owned()
+            }
+        };
+        let place = Place {
+            context,
+            server: config
+                .cluster_url
+                .to_string()
+                .trim_end_matches('/')
+                .to_owned(),
+            namespace: or(&request.namespace, &config.default_namespace),
+            manager_namespace: or(&request.manager_namespace, MANAGER_NAMESPACE),
+            impersonate: config.auth_info.impersonate.clone(),
+        };
+        let client = Client::try_from(config).map_err(|error| {
+            Fault::new(
+                FaultKind::Config,
+                format!(
+                    "context {} cannot be used: {}",
+                    place.context,
+                    faults::chain(&error)
+                ),
+            )
+        })?;
+
+        Ok(Self { place, client })
+    }
+
+    /// Who the API server says we are.
+    pub(super) async fn user(&self) -> Result<UserInfo, Fault> {
+        let api = Api::<SelfSubjectReview>::all(self.client.clone());
+        let review = SelfSubjectReview::default();
+        let review = self
+            .ask(Doing::Login, api.create(&PostParams::default(), &review))
+            .await?;
+        let user = review
+            .status
+            .and_then(|status| status.user_info)
+            .unwrap_or_default();
+
+        Ok(UserInfo {
+            username: user.username.unwrap_or_default(),
+            uid: user.uid.unwrap_or_default(),
+            groups: user.groups.unwrap_or_default(),
+            extra: user.extra.unwrap_or_default(),
+        })
+    }
+
+    /// Refuses a namespace that does not exist; who may not look is told later, by what they do.
+    pub(super) async fn check_namespace(&self) -> Result<(), Fault> {
+        let name = &self.place.namespace;
+        let api = Api::<Namespace>::all(self.client.clone());
+        match timeout(REQUEST_LIMIT, api.get_metadata(name)).await {
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Fault::new(
+                FaultKind::Config,
+                format!(
+                    "the namespace {name} does not exist in context {}: choose one with \
+                     --namespace (`kubectl get namespaces` lists them)",
+                    self.place.context
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The replicas that serve.
+    pub(super) async fn replicas(&self) -> Result<Vec<Replica>, Fault> {
+        let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.place.manager_namespace);
+        let map = self
+            .ask(Doing::ReadKeys, api.get(MANAGER_CONFIG_MAP))
+            .await?;
+        let data = map.data.unwrap_or_default();
+        let version = data.get(VERSION_KEY).cloned().unwrap_or_default();
+        let replicas: Vec<Replica> = data
+            .iter()
+            .filter(|(key, _)| *key != VERSION_KEY)
+            .filter_map(|(pod, key)| {
+                let key = key.parse().ok()?;
+                Some(Replica {
+                    pod: pod.clone(),
+                    key,
+                    version: version.clone(),
+                })
+            })
+            .collect();
+        if replicas.is_empty() {
+            return Err(self.not_ready(&format!("{MANAGER_NAME}-0")).await);
+        }
+
+        Ok(replicas)
+    }
+
+    /// Why the manager does not serve, in its pod's own words.
+    pub(super) async fn not_ready(&self, pod_name: &str) -> Fault {
+        let namespace = &self.place.manager_namespace;
+        let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        let reason = match timeout(REQUEST_LIMIT, api.get(pod_name)).await {
+            Ok(Ok(pod)) => reason::of(&pod),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
+                "its pod does not exist".to_owned()
+            }
+            _ => "its pod cannot be read".to_owned(),
+        };
+        let message = format!(
+            "the traffic manager is not ready: pod {namespace}/{pod_name}: {reason}; see `kubectl \
+             -n {namespace} describe pod {pod_name}`, then try again"
+        );
+
+        Fault::new(FaultKind::TemporaryFailure, message)
+    }
+
+    /// Makes the Session object of this connection.
+    pub(super) async fn create_session(
+        &self,
+        user: &UserInfo,
+        identity: &Identity,
+    ) -> Result<SessionRef, Fault> {
+        let spec = SessionSpec {
+            user: user.clone(),
+            key_hash: identity.key_hash().to_string(),
+            client_version: tp_proto::VERSION.to_owned(),
+        };
+        let suffix = &identity.key_hash().to_string()[..10];
+        let session = Session::new(&format!("{}-{suffix}", slug(&user.username)), spec);
+        let made = self
+            .ask(
+                Doing::CreateSession,
+                self.sessions().create(&PostParams::default(), &session),
+            )
+            .await?;
+
+        Ok(SessionRef {
+            namespace: self.place.namespace.clone(),
+            uid: made.uid().unwrap_or_default(),
+            name: made.name_any(),
+        })
+    }
+
+    /// Deletes the object; that it is gone already is fine.
+    pub(super) async fn delete_session(&self, session: &SessionRef) {
+        let deleted = self
+            .sessions()
+            .delete(&session.name, &DeleteParams::default());
+        match timeout(CONNECT_LIMIT, deleted).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
+            Ok(Err(error)) => tracing::info!(%error, "Session object could not be deleted"),
+            Err(_) => tracing::info!("Session object could not be deleted in time"),
+        }
+    }
+
+    /// A byte stream to the manager's port for path T.
+    pub(super) async fn port_forward(
+        &self,
+        pod: &str,
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Fault> {
+        let api = Api::<Pod>::namespaced(self.client.clone(), &self.place.manager_namespace);
+        let ports = [TUNNEL_PORT];
+        let mut forwarder = self
+            .ask(
+                Doing::PortForward(pod.to_owned()),
+                api.portforward(pod, &ports),
+            )
+            .await?;
+
+        forwarder.take_stream(TUNNEL_PORT).ok_or_else(|| {
+            Fault::new(
+                FaultKind::Unavailable,
+                format!("no port-forward to {pod}: try again"),
+            )
+        })
+    }
+
+    fn sessions(&self) -> Api<Session> {
+        Api::namespaced(self.client.clone(), &self.place.namespace)
+    }
+
+    async fn ask<T>(
+        &self,
+        doing: Doing,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Fault> {
+        match timeout(REQUEST_LIMIT, request).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(api_fault(&doing, &self.place, error)),
+            Err(_) => Err(faults::silent(&self.place, REQUEST_LIMIT)),
+        }
+    }
+}
+
+async fn config(request: &ConnectRequest) -> Result<(Config, String), Fault> {
+    let wrong = |error: &dyn std::error::Error| {
+        let text = faults::chain(error);
+        Fault::new(
+            FaultKind::Config,
+            format!("the kubeconfig cannot be used: {text}"),
+        )
+    };
+    let kubeconfig = if !request.kubeconfig.is_empty() {
+        let path = Path::new(&request.kubeconfig);
+        Some(Kubeconfig::read_from(path).map_err(|error| wrong(&error))?)
+    } else if let Some(merged) = Kubeconfig::from_env().map_err(|error| wrong(&error))? {
+        Some(merged)
+    } else {
+        match home_kubeconfig().filter(|path| path.exists()) {
+            Some(path) => Some(Kubeconfig::read_from(path).map_err(|error| wrong(&error))?),
+            None => None,
+        }
+    };
+    let Some(kubeconfig) = kubeconfig else {
+        return in_cluster();
+    };
+    let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    let context = some(&request.context).or_else(|| kubeconfig.current_context.clone());
+    check_names(request, &kubeconfig, context.as_deref())?;
+    let options = KubeConfigOptions {
+        context: context.clone(),
+        cluster: some(&request.cluster),
+        user: some(&request.user),
+    };
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(|error| wrong(&error))?;
+
+    Ok((config, context.unwrap_or_default()))
+}
+
+fn home_kubeconfig() -> Option<std::path::PathBuf> {
+    Some(std::path::PathBuf::from(std::env::var_os("HOME")?).join(".kube/config"))
+}
+
+fn in_cluster() -> Result<(Config, String), Fault> {
+    match Config::incluster() {
+        Ok(config) => Ok((config, "in-cluster".to_owned())),
+        Err(_) => Err(Fault::new(
+            FaultKind::Config,
+            "there is no kubeconfig: set KUBECONFIG or use --kubeconfig FILE",
+        )),
+    }
+}
+
+/// Names that the kubeconfig does not have are refused with those that it has.
+fn check_names(
+    request: &ConnectRequest,
+    kubeconfig: &Kubeconfig,
+    context: Option<&str>,
+) -> Result<(), Fault> {
+    let known = |what: &str, name: &str, names: Vec<&str>| {
+        if names.contains(&name) {
+            return Ok(());
+        }
+        let names = if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        };
+        let message = format!("the kubeconfig has no {what} {name}: it has {names}");
+        Err(Fault::new(FaultKind::Config, message))
+    };
+    let Some(context) = context else {
+        let names: Vec<&str> = kubeconfig
+            .contexts
+            .iter()
+            .map(|it| it.name.as_str())
+            .collect();
+        return Err(Fault::new(
+            FaultKind::Config,
+            format!(
+                "the kubeconfig has no current context: choose one with --context ({})",
+                names.join(", ")
+            ),
+        ));
+    };
+    known(
+        "context",
+        context,
+        kubeconfig
+            .contexts
+            .iter()
+            .map(|it| it.name.as_str())
+            .collect(),
+    )?;
+    if !request.cluster.is_empty() {
+        let names = kubeconfig
+            .clusters
+            .iter()
+            .map(|it| it.name.as_str())
+            .collect();
+        known("cluster", &request.cluster, names)?;
+    }
+    if !request.user.is_empty() {
+        let names = kubeconfig
+            .auth_infos
+            .iter()
+            .map(|it| it.name.as_str())
+            .collect();
+        known("user", &request.user, names)?;
+    }
+
+    Ok(())
+}
+
+/// The part of a user name that may stand in an object's name (RFC 1123 label).
+fn slug(username: &str) -> String {
+    let mut slug: String = username
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(40)
+        .collect();
+    slug = slug.trim_matches('-').to_owned();
+    if slug.is_empty() {
+        "user".to_owned()
+    } else {
+        slug
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_user_name_gives_an_object_name() {
+        assert_eq!(slug("Alice@Example.com"), "alice-example-com");
+        assert_eq!(
+            slug("system:serviceaccount:ci:robot"),
+            "system-serviceaccount-ci-robot"
+        );
+        assert_eq!(slug("é"), "user");
+    }
+
+    #[test]
+    fn an_unknown_context_is_refused_with_the_known_ones() {
+        let kubeconfig: Kubeconfig = serde_json::from_value(serde_json::json!({
+            "contexts": [{"name": "prod", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [], "users": [],
+        }))
+        .unwrap();
+
+        let request = ConnectRequest::default();
+        let fault = check_names(&request, &kubeconfig, Some("staging")).unwrap_err();
+
+        assert_eq!(fault.kind, FaultKind::Config);
+        assert!(
+            fault.message.contains("no context staging: it has prod"),
+            "{fault}"
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Refusals of the API server as sentences.
+
+use std::time::Duration;
+
+use tp_proto::{
+    crd::{GROUP, MANAGER_CONFIG_MAP},
+    fault::{Fault, FaultKind},
+};
+
+use super::Place;
+
+/// What was asked of the API server.
+pub(super) enum Doing {
+    Login,
+    ReadKeys,
+    CreateSession,
+    PortForward(String),
+}
+
+pub(super) fn api_fault(doing: &Doing, place: &Place, error: kube::Error) -> Fault {
+    let status = match error {
+        kube::Error::Api(status) => status,
+        kube::Error::UpgradeConnection(error) => {
+            return refused_upgrade(doing, place, &error.to_string());
+        }
+        error => return unreachable(place, &chain(&error)),
+    };
+    match (status.code, doing) {
+        (401, _) => Fault::new(
+            FaultKind::NoPermission,
+            format!(
+                "the API server {} does not accept the credentials of context {}: log in again",
+                place.server, place.context
+            ),
+        ),
+        (403, doing) => forbidden(doing, place, &status.message),
+        (404, Doing::CreateSession) if status.message.contains("namespaces") => Fault::new(
+            FaultKind::Config,
+            format!(
+                "the namespace {} does not exist: choose one with --namespace",
+                place.namespace
+            ),
+        ),
+        (404, Doing::ReadKeys | Doing::CreateSession) => not_installed(place),
+        (404, Doing::PortForward(pod)) => Fault::new(
+            FaultKind::TemporaryFailure,
+            format!(
+                "the traffic manager's pod {}/{pod} does not exist (yet): try again",
+                place.manager_namespace
+            ),
+        ),
+        (_, doing) => Fault::new(
+            FaultKind::Failed,
+            format!(
+                "the API server refuses {}: {}",
+                doing.phrase(place),
+                status.message
+            ),
+        ),
+    }
+}
+
+fn refused_upgrade(doing: &Doing, place: &Place, text: &str) -> Fault {
+    if text.contains("403") {
+        return forbidden(doing, place, text);
+    }
+
+    Fault::new(
+        FaultKind::Unavailable,
+        format!("no {}: {text}", doing.phrase(place)),
+    )
+}
+
+fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
+    let manager = &place.manager_namespace;
+    let message = match doing {
+        Doing::Login => format!(
+            "the API server {} does not let you in: {said}",
+            place.server
+        ),
+        Doing::ReadKeys => format!(
+            "you may not get the ConfigMap {MANAGER_CONFIG_MAP} in the namespace {manager}: ask an \
+             administrator to grant it (the role tp-connect there)"
+        ),
+        Doing::CreateSession if said.contains("ValidatingAdmissionPolicy") => {
+            format!("the API server refuses the session: {said}")
+        }
+        Doing::CreateSession => format!(
+            "you may not create sessions.{GROUP} in the namespace {}: ask an administrator for the \
+             ClusterRole tp-user there, or choose another one with --namespace",
+            place.namespace
+        ),
+        Doing::PortForward(pod) => format!(
+            "you may not get and create pods/portforward for {pod} in the namespace {manager}: ask \
+             an administrator to grant it (the role tp-connect there)"
+        ),
+    };
+
+    Fault::new(FaultKind::NoPermission, message)
+}
+
+fn not_installed(place: &Place) -> Fault {
+    Fault::new(
+        FaultKind::NotInstalled,
+        format!(
+            "tp is not installed in the cluster of context {} (nothing in the namespace {}): \
+             `tp install --image REF` installs it",
+            place.context, place.manager_namespace
+        ),
+    )
+}
+
+fn unreachable(place: &Place, why: &str) -> Fault {
+    Fault::new(
+        FaultKind::Unavailable,
+        format!(
+            "the API server {} of context {} cannot be reached: {why}",
+            place.server, place.context
+        ),
+    )
+}
+
+pub(super) fn silent(place: &Place, limit: Duration) -> Fault {
+    unreachable(place, &format!("no answer within {} s", limit.as_secs()))
+}
+
+/// An error and its causes, each said once.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+
+    text
+}
+
+impl Doing {
+    fn phrase(&self, place: &Place) -> String {
+        match self {
+            Self::Login => "the login".to_owned(),
+            Self::ReadKeys => format!("reading the ConfigMap {MANAGER_CONFIG_MAP}"),
+            Self::CreateSession => format!("a session in the namespace {}", place.namespace),
+            Self::PortForward(pod) => format!("port-forward to {pod}"),
+        }
+    }
+}

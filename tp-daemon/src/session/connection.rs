@@ -1,0 +1,362 @@
+//! One connection from beginning to end: made as one, dropped as one.
+
+use std::{
+    fs::File,
+    net::{TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use tokio::{sync::Mutex, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tp_core::dns::Zone;
+use tp_proto::{
+    crd::UserInfo,
+    fault::{Fault, FaultKind},
+    local::{ConnectRequest, Transport},
+    root::{Bundle, Counters, OpenBundle, Reply, Request, Scope, Steer},
+};
+use tp_transport::{CloseCode, PathChoice, SessionRef};
+
+use super::{
+    cluster::{Cluster, Place},
+    dns::{Dns, servers},
+    progress::Progress,
+    relay::{Aliases, Relay, Tun},
+    root_link::{self, RootLink},
+    shared::Shared,
+    sys::{AliasTable, Heartbeat},
+    uplink::{Established, Uplink},
+};
+
+/// For each step of taking the connection down.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// Where a manager has no other domain.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+
+pub(super) struct Connection {
+    pub(super) place: Place,
+    pub(super) user: UserInfo,
+    pub(super) request: ConnectRequest,
+    pub(super) shared: Arc<Shared>,
+    pub(super) bundle: Bundle,
+    pub(super) daemon_version: String,
+    pub(super) daemon_pid: u32,
+    pub(super) since: Timestamp,
+    root: Arc<RootLink>,
+    cluster: Arc<Cluster>,
+    first_session: SessionRef,
+    stop: CancellationToken,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What the root daemon hands over.
+struct Opened {
+    root: Arc<RootLink>,
+    version: String,
+    pid: u32,
+    bundle: Bundle,
+    listener: TcpListener,
+    socket: UdpSocket,
+    tun: File,
+    table: AliasTable,
+    heartbeat: Heartbeat,
+}
+
+impl Connection {
+    /// Connects, or leaves nothing behind.
+    pub(super) async fn open(
+        request: ConnectRequest,
+        progress: &Progress,
+    ) -> Result<Arc<Self>, Fault> {
+        let choice = match request.transport() {
+            Transport::Auto => PathChoice::Auto,
+            Transport::Quic => PathChoice::UdpOnly,
+            Transport::Portforward => PathChoice::StreamOnly,
+        };
+        let steer = Steering::parse(&request)?;
+        let cluster = Arc::new(Cluster::load(&request).await?);
+        let place = cluster.place.clone();
+        progress
+            .step(format!("logging in to {}", place.server))
+            .await;
+        let (user, (), replicas) = tokio::try_join!(
+            cluster.user(),
+            cluster.check_namespace(),
+            cluster.replicas()
+        )?;
+        let mapped = request.mapped_namespaces.iter().cloned();
+        let shared = Arc::new(Shared::new(Zone::new(
+            CLUSTER_DOMAIN,
+            &place.namespace,
+            mapped,
+        )));
+        let uplink = Arc::new(Uplink {
+            cluster: Arc::clone(&cluster),
+            user: user.clone(),
+            choice,
+            shared: Arc::clone(&shared),
+        });
+        let (established, opened) =
+            tokio::join!(uplink.establish(&replicas, progress), open_bundle(&request));
+        let (established, opened) = match (established, opened) {
+            (Ok(established), Ok(opened)) => (established, opened),
+            (Ok(established), Err(fault)) => {
+                uplink.discard(established).await;
+                return Err(fault);
+            }
+            (Err(fault), _) => return Err(fault),
+        };
+        let first_session = established.session().clone();
+        let this = Self {
+            place,
+            user,
+            request,
+            shared,
+            bundle: opened.bundle.clone(),
+            daemon_version: opened.version.clone(),
+            daemon_pid: opened.pid,
+            since: Timestamp::now(),
+            root: Arc::clone(&opened.root),
+            cluster,
+            first_session,
+            stop: CancellationToken::new(),
+            tasks: Mutex::default(),
+        };
+        if let Err(fault) = this.start(steer, uplink, established, opened).await {
+            this.close().await;
+            return Err(fault);
+        }
+
+        Ok(Arc::new(this))
+    }
+
+    async fn start(
+        &self,
+        steering: Steering,
+        uplink: Arc<Uplink>,
+        established: Established,
+        opened: Opened,
+    ) -> Result<(), Fault> {
+        let broken = |error: std::io::Error| {
+            Fault::new(
+                FaultKind::Failed,
+                format!("the data path cannot be used: {error}"),
+            )
+        };
+        let Opened {
+            bundle,
+            listener,
+            socket,
+            tun,
+            table,
+            heartbeat,
+            ..
+        } = opened;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(broken)?;
+        let tun = Tun::new(tun).map_err(broken)?;
+        let aliases = Aliases {
+            table: Arc::new(table),
+            bundle,
+        };
+        let dns = Dns::new(Arc::clone(&self.shared), aliases.clone(), tun.clone());
+        let relay = Relay {
+            tun,
+            listener,
+            aliases,
+            shared: Arc::clone(&self.shared),
+            dns: Arc::clone(&dns),
+        };
+        heartbeat.beat();
+        self.shared.name_servers.send_replace(servers::current());
+        let mut tasks = self.tasks.lock().await;
+        let stop = self.stop.clone();
+        tasks.spawn(async move {
+            if let Err(error) = relay.run(stop).await {
+                tracing::error!(%error, "Relay failed");
+            }
+        });
+        tasks.spawn(async move {
+            if let Err(error) = dns.serve(socket, heartbeat).await {
+                tracing::error!(%error, "DNS failed");
+            }
+        });
+        tasks.spawn(uplink.run(established));
+        tasks.spawn(servers::watch(self.shared.name_servers.clone()));
+        // The hooks begin to steer only when everything behind them runs.
+        self.steer(&steering).await?;
+        self.name_servers().await?;
+        let (root, shared) = (Arc::clone(&self.root), Arc::clone(&self.shared));
+        tasks.spawn(async move { follow(&root, &shared, &steering).await });
+
+        Ok(())
+    }
+
+    async fn steer(&self, steering: &Steering) -> Result<(), Fault> {
+        let networks = self.shared.networks.borrow().clone();
+        self.root
+            .call(Request::Steer(steering.with(&networks)), None)
+            .await
+            .map(drop)
+    }
+
+    async fn name_servers(&self) -> Result<(), Fault> {
+        let servers = self.shared.name_servers.borrow().clone();
+        let servers = servers.into_iter().map(Into::into).collect();
+        self.root
+            .call(Request::NameServers { servers }, None)
+            .await
+            .map(drop)
+    }
+
+    /// Resolves when the root daemon has gone: nothing is steered any more.
+    pub(super) async fn root_gone(&self) {
+        self.root.gone().cancelled().await;
+    }
+
+    pub(super) async fn counters(&self) -> Counters {
+        match self.root.call(Request::Counters, None).await {
+            Ok((Reply::Counters(counters), _)) => counters,
+            _ => Counters::default(),
+        }
+    }
+
+    /// Takes everything down and waits until the machine is as before.
+    pub(super) async fn close(&self) {
+        self.stop.cancel();
+        let up = self.shared.up();
+        let hooks = async {
+            if timeout(CLOSE_LIMIT, self.root.call(Request::Close, None))
+                .await
+                .is_err()
+            {
+                tracing::info!("Root daemon did not confirm the end of the bundle");
+            }
+        };
+        let tunnel = async {
+            if let Some(up) = &up {
+                up.tunnel.close(CloseCode::Quit).await;
+            }
+        };
+        let tasks = async {
+            let mut tasks = self.tasks.lock().await;
+            tasks.abort_all();
+            while tasks.join_next().await.is_some() {}
+        };
+        tokio::join!(hooks, self.delete_sessions(), async {
+            tunnel.await;
+            if timeout(CLOSE_LIMIT, tasks).await.is_err() {
+                tracing::info!("Tasks did not end in time");
+            }
+        });
+    }
+
+    async fn delete_sessions(&self) {
+        let current = self.shared.up().map(|up| up.tunnel.session().clone());
+        self.cluster.delete_session(&self.first_session).await;
+        if let Some(session) = current.filter(|session| *session != self.first_session) {
+            self.cluster.delete_session(&session).await;
+        }
+    }
+}
+
+/// Tells the root daemon of every change of networks and name servers.
+async fn follow(root: &RootLink, shared: &Shared, steering: &Steering) {
+    let mut networks = shared.networks.subscribe();
+    let mut name_servers = shared.name_servers.subscribe();
+    loop {
+        let request = tokio::select! {
+            Ok(()) = networks.changed() => {
+                Request::Steer(steering.with(&networks.borrow_and_update()))
+            }
+            Ok(()) = name_servers.changed() => {
+                let servers = name_servers.borrow_and_update().clone();
+                Request::NameServers { servers: servers.into_iter().map(Into::into).collect() }
+            }
+            else => return,
+        };
+        if let Err(fault) = root.call(request, None).await {
+            tracing::info!(reason = %fault, "Root daemon refuses an update");
+        }
+    }
+}
+
+/// What the user added to and took from the cluster's networks.
+struct Steering {
+    also: Vec<IpNet>,
+    never: Vec<IpNet>,
+}
+
+impl Steering {
+    fn parse(request: &ConnectRequest) -> Result<Self, Fault> {
+        let parse = |flag: &str, texts: &[String]| {
+            texts
+                .iter()
+                .map(|text| {
+                    text.parse::<IpNet>()
+                        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+                        .map_err(|_| {
+                            let message = format!(
+                                "{flag} {text} is no network: write it as 10.0.0.0/8 or 10.1.2.3"
+                            );
+                            Fault::new(FaultKind::Usage, message)
+                        })
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+
+        Ok(Self {
+            also: parse("--also-proxy", &request.also_proxy)?,
+            never: parse("--never-proxy", &request.never_proxy)?,
+        })
+    }
+
+    fn with(&self, networks: &[IpNet]) -> Steer {
+        Steer {
+            include: networks.iter().chain(&self.also).copied().collect(),
+            exclude: self.never.clone(),
+        }
+    }
+}
+
+async fn open_bundle(request: &ConnectRequest) -> Result<Opened, Fault> {
+    let (root, version, pid) = RootLink::connect().await?;
+    let scope = if request.cgroup.is_empty() {
+        Scope::User
+    } else {
+        Scope::Cgroup {
+            path: request.cgroup.clone(),
+        }
+    };
+    let failed = |what: &str, error: std::io::Error| {
+        Fault::new(FaultKind::Failed, format!("{what}: {error}"))
+    };
+    let namespace = File::open("/proc/self/ns/net")
+        .map_err(|error| failed("the network namespace cannot be opened", error))?;
+    let request = Request::Open(OpenBundle { scope });
+    let (reply, fds) = root.call(request, Some(namespace.into())).await?;
+    let Reply::Opened(bundle) = reply else {
+        return Err(root_link::unexpected());
+    };
+    let [listener, socket, tun, table, heartbeat] =
+        <[OwnedFd; 5]>::try_from(fds).map_err(|_| root_link::unexpected())?;
+    let table = AliasTable::map(&table, bundle.alias_count)
+        .map_err(|error| failed("the alias table cannot be mapped", error))?;
+    let heartbeat = Heartbeat::map(&heartbeat)
+        .map_err(|error| failed("the heartbeat cannot be mapped", error))?;
+
+    Ok(Opened {
+        root: Arc::new(root),
+        version,
+        pid,
+        bundle,
+        listener: listener.into(),
+        socket: socket.into(),
+        tun: tun.into(),
+        table,
+        heartbeat,
+    })
+}

@@ -1,0 +1,337 @@
+//! The workstation's end of every flow: SYNs from the TUN, connections from the listener.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read, Write},
+    net::{SocketAddr, SocketAddrV4},
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::unix::AsyncFd,
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
+    time::sleep_until,
+};
+use tokio_util::sync::CancellationToken;
+use tp_core::{
+    net::Verdict,
+    packet::{self, FlowKey},
+    syn::{Action, Attempt, HeldSyns},
+};
+use tp_proto::{root::Bundle, tunnel::Outcome};
+use tp_transport::{Dialed, Flow, splice};
+
+use super::{
+    dns::Dns,
+    shared::{FlowCount, Shared},
+    sys::AliasTable,
+};
+
+/// As many as the listener's backlog.
+const MAX_HELD: usize = 4096;
+/// Packets taken from the TUN before others get their turn.
+const BATCH: usize = 64;
+/// The largest packet; SYNs are far smaller.
+const MAX_PACKET: usize = 65_536;
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(50);
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The TUN; clones share it.
+#[derive(Clone)]
+pub(super) struct Tun(Arc<AsyncFd<File>>);
+
+impl Tun {
+    pub(super) fn new(file: File) -> io::Result<Self> {
+        Ok(Self(Arc::new(AsyncFd::register(file)?)))
+    }
+
+    /// Writes one packet. A full queue loses it, as any network does: the sender repeats.
+    pub(super) fn write(&self, packet: &[u8]) {
+        if let Err(error) = self.0.get_ref().write(packet) {
+            tracing::debug!(%error, "Packet lost on its way to the TUN");
+        }
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            if let Ok(result) = guard.try_io(|file| file.get_ref().read(buffer)) {
+                return result;
+            }
+        }
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> Option<usize> {
+        self.0.get_ref().read(buffer).ok()
+    }
+}
+
+/// Translates aliases of one bundle.
+#[derive(Clone)]
+pub(super) struct Aliases {
+    pub(super) table: Arc<AliasTable>,
+    pub(super) bundle: Bundle,
+}
+
+impl Aliases {
+    /// The real address and port behind an alias.
+    pub(super) fn real(&self, alias: SocketAddrV4) -> Option<SocketAddrV4> {
+        let Bundle {
+            alias_base,
+            alias_count,
+            ..
+        } = self.bundle;
+        let index = packet::alias_index(*alias.ip(), alias_base, alias_count)?;
+
+        Some(SocketAddrV4::new(self.table.real(index)?, alias.port()))
+    }
+}
+
+pub(super) struct Relay {
+    pub(super) tun: Tun,
+    pub(super) listener: TcpListener,
+    pub(super) aliases: Aliases,
+    pub(super) shared: Arc<Shared>,
+    pub(super) dns: Arc<Dns>,
+}
+
+/// What an approved attempt waits with for its connection.
+enum Ready {
+    Flow(Flow),
+    Dns(SocketAddrV4),
+}
+
+/// The state of the loop.
+struct Attempts {
+    held: HeldSyns,
+    dialling: HashMap<Attempt, AbortHandle>,
+    ready: HashMap<FlowKey, Ready>,
+    dials: JoinSet<(Attempt, Verdict, Option<Flow>)>,
+    flows: JoinSet<()>,
+}
+
+enum Input {
+    Packet(usize),
+    Accepted(TcpStream, SocketAddr),
+    Dialled(Attempt, Verdict, Option<Flow>),
+    Timeout,
+    Stop,
+}
+
+impl Relay {
+    /// Runs until `stop`; then every held attempt and every flow is reset.
+    pub(super) async fn run(self, stop: CancellationToken) -> io::Result<()> {
+        let mut attempts = Attempts {
+            held: HeldSyns::new(MAX_HELD),
+            dialling: HashMap::new(),
+            ready: HashMap::new(),
+            dials: JoinSet::new(),
+            flows: JoinSet::new(),
+        };
+        let mut buffer = vec![0; MAX_PACKET];
+        loop {
+            match self.next_input(&mut attempts, &mut buffer, &stop).await? {
+                Input::Packet(length) => {
+                    self.packet(&mut attempts, &buffer[..length]);
+                    for _ in 1..BATCH {
+                        let Some(length) = self.tun.try_read(&mut buffer) else {
+                            break;
+                        };
+                        self.packet(&mut attempts, &buffer[..length]);
+                    }
+                }
+                Input::Accepted(stream, peer) => self.accepted(&mut attempts, stream, peer),
+                Input::Dialled(attempt, verdict, flow) => {
+                    self.dialled(&mut attempts, attempt, verdict, flow);
+                }
+                Input::Timeout => {
+                    let actions = attempts.held.handle_timeout(Instant::now());
+                    self.perform(&mut attempts, actions);
+                }
+                Input::Stop => {
+                    for packet in attempts.held.reset_all() {
+                        self.tun.write(&packet);
+                    }
+                    return Ok(());
+                }
+            }
+            let held = u64::try_from(attempts.held.dialling()).unwrap_or(u64::MAX);
+            self.shared.counters.held.store(held, Ordering::Relaxed);
+        }
+    }
+
+    async fn next_input(
+        &self,
+        attempts: &mut Attempts,
+        buffer: &mut [u8],
+        stop: &CancellationToken,
+    ) -> io::Result<Input> {
+        let due = attempts
+            .held
+            .poll_timeout()
+            .unwrap_or_else(|| Instant::now() + IDLE);
+        loop {
+            let input = tokio::select! {
+                () = stop.cancelled() => Input::Stop,
+                length = self.tun.read(buffer) => Input::Packet(length?),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, peer)) => Input::Accepted(stream, peer),
+                    Err(error) => {
+                        // Without room for a descriptor the connection waits in the backlog.
+                        tracing::info!(%error, "Connection not accepted");
+                        tokio::time::sleep(NO_ROOM_PAUSE).await;
+                        continue;
+                    }
+                },
+                Some(dialled) = attempts.dials.join_next() => match dialled {
+                    Ok((attempt, verdict, flow)) => Input::Dialled(attempt, verdict, flow),
+                    // Cancelled with its attempt.
+                    Err(_) => continue,
+                },
+                Some(_) = attempts.flows.join_next() => continue,
+                () = sleep_until(due.into()) => Input::Timeout,
+            };
+            return Ok(input);
+        }
+    }
+
+    fn packet(&self, attempts: &mut Attempts, bytes: &[u8]) {
+        let Some(syn) = packet::parse_syn(bytes) else {
+            return;
+        };
+        let actions = attempts.held.handle_syn(syn, Instant::now());
+        self.perform(attempts, actions);
+    }
+
+    fn perform(&self, attempts: &mut Attempts, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Write(packet) => self.tun.write(&packet),
+                Action::Cancel(attempt) => {
+                    attempts.ready.remove(&attempt.flow);
+                    if let Some(dial) = attempts.dialling.remove(&attempt) {
+                        dial.abort();
+                    }
+                }
+                Action::Dial(attempt) => self.dial(attempts, attempt),
+            }
+        }
+    }
+
+    fn dial(&self, attempts: &mut Attempts, attempt: Attempt) {
+        let Some(target) = self.aliases.real(attempt.flow.destination) else {
+            self.verdict(attempts, attempt, Verdict::HostUnreachable);
+            return;
+        };
+        if self.dns.is_name_server(target) {
+            attempts.ready.insert(attempt.flow, Ready::Dns(target));
+            self.verdict(attempts, attempt, Verdict::Connected);
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let dial = attempts.dials.spawn(async move {
+            let (verdict, flow) = dial(&shared, target).await;
+            (attempt, verdict, flow)
+        });
+        attempts.dialling.insert(attempt, dial);
+    }
+
+    fn dialled(
+        &self,
+        attempts: &mut Attempts,
+        attempt: Attempt,
+        verdict: Verdict,
+        flow: Option<Flow>,
+    ) {
+        if attempts.dialling.remove(&attempt).is_none() {
+            return;
+        }
+        self.shared.counters.dialled(verdict);
+        if let Some(flow) = flow {
+            attempts.ready.insert(attempt.flow, Ready::Flow(flow));
+        }
+        self.verdict(attempts, attempt, verdict);
+    }
+
+    fn verdict(&self, attempts: &mut Attempts, attempt: Attempt, verdict: Verdict) {
+        if let Some(action) = attempts.held.handle_verdict(attempt, verdict) {
+            self.perform(attempts, vec![action]);
+        }
+    }
+
+    fn accepted(&self, attempts: &mut Attempts, stream: TcpStream, peer: SocketAddr) {
+        // Whatever goes wrong from here on, the application must see a reset.
+        let reset = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        let (Ok(()), Ok(SocketAddr::V4(destination)), SocketAddr::V4(source)) =
+            (reset, stream.local_addr(), peer)
+        else {
+            return;
+        };
+        let flow = FlowKey {
+            source,
+            destination,
+        };
+        let Some(ready) = attempts
+            .held
+            .handle_accepted(flow)
+            .and(attempts.ready.remove(&flow))
+        else {
+            tracing::debug!("Connection without an approved attempt");
+            return;
+        };
+        match ready {
+            Ready::Dns(server) => {
+                let dns = Arc::clone(&self.dns);
+                attempts
+                    .flows
+                    .spawn(async move { dns.serve_stream(stream, server).await });
+            }
+            Ready::Flow(flow) => {
+                let shared = Arc::clone(&self.shared);
+                attempts.flows.spawn(async move {
+                    let _open = FlowCount::new(&shared.counters);
+                    let end = splice(stream, flow, &shared.counters.splice).await;
+                    tracing::trace!(?end, "Flow ended");
+                });
+            }
+        }
+    }
+}
+
+/// Dials through the tunnel. Without one, the cluster is as unreachable as a network that is down.
+async fn dial(shared: &Shared, target: SocketAddrV4) -> (Verdict, Option<Flow>) {
+    let Some(up) = shared.up() else {
+        return (Verdict::HostUnreachable, None);
+    };
+    match up.tunnel.dial(target.into()).await {
+        Ok(Dialed::Connected(flow)) => (Verdict::Connected, Some(flow)),
+        Ok(Dialed::Refused { outcome, reason }) => {
+            let mut last = shared
+                .counters
+                .last_reason
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *last = reason;
+            (verdict(outcome), None)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "Dial failed in the tunnel");
+            (Verdict::HostUnreachable, None)
+        }
+    }
+}
+
+fn verdict(outcome: Outcome) -> Verdict {
+    match outcome {
+        Outcome::Connected => Verdict::Connected,
+        Outcome::Refused => Verdict::Refused,
+        Outcome::NetworkUnreachable => Verdict::NetworkUnreachable,
+        Outcome::TimedOut => Verdict::TimedOut,
+        Outcome::Prohibited => Verdict::Prohibited,
+        Outcome::Exhausted => Verdict::Exhausted,
+        Outcome::HostUnreachable | Outcome::Unspecified => Verdict::HostUnreachable,
+    }
+}

@@ -1,0 +1,229 @@
+//! The session's connection to the root daemon. It is the lease of everything that root made.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    },
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    root::{MAX_PACKET, RefusedKind, Reply, Request, SOCKET_PATH},
+};
+
+/// The root daemon makes a bundle in milliseconds; beyond this it hangs.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Requests that wait for the one under way; a further caller waits for room.
+const QUEUE: usize = 8;
+const MAX_FDS: usize = 8;
+
+struct Call {
+    request: Request,
+    fd: Option<OwnedFd>,
+    answer: oneshot::Sender<Result<(Reply, Vec<OwnedFd>), Fault>>,
+}
+
+/// Closes the connection, and with it the lease, when dropped.
+pub(super) struct RootLink {
+    call_tx: mpsc::Sender<Call>,
+    gone: CancellationToken,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl RootLink {
+    pub(super) async fn connect() -> Result<(Self, String, u32), Fault> {
+        let path =
+            std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from);
+        let socket = open(&path).map_err(|error| absent(&path, &error))?;
+        let socket = AsyncFd::register(socket).map_err(|error| absent(&path, &error))?;
+        let (call_tx, call_rx) = mpsc::channel(QUEUE);
+        let gone = CancellationToken::new();
+        let task = tokio::spawn(run(socket, call_rx, gone.clone()));
+        let this = Self {
+            call_tx,
+            gone,
+            _task: AbortOnDropHandle::new(task),
+        };
+        let hello = Request::Hello {
+            version: tp_proto::VERSION.to_owned(),
+        };
+        match this.call(hello, None).await?.0 {
+            Reply::Hello { version, pid } => Ok((this, version, pid)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// One request and its reply; a refusal is a fault.
+    pub(super) async fn call(
+        &self,
+        request: Request,
+        fd: Option<OwnedFd>,
+    ) -> Result<(Reply, Vec<OwnedFd>), Fault> {
+        let (answer, answered) = oneshot::channel();
+        self.call_tx
+            .send(Call {
+                request,
+                fd,
+                answer,
+            })
+            .await
+            .map_err(|_| died())?;
+        match answered.await.map_err(|_| died())?? {
+            (Reply::Refused { kind, message }, _) => Err(Fault::new(fault_kind(kind), message)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Cancelled when the root daemon has closed the connection.
+    pub(super) fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+}
+
+async fn run(socket: AsyncFd<OwnedFd>, mut call_rx: mpsc::Receiver<Call>, gone: CancellationToken) {
+    let _gone = gone.drop_guard();
+    loop {
+        let call = tokio::select! {
+            call = call_rx.recv() => match call {
+                Some(call) => call,
+                None => return,
+            },
+            // Nothing comes unasked but the end.
+            _ = receive(&socket) => return,
+        };
+        let reply = match timeout(ANSWER_LIMIT, exchange(&socket, &call)).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "Root daemon's connection failed");
+                Err(died())
+            }
+            Err(_) => Err(Fault::new(
+                FaultKind::Unavailable,
+                format!(
+                    "the root daemon does not answer within {} s",
+                    ANSWER_LIMIT.as_secs()
+                ),
+            )),
+        };
+        let is_over = reply.is_err();
+        // A caller that is no longer there has lost interest, not the lease.
+        drop(call.answer.send(reply));
+        if is_over {
+            return;
+        }
+    }
+}
+
+async fn exchange(socket: &AsyncFd<OwnedFd>, call: &Call) -> io::Result<(Reply, Vec<OwnedFd>)> {
+    let bytes = serde_json::to_vec(&call.request)?;
+    socket
+        .async_io(Interest::WRITABLE, |socket| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds: Vec<_> = call.fd.iter().map(AsFd::as_fd).collect();
+            if !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&fds));
+            }
+            let slices = [IoSlice::new(&bytes)];
+            Ok(rustix::net::sendmsg(
+                socket,
+                &slices,
+                &mut control,
+                SendFlags::NOSIGNAL,
+            )?)
+        })
+        .await?;
+
+    receive(socket).await
+}
+
+async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Reply, Vec<OwnedFd>)> {
+    socket
+        .async_io(Interest::READABLE, |socket| {
+            let mut buffer = vec![0; MAX_PACKET];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let received = rustix::net::recvmsg(socket, &mut slices, &mut control, flags)?;
+            let fds = control
+                .drain()
+                .filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            if received.bytes == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok((serde_json::from_slice(&buffer[..received.bytes])?, fds))
+        })
+        .await
+}
+
+fn open(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::AGAIN) => Err(io::Error::other("it is busy")),
+        result => Ok(result.map(|()| socket)?),
+    }
+}
+
+fn absent(path: &std::path::Path, error: &io::Error) -> Fault {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Fault::new(
+            FaultKind::NoPermission,
+            format!(
+                "you may not use the root daemon at {path}: ask an administrator for membership of \
+                 the group tp (`sudo usermod -aG tp $USER`), then log in again"
+            ),
+        ),
+        _ => Fault::new(
+            FaultKind::Unavailable,
+            format!(
+                "the root daemon does not answer at {path} ({error}): start it with `sudo tp-daemon \
+                 root --sudo`, or install it with `sudo tp-daemon install`"
+            ),
+        ),
+    }
+}
+
+fn died() -> Fault {
+    Fault::new(
+        FaultKind::Unavailable,
+        "the root daemon has ended: run `tp connect` again",
+    )
+}
+
+pub(super) fn unexpected() -> Fault {
+    Fault::new(
+        FaultKind::Failed,
+        "the root daemon gave an unexpected answer: are tp and tp-daemon of the same version?",
+    )
+}
+
+fn fault_kind(kind: RefusedKind) -> FaultKind {
+    match kind {
+        RefusedKind::Invalid | RefusedKind::Failed => FaultKind::Failed,
+        RefusedKind::Permission => FaultKind::NoPermission,
+        RefusedKind::Unsupported => FaultKind::Unavailable,
+    }
+}

@@ -1,0 +1,142 @@
+//! What the tasks of one connection share.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddrV4,
+    sync::{
+        Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+use tp_core::{dns::Zone, net::Verdict};
+use tp_proto::{
+    local::Count,
+    tunnel::{Service, Snapshot, manager_client::ManagerClient},
+};
+use tp_transport::{SpliceCounters, Tunnel};
+
+use super::table;
+
+/// The tunnel while there is one.
+#[derive(Clone)]
+pub(super) struct Up {
+    pub(super) tunnel: Tunnel,
+    pub(super) manager: ManagerClient<Channel>,
+    pub(super) replica: String,
+    pub(super) version: String,
+}
+
+pub(super) struct Shared {
+    zone: RwLock<Zone>,
+    pub(super) up: watch::Sender<Option<Up>>,
+    /// Why there is no tunnel; empty while there is one.
+    pub(super) reason: watch::Sender<String>,
+    /// The cluster's service and pod networks.
+    pub(super) networks: watch::Sender<Vec<IpNet>>,
+    pub(super) name_servers: watch::Sender<Vec<SocketAddrV4>>,
+    pub(super) counters: Counters,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) splice: SpliceCounters,
+    pub(super) flows_open: AtomicU64,
+    pub(super) flows_total: AtomicU64,
+    pub(super) held: AtomicU64,
+    pub(super) answered: AtomicU64,
+    pub(super) asked: AtomicU64,
+    pub(super) passed_on: AtomicU64,
+    pub(super) failed: AtomicU64,
+    dials: Mutex<BTreeMap<Verdict, u64>>,
+    /// Why the last dial that was not simply connected or refused ended as it did.
+    pub(super) last_reason: Mutex<String>,
+}
+
+impl Counters {
+    pub(super) fn dialled(&self, verdict: Verdict) {
+        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+        *dials.entry(verdict).or_default() += 1;
+    }
+
+    pub(super) fn dials(&self) -> Vec<Count> {
+        let dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+        dials
+            .iter()
+            .map(|(verdict, count)| Count {
+                reason: verdict.name().to_owned(),
+                count: *count,
+            })
+            .collect()
+    }
+}
+
+/// Counts one flow for as long as it lives.
+pub(super) struct FlowCount<'a>(&'a Counters);
+
+impl<'a> FlowCount<'a> {
+    pub(super) fn new(counters: &'a Counters) -> Self {
+        counters.flows_open.fetch_add(1, Ordering::Relaxed);
+        counters.flows_total.fetch_add(1, Ordering::Relaxed);
+        Self(counters)
+    }
+}
+
+impl Drop for FlowCount<'_> {
+    fn drop(&mut self) {
+        self.0.flows_open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    pub(super) fn new(zone: Zone) -> Self {
+        Self {
+            zone: RwLock::new(zone),
+            up: watch::Sender::new(None),
+            reason: watch::Sender::new(String::new()),
+            networks: watch::Sender::new(Vec::new()),
+            name_servers: watch::Sender::new(Vec::new()),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(super) fn zone<T>(&self, look: impl FnOnce(&Zone) -> T) -> T {
+        look(&self.zone.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change(&self, apply: impl FnOnce(&mut Zone)) {
+        apply(&mut self.zone.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn up(&self) -> Option<Up> {
+        self.up.borrow().clone()
+    }
+
+    pub(super) fn replace_table(&self, snapshot: Snapshot) {
+        let networks = table::networks(&snapshot);
+        self.change(|zone| {
+            zone.replace(snapshot.namespaces, networks.clone());
+            for service in snapshot.services {
+                let entry = table::entry(&service);
+                zone.apply(&service.namespace, &service.name, entry);
+            }
+        });
+        self.networks.send_if_modified(|old| {
+            let is_new = *old != networks;
+            *old = networks;
+            is_new
+        });
+    }
+
+    pub(super) fn apply_service(&self, service: &Service) {
+        let entry = table::entry(service);
+        self.change(|zone| zone.apply(&service.namespace, &service.name, entry));
+    }
+
+    pub(super) fn remove_service(&self, namespace: &str, name: &str) {
+        self.change(|zone| zone.remove(namespace, name));
+    }
+}

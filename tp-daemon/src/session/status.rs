@@ -1,0 +1,148 @@
+//! What `tp status` shows.
+
+use std::sync::{
+    PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tp_proto::local::{
+    Count, DaemonStatus, DatapathStatus, DnsStatus, ManagerStatus, Status, TransportStatus,
+};
+use tp_transport::PathKind;
+
+use super::{connection::Connection, dns::servers, shared::Shared};
+
+pub(super) async fn of(connection: &Connection) -> Status {
+    let shared = &connection.shared;
+    let up = shared.up();
+    let place = &connection.place;
+    let networks = shared
+        .networks
+        .borrow()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+
+    Status {
+        state: if up.is_some() {
+            "connected"
+        } else {
+            "reconnecting"
+        }
+        .to_owned(),
+        reason,
+        user: connection.user.username.clone(),
+        context: place.context.clone(),
+        server: place.server.clone(),
+        namespace: place.namespace.clone(),
+        mapped_namespaces: connection.request.mapped_namespaces.clone(),
+        connected_since: connection.since.to_string(),
+        daemon: Some(DaemonStatus {
+            version: connection.daemon_version.clone(),
+            pid: connection.daemon_pid,
+        }),
+        manager: up.as_ref().map(|up| ManagerStatus {
+            namespace: place.manager_namespace.clone(),
+            replica: up.replica.clone(),
+            version: up.version.clone(),
+        }),
+        dns: Some(dns(shared)),
+        subnets: networks,
+        also_proxy: connection.request.also_proxy.clone(),
+        never_proxy: connection.request.never_proxy.clone(),
+        intercepts: Vec::new(),
+        transport: transport(shared),
+        datapath: Some(datapath(connection).await),
+        session_pid: std::process::id(),
+    }
+}
+
+fn dns(shared: &Shared) -> DnsStatus {
+    let counters = &shared.counters;
+    let name_servers = shared.name_servers.borrow();
+
+    DnsStatus {
+        name_servers: name_servers
+            .iter()
+            .map(|server| server.ip().to_string())
+            .collect(),
+        search: shared.zone(tp_core::dns::Zone::search),
+        answered: load(&counters.answered),
+        asked_in_cluster: load(&counters.asked),
+        passed_on: load(&counters.passed_on),
+        failed: load(&counters.failed),
+        not_covered: servers::not_covered(),
+    }
+}
+
+fn transport(shared: &Shared) -> Option<TransportStatus> {
+    let up = shared.up()?;
+    let (path, stats) = (up.tunnel.path().borrow().clone(), up.tunnel.stats());
+    let name = match path.path {
+        PathKind::Stream => "portforward",
+        PathKind::Udp => "udp",
+    };
+
+    Some(TransportStatus {
+        path: name.to_owned(),
+        reason: path.reason,
+        remote: path
+            .remote
+            .map(|remote| remote.to_string())
+            .unwrap_or_default(),
+        rtt_ms: stats.rtt.as_secs_f64() * 1e3,
+        bytes_sent: stats.bytes_sent,
+        bytes_received: stats.bytes_received,
+        mtu: stats.mtu.into(),
+        lost_packets: stats.lost_packets,
+        udp_receive_buffer: stats.udp_receive_buffer,
+        udp_send_buffer: stats.udp_send_buffer,
+        switches: path.switches,
+    })
+}
+
+async fn datapath(connection: &Connection) -> DatapathStatus {
+    let counters = &connection.shared.counters;
+    let kernel = connection.counters().await;
+    let counts = |counts: Vec<(String, u64)>| {
+        let mut counts: Vec<Count> = counts
+            .into_iter()
+            .map(|(reason, count)| Count { reason, count })
+            .collect();
+        counts.sort_by(|a, b| a.reason.cmp(&b.reason));
+        counts
+    };
+    let last_reason = counters
+        .last_reason
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    if !last_reason.is_empty() {
+        tracing::debug!(%last_reason, "Last refused dial");
+    }
+
+    DatapathStatus {
+        hooks: connection.bundle.hooks.clone(),
+        alias_network: alias_network(connection),
+        aliases: kernel.aliases,
+        flows_open: load(&counters.flows_open),
+        flows_total: load(&counters.flows_total),
+        held_connects: load(&counters.held),
+        bytes_sent: load(&counters.splice.sent),
+        bytes_received: load(&counters.splice.received),
+        drops: counts(kernel.drops),
+        not_steered: counts(kernel.not_steered),
+        dials: counters.dials(),
+    }
+}
+
+fn alias_network(connection: &Connection) -> String {
+    let bundle = &connection.bundle;
+    let prefix = 32 - bundle.alias_count.checked_ilog2().unwrap_or_default();
+
+    format!("{}/{prefix}", bundle.alias_base)
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

@@ -1,0 +1,90 @@
+//! The two maps of the bundle, mapped into memory. The only unsafe code of the session.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    ptr,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Aliases to real addresses, written by the kernel.
+pub(super) struct AliasTable {
+    map: Mapping,
+    count: usize,
+}
+
+/// The sign of life that the port-53 hooks read.
+pub(super) struct Heartbeat {
+    map: Mapping,
+}
+
+struct Mapping {
+    start: *mut std::ffi::c_void,
+    len: usize,
+}
+
+// SAFETY: the memory is shared with the kernel and only accessed through atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(fd: &OwnedFd, len: usize, protection: ProtFlags) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe { mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, fd, 0) }?;
+
+        Ok(Self { start, len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `len` are of a mapping made above, and no reference outlives `self`.
+        let unmapped = unsafe { munmap(self.start, self.len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+impl AliasTable {
+    pub(super) fn map(fd: &OwnedFd, count: u32) -> io::Result<Self> {
+        let count = usize::try_from(count).map_err(io::Error::other)?;
+        let map = Mapping::new(fd, count * size_of::<u32>(), ProtFlags::READ)?;
+
+        Ok(Self { map, count })
+    }
+
+    /// The address behind an alias; `None` if it is free.
+    pub(super) fn real(&self, index: u32) -> Option<Ipv4Addr> {
+        let index = usize::try_from(index)
+            .ok()
+            .filter(|index| *index < self.count)?;
+        // SAFETY: the mapping is page-aligned and holds `count` words.
+        let word = unsafe { &*self.map.start.cast::<AtomicU32>().add(index) };
+        let octets = word.load(Ordering::Acquire).to_ne_bytes();
+
+        (octets != [0; 4]).then(|| Ipv4Addr::from(octets))
+    }
+}
+
+impl Heartbeat {
+    pub(super) fn map(fd: &OwnedFd) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+
+        Ok(Self {
+            map: Mapping::new(fd, size_of::<u64>(), protection)?,
+        })
+    }
+
+    /// Says that the session is alive now, in CLOCK_BOOTTIME nanoseconds.
+    pub(super) fn beat(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+        let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();
+        // SAFETY: the mapping is page-aligned and holds at least one word.
+        let word = unsafe { &*self.map.start.cast::<AtomicU64>() };
+        word.store(seconds * 1_000_000_000 + nanoseconds, Ordering::Release);
+    }
+}

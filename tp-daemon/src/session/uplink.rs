@@ -1,0 +1,292 @@
+//! Keeps a tunnel to the manager: connects, follows the table, connects again.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::time::{sleep, timeout};
+use tonic::Streaming;
+use tp_core::backoff::Backoff;
+use tp_proto::{
+    crd::UserInfo,
+    fault::{Fault, FaultKind},
+    tunnel::{
+        HelloRequest, TableEvent, WatchTableRequest, manager_client::ManagerClient,
+        table_event::Event,
+    },
+};
+use tp_transport::{
+    CloseCode, ConnectError, Identity, PathChoice, SessionRef, Tunnel, TunnelConfig,
+};
+
+use super::{
+    cluster::{Cluster, Replica},
+    progress::Progress,
+    shared::{Shared, Up},
+    table,
+};
+
+/// For each control call while connecting.
+const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+pub(super) struct Uplink {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) user: UserInfo,
+    pub(super) choice: PathChoice,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// A tunnel whose table has arrived.
+pub(super) struct Established {
+    up: Up,
+    session: SessionRef,
+    events: Streaming<TableEvent>,
+}
+
+impl Uplink {
+    /// Connects to one of `replicas`; nothing is left behind if that fails.
+    pub(super) async fn establish(
+        &self,
+        replicas: &[Replica],
+        progress: &Progress,
+    ) -> Result<Established, Fault> {
+        let mut failure = None;
+        for replica in replicas {
+            match self.establish_with(replica, progress).await {
+                Ok(established) => return Ok(established),
+                Err(fault) if fault.kind == FaultKind::TemporaryFailure => failure = Some(fault),
+                Err(fault) => return Err(fault),
+            }
+        }
+
+        Err(failure.unwrap_or_else(|| temporary("no replica of the traffic manager serves")))
+    }
+
+    async fn establish_with(
+        &self,
+        replica: &Replica,
+        progress: &Progress,
+    ) -> Result<Established, Fault> {
+        progress
+            .step(format!("forwarding a port to {}", replica.pod))
+            .await;
+        let identity = Identity::generate()
+            .map_err(|error| Fault::new(FaultKind::Failed, format!("no key: {error}")))?;
+        let (link, session) = tokio::join!(
+            self.cluster.port_forward(&replica.pod),
+            self.cluster.create_session(&self.user, &identity),
+        );
+        let session = session?;
+        let result = async {
+            let link = match link {
+                Ok(link) => link,
+                Err(fault) if fault.kind == FaultKind::NoPermission => return Err(fault),
+                Err(_) => return Err(self.cluster.not_ready(&replica.pod).await),
+            };
+            progress.step("opening the tunnel".to_owned()).await;
+            let config = TunnelConfig {
+                identity,
+                session: session.clone(),
+                manager_key: replica.key,
+                choice: self.choice,
+            };
+            let tunnel = match Tunnel::connect(link, config).await {
+                Ok(tunnel) => tunnel,
+                Err(error) => return Err(self.refused(replica, error).await),
+            };
+            self.greet(tunnel, replica).await
+        }
+        .await;
+        match result {
+            Ok((up, events)) => Ok(Established {
+                up,
+                session,
+                events,
+            }),
+            Err(fault) => {
+                self.cluster.delete_session(&session).await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn greet(
+        &self,
+        tunnel: Tunnel,
+        replica: &Replica,
+    ) -> Result<(Up, Streaming<TableEvent>), Fault> {
+        let io = tunnel
+            .open_control()
+            .await
+            .map_err(|error| temporary(&error.to_string()))?;
+        let channel = io
+            .into_channel()
+            .await
+            .map_err(|error| temporary(&error.to_string()))?;
+        let mut manager = ManagerClient::new(channel);
+        let hello = HelloRequest {
+            version: tp_proto::VERSION.to_owned(),
+        };
+        let hello = bounded(manager.hello(hello)).await?.into_inner();
+        let candidates: Vec<SocketAddr> = hello
+            .candidates
+            .iter()
+            .filter_map(|it| {
+                let port = u16::try_from(it.port).ok()?;
+                Some(SocketAddr::new(table::address(&it.address)?, port))
+            })
+            .collect();
+        tunnel.set_candidates(candidates);
+        let mut events = bounded(manager.watch_table(WatchTableRequest {}))
+            .await?
+            .into_inner();
+        let first = bounded(events.message()).await?;
+        match first.and_then(|event| event.event) {
+            Some(Event::Snapshot(snapshot)) => self.shared.replace_table(snapshot),
+            _ => return Err(temporary("the traffic manager sent no table")),
+        }
+        let up = Up {
+            tunnel,
+            manager,
+            replica: replica.pod.clone(),
+            version: hello.version,
+        };
+
+        Ok((up, events))
+    }
+
+    async fn refused(&self, replica: &Replica, error: ConnectError) -> Fault {
+        match error {
+            ConnectError::LinkEnded | ConnectError::TimedOut(_) => {
+                self.cluster.not_ready(&replica.pod).await
+            }
+            ConnectError::Refused(reason) => temporary(&format!(
+                "the traffic manager does not admit this session: {reason}"
+            )),
+            error => temporary(&error.to_string()),
+        }
+    }
+
+    /// Serves `established`, then whatever replaces it. Never returns.
+    pub(super) async fn run(self: Arc<Self>, mut established: Established) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            self.shared.up.send_replace(Some(established.up.clone()));
+            self.shared.reason.send_replace(String::new());
+            let reason = self.follow(&mut established).await;
+            tracing::info!(%reason, "Tunnel lost");
+            self.shared.up.send_replace(None);
+            self.shared.reason.send_replace(reason);
+            established.up.tunnel.close(CloseCode::Quit).await;
+            self.cluster.delete_session(&established.session).await;
+            established = self.again(&mut backoff).await;
+            backoff.reset();
+        }
+    }
+
+    async fn again(&self, backoff: &mut Backoff) -> Established {
+        loop {
+            sleep(backoff.pause(jitter())).await;
+            let established = match self.cluster.replicas().await {
+                Ok(replicas) => self.establish(&replicas, &Progress::silent()).await,
+                Err(fault) => Err(fault),
+            };
+            match established {
+                Ok(established) => return established,
+                Err(fault) => {
+                    tracing::info!(reason = %fault, "Not connected, trying again");
+                    self.shared.reason.send_replace(fault.message);
+                }
+            }
+        }
+    }
+
+    /// Follows the table and keeps path T alive; returns why the tunnel ended.
+    async fn follow(&self, established: &mut Established) -> String {
+        let Established { up, events, .. } = established;
+        let relink = self.relink(up);
+        tokio::pin!(relink);
+        loop {
+            tokio::select! {
+                reason = up.tunnel.closed() => return reason.to_string(),
+                never = &mut relink => match never {},
+                event = events.message() => match event {
+                    Ok(Some(event)) => self.apply(event),
+                    Ok(None) => return "the traffic manager ended the table".to_owned(),
+                    Err(status) => return format!("the table broke: {}", status.message()),
+                },
+            }
+        }
+    }
+
+    fn apply(&self, event: TableEvent) {
+        match event.event {
+            Some(Event::Snapshot(snapshot) | Event::Replaced(snapshot)) => {
+                self.shared.replace_table(snapshot);
+            }
+            Some(Event::ServiceApplied(service)) => self.shared.apply_service(&service),
+            Some(Event::ServiceRemoved(name)) => {
+                self.shared.remove_service(&name.namespace, &name.name);
+            }
+            None => {}
+        }
+    }
+
+    /// Forwards a port again whenever the byte stream ends under a living tunnel.
+    async fn relink(&self, up: &Up) -> std::convert::Infallible {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            up.tunnel.link_ended().await;
+            let linked = match self.cluster.port_forward(&up.replica).await {
+                Ok(link) => up
+                    .tunnel
+                    .replace_link(link)
+                    .await
+                    .map_err(|error| error.to_string()),
+                Err(fault) => Err(fault.message),
+            };
+            match linked {
+                Ok(()) => backoff.reset(),
+                Err(reason) => {
+                    tracing::info!(%reason, "Port-forward not restored, trying again");
+                    sleep(backoff.pause(jitter())).await;
+                }
+            }
+        }
+    }
+
+    /// Ends the tunnel and the Session object, which `established` still owns.
+    pub(super) async fn discard(&self, established: Established) {
+        established.up.tunnel.close(CloseCode::Quit).await;
+        self.cluster.delete_session(&established.session).await;
+    }
+}
+
+impl Established {
+    pub(super) fn session(&self) -> &SessionRef {
+        &self.session
+    }
+}
+
+async fn bounded<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Fault> {
+    match timeout(CONTROL_LIMIT, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(status)) => Err(temporary(&format!(
+            "the traffic manager refuses: {}",
+            status.message()
+        ))),
+        Err(_) => Err(temporary(
+            "the traffic manager does not answer through the tunnel",
+        )),
+    }
+}
+
+fn temporary(message: &str) -> Fault {
+    Fault::new(FaultKind::TemporaryFailure, format!("{message}: try again"))
+}
+
+/// Sub-second digits of the clock are random enough to spread clients.
+fn jitter() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    f64::from(now.map_or(0, |now| now.subsec_nanos())) / 1e9
+}
