@@ -260,8 +260,9 @@ impl Tunnel {
         }
         let mut path = self.inner.path.clone();
         let proven = path.wait_for(|status| status.path == PathKind::Udp);
-        match timeout(UDP_WAIT, proven).await {
-            Ok(Ok(_)) => Ok(()),
+        let proven = timeout(UDP_WAIT, proven).await.map(|proven| proven.map(drop));
+        match proven {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(OpenError::Closed(self.closed().await)),
             Err(_) => Err(OpenError::NoUdp(self.inner.path.borrow().reason.clone())),
         }
@@ -300,6 +301,11 @@ impl Tunnel {
         self.command(Command::LinkReplaced);
 
         Ok(())
+    }
+
+    /// The Session that the tunnel was opened for.
+    pub fn session(&self) -> &SessionRef {
+        &self.inner.session
     }
 
     /// Which path carries the flows, and why.

@@ -55,7 +55,6 @@ pub(super) struct Cluster {
 pub(super) struct Replica {
     pub(super) pod: String,
     pub(super) key: KeyHash,
-    pub(super) version: String,
 }
 
 impl Cluster {
@@ -145,17 +144,12 @@ impl Cluster {
             .ask(Doing::ReadKeys, api.get(MANAGER_CONFIG_MAP))
             .await?;
         let data = map.data.unwrap_or_default();
-        let version = data.get(VERSION_KEY).cloned().unwrap_or_default();
         let replicas: Vec<Replica> = data
             .iter()
             .filter(|(key, _)| *key != VERSION_KEY)
             .filter_map(|(pod, key)| {
                 let key = key.parse().ok()?;
-                Some(Replica {
-                    pod: pod.clone(),
-                    key,
-                    version: version.clone(),
-                })
+                Some(Replica { pod: pod.clone(), key })
             })
             .collect();
         if replicas.is_empty() {
@@ -213,10 +207,8 @@ impl Cluster {
 
     /// Deletes the object; that it is gone already is fine.
     pub(super) async fn delete_session(&self, session: &SessionRef) {
-        let deleted = self
-            .sessions()
-            .delete(&session.name, &DeleteParams::default());
-        match timeout(CONNECT_LIMIT, deleted).await {
+        let (api, how) = (self.sessions(), DeleteParams::default());
+        match timeout(CONNECT_LIMIT, api.delete(&session.name, &how)).await {
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
             Ok(Err(error)) => tracing::info!(%error, "Session object could not be deleted"),

@@ -29,7 +29,7 @@ use tp_proto::tunnel::ResolveRequest;
 use super::{
     relay::{Aliases, Tun},
     shared::Shared,
-    sys::Heartbeat,
+    sys::{self, Heartbeat},
 };
 
 mod pass_on;
@@ -78,7 +78,7 @@ impl Dns {
         socket: UdpSocket,
         heartbeat: Heartbeat,
     ) -> io::Result<()> {
-        let socket = AsyncFd::register(socket)?;
+        let socket = sys::watched(socket)?;
         let mut queries = JoinSet::new();
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);

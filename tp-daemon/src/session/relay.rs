@@ -27,7 +27,7 @@ use tp_transport::{Dialed, Flow, splice};
 use super::{
     dns::Dns,
     shared::{FlowCount, Shared},
-    sys::AliasTable,
+    sys::{self, AliasTable},
 };
 
 /// As many as the listener's backlog.
@@ -45,7 +45,7 @@ pub(super) struct Tun(Arc<AsyncFd<File>>);
 
 impl Tun {
     pub(super) fn new(file: File) -> io::Result<Self> {
-        Ok(Self(Arc::new(AsyncFd::register(file)?)))
+        Ok(Self(Arc::new(sys::watched(file)?)))
     }
 
     /// Writes one packet. A full queue loses it, as any network does: the sender repeats.

@@ -26,6 +26,8 @@ use tp_proto::{
     root::{MAX_PACKET, RefusedKind, Reply, Request, SOCKET_PATH},
 };
 
+use super::sys;
+
 /// The root daemon makes a bundle in milliseconds; beyond this it hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Requests that wait for the one under way; a further caller waits for room.
@@ -50,7 +52,7 @@ impl RootLink {
         let path =
             std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from);
         let socket = open(&path).map_err(|error| absent(&path, &error))?;
-        let socket = AsyncFd::register(socket).map_err(|error| absent(&path, &error))?;
+        let socket = sys::watched(socket).map_err(|error| absent(&path, &error))?;
         let (call_tx, call_rx) = mpsc::channel(QUEUE);
         let gone = CancellationToken::new();
         let task = tokio::spawn(run(socket, call_rx, gone.clone()));

@@ -22,6 +22,7 @@ pub(super) async fn of(connection: &Connection) -> Status {
         .iter()
         .map(ToString::to_string)
         .collect();
+    let reason = shared.reason.borrow().clone();
 
     Status {
         state: if up.is_some() {

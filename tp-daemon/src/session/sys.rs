@@ -1,14 +1,23 @@
-//! The two maps of the bundle, mapped into memory. The only unsafe code of the session.
+//! The two maps of the bundle, mapped into memory, and descriptors to wait for. The only unsafe
+//! code of the session.
 
 use std::{
     io,
     net::Ipv4Addr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use tokio::io::unix::AsyncFd;
+
+/// Registers a descriptor with the runtime.
+pub(super) fn watched<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: `AsFd` means that `fd` holds an open descriptor for as long as it lives, and every
+    // type given here always names the same one.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+}
 
 /// Aliases to real addresses, written by the kernel.
 pub(super) struct AliasTable {
