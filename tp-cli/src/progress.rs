@@ -37,6 +37,14 @@ impl Progress {
         Self { kind }
     }
 
+    /// For a wait of a second: a spinner on a terminal, nothing elsewhere.
+    pub(crate) fn on_terminal(output: Output) -> Self {
+        match Self::new(output) {
+            Self { kind: Kind::Lines } => Self { kind: Kind::Silent },
+            progress => progress,
+        }
+    }
+
     /// A step begins, as a phrase: "starting the session".
     pub(crate) fn step(&mut self, phrase: &str) {
         match &mut self.kind {

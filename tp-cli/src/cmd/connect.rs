@@ -37,7 +37,7 @@ struct Attempt {
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
     let request = request(&args)?;
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let mut progress = Progress::new(output);
+    let mut progress = Progress::on_terminal(output);
     let mut attempt = Attempt::default();
 
     let result = tokio::select! {
