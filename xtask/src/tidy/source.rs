@@ -58,7 +58,7 @@ impl Source {
         }
         let lines: Vec<&str> = self.text.lines().collect();
 
-        test_module(&lines).unwrap_or(lines.len())
+        first_test_line(&lines).unwrap_or(lines.len())
     }
 
     /// Numbered lines, and whether they are test code.
@@ -115,7 +115,7 @@ impl<'a> Line<'a> {
     }
 }
 
-fn test_module(lines: &[&str]) -> Option<usize> {
+fn first_test_line(lines: &[&str]) -> Option<usize> {
     (0..lines.len()).find(|&index| {
         lines[index].starts_with("#[cfg(test)]")
             && lines[index + 1..]

@@ -31,13 +31,23 @@ fn check_one(source: &Source) -> Vec<Problem> {
         }
         if line.is_test && code.contains("sleep(") && !code.contains("fn ") {
             let above = &lines[index.saturating_sub(LOOP_ABOVE)..index];
-            if !above.iter().any(|line| is_loop(&line.code())) {
-                problems.push(format!("{at}: wait for the condition, with a bound"));
+            if !above.iter().any(|line| is_loop(&line.code())) && !is_explained(above) {
+                problems.push(format!(
+                    "{at}: wait for the condition, with a bound, or say above why not"
+                ));
             }
         }
     }
 
     problems
+}
+
+/// A comment right above, or the reason of the lint that also forbids it.
+fn is_explained(above: &[Line<'_>]) -> bool {
+    above.last().is_some_and(|line| line.comment().is_some())
+        || above
+            .iter()
+            .any(|line| line.text.contains("clippy::disallowed_methods"))
 }
 
 fn is_loop(code: &str) -> bool {
@@ -63,6 +73,10 @@ mod tests {
     #[test]
     fn a_sleep_is_no_wait() {
         assert_eq!(problems("a();\ntokio::time::sleep(S).await;\n"), 1);
+        assert_eq!(
+            problems("a();\n// Time to do the wrong thing.\nsleep(S).await;\n"),
+            0
+        );
         assert_eq!(
             problems("while !b() {\n    tokio::time::sleep(S).await;\n}\n"),
             0

@@ -3,11 +3,7 @@
 use super::{Problem, Source};
 
 /// Folders that only one machine has. Split, so that this file does not hold them.
-const PLACES: [&str; 3] = [
-    concat!("/wo", "rk/"),
-    concat!("/ho", "me/"),
-    concat!("/Us", "ers/"),
-];
+const PLACES: [&str; 2] = [concat!("/wo", "rk/"), concat!("/Us", "ers/")];
 /// Notes that are lost unless they name an issue.
 const NOTES: [&str; 3] = [
     concat!("TO", "DO"),
