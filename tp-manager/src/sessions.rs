@@ -85,7 +85,7 @@ struct State {
 
 impl State {
     fn insert(&mut self, entry: Entry) {
-        self.remove(&entry.session.uid.clone());
+        self.remove(&entry.session.uid);
         let uid = entry.session.uid.clone();
         if let Ok(claim) = &entry.claim {
             self.by_key
