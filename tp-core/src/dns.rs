@@ -19,6 +19,9 @@ pub use zone::{ServiceEntry, ServicePort, Zone};
 /// How long an answer may be kept, in seconds: a disconnect must not leave stale names behind.
 pub const TTL: u32 = 5;
 
+/// Labels before a service's name: `pod-0.web`, `_http._tcp.web`.
+const MAX_PREFIX: usize = 2;
+
 /// What becomes of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -65,8 +68,19 @@ pub fn decide(query: &[u8], zone: &Zone, limit: Limit) -> Decision {
         .iter()
         .map(|label| String::from_utf8_lossy(label).into_owned())
         .collect();
+    if let Some(namespace) = pod_namespace(&labels, zone) {
+        return ask_pod(&message, &question, &labels, namespace, zone);
+    }
     let Some(target) = target(&labels, zone) else {
-        return if is_below(&labels, zone) {
+        return if is_node(&labels, zone) {
+            Decision::Answer(answer::addresses(
+                &message,
+                question.name(),
+                &[],
+                zone,
+                limit,
+            ))
+        } else if is_below(&labels, zone) {
             Decision::Answer(answer::missing(&message, zone, limit))
         } else {
             Decision::PassOn
@@ -107,6 +121,7 @@ fn target<'a>(labels: &'a [String], zone: &'a Zone) -> Option<Target<'a>> {
     };
     if let [prefix @ .., service, namespace, kind] = relative
         && kind == "svc"
+        && prefix.len() <= MAX_PREFIX
     {
         return zone.has_namespace(namespace).then_some(Target {
             prefix,
@@ -119,6 +134,7 @@ fn target<'a>(labels: &'a [String], zone: &'a Zone) -> Option<Target<'a>> {
         return None;
     }
     if let [prefix @ .., service, namespace] = relative
+        && prefix.len() <= MAX_PREFIX
         && zone.service(namespace, service).is_some()
     {
         return Some(Target {
@@ -133,6 +149,10 @@ fn target<'a>(labels: &'a [String], zone: &'a Zone) -> Option<Target<'a>> {
     };
     let namespace = zone.connected_namespace();
     zone.service(namespace, service)?;
+    // A service named like a top-level domain must not claim all of it.
+    if prefix.len() > MAX_PREFIX {
+        return None;
+    }
 
     Some(Target {
         prefix,
@@ -144,6 +164,45 @@ fn target<'a>(labels: &'a [String], zone: &'a Zone) -> Option<Target<'a>> {
 
 fn is_below(labels: &[String], zone: &Zone) -> bool {
     labels.ends_with(zone.domain_labels())
+}
+
+/// A name on the way to others: it exists, without records.
+fn is_node(labels: &[String], zone: &Zone) -> bool {
+    let Some(relative) = labels.strip_suffix(zone.domain_labels()) else {
+        return false;
+    };
+    match relative {
+        [] => true,
+        [kind] => is_branch(kind),
+        [namespace, kind] => is_branch(kind) && zone.has_namespace(namespace),
+        _ => false,
+    }
+}
+
+fn is_branch(label: &str) -> bool {
+    matches!(label, "svc" | "pod")
+}
+
+/// The namespace of `10-244-0-7.shop.pod`, with or without the cluster's domain.
+fn pod_namespace<'a>(labels: &'a [String], zone: &Zone) -> Option<&'a str> {
+    let relative = labels.strip_suffix(zone.domain_labels()).unwrap_or(labels);
+    match relative {
+        [_, namespace, kind] if kind == "pod" && zone.has_namespace(namespace) => Some(namespace),
+        _ => None,
+    }
+}
+
+fn ask_pod(
+    message: &Message,
+    question: &Query,
+    labels: &[String],
+    namespace: &str,
+    zone: &Zone,
+) -> Decision {
+    let is_ours = is_below(labels, zone);
+    let own = [labels[0].as_str(), namespace, "pod"];
+
+    ask_name(message, question, own.into_iter(), is_ours, zone)
 }
 
 fn decide_service(
@@ -188,11 +247,19 @@ fn decide_service(
 
 fn ask(message: &Message, question: &Query, target: &Target<'_>, zone: &Zone) -> Decision {
     let own = [target.service, target.namespace, "svc"];
-    let labels = target
-        .prefix
-        .iter()
-        .map(String::as_str)
-        .chain(own)
+    let relative = target.prefix.iter().map(String::as_str).chain(own);
+
+    ask_name(message, question, relative, target.is_ours, zone)
+}
+
+fn ask_name<'a>(
+    message: &Message,
+    question: &Query,
+    relative: impl Iterator<Item = &'a str>,
+    is_ours: bool,
+    zone: &'a Zone,
+) -> Decision {
+    let labels = relative
         .chain(zone.domain_labels().iter().map(String::as_str))
         .map(str::as_bytes);
     let Ok(full_name) = Name::from_labels(labels) else {
@@ -209,7 +276,7 @@ fn ask(message: &Message, question: &Query, target: &Target<'_>, zone: &Zone) ->
     Decision::AskCluster(Question {
         message,
         full_name,
-        is_ours: target.is_ours,
+        is_ours,
     })
 }
 

@@ -5,7 +5,7 @@
 //! kernel may have lost the one before.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,8 @@ use crate::{
 /// An attempt whose next SYN is overdue by this much has been given up by the application. The
 /// kernel's pauses grow from 1 s at most by doubling.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the attempts are looked through for those.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Identifies one attempt: a port that is used again has another sequence number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,8 +42,15 @@ pub enum Action {
 enum State {
     Dialling,
     Approved,
-    /// The far side stayed silent, and so do we.
-    Silent,
+    /// Accepted or answered. Kept because copies of the SYN may still be queued, and must not be
+    /// dialled.
+    Over(Signal),
+}
+
+impl State {
+    fn is_waiting(self) -> bool {
+        matches!(self, Self::Dialling | Self::Approved)
+    }
 }
 
 #[derive(Debug)]
@@ -58,28 +67,34 @@ impl Held {
     }
 }
 
-/// All attempts of a session; at most `capacity`. Beyond it new ones are refused at once, as a
-/// machine without room for another connection does.
+/// All attempts of a session; at most `capacity` wait. Beyond it new ones are refused at once, as
+/// a machine without room for another connection does.
 #[derive(Debug)]
 pub struct HeldSyns {
     held: HashMap<FlowKey, Held>,
+    /// Attempts that are over, oldest first; no more than `capacity`.
+    over: VecDeque<Attempt>,
+    waiting: usize,
+    dialling: usize,
     capacity: usize,
+    sweep: Option<Instant>,
 }
 
 impl HeldSyns {
     pub fn new(capacity: usize) -> Self {
         Self {
             held: HashMap::new(),
+            over: VecDeque::new(),
+            waiting: 0,
+            dialling: 0,
             capacity,
+            sweep: None,
         }
     }
 
     /// Attempts that wait for their verdict.
     pub fn dialling(&self) -> usize {
-        self.held
-            .values()
-            .filter(|held| held.state == State::Dialling)
-            .count()
+        self.dialling
     }
 
     /// A SYN was read from the TUN.
@@ -93,19 +108,16 @@ impl HeldSyns {
             if held.syn.sequence == syn.sequence {
                 held.gap = now.saturating_duration_since(held.seen);
                 held.seen = now;
-                if held.state == State::Approved {
-                    actions.push(Action::Write(held.syn.packet.to_vec()));
+                match held.state {
+                    State::Approved => actions.push(Action::Write(held.syn.packet.to_vec())),
+                    State::Dialling | State::Over(Signal::Accept) => {}
+                    State::Over(refusal) => actions.extend(signal(&held.syn, refusal)),
                 }
                 return actions;
             }
-            let older = Attempt {
-                flow: syn.flow,
-                sequence: held.syn.sequence,
-            };
-            actions.push(Action::Cancel(older));
-            self.held.remove(&syn.flow);
+            actions.extend(self.cancel(attempt.flow));
         }
-        if self.held.len() >= self.capacity {
+        if self.waiting >= self.capacity {
             actions.extend(signal(&syn, Verdict::Exhausted.signal()));
             return actions;
         }
@@ -116,6 +128,9 @@ impl HeldSyns {
             gap: Duration::ZERO,
         };
         self.held.insert(attempt.flow, held);
+        self.waiting += 1;
+        self.dialling += 1;
+        self.sweep.get_or_insert(now + SWEEP);
         actions.push(Action::Dial(attempt));
 
         actions
@@ -127,64 +142,103 @@ impl HeldSyns {
         if held.syn.sequence != attempt.sequence || held.state != State::Dialling {
             return None;
         }
-        match verdict.signal() {
-            Signal::Accept => held.state = State::Approved,
-            Signal::Silence => held.state = State::Silent,
-            Signal::Reset | Signal::Unreachable(_) => {
-                let held = self.held.remove(&attempt.flow)?;
-                return signal(&held.syn, verdict.signal());
-            }
+        let answer = signal(&held.syn, verdict.signal());
+        self.dialling -= 1;
+        if verdict.signal() == Signal::Accept {
+            held.state = State::Approved;
+        } else {
+            held.state = State::Over(verdict.signal());
+            self.remember(attempt);
         }
 
-        signal(&held.syn, verdict.signal())
+        answer
     }
 
     /// The listener has accepted this connection. `None` if nobody approved it.
     pub fn handle_accepted(&mut self, flow: FlowKey) -> Option<Attempt> {
-        let held = self.held.get(&flow)?;
+        let held = self.held.get_mut(&flow)?;
         if held.state != State::Approved {
             return None;
         }
+        held.state = State::Over(Signal::Accept);
         let attempt = Attempt {
             flow,
             sequence: held.syn.sequence,
         };
-        self.held.remove(&flow);
+        self.remember(attempt);
 
         Some(attempt)
     }
 
     /// Forgets attempts that the application has given up.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
-        let over: Vec<FlowKey> = self
+        if self.sweep.is_none_or(|due| now < due) {
+            return Vec::new();
+        }
+        let due: Vec<FlowKey> = self
             .held
             .iter()
             .filter(|(_, held)| held.deadline() <= now)
             .map(|(flow, _)| *flow)
             .collect();
+        let actions = due
+            .into_iter()
+            .filter_map(|flow| self.cancel(flow))
+            .collect();
+        self.sweep = (!self.held.is_empty()).then(|| now + SWEEP);
 
-        over.into_iter()
-            .filter_map(|flow| {
-                let held = self.held.remove(&flow)?;
-                Some(Action::Cancel(Attempt {
-                    flow,
-                    sequence: held.syn.sequence,
-                }))
-            })
-            .collect()
+        actions
     }
 
-    /// Resets everything that is held: the session ends.
+    /// Resets everything that waits: the session ends.
     pub fn reset_all(&mut self) -> Vec<Vec<u8>> {
+        self.over.clear();
+        self.waiting = 0;
+        self.dialling = 0;
+        self.sweep = None;
         self.held
             .drain()
+            .filter(|(_, held)| held.state.is_waiting())
             .map(|(_, held)| packet::reset(&held.syn))
             .collect()
     }
 
     /// When [`HeldSyns::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.held.values().map(Held::deadline).min()
+        self.sweep
+    }
+
+    /// `attempt` no longer waits, but its copies may still come.
+    fn remember(&mut self, attempt: Attempt) {
+        self.waiting -= 1;
+        self.over.push_back(attempt);
+        if self.over.len() <= self.capacity {
+            return;
+        }
+        if let Some(oldest) = self.over.pop_front()
+            && self.held.get(&oldest.flow).is_some_and(|held| {
+                held.syn.sequence == oldest.sequence && !held.state.is_waiting()
+            })
+        {
+            self.held.remove(&oldest.flow);
+        }
+    }
+
+    /// Forgets an attempt; the action if somebody works for it.
+    fn cancel(&mut self, flow: FlowKey) -> Option<Action> {
+        let held = self.held.remove(&flow)?;
+        if !held.state.is_waiting() {
+            return None;
+        }
+        self.waiting -= 1;
+        if held.state == State::Dialling {
+            self.dialling -= 1;
+        }
+
+        Some(Action::Cancel(Attempt {
+            flow,
+            sequence: held.syn.sequence,
+        }))
     }
 }
 
@@ -302,11 +356,56 @@ mod tests {
         held.handle_syn(syn.clone(), now);
         let repeated = now + Duration::from_secs(8);
         held.handle_syn(syn.clone(), repeated);
-        let due = held.poll_timeout().unwrap();
+        let due = repeated + Duration::from_secs(8 * 2) + PATIENCE;
 
-        assert_eq!(due, repeated + Duration::from_secs(8 * 2) + PATIENCE);
-        assert_eq!(held.handle_timeout(due - Duration::from_millis(1)), []);
+        assert_eq!(held.poll_timeout(), Some(now + SWEEP));
+        assert_eq!(held.handle_timeout(due - SWEEP), []);
         assert_eq!(held.handle_timeout(due), [Action::Cancel(attempt(&syn))]);
+        assert_eq!((held.poll_timeout(), held.dialling()), (None, 0));
+    }
+
+    #[test]
+    fn a_copy_of_an_accepted_or_refused_syn_is_not_dialled() {
+        let (mut held, now) = (HeldSyns::new(8), Instant::now());
+        let (accepted, refused) = (syn(40000, 1), syn(40001, 1));
+        for syn in [&accepted, &refused] {
+            held.handle_syn(syn.clone(), now);
+        }
+        held.handle_verdict(attempt(&accepted), Verdict::Connected);
+        held.handle_accepted(accepted.flow);
+        held.handle_verdict(attempt(&refused), Verdict::Refused);
+
+        let again = Action::Write(packet::reset(&refused));
+        assert_eq!(held.handle_syn(accepted, now), []);
+        assert_eq!(held.handle_syn(refused, now), [again]);
+    }
+
+    #[test]
+    fn attempts_that_are_over_neither_pile_up_nor_take_room() {
+        let (mut held, now) = (HeldSyns::new(2), Instant::now());
+
+        for port in 1..100 {
+            let syn = syn(port, 1);
+            assert_eq!(
+                held.handle_syn(syn.clone(), now),
+                [Action::Dial(attempt(&syn))]
+            );
+            held.handle_verdict(attempt(&syn), Verdict::Refused);
+        }
+
+        assert_eq!((held.held.len(), held.waiting), (2, 0));
+    }
+
+    #[test]
+    fn the_end_of_the_session_resets_only_whoever_waits() {
+        let (mut held, now) = (HeldSyns::new(8), Instant::now());
+        let (over, waiting) = (syn(40000, 1), syn(40001, 1));
+        for syn in [&over, &waiting] {
+            held.handle_syn(syn.clone(), now);
+        }
+        held.handle_verdict(attempt(&over), Verdict::Refused);
+
+        assert_eq!(held.reset_all(), [packet::reset(&waiting)]);
         assert_eq!(held.poll_timeout(), None);
     }
 }

@@ -98,11 +98,14 @@ pub fn rewritten(query: &[u8], question: &Question, reply: &[u8], limit: Limit) 
             record.name = asked.name().clone();
         }
         record.ttl = record.ttl.min(TTL);
+        if let RData::SOA(soa) = &mut record.data {
+            soa.minimum = soa.minimum.min(TTL);
+        }
         record
     };
     response.add_answers(reply.answers.into_iter().map(renamed));
-    response.add_authorities(reply.authorities);
-    response.add_additionals(reply.additionals);
+    response.add_authorities(reply.authorities.into_iter().map(renamed));
+    response.add_additionals(reply.additionals.into_iter().map(renamed));
 
     Some(bytes(&query, response, limit))
 }

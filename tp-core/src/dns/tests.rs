@@ -244,3 +244,76 @@ fn a_removed_service_is_nobodys() {
     );
     assert_eq!(zone.service_at("10.96.1.2".parse().unwrap()), None);
 }
+
+#[test]
+fn names_on_the_way_to_others_exist_without_records() {
+    for name in [
+        "cluster.local.",
+        "svc.cluster.local.",
+        "shop.svc.cluster.local.",
+    ] {
+        let message = answer(name, RecordType::A);
+
+        assert_eq!(
+            message.metadata.response_code,
+            ResponseCode::NoError,
+            "{name}"
+        );
+        assert!(matches!(message.authorities[0].data, RData::SOA(_)));
+    }
+    assert_eq!(decided("shop.svc.", RecordType::A), Decision::PassOn);
+}
+
+#[test]
+fn names_of_pod_addresses_are_asked_in_the_cluster() {
+    let full = Name::from_str("10-244-0-7.shop.pod.cluster.local.").unwrap();
+    for name in ["10-244-0-7.shop.pod.", "10-244-0-7.shop.pod.cluster.local."] {
+        assert_eq!(asked(name, RecordType::A).full_name, full);
+    }
+    let hidden = answer("10-244-0-7.hidden.pod.cluster.local.", RecordType::A);
+    assert_eq!(hidden.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[test]
+fn a_service_named_like_a_top_level_domain_does_not_claim_all_of_it() {
+    let mut zone = zone();
+    zone.apply("shop", "com", service("10.96.1.9"));
+    let passes =
+        |name| decide(&query(name, RecordType::A), &zone, Limit::Datagram) == Decision::PassOn;
+
+    assert!(!passes("com."));
+    assert!(passes("a.b.example.com."));
+}
+
+#[test]
+fn an_address_that_changed_hands_keeps_its_new_name() {
+    let mut zone = zone();
+    zone.apply("shop", "next", service("10.96.1.2"));
+    zone.remove("shop", "web");
+
+    let owner = zone.service_at("10.96.1.2".parse().unwrap());
+
+    assert_eq!(owner, Some(("shop", "next")));
+}
+
+#[test]
+fn what_the_cluster_lacks_is_not_remembered_for_long() {
+    let question = asked("cell-9.cells.shop.svc.cluster.local.", RecordType::A);
+    let mut reply = Message::response(1, OpCode::Query);
+    reply.metadata.response_code = ResponseCode::NXDomain;
+    let name = || Name::from_str("cluster.local.").unwrap();
+    let soa = hickory_proto::rr::rdata::SOA::new(name(), name(), 1, 2, 3, 4, 300);
+    reply.add_authority(hickory_proto::rr::Record::from_rdata(
+        name(),
+        300,
+        RData::SOA(soa),
+    ));
+
+    let bytes = query("cell-9.cells.shop.svc.cluster.local.", RecordType::A);
+    let sent = rewritten(&bytes, &question, &reply.to_vec().unwrap(), Limit::Datagram).unwrap();
+    let sent = Message::from_vec(&sent).unwrap();
+
+    assert_eq!(sent.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(sent.authorities[0].ttl, TTL);
+    assert!(matches!(&sent.authorities[0].data, RData::SOA(soa) if soa.minimum == TTL));
+}

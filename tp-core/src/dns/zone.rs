@@ -89,7 +89,14 @@ impl Zone {
             return;
         };
         for address in service.addresses {
-            self.by_address.remove(&address);
+            // The address may have gone to another service before this one was removed.
+            let is_own = self
+                .by_address
+                .get(&address)
+                .is_some_and(|(owner, owned)| owner == namespace && owned == name);
+            if is_own {
+                self.by_address.remove(&address);
+            }
         }
     }
 
