@@ -26,7 +26,7 @@ use crate::{
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
     probe::ProbeKeys,
-    quic::{LOGICAL_SERVER, SERVER_NAME, endpoint_config, transport_config},
+    quic::{LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
     tls,
 };
@@ -163,7 +163,7 @@ impl Tunnel {
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(), None, socket, runtime)
             .map_err(ConnectError::Endpoint)?;
         let mut client_config = ClientConfig::new(Arc::new(crypto));
-        client_config.transport_config(transport_config(&epoch));
+        client_config.transport_config(client_transport(&epoch, choice));
 
         let (link_task, answer) = spawn_link(&mux, &link, stream, &session);
         let connecting = endpoint
@@ -260,7 +260,9 @@ impl Tunnel {
         }
         let mut path = self.inner.path.clone();
         let proven = path.wait_for(|status| status.path == PathKind::Udp);
-        let proven = timeout(UDP_WAIT, proven).await.map(|proven| proven.map(drop));
+        let proven = timeout(UDP_WAIT, proven)
+            .await
+            .map(|proven| proven.map(drop));
         match proven {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(OpenError::Closed(self.closed().await)),

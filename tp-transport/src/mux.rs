@@ -28,6 +28,7 @@ use quinn::{
 use crate::{
     framed::{Link, Received},
     probe::{Form, form},
+    quic::RECEIVE_SEGMENTS,
 };
 use udp::Udp;
 
@@ -321,9 +322,7 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.udp
-            .as_ref()
-            .map_or(LINK_SEGMENTS, Udp::max_receive_segments)
+        RECEIVE_SEGMENTS
     }
 
     fn may_fragment(&self) -> bool {

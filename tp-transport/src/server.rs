@@ -28,7 +28,7 @@ use crate::{
     },
     preface::{self, PrefaceError},
     probe::ProbeKeys,
-    quic::{endpoint_config, is_link_address, transport_config},
+    quic::{endpoint_config, is_link_address, server_transport},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
     tls::ServerTls,
 };
@@ -321,7 +321,7 @@ async fn handshake(
 ) -> Result<Peer, quinn::ConnectionError> {
     let epoch = Arc::new(PathEpoch::default());
     let mut config = ServerConfig::with_crypto(Arc::new(tls.config(&link.session)));
-    config.transport_config(transport_config(&epoch));
+    config.transport_config(server_transport(&epoch));
     let connection = incoming.accept_with(Arc::new(config))?.await?;
     let key = peer_key(&connection).expect("a client certificate is mandatory and was parsed");
 

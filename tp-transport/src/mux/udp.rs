@@ -115,10 +115,6 @@ impl Udp {
         self.state.max_gso_segments()
     }
 
-    pub(crate) fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
-    }
-
     pub(crate) fn may_fragment(&self) -> bool {
         self.state.may_fragment()
     }

@@ -220,6 +220,26 @@ async fn a_slow_reader_holds_the_sender_up_and_not_the_memory() {
     }
 }
 
+#[tokio::test]
+async fn readers_that_have_stopped_do_not_starve_the_others() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let chunk = pattern(0, 1 << 20);
+    let mut stopped = Vec::new();
+    for _ in 0..5 {
+        let (near, far) = flow_pair(&tunnel, &peer).await;
+        let (mut send, recv) = far.split();
+        while timeout(Duration::from_millis(200), send.write_all(&chunk))
+            .await
+            .is_ok()
+        {}
+        stopped.push((near, send, recv));
+    }
+
+    let _echo = echo(peer);
+    exchange(&tunnel, 1 << 20, || {}).await;
+}
+
 /// Sends `length` bytes through an echo and compares what returns; `halfway` is called once some
 /// have returned.
 async fn exchange(tunnel: &Tunnel, length: usize, halfway: impl FnOnce()) {
