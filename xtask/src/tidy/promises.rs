@@ -73,7 +73,7 @@ fn check_promises(promises: &Source, tests: &BTreeSet<&str>) -> Vec<Problem> {
             problems.push(format!("{at}: a promise names its test"));
         }
         for name in names {
-            let function = name.rsplit("::").next().unwrap_or(name);
+            let function = name.rsplit([':', ' ']).next().unwrap_or(name);
             if !tests.contains(function) {
                 problems.push(format!("{at}: there is no test {name}"));
             }
