@@ -8,15 +8,19 @@ use std::{
     fs, io,
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown},
+        unix::fs::{DirBuilderExt, FileTypeExt, lchown},
     },
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
 
 use anyhow::{Context, bail};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+use rustix::{
+    fs::Mode,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    },
+    process::umask,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -112,17 +116,18 @@ fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<OwnedFd> {
         .with_context(place)?;
     remove_stale(path).with_context(place)?;
 
-    let address = SocketAddrUnix::new(path).with_context(place)?;
-    let socket = seqpacket(SocketFlags::CLOEXEC)?;
-    bind(&socket, &address).with_context(place)?;
     let (uid, gid, mode) = match admission {
         Admission::Group { gid: Some(gid) } => (0, gid, 0o660),
         Admission::Group { gid: None } => (0, 0, 0o600),
         Admission::Only { uid } => (uid, 0, 0o600),
     };
-    // Before anybody can connect: the socket does not listen yet.
-    chown(path, Some(uid), Some(gid)).with_context(place)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(place)?;
+    let address = SocketAddrUnix::new(path).with_context(place)?;
+    let socket = seqpacket(SocketFlags::CLOEXEC)?;
+    // By the mask and without following links: nothing that somebody puts in place of the socket
+    // changes hands.
+    umask(Mode::from_raw_mode(!mode & 0o777));
+    bind(&socket, &address).with_context(place)?;
+    lchown(path, Some(uid), Some(gid)).with_context(place)?;
     listen(&socket, BACKLOG).with_context(place)?;
 
     Ok(socket)

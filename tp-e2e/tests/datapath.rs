@@ -465,6 +465,27 @@ fn only_the_sessions_own_network_namespace_is_taken() {
 }
 
 #[test]
+fn a_network_namespace_with_other_users_is_refused() {
+    let machine = machine();
+    let socket = machine.socket();
+    let servers = tp_e2e::datapath::NAME_SERVERS;
+    let words = [
+        "session",
+        &socket,
+        "/proc/self/ns/net",
+        r#""user""#,
+        STEER,
+        servers,
+    ];
+    let mut command = machine.command(&["unshare", "--user", "--map-root-user", "--net", "--"]);
+    command.args(machine.helper_words(0, &words));
+
+    let refused = tp_e2e::datapath::Process::start(&mut command).object();
+
+    assert_eq!(refused["reply"]["kind"], "unsupported", "{refused}");
+}
+
+#[test]
 fn senseless_requests_are_refused_and_the_session_goes_on() {
     let machine = machine();
     let mut session = machine.session();

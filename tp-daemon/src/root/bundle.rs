@@ -195,6 +195,13 @@ impl Link {
     }
 }
 
+impl Link {
+    /// False also when an interface of another name has taken the index.
+    fn is_there(&self) -> bool {
+        self.netlink.name_of(self.index).as_deref() == Some(&self.name)
+    }
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         let aliases = self.range.aliases;
@@ -203,11 +210,13 @@ impl Drop for Link {
             Ok(count) => tracing::debug!(count, "Ended the sockets of a bundle"),
             Err(error) => tracing::debug!(%error, "Cannot end the sockets of a bundle"),
         }
-        // An interface of another name has taken the index: ours is gone already.
-        if self.netlink.name_of(self.index).as_deref() != Some(&self.name) {
+        if !self.is_there() {
             return;
         }
-        if let Err(error) = self.netlink.delete(self.index) {
+        // The private namespace takes its end along, and with it ours, when the session has died.
+        if let Err(error) = self.netlink.delete(self.index)
+            && self.is_there()
+        {
             tracing::error!(error = format!("{error:#}"), "Cannot delete a link");
         }
     }

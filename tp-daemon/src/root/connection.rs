@@ -161,6 +161,13 @@ impl Connection {
                 "the descriptor is not the network namespace that the session runs in",
             ));
         }
+        // The guard of the aliases compares numbers as the namespace's owner sees them.
+        if !host.has_our_users()? {
+            return Err(Refusal::unsupported(
+                "the network namespace belongs to another user namespace, for example to a \
+                 rootless container; run `tp connect` outside of it",
+            ));
+        }
         let scope = scope::resolve(&open.scope, &self.peer, &self.context.hierarchy)?;
         let (bundle, description, descriptors) = Bundle::open(bundle::Request {
             host,

@@ -42,6 +42,14 @@ impl NetNamespace {
         Ok(ours.st_ino == theirs.ino() && ours.st_dev == theirs.dev())
     }
 
+    /// Says whether users have the same numbers in this namespace as in the daemon's own.
+    pub(super) fn has_our_users(&self) -> io::Result<bool> {
+        let owner = rustix::fs::fstat(sys::owner_of(&self.fd)?)?;
+        let ours = fs::metadata("/proc/self/ns/user")?;
+
+        Ok(owner.st_ino == ours.ino() && owner.st_dev == ours.dev())
+    }
+
     /// Runs `work` on a thread inside the namespace.
     pub(super) fn run<T: Send, E: Send + From<io::Error>>(
         &self,

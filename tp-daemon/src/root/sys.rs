@@ -5,13 +5,15 @@ use std::{
     fs::{File, OpenOptions},
     io, mem,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
 };
 
 /// `_IO(0xb7, 3)`: the kind of a namespace descriptor.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+/// `_IO(0xb7, 1)`: the user namespace behind a namespace descriptor.
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
 /// `_IOW('T', 202, int)`.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -32,6 +34,16 @@ pub(super) fn is_network_namespace(fd: impl AsFd) -> bool {
     let kind = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
 
     kind == libc::CLONE_NEWNET
+}
+
+/// Opens the user namespace that owns a namespace.
+pub(super) fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    // SAFETY: the request takes no argument.
+    let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
+    check(fd)?;
+
+    // SAFETY: the kernel has just made it for us, with close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Makes a TUN device in the calling thread's network namespace.
