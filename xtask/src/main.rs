@@ -22,6 +22,7 @@ mod test;
 mod tidy;
 mod tools;
 mod workloads;
+mod wrapper;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about, version, max_term_width = 100)]
@@ -57,6 +58,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    if let Some(compiler) = wrapper::requested() {
+        return wrapper::run(compiler);
+    }
     match perform(Arguments::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,11 +7,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
 
 use crate::{
     ebpf,
     image::{Entry, Image},
     paths, run,
+    wrapper::STATIC_CRATES,
 };
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -29,48 +31,79 @@ pub(crate) fn image_reference() -> String {
 /// Builds everything in the release profile.
 pub(crate) fn build() -> Result<()> {
     ebpf::build()?;
-    for program in CLUSTER {
-        build_static(program)?;
-    }
-    // Last, so that what is left in target/release is what `cargo build` would leave there.
-    run::status(Command::new("cargo").args([
-        "build",
-        "--release",
-        "--quiet",
-        "-p",
-        "tp-cli",
-        "-p",
-        "tp-daemon",
-        "-p",
-        "tp-manager",
-        "-p",
-        "tp-agent",
-    ]))
+    run::status(cargo(&["build"]).args(["--bins", "--quiet"]))?;
+    build_statics()
 }
 
-/// Links a program without any shared library and puts it into target/static.
-fn build_static(program: &str) -> Result<()> {
-    run::status(Command::new("cargo").args([
-        "rustc",
-        "--release",
-        "--quiet",
-        "-p",
-        program,
-        "--bin",
-        program,
-        "--",
-        "-C",
-        "target-feature=+crt-static",
-    ]))?;
-    let built = paths::release().join(program);
-    ensure_static(&built)?;
+/// A cargo command for the whole workspace: another choice of packages would mean other features, and all dependencies
+/// compiled once more.
+pub(crate) fn cargo(command: &[&str]) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(command)
+        .args(["--release", "--workspace"])
+        .current_dir(paths::workspace());
+    cargo
+}
 
-    let target = paths::statics().join(program);
+/// Links the cluster's programs without any shared library, and puts them into target/static.
+fn build_statics() -> Result<()> {
+    let crates: Vec<String> = CLUSTER.iter().map(|name| name.replace('-', "_")).collect();
+    let output = run::output(
+        cargo(&["build"])
+            .args(["--quiet", "--message-format=json-render-diagnostics"])
+            .args(CLUSTER.iter().flat_map(|program| ["--bin", program]))
+            .env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?)
+            .env(STATIC_CRATES, crates.join(",")),
+    )?;
+
     fs::create_dir_all(paths::statics())?;
-    // Replaced as one: who reads it sees the old or the new one. Stripped: symbols are most of its size.
-    let part = target.with_extension("part");
-    strip(&built, &part)?;
-    fs::rename(&part, &target).with_context(|| format!("writing {}", target.display()))
+    for program in CLUSTER {
+        let built = Artifact::all(&output)?
+            .into_iter()
+            .find(|artifact| artifact.target.name == *program)
+            .and_then(|artifact| artifact.executable)
+            .with_context(|| format!("cargo built no {program}"))?;
+        ensure_static(&built)?;
+
+        // Replaced as one: who reads it sees the old or the new one. Stripped: symbols are most of its size.
+        let target = paths::statics().join(program);
+        let part = target.with_extension("part");
+        strip(&built, &part)?;
+        fs::rename(&part, &target).with_context(|| format!("writing {}", target.display()))?;
+    }
+    // The same names in target/release are for who builds without us: dynamic again.
+    run::status(cargo(&["build"]).args(["--bins", "--quiet"]))
+}
+
+/// Something that cargo built, as its JSON messages tell.
+#[derive(Deserialize)]
+pub(crate) struct Artifact {
+    pub(crate) target: Target,
+    pub(crate) profile: Profile,
+    pub(crate) executable: Option<PathBuf>,
+    pub(crate) manifest_path: PathBuf,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Profile {
+    pub(crate) test: bool,
+}
+
+impl Artifact {
+    /// The artifacts in what cargo printed.
+    pub(crate) fn all(messages: &str) -> Result<Vec<Self>> {
+        messages
+            .lines()
+            .filter(|line| line.contains(r#""reason":"compiler-artifact""#))
+            .map(|line| serde_json::from_str(line).context("reading a message of cargo"))
+            .collect()
+    }
 }
 
 fn ensure_static(program: &Path) -> Result<()> {

@@ -9,6 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{cluster, dist, ebpf, packages, paths, products, run, tidy, tools::Tool};
+use programs::TestProgram;
+
+mod programs;
+
+/// Where to look when a test fails.
+const THEIR_WORDS: &str = "what the failed test said above";
 
 /// Every package of the workspace's own set-up.
 pub(crate) const PACKAGES: &[&[&str]] = &[
@@ -53,24 +59,15 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     }
     steps.step("programs", "the compiler's words above", products::build)?;
     steps.step("image", "target/dist", || dist::image_only().map(drop))?;
+    let tests = steps.step("tests built", "the compiler's words above", programs::build)?;
     if options.only.is_none() {
-        steps.step(
-            "unit and scenario tests",
-            "the failed test's own words above",
-            || {
-                cargo(&[
-                    "test",
-                    "--release",
-                    "--quiet",
-                    "--workspace",
-                    "--exclude",
-                    "tp-e2e",
-                ])
-            },
-        )?;
+        let unit = tests.iter().filter(|test| !test.is_end_to_end());
+        steps.step("unit and scenario tests", THEIR_WORDS, || {
+            programs::run_all(unit, &["--quiet"])
+        })?;
     }
 
-    let outcome = on_cluster(&mut steps, options);
+    let outcome = on_cluster(&mut steps, options, &tests);
     if options.keep {
         println!("the cluster stays up: remove it with `cargo xtask cluster down`");
     } else {
@@ -145,7 +142,7 @@ pub(crate) fn audit() -> Result<()> {
     )
 }
 
-fn on_cluster(steps: &mut Steps, options: &Options) -> Result<()> {
+fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Result<()> {
     steps.step("cluster up", "the log it names", || cluster::up(2))?;
     steps.step(
         "workloads",
@@ -155,29 +152,12 @@ fn on_cluster(steps: &mut Steps, options: &Options) -> Result<()> {
     steps.step("image import", "target/dist/tp-image.tar", || {
         cluster::import(&dist::image())
     })?;
-    steps.step(
-        "end-to-end tests",
-        "the failed test's own words above",
-        || {
-            let mut tests = Command::new("cargo");
-            tests
-                .args([
-                    "test",
-                    "--release",
-                    "--quiet",
-                    "-p",
-                    "tp-e2e",
-                    "--",
-                    "--test-threads=1",
-                ])
-                .args(&options.only)
-                .env("TP_TESTBED", paths::testbed())
-                .env("TP_BIN_DIR", paths::release())
-                .env("TP_IMAGE", products::image_reference())
-                .current_dir(paths::workspace());
-            run::status(&mut tests)
-        },
-    )
+    let mut arguments = vec!["--test-threads=1"];
+    arguments.extend(options.only.as_deref());
+    let end_to_end = tests.iter().filter(|test| test.is_end_to_end());
+    steps.step("end-to-end tests", THEIR_WORDS, || {
+        programs::run_all(end_to_end, &arguments)
+    })
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {

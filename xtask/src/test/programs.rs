@@ -1,0 +1,75 @@
+//! The programs of tests, built with all else of the workspace and run one after the other.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    paths,
+    products::{self, Artifact},
+    run,
+};
+
+pub(super) struct TestProgram {
+    executable: PathBuf,
+    name: String,
+    folder: PathBuf,
+}
+
+impl TestProgram {
+    pub(super) fn is_end_to_end(&self) -> bool {
+        self.folder.ends_with("tp-e2e")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let package = self.folder.file_name().unwrap_or_default();
+        println!("    {} of {}", self.name, package.display());
+        run::status(
+            Command::new(&self.executable)
+                .args(arguments)
+                .current_dir(&self.folder)
+                .env("CARGO_MANIFEST_DIR", &self.folder)
+                .env("TP_BIN_DIR", paths::release())
+                .env("TP_IMAGE", products::image_reference())
+                .env("TP_TESTBED", paths::testbed()),
+        )
+    }
+}
+
+/// Builds all of them in one go: cargo then chooses the same features for all.
+pub(super) fn build() -> Result<Vec<TestProgram>> {
+    let messages = run::output(products::cargo(&["test"]).args([
+        "--quiet",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]))?;
+    let tests = Artifact::all(&messages)?
+        .into_iter()
+        .filter(|artifact| artifact.profile.test)
+        .filter_map(|artifact| {
+            Some(TestProgram {
+                executable: artifact.executable?,
+                name: artifact.target.name,
+                folder: artifact.manifest_path.parent()?.to_path_buf(),
+            })
+        })
+        .collect();
+    Ok(tests)
+}
+
+/// Runs the programs, all of them even when one fails.
+pub(super) fn run_all<'a>(
+    tests: impl Iterator<Item = &'a TestProgram>,
+    arguments: &[&str],
+) -> Result<()> {
+    let mut failed = Vec::new();
+    for test in tests {
+        if test.run(arguments).is_err() {
+            failed.push(test.name.as_str());
+        }
+    }
+    if !failed.is_empty() {
+        bail!("tests failed in {}", failed.join(", "));
+    }
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! Stands between cargo and rustc while the image's programs are built, to link those, and only those, statically.
+//!
+//! `cargo rustc -- -C target-feature=+crt-static` takes one package at a time, and cargo chooses the features of all
+//! dependencies by the packages it is asked for: the whole tree would be compiled once more for each.
+
+use std::{
+    env,
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
+
+/// Set by `products` for cargo, which passes it on to us. Its value: crate names with commas between.
+pub(crate) const STATIC_CRATES: &str = "TP_XTASK_STATIC_CRATES";
+
+/// The compiler's command, if cargo called this program as its wrapper.
+pub(crate) fn requested() -> Option<Command> {
+    let crates = env::var(STATIC_CRATES).ok()?;
+    let words: Vec<_> = env::args_os().skip(1).collect();
+    let (compiler, arguments) = words.split_first()?;
+    let value = |name: &str| {
+        let position = arguments.iter().position(|word| word == name)?;
+        arguments.get(position + 1)?.to_str()
+    };
+
+    let mut command = Command::new(compiler);
+    command.args(arguments);
+    let is_wanted =
+        value("--crate-name").is_some_and(|name| crates.split(',').any(|one| one == name));
+    if is_wanted && value("--crate-type") == Some("bin") {
+        command.args(["-C", "target-feature=+crt-static"]);
+    }
+    Some(command)
+}
+
+pub(crate) fn run(mut compiler: Command) -> ExitCode {
+    let error = compiler.exec();
+    eprintln!("error: the compiler does not start: {error}");
+    ExitCode::FAILURE
+}
