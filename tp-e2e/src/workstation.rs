@@ -228,7 +228,15 @@ impl Workstation {
     #[track_caller]
     pub fn connect(&self, flags: &[&str]) -> Finished {
         let words = [&["tp", "connect"], flags].concat();
-        let connected = run(&mut self.command(&words), CONNECT);
+        // 75 asks to try again: a cluster that tp came to this second refuses for a moment.
+        let connected = eventually("a connection", CONNECT, || {
+            let connected = run(&mut self.command(&words), CONNECT);
+            if connected.code() == 75 {
+                Err(connected.stderr)
+            } else {
+                Ok(connected)
+            }
+        });
         assert!(
             connected.status.success(),
             "{connected}\n--- session\n{}\n--- root daemon\n{}",
