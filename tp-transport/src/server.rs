@@ -1,11 +1,6 @@
 //! The manager's end of the tunnel.
 
-use std::{
-    io,
-    net::UdpSocket,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
 use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime};
 use tokio::{
@@ -19,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     codes::CloseCode,
     congestion::PathEpoch,
-    flow::{self, Accepted, FlowError},
+    flow::Accepted,
     keys::{Identity, KeyError, KeyHash, SessionRef, certificate_key},
     mux::{
         Mux,
@@ -29,9 +24,14 @@ use crate::{
     preface::{self, PrefaceError},
     probe::ProbeKeys,
     quic::{endpoint_config, is_link_address, server_transport},
-    status::{ClosedReason, PathKind, PathStatus, TunnelStats},
+    status::{PathKind, PathStatus},
     tls::ServerTls,
 };
+
+mod peer;
+
+pub use peer::Peer;
+use peer::{PeerInner, read_opens};
 
 /// For the client to say who it is.
 const PREFACE_LIMIT: Duration = Duration::from_secs(5);
@@ -43,9 +43,6 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const MAX_HANDSHAKES: usize = 256;
 /// Sessions that may wait for [`TunnelServer::accept`].
 const MAX_UNACCEPTED: usize = 64;
-/// Streams of one session whose `Open` is being read.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
-const MAX_OPENING: usize = 1024;
 const MAX_UNACCEPTED_FLOWS: usize = 256;
 /// A session that is not heard of for so long has gone without saying so. A laptop may sleep
 /// meanwhile.
@@ -437,89 +434,5 @@ fn path_status(connection: &Connection, paths: &PeerPaths) -> PathStatus {
         reason: reason.into(),
         remote: Some(connection.remote_address()).filter(|_| path == PathKind::Udp),
         switches: paths.epoch().switches(),
-    }
-}
-
-/// Reads the `Open` of every stream, so that a slow one delays no other.
-async fn read_opens(connection: &Connection, flows: mpsc::Sender<Accepted>) {
-    let mut opening = JoinSet::new();
-    loop {
-        let opened = tokio::select! {
-            opened = connection.accept_bi(), if opening.len() < MAX_OPENING => opened,
-            Some(_) = opening.join_next() => continue,
-        };
-        let Ok((send, recv)) = opened else {
-            return;
-        };
-        let flows = flows.clone();
-        opening.spawn(async move {
-            match timeout(OPEN_LIMIT, flow::accept(send, recv)).await {
-                Ok(Ok(accepted)) => {
-                    // Nobody accepts any more only when the peer is dropped.
-                    let _ = flows.send(accepted).await;
-                }
-                Ok(Err(FlowError::TunnelLost)) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "A stream was not understood"),
-                Err(_) => tracing::debug!("A stream did not say what it is for"),
-            }
-        });
-    }
-}
-
-/// One connected session; clones share it. When the last clone is dropped, it is closed.
-#[derive(Clone)]
-pub struct Peer {
-    inner: Arc<PeerInner>,
-}
-
-struct PeerInner {
-    session: SessionRef,
-    key: KeyHash,
-    connection: Connection,
-    path: watch::Receiver<PathStatus>,
-    flows: Mutex<mpsc::Receiver<Accepted>>,
-    mux: Weak<Mux<ServerSide>>,
-    _keeper: AbortOnDropHandle<()>,
-}
-
-impl Drop for PeerInner {
-    fn drop(&mut self) {
-        self.connection.close(CloseCode::Shutdown.into(), b"");
-    }
-}
-
-impl Peer {
-    pub fn session(&self) -> &SessionRef {
-        &self.inner.session
-    }
-
-    /// The key that the client proved.
-    pub fn key(&self) -> KeyHash {
-        self.inner.key
-    }
-
-    /// The next stream that the session opened; `None` once the connection has ended.
-    pub async fn accept(&self) -> Option<Accepted> {
-        self.inner.flows.lock().await.recv().await
-    }
-
-    /// Ends the connection; `reason` is a sentence for the client's user.
-    pub fn close(&self, code: CloseCode, reason: &str) {
-        self.inner.connection.close(code.into(), reason.as_bytes());
-    }
-
-    pub async fn closed(&self) -> ClosedReason {
-        self.inner.connection.closed().await.into()
-    }
-
-    pub fn path(&self) -> watch::Receiver<PathStatus> {
-        self.inner.path.clone()
-    }
-
-    pub fn stats(&self) -> TunnelStats {
-        let mux = self.inner.mux.upgrade();
-        let udp = mux.as_ref().and_then(|mux| mux.udp());
-
-        TunnelStats::of(&self.inner.connection, udp)
     }
 }

@@ -165,6 +165,7 @@ async fn where_only_udp_is_allowed_dials_wait_for_it() {
 
     let dial = tunnel.dial(target());
     let candidates = async {
+        // Time for the dial to go the wrong way.
         sleep(Duration::from_millis(100)).await;
         assert_eq!(tunnel.path().borrow().path, PathKind::Stream);
         tunnel.set_candidates(vec![lab.udp]);

@@ -153,6 +153,7 @@ async fn a_slow_reader_is_waited_for_after_the_last_byte() {
         target.shutdown().await.unwrap();
         let _ = target.read(&mut [0; 8]).await;
     });
+    // Time for the splice to give up on the reader too soon.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut received = Vec::new();
     within("the late reader", ends.app.read_to_end(&mut received))

@@ -1,0 +1,110 @@
+//! One connected session, and the streams that it opens.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use quinn::Connection;
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    codes::CloseCode,
+    flow::{self, Accepted, FlowError},
+    keys::{KeyHash, SessionRef},
+    mux::{Mux, server::ServerSide},
+    status::{ClosedReason, PathStatus, TunnelStats},
+};
+
+/// Streams of one session whose `Open` is being read.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+const MAX_OPENING: usize = 1024;
+
+/// Reads the `Open` of every stream, so that a slow one delays no other.
+pub(super) async fn read_opens(connection: &Connection, flows: mpsc::Sender<Accepted>) {
+    let mut opening = JoinSet::new();
+    loop {
+        let opened = tokio::select! {
+            opened = connection.accept_bi(), if opening.len() < MAX_OPENING => opened,
+            Some(_) = opening.join_next() => continue,
+        };
+        let Ok((send, recv)) = opened else {
+            return;
+        };
+        let flows = flows.clone();
+        opening.spawn(async move {
+            match timeout(OPEN_LIMIT, flow::accept(send, recv)).await {
+                Ok(Ok(accepted)) => {
+                    // Nobody accepts any more only when the peer is dropped.
+                    let _ = flows.send(accepted).await;
+                }
+                Ok(Err(FlowError::TunnelLost)) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "A stream was not understood"),
+                Err(_) => tracing::debug!("A stream did not say what it is for"),
+            }
+        });
+    }
+}
+
+/// One connected session; clones share it. When the last clone is dropped, it is closed.
+#[derive(Clone)]
+pub struct Peer {
+    pub(super) inner: Arc<PeerInner>,
+}
+
+pub(super) struct PeerInner {
+    pub(super) session: SessionRef,
+    pub(super) key: KeyHash,
+    pub(super) connection: Connection,
+    pub(super) path: watch::Receiver<PathStatus>,
+    pub(super) flows: Mutex<mpsc::Receiver<Accepted>>,
+    pub(super) mux: Weak<Mux<ServerSide>>,
+    pub(super) _keeper: AbortOnDropHandle<()>,
+}
+
+impl Drop for PeerInner {
+    fn drop(&mut self) {
+        self.connection.close(CloseCode::Shutdown.into(), b"");
+    }
+}
+
+impl Peer {
+    pub fn session(&self) -> &SessionRef {
+        &self.inner.session
+    }
+
+    /// The key that the client proved.
+    pub fn key(&self) -> KeyHash {
+        self.inner.key
+    }
+
+    /// The next stream that the session opened; `None` once the connection has ended.
+    pub async fn accept(&self) -> Option<Accepted> {
+        self.inner.flows.lock().await.recv().await
+    }
+
+    /// Ends the connection; `reason` is a sentence for the client's user.
+    pub fn close(&self, code: CloseCode, reason: &str) {
+        self.inner.connection.close(code.into(), reason.as_bytes());
+    }
+
+    pub async fn closed(&self) -> ClosedReason {
+        self.inner.connection.closed().await.into()
+    }
+
+    pub fn path(&self) -> watch::Receiver<PathStatus> {
+        self.inner.path.clone()
+    }
+
+    pub fn stats(&self) -> TunnelStats {
+        let mux = self.inner.mux.upgrade();
+        let udp = mux.as_ref().and_then(|mux| mux.udp());
+
+        TunnelStats::of(&self.inner.connection, udp)
+    }
+}
