@@ -1,6 +1,6 @@
 //! The API server as this user sees it: kubeconfig, identity, the Session object, port-forwards.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{DeleteParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -149,7 +149,10 @@ impl Cluster {
             .filter(|(key, _)| *key != VERSION_KEY)
             .filter_map(|(pod, key)| {
                 let key = key.parse().ok()?;
-                Some(Replica { pod: pod.clone(), key })
+                Some(Replica {
+                    pod: pod.clone(),
+                    key,
+                })
             })
             .collect();
         if replicas.is_empty() {
@@ -264,8 +267,7 @@ async fn config(request: &ConnectRequest) -> Result<(Config, String), Fault> {
         )
     };
     let kubeconfig = if !request.kubeconfig.is_empty() {
-        let path = Path::new(&request.kubeconfig);
-        Some(Kubeconfig::read_from(path).map_err(|error| wrong(&error))?)
+        Some(read_list(&request.kubeconfig).map_err(|error| wrong(&error))?)
     } else if let Some(merged) = Kubeconfig::from_env().map_err(|error| wrong(&error))? {
         Some(merged)
     } else {
@@ -290,6 +292,14 @@ async fn config(request: &ConnectRequest) -> Result<(Config, String), Fault> {
         .map_err(|error| wrong(&error))?;
 
     Ok((config, context.unwrap_or_default()))
+}
+
+/// One file, or several as in KUBECONFIG: what an earlier one says stands.
+fn read_list(paths: &str) -> Result<Kubeconfig, KubeconfigError> {
+    std::env::split_paths(paths)
+        .map(Kubeconfig::read_from)
+        .reduce(|merged, next| merged?.merge(next?))
+        .unwrap_or_else(|| Ok(Kubeconfig::default()))
 }
 
 fn home_kubeconfig() -> Option<std::path::PathBuf> {
