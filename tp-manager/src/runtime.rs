@@ -1,6 +1,10 @@
 //! Wires the parts together, and ends them in order.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use futures::future::BoxFuture;
@@ -72,6 +76,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         policy: policy.subscribe(),
         published: published.subscribe(),
         synced: synced.clone(),
+        told: Mutex::new(Ok(())),
     });
 
     let mut tasks = JoinSet::new();
@@ -168,10 +173,28 @@ struct Readiness {
     policy: watch::Receiver<Policy>,
     published: watch::Receiver<bool>,
     synced: Synced,
+    told: Mutex<Result<(), String>>,
 }
 
 impl Health for Readiness {
     fn ready(&self) -> Result<(), String> {
+        let ready = self.judge();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        // A probe's answer is shown nowhere; the log is.
+        if *told != ready {
+            match &ready {
+                Ok(()) => tracing::info!("Ready"),
+                Err(reason) => tracing::info!(reason, "Not ready"),
+            }
+            told.clone_from(&ready);
+        }
+
+        ready
+    }
+}
+
+impl Readiness {
+    fn judge(&self) -> Result<(), String> {
         self.policy.borrow().trust(Timestamp::now())?;
         if !self.synced.is_complete() {
             return Err("the cluster is still being listed".into());

@@ -42,6 +42,7 @@ pub(crate) async fn wait(
 ) -> Result<(), Fault> {
     let deadline = Instant::now() + limit;
     let sets: Api<StatefulSet> = Api::namespaced(cluster.client().clone(), &parameters.namespace);
+    let mut told = String::new();
     loop {
         let set = sets
             .get(MANAGER_NAME)
@@ -51,7 +52,10 @@ pub(crate) async fn wait(
             return Ok(());
         }
         let state = state(cluster, parameters, &set).await?;
-        progress.step(&format!("waiting for the managers: {}", state.text));
+        if state.text != told {
+            progress.step(&format!("waiting for the managers: {}", state.text));
+            told.clone_from(&state.text);
+        }
         if state.hopeless {
             return Err(Fault::new(
                 FaultKind::Failed,
