@@ -15,7 +15,7 @@ use tokio::{
     sync::Semaphore,
     task::JoinSet,
 };
-use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer};
+use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer, tune_link};
 
 use crate::{
     access::Access, args::Allow, grpc::Replica, housekeeping::Departed, model::SharedModel,
@@ -94,7 +94,7 @@ impl Gateway {
     }
 
     async fn link(&self, stream: TcpStream) {
-        if let Err(error) = stream.set_nodelay(true) {
+        if let Err(error) = tune_link(&stream) {
             tracing::debug!(%error, "A link keeps its delay");
         }
         if let Err(error) = self.server.attach(stream).await {

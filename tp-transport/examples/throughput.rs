@@ -19,7 +19,7 @@ use tokio::{
 };
 use tp_transport::{
     Accepted, Admission, Dialed, Identity, KeyHash, PathChoice, PathKind, Refusal, SessionRef,
-    SpliceCounters, Tunnel, TunnelConfig, TunnelServer, splice,
+    SpliceCounters, Tunnel, TunnelConfig, TunnelServer, splice, tune_link,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -69,7 +69,7 @@ async fn serve() -> Result<()> {
         tokio::select! {
             link = links.accept() => {
                 let (link, server) = (link?.0, Arc::clone(&server));
-                link.set_nodelay(true)?;
+                tune_link(&link)?;
                 tasks.spawn(async move { drop(server.attach(link).await) });
             }
             connection = target.accept() => {
@@ -155,7 +155,7 @@ async fn measure(seconds: u64) -> Result<()> {
     for path in [PathKind::Stream, PathKind::Udp] {
         let far = start().await?;
         let link = TcpStream::connect(far.link).await?;
-        link.set_nodelay(true)?;
+        tune_link(&link)?;
         let tunnel = Tunnel::connect(
             link,
             TunnelConfig {

@@ -16,8 +16,10 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::udp::Transmit;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
     sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,17 @@ const SEND_LIMIT: usize = 128 << 10;
 const RECEIVE_LIMIT: usize = 512 << 10;
 const READ_CHUNK: usize = 128 << 10;
 const PREFIX: usize = 2;
+
+/// Unsent bytes that the kernel may hold, for the same reason.
+const UNSENT_LIMIT: u32 = 32 << 10;
+
+/// Sets a TCP connection up as a byte stream of path T: nothing is held back, and little is queued
+/// in the kernel, where a small request would wait behind it.
+pub fn tune_link(tcp: &TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+
+    SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT_LIMIT)
+}
 
 /// Milliseconds since the first call: for ages, in atomics.
 pub(crate) fn now_ms() -> u64 {

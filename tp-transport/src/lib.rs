@@ -51,6 +51,7 @@ pub use {
     client::{ConnectError, Dialed, OpenError, PathChoice, Tunnel, TunnelConfig},
     codes::{CloseCode, ResetCode},
     flow::{Accepted, Flow, FlowError, FlowIo, PendingFlow, RecvHalf, SendHalf},
+    framed::tune_link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
     server::{Admission, AttachError, BindError, Peer, Refusal, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, splice},

@@ -9,7 +9,7 @@ pub(crate) mod server;
 pub(crate) mod udp;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     fmt,
     io::{self, IoSliceMut},
@@ -242,8 +242,11 @@ enum Blocked {
 }
 
 thread_local! {
-    /// Why the last `try_send` of this thread would have blocked. QUIC asks the poller right
-    /// after, on the same thread, and does not say which destination it asks for.
+    /// Whether a connection's poller has just said that it may send. What an endpoint sends for
+    /// itself is not announced so, and must not hold a connection up.
+    static ANNOUNCED: Cell<bool> = const { Cell::new(false) };
+    /// Why an announced `try_send` would have blocked. QUIC asks the same poller right after, on
+    /// the same thread, and does not say which destination it asks for.
     static BLOCKED: RefCell<Option<Blocked>> = const { RefCell::new(None) };
 }
 
@@ -263,11 +266,15 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
                 (link.try_send(transmit), Blocked::Link { link, destination })
             }
             (Route::Udp(remote), Some(udp)) => (udp.try_send(transmit, remote), Blocked::Udp),
-            (Route::Udp(_), None) | (Route::Nowhere, _) => return Ok(()),
+            (Route::Udp(_), None) | (Route::Nowhere, _) => {
+                ANNOUNCED.set(false);
+                return Ok(());
+            }
         };
         let would_block =
             matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        BLOCKED.set(would_block.then_some(blocked));
+        let announced = ANNOUNCED.replace(false);
+        BLOCKED.set(Some(blocked).filter(|_| would_block && announced));
         if !would_block {
             self.side.sent(transmit.contents.len());
         }
@@ -350,7 +357,7 @@ impl<S: Side> UdpPoller for Poller<S> {
             self.writable = None;
         }
         let result = match &self.blocked {
-            None => return Poll::Ready(Ok(())),
+            None => Ok(()),
             Some(Blocked::Link { link, destination }) => {
                 let rerouted = match self.mux.side.route(*destination) {
                     Route::Link(current) => !Arc::ptr_eq(&current, link),
@@ -376,6 +383,7 @@ impl<S: Side> UdpPoller for Poller<S> {
         };
         self.blocked = None;
         self.writable = None;
+        ANNOUNCED.set(result.is_ok());
 
         Poll::Ready(result)
     }
