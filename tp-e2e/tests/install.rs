@@ -1,0 +1,360 @@
+//! `tp install` and `tp uninstall` against a real API server.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tp_e2e::{
+    cluster::{Testbed, testbed, text},
+    process::{Finished, PATIENCE, run},
+    workstation::programs,
+};
+
+/// A rollout, and the removal of namespaces.
+const ROLLOUT: Duration = Duration::from_secs(150);
+
+fn tp_as(person: &str, arguments: &[&str]) -> Command {
+    let mut command = testbed().inside(&testbed().workstation());
+    command
+        .arg(programs().join("tp"))
+        .args(arguments)
+        .env("KUBECONFIG", testbed().kubeconfig(person));
+    command
+}
+
+fn tp(arguments: &[&str]) -> Finished {
+    run(&mut tp_as("admin", arguments), ROLLOUT)
+}
+
+fn image() -> String {
+    let image = std::env::var("TP_IMAGE")
+        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
+    format!("--image={image}")
+}
+
+fn install(flags: &[&str]) -> Finished {
+    let image = image();
+    let usual = ["install", &image, "--image-pull-policy=Never"];
+    tp(&[&usual, flags].concat())
+}
+
+/// Every object of the cluster that is not the cluster's own doing, by UID.
+fn snapshot(testbed: &Testbed) -> BTreeMap<String, String> {
+    let kinds = testbed.kubectl(&["api-resources", "--verbs=list", "--output=name"]);
+    let kinds: Vec<&str> = kinds
+        .lines()
+        .filter(|kind| !kind.starts_with("events") && !kind.starts_with("leases."))
+        .filter(|kind| *kind != "componentstatuses")
+        .collect();
+    let list = testbed.kubectl(&[
+        "get",
+        &kinds.join(","),
+        "--all-namespaces",
+        "--output=json",
+        "--ignore-not-found",
+    ]);
+    let list: Value = serde_json::from_str(&list).expect("kubectl prints JSON");
+    let items = list["items"].as_array().expect("a list has items");
+    items
+        .iter()
+        .map(|item| {
+            let metadata = &item["metadata"];
+            let title = format!(
+                "{} {} {} {}",
+                item["apiVersion"], item["kind"], metadata["namespace"], metadata["name"]
+            );
+            let content = json!({
+                "uid": metadata["uid"],
+                "labels": metadata["labels"],
+                "generation": metadata["generation"],
+            });
+            (title, content.to_string())
+        })
+        .collect()
+}
+
+/// The objects of tp with what changes when they are written.
+fn versions(testbed: &Testbed) -> BTreeMap<String, String> {
+    let list = testbed.kubectl(&[
+        "get",
+        "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,roles,rolebindings,\
+         serviceaccounts,services,configmaps,statefulsets,validatingadmissionpolicies,\
+         validatingadmissionpolicybindings",
+        "--all-namespaces",
+        "--selector=app.kubernetes.io/managed-by=tp",
+        "--output=json",
+    ]);
+    let list: Value = serde_json::from_str(&list).expect("kubectl prints JSON");
+    let items = list["items"].as_array().expect("a list has items");
+    items
+        .iter()
+        .map(|item| {
+            let metadata = &item["metadata"];
+            let title = format!(
+                "{} {} {}",
+                item["kind"], metadata["namespace"], metadata["name"]
+            );
+            (title, metadata["resourceVersion"].to_string())
+        })
+        .collect()
+}
+
+#[test]
+fn a_second_install_changes_nothing() {
+    testbed().install_tp();
+    install(&["--wait"]).expect_success();
+    let before = versions(testbed());
+    assert!(before.len() > 15, "{before:?}");
+
+    install(&["--wait"]).expect_success();
+
+    assert_eq!(versions(testbed()), before);
+}
+
+#[test]
+fn what_a_dry_run_prints_is_what_is_applied() {
+    testbed().install_tp();
+    install(&["--wait"]).expect_success();
+
+    let printed = install(&["--dry-run"]).expect_success();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), printed).unwrap();
+    let path = file.path().display().to_string();
+    let difference = run(
+        &mut testbed().kubectl_command(&[
+            "diff",
+            "--server-side",
+            "--field-manager=tp",
+            "--filename",
+            &path,
+        ]),
+        PATIENCE,
+    );
+
+    assert_eq!(difference.code(), 0, "{difference}");
+}
+
+#[test]
+fn another_install_converges_on_its_flags() {
+    testbed().install_tp();
+    let exists = |kind: &str, name: &str| {
+        !testbed()
+            .kubectl(&[
+                "get",
+                kind,
+                name,
+                "--namespace=tp-system",
+                "--ignore-not-found",
+            ])
+            .is_empty()
+    };
+
+    install(&["--replicas=2", "--wait"]).expect_success();
+    assert!(exists("service", "tp-manager-1"));
+    assert!(exists("poddisruptionbudget", "tp-manager"));
+    let role = testbed().object("tp-system", "role", "tp-connect");
+    assert!(role["rules"].to_string().contains("tp-manager-1"), "{role}");
+    let keys = testbed().object("tp-system", "configmap", "tp-manager");
+    assert_ne!(keys["data"]["tp-manager-0"], keys["data"]["tp-manager-1"]);
+
+    install(&["--expose=none", "--wait"]).expect_success();
+    assert!(!exists("service", "tp-manager-0"));
+    assert!(!exists("service", "tp-manager-1"));
+    assert!(!exists("poddisruptionbudget", "tp-manager"));
+
+    install(&["--wait"]).expect_success();
+    assert!(exists("service", "tp-manager-0"));
+    assert!(!exists("service", "tp-manager-1"));
+}
+
+#[test]
+fn a_rollout_that_fails_tells_the_pods_own_reason() {
+    testbed().install_tp();
+
+    let failed = tp(&[
+        "install",
+        "--image=localhost/no-such-image:1",
+        "--image-pull-policy=Never",
+        "--wait=60s",
+    ]);
+    // The next test meets a manager that works.
+    install(&["--wait"]).expect_success();
+
+    assert_eq!(failed.code(), 1, "{failed}");
+    assert!(failed.stderr.contains("ErrImageNeverPull"), "{failed}");
+    assert!(failed.stderr.contains("tp-manager-0"), "{failed}");
+}
+
+#[test]
+fn an_install_without_an_image_says_what_to_do() {
+    let refused = tp(&["install"]);
+
+    let words = refused.expect_code(2);
+    assert!(words.contains("--image"), "{words}");
+    assert_eq!(words.trim().lines().count(), 1, "{words}");
+}
+
+#[test]
+fn an_install_that_would_downgrade_is_refused() {
+    testbed().install_tp();
+    let label = |value: &str| {
+        testbed().kubectl(&[
+            "label",
+            "--overwrite",
+            "statefulset",
+            "tp-manager",
+            "--namespace=tp-system",
+            &format!("app.kubernetes.io/version={value}"),
+        ]);
+    };
+
+    label("99.0.0");
+    let refused = install(&[]);
+    label(env!("CARGO_PKG_VERSION"));
+
+    assert_eq!(refused.code(), 1, "{refused}");
+    assert!(refused.stderr.contains("99.0.0"), "{refused}");
+}
+
+#[test]
+fn a_kubernetes_that_is_too_old_is_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(&stream).lines();
+        while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+        let body = json!({
+            "major": "1", "minor": "29", "gitVersion": "v1.29.3", "gitCommit": "",
+            "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+        })
+        .to_string();
+        write!(
+            &stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+    });
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "old",
+        "clusters": [{"name": "old", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
+        "contexts": [{"name": "old", "context": {"cluster": "old", "user": "old"}}],
+        "users": [{"name": "old", "user": {}}],
+    });
+    fs::write(kubeconfig.path(), config.to_string()).unwrap();
+
+    let mut command = Command::new(programs().join("tp"));
+    command
+        .args(["install", &image()])
+        .env("KUBECONFIG", kubeconfig.path());
+    let refused = run(&mut command, PATIENCE);
+    server.join().unwrap();
+
+    assert_eq!(refused.code(), 1, "{refused}");
+    assert!(refused.stderr.contains("v1.29.3"), "{refused}");
+    assert!(refused.stderr.contains("1.30"), "{refused}");
+}
+
+#[test]
+fn an_install_without_the_rights_names_the_missing_one() {
+    let image = image();
+    let refused = run(&mut tp_as("dev", &["install", &image]), PATIENCE);
+
+    assert_eq!(refused.code(), 77, "{refused}");
+    assert!(refused.stderr.contains("cannot"), "{refused}");
+}
+
+#[test]
+fn uninstall_asks_when_others_are_connected() {
+    testbed().install_tp();
+    let whoami: Value = {
+        let mut command = testbed().inside(&testbed().workstation());
+        command
+            .args(["kubectl", "auth", "whoami", "--output=json"])
+            .env("KUBECONFIG", testbed().kubeconfig("dev"));
+        run(&mut command, PATIENCE).json()
+    };
+    let session = json!({
+        "apiVersion": "tp.internal/v1alpha1",
+        "kind": "Session",
+        "metadata": {"name": "e2e-other", "namespace": "shop"},
+        "spec": {
+            "user": whoami["status"]["userInfo"],
+            "keyHash": "0".repeat(64),
+            "clientVersion": "0.1.0",
+        },
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), session.to_string()).unwrap();
+    let mut create = testbed().inside(&testbed().workstation());
+    create
+        .args(["kubectl", "create", "--filename"])
+        .arg(file.path())
+        .env("KUBECONFIG", testbed().kubeconfig("dev"));
+    run(&mut create, PATIENCE).expect_success();
+
+    let refused = tp(&["uninstall"]);
+    testbed().kubectl(&["delete", "session", "e2e-other", "--namespace=shop"]);
+
+    assert_eq!(refused.code(), 1, "{refused}");
+    assert!(refused.stderr.contains("dev"), "{refused}");
+    assert!(refused.stderr.contains("--yes"), "{refused}");
+    // Nothing was removed.
+    testbed().manager_ready();
+}
+
+#[test]
+fn uninstalling_everything_leaves_the_cluster_as_it_was() {
+    let testbed = testbed();
+    testbed.install_tp();
+    tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    let before = snapshot(testbed);
+    assert!(!before.keys().any(|title| title.contains("tp-manager")));
+
+    install(&["--replicas=2", "--wait"]).expect_success();
+    let kept = tp(&["uninstall", "--yes"]).expect_success();
+    assert!(kept.contains("removed"), "{kept}");
+    let names = testbed.kubectl(&["get", "customresourcedefinitions,namespaces", "-o=name"]);
+    assert!(names.contains("sessions.tp.internal"), "{names}");
+    assert!(names.contains("namespace/tp-system"), "{names}");
+    let roles = testbed.kubectl(&["get", "clusterroles", "--output=name"]);
+    assert!(!roles.contains("tp-user"), "{roles}");
+
+    install(&["--wait"]).expect_success();
+    tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    let after = snapshot(testbed);
+    testbed.install_tp_again();
+
+    for (title, content) in &before {
+        assert_eq!(after.get(title), Some(content), "{title}");
+    }
+    for title in after.keys() {
+        assert!(before.contains_key(title), "{title} is left");
+    }
+}
+
+#[test]
+fn a_namespace_that_was_there_before_stays() {
+    let testbed = testbed();
+    testbed.install_tp();
+    tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    testbed.kubectl(&["create", "namespace", "tp-system"]);
+
+    install(&["--wait"]).expect_success();
+    let said = tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    let phase = text(&testbed.object("", "namespace", "tp-system")["status"]["phase"]);
+    testbed.kubectl(&["delete", "namespace", "tp-system"]);
+    testbed.install_tp_again();
+
+    assert_eq!(phase, "Active");
+    assert!(said.contains("tp-system was there before"), "{said}");
+}
