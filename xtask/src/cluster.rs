@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::{
-    packages, paths,
+    dist, packages, paths,
     run::{self, Wait},
     workloads,
 };
@@ -46,7 +46,7 @@ pub(crate) enum Action {
     Status,
     /// Run a command as on the workstation: its network, its name server, kubectl and tp on PATH
     Ws(WorkstationArguments),
-    /// Import an image archive into every node (by default the image of tp, built before)
+    /// Import an image into every node: by default that of tp, made of what `cargo xtask build` built
     Image {
         /// A docker-archive or OCI tar file
         archive: Option<PathBuf>,
@@ -155,7 +155,7 @@ pub(crate) fn perform(action: Action) -> Result<()> {
             Err(command.exec()).context("starting the command on the workstation")
         }
         Action::Image { archive } => {
-            import(&archive.unwrap_or_else(|| paths::dist().join("tp-image.tar")))
+            import(&archive.map_or_else(dist::image_only, Ok)?)
         }
         Action::Workloads => deploy_workloads(),
         Action::Impair { kind } => {
@@ -316,7 +316,7 @@ pub(crate) fn import(archive: &Path) -> Result<()> {
     let nodes = layout.nodes()?;
     if !archive.exists() {
         bail!(
-            "{} does not exist: `cargo xtask dist` makes the image of tp",
+            "{} does not exist: name a docker-archive or OCI tar file",
             archive.display()
         );
     }

@@ -49,7 +49,6 @@ pub(crate) const CLIENTS: &[&str] = &[
     "default-jdk-headless",
     "iperf3",
     "mariadb-client",
-    "netcat-openbsd",
     "nodejs",
     "postgresql-client",
     "python3",
