@@ -1,1 +1,14 @@
+//! What tests that need root, network namespaces or a cluster have in common.
 //!
+//! Programs of the workspace are met as a user meets them: as processes. A test that lacks
+//! something fails; it is never skipped. Every process started here ends with its guard, also when
+//! the test program is killed.
+
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod datapath;
+pub mod netns;
+pub mod process;
+pub mod user;
+pub mod workstation;

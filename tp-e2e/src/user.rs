@@ -12,6 +12,9 @@ pub enum Account {
     Root,
     /// An unprivileged user in the group `tp`.
     Member,
+    /// Another one. A session steers all processes of its user, so that the session that tests
+    /// share must not be of a user whose sessions come and go.
+    Colleague,
     /// An unprivileged user outside that group.
     Outsider,
 }
@@ -21,6 +24,7 @@ impl Account {
         match self {
             Self::Root => "root",
             Self::Member => "tp-dev",
+            Self::Colleague => "tp-dev2",
             Self::Outsider => "tp-other",
         }
     }
@@ -42,7 +46,7 @@ impl Account {
             "--shell=/bin/sh",
             "--user-group",
         ];
-        if self == Self::Member {
+        if self != Self::Outsider {
             arguments.push("--groups=tp");
         }
         arguments.push(self.name());

@@ -123,7 +123,7 @@ impl Workstation {
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Workstation> = OnceLock::new();
         SHARED.get_or_init(|| {
-            let workstation = Self::new(Account::Member, "dev");
+            let workstation = Self::new(Account::Colleague, "dev");
             workstation.connect(&["--namespace", "shop"]);
             workstation
         })
@@ -164,7 +164,8 @@ impl Workstation {
         let mut keeper = command.spawn().expect("a shell starts");
 
         eventually("the root daemon to listen", Duration::from_secs(10), || {
-            if self.root_socket.exists() {
+            // The socket of one that was killed may still lie there.
+            if self.root_log().contains("is ready") {
                 return Ok(());
             }
             let ended = keeper.try_wait().ok().flatten().is_some();

@@ -300,9 +300,14 @@ fn traffic_that_is_not_the_clusters_goes_its_own_way() {
     let workstation = Workstation::shared();
     let neighbour = format!("/run/netns/{}", testbed().neighbour());
     let mut server = Command::new("nsenter");
-    server
-        .arg(format!("--net={neighbour}"))
-        .args(["nc", "-l", "-k", "-N", "172.30.0.210", "7999"]);
+    server.arg(format!("--net={neighbour}")).args([
+        "python3",
+        "-m",
+        "http.server",
+        "--bind",
+        "172.30.0.210",
+        "7999",
+    ]);
     let _server = tp_e2e::process::Running::start(&mut server);
 
     let seen = eventually("the neighbour to listen", Duration::from_secs(5), || {

@@ -102,6 +102,12 @@ fn connected(account: Account, person: &str) -> (Snapshot, Workstation) {
     (before, workstation)
 }
 
+/// Whether a process runs; one that has ended may wait for its parent to hear of it.
+fn lives(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|status| !status.contains("State:\tZ"))
+}
+
 #[test]
 fn quitting_leaves_the_machine_as_before() {
     let _alone = alone();
@@ -115,10 +121,7 @@ fn quitting_leaves_the_machine_as_before() {
 
     // Quit returns when it is done: no time is granted.
     assert_eq!(Snapshot::take().differences(&before), "");
-    assert!(
-        !std::path::Path::new(&format!("/proc/{pid}")).exists(),
-        "the session lives"
-    );
+    assert!(!lives(pid), "the session lives");
 }
 
 #[test]
@@ -129,24 +132,15 @@ fn connecting_changes_no_route_to_the_cluster_and_no_file_and_no_firewall() {
     workstation.connect(&["--namespace", "shop"]);
 
     let changes = Snapshot::take().differences(&before);
-    let network = workstation.status()["datapath"]["alias_network"].to_string();
-    let prefix = network
-        .trim_matches('"')
-        .split(".0")
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-
     for line in changes.lines() {
         let allowed = line.starts_with("links: new")
             || line.starts_with("addresses: new")
             || line.starts_with("eBPF link")
             || (line.starts_with("routes: new")
-                && (line.contains(&prefix) || line.contains("fe80") || line.contains("multicast")));
-        assert!(
-            allowed,
-            "{line}\nalias network {network}, all changes:\n{changes}"
-        );
+                && ["198.18.", "198.19.", "fe80:", "multicast"]
+                    .iter()
+                    .any(|own| line.contains(own)));
+        assert!(allowed, "{line}\nall changes:\n{changes}");
     }
 }
 
@@ -237,7 +231,8 @@ fn a_hung_session_takes_no_foreign_name_down() {
     let hung = workstation.echo(&["connect", "-timeout", "2s", &target]);
     signal(pid, Signal::KILL);
 
-    assert_eq!(found.stdout.trim(), "192.0.2.10", "{found}");
+    // dig says on standard output as well what was not answered.
+    assert_eq!(found.stdout.lines().last(), Some("192.0.2.10"), "{found}");
     // Two seconds until the hooks let go, and the question that was asked meanwhile again.
     assert!(elapsed < Duration::from_millis(3500), "{elapsed:?}");
     assert_ne!(hung["error"], "", "{hung}");
@@ -247,8 +242,9 @@ fn a_hung_session_takes_no_foreign_name_down() {
 #[test]
 fn an_application_that_outlives_the_session_can_connect_elsewhere() {
     let _alone = alone();
-    let (_before, workstation) = connected(Account::Member, "dev");
+    let (before, workstation) = connected(Account::Member, "dev");
     signal(workstation.session_pid(), Signal::KILL);
+    before.assert_restored();
 
     let found = workstation.run(&["dig", "+short", "+time=2", "+tries=1", "intranet.corp.test"]);
 

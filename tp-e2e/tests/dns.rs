@@ -178,7 +178,7 @@ fn a_name_that_nobody_has_fails_as_before() {
             status.and_then(|rest| rest.split(',').next().map(str::to_owned))
         };
 
-        assert_eq!(ask(Account::Member), ask(Account::Outsider), "{name}");
+        assert_eq!(ask(workstation.account()), ask(Account::Outsider), "{name}");
     }
 }
 
