@@ -154,9 +154,7 @@ pub(crate) fn perform(action: Action) -> Result<()> {
             );
             Err(command.exec()).context("starting the command on the workstation")
         }
-        Action::Image { archive } => {
-            import(&archive.map_or_else(dist::image_only, Ok)?)
-        }
+        Action::Image { archive } => import(&archive.map_or_else(dist::image_only, Ok)?),
         Action::Workloads => deploy_workloads(),
         Action::Impair { kind } => {
             Layout::new().nodes()?;
