@@ -19,7 +19,7 @@ use tp_e2e::{
     process::{Finished, PATIENCE, Running, eventually, run},
     workstation::programs,
 };
-use tp_transport::{ConnectError, Identity, PathChoice, SessionRef, Tunnel, TunnelConfig};
+use tp_transport::{ConnectError, Dialed, Identity, PathChoice, SessionRef, Tunnel, TunnelConfig};
 
 /// The policy takes effect, and is believed, some seconds after it was made.
 const TRUST: Duration = Duration::from_secs(30);
@@ -64,7 +64,11 @@ fn session(namespace: &str, user: &Value, key: &Identity) -> Value {
 
 /// Makes an honest Session; deleted with the guard.
 fn made(person: &str, key: &Identity) -> Made {
-    let object = session("shop", &whoami(person, &[]), key);
+    made_in("shop", person, key)
+}
+
+fn made_in(namespace: &str, person: &str, key: &Identity) -> Made {
+    let object = session(namespace, &whoami(person, &[]), key);
     let created = create(person, &[], &object);
     assert!(created.status.success(), "{created}");
     Made::of(&created.json())
@@ -336,6 +340,85 @@ async fn the_manager_refuses_what_is_not_the_clients_own() {
 
     // The first keeps what it has.
     forward.connect(&made_first.0, &own).await.unwrap();
+}
+
+/// Where a dial is refused, and why.
+async fn refused_dial(tunnel: &Tunnel, target: &str) -> String {
+    let dialled = timeout(PATIENCE, tunnel.dial(target.parse().unwrap())).await;
+    match dialled.expect("a refusal is quick").unwrap() {
+        Dialed::Refused { outcome, reason } => format!("{outcome:?}: {reason}"),
+        Dialed::Connected(_) => panic!("{target} is reached"),
+    }
+}
+
+#[tokio::test]
+async fn the_clusters_own_machines_are_out_of_reach_even_for_its_administrator() {
+    ready();
+    let forward = Forward::start();
+    let own = key();
+    let made = made("admin", &own);
+    let tunnel = forward.connect(&made.0, &own).await.unwrap();
+    let api_server = testbed().service_ip("default", "kubernetes");
+
+    for target in [
+        "172.30.0.11:10250",
+        "172.30.0.12:22",
+        "10.244.0.1:10250",
+        "127.0.0.1:7072",
+        "169.254.169.254:80",
+        &format!("{api_server}:443"),
+    ] {
+        let refused = refused_dial(&tunnel, target).await;
+        assert!(refused.starts_with("Prohibited"), "{target}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn addresses_outside_the_cluster_take_a_right_of_their_own() {
+    ready();
+    let forward = Forward::start();
+    let own = key();
+    let made = made("dev", &own);
+    let tunnel = forward.connect(&made.0, &own).await.unwrap();
+
+    let refused = refused_dial(&tunnel, "192.0.2.77:80").await;
+
+    assert!(refused.starts_with("Prohibited"), "{refused}");
+    assert!(refused.contains("external"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_flow_ends_within_five_seconds_of_its_right() {
+    ready();
+    let forward = Forward::start();
+    let own = key();
+    let made = made_in("team-b", "limited", &own);
+    let tunnel = forward.connect(&made.0, &own).await.unwrap();
+    let target = format!("{}:80", testbed().service_ip("shop", "web"));
+    assert!(refused_dial(&tunnel, &target).await.contains("shop"));
+
+    testbed().kubectl(&[
+        "create",
+        "rolebinding",
+        "e2e-flow",
+        "--clusterrole=tp-user",
+        "--user=limited",
+        "--namespace=shop",
+    ]);
+    let dialling = async {
+        loop {
+            if let Dialed::Connected(flow) = tunnel.dial(target.parse().unwrap()).await.unwrap() {
+                return flow;
+            }
+        }
+    };
+    let dialled = timeout(Duration::from_secs(10), dialling).await;
+    testbed().kubectl(&["delete", "rolebinding", "e2e-flow", "--namespace=shop"]);
+    let (_send, mut receive) = dialled.expect("the new right counts").split();
+
+    let ended = timeout(Duration::from_secs(5), receive.read_chunk(1024)).await;
+    let ended = ended.expect("the flow ends with its right");
+    assert!(ended.is_err(), "a reset is expected, not {ended:?}");
 }
 
 /// Removes the policy for a while; installing again brings it back.
