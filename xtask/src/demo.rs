@@ -170,8 +170,7 @@ fn own(options: &Options) -> Result<()> {
 /// A few figures; `cargo xtask bench` is for real ones.
 fn figures(place: &Place<'_>, loads: &[(&str, &[&str])]) -> Result<()> {
     println!("\nA few figures:");
-    let xtask = std::env::current_exe().context("finding this program")?;
-    let xtask = xtask.display().to_string();
+    let xtask = run::own_program()?.display().to_string();
     for (what, words) in loads {
         let all = [&[xtask.as_str(), "probe"], *words].concat();
         let text = run::output(&mut place.command(&all))?;

@@ -53,7 +53,7 @@ fn build_statics() -> Result<()> {
         cargo(&["build"])
             .args(["--quiet", "--message-format=json-render-diagnostics"])
             .args(CLUSTER.iter().flat_map(|program| ["--bin", program]))
-            .env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?)
+            .env("RUSTC_WORKSPACE_WRAPPER", run::own_program()?)
             .env(STATIC_CRATES, crates.join(",")),
     )?;
 

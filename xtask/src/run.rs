@@ -149,3 +149,12 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
         .map(|dir| dir.join(program))
         .find(|candidate| candidate.is_file())
 }
+
+/// Where this program is. Cargo may have put a newer one there since it was started, which Linux tells in the name.
+pub(crate) fn own_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("finding this program")?;
+    let name = path.to_string_lossy();
+    Ok(name
+        .strip_suffix(" (deleted)")
+        .map_or_else(|| path.clone(), PathBuf::from))
+}
