@@ -96,6 +96,18 @@ pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> O
     Some(packet)
 }
 
+/// The ICMP error of a host where nobody listens at `destination`, for a datagram from `source`.
+pub fn port_unreachable(source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
+    let refused = udp(source, destination, &[]).unwrap_or_default();
+    let builder = PacketBuilder::ipv4(destination.ip().octets(), source.ip().octets(), TTL).icmpv4(
+        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
+    );
+
+    written(builder.size(refused.len()), |packet| {
+        builder.write(packet, &refused).is_ok()
+    })
+}
+
 fn written(size: usize, write: impl FnOnce(&mut Vec<u8>) -> bool) -> Vec<u8> {
     let mut packet = Vec::with_capacity(size);
     let fits = write(&mut packet);
@@ -138,6 +150,20 @@ mod tests {
         assert_eq!(syn.flow.source, at("198.19.255.1:40000"));
         assert_eq!(syn.flow.destination, at("198.18.1.2:80"));
         assert_eq!(syn.sequence, u32::MAX);
+    }
+
+    #[test]
+    fn a_refused_datagram_is_quoted() {
+        let (source, destination) = (at("198.19.255.1:40000"), at("198.18.1.2:53"));
+
+        let packet = port_unreachable(source, destination);
+
+        let parsed = SlicedPacket::from_ip(&packet).unwrap();
+        let Some(TransportSlice::Icmpv4(icmp)) = parsed.transport else {
+            panic!("not ICMP");
+        };
+        assert_eq!((icmp.type_u8(), icmp.code_u8()), (3, 3));
+        assert_eq!(icmp.payload(), udp(source, destination, &[]).unwrap());
     }
 
     #[test]

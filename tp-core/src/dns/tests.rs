@@ -317,3 +317,16 @@ fn what_the_cluster_lacks_is_not_remembered_for_long() {
     assert_eq!(sent.authorities[0].ttl, TTL);
     assert!(matches!(&sent.authorities[0].data, RData::SOA(soa) if soa.minimum == TTL));
 }
+
+#[test]
+fn a_cluster_may_have_another_domain() {
+    let mut zone = zone();
+    zone.set_domain("Cluster.Example.");
+    let decided = |name| decide(&query(name, RecordType::A), &zone, Limit::Datagram);
+
+    assert!(matches!(
+        decided("web.shop.svc.cluster.example."),
+        Decision::Answer(_)
+    ));
+    assert_eq!(decided("web.shop.svc.cluster.local."), Decision::PassOn);
+}

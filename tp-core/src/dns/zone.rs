@@ -43,9 +43,8 @@ impl Zone {
         connected_namespace: &str,
         mapped: impl IntoIterator<Item = String>,
     ) -> Self {
-        let domain = domain.trim_matches('.').to_ascii_lowercase();
         Self {
-            domain: domain.split('.').map(str::to_owned).collect(),
+            domain: labels(domain),
             connected_namespace: connected_namespace.to_owned(),
             mapped: mapped.into_iter().collect(),
             namespaces: BTreeSet::new(),
@@ -53,6 +52,11 @@ impl Zone {
             by_address: BTreeMap::new(),
             networks: Vec::new(),
         }
+    }
+
+    /// The cluster's own domain, when it turns out to be another.
+    pub fn set_domain(&mut self, domain: &str) {
+        self.domain = labels(domain);
     }
 
     /// Begins anew with these namespaces and networks, without services.
@@ -138,4 +142,10 @@ impl Zone {
             domain,
         ]
     }
+}
+
+fn labels(domain: &str) -> Vec<String> {
+    let domain = domain.trim_matches('.').to_ascii_lowercase();
+
+    domain.split('.').map(str::to_owned).collect()
 }

@@ -77,9 +77,10 @@ impl Connection {
             Transport::Quic => PathChoice::UdpOnly,
             Transport::Portforward => PathChoice::StreamOnly,
         };
-        let steer = Steering::parse(&request)?;
+        let mut steer = Steering::parse(&request)?;
         let cluster = Arc::new(Cluster::load(&request).await?);
         let place = cluster.place.clone();
+        steer.spare(&place.server);
         progress
             .step(format!("logging in to {}", place.server))
             .await;
@@ -314,6 +315,17 @@ impl Steering {
         })
     }
 
+    /// The API server stays what it is, also where the cluster's networks contain its address.
+    fn spare(&mut self, server: &str) {
+        let authority = server.split_once("://").map_or(server, |(_, rest)| rest);
+        let authority = authority.split('/').next().unwrap_or_default();
+        let address = authority
+            .parse::<std::net::SocketAddr>()
+            .map(|address| address.ip())
+            .or_else(|_| authority.parse());
+        self.never.extend(address.map(IpNet::from).ok());
+    }
+
     fn with(&self, networks: &[IpNet]) -> Steer {
         Steer {
             include: networks.iter().chain(&self.also).copied().collect(),
@@ -359,4 +371,38 @@ async fn open_bundle(request: &ConnectRequest) -> Result<Opened, Fault> {
         table,
         heartbeat,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_server_is_never_steered() {
+        for (server, spared) in [
+            ("https://10.96.0.1:443", Some("10.96.0.1/32")),
+            ("https://10.96.0.1/prefix", Some("10.96.0.1/32")),
+            ("https://kubernetes.example.com:6443", None),
+        ] {
+            let mut steering = Steering::parse(&ConnectRequest::default()).unwrap();
+            steering.spare(server);
+
+            let excluded = steering.with(&[]).exclude;
+
+            assert_eq!(excluded.first().map(ToString::to_string).as_deref(), spared);
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_is_named_with_its_flag() {
+        let request = ConnectRequest {
+            also_proxy: vec!["10.1.2.3".to_owned(), "10.0.0/8".to_owned()],
+            ..ConnectRequest::default()
+        };
+
+        let fault = Steering::parse(&request).map(drop).unwrap_err();
+
+        assert_eq!(fault.kind, FaultKind::Usage);
+        assert!(fault.message.contains("--also-proxy 10.0.0/8"), "{fault}");
+    }
 }

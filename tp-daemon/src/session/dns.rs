@@ -32,6 +32,8 @@ use super::{
     sys::{self, Heartbeat},
 };
 
+use pass_on::Reply;
+
 mod pass_on;
 pub(super) mod servers;
 
@@ -112,8 +114,13 @@ impl Dns {
         let reply = self
             .answer(&datagram.payload, server, Limit::Datagram)
             .await;
-        let reply = reply.and_then(|reply| packet::udp(datagram.alias, datagram.source, &reply));
-        match reply {
+        let packet = match reply {
+            Reply::Message(reply) => packet::udp(datagram.alias, datagram.source, &reply),
+            // The resolver goes on to its next server at once.
+            Reply::Refused => Some(packet::port_unreachable(datagram.source, datagram.alias)),
+            Reply::Silence => None,
+        };
+        match packet {
             Some(packet) => self.tun.write(&packet),
             None => count(&self.shared.counters.failed),
         }
@@ -130,7 +137,7 @@ impl Dns {
             let Ok(Ok(_)) = timeout(STREAM_IDLE, stream.read_exact(&mut query)).await else {
                 return;
             };
-            let Some(reply) = self.answer(&query, server, Limit::Stream).await else {
+            let Reply::Message(reply) = self.answer(&query, server, Limit::Stream).await else {
                 count(&self.shared.counters.failed);
                 return;
             };
@@ -144,21 +151,17 @@ impl Dns {
         }
     }
 
-    /// `None` if nobody answered.
-    async fn answer(&self, query: &[u8], server: SocketAddrV4, limit: Limit) -> Option<Vec<u8>> {
+    async fn answer(&self, query: &[u8], server: SocketAddrV4, limit: Limit) -> Reply {
         let counters = &self.shared.counters;
         match self.shared.zone(|zone| dns::decide(query, zone, limit)) {
-            Decision::PassOn => {
-                count(&counters.passed_on);
-                pass_on::ask(server, query, limit).await
-            }
+            Decision::PassOn => self.pass_on(query, server, limit).await,
             Decision::Answer(_) if self.shared.up().is_none() => {
                 count(&counters.failed);
-                dns::unreachable_cluster(query, limit)
+                message(dns::unreachable_cluster(query, limit))
             }
             Decision::Answer(answer) => {
                 count(&counters.answered);
-                Some(answer)
+                Reply::Message(answer)
             }
             Decision::AskCluster(question) => {
                 count(&counters.asked);
@@ -173,9 +176,9 @@ impl Dns {
         question: &Question,
         server: SocketAddrV4,
         limit: Limit,
-    ) -> Option<Vec<u8>> {
+    ) -> Reply {
         let Some(mut up) = self.shared.up() else {
-            return dns::unreachable_cluster(query, limit);
+            return self.unasked(query, question, server, limit).await;
         };
         let request = ResolveRequest {
             query: question.message.clone().into(),
@@ -184,24 +187,46 @@ impl Dns {
             Ok(Ok(response)) => response.into_inner().response,
             Ok(Err(status)) => {
                 tracing::debug!(reason = status.message(), "Cluster did not resolve");
-                return dns::unreachable_cluster(query, limit);
+                return self.unasked(query, question, server, limit).await;
             }
-            Err(_) => return dns::unreachable_cluster(query, limit),
+            Err(_) => return self.unasked(query, question, server, limit).await,
         };
         if !response.is_empty() {
-            return dns::rewritten(query, question, &response, limit);
+            return message(dns::rewritten(query, question, &response, limit));
         }
         let missing = self
             .shared
             .zone(|zone| dns::not_in_cluster(query, question, zone, limit));
         match missing {
-            Some(missing) => Some(missing),
-            None => {
-                count(&self.shared.counters.passed_on);
-                pass_on::ask(server, query, limit).await
-            }
+            Some(missing) => Reply::Message(missing),
+            None => self.pass_on(query, server, limit).await,
         }
     }
+
+    /// The cluster cannot be asked. A name that it may not even have must not fail for that.
+    async fn unasked(
+        &self,
+        query: &[u8],
+        question: &Question,
+        server: SocketAddrV4,
+        limit: Limit,
+    ) -> Reply {
+        if question.is_ours {
+            count(&self.shared.counters.failed);
+            return message(dns::unreachable_cluster(query, limit));
+        }
+
+        self.pass_on(query, server, limit).await
+    }
+
+    async fn pass_on(&self, query: &[u8], server: SocketAddrV4, limit: Limit) -> Reply {
+        count(&self.shared.counters.passed_on);
+        pass_on::ask(server, query, limit).await
+    }
+}
+
+fn message(message: Option<Vec<u8>>) -> Reply {
+    message.map_or(Reply::Silence, Reply::Message)
 }
 
 fn count(counter: &AtomicU64) {

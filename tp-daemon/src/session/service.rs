@@ -31,14 +31,28 @@ use super::{
 /// Progress that waits for a slow reader; when full, connecting waits with it.
 const EVENTS: usize = 16;
 const LIST_LIMIT: Duration = Duration::from_secs(8);
+/// For an attempt that nobody wants any more to undo what it has done.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
 /// A session that nobody connects with ends.
 const UNUSED: Duration = Duration::from_secs(30);
 
 enum Phase {
-    Idle { since: Instant },
-    Connecting { attempt: CancellationToken },
+    Idle {
+        since: Instant,
+        /// Why there is no connection any more; empty if there was none.
+        reason: &'static str,
+    },
+    Connecting(Attempt),
     Connected(Arc<Connection>),
     Ending,
+}
+
+#[derive(Clone, Default)]
+struct Attempt {
+    /// Cancelled when nobody wants it any more.
+    unwanted: CancellationToken,
+    /// Cancelled when it is over and has left nothing behind.
+    over: CancellationToken,
 }
 
 /// Clones share the state.
@@ -53,6 +67,7 @@ impl Service {
     pub(super) fn new(stop: CancellationToken) -> Self {
         let phase = Phase::Idle {
             since: Instant::now(),
+            reason: "",
         };
         Self {
             phase: Arc::new(Mutex::new(phase)),
@@ -60,16 +75,16 @@ impl Service {
         }
     }
 
-    /// Ends a session that has no connection for long, or whose root daemon has gone.
+    /// Ends a session that has no connection for long, and a connection whose root daemon has gone.
     pub(super) async fn supervise(&self) {
         loop {
             let connection = match &*self.phase.lock().await {
-                Phase::Idle { since } if since.elapsed() >= UNUSED => {
+                Phase::Idle { since, .. } if since.elapsed() >= UNUSED => {
                     tracing::info!("Nobody connects: ending");
                     return;
                 }
                 Phase::Connected(connection) => Some(Arc::clone(connection)),
-                Phase::Idle { .. } | Phase::Connecting { .. } => None,
+                Phase::Idle { .. } | Phase::Connecting(_) => None,
                 Phase::Ending => return,
             };
             let pause = tokio::time::sleep(Duration::from_secs(1));
@@ -78,11 +93,23 @@ impl Service {
                 Some(connection) => tokio::select! {
                     () = pause => {}
                     () = connection.root_gone() => {
-                        tracing::info!("The root daemon has ended, and the session with it");
-                        return;
+                        tracing::info!("The root daemon has ended, and the connection with it");
+                        self.leave(&connection).await;
                     }
                 },
             }
+        }
+    }
+
+    /// The root daemon of `connection` has gone.
+    async fn leave(&self, connection: &Arc<Connection>) {
+        connection.close().await;
+        let mut phase = self.phase.lock().await;
+        if matches!(&*phase, Phase::Connected(current) if Arc::ptr_eq(current, connection)) {
+            *phase = Phase::Idle {
+                since: Instant::now(),
+                reason: "the root daemon has ended: run `tp connect` again",
+            };
         }
     }
 
@@ -91,7 +118,15 @@ impl Service {
         let phase = std::mem::replace(&mut *self.phase.lock().await, Phase::Ending);
         match phase {
             Phase::Connected(connection) => connection.close().await,
-            Phase::Connecting { attempt } => attempt.cancel(),
+            Phase::Connecting(attempt) => {
+                attempt.unwanted.cancel();
+                if timeout(ATTEMPT_LIMIT, attempt.over.cancelled())
+                    .await
+                    .is_err()
+                {
+                    tracing::info!("The attempt to connect did not end in time");
+                }
+            }
             Phase::Idle { .. } | Phase::Ending => {}
         }
     }
@@ -99,7 +134,7 @@ impl Service {
     async fn connected(&self) -> Result<Arc<Connection>, Fault> {
         match &*self.phase.lock().await {
             Phase::Connected(connection) => Ok(Arc::clone(connection)),
-            Phase::Connecting { .. } => Err(Fault::new(
+            Phase::Connecting(_) => Err(Fault::new(
                 FaultKind::TemporaryFailure,
                 "the session is still connecting: try again",
             )),
@@ -115,13 +150,11 @@ impl Service {
         let mut phase = self.phase.lock().await;
         match &*phase {
             Phase::Idle { .. } => {
-                let attempt = CancellationToken::new();
-                *phase = Phase::Connecting {
-                    attempt: attempt.clone(),
-                };
+                let attempt = Attempt::default();
+                *phase = Phase::Connecting(attempt.clone());
                 Ok(Begun::Attempt(attempt))
             }
-            Phase::Connecting { .. } => Err(Fault::new(
+            Phase::Connecting(_) => Err(Fault::new(
                 FaultKind::TemporaryFailure,
                 "another `tp connect` is under way: wait for it, or end it with `tp quit`",
             )),
@@ -143,16 +176,17 @@ impl Service {
     async fn attempt(
         self,
         request: ConnectRequest,
-        attempt: CancellationToken,
+        attempt: Attempt,
         event_tx: mpsc::Sender<Result<ConnectEvent, GrpcStatus>>,
     ) {
+        let _over = attempt.over.drop_guard();
         let progress = Progress::new(event_tx.clone());
         let opened = Connection::open(request, &progress).await;
         let result = match opened {
             Ok(connection) => {
                 let mut phase = self.phase.lock().await;
                 let is_wanted =
-                    matches!(&*phase, Phase::Connecting { .. }) && !attempt.is_cancelled();
+                    matches!(&*phase, Phase::Connecting(_)) && !attempt.unwanted.is_cancelled();
                 if is_wanted {
                     let answer = connected(&connection.place, false);
                     *phase = Phase::Connected(connection);
@@ -165,9 +199,10 @@ impl Service {
             }
             Err(fault) => {
                 let mut phase = self.phase.lock().await;
-                if matches!(&*phase, Phase::Connecting { .. }) {
+                if matches!(&*phase, Phase::Connecting(_)) {
                     *phase = Phase::Idle {
                         since: Instant::now(),
+                        reason: "",
                     };
                 }
                 Err(fault)
@@ -185,7 +220,7 @@ impl Service {
 }
 
 enum Begun {
-    Attempt(CancellationToken),
+    Attempt(Attempt),
     Already(Connected),
 }
 
@@ -258,8 +293,13 @@ impl Session for Service {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<Status>, GrpcStatus> {
         let connection = match &*self.phase.lock().await {
             Phase::Connected(connection) => Arc::clone(connection),
-            Phase::Connecting { .. } => return Ok(Response::new(bare("connecting"))),
-            Phase::Idle { .. } | Phase::Ending => return Ok(Response::new(bare("disconnected"))),
+            Phase::Connecting(_) => return Ok(Response::new(bare("connecting", ""))),
+            Phase::Idle { reason, .. } => {
+                return Ok(Response::new(bare("disconnected", reason)));
+            }
+            Phase::Ending => {
+                return Ok(Response::new(bare("disconnected", "the session is ending")));
+            }
         };
 
         Ok(Response::new(status::of(&connection).await))
@@ -334,9 +374,10 @@ impl Session for Service {
     }
 }
 
-fn bare(state: &str) -> Status {
+fn bare(state: &str, reason: &str) -> Status {
     Status {
         state: state.to_owned(),
+        reason: reason.to_owned(),
         session_pid: std::process::id(),
         ..Status::default()
     }

@@ -111,6 +111,10 @@ impl Shared {
         apply(&mut self.zone.write().unwrap_or_else(PoisonError::into_inner));
     }
 
+    pub(super) fn set_domain(&self, domain: &str) {
+        self.change(|zone| zone.set_domain(domain));
+    }
+
     pub(super) fn up(&self) -> Option<Up> {
         self.up.borrow().clone()
     }

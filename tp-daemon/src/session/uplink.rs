@@ -128,6 +128,9 @@ impl Uplink {
             version: tp_proto::VERSION.to_owned(),
         };
         let hello = bounded(manager.hello(hello)).await?.into_inner();
+        if !hello.cluster_domain.is_empty() {
+            self.shared.set_domain(&hello.cluster_domain);
+        }
         let candidates: Vec<SocketAddr> = hello
             .candidates
             .iter()

@@ -19,8 +19,16 @@ const LIMIT: Duration = Duration::from_secs(10);
 const MAX_MESSAGE: usize = 65_535;
 const ID: usize = 2;
 
-/// The server's reply; `None` if it gave none.
-pub(super) async fn ask(server: SocketAddrV4, query: &[u8], limit: Limit) -> Option<Vec<u8>> {
+/// How the server that was meant took it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    Message(Vec<u8>),
+    /// Nobody listens there.
+    Refused,
+    Silence,
+}
+
+pub(super) async fn ask(server: SocketAddrV4, query: &[u8], limit: Limit) -> Reply {
     let asked = async {
         match limit {
             Limit::Datagram => by_datagram(server, query).await,
@@ -28,12 +36,13 @@ pub(super) async fn ask(server: SocketAddrV4, query: &[u8], limit: Limit) -> Opt
         }
     };
     match timeout(LIMIT, asked).await {
-        Ok(Ok(reply)) => Some(reply),
+        Ok(Ok(reply)) => Reply::Message(reply),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Reply::Refused,
         Ok(Err(error)) => {
             tracing::debug!(%error, "Name server did not answer");
-            None
+            Reply::Silence
         }
-        Err(_) => None,
+        Err(_) => Reply::Silence,
     }
 }
 
@@ -89,6 +98,19 @@ mod tests {
 
         let (reply, ()) = tokio::join!(ask(address, &query, Limit::Datagram), served);
 
-        assert_eq!(reply.unwrap(), [0xff, 0x01, 0xaa, 0xbb]);
+        assert_eq!(reply, Reply::Message(vec![0xff, 0x01, 0xaa, 0xbb]));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_run_is_told_from_a_silent_one() {
+        let free = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let std::net::SocketAddr::V4(address) = free.local_addr().unwrap() else {
+            panic!()
+        };
+        drop(free);
+
+        let reply = ask(address, &[0, 1, 2], Limit::Datagram).await;
+
+        assert_eq!(reply, Reply::Refused);
     }
 }
