@@ -5,7 +5,8 @@
 //! closes, everything made for it goes.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IsTerminal as _},
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, FileTypeExt, lchown},
@@ -67,6 +68,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(log_filter())
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .init();
 
     let (admission, lifetime) = if args.sudo {
