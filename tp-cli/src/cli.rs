@@ -53,10 +53,23 @@ pub(crate) enum Command {
     List(ListArgs),
     Version(VersionArgs),
     GatherLogs(GatherLogsArgs),
+    #[command(after_help = INSTALL_EXAMPLES)]
     Install(Box<InstallArgs>),
+    #[command(after_help = UNINSTALL_EXAMPLES)]
     Uninstall(Box<UninstallArgs>),
     Completions(CompletionsArgs),
 }
+
+const INSTALL_EXAMPLES: &str = "\
+Examples:
+  tp install --image registry.example/tp:0.1.0
+  tp install --image registry.example/tp:0.1.0 --replicas 2 --expose loadbalancer
+  tp install --image registry.example/tp:0.1.0 --dry-run -o yaml > tp.yaml";
+
+const UNINSTALL_EXAMPLES: &str = "\
+Examples:
+  tp uninstall
+  tp uninstall --everything --yes";
 
 const CONNECT_EXAMPLES: &str = "\
 Examples:

@@ -225,9 +225,16 @@ fn kubeconfig_of_environment() -> anyhow::Result<String> {
     let Some(list) = std::env::var_os("KUBECONFIG") else {
         return Ok(String::new());
     };
-    let paths = std::env::split_paths(&list)
+    let mut paths: Vec<PathBuf> = std::env::split_paths(&list)
         .filter(|path| !path.as_os_str().is_empty())
-        .map(|path| absolute(&path))
+        .collect();
+    if paths.len() > 1 {
+        // As kubectl does; one that stands alone is missed by name.
+        paths.retain(|path| path.exists());
+    }
+    let paths = paths
+        .iter()
+        .map(|path| absolute(path))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
     Ok(paths.join(":"))

@@ -20,7 +20,7 @@ pub(crate) struct ClusterArgs {
     pub(crate) context: Option<String>,
 }
 
-/// Puts tp into a cluster, or brings what is there to this version and these flags.
+/// Put tp into a cluster, or bring what is there to this version and these flags
 ///
 /// Needs the rights of a cluster administrator, once. Everything is applied server-side under the
 /// field manager "tp", so running it again changes nothing that is right already. With --dry-run
@@ -97,7 +97,7 @@ impl InstallArgs {
     }
 }
 
-/// Takes tp out of a cluster. Ends every connection.
+/// Take tp out of a cluster, ending every connection
 ///
 /// Custom resource definitions and namespaces stay, and with them what others made there;
 /// --everything removes those as well.
