@@ -259,11 +259,25 @@ impl Cluster {
 }
 
 async fn config(request: &ConnectRequest) -> Result<(Config, String), Fault> {
+    let files = match (request.kubeconfig.as_str(), home_kubeconfig()) {
+        ("", Some(path)) => path.display().to_string(),
+        (given, _) => given.to_owned(),
+    };
     let wrong = |error: &dyn std::error::Error| {
         let text = faults::chain(error);
+        // What follows the first line shows the file's text.
+        let problem = text.lines().next().unwrap_or_default();
+        let named = if problem.contains(&files) {
+            String::new()
+        } else {
+            format!(" {files}")
+        };
         Fault::new(
             FaultKind::Config,
-            format!("the kubeconfig cannot be used: {text}"),
+            format!(
+                "the kubeconfig{named} cannot be used: {problem}; repair it or name another with \
+                 --kubeconfig"
+            ),
         )
     };
     let kubeconfig = if !request.kubeconfig.is_empty() {

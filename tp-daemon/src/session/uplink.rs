@@ -14,7 +14,7 @@ use tp_proto::{
     },
 };
 use tp_transport::{
-    CloseCode, ConnectError, Identity, PathChoice, SessionRef, Tunnel, TunnelConfig,
+    CloseCode, ConnectError, Identity, PathChoice, PathKind, SessionRef, Tunnel, TunnelConfig,
 };
 
 use super::{
@@ -26,6 +26,8 @@ use super::{
 
 /// For each control call while connecting.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+/// For the first answer by UDP where only UDP is allowed.
+const UDP_LIMIT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -148,6 +150,9 @@ impl Uplink {
             Some(Event::Snapshot(snapshot)) => self.shared.replace_table(snapshot),
             _ => return Err(temporary("the traffic manager sent no table")),
         }
+        if matches!(self.choice, PathChoice::UdpOnly) {
+            udp_answers(&tunnel).await?;
+        }
         let up = Up {
             tunnel,
             manager,
@@ -269,6 +274,26 @@ impl Established {
     pub(super) fn session(&self) -> &SessionRef {
         &self.session
     }
+}
+
+/// Where no data may take the port-forward, a tunnel that UDP does not reach is of no use.
+async fn udp_answers(tunnel: &Tunnel) -> Result<(), Fault> {
+    let mut path = tunnel.path();
+    let answers = timeout(
+        UDP_LIMIT,
+        path.wait_for(|status| status.path == PathKind::Udp),
+    );
+    if matches!(answers.await, Ok(Ok(_))) {
+        return Ok(());
+    }
+    let reason = tunnel.path().borrow().reason.clone();
+    Err(Fault::new(
+        FaultKind::Unavailable,
+        format!(
+            "the traffic manager does not answer by UDP, and --transport quic allows nothing else \
+             ({reason}): use --transport auto, or open the way to its UDP port"
+        ),
+    ))
 }
 
 async fn bounded<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Fault> {
