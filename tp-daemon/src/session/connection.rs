@@ -95,11 +95,13 @@ impl Connection {
             &place.namespace,
             mapped,
         )));
+        let stop = CancellationToken::new();
         let uplink = Arc::new(Uplink {
             cluster: Arc::clone(&cluster),
             user: user.clone(),
             choice,
             shared: Arc::clone(&shared),
+            stop: stop.clone(),
         });
         let (established, opened) =
             tokio::join!(uplink.establish(&replicas, progress), open_bundle(&request));
@@ -124,7 +126,7 @@ impl Connection {
             root: Arc::clone(&opened.root),
             cluster,
             first_session,
-            stop: CancellationToken::new(),
+            stop,
             tasks: Mutex::default(),
         };
         if let Err(fault) = this.start(steer, uplink, established, opened).await {

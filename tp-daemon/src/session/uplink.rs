@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tp_core::backoff::Backoff;
 use tp_proto::{
@@ -36,6 +37,8 @@ pub(super) struct Uplink {
     pub(super) user: UserInfo,
     pub(super) choice: PathChoice,
     pub(super) shared: Arc<Shared>,
+    /// Cancelled when the connection is to end.
+    pub(super) stop: CancellationToken,
 }
 
 /// A tunnel whose table has arrived.
@@ -175,13 +178,16 @@ impl Uplink {
         }
     }
 
-    /// Serves `established`, then whatever replaces it. Never returns.
+    /// Serves `established`, then whatever replaces it, until `stop`.
     pub(super) async fn run(self: Arc<Self>, mut established: Established) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             self.shared.up.send_replace(Some(established.up.clone()));
             self.shared.reason.send_replace(String::new());
             let reason = self.follow(&mut established).await;
+            if self.stop.is_cancelled() {
+                return;
+            }
             tracing::info!(%reason, "Tunnel lost");
             self.shared.up.send_replace(None);
             self.shared.reason.send_replace(reason);
