@@ -32,6 +32,9 @@ use tp_proto::{
 /// seconds: what was made within this time of it proves nothing.
 pub(crate) const GRACE: SignedDuration = SignedDuration::from_secs(3);
 
+/// A policy that was written so long ago is in effect, whatever the clocks say.
+const OLD: SignedDuration = SignedDuration::from_secs(60);
+
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +46,8 @@ const PROOF_LIFETIME: SignedDuration = SignedDuration::from_secs(180);
 pub(crate) struct Policy {
     /// Since when policy and binding are as they are; none while one of them is missing.
     pub(crate) since: Option<Timestamp>,
+    /// From when, by this replica's clock, a refusal is that of the policy as it is.
+    settles: Timestamp,
     /// When forged Sessions were last refused.
     proven: Option<Timestamp>,
     /// Why it is not proven.
@@ -52,12 +57,12 @@ pub(crate) struct Policy {
 impl Policy {
     /// Whether Sessions made under it may be believed now.
     pub(crate) fn trust(&self, now: Timestamp) -> Result<(), String> {
-        let Some(since) = self.since else {
+        if self.since.is_none() {
             return Err(format!(
                 "the admission policy {POLICY_NAME} or its binding is missing"
             ));
-        };
-        if now.duration_since(since) < GRACE {
+        }
+        if now < self.settles {
             return Err(format!("the admission policy {POLICY_NAME} is too young"));
         }
         match self.proven {
@@ -67,6 +72,21 @@ impl Policy {
             )),
             None => Err(self.doubt.clone()),
         }
+    }
+
+    /// Takes notice of policy and binding, and returns whether they have changed.
+    fn note(&mut self, since: Option<Timestamp>, now: Timestamp) -> bool {
+        if self.since == since {
+            return false;
+        }
+        // Whatever was proven was proven of another policy, and its refusals may go on for a moment.
+        let is_old = since.is_some_and(|since| now.duration_since(since) > OLD);
+        self.since = since;
+        self.settles = if is_old { now } else { now + GRACE };
+        self.proven = None;
+        self.doubt = format!("the admission policy {POLICY_NAME} is being tested");
+
+        true
     }
 
     /// Whether an object made at `created` was made under the policy as it is now.
@@ -79,6 +99,7 @@ impl Policy {
     pub(crate) fn proven_since(since: Timestamp, proven: Timestamp) -> Self {
         Self {
             since: Some(since),
+            settles: since + GRACE,
             proven: Some(proven),
             doubt: String::new(),
         }
@@ -115,17 +136,7 @@ pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sen
             (Some(policy), Some(binding)) => Some(policy.max(binding)),
             _ => None,
         };
-        let changed = policy.send_if_modified(|known| {
-            let changed = known.since != since;
-            if changed {
-                // Whatever was proven was proven of another policy.
-                known.proven = None;
-                known.doubt = format!("the admission policy {POLICY_NAME} is being tested");
-            }
-            known.since = since;
-            changed
-        });
-        if changed {
+        if policy.send_if_modified(|known| known.note(since, Timestamp::now())) {
             next_check = tokio::time::Instant::now();
         }
     }
@@ -133,15 +144,17 @@ pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sen
 
 /// Tests once and returns how long to wait before the next time.
 async fn check(client: &Client, namespace: &str, policy: &watch::Sender<Policy>) -> Duration {
+    let begin = Timestamp::now();
     let tested = tokio::time::timeout(CHECK_TIMEOUT, try_to_forge(client, namespace)).await;
-    let now = Timestamp::now();
     match tested {
+        // Refused by what was there before, perhaps.
+        Ok(Ok(None)) if begin < policy.borrow().settles => RETRY,
         Ok(Ok(None)) => {
             policy.send_modify(|known| {
                 if known.proven.is_none() {
                     tracing::info!("Forged sessions are refused by the admission policy");
                 }
-                known.proven = Some(now);
+                known.proven = Some(begin);
             });
             CHECK_INTERVAL
         }
@@ -337,6 +350,26 @@ mod tests {
 
         assert!(policy.trust(at(20)).is_ok());
         assert!(policy.trust(at(1000)).is_err());
+    }
+
+    #[test]
+    fn a_refusal_right_after_a_change_proves_nothing() {
+        let mut policy = Policy::proven_since(at(0), at(100));
+
+        assert!(policy.note(Some(at(110)), at(111)));
+
+        assert!(policy.trust(at(111)).is_err());
+        assert_eq!(policy.settles, at(111) + GRACE);
+        assert!(!policy.note(Some(at(110)), at(112)));
+    }
+
+    #[test]
+    fn an_old_policy_is_in_effect_when_a_replica_starts() {
+        let mut policy = Policy::default();
+
+        policy.note(Some(at(0)), at(1000));
+
+        assert_eq!(policy.settles, at(1000));
     }
 
     #[test]
