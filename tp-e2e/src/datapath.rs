@@ -280,16 +280,16 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            let log = daemon.log();
-            if thread::panicking() {
-                eprintln!("--- root daemon\n{log}");
-            } else {
-                assert!(!log.contains("ERROR") && !log.contains(" WARN "), "{log}");
-            }
-        }
+        let mut daemon = self.daemon.take();
+        let log = daemon.as_mut().map(Process::log).unwrap_or_default();
+        drop(daemon);
         for netns in [&self.netns, &self.neighbour] {
             let _ = Command::new("ip").args(["netns", "delete", netns]).status();
+        }
+        if thread::panicking() {
+            eprintln!("--- root daemon\n{log}");
+        } else {
+            assert!(!log.contains("ERROR") && !log.contains(" WARN "), "{log}");
         }
     }
 }
