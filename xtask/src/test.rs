@@ -143,7 +143,13 @@ pub(crate) fn audit() -> Result<()> {
 }
 
 fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Result<()> {
-    steps.step("cluster up", "the log it names", || cluster::up(2))?;
+    steps.step("cluster up", "the log it names", || {
+        if options.only.is_none() {
+            // Nothing that was left there by hand may help or hinder.
+            cluster::down()?;
+        }
+        cluster::up(2)
+    })?;
     steps.step(
         "workloads",
         "`cargo xtask cluster status`",
