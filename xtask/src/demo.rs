@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cluster, dist, packages, paths, products, run,
-    test::{PACKAGES, Steps, consent},
+    test::{Kubernetes, Steps, consent, needed},
 };
 
 #[derive(clap::Args)]
@@ -66,10 +66,10 @@ impl Place<'_> {
 }
 
 fn own(options: &Options) -> Result<()> {
-    consent("demo", options.yes)?;
+    consent("demo", Kubernetes::Own, options.yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(PACKAGES)
+        packages::ensure(needed(Kubernetes::Own))
     })?;
     steps.step("programs", "the compiler's words above", products::build)?;
     steps.step("image", "target/dist", || dist::image_only().map(drop))?;
@@ -208,10 +208,10 @@ fn foreign(options: &Options, kubeconfig: &Path, image: &str) -> Result<()> {
             kubeconfig.display()
         );
     }
-    consent("demo", options.yes)?;
+    consent("demo", Kubernetes::Foreign, options.yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(&[packages::BUILD, packages::BPF])
+        packages::ensure(needed(Kubernetes::Foreign))
     })?;
     steps.step("programs", "the compiler's words above", products::build)?;
     let archive = steps.step("image", "target/dist", dist::image_only)?;

@@ -17,7 +17,7 @@ mod programs;
 const THEIR_WORDS: &str = "what the failed test said above";
 
 /// Every package of the workspace's own set-up.
-pub(crate) const PACKAGES: &[&[&str]] = &[
+const PACKAGES: &[&[&str]] = &[
     packages::BUILD,
     packages::BPF,
     packages::CLUSTER,
@@ -45,10 +45,10 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn test(options: &Options) -> Result<()> {
-    consent("test", options.yes)?;
+    consent("test", Kubernetes::Own, options.yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(PACKAGES)
+        packages::ensure(needed(Kubernetes::Own))
     })?;
     if options.only.is_none() {
         static_checks(&mut steps)?;
@@ -174,59 +174,23 @@ fn cargo(arguments: &[&str]) -> Result<()> {
     )
 }
 
-/// Says what will be installed and built, and asks once.
-pub(crate) fn consent(command: &str, yes: bool) -> Result<()> {
-    let missing = packages::missing(PACKAGES)?;
-    let mut minutes = 6;
-    println!("`cargo xtask {command}` on this machine:");
-    if missing.is_empty() {
-        println!(
-            "  packages   all {} are installed",
-            packages::count(PACKAGES)
-        );
-    } else {
-        println!(
-            "  packages   to install with apt-get: {}",
-            missing.join(" ")
-        );
-        minutes += 4;
-    }
-    if ebpf::linker_is_missing() {
-        println!("  toolchain  to build once: the linker for eBPF (about a minute)");
-        minutes += 1;
-    }
-    if command == "test" && DENY.find().is_none() {
-        println!("  tools      to build once: cargo-deny (about 5 minutes)");
-        minutes += 5;
-    }
-    if cluster::build::is_needed()? {
-        println!(
-            "  cluster    to compile once: Kubernetes {} (about 7 minutes)",
-            cluster::build::KUBERNETES
-        );
-        minutes += 7;
-    }
-    if !paths::release().join("tp-daemon").exists() {
-        println!("  tp         to compile (about 8 minutes)");
-        minutes += 8;
-    }
-    println!(
-        "  cluster    namespaces and control groups named tpt-*, files in {}; removed by `cargo xtask cluster down`",
-        paths::testbed().display()
-    );
-    println!(
-        "  caches     {} and {}",
-        paths::cache().display(),
-        paths::target().display()
-    );
-    println!("  about {minutes} minutes on two cores; ~/.kube is not touched");
+/// Whose cluster a command uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kubernetes {
+    /// The one that this machine runs for it.
+    Own,
+    /// The user's.
+    Foreign,
+}
 
-    let asks_nobody = yes || std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
-    if asks_nobody {
-        return Ok(());
-    }
-    if !run::is_root() {
+/// Says what will be installed and built, and asks once.
+pub(crate) fn consent(command: &str, kubernetes: Kubernetes, yes: bool) -> Result<()> {
+    if kubernetes == Kubernetes::Own && !run::is_root() {
         bail!("the test cluster makes namespaces and control groups: run this as root");
+    }
+    announce(command, kubernetes)?;
+    if yes || std::env::var("CI").is_ok_and(|value| value == "true" || value == "1") {
+        return Ok(());
     }
     if !std::io::stdin().is_terminal() {
         bail!("nobody is there to ask: pass --yes to agree");
@@ -240,6 +204,60 @@ pub(crate) fn consent(command: &str, yes: bool) -> Result<()> {
     match answer.trim().to_lowercase().as_str() {
         "" | "y" | "yes" => Ok(()),
         _ => bail!("nothing was done"),
+    }
+}
+
+fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
+    let lists = needed(kubernetes);
+    let missing = packages::missing(lists)?;
+    let mut minutes = if command == "test" { 10 } else { 1 };
+    println!("`cargo xtask {command}` on this machine:");
+    if missing.is_empty() {
+        println!("  packages   all {} are installed", packages::count(lists));
+    } else {
+        println!(
+            "  packages   to install with apt-get: {}",
+            missing.join(" ")
+        );
+        minutes += 4;
+    }
+    if ebpf::linker_is_missing() {
+        println!("  toolchain  to build once: the linker for eBPF (about a minute)");
+        minutes += 1;
+    }
+    if command == "test" && DENY.find().is_none() {
+        println!("  tools      to build once: cargo-deny (about 4 minutes)");
+        minutes += 4;
+    }
+    if !paths::release().join("tp-daemon").exists() {
+        println!("  tp         to compile (about 8 minutes)");
+        minutes += 8;
+    }
+    if kubernetes == Kubernetes::Own {
+        if cluster::build::is_needed()? {
+            let version = cluster::build::KUBERNETES;
+            println!("  cluster    to compile once: Kubernetes {version} (about 7 minutes)");
+            minutes += 7;
+        }
+        println!(
+            "  cluster    namespaces and control groups named tpt-*, files in {}; removed by `cargo xtask cluster down`",
+            paths::testbed().display()
+        );
+    }
+    println!(
+        "  caches     {} and {}",
+        paths::cache().display(),
+        paths::target().display()
+    );
+    println!("  about {minutes} minutes on two cores; ~/.kube is not touched");
+    Ok(())
+}
+
+/// The packages that a command needs.
+pub(crate) fn needed(kubernetes: Kubernetes) -> &'static [&'static [&'static str]] {
+    match kubernetes {
+        Kubernetes::Own => PACKAGES,
+        Kubernetes::Foreign => &[packages::BUILD, packages::BPF],
     }
 }
 

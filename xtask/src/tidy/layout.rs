@@ -50,6 +50,9 @@ pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
         {
             problems.push(format!("{path}: needs #![forbid(unsafe_code)]"));
         }
+        if is_orphan(source, sources) {
+            problems.push(format!("{path}: no module names it, so nobody compiles it"));
+        }
         problems.extend(check_lines(source));
     }
 
@@ -84,6 +87,26 @@ fn is_root(source: &Source) -> bool {
         && (source.path.ends_with("src/lib.rs") || source.path.ends_with("src/main.rs"))
 }
 
+/// A file below `src` that no parent declares as its module.
+fn is_orphan(source: &Source, sources: &[Source]) -> bool {
+    let Some((folder, name)) = source.path.parent().zip(source.path.file_stem()) else {
+        return false;
+    };
+    let is_below_src = folder
+        .components()
+        .nth(1)
+        .is_some_and(|part| part.as_os_str() == "src");
+    let is_program = is_root(source) || folder.ends_with("src/bin");
+    let declaration = format!("mod {};", name.to_string_lossy());
+    let mut parents = sources.iter().filter(|other| {
+        other.path == folder.with_extension("rs")
+            || (folder.ends_with("src")
+                && (other.path == folder.join("main.rs") || other.path == folder.join("lib.rs")))
+    });
+
+    is_below_src && !is_program && !parents.any(|parent| parent.text.contains(&declaration))
+}
+
 /// A root, or a module with children.
 fn needs_opening(source: &Source, sources: &[Source]) -> bool {
     let children = source.path.with_extension("");
@@ -113,8 +136,8 @@ mod tests {
         let long = "fn a() {}\n".repeat(MAX_LINES + 1);
         let tests = format!("#[cfg(test)]\nmod tests {{\n{long}}}\n");
 
-        assert_eq!(check(&[Source::new("tp-core/src/a.rs", &long)]).len(), 1);
-        assert!(check(&[Source::new("tp-core/src/a.rs", &tests)]).is_empty());
+        assert_eq!(check(&[Source::new("tp-core/build.rs", &long)]).len(), 1);
+        assert!(check(&[Source::new("tp-core/build.rs", &tests)]).is_empty());
     }
 
     #[test]
@@ -122,15 +145,15 @@ mod tests {
         let text = "// unsafe is a word here\nunsafe { a() }\n";
 
         assert_eq!(
-            check(&[Source::new("tp-manager/src/a.rs", text)]),
+            check_lines(&Source::new("tp-manager/src/a.rs", text)),
             ["tp-manager/src/a.rs:2: unsafe code belongs into the listed files"]
         );
-        assert!(check(&[Source::new("tp-daemon/src/root/sys.rs", text)]).is_empty());
+        assert!(check_lines(&Source::new("tp-daemon/src/root/sys.rs", text)).is_empty());
     }
 
     #[test]
     fn a_root_and_a_parent_say_what_they_own() {
-        let root = Source::new("tp-core/src/lib.rs", "#![forbid(unsafe_code)]\n");
+        let root = Source::new("tp-core/src/lib.rs", "#![forbid(unsafe_code)]\nmod a;\n");
         let parent = Source::new("tp-core/src/a.rs", "mod b;\n");
         let child = Source::new("tp-core/src/a/b.rs", "fn b() {}\n");
 
@@ -139,9 +162,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_no_module_names_is_found() {
+        let root = format!("{ROOT}mod a;\n");
+        let root = || Source::new("tp-core/src/lib.rs", &root);
+        let a = || Source::new("tp-core/src/a.rs", "");
+        let b = || Source::new("tp-core/src/b.rs", "");
+
+        assert!(check(&[root(), a()]).is_empty());
+        assert_eq!(
+            check(&[root(), a(), b()]),
+            ["tp-core/src/b.rs: no module names it, so nobody compiles it"]
+        );
+    }
+
+    #[test]
     fn the_pure_crate_reads_no_clock() {
         let source = Source::new("tp-core/src/a.rs", "let now = Instant::now();\n");
 
-        assert_eq!(check(&[source]).len(), 1);
+        assert_eq!(check_lines(&source).len(), 1);
     }
 }
