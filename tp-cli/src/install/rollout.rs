@@ -76,13 +76,20 @@ pub(crate) async fn wait(
     }
 }
 
+/// Whether the status speaks of the set as it is applied.
+fn is_observed(set: &StatefulSet) -> bool {
+    set.status
+        .as_ref()
+        .is_some_and(|status| status.observed_generation >= set.metadata.generation)
+}
+
 fn is_rolled_out(set: &StatefulSet, replicas: u16) -> bool {
     let Some(status) = &set.status else {
         return false;
     };
     let replicas = i32::from(replicas);
 
-    status.observed_generation >= set.metadata.generation
+    is_observed(set)
         && status.replicas == replicas
         && status.ready_replicas == Some(replicas)
         && status.updated_replicas == Some(replicas)
@@ -109,6 +116,10 @@ async fn state(
     parameters: &Parameters,
     set: &StatefulSet,
 ) -> Result<State, Fault> {
+    if !is_observed(set) {
+        // Until then the status is that of the installation before, and so are its pods' troubles.
+        return Ok(State::pending("the change is about to begin".into()));
+    }
     let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), &parameters.namespace);
     let update = set
         .status
