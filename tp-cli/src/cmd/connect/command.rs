@@ -80,6 +80,8 @@ fn code(status: ExitStatus) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn words(words: &[&str]) -> Vec<OsString> {
@@ -114,7 +116,12 @@ mod tests {
         let ready = dir.path().join("ready");
         let script = "trap 'exit 7' USR1; : > \"$0\"; while :; do :; done";
         let command = words(&["sh", "-c", script, ready.to_str().unwrap()]);
+        let is_sent = Cell::new(false);
+        // A source that is always ready would leave the runtime no turn to see the command end.
         let signal_when_ready = async || {
+            if is_sent.replace(true) {
+                std::future::pending::<()>().await;
+            }
             while !ready.exists() {
                 tokio::task::yield_now().await;
             }
