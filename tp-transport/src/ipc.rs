@@ -62,9 +62,10 @@ pub async fn connect(path: &Path) -> Result<Channel, IpcError> {
     let stream = UnixStream::connect(path).await.map_err(|source| {
         let path = path.to_owned();
         match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                IpcError::NoSession { path }
-            }
+            // Reset: the session closed its socket while this connection waited there.
+            io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset => IpcError::NoSession { path },
             _ => IpcError::Socket { path, source },
         }
     })?;
