@@ -76,8 +76,7 @@ impl Testbed {
             .arg("kubectl")
             .arg("--request-timeout=30s")
             .args(arguments)
-            .env("KUBECONFIG", self.kubeconfig("admin"))
-            .env("PATH", self.path());
+            .env("KUBECONFIG", self.kubeconfig("admin"));
         command
     }
 
@@ -87,10 +86,14 @@ impl Testbed {
         format!("{}:{path}", self.dir.join("bin").display())
     }
 
-    /// A command in a network namespace. Not `ip netns exec`, which hides control groups.
+    /// A command in a network namespace, with the cluster's own programs on PATH and a home where
+    /// kubectl may keep its cache. Not `ip netns exec`, which hides control groups.
     pub fn inside(&self, namespace: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{namespace}"));
+        command
+            .arg(format!("--net=/run/netns/{namespace}"))
+            .env("HOME", &self.dir)
+            .env("PATH", self.path());
         command
     }
 

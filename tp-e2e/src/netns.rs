@@ -128,6 +128,7 @@ fn bpf_links() -> BTreeSet<u64> {
         .args(["-j", "link", "list"])
         .output()
         .expect("bpftool starts");
+    assert!(output.status.success(), "bpftool: {output:?}");
     let list: serde_json::Value =
         serde_json::from_slice(&output.stdout).expect("bpftool prints JSON");
     list.as_array()

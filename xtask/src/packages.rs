@@ -27,6 +27,7 @@ pub(crate) const BUILD: &[&str] = &[
 
 /// What the nodes and the workstation of the test cluster consist of.
 pub(crate) const CLUSTER: &[&str] = &[
+    "bpftool",
     "conntrack",
     "containerd",
     "containernetworking-plugins",
