@@ -27,6 +27,7 @@ use tp_transport::{Identity, KeyHash, SessionRef};
 
 use faults::{Doing, api_fault};
 
+mod client;
 mod faults;
 mod reason;
 
@@ -86,7 +87,7 @@ impl Cluster {
             manager_namespace: or(&request.manager_namespace, MANAGER_NAMESPACE),
             impersonate: config.auth_info.impersonate.clone(),
         };
-        let client = Client::try_from(config).map_err(|error| {
+        let client = client::client(config).map_err(|error| {
             Fault::new(
                 FaultKind::Config,
                 format!(
