@@ -169,6 +169,16 @@ pub(crate) fn on_workstation(command: &[&str]) -> Command {
     workstation::command(None, None, &command)
 }
 
+/// The network namespace of a node beside that one; of the same where there is no other.
+pub(crate) fn node_beside(name: &str) -> Result<String> {
+    let layout = Layout::new();
+    let others = (1..=layout.nodes()?).filter(|&index| {
+        let layout = &layout;
+        Node { layout, index }.name() != name
+    });
+    Ok(netns::node(others.min().unwrap_or(1)))
+}
+
 /// One cluster runs on a machine at a time, and one command changes it at a time.
 fn lock() -> Result<File> {
     let path = Path::new("/run/tp-testbed.lock");

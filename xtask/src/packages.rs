@@ -48,7 +48,6 @@ pub(crate) const CLIENTS: &[&str] = &[
     "curl",
     "bind9-dnsutils",
     "default-jdk-headless",
-    "iperf3",
     "mariadb-client",
     "nodejs",
     "postgresql-client",

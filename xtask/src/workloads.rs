@@ -44,7 +44,6 @@ const PACKAGES: &[&str] = &[
     "mariadb-client-core",
     "mariadb-server-core",
     "mawk",
-    "iperf3",
     "nginx-light",
     "postgresql-15",
     "procps",

@@ -17,6 +17,8 @@ import (
 
 const (
 	slowAccept = 500 * time.Millisecond
+	// bulkPiece is what "give" and "take" move at once: no checksum, few system calls.
+	bulkPiece = 256 * 1024
 	// ledgerSize bounds the memory of finished connections; the oldest goes first.
 	ledgerSize = 4096
 )
@@ -121,6 +123,8 @@ func echoBytes(c *net.TCPConn, from io.Reader, seen wire.Report, ends *ledger) {
 //	reset N TAG       sends N bytes of the pattern N and resets
 //	reset-now TAG     resets at once
 //	drip N TAG        sends N bytes, 64 KiB every 20 ms, then ends
+//	give N            sends N bytes, as fast as they are taken, and ends
+//	take N            reads N bytes, as fast as they come, answers with the report and ends
 //	hold TAG          sends nothing and waits for the other end
 //	peer              answers with both addresses and ends
 //	report TAG        answers with the report of TAG ({} if there is none)
@@ -140,10 +144,14 @@ func command(ends *ledger) handler {
 	}
 }
 
+var takesSize = map[string]bool{
+	"source": true, "reset": true, "drip": true, "give": true, "take": true,
+}
+
 func run(c *net.TCPConn, from *bufio.Reader, verb string, arguments []string, ends *ledger) {
 	seen := report(c)
 	size := int64(0)
-	if (verb == "source" || verb == "reset" || verb == "drip") && len(arguments) > 0 {
+	if takesSize[verb] && len(arguments) > 0 {
 		size, _ = strconv.ParseInt(arguments[0], 10, 64)
 		arguments = arguments[1:]
 	}
@@ -162,6 +170,27 @@ func run(c *net.TCPConn, from *bufio.Reader, verb string, arguments []string, en
 		answer(c, seen)
 	case "source", "reset", "drip":
 		send(c, seen, verb, size, ends)
+	case "give":
+		buffer := make([]byte, bulkPiece)
+		for seen.Sent < size {
+			n, err := c.Write(buffer[:min(size-seen.Sent, bulkPiece)])
+			seen.Sent += int64(n)
+			if err != nil {
+				return
+			}
+		}
+		_ = c.CloseWrite()
+		_, _ = io.Copy(io.Discard, c)
+	case "take":
+		buffer := make([]byte, bulkPiece)
+		var err error
+		for seen.Received < size && err == nil {
+			var n int
+			n, err = from.Read(buffer)
+			seen.Received += int64(n)
+		}
+		seen.End = wire.End(err)
+		answer(c, seen)
 	case "reset-now":
 		_ = c.SetLinger(0)
 	case "hold":

@@ -1,12 +1,27 @@
 //! What runs on the measured side: one small load, figures as JSON on standard output.
 
-use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpStream, ToSocketAddrs as _},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context as _, bail};
 
+/// For one answer, and for all repetitions of a small measurement.
 const LIMIT: Duration = Duration::from_secs(20);
+/// Bytes of the first transfer; the next ones have as many as the time asked for needs.
+const FIRST_TRANSFER: u64 = 8 << 20;
+const LARGEST_TRANSFER: u64 = 64 << 30;
+const PIECE: usize = 256 << 10;
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Direction {
+    /// To the far end.
+    Up,
+    /// From the far end.
+    Down,
+}
 
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Probe {
@@ -16,6 +31,12 @@ pub(crate) enum Probe {
     Resolve { name: String, count: usize },
     /// Connects and closes.
     Connects { target: String, count: usize },
+    /// Gbit/s of one transfer with the command port of the echo server.
+    Bulk {
+        direction: Direction,
+        target: String,
+        seconds: u32,
+    },
 }
 
 pub(crate) fn run(probe: &Probe) -> anyhow::Result<()> {
@@ -23,6 +44,11 @@ pub(crate) fn run(probe: &Probe) -> anyhow::Result<()> {
         Probe::Requests { target, count } => requests(target, *count)?,
         Probe::Resolve { name, count } => repeat(*count, || resolve(name))?,
         Probe::Connects { target, count } => repeat(*count, || connect(target))?,
+        Probe::Bulk {
+            direction,
+            target,
+            seconds,
+        } => vec![bulk(*direction, target, f64::from(*seconds))?],
     };
     println!("{}", serde_json::to_string(&samples)?);
 
@@ -58,6 +84,66 @@ fn requests(target: &str, count: usize) -> anyhow::Result<Vec<f64>> {
     })
 }
 
+/// Transfers ever more until one takes about `seconds`; its rate in Gbit/s of payload. The far end
+/// counts: an upload is over when it says that it has read all, a download when all has arrived.
+fn bulk(direction: Direction, target: &str, seconds: f64) -> anyhow::Result<f64> {
+    let mut size = FIRST_TRANSFER;
+    loop {
+        let took = match direction {
+            Direction::Up => upload(target, size)?,
+            Direction::Down => download(target, size)?,
+        };
+        let took = took.as_secs_f64().max(1e-6);
+        if took >= seconds * 0.7 || size >= LARGEST_TRANSFER {
+            return Ok(size as f64 * 8.0 / took / 1e9);
+        }
+        // Not all the way in one step: the first ones are over before they are up to speed.
+        let factor = (seconds / took).clamp(1.2, 16.0);
+        size = ((size as f64 * factor) as u64).min(LARGEST_TRANSFER);
+    }
+}
+
+fn upload(target: &str, size: u64) -> anyhow::Result<Duration> {
+    let mut stream = open(target)?;
+    let piece = vec![0; PIECE];
+    let start = Instant::now();
+    stream.write_all(format!("take {size}\n").as_bytes())?;
+    let mut left = size;
+    while left > 0 {
+        let length = piece.len().min(usize::try_from(left)?);
+        stream.write_all(&piece[..length])?;
+        left -= length as u64;
+    }
+    let mut answer = String::new();
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .context("the far end gave no count")?;
+    let took = start.elapsed();
+    let report: serde_json::Value = serde_json::from_str(&answer)
+        .with_context(|| format!("the far end answered {answer:?}"))?;
+    if report["received"].as_u64() != Some(size) {
+        bail!("the far end has not received {size} bytes: {answer}");
+    }
+
+    Ok(took)
+}
+
+fn download(target: &str, size: u64) -> anyhow::Result<Duration> {
+    let mut stream = open(target)?;
+    let mut piece = vec![0; PIECE];
+    let start = Instant::now();
+    stream.write_all(format!("give {size}\n").as_bytes())?;
+    let mut received = 0;
+    while received < size {
+        match stream.read(&mut piece)? {
+            0 => bail!("the far end ended after {received} of {size} bytes"),
+            length => received += length as u64,
+        }
+    }
+
+    Ok(start.elapsed())
+}
+
 fn connect(target: &str) -> anyhow::Result<()> {
     drop(open(target)?);
     Ok(())
@@ -73,6 +159,7 @@ fn open(target: &str) -> anyhow::Result<TcpStream> {
         .with_context(|| format!("no connection to {target}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(LIMIT))?;
 
     Ok(stream)
 }

@@ -1,0 +1,235 @@
+//! What was measured, the bounds it has to keep, and the table that shows both.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use serde_json::json;
+
+use super::stats::Spread;
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Measure {
+    Up,
+    Down,
+    Request,
+    Connection,
+    Name,
+    Connect,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Way {
+    Routed,
+    Kubectl,
+    Udp,
+    PortForward,
+}
+
+impl Measure {
+    /// What it is called, and its unit.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Up => ("bulk up", "Gbit/s"),
+            Self::Down => ("bulk down", "Gbit/s"),
+            Self::Request => ("request", "us"),
+            Self::Connection => ("new connection", "us"),
+            Self::Name => ("service name", "us"),
+            Self::Connect => ("tp connect", "ms"),
+        }
+    }
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::Kubectl => "kubectl port-forward",
+            Self::Udp => "tp, UDP",
+            Self::PortForward => "tp, port-forward",
+        }
+    }
+}
+
+/// A bound of docs/performance.md.
+struct Bound {
+    what: &'static str,
+    measured: Option<f64>,
+    limit: Option<f64>,
+    at_least: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Figures {
+    samples: BTreeMap<(Measure, Way), Vec<f64>>,
+    failures: Vec<String>,
+}
+
+impl Figures {
+    pub(super) fn add(&mut self, measure: Measure, way: Way, value: f64) {
+        self.samples.entry((measure, way)).or_default().push(value);
+    }
+
+    pub(super) fn failed(&mut self, measure: Measure, way: Way, error: &anyhow::Error) {
+        let failure = format!("{}, {}: {error:#}", measure.words().0, way.name());
+        eprintln!("{failure}");
+        self.failures.push(failure);
+    }
+
+    /// Fails if anything could not be measured. A missed bound is shown and is no failure: the
+    /// machine may be busy.
+    pub(super) fn outcome(&self) -> Result<()> {
+        if let Some(first) = self.failures.first() {
+            bail!(
+                "{} measurements failed; the first: {first}",
+                self.failures.len()
+            );
+        }
+        Ok(())
+    }
+
+    fn spread(&self, measure: Measure, way: Way) -> Option<Spread> {
+        Spread::of(self.samples.get(&(measure, way))?)
+    }
+
+    fn median(&self, measure: Measure, way: Way) -> Option<f64> {
+        Some(self.spread(measure, way)?.median)
+    }
+
+    fn bounds(&self) -> [Bound; 7] {
+        let share = |what, measure, way, of, share| Bound {
+            what,
+            measured: self.median(measure, way),
+            limit: self.median(measure, of).map(|of| of * share),
+            at_least: true,
+        };
+        let at_most = |what, measure, limit| Bound {
+            what,
+            measured: self.median(measure, Way::Udp),
+            limit,
+            at_least: false,
+        };
+        let request = self.median(Measure::Request, Way::Routed);
+        [
+            share(
+                "bulk up: 15 % of routed",
+                Measure::Up,
+                Way::Udp,
+                Way::Routed,
+                0.15,
+            ),
+            share(
+                "bulk down: 15 % of routed",
+                Measure::Down,
+                Way::Udp,
+                Way::Routed,
+                0.15,
+            ),
+            share(
+                "port-forward, bulk up: 60 % of kubectl",
+                Measure::Up,
+                Way::PortForward,
+                Way::Kubectl,
+                0.6,
+            ),
+            share(
+                "port-forward, bulk down: 60 % of kubectl",
+                Measure::Down,
+                Way::PortForward,
+                Way::Kubectl,
+                0.6,
+            ),
+            at_most(
+                "request: routed + 400 us",
+                Measure::Request,
+                request.map(|routed| routed + 400.0),
+            ),
+            at_most("service name: 300 us", Measure::Name, Some(300.0)),
+            at_most("tp connect: 1500 ms", Measure::Connect, Some(1500.0)),
+        ]
+    }
+
+    pub(super) fn print(&self) {
+        println!(
+            "{:<16} {:<22} {:>9} {:>9} {:>9}  unit",
+            "what", "way", "min", "median", "max"
+        );
+        for (&(measure, way), samples) in &self.samples {
+            let Some(spread) = Spread::of(samples) else {
+                continue;
+            };
+            let (what, unit) = measure.words();
+            let Spread {
+                min, median, max, ..
+            } = spread;
+            println!(
+                "{what:<16} {:<22} {min:>9.2} {median:>9.2} {max:>9.2}  {unit}",
+                way.name()
+            );
+        }
+        println!();
+        for bound in self.bounds() {
+            println!("{:<42} {}", bound.what, bound.verdict());
+        }
+    }
+
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        let rows: Vec<_> = self
+            .samples
+            .iter()
+            .filter_map(|(&(measure, way), samples)| {
+                let (what, unit) = measure.words();
+                let spread = Spread::of(samples)?;
+                Some(json!({ "what": what, "way": way.name(), "unit": unit, "spread": spread }))
+            })
+            .collect();
+        json!({ "figures": rows, "failures": self.failures })
+    }
+}
+
+impl Bound {
+    fn verdict(&self) -> String {
+        match (self.measured, self.limit) {
+            (Some(measured), Some(limit)) => {
+                let kept = if self.at_least {
+                    measured >= limit
+                } else {
+                    measured <= limit
+                };
+                let word = if kept { "kept" } else { "MISSED" };
+                format!("{word}: {measured:.2}, bound {limit:.2}")
+            }
+            _ => "not measured".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_kept_missed_or_not_measured() {
+        let mut figures = Figures::default();
+        figures.add(Measure::Up, Way::Routed, 10.0);
+        figures.add(Measure::Up, Way::Udp, 1.6);
+        figures.add(Measure::Request, Way::Routed, 50.0);
+        figures.add(Measure::Request, Way::Udp, 451.0);
+
+        let verdicts: Vec<String> = figures.bounds().iter().map(Bound::verdict).collect();
+
+        assert_eq!(verdicts[0], "kept: 1.60, bound 1.50");
+        assert_eq!(verdicts[1], "not measured");
+        assert_eq!(verdicts[4], "MISSED: 451.00, bound 450.00");
+    }
+
+    #[test]
+    fn a_failed_measurement_is_a_failure_of_the_run() {
+        let mut figures = Figures::default();
+        assert!(figures.outcome().is_ok());
+
+        figures.failed(Measure::Up, Way::Udp, &anyhow::anyhow!("no route"));
+
+        let error = figures.outcome().unwrap_err().to_string();
+        assert!(error.contains("bulk up, tp, UDP: no route"), "{error}");
+    }
+}
