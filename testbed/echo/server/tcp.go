@@ -18,7 +18,7 @@ import (
 const (
 	slowAccept = 500 * time.Millisecond
 	// bulkPiece is what "give" and "take" move at once: no checksum, few system calls.
-	bulkPiece = 256 * 1024
+	bulkPiece = 128 * 1024
 	// ledgerSize bounds the memory of finished connections; the oldest goes first.
 	ledgerSize = 4096
 )

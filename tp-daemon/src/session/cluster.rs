@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Pod},
 };
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, Config, Resource as _, ResourceExt,
     api::{DeleteParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
@@ -29,6 +29,7 @@ use faults::{Doing, api_fault};
 
 mod client;
 mod faults;
+mod forward;
 mod reason;
 
 /// For one request to the API server.
@@ -225,21 +226,12 @@ impl Cluster {
         &self,
         pod: &str,
     ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Fault> {
-        let api = Api::<Pod>::namespaced(self.client.clone(), &self.place.manager_namespace);
-        let ports = [TUNNEL_PORT];
-        let mut forwarder = self
-            .ask(
-                Doing::PortForward(pod.to_owned()),
-                api.portforward(pod, &ports),
-            )
-            .await?;
-
-        forwarder.take_stream(TUNNEL_PORT).ok_or_else(|| {
-            Fault::new(
-                FaultKind::Unavailable,
-                format!("no port-forward to {pod}: try again"),
-            )
-        })
+        let pods = Pod::url_path(&(), Some(&self.place.manager_namespace));
+        self.ask(
+            Doing::PortForward(pod.to_owned()),
+            forward::open(&self.client, &pods, pod, TUNNEL_PORT),
+        )
+        .await
     }
 
     fn sessions(&self) -> Api<Session> {

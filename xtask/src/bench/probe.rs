@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of the first transfer; the next ones have as many as the time asked for needs.
 const FIRST_TRANSFER: u64 = 8 << 20;
 const LARGEST_TRANSFER: u64 = 64 << 30;
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 128 << 10;
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(crate) enum Direction {
