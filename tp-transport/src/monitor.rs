@@ -32,6 +32,8 @@ const ANSWERS_SMALL: u32 = 3;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Pause before an address that fell silent is used again; doubles with every fall.
 const HOLD: Duration = Duration::from_secs(2);
+/// How long an address must serve without a fall before its falls are forgotten.
+const TRUSTED_AFTER: Duration = Duration::from_secs(300);
 /// Pace of probes on the byte stream.
 const LINK_PACE: Duration = Duration::from_secs(1);
 const LINK_PACE_ASIDE: Duration = Duration::from_secs(5);
@@ -91,6 +93,7 @@ struct Candidate {
     pause: Duration,
     falls: u32,
     held_until: Instant,
+    used_since: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +115,7 @@ impl Candidate {
             pause: FAST,
             falls: 0,
             held_until: now,
+            used_since: now,
         }
     }
 
@@ -304,13 +308,9 @@ impl Monitor {
         if now.saturating_duration_since(self.expected_tick) > LATE {
             self.forgive(now);
         }
-        if self
-            .link
+        self.link
             .awaiting_since
-            .is_some_and(|since| link_heard >= since)
-        {
-            self.link.awaiting_since = None;
-        }
+            .take_if(|since| link_heard >= *since);
         let mut actions = Vec::new();
         match self.active {
             Target::Link => self.tick_on_link(now, &mut actions),
@@ -369,6 +369,7 @@ impl Monitor {
         if let Some(candidate) = self.candidate(address) {
             candidate.outstanding.clear();
             candidate.next_probe = now + FAST;
+            candidate.used_since = now;
         }
         self.link.next_probe = self.link.next_probe.max(now + LINK_PACE);
         actions.push(Action::Switch(self.active));
@@ -376,7 +377,8 @@ impl Monitor {
 
     fn tick_on_udp(&mut self, now: Instant, address: SocketAddr, actions: &mut Vec<Action>) {
         let (is_busy, counter) = (now < self.busy_until, self.next_counter);
-        let may_return = self.choice == PathChoice::Auto && self.link.down_since.is_none();
+        let is_alone = self.choice == PathChoice::UdpOnly;
+        let may_return = !is_alone && self.link.down_since.is_none();
         let link_silence = self.link_silence(now);
         let Some(candidate) = self.candidate(address) else {
             return;
@@ -395,15 +397,13 @@ impl Monitor {
             return;
         }
         let udp_silence = candidate.silent_for(now);
-        if udp_silence >= GONE_AFTER
-            && (self.choice == PathChoice::UdpOnly || link_silence >= GONE_AFTER)
-        {
+        if udp_silence >= GONE_AFTER && (is_alone || link_silence >= GONE_AFTER) {
             actions.push(Action::Gone);
             return;
         }
-        let Some(candidate) = self.candidate(address) else {
-            return;
-        };
+        if now.saturating_duration_since(candidate.used_since) >= TRUSTED_AFTER {
+            candidate.falls = 0;
+        }
         if candidate.next_probe <= now {
             let size = candidate.size();
             actions.push(candidate.probe(now, counter, size));

@@ -105,13 +105,32 @@ fn a_monitor_that_was_late_blames_nobody() {
 fn a_path_that_fell_silent_is_used_again_only_after_a_pause() {
     let mut world = World::on_udp(PathChoice::Auto);
     world.busy = true;
-    world.udp_answers = false;
-    world.run(Duration::from_millis(600));
-    world.udp_answers = true;
+    world.interrupt_udp();
 
     world.run(Duration::from_secs(1));
     assert_eq!(world.monitor.active(), Target::Link);
     world.run(Duration::from_secs(4));
+    assert_eq!(world.monitor.active(), udp(1));
+}
+
+#[test]
+fn falls_are_forgotten_after_a_long_good_time_and_not_after_a_short_one() {
+    let mut world = World::on_udp(PathChoice::Auto);
+    world.busy = true;
+    for _ in 0..3 {
+        world.interrupt_udp();
+        world.run(Duration::from_secs(60));
+        assert_eq!(world.monitor.active(), udp(1));
+    }
+    world.interrupt_udp();
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.monitor.active(), Target::Link);
+
+    world.run(Duration::from_secs(60) + TRUSTED_AFTER);
+    world.interrupt_udp();
+    assert_eq!(world.monitor.active(), Target::Link);
+    world.run(Duration::from_secs(5));
+
     assert_eq!(world.monitor.active(), udp(1));
 }
 
@@ -273,6 +292,13 @@ impl World {
     fn candidates(&mut self, last: &[u8]) {
         let addresses: Vec<_> = last.iter().map(|last| address(*last)).collect();
         self.monitor.set_candidates(self.now, &addresses);
+    }
+
+    /// Long enough to be noticed.
+    fn interrupt_udp(&mut self) {
+        self.udp_answers = false;
+        self.run(Duration::from_millis(600));
+        self.udp_answers = true;
     }
 
     fn run(&mut self, time: Duration) {
