@@ -14,7 +14,7 @@ use hickory_proto::{
 };
 
 pub use answer::{Limit, failure, rewritten};
-pub use zone::{ServiceEntry, ServicePort, Zone};
+pub use zone::{ServiceEntry, Zone};
 
 /// How long an answer may be kept, in seconds: a disconnect must not leave stale names behind.
 pub const TTL: u32 = 5;

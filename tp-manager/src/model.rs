@@ -29,27 +29,19 @@ impl ObjectName {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Service {
     /// Empty for headless services and ExternalName.
     pub(crate) cluster_ips: Vec<IpAddr>,
-    pub(crate) external_name: String,
-    pub(crate) ports: Vec<Port>,
     pub(crate) exposure: Exposure,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Port {
-    pub(crate) name: String,
-    pub(crate) protocol: String,
-    pub(crate) port: u16,
-    pub(crate) node_port: Option<u16>,
 }
 
 /// How a service is reached from outside the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Exposure {
     pub(crate) ingress: Vec<Ingress>,
+    /// That of the first port that has one.
+    pub(crate) node_port: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +71,13 @@ pub(crate) struct Workload {
     pub(crate) ready: u32,
     pub(crate) desired: u32,
     pub(crate) ports: Vec<Port>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub(crate) name: String,
+    pub(crate) protocol: String,
+    pub(crate) port: u16,
 }
 
 /// One step of a watch.
@@ -343,8 +342,6 @@ mod tests {
     fn service(cluster_ip: &str) -> Service {
         Service {
             cluster_ips: vec![address(cluster_ip)],
-            external_name: String::new(),
-            ports: Vec::new(),
             exposure: Exposure::default(),
         }
     }

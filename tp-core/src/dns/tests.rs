@@ -23,7 +23,6 @@ fn zone() -> Zone {
 fn service(address: &str) -> ServiceEntry {
     ServiceEntry {
         addresses: vec![address.parse().unwrap()],
-        ports: Vec::new(),
     }
 }
 
@@ -208,14 +207,7 @@ fn a_mapping_hides_the_other_namespaces() {
 fn edns_is_answered_with_edns_and_sets_the_limit() {
     let mut zone = zone();
     let addresses = (0..100).map(|i| IpAddr::from([10, 96, 2, i])).collect();
-    zone.apply(
-        "shop",
-        "many",
-        ServiceEntry {
-            addresses,
-            ports: Vec::new(),
-        },
-    );
+    zone.apply("shop", "many", ServiceEntry { addresses });
     let plain = query("many.", RecordType::A);
     let mut message = Message::from_vec(&plain).unwrap();
     let mut edns = Edns::new();

@@ -12,14 +12,6 @@ use ipnet::IpNet;
 pub struct ServiceEntry {
     /// Cluster IPs; empty for headless services and ExternalName, which only the cluster resolves.
     pub addresses: Vec<IpAddr>,
-    pub ports: Vec<ServicePort>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServicePort {
-    pub name: String,
-    pub protocol: String,
-    pub port: u16,
 }
 
 /// Everything that names are decided by.

@@ -17,7 +17,7 @@ use tp_proto::{
         QuitResponse, Status, StatusRequest, VersionRequest, VersionResponse, Workload,
         connect_event::Event, session_server::Session,
     },
-    tunnel::{ListWorkloadsRequest, ServicePort},
+    tunnel::{ListWorkloadsRequest, WorkloadPort},
 };
 
 use super::{
@@ -383,7 +383,7 @@ fn bare(state: &str, reason: &str) -> Status {
     }
 }
 
-fn port(port: &ServicePort) -> String {
+fn port(port: &WorkloadPort) -> String {
     let protocol = &port.protocol;
     match port.name.as_str() {
         "" => format!("{}/{protocol}", port.port),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tp_core::dns::{ServiceEntry, ServicePort};
+use tp_core::dns::ServiceEntry;
 use tp_proto::tunnel::{Service, Snapshot};
 
 pub(super) fn entry(service: &Service) -> ServiceEntry {
@@ -12,17 +12,6 @@ pub(super) fn entry(service: &Service) -> ServiceEntry {
             .cluster_ips
             .iter()
             .filter_map(|bytes| address(bytes))
-            .collect(),
-        ports: service
-            .ports
-            .iter()
-            .filter_map(|port| {
-                Some(ServicePort {
-                    name: port.name.clone(),
-                    protocol: port.protocol.clone(),
-                    port: u16::try_from(port.port).ok()?,
-                })
-            })
             .collect(),
     }
 }

@@ -44,8 +44,7 @@ fn known(replica: &Replica, model: &Model) -> (Vec<SocketAddr>, Vec<String>) {
             Ingress::Name(name) => names.push(name.clone()),
         }
     }
-    let node_port = service.ports.iter().find_map(|port| port.node_port);
-    if let Some(port) = node_port {
+    if let Some(port) = service.exposure.node_port {
         let addresses = node_addresses(replica, model);
         found.extend(addresses.into_iter().map(|ip| SocketAddr::new(ip, port)));
     }
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
     use crate::{
         grpc::{Resolver, Workloads},
-        model::{Exposure, Node, Port, Service, Update, Workload},
+        model::{Exposure, Node, Service, Update, Workload},
     };
 
     struct None;
@@ -111,7 +110,7 @@ mod tests {
         }
     }
 
-    fn model(exposure: Exposure, node_port: u16) -> Model {
+    fn model(ingress: Vec<Ingress>) -> Model {
         let mut model = Model::default();
         let nodes = [
             ("node1", node(&["192.0.2.1"], "172.30.0.11")),
@@ -120,17 +119,12 @@ mod tests {
         for (name, node) in nodes {
             model.update_nodes(Update::Applied(name.into(), node));
         }
-        let port = Port {
-            name: "udp".into(),
-            protocol: "UDP".into(),
-            port: UDP_PORT,
-            node_port: Some(node_port),
-        };
         let service = Service {
             cluster_ips: Vec::new(),
-            external_name: String::new(),
-            ports: vec![port],
-            exposure,
+            exposure: Exposure {
+                ingress,
+                node_port: Some(30000),
+            },
         };
         let name = ObjectName::new("tp-system", "tp-manager-0");
         model.update_services(Update::Applied(name, service));
@@ -139,7 +133,7 @@ mod tests {
 
     #[test]
     fn external_addresses_come_first_then_the_own_node() {
-        let (found, _) = known(&replica(), &model(Exposure::default(), 30000));
+        let (found, _) = known(&replica(), &model(Vec::new()));
 
         let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -150,14 +144,12 @@ mod tests {
 
     #[test]
     fn a_load_balancer_is_asked_before_any_node() {
-        let exposure = Exposure {
-            ingress: vec![
-                Ingress::Address("192.0.2.9".parse().unwrap()),
-                Ingress::Name("lb.example.com".into()),
-            ],
-        };
+        let ingress = vec![
+            Ingress::Address("192.0.2.9".parse().unwrap()),
+            Ingress::Name("lb.example.com".into()),
+        ];
 
-        let (found, names) = known(&replica(), &model(exposure, 30000));
+        let (found, names) = known(&replica(), &model(ingress));
 
         assert_eq!(found[0].to_string(), "192.0.2.9:7071");
         assert_eq!(names, ["lb.example.com"]);

@@ -167,18 +167,13 @@ fn event(event: Event) -> TableEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Exposure, Model, ObjectName, Service, Update};
+    use crate::model::{Model, ObjectName, Service, Update};
 
     fn view(services: &[&str]) -> View {
         let mut model = Model::default();
         for name in services {
-            let service = Service {
-                cluster_ips: Vec::new(),
-                external_name: String::new(),
-                ports: Vec::new(),
-                exposure: Exposure::default(),
-            };
-            model.update_services(Update::Applied(ObjectName::new("shop", *name), service));
+            let name = ObjectName::new("shop", *name);
+            model.update_services(Update::Applied(name, Service::default()));
         }
         View::of(&model, BTreeSet::from(["shop".to_owned()]))
     }

@@ -26,8 +26,6 @@ pub(super) fn service(name: &ObjectName, service: &Service) -> tunnel::Service {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
         cluster_ips: service.cluster_ips.iter().copied().map(address).collect(),
-        external_name: service.external_name.clone(),
-        ports: service.ports.iter().map(port).collect(),
     }
 }
 
@@ -68,8 +66,8 @@ pub(super) fn workload(workload: Workload, namespace: &str) -> tunnel::Workload 
     }
 }
 
-fn port(port: &Port) -> tunnel::ServicePort {
-    tunnel::ServicePort {
+fn port(port: &Port) -> tunnel::WorkloadPort {
+    tunnel::WorkloadPort {
         name: port.name.clone(),
         protocol: port.protocol.clone(),
         port: port.port.into(),

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
 use kube::ResourceExt as _;
 
-use crate::model::{Exposure, Ingress, Node, ObjectName, Pod, Port, Service};
+use crate::model::{Exposure, Ingress, Node, ObjectName, Pod, Service};
 
 pub(super) fn namespace(namespace: &core::Namespace) -> (String, Option<()>) {
     (namespace.name_any(), Some(()))
@@ -25,20 +25,12 @@ pub(super) fn service(service: &core::Service) -> (ObjectName, Option<Service>) 
             (None, None) => None,
         })
         .collect();
-    let ports = spec.ports.into_iter().flatten().filter_map(|port| {
-        Some(Port {
-            name: port.name.unwrap_or_default(),
-            protocol: port.protocol.unwrap_or_else(|| "TCP".into()),
-            port: u16::try_from(port.port).ok()?,
-            node_port: port.node_port.and_then(|port| u16::try_from(port).ok()),
-        })
-    });
+    let mut ports = spec.ports.iter().flatten();
+    let node_port = ports.find_map(|port| u16::try_from(port.node_port?).ok());
     let converted = Service {
         // "None" of a headless service is no address.
         cluster_ips: addresses(spec.cluster_ips.iter().flatten()),
-        external_name: spec.external_name.unwrap_or_default(),
-        ports: ports.collect(),
-        exposure: Exposure { ingress },
+        exposure: Exposure { ingress, node_port },
     };
 
     (name(service), Some(converted))
@@ -125,9 +117,26 @@ mod tests {
         let (name, converted) = service(&object);
 
         assert_eq!(name, ObjectName::new("shop", "db"));
-        let converted = converted.unwrap();
-        assert!(converted.cluster_ips.is_empty());
-        assert_eq!(converted.ports[0].protocol, "TCP");
+        assert!(converted.unwrap().cluster_ips.is_empty());
+    }
+
+    #[test]
+    fn a_service_is_exposed_by_load_balancers_and_a_port_of_the_nodes() {
+        let object = read(json!({
+            "metadata": {"name": "tp-manager-0", "namespace": "tp-system"},
+            "spec": {"ports": [{"port": 80}, {"port": 7071, "nodePort": 30071}]},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "192.0.2.9", "hostname": "not.used"},
+                {"hostname": "lb.example.com"},
+            ]}},
+        }));
+
+        let exposure = service(&object).1.unwrap().exposure;
+
+        let by_name = Ingress::Name("lb.example.com".into());
+        let by_address = Ingress::Address("192.0.2.9".parse().unwrap());
+        assert_eq!(exposure.ingress, [by_address, by_name]);
+        assert_eq!(exposure.node_port, Some(30071));
     }
 
     #[test]

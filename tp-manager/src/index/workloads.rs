@@ -101,7 +101,6 @@ fn ports(template: Option<&PodTemplateSpec>) -> Vec<Port> {
                 name: port.name.clone().unwrap_or_default(),
                 protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
                 port: u16::try_from(port.container_port).ok()?,
-                node_port: None,
             })
         })
         .collect()

@@ -69,19 +69,13 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Exposure, Update};
+    use crate::model::Update;
 
     fn model(services: &[(&str, &str)]) -> Model {
         let mut model = Model::default();
         for (namespace, name) in services {
-            let service = Service {
-                cluster_ips: Vec::new(),
-                external_name: String::new(),
-                ports: Vec::new(),
-                exposure: Exposure::default(),
-            };
             let name = ObjectName::new(*namespace, *name);
-            model.update_services(Update::Applied(name, service));
+            model.update_services(Update::Applied(name, Service::default()));
         }
         model
     }
