@@ -80,6 +80,7 @@ fn status_tells_what_people_and_programs_look_for() {
             "drops",
             "not_steered",
             "dials",
+            "last_failed_dial",
         ],
     );
     let subnets = status["subnets"].to_string();

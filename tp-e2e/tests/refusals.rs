@@ -43,6 +43,8 @@ fn a_user_sees_and_reaches_only_namespaces_they_have_a_right_to() {
             .contains("prohibited"),
         "{status}"
     );
+    let why = text(&status["datapath"]["last_failed_dial"]);
+    assert!(why.contains("the user may not"), "{why}");
     let listed = workstation.tp(&["list", "--namespace", "shop"]);
     assert_eq!(listed.code(), 77, "{listed}");
 }

@@ -173,6 +173,7 @@ fn datapath_text(status: &Status, datapath: &DatapathStatus) -> String {
             ),
         )
         .line("Dials", counts(&datapath.dials))
+        .line("Last failed dial", &datapath.last_failed_dial)
         .line("Dropped packets", counts(&datapath.drops))
         .line("Not steered", counts(&datapath.not_steered))
         .finish()
@@ -208,6 +209,7 @@ mod tests {
             datapath: Some(DatapathStatus {
                 hooks: vec!["cgroup/connect4".into()],
                 alias_network: "198.18.0.0/16".into(),
+                last_failed_dial: "10.96.1.2:81: Connection refused (os error 111)".into(),
                 drops: vec![
                     Count {
                         reason: "other user".into(),
@@ -237,6 +239,16 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("Round trip        : 1.25 ms"), "{text}");
+    }
+
+    #[test]
+    fn the_text_says_why_the_last_dial_failed() {
+        let text = text(&connected());
+
+        assert!(
+            text.contains("Last failed dial  : 10.96.1.2:81: Connection refused"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, SocketAddrV4},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -309,16 +309,12 @@ async fn dial(shared: &Shared, target: SocketAddrV4) -> (Verdict, Option<Flow>) 
     match up.tunnel.dial(target.into()).await {
         Ok(Dialed::Connected(flow)) => (Verdict::Connected, Some(flow)),
         Ok(Dialed::Refused { outcome, reason }) => {
-            let mut last = shared
-                .counters
-                .last_reason
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *last = reason;
+            shared.counters.dial_failed(target, &reason);
             (verdict(outcome), None)
         }
         Err(error) => {
             tracing::debug!(%error, "Dial failed in the tunnel");
+            shared.counters.dial_failed(target, &error.to_string());
             (Verdict::HostUnreachable, None)
         }
     }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddrV4,
     sync::{
-        Mutex, PoisonError, RwLock,
+        Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -52,19 +52,25 @@ pub(super) struct Counters {
     pub(super) passed_on: AtomicU64,
     pub(super) failed: AtomicU64,
     dials: Mutex<BTreeMap<Verdict, u64>>,
-    /// Why the last dial that was not simply connected or refused ended as it did.
-    pub(super) last_reason: Mutex<String>,
+    last_failed_dial: Mutex<String>,
 }
 
 impl Counters {
     pub(super) fn dialled(&self, verdict: Verdict) {
-        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
-        *dials.entry(verdict).or_default() += 1;
+        *lock(&self.dials).entry(verdict).or_default() += 1;
+    }
+
+    pub(super) fn dial_failed(&self, target: SocketAddrV4, reason: &str) {
+        *lock(&self.last_failed_dial) = format!("{target}: {reason}");
+    }
+
+    /// Where the last dial that did not connect went, and why it did not; empty if all did.
+    pub(super) fn last_failed_dial(&self) -> String {
+        lock(&self.last_failed_dial).clone()
     }
 
     pub(super) fn dials(&self) -> Vec<Count> {
-        let dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
-        dials
+        lock(&self.dials)
             .iter()
             .map(|(verdict, count)| Count {
                 reason: verdict.name().to_owned(),
@@ -72,6 +78,10 @@ impl Counters {
             })
             .collect()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts one flow for as long as it lives.

@@ -1,9 +1,6 @@
 //! What `tp status` shows.
 
-use std::sync::{
-    PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tp_proto::local::{
     Count, DaemonStatus, DatapathStatus, DnsStatus, ManagerStatus, Status, TransportStatus,
@@ -113,14 +110,6 @@ async fn datapath(connection: &Connection) -> DatapathStatus {
         counts.sort_by(|a, b| a.reason.cmp(&b.reason));
         counts
     };
-    let last_reason = counters
-        .last_reason
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    if !last_reason.is_empty() {
-        tracing::debug!(%last_reason, "Last refused dial");
-    }
 
     DatapathStatus {
         hooks: connection.bundle.hooks.clone(),
@@ -134,6 +123,7 @@ async fn datapath(connection: &Connection) -> DatapathStatus {
         drops: counts(kernel.drops),
         not_steered: counts(kernel.not_steered),
         dials: counters.dials(),
+        last_failed_dial: counters.last_failed_dial(),
     }
 }
 
