@@ -71,7 +71,7 @@ fn no_answer(after: Duration) -> Fault {
         "the session did not answer within {} s: see its log in {}; ending the process \
          `tp-daemon session` leaves the network as it was before connecting",
         after.as_secs(),
-        crate::files::state_dir().display()
+        ipc::state_dir().display()
     );
 
     Fault::new(FaultKind::Unavailable, message)

@@ -1,8 +1,8 @@
-//! Where programs and logs are.
+//! Where the programs are.
 
 use std::{
-    fs, io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -10,39 +10,6 @@ use tp_proto::fault::{Fault, FaultKind};
 
 const DAEMON: &str = "tp-daemon";
 const INSTALLED: &str = "/usr/local/bin/tp-daemon";
-
-/// Logs of this user's session: `$TP_STATE_DIR`, `$XDG_STATE_HOME/tp` or `~/.local/state/tp`.
-pub(crate) fn state_dir() -> PathBuf {
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    if let Some(dir) = absolute("TP_STATE_DIR") {
-        return dir;
-    }
-    if let Some(dir) = absolute("XDG_STATE_HOME") {
-        return dir.join("tp");
-    }
-    match absolute("HOME") {
-        Some(home) => home.join(".local/state/tp"),
-        None => PathBuf::from(format!(
-            "/tmp/tp-{}/state",
-            rustix::process::geteuid().as_raw()
-        )),
-    }
-}
-
-/// Makes the state directory, closed to others.
-pub(crate) fn make_state_dir() -> io::Result<PathBuf> {
-    let dir = state_dir();
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)?;
-
-    Ok(dir)
-}
 
 /// The daemon that belongs to this `tp`: beside it, else the installed one, else on PATH.
 pub(crate) fn daemon() -> Result<PathBuf, Fault> {

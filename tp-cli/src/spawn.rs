@@ -17,6 +17,7 @@ use tp_proto::{
     fault::{Fault, FaultKind},
     local::StatusRequest,
 };
+use tp_transport::ipc;
 
 use crate::{
     client::{self, SessionClient},
@@ -42,7 +43,7 @@ pub(crate) async fn root_daemon(progress: &mut Progress) -> anyhow::Result<Runni
         return Ok(running);
     }
     progress.step("starting the root daemon");
-    let log = files::make_state_dir()
+    let log = ipc::make_state_dir()
         .context("cannot make the state directory")?
         .join(ROOT_LOG);
     let child = if rustix::process::geteuid().is_root() {
@@ -106,7 +107,7 @@ fn start_through_sudo(log: &Path, progress: &mut Progress) -> anyhow::Result<()>
 pub(crate) async fn session(progress: &mut Progress) -> anyhow::Result<SessionClient> {
     progress.step("starting the session");
     let program = files::daemon()?;
-    let words = files::make_state_dir()
+    let words = ipc::make_state_dir()
         .context("cannot make the state directory")?
         .join(SESSION_LOG);
     let mut child = Command::new(&program)

@@ -1,6 +1,6 @@
 //! Role `session`: the tunnel, the relay and names of one user. Needs no capability.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::{
@@ -99,8 +99,7 @@ fn raise_descriptors() {
 }
 
 fn log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
-    let dir = state_dir();
-    std::fs::DirBuilder::new().recursive(true).create(&dir)?;
+    let dir = ipc::make_state_dir()?;
     let file = tracing_appender::rolling::Builder::new()
         .rotation(tracing_appender::rolling::Rotation::DAILY)
         .max_log_files(LOG_FILES)
@@ -116,20 +115,4 @@ fn log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::Worke
         .init();
 
     Ok(guard)
-}
-
-/// `$TP_STATE_DIR`, `$XDG_STATE_HOME/tp` or `~/.local/state/tp`, as `tp` has it.
-fn state_dir() -> PathBuf {
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path: &PathBuf| path.is_absolute())
-    };
-    absolute("TP_STATE_DIR")
-        .or_else(|| absolute("XDG_STATE_HOME").map(|dir| dir.join("tp")))
-        .or_else(|| absolute("HOME").map(|dir| dir.join(".local/state/tp")))
-        .unwrap_or_else(|| {
-            let uid = rustix::process::geteuid().as_raw();
-            PathBuf::from(format!("/tmp/tp-{uid}/state"))
-        })
 }

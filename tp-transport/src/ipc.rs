@@ -1,7 +1,7 @@
-//! The unix socket between `tp` and the session of the same user.
+//! The unix socket between `tp` and the session of the same user, and where both write logs.
 //!
-//! It lies in a directory that only its user may enter, and both ends check the other's uid: a
-//! directory under `/tmp` may have been made by somebody else first.
+//! The socket lies in a directory that only its user may enter, and both ends check the other's
+//! uid: a directory under `/tmp` may have been made by somebody else first.
 
 use std::{
     fs, io,
@@ -25,7 +25,7 @@ const LOCK_NAME: &str = "session.lock";
 
 #[derive(Debug, thiserror::Error)]
 pub enum IpcError {
-    #[error("{path} cannot be used for the session's socket: {problem}")]
+    #[error("{path} cannot be used: {problem}")]
     Directory { path: PathBuf, problem: String },
     #[error("no session listens at {path}")]
     NoSession { path: PathBuf },
@@ -54,6 +54,33 @@ fn directory_in(runtime_dir: Option<PathBuf>) -> PathBuf {
         Some(dir) if dir.is_absolute() && dir.is_dir() => dir.join("tp"),
         _ => PathBuf::from(format!("/tmp/tp-{}", geteuid().as_raw())),
     }
+}
+
+/// Logs of this user's programs: `$TP_STATE_DIR`, `$XDG_STATE_HOME/tp`, `~/.local/state/tp`, or
+/// below `/tmp/tp-UID`. The directory need not exist yet.
+pub fn state_dir() -> PathBuf {
+    state_dir_in(|name| std::env::var_os(name).map(PathBuf::from))
+}
+
+fn state_dir_in(variable: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    let absolute = |name| variable(name).filter(|path| path.is_absolute());
+
+    absolute("TP_STATE_DIR")
+        .or_else(|| Some(absolute("XDG_STATE_HOME")?.join("tp")))
+        .or_else(|| Some(absolute("HOME")?.join(".local/state/tp")))
+        .unwrap_or_else(|| directory_in(None).join("state"))
+}
+
+/// Makes the directory of [`state_dir`] if needed, closed to others.
+pub fn make_state_dir() -> Result<PathBuf, IpcError> {
+    let dir = state_dir();
+    make_directory(&dir)?;
+    let shared = directory_in(None);
+    if dir.starts_with(&shared) {
+        check_directory(&shared)?;
+    }
+
+    Ok(dir)
 }
 
 /// A gRPC channel to the session behind `path`, which must be of the same user.
@@ -101,14 +128,7 @@ impl Listener {
     /// Makes the directory if needed and listens; one session per user.
     pub fn bind(path: &Path) -> Result<Self, IpcError> {
         let dir = parent(path);
-        match fs::DirBuilder::new().mode(0o700).create(dir) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                let (path, problem) = (dir.to_owned(), error.to_string());
-                return Err(IpcError::Directory { path, problem });
-            }
-        }
+        make_directory(dir)?;
         check_directory(dir)?;
 
         let lock = lock(&dir.join(LOCK_NAME), path)?;
@@ -172,6 +192,18 @@ fn lock(lock_path: &Path, socket: &Path) -> Result<rustix::fd::OwnedFd, IpcError
     }
 }
 
+/// What is missing is made for this user alone; what is there stays as it is.
+fn make_directory(dir: &Path) -> Result<(), IpcError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| IpcError::Directory {
+            path: dir.to_owned(),
+            problem: error.to_string(),
+        })
+}
+
 /// Refuses a directory that somebody else could have made or may enter.
 fn check_directory(dir: &Path) -> Result<(), IpcError> {
     let problem = match fs::symlink_metadata(dir) {
@@ -224,6 +256,38 @@ mod tests {
         assert_eq!(directory_in(None), expected);
         assert_eq!(directory_in(Some("relative".into())), expected);
         assert_eq!(directory_in(Some("/".into())), PathBuf::from("/tp"));
+    }
+
+    #[test]
+    fn logs_lie_where_the_user_keeps_state() {
+        let dir_with = |variables: &[(&str, &str)]| {
+            state_dir_in(|name| {
+                let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
+                Some(PathBuf::from(value))
+            })
+        };
+        let home = ("HOME", "/home/dev");
+        let state_home = ("XDG_STATE_HOME", "/state");
+        let own = ("TP_STATE_DIR", "/own");
+
+        assert_eq!(dir_with(&[home, state_home, own]), Path::new("/own"));
+        assert_eq!(dir_with(&[home, state_home]), Path::new("/state/tp"));
+        let at_home = Path::new("/home/dev/.local/state/tp");
+        assert_eq!(dir_with(&[home, ("XDG_STATE_HOME", "state")]), at_home);
+        assert_eq!(dir_with(&[]), directory_in(None).join("state"));
+    }
+
+    #[test]
+    fn directories_are_made_for_their_user_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("state/tp");
+
+        make_directory(&inner).unwrap();
+        make_directory(&inner).unwrap();
+
+        for made in [&inner, &dir.path().join("state")] {
+            assert_eq!(fs::metadata(made).unwrap().mode() & 0o777, 0o700);
+        }
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use tp_proto::{
     fault::{Fault, FaultKind},
     local::{self, ConnectRequest, Connected, connect_event::Event},
 };
+use tp_transport::ipc;
 
 use crate::{
     cli::{ConnectArgs, Transport},
@@ -133,7 +134,7 @@ async fn connect(
         FaultKind::Failed,
         format!(
             "the session ended while connecting: see its log in {}",
-            crate::files::state_dir().display()
+            ipc::state_dir().display()
         ),
     ))
 }

@@ -12,8 +12,9 @@ use anyhow::Context as _;
 use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
 use tp_proto::local::StatusRequest;
+use tp_transport::ipc;
 
-use crate::{cli::GatherLogsArgs, client, files, output::Output, redact::redact, root_daemon};
+use crate::{cli::GatherLogsArgs, client, output::Output, redact::redact, root_daemon};
 
 /// The end of each log that is taken.
 const LOG_BYTES: u64 = 8 * 1024 * 1024;
@@ -55,7 +56,7 @@ pub(crate) async fn run(args: GatherLogsArgs, output: Output) -> anyhow::Result<
             format!("{:?}\n", root_daemon::hello()),
         ),
     ];
-    entries.extend(logs_in(&files::state_dir()));
+    entries.extend(logs_in(&ipc::state_dir()));
     entries.extend(journal());
     for (name, path) in FACTS {
         if let Ok(text) = fs::read_to_string(path) {

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tp_proto::fault::{Fault, FaultKind};
+use tp_transport::ipc;
 
 use crate::{
     cli::QuitArgs,
-    client, files,
+    client,
     output::Output,
     root_daemon::{self, Answer},
 };
@@ -52,7 +53,7 @@ async fn root_daemon_ended(required: bool) -> Result<(), Fault> {
         let message = format!(
             "disconnected, but the root daemon at {} has not ended: see its log in {}",
             socket.display(),
-            files::state_dir().display()
+            ipc::state_dir().display()
         );
         return Err(Fault::new(FaultKind::Failed, message));
     }
