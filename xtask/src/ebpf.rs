@@ -33,6 +33,13 @@ enum Toolchain {
     Nightly,
 }
 
+/// Builds the object, and says where it is.
+pub(crate) fn build_and_tell() -> Result<()> {
+    build()?;
+    println!("{}", paths::bpf_object().display());
+    Ok(())
+}
+
 /// Builds `target/bpf/tp-ebpf.o`.
 pub(crate) fn build() -> Result<()> {
     let source = paths::workspace().join("tp-ebpf");
@@ -54,9 +61,7 @@ pub(crate) fn build() -> Result<()> {
         // Same bytes, same time stamp: what embeds the object is not built again.
         return Ok(());
     }
-    run::write(&object, bytes)?;
-    println!("{}", object.display());
-    Ok(())
+    run::write(&object, bytes)
 }
 
 /// Whether the next build has to build the linker first.

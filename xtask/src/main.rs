@@ -78,7 +78,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Cluster(action) => cluster::perform(action),
         Task::Demo(options) => demo::demo(&options),
         Task::Dist => dist::dist(),
-        Task::Ebpf => ebpf::build(),
+        Task::Ebpf => ebpf::build_and_tell(),
         Task::Probe(probe) => bench::probe::run(&probe),
         Task::Test(options) => test::test(&options),
         Task::Tidy => tidy::run(),
