@@ -1,6 +1,6 @@
 //! One question to the root daemon: do you answer, and who are you?
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use rustix::{
     fd::OwnedFd,
@@ -9,13 +9,11 @@ use rustix::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
         recv, send, socket_with, sockopt,
     },
-    process::geteuid,
 };
 use tp_proto::root::{MAX_PACKET, Reply, Request, SOCKET_PATH};
 
 /// Longest wait for each packet.
 const WAIT: Duration = Duration::from_secs(2);
-const OWNER_ONLY: u32 = 0o600;
 
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -35,6 +33,8 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) version: String,
+    /// It was started for one user, and ends with that user's last session.
+    pub(crate) ends_with_last_session: bool,
     _connection: OwnedFd,
 }
 
@@ -43,21 +43,23 @@ pub(crate) fn socket_path() -> PathBuf {
     std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from)
 }
 
-/// Will it end with the session of this user? Then its socket belongs to the user alone.
-pub(crate) fn ends_with_session() -> bool {
-    fs::metadata(socket_path()).is_ok_and(|metadata| {
-        metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o777 == OWNER_ONLY
-    })
-}
-
 pub(crate) fn hello() -> Answer {
     match exchange() {
-        Ok((Reply::Hello { version, .. }, connection)) => Answer::Running(Running {
-            version,
-            _connection: connection,
-        }),
-        Ok((Reply::Refused { message, .. }, _)) => Answer::Denied(message),
-        Ok(_) => Answer::Broken("it answered another question".into()),
+        Ok((reply, connection)) => match reply {
+            Reply::Hello {
+                version,
+                ends_with_last_session,
+                ..
+            } => Answer::Running(Running {
+                version,
+                ends_with_last_session,
+                _connection: connection,
+            }),
+            Reply::Refused { message, .. } => Answer::Denied(message),
+            Reply::Opened(_) | Reply::Done | Reply::Counters(_) => {
+                Answer::Broken("it answered another question".into())
+            }
+        },
         Err(Errno::NOENT | Errno::CONNREFUSED) => Answer::Absent,
         Err(Errno::CONNRESET | Errno::PIPE) => Answer::Ending,
         Err(Errno::ACCESS | Errno::PERM) => {

@@ -81,6 +81,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     let context = Shared {
         offsets: tp_ebpf_loader::credential_offsets()?,
         hierarchy: scope::Hierarchy::find()?,
+        lifetime,
         has_served: AtomicBool::new(false),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -91,9 +92,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     tracing::info!(version = tp_proto::VERSION, "Root daemon is ready");
 
     runtime.block_on(async {
-        Server::new(listener, admission, lifetime, context)?
-            .run()
-            .await
+        Server::new(listener, admission, context)?.run().await
     })
 }
 

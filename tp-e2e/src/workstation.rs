@@ -135,6 +135,12 @@ impl Workstation {
     /// input ends then.
     #[track_caller]
     pub fn start_root_daemon(&mut self) {
+        self.start_root_daemon_for("tp");
+    }
+
+    /// The same, for root and the members of another group.
+    #[track_caller]
+    pub fn start_root_daemon_for(&mut self, group: &str) {
         if let Some(keeper) = self.keeper.take() {
             end_keeper(keeper);
         }
@@ -150,13 +156,14 @@ impl Workstation {
             .args([
                 "sh",
                 "-c",
-                "daemon=$1 socket=$2; shift 2\n\
-                 \"$daemon\" root --socket \"$socket\" & root=$!\n\
+                "daemon=$1 socket=$2 group=$3; shift 3\n\
+                 \"$daemon\" root --socket \"$socket\" --group \"$group\" & root=$!\n\
                  read -r _; \"$@\" >/dev/null 2>&1; kill -TERM $root 2>/dev/null; wait $root",
                 "keeper",
             ])
             .arg(programs().join("tp-daemon"))
             .arg(&self.root_socket)
+            .arg(group)
             .args(quit)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -1,6 +1,9 @@
 //! What the commands print, and how they end.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use tp_e2e::{process::run, user::Account, workstation::Workstation};
@@ -273,6 +276,20 @@ fn connecting_reports_where_to() {
     has(&connected, &["context", "server"]);
     let quit = workstation.tp(&["quit", "-o", "json"]);
     assert_eq!(quit.json()["state"], "disconnected", "{quit}");
+}
+
+#[test]
+fn quitting_does_not_wait_for_a_root_daemon_that_stays() {
+    let mut workstation = Workstation::new(Account::Root, "admin");
+    // Its socket is root's alone, as that of a root daemon which ends with its last session.
+    workstation.start_root_daemon_for("no-such-group");
+    workstation.connect(&["--namespace", "shop"]);
+
+    let begin = Instant::now();
+    workstation.tp(&["quit"]).expect_success();
+
+    let elapsed = begin.elapsed();
+    assert!(elapsed < Duration::from_secs(3), "{elapsed:?}");
 }
 
 #[test]

@@ -63,6 +63,9 @@ pub enum Reply {
     Hello {
         version: String,
         pid: u32,
+        /// It was started for one user, and ends with that user's last session.
+        #[serde(default)]
+        ends_with_last_session: bool,
     },
     /// Carries five descriptors, in this order: TCP listener, UDP socket (both inside the private
     /// namespace), TUN, alias table, heartbeat (both maps to be mapped shared).

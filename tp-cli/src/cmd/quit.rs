@@ -8,7 +8,7 @@ use tp_transport::ipc;
 
 use crate::{
     cli::QuitArgs,
-    client,
+    client::{self, SessionClient},
     output::Output,
     root_daemon::{self, Answer},
 };
@@ -27,11 +27,7 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
         let message = "not connected: there is nothing to quit";
         return Err(Fault::new(FaultKind::NotConnected, message).into());
     };
-    let root_daemon_ends = root_daemon::ends_with_session();
-    client::quit(session).await?;
-    if root_daemon_ends {
-        root_daemon_ended(args.stop_daemons).await?;
-    }
+    end(session, args.stop_daemons).await?;
 
     output.print(
         &Quit {
@@ -39,6 +35,20 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
         },
         "Disconnected\n",
     )
+}
+
+/// Ends the session, and with it a root daemon that `tp connect` started.
+pub(crate) async fn end(session: SessionClient, stop_daemons: bool) -> Result<(), Fault> {
+    let root_daemon_ends = match root_daemon::hello() {
+        Answer::Running(running) => running.ends_with_last_session,
+        Answer::Absent | Answer::Ending | Answer::Denied(_) | Answer::Broken(_) => false,
+    };
+    client::quit(session).await?;
+    if root_daemon_ends {
+        root_daemon_ended(stop_daemons).await?;
+    }
+
+    Ok(())
 }
 
 /// Waits for the end of a root daemon that `tp connect` started, so that a connect may follow.

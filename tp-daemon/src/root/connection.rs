@@ -22,6 +22,7 @@ use super::{
     peer::Peer,
     refusal::Refusal,
     scope::{self, Hierarchy},
+    server::Lifetime,
 };
 
 /// A peer that is refused must have said something by then.
@@ -31,6 +32,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Context {
     pub(super) offsets: CredentialOffsets,
     pub(super) hierarchy: Hierarchy,
+    pub(super) lifetime: Lifetime,
     /// Set once any connection has had a bundle.
     pub(super) has_served: AtomicBool,
 }
@@ -113,6 +115,7 @@ impl Connection {
                 Ok(Reply::Hello {
                     version: tp_proto::VERSION.to_owned(),
                     pid: std::process::id(),
+                    ends_with_last_session: self.context.lifetime == Lifetime::WithLastSession,
                 })
             }
             Request::Open(_) => unreachable!("answered by the caller, with descriptors"),

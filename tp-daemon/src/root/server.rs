@@ -51,7 +51,6 @@ pub(super) enum Lifetime {
 pub(super) struct Server {
     acceptor: Acceptor,
     admission: Admission,
-    lifetime: Lifetime,
     context: Arc<Context>,
     connections: BTreeMap<u64, Served>,
     next_id: u64,
@@ -76,7 +75,6 @@ impl Server {
     pub(super) fn new(
         listener: OwnedFd,
         admission: Admission,
-        lifetime: Lifetime,
         context: Context,
     ) -> anyhow::Result<Self> {
         let (ended_tx, ended_rx) = mpsc::channel(MAX_CONNECTIONS + MAX_REFUSALS);
@@ -84,7 +82,6 @@ impl Server {
         Ok(Self {
             acceptor: Acceptor::start(listener)?,
             admission,
-            lifetime,
             context: Arc::new(context),
             connections: BTreeMap::new(),
             next_id: 0,
@@ -98,7 +95,7 @@ impl Server {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let first_session_due = Instant::now() + FIRST_SESSION_TIMEOUT;
         while !self.is_over() {
-            let waits_for_first = self.lifetime == Lifetime::WithLastSession
+            let waits_for_first = self.context.lifetime == Lifetime::WithLastSession
                 && self.connections.is_empty()
                 && !self.context.has_served.load(Ordering::Relaxed);
             let input = tokio::select! {
@@ -122,7 +119,7 @@ impl Server {
     }
 
     fn is_over(&self) -> bool {
-        self.lifetime == Lifetime::WithLastSession
+        self.context.lifetime == Lifetime::WithLastSession
             && self.connections.is_empty()
             && self.context.has_served.load(Ordering::Relaxed)
     }

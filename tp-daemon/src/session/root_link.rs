@@ -65,7 +65,7 @@ impl RootLink {
             version: tp_proto::VERSION.to_owned(),
         };
         match this.call(hello, None).await?.0 {
-            Reply::Hello { version, pid } => Ok((this, version, pid)),
+            Reply::Hello { version, pid, .. } => Ok((this, version, pid)),
             _ => Err(unexpected()),
         }
     }
