@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tp_e2e::{
     cluster::{Testbed, testbed, text},
     process::{Finished, PATIENCE, run},
-    workstation::programs,
+    user::Account,
+    workstation::{Workstation, programs},
 };
 
 /// A rollout, and the removal of namespaces.
@@ -310,6 +311,21 @@ fn uninstall_asks_when_others_are_connected() {
     assert!(refused.stderr.contains("--yes"), "{refused}");
     // Nothing was removed.
     testbed().manager_ready();
+}
+
+#[test]
+fn uninstall_asks_before_it_ends_the_connection_of_this_machine() {
+    // To an administrator, whoever connected here is somebody else.
+    let workstation = Workstation::new(Account::Root, "dev");
+    workstation.connect(&["--namespace", "shop"]);
+
+    let mut uninstall = workstation.command(&["tp", "uninstall", "--everything"]);
+    uninstall.env("KUBECONFIG", testbed().kubeconfig("admin"));
+    let refused = run(&mut uninstall, ROLLOUT);
+
+    assert_eq!(refused.code(), 1, "{refused}");
+    assert!(refused.stderr.contains("--yes"), "{refused}");
+    assert_eq!(workstation.status()["state"], "connected");
 }
 
 #[test]

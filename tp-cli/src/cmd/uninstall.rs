@@ -1,5 +1,6 @@
-//! `tp uninstall`: what runs here, then what is in the cluster.
+//! `tp uninstall`: what is in the cluster, and what runs here.
 
+use super::quit;
 use crate::{
     client,
     install::{self, UninstallArgs},
@@ -7,12 +8,12 @@ use crate::{
 };
 
 pub(crate) async fn run(args: UninstallArgs, output: Output) -> anyhow::Result<()> {
-    if args.everything
-        && !args.dry_run
-        && let Some(session) = client::find().await?
-    {
-        client::quit(session).await?;
-    }
+    let end_here = async {
+        match client::find().await? {
+            Some(session) => quit::end(session, true).await,
+            None => Ok(()),
+        }
+    };
 
-    install::uninstall(args, output).await
+    install::uninstall(args, output, end_here).await
 }

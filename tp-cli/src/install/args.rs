@@ -110,7 +110,7 @@ pub(crate) struct UninstallArgs {
     #[arg(long, value_name = "NAME", default_value = MANAGER_NAMESPACE)]
     pub(crate) namespace: String,
 
-    /// Leave the cluster as it was before, and stop the daemons of this machine
+    /// Leave the cluster as it was before, and end what `tp connect` started on this machine
     #[arg(long)]
     pub(crate) everything: bool,
 

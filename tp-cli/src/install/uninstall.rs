@@ -40,8 +40,13 @@ const POLL: Duration = Duration::from_millis(200);
 /// Kinds that plain `tp uninstall` keeps: others' objects may depend on them.
 const KEPT: [&str; 2] = ["Namespace", "CustomResourceDefinition"];
 
-/// Removes tp from the cluster. The caller stops the daemons of this machine.
-pub(crate) async fn uninstall(args: UninstallArgs, output: Output) -> anyhow::Result<()> {
+/// Removes tp from the cluster; with it, if everything is to go, what runs on this machine, which
+/// `end_here` ends.
+pub(crate) async fn uninstall(
+    args: UninstallArgs,
+    output: Output,
+    end_here: impl Future<Output = Result<(), Fault>>,
+) -> anyhow::Result<()> {
     let objects = manifests::render(&Parameters::for_removal(&args.namespace));
     if args.dry_run {
         return tell(&objects, args.everything, output);
@@ -56,6 +61,11 @@ pub(crate) async fn uninstall(args: UninstallArgs, output: Output) -> anyhow::Re
         confirm(&others, output)?;
     }
 
+    // From here on nothing is refused any more.
+    if args.everything {
+        progress.step("ending the connection of this machine");
+        end_here.await?;
+    }
     remove_sessions(&cluster, &mut progress).await?;
     remove_objects(&cluster, &objects, args.everything, &mut progress).await?;
     remove_replicas(&cluster, &args.namespace, &mut progress).await?;
