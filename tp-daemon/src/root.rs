@@ -91,9 +91,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     let _socket = RemoveOnDrop(&args.socket);
     tracing::info!(version = tp_proto::VERSION, "Root daemon is ready");
 
-    runtime.block_on(async {
-        Server::new(listener, admission, context)?.run().await
-    })
+    runtime.block_on(async { Server::new(listener, admission, context)?.run().await })
 }
 
 /// `TP_LOG` in the syntax of `RUST_LOG`. Relocations are of no interest to anybody.

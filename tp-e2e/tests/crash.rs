@@ -31,42 +31,15 @@ impl Transfers {
     #[track_caller]
     fn start(workstation: &Workstation) -> Self {
         let size = (256 << 20).to_string();
-        let commands: [&[&str]; 3] = [
-            &[
-                "talk",
-                "-mark",
-                "1000000",
-                "-seed",
-                &size,
-                "echo:7001",
-                "drip",
-                &size,
-            ],
-            &[
-                "talk",
-                "-mark",
-                "1000000",
-                "-rate",
-                "4000000",
-                "-send",
-                &size,
-                "echo:7001",
-                "sink",
-            ],
-            &[
-                "talk",
-                "-mark",
-                "1000000",
-                "-rate",
-                "4000000",
-                "-send",
-                &size,
-                "echo:7000",
-            ],
-        ];
-        let mut running: Vec<Running> = commands
+        let download = ["-seed", &size, "echo:7001", "drip", &size];
+        let upload = ["-rate", "4000000", "-send", &size, "echo:7001", "sink"];
+        let both_ways = ["-rate", "4000000", "-send", &size, "echo:7000"];
+        let mut running: Vec<Running> = [&download[..], &upload, &both_ways]
             .into_iter()
-            .map(|words| workstation.start_echo(words))
+            .map(|words| {
+                let talk = ["talk", "-mark", "1000000"];
+                workstation.start_echo(&[&talk, words].concat())
+            })
             .collect();
         for transfer in &mut running {
             transfer.wait_for("mark", Duration::from_secs(15));
@@ -88,7 +61,8 @@ impl Transfers {
 }
 
 #[track_caller]
-fn reaches_the_cluster(workstation: &Workstation) {
+fn connects_and_reaches_the_cluster(workstation: &Workstation) {
+    workstation.connect(&["--namespace", "shop"]);
     workstation
         .run(&["curl", "-sS", "--max-time", "10", "http://web/"])
         .expect_success();
@@ -113,8 +87,7 @@ fn quitting_leaves_the_machine_as_before() {
     let _alone = alone();
     let before = netns::idle();
     let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
-    reaches_the_cluster(&workstation);
+    connects_and_reaches_the_cluster(&workstation);
     let pid = workstation.session_pid();
 
     workstation.tp(&["quit"]).expect_success();
@@ -167,8 +140,7 @@ fn the_machine_is_as_before_when_the_session_is_killed() {
     before.assert_restored();
     transfers.assert_broken();
     workstation.tp(&["status"]).expect_code(3);
-    workstation.connect(&["--namespace", "shop"]);
-    reaches_the_cluster(&workstation);
+    connects_and_reaches_the_cluster(&workstation);
 }
 
 #[test]
@@ -182,8 +154,7 @@ fn the_machine_is_as_before_when_the_root_daemon_is_killed() {
     before.assert_restored();
     transfers.assert_broken();
     workstation.start_root_daemon();
-    workstation.connect(&["--namespace", "shop"]);
-    reaches_the_cluster(&workstation);
+    connects_and_reaches_the_cluster(&workstation);
 }
 
 #[test]
@@ -199,8 +170,7 @@ fn the_machine_is_as_before_when_both_are_killed() {
     before.assert_restored();
     transfers.assert_broken();
     workstation.start_root_daemon();
-    workstation.connect(&["--namespace", "shop"]);
-    reaches_the_cluster(&workstation);
+    connects_and_reaches_the_cluster(&workstation);
 }
 
 #[test]

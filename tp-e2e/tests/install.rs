@@ -46,6 +46,30 @@ fn install(flags: &[&str]) -> Finished {
     tp(&[&usual, flags].concat())
 }
 
+#[track_caller]
+fn uninstall_everything() -> String {
+    tp(&["uninstall", "--everything", "--yes"]).expect_success()
+}
+
+fn kubectl_as(person: &str, arguments: &[&str]) -> Finished {
+    let mut command = testbed().inside(&testbed().workstation());
+    command
+        .arg("kubectl")
+        .args(arguments)
+        .env("KUBECONFIG", testbed().kubeconfig(person));
+    run(&mut command, PATIENCE)
+}
+
+fn file_with(content: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file can be made");
+    fs::write(file.path(), content).expect("own files can be written");
+    file
+}
+
+fn path_of(file: &tempfile::NamedTempFile) -> &str {
+    file.path().to_str().expect("temporary paths are UTF-8")
+}
+
 /// Every object of the cluster that is not the cluster's own doing, by UID.
 fn snapshot(testbed: &Testbed) -> BTreeMap<String, String> {
     let kinds = testbed.kubectl(&["api-resources", "--verbs=list", "--output=name"]);
@@ -124,17 +148,14 @@ fn what_a_dry_run_prints_is_what_is_applied() {
     testbed().install_tp();
     install(&["--wait"]).expect_success();
 
-    let printed = install(&["--dry-run"]).expect_success();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), printed).unwrap();
-    let path = file.path().display().to_string();
+    let printed = file_with(&install(&["--dry-run"]).expect_success());
     let difference = run(
         &mut testbed().kubectl_command(&[
             "diff",
             "--server-side",
             "--field-manager=tp",
             "--filename",
-            &path,
+            path_of(&printed),
         ]),
         PATIENCE,
     );
@@ -244,14 +265,13 @@ fn a_kubernetes_that_is_too_old_is_refused() {
         )
         .unwrap();
     });
-    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "old",
         "clusters": [{"name": "old", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
         "contexts": [{"name": "old", "context": {"cluster": "old", "user": "old"}}],
         "users": [{"name": "old", "user": {}}],
     });
-    fs::write(kubeconfig.path(), config.to_string()).unwrap();
+    let kubeconfig = file_with(&config.to_string());
 
     let mut command = Command::new(programs().join("tp"));
     command
@@ -277,13 +297,7 @@ fn an_install_without_the_rights_names_the_missing_one() {
 #[test]
 fn uninstall_asks_when_others_are_connected() {
     testbed().install_tp();
-    let whoami: Value = {
-        let mut command = testbed().inside(&testbed().workstation());
-        command
-            .args(["kubectl", "auth", "whoami", "--output=json"])
-            .env("KUBECONFIG", testbed().kubeconfig("dev"));
-        run(&mut command, PATIENCE).json()
-    };
+    let whoami = kubectl_as("dev", &["auth", "whoami", "--output=json"]).json();
     let session = json!({
         "apiVersion": "tp.internal/v1alpha1",
         "kind": "Session",
@@ -294,14 +308,8 @@ fn uninstall_asks_when_others_are_connected() {
             "clientVersion": "0.1.0",
         },
     });
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), session.to_string()).unwrap();
-    let mut create = testbed().inside(&testbed().workstation());
-    create
-        .args(["kubectl", "create", "--filename"])
-        .arg(file.path())
-        .env("KUBECONFIG", testbed().kubeconfig("dev"));
-    run(&mut create, PATIENCE).expect_success();
+    let session = file_with(&session.to_string());
+    kubectl_as("dev", &["create", "--filename", path_of(&session)]).expect_success();
 
     let refused = tp(&["uninstall"]);
     testbed().kubectl(&["delete", "session", "e2e-other", "--namespace=shop"]);
@@ -332,7 +340,7 @@ fn uninstall_asks_before_it_ends_the_connection_of_this_machine() {
 fn uninstalling_everything_leaves_the_cluster_as_it_was() {
     let testbed = testbed();
     testbed.install_tp();
-    tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    uninstall_everything();
     let before = snapshot(testbed);
     assert!(!before.keys().any(|title| title.contains("tp-manager")));
 
@@ -346,7 +354,7 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
     assert!(!roles.contains("tp-user"), "{roles}");
 
     install(&["--wait"]).expect_success();
-    tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    uninstall_everything();
     let after = snapshot(testbed);
     testbed.install_tp_again();
 
@@ -362,11 +370,11 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
 fn a_namespace_that_was_there_before_stays() {
     let testbed = testbed();
     testbed.install_tp();
-    tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    uninstall_everything();
     testbed.kubectl(&["create", "namespace", "tp-system"]);
 
     install(&["--wait"]).expect_success();
-    let said = tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    let said = uninstall_everything();
     let phase = text(&testbed.object("", "namespace", "tp-system")["status"]["phase"]);
     testbed.kubectl(&["delete", "namespace", "tp-system"]);
     testbed.install_tp_again();

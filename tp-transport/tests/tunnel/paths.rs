@@ -9,10 +9,11 @@ use std::{
 
 use tokio::{
     net::UdpSocket,
+    task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
-use tp_transport::{ClosedReason, Dialed, OpenError, PathChoice, PathKind, Tunnel};
+use tp_transport::{ClosedReason, Dialed, OpenError, PathChoice, PathKind, Peer, Tunnel};
 
 use crate::support::{Lab, echo, flow_pair, on_path, pattern, target, within};
 
@@ -47,11 +48,8 @@ async fn a_transfer_survives_the_move_to_udp_byte_for_byte() {
 #[tokio::test]
 async fn a_transfer_survives_udp_falling_silent() {
     let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
+    let (tunnel, peer, relay) = relayed_pair(&mut lab).await;
     let _echo = echo(peer);
-    let relay = Relay::new(lab.udp).await;
-    tunnel.set_candidates(vec![relay.address]);
-    on_path(&tunnel, PathKind::Udp).await;
 
     let passes = Arc::clone(&relay.passes);
     exchange(&tunnel, 96 << 20, move || {
@@ -67,11 +65,8 @@ async fn a_transfer_survives_udp_falling_silent() {
 #[tokio::test]
 async fn silence_on_udp_is_noticed_soon() {
     let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
+    let (tunnel, peer, relay) = relayed_pair(&mut lab).await;
     let _echo = echo(peer);
-    let relay = Relay::new(lab.udp).await;
-    tunnel.set_candidates(vec![relay.address]);
-    on_path(&tunnel, PathKind::Udp).await;
 
     let started = Instant::now();
     relay.passes.store(false, Ordering::Relaxed);
@@ -88,13 +83,8 @@ async fn silence_on_udp_is_noticed_soon() {
 #[tokio::test]
 async fn udp_alone_carries_on_when_the_stream_ends() {
     let mut lab = Lab::new();
-    let (near, far) = tokio::io::duplex(64 << 10);
-    let link = lab.attach(far);
-    let config = lab.config(PathChoice::Auto);
-    let tunnel = within("connect", Tunnel::connect(near, config))
-        .await
-        .unwrap();
-    let _echo = echo(within("accept", lab.server.accept()).await.unwrap());
+    let (tunnel, peer, link) = breakable_pair(&mut lab, PathChoice::Auto).await;
+    let _echo = echo(peer);
     tunnel.set_candidates(vec![lab.udp]);
     on_path(&tunnel, PathKind::Udp).await;
 
@@ -108,13 +98,8 @@ async fn udp_alone_carries_on_when_the_stream_ends() {
 #[tokio::test]
 async fn a_lost_stream_can_be_replaced_mid_transfer() {
     let mut lab = Lab::new();
-    let (near, far) = tokio::io::duplex(64 << 10);
-    let link = lab.attach(far);
-    let config = lab.config(PathChoice::StreamOnly);
-    let tunnel = within("connect", Tunnel::connect(near, config))
-        .await
-        .unwrap();
-    let _echo = echo(within("accept", lab.server.accept()).await.unwrap());
+    let (tunnel, peer, link) = breakable_pair(&mut lab, PathChoice::StreamOnly).await;
+    let _echo = echo(peer);
     let next = lab.link();
 
     let replaced = async {
@@ -136,12 +121,7 @@ async fn a_lost_stream_can_be_replaced_mid_transfer() {
 #[tokio::test]
 async fn silence_on_both_paths_means_that_the_replica_is_gone() {
     let mut lab = Lab::new();
-    let (near, far) = tokio::io::duplex(64 << 10);
-    let link = lab.attach(far);
-    let config = lab.config(PathChoice::StreamOnly);
-    let tunnel = within("connect", Tunnel::connect(near, config))
-        .await
-        .unwrap();
+    let (tunnel, _peer, link) = breakable_pair(&mut lab, PathChoice::StreamOnly).await;
     let started = Instant::now();
 
     link.abort();
@@ -239,6 +219,27 @@ async fn readers_that_have_stopped_do_not_starve_the_others() {
 
     let _echo = echo(peer);
     exchange(&tunnel, 1 << 20, || {}).await;
+}
+
+/// Both ends of an admitted session, and what ends the byte stream between them.
+async fn breakable_pair(lab: &mut Lab, choice: PathChoice) -> (Tunnel, Peer, AbortHandle) {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let link = lab.attach(far);
+    let connecting = Tunnel::connect(near, lab.config(choice));
+    let tunnel = within("connect", connecting).await.unwrap();
+    let peer = within("accept", lab.server.accept()).await.unwrap();
+
+    (tunnel, peer, link)
+}
+
+/// Both ends of an admitted session on a UDP path that can be cut.
+async fn relayed_pair(lab: &mut Lab) -> (Tunnel, Peer, Relay) {
+    let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
+    let relay = Relay::new(lab.udp).await;
+    tunnel.set_candidates(vec![relay.address]);
+    on_path(&tunnel, PathKind::Udp).await;
+
+    (tunnel, peer, relay)
 }
 
 /// Sends `length` bytes through an echo and compares what returns; `halfway` is called once some

@@ -14,9 +14,7 @@ use crate::support::{Lab, flow_pair, pattern, within};
 
 #[tokio::test]
 async fn a_transfer_passes_in_both_directions_and_ends_cleanly() {
-    let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let mut ends = Ends::new(&tunnel, &peer).await;
+    let mut ends = Ends::new().await;
     let sent = pattern(0, 8 << 20);
     let expected = sent.clone();
 
@@ -50,14 +48,8 @@ async fn a_transfer_passes_in_both_directions_and_ends_cleanly() {
 
 #[tokio::test]
 async fn a_reset_by_the_target_resets_the_application() {
-    let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let mut ends = Ends::new(&tunnel, &peer).await;
-    ends.target.write_all(b"partial").await.unwrap();
-    let mut partial = [0; 7];
-    within("data", ends.app.read_exact(&mut partial))
-        .await
-        .unwrap();
+    let mut ends = Ends::new().await;
+    ends.begin_download().await;
 
     reset(std::mem::replace(&mut ends.target, unconnected().await));
 
@@ -69,9 +61,7 @@ async fn a_reset_by_the_target_resets_the_application() {
 
 #[tokio::test]
 async fn a_reset_by_the_application_resets_the_target() {
-    let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let mut ends = Ends::new(&tunnel, &peer).await;
+    let mut ends = Ends::new().await;
 
     reset(std::mem::replace(&mut ends.app, unconnected().await));
 
@@ -83,9 +73,7 @@ async fn a_reset_by_the_application_resets_the_target() {
 
 #[tokio::test]
 async fn a_reset_after_a_half_close_is_noticed_too() {
-    let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let mut ends = Ends::new(&tunnel, &peer).await;
+    let mut ends = Ends::new().await;
     ends.app.shutdown().await.unwrap();
     let end = within("the half-close", ends.target.read(&mut [0; 8])).await;
     assert_eq!(end.unwrap(), 0);
@@ -103,16 +91,10 @@ async fn a_reset_after_a_half_close_is_noticed_too() {
 
 #[tokio::test]
 async fn a_lost_tunnel_resets_both_connections_mid_transfer() {
-    let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let mut ends = Ends::new(&tunnel, &peer).await;
-    ends.target.write_all(b"partial").await.unwrap();
-    let mut partial = [0; 7];
-    within("data", ends.app.read_exact(&mut partial))
-        .await
-        .unwrap();
+    let mut ends = Ends::new().await;
+    ends.begin_download().await;
 
-    tunnel.close(CloseCode::Quit).await;
+    ends.tunnel.close(CloseCode::Quit).await;
 
     assert_reset(&mut ends.app).await;
     assert_reset(&mut ends.target).await;
@@ -123,9 +105,7 @@ async fn a_lost_tunnel_resets_both_connections_mid_transfer() {
 
 #[tokio::test]
 async fn a_dropped_splice_resets_both_connections() {
-    let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let mut ends = Ends::new(&tunnel, &peer).await;
+    let mut ends = Ends::new().await;
     ends.app.write_all(b"x").await.unwrap();
     within("data", ends.target.read_exact(&mut [0]))
         .await
@@ -139,9 +119,7 @@ async fn a_dropped_splice_resets_both_connections() {
 
 #[tokio::test]
 async fn a_slow_reader_is_waited_for_after_the_last_byte() {
-    let mut lab = Lab::new();
-    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let mut ends = Ends::new(&tunnel, &peer).await;
+    let mut ends = Ends::new().await;
     let sent = pattern(0, 6 << 20);
 
     // The application does not read; the target sends all and closes.
@@ -175,11 +153,16 @@ struct Ends {
     target: TcpStream,
     near: AbortOnDropHandle<Ended>,
     far: AbortOnDropHandle<Ended>,
+    tunnel: Tunnel,
+    _peer: Peer,
+    _lab: Lab,
 }
 
 impl Ends {
-    async fn new(tunnel: &Tunnel, peer: &Peer) -> Self {
-        let (near_flow, far_flow) = flow_pair(tunnel, peer).await;
+    async fn new() -> Self {
+        let mut lab = Lab::new();
+        let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+        let (near_flow, far_flow) = flow_pair(&tunnel, &peer).await;
         let (app, app_side) = tcp_pair().await;
         let (target_side, target) = tcp_pair().await;
         let run = |tcp, flow| {
@@ -196,7 +179,18 @@ impl Ends {
             target,
             near: run(app_side, near_flow),
             far: run(target_side, far_flow),
+            tunnel,
+            _peer: peer,
+            _lab: lab,
         }
+    }
+
+    /// Some bytes have come from the target, and neither end has closed.
+    async fn begin_download(&mut self) {
+        self.target.write_all(b"partial").await.unwrap();
+        let mut partial = [0; 7];
+        let read = within("data", self.app.read_exact(&mut partial)).await;
+        read.unwrap();
     }
 
     async fn splices(self) -> [Ended; 2] {
