@@ -64,7 +64,10 @@ const INSTALL_EXAMPLES: &str = "\
 Examples:
   tp install --image registry.example/tp:0.1.0
   tp install --image registry.example/tp:0.1.0 --replicas 2 --expose loadbalancer
-  tp install --image registry.example/tp:0.1.0 --dry-run -o yaml > tp.yaml";
+  tp install --image registry.example/tp:0.1.0 --dry-run -o yaml > tp.yaml
+
+Users need the cluster role tp-user in the namespaces they work in:
+  kubectl create rolebinding tp-alice --clusterrole=tp-user --user=alice --namespace=shop";
 
 const UNINSTALL_EXAMPLES: &str = "\
 Examples:

@@ -15,16 +15,16 @@ use crate::output::{Format, Output};
 /// The end of `tp --help`.
 pub(crate) const CODES: &str = "\
 Exit codes:
-  0    done
-  1    failed
-  2    wrong flag or argument
-  3    not connected
-  4    connected to another place
-  5    tp is not installed in the cluster
-  69   API server, root daemon or tunnel out of reach
-  75   something is starting or overloaded: try again
-  77   a permission is missing
-  78   the kubeconfig, or something it names, is wrong
+  0      done
+  1      failed
+  2      wrong flag or argument
+  3      not connected
+  4      connected to another place
+  5      tp is not installed in the cluster
+  69     API server, root daemon or tunnel out of reach
+  75     something is starting or overloaded: try again
+  77     a permission is missing
+  78     the kubeconfig, or something it names, is wrong
   128+N  interrupted by signal N
 
 Errors: text on standard error; with --output json or yaml, the object

@@ -11,12 +11,12 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(120);
 /// Which cluster, as whom.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ClusterArgs {
-    /// The kubeconfig [default: $KUBECONFIG, then ~/.kube/config]
-    #[arg(long, value_name = "FILE")]
+    /// Kubeconfig file; otherwise $KUBECONFIG, ~/.kube/config, the service account of a pod
+    #[arg(long, value_name = "FILE", help_heading = "Kubernetes")]
     pub(crate) kubeconfig: Option<PathBuf>,
 
-    /// The context of the kubeconfig [default: its current one]
-    #[arg(long, value_name = "NAME")]
+    /// Context of the kubeconfig; the current one by default
+    #[arg(long, value_name = "NAME", help_heading = "Kubernetes")]
     pub(crate) context: Option<String>,
 }
 
@@ -25,17 +25,15 @@ pub(crate) struct ClusterArgs {
 /// Needs the rights of a cluster administrator, once. Everything is applied server-side under the
 /// field manager "tp", so running it again changes nothing that is right already. With --dry-run
 /// the objects are printed instead, for a repository of manifests.
-///
-/// Users need the ClusterRole tp-user in the namespaces they work in:
-///
-///   kubectl create rolebinding tp-alice --clusterrole=tp-user --user=alice --namespace=shop
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InstallArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
 
-    /// Image of the manager, as the cluster's nodes pull it; `cargo xtask dist` and every release
-    /// have it as tp-image.tar, to be pushed to a registry of yours
+    /// Image of the traffic manager, as the cluster's nodes pull it
+    ///
+    /// Every release, and `cargo xtask dist`, has it as tp-image.tar, to be pushed to a registry of
+    /// yours.
     #[arg(long, value_name = "REF")]
     pub(crate) image: Option<String>,
 
@@ -43,8 +41,13 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     pub(crate) image_pull_policy: PullPolicy,
 
-    /// The manager's namespace
-    #[arg(long, value_name = "NAME", default_value = MANAGER_NAMESPACE)]
+    /// Namespace of the traffic manager
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = MANAGER_NAMESPACE,
+        help_heading = "Kubernetes"
+    )]
     pub(crate) namespace: String,
 
     /// How many managers serve at once
@@ -106,8 +109,13 @@ pub(crate) struct UninstallArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
 
-    /// The manager's namespace
-    #[arg(long, value_name = "NAME", default_value = MANAGER_NAMESPACE)]
+    /// Namespace of the traffic manager
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = MANAGER_NAMESPACE,
+        help_heading = "Kubernetes"
+    )]
     pub(crate) namespace: String,
 
     /// Leave the cluster as it was before, and end what `tp connect` started on this machine
