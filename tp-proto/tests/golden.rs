@@ -1,0 +1,212 @@
+//! What programs of other versions send and expect, to the byte. A golden value changes only when
+//! no program understands the old one any more; a message that grows gets one more.
+
+use std::fmt::Debug;
+
+use prost::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tp_proto::{
+    root::{Reply, Request, Scope},
+    tunnel::{
+        Control, Dial, Endpoint, HelloRequest, HelloResponse, ListWorkloadsRequest,
+        ListWorkloadsResponse, Open, Outcome, ResolveRequest, ResolveResponse, Service,
+        ServiceName, Snapshot, TableEvent, Verdict, Workload, WorkloadPort, open::Kind,
+        table_event::Event,
+    },
+};
+
+#[track_caller]
+fn golden<M: Message + Default + Debug + PartialEq>(message: &M, hex: &str) {
+    let bytes = message.encode_to_vec();
+    let written: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+
+    assert_eq!(written, hex, "{message:?}");
+    assert_eq!(&M::decode(bytes.as_slice()).unwrap(), message);
+}
+
+#[track_caller]
+fn golden_json<M: Serialize + DeserializeOwned + Debug + PartialEq>(message: &M, json: &Value) {
+    assert_eq!(&serde_json::to_value(message).unwrap(), json);
+    let read: M = serde_json::from_value(json.clone()).unwrap();
+    assert_eq!(&read, message);
+}
+
+fn event(event: Event) -> TableEvent {
+    TableEvent { event: Some(event) }
+}
+
+#[test]
+fn a_stream_begins_as_it_always_did() {
+    let control = Open {
+        kind: Some(Kind::Control(Control {})),
+    };
+    let dial = Open {
+        kind: Some(Kind::Dial(Dial {
+            address: vec![10, 96, 1, 2].into(),
+            port: 80,
+        })),
+    };
+
+    golden(&control, "0a00");
+    golden(&dial, "12080a040a6001021050");
+}
+
+#[test]
+fn a_verdict_is_read_by_every_version() {
+    let verdict = |outcome: Outcome, reason: &str| Verdict {
+        outcome: outcome.into(),
+        reason: reason.into(),
+    };
+
+    golden(&verdict(Outcome::Connected, ""), "0801");
+    golden(&verdict(Outcome::Refused, "no"), "080212026e6f");
+    golden(&verdict(Outcome::HostUnreachable, ""), "0803");
+    golden(&verdict(Outcome::NetworkUnreachable, ""), "0804");
+    golden(&verdict(Outcome::TimedOut, ""), "0805");
+    golden(&verdict(Outcome::Prohibited, ""), "0806");
+    golden(&verdict(Outcome::Exhausted, ""), "0807");
+}
+
+#[test]
+fn both_ends_introduce_themselves_as_they_always_did() {
+    let request = HelloRequest {
+        version: "0.1.0".into(),
+    };
+    let response = HelloResponse {
+        version: "0.1.0".into(),
+        replica: "tp-manager-0".into(),
+        candidates: vec![Endpoint {
+            address: vec![192, 0, 2, 1].into(),
+            port: 30071,
+        }],
+        cluster_domain: "cluster.local".into(),
+    };
+
+    golden(&request, "0a05302e312e30");
+    golden(
+        &response,
+        concat!(
+            "0a05302e312e30120c74702d6d616e616765722d301a0a0a04c000020110f7ea01220d636c757374",
+            "65722e6c6f63616c"
+        ),
+    );
+}
+
+#[test]
+fn the_table_of_names_is_read_by_every_version() {
+    let web = Service {
+        namespace: "shop".into(),
+        name: "web".into(),
+        cluster_ips: vec![vec![10, 96, 1, 2].into()],
+    };
+    let frame = Snapshot {
+        namespaces: vec!["shop".into()],
+        services: Vec::new(),
+        service_networks: vec!["10.96.0.0/16".into()],
+        pod_networks: vec!["10.244.0.0/16".into()],
+    };
+    let snapshot = Snapshot {
+        services: vec![web.clone()],
+        ..frame.clone()
+    };
+    let name = ServiceName {
+        namespace: "shop".into(),
+        name: "web".into(),
+    };
+
+    golden(
+        &event(Event::Snapshot(snapshot)),
+        concat!(
+            "0a360a0473686f7012110a0473686f7012037765621a040a6001021a0c31302e39362e302e302f31",
+            "36220d31302e3234342e302e302f3136"
+        ),
+    );
+    golden(
+        &event(Event::ServiceApplied(web)),
+        "12110a0473686f7012037765621a040a600102",
+    );
+    golden(
+        &event(Event::ServiceRemoved(name)),
+        "1a0b0a0473686f701203776562",
+    );
+    golden(
+        &event(Event::Replaced(frame)),
+        "22230a0473686f701a0c31302e39362e302e302f3136220d31302e3234342e302e302f3136",
+    );
+}
+
+#[test]
+fn questions_to_the_cluster_are_asked_as_they_always_were() {
+    let query = ResolveRequest {
+        query: vec![0, 1].into(),
+    };
+    let answer = ResolveResponse {
+        response: vec![0, 2].into(),
+    };
+    let list = ListWorkloadsRequest {
+        namespace: "shop".into(),
+    };
+    let listed = ListWorkloadsResponse {
+        workloads: vec![Workload {
+            kind: "Deployment".into(),
+            name: "web".into(),
+            namespace: "shop".into(),
+            ready: 2,
+            desired: 3,
+            ports: vec![WorkloadPort {
+                name: "http".into(),
+                protocol: "TCP".into(),
+                port: 80,
+            }],
+        }],
+    };
+
+    golden(&query, "0a020001");
+    golden(&answer, "0a020002");
+    golden(&list, "0a0473686f70");
+    golden(
+        &listed,
+        concat!(
+            "0a2a0a0a4465706c6f796d656e7412037765621a0473686f7020022803320d0a0468747470120354",
+            "43501850"
+        ),
+    );
+}
+
+#[test]
+fn the_root_daemon_is_asked_as_it_always_was() {
+    let hello = Request::Hello {
+        version: "0.1.0".into(),
+    };
+    let open = Request::Open(tp_proto::root::OpenBundle { scope: Scope::User });
+    let reply = Reply::Hello {
+        version: "0.1.0".into(),
+        pid: 7,
+        ends_with_last_session: true,
+    };
+
+    golden_json(&hello, &json!({"request": "hello", "version": "0.1.0"}));
+    golden_json(&open, &json!({"request": "open", "scope": "user"}));
+    golden_json(&Request::Counters, &json!({"request": "counters"}));
+    golden_json(&Request::Close, &json!({"request": "close"}));
+    golden_json(
+        &reply,
+        &json!({"reply": "hello", "version": "0.1.0", "pid": 7, "ends_with_last_session": true}),
+    );
+}
+
+#[test]
+fn a_root_daemon_that_does_not_say_how_long_it_stays_stays() {
+    let old = json!({"reply": "hello", "version": "0.1.0", "pid": 7});
+
+    let read: Reply = serde_json::from_value(old).unwrap();
+
+    assert!(matches!(
+        read,
+        Reply::Hello {
+            ends_with_last_session: false,
+            ..
+        }
+    ));
+}
