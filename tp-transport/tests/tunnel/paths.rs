@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tp_transport::{ClosedReason, Dialed, OpenError, PathChoice, PathKind, Peer, Tunnel};
 
-use crate::support::{Lab, echo, flow_pair, on_path, pattern, target, within};
+use crate::support::{Lab, echo, exchange, flow_pair, on_path, pattern, target, within};
 
 #[tokio::test]
 async fn a_tunnel_moves_to_udp_and_the_server_follows() {
@@ -240,52 +240,6 @@ async fn relayed_pair(lab: &mut Lab) -> (Tunnel, Peer, Relay) {
     on_path(&tunnel, PathKind::Udp).await;
 
     (tunnel, peer, relay)
-}
-
-/// Sends `length` bytes through an echo and compares what returns; `halfway` is called once some
-/// have returned.
-async fn exchange(tunnel: &Tunnel, length: usize, halfway: impl FnOnce()) {
-    const CHUNK: usize = 256 << 10;
-
-    let dialed = within("dial", tunnel.dial(target())).await;
-    let Dialed::Connected(flow) = dialed.unwrap() else {
-        panic!("refused");
-    };
-    let (mut send, mut recv) = flow.split();
-    let block = pattern(0, CHUNK);
-    let write = async {
-        let mut sent = 0;
-        while sent < length {
-            let size = CHUNK.min(length - sent);
-            send.write_chunk(block.slice(..size)).await.unwrap();
-            sent += size;
-        }
-        send.finish();
-    };
-    let read = async {
-        let mut halfway = Some(halfway);
-        let mut received = 0;
-        while let Some(chunk) = recv.read_chunk(CHUNK).await.unwrap() {
-            let mut rest = &chunk[..];
-            while !rest.is_empty() {
-                let start = received % CHUNK;
-                let size = rest.len().min(CHUNK - start);
-                assert!(rest[..size] == block[start..start + size], "at {received}");
-                received += size;
-                rest = &rest[size..];
-            }
-            if received >= length / 10
-                && let Some(halfway) = halfway.take()
-            {
-                halfway();
-            }
-        }
-        received
-    };
-    let transfer = timeout(Duration::from_secs(60), async { tokio::join!(write, read) });
-    let ((), received) = transfer.await.unwrap();
-
-    assert_eq!(received, length);
 }
 
 /// A UDP path that can be cut.

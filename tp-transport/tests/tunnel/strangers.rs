@@ -1,9 +1,17 @@
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{net::UdpSocket, time::timeout};
-use tp_transport::PathKind;
+use tokio_util::task::AbortOnDropHandle;
+use tp_transport::{PathChoice, PathKind};
 
-use crate::support::{Lab, within};
+use crate::support::{Lab, echo, exchange, on_path, within};
 
 /// How long an answer to a stranger is waited for.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -40,7 +48,7 @@ async fn a_stranger_gets_nothing_back_whatever_he_sends() {
 #[tokio::test]
 async fn a_replayed_probe_is_answered_to_nobody_and_wins_no_address() {
     let mut lab = Lab::new();
-    let (tunnel, _peer) = lab.pair(tp_transport::PathChoice::Auto).await;
+    let (tunnel, _peer) = lab.pair(PathChoice::Auto).await;
     let tap = Tap::new(lab.udp).await;
     tunnel.set_candidates(vec![tap.address]);
     let (probe, answered) = within("a probe", tap.first_probe()).await;
@@ -57,6 +65,26 @@ async fn a_replayed_probe_is_answered_to_nobody_and_wins_no_address() {
     stranger.send(&[0x40; 1200]).await.unwrap();
 
     assert_silent(&stranger).await;
+    assert_eq!(tunnel.path().borrow().path, PathKind::Stream);
+}
+
+/// QUIC itself would move the connection to the thief's address and answer there, because what it
+/// reads is genuine and newer than everything before (RFC 9000, section 9.3).
+#[tokio::test]
+async fn packets_stolen_from_a_client_win_the_thief_no_answer() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
+    let _echo = echo(peer);
+    let thief = Thief::new(lab.udp).await;
+    tunnel.set_candidates(vec![thief.address]);
+    on_path(&tunnel, PathKind::Udp).await;
+    exchange(&tunnel, 1 << 20, || {}).await;
+
+    thief.steals.store(true, Ordering::Relaxed);
+    exchange(&tunnel, 1 << 20, || {}).await;
+
+    assert!(thief.stolen.load(Ordering::Relaxed) > 0, "nothing to steal");
+    assert_silent(&thief.own).await;
     assert_eq!(tunnel.path().borrow().path, PathKind::Stream);
 }
 
@@ -93,5 +121,65 @@ impl Tap {
         let answer = timeout(PATIENCE, self.far.recv(&mut buffer)).await;
 
         (probe, answer.is_ok())
+    }
+}
+
+/// Carries a client's UDP both ways until it steals: then the client's packets go out under the
+/// thief's own address instead, and nothing else goes anywhere.
+struct Thief {
+    address: SocketAddr,
+    own: Arc<UdpSocket>,
+    steals: Arc<AtomicBool>,
+    stolen: Arc<AtomicUsize>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Thief {
+    async fn new(server: SocketAddr) -> Self {
+        let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = near.local_addr().unwrap();
+        let [far, own] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [far, own] = [far, own].map(|socket| {
+            socket.connect(server).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            Arc::new(UdpSocket::from_std(socket).unwrap())
+        });
+        let (steals, stolen) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let (stealing, count, thief) = (
+            Arc::clone(&steals),
+            Arc::<AtomicUsize>::clone(&stolen),
+            Arc::clone(&own),
+        );
+        let task = tokio::spawn(async move {
+            let (mut up, mut down) = ([0; 2048], [0; 2048]);
+            let mut client = None;
+            loop {
+                tokio::select! {
+                    Ok((length, from)) = near.recv_from(&mut up) => {
+                        client = Some(from);
+                        let (packet, stealing) = (&up[..length], stealing.load(Ordering::Relaxed));
+                        let is_short_header = packet.first().is_some_and(|it| it & 0xc0 == 0x40);
+                        if !stealing {
+                            let _ = far.send(packet).await;
+                        } else if is_short_header && thief.send(packet).await.is_ok() {
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    Ok(length) = far.recv(&mut down) => {
+                        if let Some(client) = client && !stealing.load(Ordering::Relaxed) {
+                            let _ = near.send_to(&down[..length], client).await;
+                        }
+                    }
+                }
+            }
+        });
+
+        Self {
+            address,
+            own,
+            steals,
+            stolen,
+            _task: AbortOnDropHandle::new(task),
+        }
     }
 }

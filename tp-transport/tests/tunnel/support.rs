@@ -195,6 +195,52 @@ async fn echo_flow(flow: Flow) -> Result<(), tp_transport::FlowError> {
     send.stopped().await
 }
 
+/// Sends `length` bytes through an echo and compares what returns; `halfway` is called once some
+/// have returned.
+pub(crate) async fn exchange(tunnel: &Tunnel, length: usize, halfway: impl FnOnce()) {
+    const CHUNK: usize = 256 << 10;
+
+    let dialed = within("dial", tunnel.dial(target())).await;
+    let Dialed::Connected(flow) = dialed.unwrap() else {
+        panic!("refused");
+    };
+    let (mut send, mut recv) = flow.split();
+    let block = pattern(0, CHUNK);
+    let write = async {
+        let mut sent = 0;
+        while sent < length {
+            let size = CHUNK.min(length - sent);
+            send.write_chunk(block.slice(..size)).await.unwrap();
+            sent += size;
+        }
+        send.finish();
+    };
+    let read = async {
+        let mut halfway = Some(halfway);
+        let mut received = 0;
+        while let Some(chunk) = recv.read_chunk(CHUNK).await.unwrap() {
+            let mut rest = &chunk[..];
+            while !rest.is_empty() {
+                let start = received % CHUNK;
+                let size = rest.len().min(CHUNK - start);
+                assert!(rest[..size] == block[start..start + size], "at {received}");
+                received += size;
+                rest = &rest[size..];
+            }
+            if received >= length / 10
+                && let Some(halfway) = halfway.take()
+            {
+                halfway();
+            }
+        }
+        received
+    };
+    let transfer = timeout(Duration::from_secs(60), async { tokio::join!(write, read) });
+    let ((), received) = transfer.await.unwrap();
+
+    assert_eq!(received, length);
+}
+
 /// Bytes whose every position can be told from the others nearby.
 pub(crate) fn pattern(start: usize, length: usize) -> Bytes {
     (start..start + length)
