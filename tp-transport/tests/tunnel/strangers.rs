@@ -68,6 +68,24 @@ async fn a_replayed_probe_is_answered_to_nobody_and_wins_no_address() {
     assert_eq!(tunnel.path().borrow().path, PathKind::Stream);
 }
 
+#[tokio::test]
+async fn an_address_that_a_client_has_proven_starts_no_handshake() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
+    let _echo = echo(peer);
+    let thief = Thief::new(lab.udp).await;
+    tunnel.set_candidates(vec![thief.address]);
+    on_path(&tunnel, PathKind::Udp).await;
+
+    // A server that reads it answers with the versions that it speaks.
+    let mut unknown_version = vec![0; 1200];
+    unknown_version[..7].copy_from_slice(&[0xc3, 0x1a, 0x2a, 0x3a, 0x4a, 8, 0xaa]);
+    thief.proven.send(&unknown_version).await.unwrap();
+    exchange(&tunnel, 1 << 20, || {}).await;
+
+    assert_eq!(thief.long_headers.load(Ordering::Relaxed), 0);
+}
+
 /// QUIC itself would move the connection to the thief's address and answer there, because what it
 /// reads is genuine and newer than everything before (RFC 9000, section 9.3).
 #[tokio::test]
@@ -129,6 +147,10 @@ impl Tap {
 struct Thief {
     address: SocketAddr,
     own: Arc<UdpSocket>,
+    /// What the server takes for the client's address.
+    proven: Arc<UdpSocket>,
+    /// Packets of a handshake that came from the server.
+    long_headers: Arc<AtomicUsize>,
     steals: Arc<AtomicBool>,
     stolen: Arc<AtomicUsize>,
     _task: AbortOnDropHandle<()>,
@@ -138,18 +160,24 @@ impl Thief {
     async fn new(server: SocketAddr) -> Self {
         let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = near.local_addr().unwrap();
-        let [far, own] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
-        let [far, own] = [far, own].map(|socket| {
+        let [proven, own] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [proven, own] = [proven, own].map(|socket| {
             socket.connect(server).unwrap();
             socket.set_nonblocking(true).unwrap();
             Arc::new(UdpSocket::from_std(socket).unwrap())
         });
-        let (steals, stolen) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let (stealing, count, thief) = (
-            Arc::clone(&steals),
-            Arc::<AtomicUsize>::clone(&stolen),
-            Arc::clone(&own),
-        );
+        let this = Self {
+            address,
+            own,
+            proven,
+            long_headers: Arc::default(),
+            steals: Arc::default(),
+            stolen: Arc::default(),
+            _task: AbortOnDropHandle::new(tokio::spawn(async {})),
+        };
+        let (thief, far) = (Arc::clone(&this.own), Arc::clone(&this.proven));
+        let (stealing, stolen) = (Arc::clone(&this.steals), Arc::clone(&this.stolen));
+        let long_headers = Arc::clone(&this.long_headers);
         let task = tokio::spawn(async move {
             let (mut up, mut down) = ([0; 2048], [0; 2048]);
             let mut client = None;
@@ -162,10 +190,13 @@ impl Thief {
                         if !stealing {
                             let _ = far.send(packet).await;
                         } else if is_short_header && thief.send(packet).await.is_ok() {
-                            count.fetch_add(1, Ordering::Relaxed);
+                            stolen.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                     Ok(length) = far.recv(&mut down) => {
+                        if down[..length].first().is_some_and(|it| it & 0xc0 == 0xc0) {
+                            long_headers.fetch_add(1, Ordering::Relaxed);
+                        }
                         if let Some(client) = client && !stealing.load(Ordering::Relaxed) {
                             let _ = near.send_to(&down[..length], client).await;
                         }
@@ -175,11 +206,8 @@ impl Thief {
         });
 
         Self {
-            address,
-            own,
-            steals,
-            stolen,
             _task: AbortOnDropHandle::new(task),
+            ..this
         }
     }
 }
