@@ -40,6 +40,10 @@ impl User {
             fingerprint: Sha256::digest(text).into(),
         }
     }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.info.username
+    }
 }
 
 /// What somebody wants to reach.

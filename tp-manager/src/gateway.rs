@@ -2,6 +2,7 @@
 
 mod dial;
 mod peer;
+mod share;
 mod target;
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use share::Shares;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -35,6 +37,7 @@ pub(crate) struct Gateway {
     pub(crate) replica: Arc<Replica>,
     pub(crate) allow: Vec<Allow>,
     pub(crate) connected: Connected,
+    pub(crate) shares: Shares,
 }
 
 /// The newest connection of each session.

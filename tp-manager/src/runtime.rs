@@ -23,7 +23,7 @@ use tp_transport::{CloseCode, Identity, TunnelServer};
 use crate::{
     access::Access,
     args::Args,
-    gateway::{Connected, Gateway},
+    gateway::{Connected, Gateway, Shares},
     grpc::{Replica, Resolver, Workloads},
     health::{self, Health},
     housekeeping::{self, Departed},
@@ -71,6 +71,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         replica: Arc::new(replica(&args, client.clone()).await?),
         allow: args.allow.clone(),
         connected: Connected::default(),
+        shares: Shares::default(),
     });
     let readiness = Arc::new(Readiness {
         policy: policy.subscribe(),

@@ -76,7 +76,7 @@ impl ProbeKeys {
         Self::from_material(&material)
     }
 
-    fn from_material(material: &[u8; 72]) -> Self {
+    pub(crate) fn from_material(material: &[u8; 72]) -> Self {
         let (id, keys) = material.split_at(8);
         let (request, reply) = keys.split_at(32);
 

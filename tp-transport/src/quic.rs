@@ -35,8 +35,9 @@ const SERVER_WINDOWS: Windows = Windows {
     connection: 128 << 20,
 };
 const SEND_WINDOW: u64 = 16 << 20;
-/// Flows that may be open at once; beyond it a dial waits.
-const MAX_FLOWS: u32 = 100_000;
+/// Streams that may be open at once; beyond it a dial waits. A manager refuses flows, with a
+/// reason, long before.
+const MAX_FLOWS: u32 = 8192;
 /// Room for the welcome.
 const MAX_UNI_STREAMS: u32 = 1;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);

@@ -39,6 +39,9 @@ const PREFACE_LIMIT: Duration = Duration::from_secs(5);
 const KNOWN_LIMIT: Duration = Duration::from_secs(2);
 const KNOWN_PACE: Duration = Duration::from_millis(25);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// For the client to show on a byte stream that it has the session's key: by a handshake, or by a
+/// probe on a stream that replaces another.
+const PROOF_LIMIT: Duration = Duration::from_secs(10);
 /// Handshakes at once; further ones are ignored and repeated by their clients.
 const MAX_HANDSHAKES: usize = 256;
 /// Sessions that may wait for [`TunnelServer::accept`].
@@ -108,6 +111,8 @@ pub enum AttachError {
     Io(#[from] io::Error),
     #[error("the server has as many streams as it serves")]
     TooMany,
+    #[error("nobody proved in time that the stream is the session's")]
+    Unproven,
 }
 
 /// Serves any number of sessions over one UDP socket and their byte streams.
@@ -176,23 +181,21 @@ impl TunnelServer {
             Ok(Ok(session)) => session,
         };
         if let Err(reason) = self.known(&session).await {
-            let answer = preface::write_answer(&mut writer, Err(&reason));
-            if let Ok(Ok(())) = timeout(PREFACE_LIMIT, answer).await {
-                // So that the answer is read before the stream is reset.
-                let _ = timeout(CLOSE_LIMIT, shutdown(&mut reader, &mut writer)).await;
-            }
+            refuse(&mut reader, &mut writer, &reason).await;
             return Err(AttachError::Refused(reason));
         }
+        let Some(link) = self.mux.side().add_link(session) else {
+            let reason = "the traffic manager serves as many streams as it can";
+            refuse(&mut reader, &mut writer, reason).await;
+            return Err(AttachError::TooMany);
+        };
+        let mux = Arc::clone(&self.mux);
+        let attached = Attached { link, mux };
         match timeout(PREFACE_LIMIT, preface::write_answer(&mut writer, Ok(()))).await {
             Err(_) => return Err(AttachError::TimedOut),
             Ok(answered) => answered?,
         }
 
-        let side = self.mux.side();
-        let attached = Attached {
-            link: side.add_link(session).ok_or(AttachError::TooMany)?,
-            mux: Arc::clone(&self.mux),
-        };
         let link = &attached.link;
         let read = link.link.run_reader(reader, |batch| {
             let side = self.mux.side();
@@ -203,9 +206,10 @@ impl TunnelServer {
             }
             bytes
         });
-        let (read, written) = tokio::join!(read, link.link.run_writer(writer));
+        let (read, written, proven) =
+            tokio::join!(read, link.link.run_writer(writer), demand_proof(link));
 
-        Ok(read.and(written)?)
+        proven.and(Ok(read.and(written)?))
     }
 
     async fn known(&self, session: &SessionRef) -> Result<(), String> {
@@ -255,6 +259,30 @@ struct Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         self.mux.side().remove_link(&self.link);
+    }
+}
+
+/// Ends a byte stream that nobody proves to be the session's: it takes room from others.
+async fn demand_proof(link: &ServerLink) -> Result<(), AttachError> {
+    let ended = timeout(PROOF_LIMIT, link.link.ended().cancelled()).await;
+    if ended.is_ok() || link.is_proven() {
+        return Ok(());
+    }
+    link.link.end();
+
+    Err(AttachError::Unproven)
+}
+
+/// Refuses a byte stream, with a sentence for the client's user.
+async fn refuse(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    reason: &str,
+) {
+    let answer = preface::write_answer(writer, Err(reason));
+    if let Ok(Ok(())) = timeout(PREFACE_LIMIT, answer).await {
+        // So that the answer is read before the stream is reset.
+        let _ = timeout(CLOSE_LIMIT, shutdown(reader, writer)).await;
     }
 }
 

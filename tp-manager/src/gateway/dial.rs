@@ -126,6 +126,12 @@ impl Refusal {
 
 /// The kernel's word for how a dial ended.
 fn outcome(error: &io::Error) -> Outcome {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+
+    if let Some(ENFILE | EMFILE) = error.raw_os_error() {
+        return Outcome::Exhausted;
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Outcome::Refused,
         io::ErrorKind::HostUnreachable => Outcome::HostUnreachable,
@@ -239,5 +245,6 @@ mod tests {
         assert_eq!(of(113), Outcome::HostUnreachable);
         assert_eq!(of(101), Outcome::NetworkUnreachable);
         assert_eq!(of(110), Outcome::TimedOut);
+        assert_eq!(of(24), Outcome::Exhausted);
     }
 }

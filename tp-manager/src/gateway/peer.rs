@@ -17,8 +17,7 @@ use super::{
 };
 use crate::{grpc, sessions::Sessions};
 
-/// Streams of one session at once: flows, and a few for control.
-const MAX_FLOWS: usize = 4096;
+/// Control streams of one session at once.
 const MAX_CONTROL: usize = 4;
 const RECHECK: Duration = Duration::from_secs(2);
 
@@ -27,6 +26,13 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
     let Some(user) = gateway.sessions.user(peer.session()) else {
         peer.close(CloseCode::SessionGone, "the Session does not exist");
         return;
+    };
+    let share = match gateway.shares.enter(user.name()) {
+        Ok(share) => share,
+        Err(reason) => {
+            peer.close(CloseCode::NotAdmitted, &reason);
+            return;
+        }
     };
     let dialler = Arc::new(Dialler {
         user: Arc::clone(&user),
@@ -37,7 +43,6 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
         grants: Grants::default(),
         dials: Semaphore::new(super::dial::MAX_DIALS),
     });
-    let flows = Arc::new(Semaphore::new(MAX_FLOWS));
     let controls = Arc::new(Semaphore::new(MAX_CONTROL));
     // Dropped at the end, and with it every stream that is left.
     let mut tasks = JoinSet::new();
@@ -64,15 +69,12 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
                 });
             }
             Accepted::Dial { target, pending } => {
-                let permit = Arc::clone(&flows).try_acquire_owned();
+                let permit = share.flow();
                 let dialler = Arc::clone(&dialler);
                 tasks.spawn(async move {
                     match permit {
                         Ok(_permit) => dialler.serve(target, pending).await,
-                        Err(_) => {
-                            let reason = "this session has as many connections as it may";
-                            pending.refuse(Outcome::Exhausted, reason).await;
-                        }
+                        Err(reason) => pending.refuse(Outcome::Exhausted, &reason).await,
                     }
                 });
             }

@@ -28,8 +28,10 @@ use crate::{
 const REMOTE_LIFETIME_MS: u64 = 30_000;
 /// Addresses of one client: its network may change, and each costs memory.
 const MAX_REMOTES: usize = 4;
-/// Byte streams served at once.
+/// Byte streams served at once, and of one session: the one in use, and some whose end has not been
+/// noticed yet.
 const MAX_LINKS: usize = 8192;
+const MAX_SESSION_LINKS: usize = 8;
 
 /// The paths of one connected session.
 #[derive(Debug)]
@@ -118,6 +120,13 @@ pub(crate) struct ServerLink {
     peer: OnceLock<Arc<PeerPaths>>,
 }
 
+impl ServerLink {
+    /// Whether whoever is at its other end has the session's key.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.peer.get().is_some()
+    }
+}
+
 #[derive(Debug)]
 struct Remote {
     peer: Arc<PeerPaths>,
@@ -134,9 +143,26 @@ pub(crate) struct ServerSide {
 }
 
 impl ServerSide {
-    /// Registers a byte stream; `None` if there are too many.
+    /// Registers a byte stream; `None` if there are too many. A session that has its share loses
+    /// the oldest of those that nobody has proven to be its own, or else the oldest: a new stream
+    /// is how a client returns, and whoever only knows its name can take no proven stream away
+    /// while he holds others.
     pub(crate) fn add_link(&self, session: SessionRef) -> Option<Arc<ServerLink>> {
         let mut links = write(&self.links);
+        let own: Vec<_> = links
+            .values()
+            .filter(|link| link.session == session)
+            .cloned()
+            .collect();
+        if own.len() >= MAX_SESSION_LINKS
+            && let Some(evicted) = own
+                .iter()
+                .min_by_key(|link| (link.is_proven(), link.link.address()))
+        {
+            tracing::debug!(%session, "A session has too many byte streams");
+            links.remove(&evicted.link.address());
+            evicted.link.end();
+        }
         if links.len() >= MAX_LINKS {
             return None;
         }
@@ -292,6 +318,36 @@ fn lock<T>(lock: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_that_opens_many_streams_loses_the_oldest_that_it_has_not_proven() {
+        let side = ServerSide::default();
+        let (alice, bob) = (session("alice"), session("bob"));
+        let links: Vec<_> = (0..MAX_SESSION_LINKS)
+            .map(|_| side.add_link(alice.clone()).unwrap())
+            .collect();
+        let other = side.add_link(bob).unwrap();
+        let keys = ProbeKeys::from_material(&[1; 72]);
+        side.add_peer(&PeerPaths::new(keys, Arc::default()), &links[0]);
+
+        for _ in 0..2 * MAX_SESSION_LINKS {
+            side.add_link(alice.clone()).unwrap();
+        }
+
+        let has_ended = |link: &ServerLink| link.link.ended().is_cancelled();
+        assert!(!has_ended(&links[0]), "proven");
+        assert!(links[1..].iter().all(|link| has_ended(link)), "not proven");
+        assert!(!has_ended(&other), "of another session");
+        assert_eq!(read(&side.links).len(), MAX_SESSION_LINKS + 1);
+    }
+
+    fn session(name: &str) -> SessionRef {
+        SessionRef {
+            namespace: "shop".into(),
+            name: name.into(),
+            uid: "1".into(),
+        }
+    }
 
     #[test]
     fn a_counter_is_admitted_once() {

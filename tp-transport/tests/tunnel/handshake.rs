@@ -3,7 +3,7 @@ use tp_transport::{
     AttachError, CloseCode, ClosedReason, ConnectError, Identity, PathChoice, Tunnel,
 };
 
-use crate::support::{Lab, session, within};
+use crate::support::{Lab, echo, exchange, session, within};
 
 #[tokio::test]
 async fn an_admitted_session_with_its_key_is_connected() {
@@ -127,6 +127,44 @@ async fn a_stream_that_is_not_ours_is_hung_up_on() {
     let attached = within("attach", lab.server.attach(far)).await;
 
     assert!(matches!(attached, Err(AttachError::NotOurs)));
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_proves_to_be_the_sessions_is_ended() {
+    let lab = Lab::new();
+    let (mut near, far) = tokio::io::duplex(4096);
+    near.write_all(&preface_of("alice")).await.unwrap();
+
+    let attached = within("attach", lab.server.attach(far)).await;
+
+    assert!(matches!(attached, Err(AttachError::Unproven)));
+}
+
+#[tokio::test]
+async fn streams_opened_in_a_sessions_name_do_not_displace_the_one_it_uses() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let _echo = echo(peer);
+
+    let mut streams = Vec::new();
+    for _ in 0..30 {
+        let mut stream = lab.link();
+        stream.write_all(&preface_of("alice")).await.unwrap();
+        let mut answer = [0; 4];
+        within("the answer", stream.read_exact(&mut answer))
+            .await
+            .unwrap();
+        streams.push(stream);
+    }
+
+    let ended = within("the end of the first", streams[0].read(&mut [0])).await;
+    assert_eq!(ended.unwrap(), 0);
+    exchange(&tunnel, 1 << 20, || {}).await;
+    // Who has the key may come by another stream.
+    within("another link", tunnel.replace_link(lab.link()))
+        .await
+        .unwrap();
+    exchange(&tunnel, 1 << 20, || {}).await;
 }
 
 #[tokio::test]
