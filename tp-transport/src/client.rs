@@ -71,7 +71,10 @@ pub enum ConnectError {
     /// The manager does not admit the session (yet).
     #[error("the traffic manager refuses the session: {0}")]
     Refused(String),
-    /// The other end has another key than the pinned one, or breaks the protocol.
+    /// The other end has another key than the pinned one.
+    #[error("{0}")]
+    AnotherKey(String),
+    /// The other end breaks the protocol.
     #[error("the handshake with the traffic manager failed: {0}")]
     Handshake(String),
     #[error("the stream to the traffic manager ended during the handshake")]
@@ -419,21 +422,21 @@ async fn refusal(answer: oneshot::Receiver<Result<(), String>>, link: &Link) -> 
 }
 
 fn handshake_error(error: ConnectionError) -> ConnectError {
-    /// TLS alert `access_denied` as a QUIC error code: the verifier said no.
-    const ACCESS_DENIED: u64 = 0x100 + 49;
-
-    match error {
-        ConnectionError::ConnectionClosed(close)
-            if u64::from(close.error_code) == ACCESS_DENIED =>
-        {
-            ConnectError::Refused("its name or key is not that of the Session object".into())
+    match &error {
+        ConnectionError::ConnectionClosed(close) => {
+            let reason = String::from_utf8_lossy(&close.reason);
+            match tls::refusal(&reason) {
+                Some(reason) => ConnectError::Refused(reason.into()),
+                None => ConnectError::Handshake(error.to_string()),
+            }
         }
         ConnectionError::ApplicationClosed(close) => {
             ConnectError::Refused(String::from_utf8_lossy(&close.reason).into_owned())
         }
-        ConnectionError::TransportError(error) if u64::from(error.code) == ACCESS_DENIED => {
-            ConnectError::Handshake("it has another key than the cluster publishes".into())
-        }
+        ConnectionError::TransportError(broken) => match tls::refusal(&broken.reason) {
+            Some(reason) => ConnectError::AnotherKey(reason.into()),
+            None => ConnectError::Handshake(error.to_string()),
+        },
         error => ConnectError::Handshake(error.to_string()),
     }
 }

@@ -34,6 +34,11 @@ impl KeyHash {
 
         Self(bytes.expect("SHA-256 has 32 bytes"))
     }
+
+    /// Enough of it to be found in a list.
+    pub(crate) fn short(&self) -> String {
+        self.to_string().chars().take(12).collect()
+    }
 }
 
 impl fmt::Display for KeyHash {

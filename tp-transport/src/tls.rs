@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
-    ServerConfig, SignatureScheme,
+    OtherError, ServerConfig, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -24,6 +24,25 @@ use crate::{
     quic::ALPN,
     server::Admission,
 };
+
+/// Why this end refuses the other. TLS turns it into one of its alerts; QUIC carries its text to
+/// the other end, where [`refusal`] finds it.
+#[derive(Debug, thiserror::Error)]
+#[error("{REFUSED}{0}")]
+struct Refused(String);
+
+const REFUSED: &str = "tp refuses: ";
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        Self::Other(OtherError(Arc::new(refused)))
+    }
+}
+
+/// The sentence in the reason with which a connection was closed, if one of the ends gave one.
+pub(crate) fn refusal(reason: &str) -> Option<&str> {
+    reason.split_once(REFUSED).map(|(_, sentence)| sentence)
+}
 
 /// TLS 1.3 suites of ring, AES-128-GCM first: with AES in hardware it is the fastest.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
@@ -150,7 +169,14 @@ impl ServerCertVerifier for PinnedManager {
     ) -> Result<ServerCertVerified, Error> {
         let key = certificate_key(end_entity).map_err(|_| CertificateError::BadEncoding)?;
         if key != self.key {
-            return Err(CertificateError::ApplicationVerificationFailure.into());
+            return Err(Refused(format!(
+                "what answers proves the key {} and not the key {} that the cluster publishes for \
+                 this replica of the traffic manager. Something else stands in its place, unless \
+                 it was replaced this moment",
+                key.short(),
+                self.key.short()
+            ))
+            .into());
         }
 
         Ok(ServerCertVerified::assertion())
@@ -189,11 +215,12 @@ impl ClientCertVerifier for AdmittedSession {
         let named = certificate_session(end_entity).map_err(|_| CertificateError::BadEncoding)?;
         if named != self.session {
             tracing::debug!(%named, expected = %self.session, "Certificate of another session");
-            return Err(CertificateError::ApplicationVerificationFailure.into());
+            let reason = format!("the certificate is not that of Session {}", self.session);
+            return Err(Refused(reason).into());
         }
         if let Err(refusal) = self.admission.admit(&self.session, &key) {
             tracing::debug!(session = %self.session, refusal.reason, "Session is not admitted");
-            return Err(CertificateError::ApplicationVerificationFailure.into());
+            return Err(Refused(refusal.reason).into());
         }
 
         Ok(ClientCertVerified::assertion())

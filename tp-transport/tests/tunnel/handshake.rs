@@ -24,7 +24,10 @@ async fn another_key_is_refused() {
 
     let error = refused(Tunnel::connect(lab.link(), config)).await;
 
-    assert!(matches!(error, ConnectError::Refused(_)), "{error}");
+    assert!(
+        matches!(&error, ConnectError::Refused(reason) if reason == "another key"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -75,7 +78,12 @@ async fn a_manager_with_another_key_is_not_talked_to() {
 
     let error = refused(Tunnel::connect(lab.link(), config)).await;
 
-    assert!(matches!(error, ConnectError::Handshake(_)), "{error}");
+    let ConnectError::AnotherKey(reason) = &error else {
+        panic!("{error}");
+    };
+    let proved = &lab.manager_key.to_string()[..12];
+    assert!(reason.contains(proved), "{reason}");
+    assert_eq!(error.to_string(), *reason);
 }
 
 #[tokio::test]
