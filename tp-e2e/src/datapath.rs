@@ -2,27 +2,28 @@
 //! daemon, sessions and applications that are the program `datapath`.
 
 use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
     fs,
-    io::{BufRead, BufReader, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
-        mpsc,
     },
     thread,
     time::Duration,
 };
 
-use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::{self, eventually};
+use crate::process::eventually;
+
+pub use process::Process;
+pub use snapshot::Snapshot;
+
+mod process;
+mod snapshot;
 
 /// Users without rights; the group of the first is served by the root daemon.
 pub const MEMBER: u32 = 65534;
@@ -33,8 +34,6 @@ pub const NAME_SERVERS: &str = r#"["127.0.0.53:53","172.31.0.53:53"]"#;
 
 /// How fast the machine must be as before, whatever has died.
 pub const AS_BEFORE: Duration = Duration::from_secs(1);
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A machine under test. Only one exists at a time: eBPF links are the whole computer's.
 pub struct Machine {
@@ -242,26 +241,7 @@ impl Machine {
 
     #[track_caller]
     pub fn snapshot(&self) -> Snapshot {
-        let show = |words: &[&str]| {
-            let output = self
-                .command(words)
-                .output()
-                .expect("the tools are installed");
-            assert!(output.status.success(), "{words:?}");
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        };
-
-        Snapshot {
-            network: [
-                show(&["ip", "-o", "link"]),
-                show(&["ip", "-o", "address"]),
-                show(&["ip", "route", "show", "table", "all"]),
-                show(&["ip", "rule"]),
-                show(&["nft", "list", "ruleset"]),
-            ],
-            programs: our_programs(&show(&["bpftool", "-j", "prog", "list"])),
-            namespaces: show(&["ip", "netns", "list-id"]),
-        }
+        Snapshot::take(self)
     }
 
     /// Fails the test unless this machine is as at that moment within a second.
@@ -292,203 +272,6 @@ impl Drop for Machine {
             assert!(!log.contains("ERROR") && !log.contains(" WARN "), "{log}");
         }
     }
-}
-
-/// Everything that a bundle could leave behind.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    network: [String; 5],
-    programs: BTreeSet<u64>,
-    namespaces: String,
-}
-
-impl Snapshot {
-    fn differences(&self, before: &Self) -> String {
-        let mut text = String::new();
-        for (now, then) in self.network.iter().zip(&before.network) {
-            let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
-            for line in lines(now).symmetric_difference(&lines(then)) {
-                let _ = writeln!(text, "{line}");
-            }
-        }
-        for id in self.programs.difference(&before.programs) {
-            let _ = writeln!(text, "program {id}");
-        }
-        if self.namespaces != before.namespaces {
-            let _ = writeln!(text, "namespaces {}", self.namespaces);
-        }
-        text
-    }
-
-    /// Whether programs of ours are loaded.
-    pub fn has_programs(&self) -> bool {
-        !self.programs.is_empty()
-    }
-}
-
-/// A program that says one JSON object per line; killed when dropped.
-pub struct Process {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    /// What a session said when it was ready.
-    pub greeting: Value,
-    log: String,
-}
-
-impl Process {
-    #[track_caller]
-    pub fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("nsenter starts");
-        let (line_tx, lines) = mpsc::channel();
-        let stdout = child.stdout.take().expect("piped");
-        let stderr = child.stderr.take().expect("piped");
-        forward_lines(stdout, line_tx.clone());
-        forward_lines(stderr, line_tx);
-
-        Self {
-            child,
-            lines,
-            greeting: Value::Null,
-            log: String::new(),
-        }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The next JSON object.
-    #[track_caller]
-    pub fn object(&mut self) -> Value {
-        loop {
-            let line = self.line();
-            if let Ok(value) = serde_json::from_str(&line) {
-                return value;
-            }
-        }
-    }
-
-    #[track_caller]
-    pub fn wait_for_line(&mut self, words: &str) {
-        while !self.line().contains(words) {}
-    }
-
-    /// All that was said so far and not taken as an object.
-    pub fn log(&mut self) -> String {
-        while let Ok(line) = self.lines.try_recv() {
-            self.log += &(line + "\n");
-        }
-        self.log.clone()
-    }
-
-    #[track_caller]
-    fn line(&mut self) -> String {
-        match self.lines.recv_timeout(PATIENCE) {
-            Ok(line) => {
-                self.log += &line;
-                self.log.push('\n');
-                line
-            }
-            Err(_) => panic!("process {} says nothing more:\n{}", self.pid(), self.log),
-        }
-    }
-
-    /// Says a line to a session; returns its answer.
-    #[track_caller]
-    pub fn tell(&mut self, line: &str) -> Value {
-        self.say(line);
-        self.object()
-    }
-
-    /// Says a line to which there is no answer.
-    #[track_caller]
-    pub fn say(&mut self, line: &str) {
-        let stdin = self.child.stdin.as_mut().expect("piped");
-        writeln!(stdin, "{line}").expect("the process listens");
-    }
-
-    /// Sends a request to the root daemon through a session.
-    #[track_caller]
-    pub fn ask(&mut self, request: &Value) -> Value {
-        self.tell(&request.to_string())["reply"].take()
-    }
-
-    /// The value of a counter of the session's bundle.
-    #[track_caller]
-    pub fn counter(&mut self, name: &str) -> u64 {
-        let counters = self.ask(&json!({"request": "counters"}));
-        let named = ["drops", "not_steered"].iter().find_map(|group| {
-            let list = counters[group].as_array()?;
-            list.iter().find(|pair| pair[0] == name)?[1].as_u64()
-        });
-
-        named
-            .or_else(|| counters[name].as_u64())
-            .unwrap_or_else(|| panic!("no counter {name} in {counters}"))
-    }
-
-    #[track_caller]
-    pub fn kill(&mut self) {
-        process::signal(self.pid(), Signal::KILL);
-        self.wait();
-    }
-
-    #[track_caller]
-    pub fn signal(&self, signal: Signal) {
-        process::signal(self.pid(), signal);
-    }
-
-    /// Waits for the end; true if it was a success.
-    #[track_caller]
-    pub fn wait(&mut self) -> bool {
-        assert!(
-            process::wait(&mut self.child, PATIENCE),
-            "process {} does not end",
-            self.pid()
-        );
-        self.child
-            .wait()
-            .expect("a child can be waited for")
-            .success()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A pipe that is full stops the program behind it, so somebody always reads.
-fn forward_lines(source: impl std::io::Read + Send + 'static, line_tx: mpsc::Sender<String>) {
-    thread::spawn(move || {
-        for line in BufReader::new(source).lines().map_while(Result::ok) {
-            if line_tx.send(line).is_err() {
-                return;
-            }
-        }
-    });
-}
-
-/// Programs of ours, whoever loaded them.
-fn our_programs(list: &str) -> BTreeSet<u64> {
-    let list: Value = serde_json::from_str(list).expect("bpftool prints JSON");
-    list.as_array()
-        .expect("bpftool prints a list")
-        .iter()
-        .filter(|program| {
-            program["name"]
-                .as_str()
-                .is_some_and(|name| name.starts_with("tp_"))
-        })
-        .filter_map(|program| program["id"].as_u64())
-        .collect()
 }
 
 fn unprivileged(uid: u32, program: &str, words: &[&str]) -> Vec<String> {

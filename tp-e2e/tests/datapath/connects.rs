@@ -1,0 +1,159 @@
+//! What `connect()` meets: who is steered where, and how it ends.
+
+use serde_json::json;
+use tp_e2e::datapath::MEMBER;
+
+use crate::machine;
+
+#[test]
+fn connect_is_steered_and_the_application_sees_the_real_address() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    let seen = machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
+
+    assert_eq!(seen["greeting"], "10.96.1.2:80");
+    assert_eq!(seen["peer"], "10.96.1.2:80");
+    assert_eq!(seen["own"], session.greeting["bundle"]["host_address"]);
+    assert_eq!(session.counter("steered"), 1);
+    assert_eq!(session.counter("aliases"), 1);
+}
+
+#[test]
+fn a_mapped_address_is_steered_and_reversed() {
+    let machine = machine();
+    let _session = machine.session();
+
+    let tcp = machine.app(MEMBER, &["connect", "10.96.1.2:80", "mapped"]);
+    let udp = machine.app(MEMBER, &["udp", "127.0.0.53:53", "mapped"]);
+
+    assert_eq!(tcp["greeting"], "10.96.1.2:80");
+    assert_eq!(tcp["peer"], "[::ffff:10.96.1.2]:80");
+    assert_eq!(udp["from"], "127.0.0.53:53");
+}
+
+#[test]
+fn the_verdict_of_the_far_side_is_the_error_of_connect() {
+    let machine = machine();
+    let _session = machine.session();
+
+    for (port, errno) in [
+        ("7001", "ECONNREFUSED"),
+        ("7002", "ECONNREFUSED"),
+        ("7003", "EHOSTUNREACH"),
+        ("7006", "EHOSTUNREACH"),
+        ("7009", "ENETUNREACH"),
+    ] {
+        let target = format!("10.96.1.2:{port}");
+        let blocking = machine.app(MEMBER, &["connect", &target]);
+        let nonblocking = machine.app(MEMBER, &["connect", &target, "nonblocking"]);
+
+        for seen in [blocking, nonblocking] {
+            assert_eq!(seen["errno"], errno, "port {port}");
+            assert!(
+                seen["elapsed_ms"].as_u64().unwrap() < 1000,
+                "port {port}: {seen}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_silent_far_side_times_out() {
+    let machine = machine();
+    let _session = machine.session();
+
+    for flags in [&["timeout=600"][..], &["timeout=600", "nonblocking"]] {
+        let seen = machine.app(MEMBER, &[&["connect", "10.96.1.2:7004"], flags].concat());
+
+        assert_eq!(seen["errno"], "ETIMEDOUT");
+    }
+}
+
+#[test]
+fn connect_ends_when_the_dial_ends() {
+    let machine = machine();
+    let _session = machine.session();
+
+    let seen = machine.app(MEMBER, &["connect", "10.96.1.2:7005"]);
+
+    assert_eq!(seen["greeting"], "10.96.1.2:7005");
+    let elapsed = seen["elapsed_ms"].as_u64().unwrap();
+    assert!((190..1000).contains(&elapsed), "{elapsed} ms");
+}
+
+#[test]
+fn an_excluded_network_is_left_alone() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    let seen = machine.app(MEMBER, &["connect", "10.96.9.7:80"]);
+
+    assert_eq!(seen["errno"], "EHOSTUNREACH");
+    assert_eq!(session.counter("steered"), 0);
+}
+
+#[test]
+fn networks_and_name_servers_can_be_replaced() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    let steer = json!({"request": "steer", "include": ["10.97.0.0/16"], "exclude": ["10.97.0.0/16", "10.98.0.0/16"]});
+    assert_eq!(session.ask(&steer)["reply"], "done");
+    let excluded_on_a_tie = machine.app(MEMBER, &["connect", "10.97.0.1:80"]);
+    let steer = json!({"request": "steer", "include": ["10.97.0.0/16"], "exclude": []});
+    assert_eq!(session.ask(&steer)["reply"], "done");
+    let included = machine.app(MEMBER, &["connect", "10.97.0.1:80"]);
+    let no_more = machine.app(MEMBER, &["connect", "10.96.0.1:80"]);
+    let servers = json!({"request": "name_servers", "servers": ["10.200.0.1:53", "[fd00::1]:53"]});
+    assert_eq!(session.ask(&servers)["reply"], "done");
+    let new_server = machine.app(MEMBER, &["udp", "10.200.0.1:53"]);
+
+    assert_eq!(excluded_on_a_tie["errno"], "EHOSTUNREACH");
+    assert_eq!(included["greeting"], "10.97.0.1:80");
+    assert_eq!(no_more["errno"], "EHOSTUNREACH");
+    assert_eq!(new_server["from"], "10.200.0.1:53");
+}
+
+#[test]
+fn a_socket_bound_elsewhere_is_left_alone_and_counted() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    let loopback = machine.app(
+        MEMBER,
+        &["connect", "10.96.1.2:80", "bind=127.0.0.1", "timeout=300"],
+    );
+    let own = machine.app(
+        MEMBER,
+        &["udp", "127.0.0.53:53", "bind=127.0.0.1", "timeout=300"],
+    );
+
+    assert!(loopback["errno"].is_string(), "{loopback}");
+    assert!(own["errno"].is_string(), "{own}");
+    assert_eq!(session.counter("bound_address"), 2);
+}
+
+#[test]
+fn a_socket_that_is_passed_on_still_tells_its_real_peer() {
+    let machine = machine();
+    let _session = machine.session();
+    let program = machine.setuid_helper().display().to_string();
+
+    let seen = machine.app(MEMBER, &["pass", "10.96.1.2:80", &program]);
+
+    assert_eq!(seen["euid"], 0);
+    assert_eq!(seen["peer"], "10.96.1.2:80");
+}
+
+#[test]
+fn a_held_connect_costs_microseconds() {
+    let machine = machine();
+    let _session = machine.session();
+
+    let seen = machine.app(MEMBER, &["bench", "10.96.1.2:80", "3000"]);
+
+    let median = seen["median_us"].as_f64().unwrap();
+    println!("median {median} µs, 99th percentile {} µs", seen["p99_us"]);
+    assert!(median < 500.0, "{median} µs");
+}

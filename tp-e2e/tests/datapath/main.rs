@@ -1,0 +1,54 @@
+//! The data path of the workstation in network namespaces, without a cluster: real root daemon,
+//! real kernel, a session that decides by port. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{fs, path::Path, time::Duration};
+
+use tp_e2e::{datapath::Machine, process::eventually};
+
+mod aliases;
+mod connects;
+mod ends;
+mod names;
+mod privacy;
+mod requests;
+
+const HELPER: &str = env!("CARGO_BIN_EXE_datapath");
+
+fn machine() -> Machine {
+    Machine::new(Path::new(HELPER))
+}
+
+/// A cgroup of one user's; removed when dropped.
+struct Cgroup(String);
+
+impl Cgroup {
+    fn new(uid: u32) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let root = mounts
+            .lines()
+            .find_map(|line| {
+                line.split(' ')
+                    .nth(1)
+                    .filter(|_| line.contains(" cgroup2 "))
+            })
+            .unwrap();
+        let path = format!("{root}/tpdp-{}-{uid}", std::process::id());
+        fs::create_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(uid), None).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        eventually("the cgroup to be empty", Duration::from_secs(2), || {
+            fs::remove_dir(&self.0).map_err(|error| error.to_string())
+        });
+    }
+}

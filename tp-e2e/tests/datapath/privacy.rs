@@ -1,0 +1,136 @@
+//! Who is not steered and cannot use the aliases.
+
+use std::path::Path;
+
+use serde_json::json;
+use tp_e2e::datapath::{MEMBER, Machine, OUTSIDER, Process, STEER};
+
+use crate::{Cgroup, HELPER, machine};
+
+#[test]
+fn another_user_is_not_steered_and_cannot_use_the_aliases() {
+    let machine = machine();
+    let mut session = machine.session();
+    machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
+
+    for uid in [OUTSIDER, 0] {
+        let steered = machine.app(uid, &["connect", "10.96.1.2:80"]);
+        let tcp = machine.app(uid, &["connect", "198.18.1.0:80", "timeout=400"]);
+        let udp = machine.app(uid, &["udp", "198.18.1.0:53", "timeout=300"]);
+
+        assert_eq!(steered["errno"], "EHOSTUNREACH", "uid {uid}");
+        assert_eq!(tcp["errno"], "ETIMEDOUT", "uid {uid}");
+        assert_eq!(udp["errno"], "EAGAIN", "uid {uid}");
+    }
+    assert_eq!(session.counter("other_user"), 2);
+    assert!(session.counter("foreign_user") >= 4);
+}
+
+#[test]
+fn a_set_user_id_program_is_not_steered() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    let seen = machine.setuid_app(&["connect", "10.96.1.2:80"]);
+    let name = machine.setuid_app(&["udp", "127.0.0.53:53", "timeout=300"]);
+
+    assert_eq!(seen["errno"], "EHOSTUNREACH");
+    assert!(name["errno"].is_string(), "{name}");
+    assert_eq!(session.counter("privileged"), 2);
+    assert_eq!(session.counter("steered"), 0);
+}
+
+#[test]
+fn a_neighbour_cannot_use_the_aliases() {
+    let machine = machine();
+    let mut session = machine.session();
+    machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
+
+    let tcp = machine.neighbours_app(MEMBER, &["connect", "198.18.1.0:80", "timeout=400"]);
+    let udp = machine.neighbours_app(MEMBER, &["udp", "198.18.1.0:53", "timeout=300"]);
+
+    assert_eq!(tcp["errno"], "ETIMEDOUT");
+    assert_eq!(udp["errno"], "EAGAIN");
+    assert!(session.counter("forwarded") >= 2);
+}
+
+#[test]
+fn another_network_namespace_is_not_steered() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    let seen = machine.neighbours_app(MEMBER, &["connect", "10.96.1.2:80", "timeout=300"]);
+
+    assert!(seen["errno"].is_string(), "{seen}");
+    assert_eq!(session.counter("steered"), 0);
+}
+
+#[test]
+fn a_session_cannot_send_what_it_should_not() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    session.tell("inject");
+
+    assert_eq!(session.counter("foreign_source"), 2);
+    assert_eq!(session.counter("foreign_destination"), 1);
+    assert_eq!(session.counter("forbidden_reply"), 2);
+}
+
+#[test]
+fn two_users_have_a_session_each() {
+    let mut machine = Machine::without_daemon(Path::new(HELPER));
+    machine.start_daemon(&["--group", "1"]);
+    let mut mine = machine.session_of(0, r#""user""#, STEER);
+    let mut theirs = machine.session_of(OUTSIDER, r#""user""#, STEER);
+
+    let of_root = machine.app(0, &["connect", "10.96.1.2:80"]);
+    let of_other = machine.app(OUTSIDER, &["connect", "10.96.1.2:80"]);
+    let of_nobody = machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
+
+    assert_eq!(of_root["greeting"], "10.96.1.2:80");
+    assert_eq!(of_other["greeting"], "10.96.1.2:80");
+    assert_eq!(of_nobody["errno"], "EHOSTUNREACH");
+    assert_eq!(mine.counter("steered"), 1);
+    assert_eq!(theirs.counter("steered"), 1);
+}
+
+#[test]
+fn the_system_scope_is_for_root_and_for_everybody() {
+    let machine = machine();
+    let refused = machine
+        .try_session(MEMBER, "/proc/self/ns/net", r#""system""#, STEER)
+        .object();
+    assert_eq!(refused["reply"]["kind"], "permission");
+    let mut session = machine.session_of(0, r#""system""#, STEER);
+
+    for uid in [0, MEMBER, OUTSIDER] {
+        let seen = machine.app(uid, &["connect", "10.96.1.2:80"]);
+        assert_eq!(seen["greeting"], "10.96.1.2:80", "uid {uid}");
+    }
+    let neighbour = machine.neighbours_app(0, &["connect", "198.18.1.0:80", "timeout=400"]);
+    assert_eq!(neighbour["errno"], "ETIMEDOUT");
+    assert!(session.counter("forwarded") >= 1);
+}
+
+#[test]
+fn a_cgroup_scope_reaches_no_further_than_the_cgroup() {
+    let machine = machine();
+    let cgroup = Cgroup::new(MEMBER);
+    let scope = json!({"cgroup": {"path": cgroup.path()}}).to_string();
+    let mut session = machine.session_of(MEMBER, &scope, STEER);
+
+    let outside = machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
+    let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", cgroup.path());
+    let app = machine.helper_words(MEMBER, &["app", "connect", "10.96.1.2:80"]);
+    let mut words = vec!["sh", "-c", &enter, "sh"];
+    words.extend(app.iter().map(String::as_str));
+    let inside = Process::start(&mut machine.command(&words)).object();
+    let alias = machine.app(MEMBER, &["connect", "198.18.1.0:80", "timeout=400"]);
+
+    assert_eq!(outside["errno"], "EHOSTUNREACH");
+    assert_eq!(inside["greeting"], "10.96.1.2:80");
+    assert_eq!(alias["errno"], "ETIMEDOUT");
+    assert_eq!(session.counter("other_cgroup"), 1);
+    assert!(session.counter("foreign_cgroup") >= 1);
+}
