@@ -19,9 +19,11 @@ use tempfile::TempDir;
 
 use crate::process::eventually;
 
+pub use container::{Bridge, Network};
 pub use process::Process;
 pub use snapshot::Snapshot;
 
+mod container;
 mod process;
 mod snapshot;
 

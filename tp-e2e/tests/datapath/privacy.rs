@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use tp_e2e::datapath::{MEMBER, Machine, OUTSIDER, Process, STEER};
+use tp_e2e::datapath::{Bridge, MEMBER, Machine, Network, OUTSIDER, Process, STEER};
 
 use crate::{Cgroup, HELPER, machine};
 
@@ -63,6 +63,61 @@ fn another_network_namespace_is_not_steered() {
 
     assert!(seen["errno"].is_string(), "{seen}");
     assert_eq!(session.counter("steered"), 0);
+}
+
+#[test]
+fn a_container_is_not_steered_and_cannot_use_the_aliases() {
+    let machine = machine();
+    let mut session = machine.session();
+    let mut held = machine.start_app(MEMBER, &["hold", "10.96.1.2:80"]);
+    assert_eq!(held.object()["greeting"], "10.96.1.2:80");
+    let own = machine.app(MEMBER, &["connect", "198.18.1.0:80"]);
+    assert_eq!(own["greeting"], "10.96.1.2:80", "the user's own way");
+    let steered = session.counter("steered");
+    let bridge = Bridge::new(&machine);
+
+    // A user has the same number inside of a container and outside.
+    for uid in [MEMBER, OUTSIDER, 0] {
+        assert_is_left_out(&machine, Network::Bridge(&bridge), uid);
+    }
+
+    assert!(session.counter("forwarded") >= 6);
+    assert_eq!(session.counter("steered"), steered);
+}
+
+#[test]
+fn a_container_of_another_user_on_the_hosts_network_cannot_use_the_aliases() {
+    let machine = machine();
+    let mut session = machine.session();
+    let mut held = machine.start_app(MEMBER, &["hold", "10.96.1.2:80"]);
+    assert_eq!(held.object()["greeting"], "10.96.1.2:80");
+    let steered = session.counter("steered");
+
+    for uid in [OUTSIDER, 0] {
+        assert_is_left_out(&machine, Network::Host, uid);
+    }
+
+    assert!(session.counter("foreign_user") >= 4);
+    // Its connect and its query to the name server.
+    assert_eq!(session.counter("other_user"), 4);
+    assert_eq!(session.counter("steered"), steered);
+}
+
+/// A container is not steered, by address or by name, and the alias that somebody else uses
+/// leads it nowhere.
+#[track_caller]
+fn assert_is_left_out(machine: &Machine, network: Network<'_>, uid: u32) {
+    let see = |words: &[&str]| machine.containers_app(network, uid, words);
+
+    let cluster = see(&["connect", "10.96.1.2:80"]);
+    let query = see(&["udp", "172.31.0.53:53", "timeout=300"]);
+    let tcp = see(&["connect", "198.18.1.0:80", "timeout=400"]);
+    let udp = see(&["udp", "198.18.1.0:53", "timeout=300"]);
+
+    assert_eq!(cluster["errno"], "EHOSTUNREACH", "uid {uid}");
+    assert!(query["errno"].is_string(), "uid {uid}: {query}");
+    assert_eq!(tcp["errno"], "ETIMEDOUT", "uid {uid}");
+    assert_eq!(udp["errno"], "EAGAIN", "uid {uid}");
 }
 
 #[test]
