@@ -26,7 +26,7 @@ const MAX_REVIEWS: usize = 32;
 const MAX_CACHED: usize = 16_384;
 
 /// A user, with a fingerprint of everything that the authorizer looks at.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct User {
     info: UserInfo,
     fingerprint: [u8; 32],
@@ -43,6 +43,11 @@ impl User {
 
     pub(crate) fn name(&self) -> &str {
         &self.info.username
+    }
+
+    /// Whether both are one user, whatever their groups were at the time.
+    pub(crate) fn is_same_person(&self, other: &Self) -> bool {
+        (&self.info.username, &self.info.uid) == (&other.info.username, &other.info.uid)
     }
 }
 

@@ -16,6 +16,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tp_proto::{
     VERSION,
@@ -53,7 +54,7 @@ pub(crate) struct Control {
     replica: Arc<Replica>,
     model: SharedModel,
     access: Arc<Access>,
-    user: Arc<User>,
+    user: watch::Receiver<Arc<User>>,
 }
 
 /// Serves gRPC on one stream until it ends.
@@ -71,7 +72,7 @@ impl Control {
         replica: Arc<Replica>,
         model: SharedModel,
         access: Arc<Access>,
-        user: Arc<User>,
+        user: watch::Receiver<Arc<User>>,
     ) -> Self {
         Self {
             replica,
@@ -83,8 +84,9 @@ impl Control {
 
     async fn may_reach(&self, namespace: &str) -> Result<bool, Status> {
         let scope = Scope::Namespace(namespace.into());
+        let user = Arc::clone(&self.user.borrow());
         self.access
-            .allows(&self.user, &scope)
+            .allows(&user, &scope)
             .await
             .map_err(|error| Status::unavailable(error.to_string()))
     }
@@ -129,7 +131,7 @@ impl Manager for Control {
         let events = table::events(
             self.model.clone(),
             Arc::clone(&self.access),
-            Arc::clone(&self.user),
+            self.user.clone(),
         );
 
         Ok(Response::new(Box::pin(events)))

@@ -215,6 +215,7 @@ async fn try_to_forge(
                 user,
                 key_hash: "0".repeat(64),
                 client_version: VERSION.into(),
+                renews: None,
             },
             status: None,
         };

@@ -1,8 +1,12 @@
 //! The `Session` objects of the cluster, and which of them may connect.
+//!
+//! A Session with `spec.renews` never connects. It says, with the API server as its witness, who
+//! the user of another Session is at the time, and gives that one another lifetime. Which renewal
+//! counts follows from the objects alone, so all replicas agree and none has to remember.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use futures::{Stream, StreamExt as _};
@@ -36,6 +40,34 @@ pub(crate) struct Entry {
 struct Claim {
     user: Arc<User>,
     key: KeyHash,
+    /// UID of the Session that this one renews.
+    renews: Option<String>,
+}
+
+/// A session that may stay: as whom, and since when its lifetime counts.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    pub(crate) user: Arc<User>,
+    since: Timestamp,
+}
+
+impl Standing {
+    fn of(entry: &Entry, claim: &Claim) -> Self {
+        Self {
+            user: Arc::clone(&claim.user),
+            since: entry.created,
+        }
+    }
+
+    fn lasts(&self, session: &SessionRef, now: Timestamp) -> Result<(), String> {
+        if now.duration_since(self.since) <= LIFETIME {
+            return Ok(());
+        }
+        Err(format!(
+            "Session {session} was made, or renewed, more than {} hours ago: make a new one",
+            LIFETIME.as_hours()
+        ))
+    }
 }
 
 impl Entry {
@@ -74,13 +106,17 @@ fn claim(object: &DynamicObject) -> Result<Claim, &'static str> {
     Ok(Claim {
         user: Arc::new(User::new(spec.user)),
         key,
+        renews: spec.renews,
     })
 }
 
 #[derive(Debug, Default)]
 struct State {
     by_uid: BTreeMap<String, Entry>,
+    /// UIDs of the Sessions with a key.
     by_key: BTreeMap<KeyHash, BTreeSet<String>>,
+    /// UIDs of what claims to renew a Session, by the UID of that one.
+    renewals: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl State {
@@ -88,10 +124,11 @@ impl State {
         self.remove(&entry.session.uid);
         let uid = entry.session.uid.clone();
         if let Ok(claim) = &entry.claim {
-            self.by_key
-                .entry(claim.key)
-                .or_default()
-                .insert(uid.clone());
+            let uids = match &claim.renews {
+                Some(renewed) => self.renewals.entry(renewed.clone()).or_default(),
+                None => self.by_key.entry(claim.key).or_default(),
+            };
+            uids.insert(uid.clone());
         }
         self.by_uid.insert(uid, entry);
     }
@@ -100,14 +137,55 @@ impl State {
         let Some(entry) = self.by_uid.remove(uid) else {
             return;
         };
-        if let Ok(claim) = &entry.claim
-            && let Some(users) = self.by_key.get_mut(&claim.key)
-        {
-            users.remove(uid);
-            if users.is_empty() {
-                self.by_key.remove(&claim.key);
-            }
+        let Ok(claim) = &entry.claim else {
+            return;
+        };
+        match &claim.renews {
+            Some(renewed) => remove_from(&mut self.renewals, renewed, uid),
+            None => remove_from(&mut self.by_key, &claim.key, uid),
         }
+    }
+
+    /// What renews this Session: made by the same user, in the same namespace, for the same key.
+    fn renewals_of<'a>(
+        &'a self,
+        entry: &'a Entry,
+        claim: &'a Claim,
+    ) -> impl Iterator<Item = (&'a Entry, &'a Claim)> {
+        let uids = self.renewals.get(&entry.session.uid);
+        uids.into_iter()
+            .flatten()
+            .filter_map(|uid| self.by_uid.get(uid))
+            .filter_map(|renewal| Some((renewal, renewal.claim.as_ref().ok()?)))
+            .filter(|(renewal, renewed)| {
+                renewal.session.namespace == entry.session.namespace
+                    && renewed.user.is_same_person(&claim.user)
+                    && renewed.key == claim.key
+            })
+    }
+
+    /// The newest renewal that the policy proves speaks for the Session; without one, it does.
+    fn standing(&self, entry: &Entry, claim: &Claim, policy: &Policy) -> Standing {
+        let newest = self
+            .renewals_of(entry, claim)
+            .filter(|(renewal, _)| policy.covers(renewal.created))
+            .max_by_key(|(renewal, _)| renewal.created);
+        let (entry, claim) = newest.unwrap_or((entry, claim));
+
+        Standing::of(entry, claim)
+    }
+
+    fn is_over(&self, entry: &Entry, now: Timestamp) -> bool {
+        // Also renewals that are not believed: keeping an object for longer costs nothing.
+        let claim = entry.claim.as_ref().ok();
+        let renewals = claim.map(|claim| self.renewals_of(entry, claim));
+        let since = renewals
+            .into_iter()
+            .flatten()
+            .map(|(renewal, _)| renewal.created)
+            .fold(entry.created, Timestamp::max);
+
+        now.duration_since(since) > LIFETIME
     }
 
     /// Who had this key first keeps it.
@@ -119,6 +197,15 @@ impl State {
             .flatten()
             .filter_map(|uid| self.by_uid.get(uid))
             .all(|other| rank(entry) <= rank(other))
+    }
+}
+
+fn remove_from<K: Ord>(uids: &mut BTreeMap<K, BTreeSet<String>>, key: &K, uid: &str) {
+    if let Some(of_key) = uids.get_mut(key) {
+        of_key.remove(uid);
+        if of_key.is_empty() {
+            uids.remove(key);
+        }
     }
 }
 
@@ -143,36 +230,36 @@ impl Sessions {
         self.revision.subscribe()
     }
 
-    /// Whether this session, once admitted, may stay; an error says why not. While the policy is
-    /// away, those stay who were admitted before.
-    pub(crate) fn standing(&self, session: &SessionRef, now: Timestamp) -> Result<(), String> {
+    /// What this session, once admitted, is by now; an error says why it may not stay. While the
+    /// policy is away, those stay who were admitted before, as what was `known` of them.
+    pub(crate) fn standing(
+        &self,
+        session: &SessionRef,
+        known: Option<&Standing>,
+        now: Timestamp,
+    ) -> Result<Standing, String> {
         let policy = self.policy.borrow().clone();
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.read();
         let entry = find(&state, session)?;
-        if policy.since.is_some() {
+        let claim = connectable(entry)?;
+        let standing = if policy.since.is_some() {
             covered(entry, &policy)?;
-        }
+            state.standing(entry, claim, &policy)
+        } else {
+            known.cloned().unwrap_or_else(|| Standing::of(entry, claim))
+        };
+        standing.lasts(session, now)?;
 
-        valid(entry, now).map(|_| ())
+        Ok(standing)
     }
 
-    /// The user of a session that may connect.
-    pub(crate) fn user(&self, session: &SessionRef) -> Option<Arc<User>> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = find(&state, session).ok()?;
-        let claim = entry.claim.as_ref().ok()?;
-
-        Some(Arc::clone(&claim.user))
-    }
-
-    /// Sessions whose time is over.
+    /// Sessions, and renewals, whose time is over.
     pub(crate) fn expired(&self, now: Timestamp) -> Vec<SessionRef> {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let old = |entry: &&Entry| now.duration_since(entry.created) > LIFETIME;
+        let state = self.read();
         state
             .by_uid
             .values()
-            .filter(old)
+            .filter(|entry| state.is_over(entry, now))
             .map(|entry| entry.session.clone())
             .collect()
     }
@@ -185,11 +272,13 @@ impl Sessions {
     ) -> Result<(), Refusal> {
         let policy = self.policy.borrow().clone();
         policy.trust(now).map_err(Refusal::for_now)?;
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.read();
         // Made just now, it may be on its way here.
         let entry = find(&state, session).map_err(Refusal::for_now)?;
         covered(entry, &policy).map_err(Refusal::new)?;
-        let claim = valid(entry, now).map_err(Refusal::new)?;
+        let claim = connectable(entry).map_err(Refusal::new)?;
+        let standing = state.standing(entry, claim, &policy);
+        standing.lasts(session, now).map_err(Refusal::new)?;
         let Some(key) = key else {
             return Ok(());
         };
@@ -253,6 +342,10 @@ impl Sessions {
         }
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner));
         self.revision.send_modify(|revision| *revision += 1);
@@ -277,18 +370,15 @@ fn covered(entry: &Entry, policy: &Policy) -> Result<(), String> {
     ))
 }
 
-fn valid(entry: &Entry, now: Timestamp) -> Result<&Claim, String> {
+fn connectable(entry: &Entry) -> Result<&Claim, String> {
     let session = &entry.session;
-    if now.duration_since(entry.created) > LIFETIME {
-        return Err(format!(
-            "Session {session} is older than {} hours: make a new one",
-            LIFETIME.as_hours()
-        ));
+    match &entry.claim {
+        Ok(claim) if claim.renews.is_none() => Ok(claim),
+        Ok(_) => Err(format!(
+            "Session {session} renews another one: nobody connects with it"
+        )),
+        Err(reason) => Err(format!("Session {session} {reason}")),
     }
-    entry
-        .claim
-        .as_ref()
-        .map_err(|reason| format!("Session {session} {reason}"))
 }
 
 /// The tunnel's questions.
@@ -305,162 +395,4 @@ impl Admission for Gate {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    const POLICY: i64 = 1_700_000_000;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(POLICY + second).unwrap()
-    }
-
-    fn key(digit: char) -> KeyHash {
-        digit.to_string().repeat(64).parse().unwrap()
-    }
-
-    fn reference(uid: &str) -> SessionRef {
-        SessionRef {
-            namespace: "shop".into(),
-            name: format!("alice-{uid}"),
-            uid: uid.into(),
-        }
-    }
-
-    fn object(uid: &str, created: i64, key: char) -> Value {
-        json!({
-            "apiVersion": "tp.internal/v1alpha1",
-            "kind": "Session",
-            "metadata": {
-                "name": format!("alice-{uid}"),
-                "namespace": "shop",
-                "uid": uid,
-                "generation": 1,
-                "creationTimestamp": at(created).to_string(),
-            },
-            "spec": {
-                "user": {"username": "alice"},
-                "keyHash": key.to_string().repeat(64),
-                "clientVersion": "0.1.0",
-            },
-        })
-    }
-
-    async fn sessions(objects: Vec<Value>) -> Sessions {
-        let policy = watch::Sender::new(Policy::proven_since(at(0), at(100)));
-        let sessions = Sessions::new(policy.subscribe());
-        let events = objects
-            .into_iter()
-            .map(|object| Ok(Event::Apply(serde_json::from_value(object).unwrap())));
-        sessions.apply(futures::stream::iter(events), || {}).await;
-        sessions
-    }
-
-    fn reason(sessions: &Sessions, uid: &str, digit: char) -> String {
-        let verdict = sessions.verdict(&reference(uid), Some(&key(digit)), at(120));
-        verdict.unwrap_err().reason
-    }
-
-    #[tokio::test]
-    async fn a_session_made_under_the_policy_is_admitted_with_its_key() {
-        let sessions = sessions(vec![object("a", 50, '1')]).await;
-
-        assert_eq!(
-            sessions.verdict(&reference("a"), Some(&key('1')), at(120)),
-            Ok(())
-        );
-        assert!(reason(&sessions, "a", '2').contains("key is not that of"));
-    }
-
-    #[tokio::test]
-    async fn a_session_of_another_uid_or_name_does_not_exist() {
-        let sessions = sessions(vec![object("a", 50, '1')]).await;
-        let mut other = reference("a");
-        other.name = "bob".into();
-
-        let refusal = sessions.verdict(&other, None, at(120)).unwrap_err();
-
-        assert!(refusal.reason.contains("does not exist"));
-        assert!(refusal.retry);
-    }
-
-    #[tokio::test]
-    async fn a_session_as_old_as_the_policy_is_void() {
-        let sessions = sessions(vec![object("a", 1, '1')]).await;
-
-        assert!(reason(&sessions, "a", '1').contains("older than the admission policy"));
-    }
-
-    #[tokio::test]
-    async fn a_session_that_was_changed_is_void() {
-        let mut changed = object("a", 50, '1');
-        changed["metadata"]["generation"] = json!(2);
-        let sessions = sessions(vec![changed]).await;
-
-        assert!(reason(&sessions, "a", '1').contains("was changed"));
-    }
-
-    #[tokio::test]
-    async fn a_session_without_a_valid_specification_is_void() {
-        let mut broken = object("a", 50, '1');
-        broken["spec"] = json!({"user": 7});
-        let sessions = sessions(vec![broken, object("b", 50, '2')]).await;
-
-        assert!(reason(&sessions, "a", '1').contains("no valid specification"));
-        assert!(
-            sessions
-                .verdict(&reference("b"), Some(&key('2')), at(120))
-                .is_ok()
-        );
-    }
-
-    #[tokio::test]
-    async fn a_key_belongs_to_the_session_that_had_it_first() {
-        let sessions = sessions(vec![object("a", 60, '1'), object("b", 50, '1')]).await;
-
-        assert!(reason(&sessions, "a", '1').contains("in use by another"));
-        assert!(
-            sessions
-                .verdict(&reference("b"), Some(&key('1')), at(120))
-                .is_ok()
-        );
-    }
-
-    #[tokio::test]
-    async fn a_session_ends_after_its_lifetime() {
-        let sessions = sessions(vec![object("a", 50, '1')]).await;
-        let later = at(50) + LIFETIME + SignedDuration::from_secs(1);
-
-        assert!(sessions.standing(&reference("a"), at(120)).is_ok());
-        assert!(sessions.standing(&reference("a"), later).is_err());
-        assert_eq!(sessions.expired(later), [reference("a")]);
-    }
-
-    #[tokio::test]
-    async fn who_is_connected_stays_while_the_policy_is_away_and_ends_when_it_returns() {
-        let policy = watch::Sender::new(Policy::default());
-        let sessions = Sessions::new(policy.subscribe());
-        let event = Event::Apply(serde_json::from_value(object("a", 50, '1')).unwrap());
-        sessions
-            .apply(futures::stream::iter([Ok(event)]), || {})
-            .await;
-
-        assert!(sessions.standing(&reference("a"), at(120)).is_ok());
-        assert!(sessions.verdict(&reference("a"), None, at(120)).is_err());
-        policy.send_replace(Policy::proven_since(at(100), at(119)));
-        assert!(sessions.standing(&reference("a"), at(120)).is_err());
-    }
-
-    #[tokio::test]
-    async fn a_deleted_session_is_gone() {
-        let sessions = sessions(vec![object("a", 50, '1')]).await;
-        let event = Event::Delete(serde_json::from_value(object("a", 50, '1')).unwrap());
-
-        sessions
-            .apply(futures::stream::iter([Ok(event)]), || {})
-            .await;
-
-        assert!(sessions.standing(&reference("a"), at(120)).is_err());
-    }
-}
+mod tests;

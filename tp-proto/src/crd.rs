@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kube::CustomResource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{CustomResource, Resource as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,10 @@ pub const MANAGER_CONFIG_MAP: &str = "tp-manager";
 /// ValidatingAdmissionPolicy, and its binding, that ties `spec.user` to who makes an object.
 pub const POLICY_NAME: &str = "tp-identity";
 
-/// Longest life of a Session: the groups in it may be outdated after that.
+/// Longest life of a Session that is not renewed: the groups in it may be outdated after that.
 pub const SESSION_LIFETIME_SECONDS: i64 = 8 * 3600;
+/// How often a client renews its Session.
+pub const SESSION_RENEWAL_SECONDS: u64 = 3600;
 
 /// Loopback TCP port of the manager that port-forwards end at (path T).
 pub const TUNNEL_PORT: u16 = 7070;
@@ -47,7 +50,8 @@ pub const HEALTH_PORT: u16 = 7072;
     printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user.username"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Replica","type":"string","jsonPath":".status.replica"}"#,
-    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Renews","type":"string","jsonPath":".spec.renews","priority":1}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SessionSpec {
@@ -58,6 +62,33 @@ pub struct SessionSpec {
     /// Version of the client.
     #[schemars(length(max = 64))]
     pub client_version: String,
+    /// UID of the Session, of the same user, namespace and key, that goes on as this one's user
+    /// and for another lifetime. Nobody connects with a Session that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub renews: Option<String>,
+}
+
+impl Session {
+    /// What renews the Session with this name and UID, and is collected as garbage with it.
+    pub fn renewal(name: &str, uid: &str, spec: SessionSpec) -> Self {
+        let spec = SessionSpec {
+            renews: Some(uid.to_owned()),
+            ..spec
+        };
+        let mut renewal = Self::new("", spec);
+        renewal.metadata.name = None;
+        renewal.metadata.generate_name = Some(format!("{name}-"));
+        renewal.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: Self::api_version(&()).into_owned(),
+            kind: Self::kind(&()).into_owned(),
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
+        }]);
+
+        renewal
+    }
 }
 
 /// The user as the API server knows them (`authentication.k8s.io/v1` UserInfo).

@@ -8,14 +8,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tp_proto::tunnel::Outcome;
 use tp_transport::{PendingFlow, SpliceCounters, splice};
 
 use super::target;
 use crate::{
-    access::{Access, Scope, User},
+    access::{Access, AccessError, Scope, User},
     args::Allow,
     model::SharedModel,
 };
@@ -26,7 +30,8 @@ pub(super) const MAX_DIALS: usize = 512;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(130);
 
 pub(super) struct Dialler {
-    pub(super) user: Arc<User>,
+    /// As the newest renewal of the session has it.
+    pub(super) user: watch::Receiver<Arc<User>>,
     /// The session's own namespace.
     pub(super) namespace: String,
     pub(super) access: Arc<Access>,
@@ -74,7 +79,7 @@ impl Dialler {
             .map_err(|reason| Refusal::new(Outcome::Prohibited, reason))?;
         // Entered before it is asked for, so that no revocation falls between.
         let grant = self.grants.enter(&scope);
-        match self.access.allows(&self.user, &scope).await {
+        match self.allows(&scope).await {
             Ok(true) => {}
             Ok(false) => {
                 let reason = format!("the user may not {}", scope.right());
@@ -98,10 +103,15 @@ impl Dialler {
         }
     }
 
+    async fn allows(&self, scope: &Scope) -> Result<bool, AccessError> {
+        let user = Arc::clone(&self.user.borrow());
+        self.access.allows(&user, scope).await
+    }
+
     /// Asks again for every right in use, and ends the flows of those that are gone.
     pub(super) async fn recheck(&self) {
         for scope in self.grants.in_use() {
-            match self.access.allows(&self.user, &scope).await {
+            match self.allows(&scope).await {
                 Ok(true) => {}
                 Ok(false) => self.grants.revoke(&scope),
                 Err(error) => tracing::debug!(%error, "Cannot ask again for a right"),

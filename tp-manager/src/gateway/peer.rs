@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
@@ -15,7 +15,11 @@ use super::{
     Gateway,
     dial::{Dialler, Grants},
 };
-use crate::{grpc, sessions::Sessions};
+use crate::{
+    access::User,
+    grpc,
+    sessions::{Sessions, Standing},
+};
 
 /// Control streams of one session at once.
 const MAX_CONTROL: usize = 4;
@@ -23,19 +27,26 @@ const RECHECK: Duration = Duration::from_secs(2);
 
 /// Serves until the connection ends, or the session may not stay; then nothing of it is left.
 pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
-    let Some(user) = gateway.sessions.user(peer.session()) else {
-        peer.close(CloseCode::SessionGone, "the Session does not exist");
-        return;
+    let standing = match gateway
+        .sessions
+        .standing(peer.session(), None, Timestamp::now())
+    {
+        Ok(standing) => standing,
+        Err(reason) => {
+            peer.close(CloseCode::SessionGone, &reason);
+            return;
+        }
     };
-    let share = match gateway.shares.enter(user.name()) {
+    let share = match gateway.shares.enter(standing.user.name()) {
         Ok(share) => share,
         Err(reason) => {
             peer.close(CloseCode::NotAdmitted, &reason);
             return;
         }
     };
+    let (user_tx, user) = watch::channel(Arc::clone(&standing.user));
     let dialler = Arc::new(Dialler {
-        user: Arc::clone(&user),
+        user: user.clone(),
         namespace: peer.session().namespace.clone(),
         access: Arc::clone(&gateway.access),
         model: gateway.model.clone(),
@@ -47,7 +58,8 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
     // Dropped at the end, and with it every stream that is left.
     let mut tasks = JoinSet::new();
     tasks.spawn(recheck(Arc::clone(&dialler)));
-    tasks.spawn(watch_standing(Arc::clone(&gateway.sessions), peer.clone()));
+    let sessions = Arc::clone(&gateway.sessions);
+    tasks.spawn(watch_standing(sessions, peer.clone(), standing, user_tx));
 
     while let Some(accepted) = peer.accept().await {
         while tasks.try_join_next().is_some() {}
@@ -61,7 +73,7 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
                     Arc::clone(&gateway.replica),
                     gateway.model.clone(),
                     Arc::clone(&gateway.access),
-                    Arc::clone(&user),
+                    user.clone(),
                 );
                 tasks.spawn(async move {
                     let _permit = permit;
@@ -92,14 +104,30 @@ async fn recheck(dialler: Arc<Dialler>) {
     }
 }
 
-/// Closes the connection of a session that may not stay.
-async fn watch_standing(sessions: Arc<Sessions>, peer: Peer) {
+/// Closes the connection of a session that may not stay, and tells of its user's groups.
+async fn watch_standing(
+    sessions: Arc<Sessions>,
+    peer: Peer,
+    mut standing: Standing,
+    user_tx: watch::Sender<Arc<User>>,
+) {
     let mut changes = sessions.changes();
     let mut tick = interval(RECHECK);
     loop {
-        if let Err(reason) = sessions.standing(peer.session(), Timestamp::now()) {
-            peer.close(CloseCode::SessionGone, &reason);
-            return;
+        match sessions.standing(peer.session(), Some(&standing), Timestamp::now()) {
+            Ok(current) => standing = current,
+            Err(reason) => {
+                peer.close(CloseCode::SessionGone, &reason);
+                return;
+            }
+        }
+        let is_new = user_tx.send_if_modified(|user| {
+            let is_new = *user != standing.user;
+            user.clone_from(&standing.user);
+            is_new
+        });
+        if is_new {
+            tracing::info!(session = %peer.session(), "A renewal has changed the user's groups");
         }
         tokio::select! {
             Ok(()) = changes.changed() => {}

@@ -36,7 +36,7 @@ struct Watch {
     model: SharedModel,
     changes: watch::Receiver<u64>,
     access: Arc<Access>,
-    user: Arc<User>,
+    user: watch::Receiver<Arc<User>>,
     /// What the client knows; none before the snapshot.
     known: Option<View>,
     /// Namespaces in which the user has the right, among those that were asked about.
@@ -50,7 +50,7 @@ struct Watch {
 pub(super) fn events(
     model: SharedModel,
     access: Arc<Access>,
-    user: Arc<User>,
+    user: watch::Receiver<Arc<User>>,
 ) -> impl Stream<Item = Result<TableEvent, Status>> + Send {
     let watch = Watch {
         changes: model.changes(),
@@ -89,6 +89,8 @@ impl Watch {
         }
         tokio::select! {
             Ok(()) = self.changes.changed() => sleep(GATHER).await,
+            // In other groups, and so with other rights.
+            Ok(()) = self.user.changed() => self.review_at = Instant::now(),
             () = sleep_until(self.review_at) => {}
         }
         self.changes.mark_unchanged();
@@ -98,7 +100,8 @@ impl Watch {
         let all: Vec<String> = self.model.read().namespaces().map(String::from).collect();
         let is_new = |name: &String| !self.reviewed.contains(name);
         if Instant::now() >= self.review_at || all.iter().any(is_new) {
-            match self.reachable(&all).await {
+            let user = Arc::clone(&self.user.borrow_and_update());
+            match self.reachable(&user, &all).await {
                 Ok(namespaces) => {
                     self.namespaces = namespaces;
                     self.reviewed = all.iter().cloned().collect();
@@ -122,17 +125,17 @@ impl Watch {
     }
 
     /// The namespaces in which the user has the right, in one question where possible.
-    async fn reachable(&self, all: &[String]) -> Result<BTreeSet<String>, AccessError> {
-        if self
-            .access
-            .allows(&self.user, &Scope::AllNamespaces)
-            .await?
-        {
+    async fn reachable(
+        &self,
+        user: &User,
+        all: &[String],
+    ) -> Result<BTreeSet<String>, AccessError> {
+        if self.access.allows(user, &Scope::AllNamespaces).await? {
             return Ok(all.iter().cloned().collect());
         }
         let questions = stream::iter(all.iter().cloned()).map(|namespace| async move {
             let scope = Scope::Namespace(namespace.clone());
-            let allowed = self.access.allows(&self.user, &scope).await?;
+            let allowed = self.access.allows(user, &scope).await?;
             Ok(allowed.then_some(namespace))
         });
         let answers: Vec<Result<Option<String>, AccessError>> =
