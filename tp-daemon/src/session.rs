@@ -16,6 +16,7 @@ mod connection;
 mod dns;
 mod progress;
 mod relay;
+mod renewal;
 mod root_link;
 mod service;
 mod shared;

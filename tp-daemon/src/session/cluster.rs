@@ -193,6 +193,7 @@ impl Cluster {
             user: user.clone(),
             key_hash: identity.key_hash().to_string(),
             client_version: tp_proto::VERSION.to_owned(),
+            renews: None,
         };
         let suffix = &identity.key_hash().to_string()[..10];
         let session = Session::new(&format!("{}-{suffix}", slug(&user.username)), spec);
@@ -219,6 +220,32 @@ impl Cluster {
             Ok(Err(error)) => tracing::info!(%error, "Session object could not be deleted"),
             Err(_) => tracing::info!("Session object could not be deleted in time"),
         }
+    }
+
+    /// Makes what renews the Session object of a connection.
+    pub(super) async fn renew_session(
+        &self,
+        session: &SessionRef,
+        user: UserInfo,
+        key: &KeyHash,
+    ) -> Result<SessionRef, Fault> {
+        let spec = SessionSpec {
+            user,
+            key_hash: key.to_string(),
+            client_version: tp_proto::VERSION.to_owned(),
+            renews: None,
+        };
+        let renewal = Session::renewal(&session.name, &session.uid, spec);
+        let (api, how) = (self.sessions(), PostParams::default());
+        let made = self
+            .ask(Doing::CreateSession, api.create(&how, &renewal))
+            .await?;
+
+        Ok(SessionRef {
+            namespace: session.namespace.clone(),
+            uid: made.uid().unwrap_or_default(),
+            name: made.name_any(),
+        })
     }
 
     /// A byte stream to the manager's port for path T.

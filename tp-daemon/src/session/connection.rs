@@ -26,6 +26,7 @@ use super::{
     dns::{Dns, servers},
     progress::Progress,
     relay::{Aliases, Relay, Tun},
+    renewal::Login,
     root_link::{self, RootLink},
     shared::Shared,
     sys::{AliasTable, Heartbeat},
@@ -47,7 +48,7 @@ pub(super) struct Connection {
     pub(super) daemon_pid: u32,
     pub(super) since: Timestamp,
     root: Arc<RootLink>,
-    cluster: Arc<Cluster>,
+    login: Arc<Login>,
     first_session: SessionRef,
     stop: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
@@ -96,15 +97,17 @@ impl Connection {
             mapped,
         )));
         let stop = CancellationToken::new();
+        let login = Arc::new(Login::new(request.clone(), &user.username, cluster));
         let uplink = Arc::new(Uplink {
-            cluster: Arc::clone(&cluster),
-            user: user.clone(),
+            login: Arc::clone(&login),
             choice,
             shared: Arc::clone(&shared),
             stop: stop.clone(),
         });
-        let (established, opened) =
-            tokio::join!(uplink.establish(&replicas, progress), open_bundle(&request));
+        let (established, opened) = tokio::join!(
+            uplink.establish(&user, &replicas, progress),
+            open_bundle(&request)
+        );
         let (established, opened) = match (established, opened) {
             (Ok(established), Ok(opened)) => (established, opened),
             (Ok(established), Err(fault)) => {
@@ -124,7 +127,7 @@ impl Connection {
             daemon_pid: opened.pid,
             since: Timestamp::now(),
             root: Arc::clone(&opened.root),
-            cluster,
+            login,
             first_session,
             stop,
             tasks: Mutex::default(),
@@ -259,9 +262,10 @@ impl Connection {
 
     async fn delete_sessions(&self) {
         let current = self.shared.up().map(|up| up.tunnel.session().clone());
-        self.cluster.delete_session(&self.first_session).await;
+        let cluster = self.login.cluster();
+        cluster.delete_session(&self.first_session).await;
         if let Some(session) = current.filter(|session| *session != self.first_session) {
-            self.cluster.delete_session(&session).await;
+            cluster.delete_session(&session).await;
         }
     }
 }

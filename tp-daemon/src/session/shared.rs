@@ -33,7 +33,7 @@ pub(super) struct Up {
 pub(super) struct Shared {
     zone: RwLock<Zone>,
     pub(super) up: watch::Sender<Option<Up>>,
-    /// Why there is no tunnel; empty while there is one.
+    /// Why there is no tunnel, or will soon be none; empty otherwise.
     pub(super) reason: watch::Sender<String>,
     /// The cluster's service and pod networks.
     pub(super) networks: watch::Sender<Vec<IpNet>>,

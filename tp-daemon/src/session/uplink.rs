@@ -15,12 +15,14 @@ use tp_proto::{
     },
 };
 use tp_transport::{
-    CloseCode, ConnectError, Identity, PathChoice, PathKind, SessionRef, Tunnel, TunnelConfig,
+    CloseCode, ConnectError, Identity, KeyHash, PathChoice, PathKind, SessionRef, Tunnel,
+    TunnelConfig,
 };
 
 use super::{
-    cluster::{Cluster, Replica},
+    cluster::Replica,
     progress::Progress,
+    renewal::{self, Login, Renewal},
     shared::{Shared, Up},
     table,
 };
@@ -33,8 +35,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 pub(super) struct Uplink {
-    pub(super) cluster: Arc<Cluster>,
-    pub(super) user: UserInfo,
+    pub(super) login: Arc<Login>,
     pub(super) choice: PathChoice,
     pub(super) shared: Arc<Shared>,
     /// Cancelled when the connection is to end.
@@ -45,6 +46,7 @@ pub(super) struct Uplink {
 pub(super) struct Established {
     up: Up,
     session: SessionRef,
+    key: KeyHash,
     events: Streaming<TableEvent>,
 }
 
@@ -52,12 +54,13 @@ impl Uplink {
     /// Connects to one of `replicas`; nothing is left behind if that fails.
     pub(super) async fn establish(
         &self,
+        user: &UserInfo,
         replicas: &[Replica],
         progress: &Progress,
     ) -> Result<Established, Fault> {
         let mut failure = None;
         for replica in replicas {
-            match self.establish_with(replica, progress).await {
+            match self.establish_with(user, replica, progress).await {
                 Ok(established) => return Ok(established),
                 Err(fault) if fault.kind == FaultKind::TemporaryFailure => failure = Some(fault),
                 Err(fault) => return Err(fault),
@@ -69,6 +72,7 @@ impl Uplink {
 
     async fn establish_with(
         &self,
+        user: &UserInfo,
         replica: &Replica,
         progress: &Progress,
     ) -> Result<Established, Fault> {
@@ -77,16 +81,18 @@ impl Uplink {
             .await;
         let identity = Identity::generate()
             .map_err(|error| Fault::new(FaultKind::Failed, format!("no key: {error}")))?;
+        let key = identity.key_hash();
+        let cluster = self.login.cluster();
         let (link, session) = tokio::join!(
-            self.cluster.port_forward(&replica.pod),
-            self.cluster.create_session(&self.user, &identity),
+            cluster.port_forward(&replica.pod),
+            cluster.create_session(user, &identity),
         );
         let session = session?;
         let result = async {
             let link = match link {
                 Ok(link) => link,
                 Err(fault) if fault.kind == FaultKind::NoPermission => return Err(fault),
-                Err(_) => return Err(self.cluster.not_ready(&replica.pod).await),
+                Err(_) => return Err(cluster.not_ready(&replica.pod).await),
             };
             progress.step("opening the tunnel".to_owned()).await;
             let config = TunnelConfig {
@@ -106,10 +112,11 @@ impl Uplink {
             Ok((up, events)) => Ok(Established {
                 up,
                 session,
+                key,
                 events,
             }),
             Err(fault) => {
-                self.cluster.delete_session(&session).await;
+                cluster.delete_session(&session).await;
                 Err(fault)
             }
         }
@@ -169,7 +176,7 @@ impl Uplink {
     async fn refused(&self, replica: &Replica, error: ConnectError) -> Fault {
         match error {
             ConnectError::LinkEnded | ConnectError::TimedOut(_) => {
-                self.cluster.not_ready(&replica.pod).await
+                self.login.cluster().not_ready(&replica.pod).await
             }
             ConnectError::Refused(reason) => temporary(&format!(
                 "the traffic manager does not admit this session: {reason}"
@@ -192,7 +199,8 @@ impl Uplink {
             self.shared.up.send_replace(None);
             self.shared.reason.send_replace(reason);
             established.up.tunnel.close(CloseCode::Quit).await;
-            self.cluster.delete_session(&established.session).await;
+            let cluster = self.login.cluster();
+            cluster.delete_session(&established.session).await;
             established = self.again(&mut backoff).await;
             backoff.reset();
         }
@@ -201,11 +209,7 @@ impl Uplink {
     async fn again(&self, backoff: &mut Backoff) -> Established {
         loop {
             sleep(backoff.pause(jitter())).await;
-            let established = match self.cluster.replicas().await {
-                Ok(replicas) => self.establish(&replicas, &Progress::silent()).await,
-                Err(fault) => Err(fault),
-            };
-            match established {
+            match self.establish_anew().await {
                 Ok(established) => return established,
                 Err(fault) => {
                     tracing::info!(reason = %fault, "Not connected, trying again");
@@ -215,15 +219,37 @@ impl Uplink {
         }
     }
 
-    /// Follows the table and keeps path T alive; returns why the tunnel ended.
+    /// As the user is known by now: groups that have changed make the API server refuse a Session
+    /// with the old ones.
+    async fn establish_anew(&self) -> Result<Established, Fault> {
+        let user = self.login.user().await?;
+        let replicas = self.login.cluster().replicas().await?;
+
+        self.establish(&user, &replicas, &Progress::silent()).await
+    }
+
+    /// Follows the table, renews the Session and keeps path T alive; returns why the tunnel ended.
     async fn follow(&self, established: &mut Established) -> String {
-        let Established { up, events, .. } = established;
+        let Established {
+            up,
+            session,
+            key,
+            events,
+        } = established;
         let relink = self.relink(up);
-        tokio::pin!(relink);
+        let renewal = renewal::keep(Renewal {
+            login: Arc::clone(&self.login),
+            shared: Arc::clone(&self.shared),
+            session: session.clone(),
+            key: *key,
+            newest: None,
+        });
+        tokio::pin!(relink, renewal);
         loop {
             tokio::select! {
                 reason = up.tunnel.closed() => return reason.to_string(),
                 never = &mut relink => match never {},
+                never = &mut renewal => match never {},
                 event = events.message() => match event {
                     Ok(Some(event)) => self.apply(event),
                     Ok(None) => return "the traffic manager ended the table".to_owned(),
@@ -251,7 +277,7 @@ impl Uplink {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             up.tunnel.link_ended().await;
-            let linked = match self.cluster.port_forward(&up.replica).await {
+            let linked = match self.login.cluster().port_forward(&up.replica).await {
                 Ok(link) => up
                     .tunnel
                     .replace_link(link)
@@ -272,7 +298,8 @@ impl Uplink {
     /// Ends the tunnel and the Session object, which `established` still owns.
     pub(super) async fn discard(&self, established: Established) {
         established.up.tunnel.close(CloseCode::Quit).await;
-        self.cluster.delete_session(&established.session).await;
+        let cluster = self.login.cluster();
+        cluster.delete_session(&established.session).await;
     }
 }
 
@@ -320,7 +347,7 @@ fn temporary(message: &str) -> Fault {
 }
 
 /// Sub-second digits of the clock are random enough to spread clients.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     f64::from(now.map_or(0, |now| now.subsec_nanos())) / 1e9
 }

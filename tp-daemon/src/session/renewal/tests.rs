@@ -1,0 +1,150 @@
+use std::{fs, future::pending};
+
+use futures::FutureExt as _;
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A world in which hours pass at once.
+struct Lab {
+    now: Duration,
+    end: Duration,
+    /// When the machine falls asleep, and for how long.
+    sleep: Option<(Duration, Duration)>,
+    /// Until when the API server is away.
+    away: Duration,
+    attempts: Vec<Duration>,
+    told: Vec<(Duration, Option<String>)>,
+}
+
+impl Lab {
+    fn until(end: Duration) -> Self {
+        Self {
+            now: Duration::ZERO,
+            end,
+            sleep: None,
+            away: Duration::ZERO,
+            attempts: Vec::new(),
+            told: Vec::new(),
+        }
+    }
+
+    fn run(mut self) -> Self {
+        assert!(keep(&mut self).now_or_never().is_none());
+        self
+    }
+}
+
+impl World for &mut Lab {
+    fn clock(&self) -> Duration {
+        self.now
+    }
+
+    async fn pause(&mut self, pause: Duration) {
+        if self.now + pause > self.end {
+            pending::<()>().await;
+        }
+        self.now += pause;
+        if let Some((_, length)) = self.sleep.take_if(|(begin, _)| *begin <= self.now) {
+            self.now += length;
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), Fault> {
+        self.attempts.push(self.now);
+        if self.now < self.away {
+            return Err(Fault::new(FaultKind::Unavailable, "nobody answers"));
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, reason: Option<String>) {
+        self.told.push((self.now, reason));
+    }
+}
+
+#[test]
+fn a_session_is_renewed_every_hour() {
+    let lab = Lab::until(5 * HOUR + HOUR / 2).run();
+
+    assert_eq!(lab.attempts, [1, 2, 3, 4, 5].map(|hours| hours * HOUR));
+    assert!(lab.told.iter().all(|(_, reason)| reason.is_none()));
+}
+
+#[test]
+fn a_machine_that_slept_renews_its_session_within_a_minute() {
+    let wakes = 7 * HOUR + HOUR / 2;
+    let mut lab = Lab::until(wakes + 2 * MINUTE);
+    lab.sleep = Some((HOUR / 2, 7 * HOUR));
+
+    let lab = lab.run();
+
+    let [first] = lab.attempts.as_slice() else {
+        panic!("{:?}", lab.attempts);
+    };
+    assert!((wakes..=wakes + MINUTE).contains(first), "{first:?}");
+}
+
+#[test]
+fn a_renewal_that_fails_is_repeated_and_told_of_when_the_end_is_near() {
+    let mut lab = Lab::until(9 * HOUR);
+    lab.away = 7 * HOUR + HOUR / 2;
+
+    let lab = lab.run();
+
+    let failed = lab.attempts.iter().filter(|at| **at < lab.away).count();
+    assert!(
+        (72..150).contains(&failed),
+        "{failed} attempts in 6.5 hours"
+    );
+    let (begin, reason) = &lab.told[0];
+    assert!(
+        (7 * HOUR..7 * HOUR + 5 * MINUTE).contains(begin),
+        "{begin:?}"
+    );
+    let reason = reason.as_ref().unwrap();
+    assert!(reason.contains("ends in 5"), "{reason}");
+    assert!(reason.contains("nobody answers"), "{reason}");
+    let (taken_back, nothing) = &lab.told.iter().find(|(at, _)| *at >= lab.away).unwrap();
+    assert!(*taken_back < lab.away + 5 * MINUTE, "{taken_back:?}");
+    assert_eq!(*nothing, None);
+    assert_eq!(lab.attempts.last(), Some(&(*taken_back + HOUR)));
+}
+
+fn kubeconfig(current: &str, server: &str, token: &str) -> String {
+    let context = |name| format!("{{name: {name}, context: {{cluster: {name}, user: me}}}}");
+    let cluster =
+        |name, server| format!("{{name: {name}, cluster: {{server: 'http://{server}'}}}}");
+    format!(
+        "current-context: {current}\ncontexts: [{}, {}]\nclusters: [{}, {}]\nusers: [{{name: me, \
+         user: {{token: {token}}}}}]\n",
+        context("lab"),
+        context("prod"),
+        cluster("lab", server),
+        cluster("prod", "192.0.2.9"),
+    )
+}
+
+#[tokio::test]
+async fn a_kubeconfig_is_read_again_as_long_as_it_leads_to_the_same_place() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |text: String| fs::write(file.path(), text).unwrap();
+    let request = ConnectRequest {
+        kubeconfig: file.path().display().to_string(),
+        ..ConnectRequest::default()
+    };
+    write(kubeconfig("lab", "192.0.2.1", "old"));
+    let cluster = Arc::new(Cluster::load(&request).await.unwrap());
+    let login = Login::new(request, "alice", cluster);
+
+    write(kubeconfig("prod", "192.0.2.1", "new"));
+    let same = login.reload().await.unwrap();
+    assert_eq!(same.place.context, "lab");
+
+    write(kubeconfig("lab", "192.0.2.2", "new"));
+    assert!(login.reload().await.is_none());
+    write("no kubeconfig".to_owned());
+    assert!(login.reload().await.is_none());
+}
