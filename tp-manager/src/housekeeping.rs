@@ -1,4 +1,10 @@
 //! Deletes Sessions that nobody will use again. Every replica does it; a second deletion is as good.
+//!
+//! A client that has lost its connection, or slept for longer than the tunnel waits for it, makes a
+//! new Session with a new key: what is left of the old one serves nobody. A replica deletes only
+//! what was connected to itself, because whether another replica has a Session stands nowhere but
+//! in its status, which is for people. Sessions that never connected, or whose replica has ended
+//! with them, stay until their lifetime is over.
 
 use std::{
     collections::BTreeMap,
@@ -17,9 +23,10 @@ use tp_transport::SessionRef;
 
 use crate::sessions::Sessions;
 
-const INTERVAL: Duration = Duration::from_secs(30);
-/// How long a client that vanished may take to come back.
-const ABANDONED: Duration = Duration::from_secs(15 * 60);
+const INTERVAL: Duration = Duration::from_secs(10);
+/// A client whose connection ended deletes its Session itself, unless it was killed. The tunnel has
+/// waited for a silent one before.
+const ABANDONED: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sessions that were connected here and are not any more.
