@@ -1,0 +1,163 @@
+//! Renewals: the user's groups of the day count, and nobody else's word.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tp_e2e::{
+    cluster::testbed,
+    process::{PATIENCE, eventually},
+};
+use tp_proto::crd::{Session, SessionSpec};
+use tp_transport::Identity;
+
+use super::support::{
+    Forward, Made, POLICY, create, key, kubectl, made, made_in, reached, ready, refused_dial,
+    session, whoami,
+};
+
+/// May make Sessions in team-b.
+const USER: &str = "e2e-renewer";
+/// Its members may reach shop.
+const GROUP: &str = "e2e-shop";
+
+struct Granted;
+
+impl Granted {
+    fn new() -> Self {
+        let binding = |namespace: &str, kind: &str, name: &str| {
+            format!(
+                "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\n\
+                 metadata: {{name: e2e-renewal, namespace: {namespace}}}\n\
+                 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}}\n\
+                 subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: {kind}, name: {name}}}]\n"
+            )
+        };
+        testbed().kubectl_apply(&format!(
+            "{}{}",
+            binding("team-b", "User", USER),
+            binding("shop", "Group", GROUP)
+        ));
+        Self
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        for namespace in ["--namespace=shop", "--namespace=team-b"] {
+            kubectl(
+                "admin",
+                &["delete", "rolebinding", "e2e-renewal", namespace],
+            );
+        }
+    }
+}
+
+/// What `user` would make to renew a Session, as tp does.
+fn renewal(of: &Made, user: &Value, key: &Identity) -> Value {
+    let spec = SessionSpec {
+        user: serde_json::from_value(user.clone()).unwrap(),
+        key_hash: key.key_hash().to_string(),
+        client_version: env!("CARGO_PKG_VERSION").into(),
+        renews: None,
+    };
+    let renewal = Session::renewal(&of.session.name, &of.session.uid, spec);
+    let mut renewal = serde_json::to_value(renewal).unwrap();
+    renewal["metadata"]["namespace"] = json!(of.session.namespace);
+    renewal
+}
+
+/// The user, in these groups besides.
+struct Person(Vec<String>);
+
+impl Person {
+    fn in_groups(groups: &[&str]) -> Self {
+        let mut flags = vec![
+            format!("--as={USER}"),
+            "--as-group=system:authenticated".to_owned(),
+        ];
+        flags.extend(groups.iter().map(|group| format!("--as-group={group}")));
+        Self(flags)
+    }
+
+    fn makes(&self, object: impl Fn(&Value) -> Value) -> Made {
+        let flags: Vec<&str> = self.0.iter().map(String::as_str).collect();
+        let created = create("admin", &flags, &object(&whoami("admin", &flags)));
+        assert!(created.status.success(), "{created}");
+        Made::of(&created.json())
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_brings_the_users_groups_of_the_day_to_a_living_connection() {
+    ready();
+    let _granted = Granted::new();
+    let forward = Forward::start();
+    let own = key();
+    let alone = Person::in_groups(&[]);
+    let made = alone.makes(|user| session("team-b", user, &own));
+    let tunnel = forward.connect(&made.session, &own).await.unwrap();
+    let target = format!("{}:80", testbed().service_ip("shop", "web"));
+    assert!(refused_dial(&tunnel, &target).await.contains("shop"));
+
+    let joined = Person::in_groups(&[GROUP]).makes(|user| renewal(&made, user, &own));
+    let (_send, mut receive) = reached(&tunnel, &target).await.split();
+
+    let _left = eventually("a later second", PATIENCE, || {
+        let left = alone.makes(|user| renewal(&made, user, &own));
+        if left.created > joined.created {
+            Ok(left)
+        } else {
+            Err(left.created.clone())
+        }
+    });
+    let ended = timeout(Duration::from_secs(5), receive.read_chunk(1024)).await;
+    let ended = ended.expect("the flow ends with the membership");
+    assert!(ended.is_err(), "a reset is expected, not {ended:?}");
+    assert!(refused_dial(&tunnel, &target).await.contains("shop"));
+}
+
+#[tokio::test]
+async fn another_users_renewal_is_refused_or_changes_nothing() {
+    ready();
+    let forward = Forward::start();
+    let own = key();
+    let made = made_in("team-b", "limited", &own);
+    let tunnel = forward.connect(&made.session, &own).await.unwrap();
+    let target = format!("{}:80", testbed().service_ip("shop", "web"));
+
+    let forged = create("dev", &[], &renewal(&made, &whoami("limited", &[]), &own));
+    let by_policy = format!("ValidatingAdmissionPolicy '{POLICY}'");
+    assert!(forged.stderr.contains(&by_policy), "{forged}");
+
+    // Honest about who makes it: an object like any other.
+    let honest = create("dev", &[], &renewal(&made, &whoami("dev", &[]), &own));
+    assert!(honest.status.success(), "{honest}");
+    let honest = Made::of(&honest.json());
+    let refused = forward.refusal(&honest.session, &own).await;
+    assert!(refused.contains("renews another one"), "{refused}");
+    // The manager has seen it by now, and dev may reach shop.
+    assert!(refused_dial(&tunnel, &target).await.contains("shop"));
+}
+
+#[test]
+fn renewals_go_with_their_session() {
+    ready();
+    let own = key();
+    let made = made("dev", &own);
+    let renewed = create("dev", &[], &renewal(&made, &whoami("dev", &[]), &own));
+    assert!(renewed.status.success(), "{renewed}");
+    let renewed = Made::of(&renewed.json());
+
+    drop(made);
+
+    eventually("the renewal to be collected", PATIENCE, || {
+        let words = ["get", "session", &renewed.session.name, "--namespace=shop"];
+        let found = kubectl("dev", &words);
+        if found.stderr.contains("NotFound") {
+            Ok(())
+        } else {
+            Err(found.to_string())
+        }
+    });
+}

@@ -1,0 +1,194 @@
+//! What these tests have in common: people, their Sessions, and the tunnel they open with them.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    os::fd::AsFd as _,
+    thread,
+    time::Duration,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tp_e2e::{
+    cluster::{testbed, text},
+    process::{Finished, PATIENCE, Running, run},
+};
+use tp_transport::{
+    ConnectError, Dialed, Flow, Identity, PathChoice, SessionRef, Tunnel, TunnelConfig,
+};
+
+pub(super) const POLICY: &str = "tp-identity";
+
+/// kubectl as a person.
+pub(super) fn kubectl(person: &str, arguments: &[&str]) -> Finished {
+    let mut command = testbed().inside(&testbed().workstation());
+    command
+        .arg("kubectl")
+        .args(arguments)
+        .env("KUBECONFIG", testbed().kubeconfig(person));
+    run(&mut command, PATIENCE)
+}
+
+pub(super) fn create(person: &str, flags: &[&str], object: &Value) -> Finished {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), object.to_string()).unwrap();
+    let path = file.path().display().to_string();
+    let words = ["create", "--output=json", "--filename", &path];
+    kubectl(person, &[&words, flags].concat())
+}
+
+pub(super) fn whoami(person: &str, flags: &[&str]) -> Value {
+    let words = ["auth", "whoami", "--output=json"];
+    let review = kubectl(person, &[&words, flags].concat()).json();
+    review["status"]["userInfo"].clone()
+}
+
+pub(super) fn session(namespace: &str, user: &Value, key: &Identity) -> Value {
+    json!({
+        "apiVersion": "tp.internal/v1alpha1",
+        "kind": "Session",
+        "metadata": {"generateName": "e2e-", "namespace": namespace},
+        "spec": {
+            "user": user,
+            "keyHash": key.key_hash().to_string(),
+            "clientVersion": env!("CARGO_PKG_VERSION"),
+        },
+    })
+}
+
+/// Makes an honest Session; deleted with the guard.
+pub(super) fn made(person: &str, key: &Identity) -> Made {
+    made_in("shop", person, key)
+}
+
+pub(super) fn made_in(namespace: &str, person: &str, key: &Identity) -> Made {
+    let object = session(namespace, &whoami(person, &[]), key);
+    let created = create(person, &[], &object);
+    assert!(created.status.success(), "{created}");
+    Made::of(&created.json())
+}
+
+pub(super) struct Made {
+    pub(super) session: SessionRef,
+    pub(super) created: String,
+}
+
+impl Made {
+    pub(super) fn of(object: &Value) -> Self {
+        let metadata = &object["metadata"];
+        let session = SessionRef {
+            namespace: text(&metadata["namespace"]),
+            name: text(&metadata["name"]),
+            uid: text(&metadata["uid"]),
+        };
+        let created = text(&metadata["creationTimestamp"]);
+
+        Self { session, created }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let namespace = format!("--namespace={}", self.session.namespace);
+        let words = ["delete", "session", &self.session.name, &namespace];
+        kubectl("admin", &[&words[..], &["--ignore-not-found"]].concat());
+    }
+}
+
+/// A forwarded port of the manager, as a client has it.
+pub(super) struct Forward {
+    _kubectl: Running,
+    address: SocketAddr,
+}
+
+impl Forward {
+    pub(super) fn start() -> Self {
+        let port = 20_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+        let mut command = testbed().inside(&testbed().workstation());
+        command
+            .args(["kubectl", "port-forward", "tp-manager-0"])
+            .arg(format!("{port}:7070"))
+            .arg("--namespace=tp-system")
+            .env("KUBECONFIG", testbed().kubeconfig("dev"));
+        let mut kubectl = Running::start(&mut command);
+        kubectl.wait_for("Forwarding from 127.0.0.1", PATIENCE);
+
+        Self {
+            _kubectl: kubectl,
+            address: ([127, 0, 0, 1], port).into(),
+        }
+    }
+
+    /// A connection from inside the workstation's network namespace.
+    pub(super) fn link(&self) -> tokio::net::TcpStream {
+        let namespace = format!("/run/netns/{}", testbed().workstation());
+        let address = self.address;
+        let entered = thread::spawn(move || {
+            let namespace = fs::File::open(namespace).unwrap();
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), network).unwrap();
+            TcpStream::connect(address).unwrap()
+        });
+        let stream = entered.join().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        tokio::net::TcpStream::from_std(stream).unwrap()
+    }
+
+    pub(super) async fn connect(
+        &self,
+        session: &SessionRef,
+        key: &Identity,
+    ) -> Result<Tunnel, ConnectError> {
+        let keys = testbed().object("tp-system", "configmap", "tp-manager");
+        let config = TunnelConfig {
+            identity: key.clone(),
+            session: session.clone(),
+            manager_key: text(&keys["data"]["tp-manager-0"]).parse().unwrap(),
+            choice: PathChoice::StreamOnly,
+        };
+        timeout(PATIENCE, Tunnel::connect(self.link(), config))
+            .await
+            .expect("connecting has a bound of its own")
+    }
+
+    pub(super) async fn refusal(&self, session: &SessionRef, key: &Identity) -> String {
+        match self.connect(session, key).await {
+            Ok(_) => panic!("{session} is admitted"),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+pub(super) fn key() -> Identity {
+    Identity::generate().unwrap()
+}
+
+pub(super) fn ready() {
+    testbed().install_tp();
+    testbed().manager_ready();
+}
+
+/// Where a dial is refused, and why.
+pub(super) async fn refused_dial(tunnel: &Tunnel, target: &str) -> String {
+    let dialled = timeout(PATIENCE, tunnel.dial(target.parse().unwrap())).await;
+    let dialled = dialled.unwrap_or_else(|_| panic!("{target} is not refused at once"));
+    match dialled.unwrap() {
+        Dialed::Refused { outcome, reason } => format!("{outcome:?}: {reason}"),
+        Dialed::Connected(_) => panic!("{target} is reached"),
+    }
+}
+
+/// A connection to `target`, as soon as the user may have one.
+pub(super) async fn reached(tunnel: &Tunnel, target: &str) -> Flow {
+    let dialling = async {
+        loop {
+            if let Dialed::Connected(flow) = tunnel.dial(target.parse().unwrap()).await.unwrap() {
+                return flow;
+            }
+        }
+    };
+    let dialled = timeout(Duration::from_secs(10), dialling).await;
+    dialled.unwrap_or_else(|_| panic!("{target} is not reached"))
+}
