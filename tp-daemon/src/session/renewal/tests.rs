@@ -1,6 +1,13 @@
-use std::{fs, future::pending};
+use std::{fs, future::pending, net::SocketAddr};
 
 use futures::FutureExt as _;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tp_core::dns::Zone;
 
 use super::*;
 
@@ -147,4 +154,109 @@ async fn a_kubeconfig_is_read_again_as_long_as_it_leads_to_the_same_place() {
     assert!(login.reload().await.is_none());
     write("no kubeconfig".to_owned());
     assert!(login.reload().await.is_none());
+}
+
+/// An API server to which everybody is alice, in the group that their token names.
+async fn api_server() -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (seen_tx, seen) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut made = 0;
+        while let Ok((stream, _)) = listener.accept().await {
+            let (head, body, mut stream) = request(stream).await;
+            let line = head.split('?').next().unwrap().to_owned();
+            let mut answer = body.clone();
+            if line.ends_with("/selfsubjectreviews") {
+                let token = head.split("Bearer ").nth(1).unwrap().lines().next();
+                answer["status"] = json!({"userInfo": {"username": "alice", "groups": [token]}});
+            } else if line.starts_with("POST") {
+                made += 1;
+                answer["metadata"]["name"] = json!(format!("made-{made}"));
+                answer["metadata"]["uid"] = json!(format!("uid-{made}"));
+            } else {
+                answer = json!({"apiVersion": "v1", "kind": "Status", "status": "Success"});
+            }
+            let answer = answer.to_string();
+            let length = answer.len();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+                 connection: close\r\n\r\n"
+            );
+            stream.write_all((head + &answer).as_bytes()).await.unwrap();
+            seen_tx.send((line, body)).unwrap();
+        }
+    });
+
+    (address, seen)
+}
+
+async fn request(mut stream: TcpStream) -> (String, Value, TcpStream) {
+    let mut bytes = Vec::new();
+    loop {
+        stream.read_buf(&mut bytes).await.unwrap();
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length")
+                .then(|| value.parse().unwrap())
+        });
+        if body.len() >= length.unwrap_or(0) {
+            let body = serde_json::from_str(body).unwrap_or(Value::Null);
+            return (head.to_owned(), body, stream);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_carries_the_groups_of_the_day_and_replaces_the_last_one() {
+    let (server, mut seen) = api_server().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let log_in = |token| fs::write(file.path(), kubeconfig("lab", &server.to_string(), token));
+    log_in("monday").unwrap();
+    let request = ConnectRequest {
+        kubeconfig: file.path().display().to_string(),
+        namespace: "shop".to_owned(),
+        ..ConnectRequest::default()
+    };
+    let cluster = Arc::new(Cluster::load(&request).await.unwrap());
+    let key = KeyHash::of_spki(b"key");
+    let mut renewal = Renewal {
+        login: Arc::new(Login::new(request, "alice", cluster)),
+        shared: Arc::new(Shared::new(Zone::new("cluster.local", "shop", []))),
+        session: SessionRef {
+            namespace: "shop".to_owned(),
+            name: "alice-1".to_owned(),
+            uid: "first".to_owned(),
+        },
+        key,
+        newest: None,
+    };
+
+    renewal.renew().await.unwrap();
+    log_in("tuesday").unwrap();
+    renewal.renew().await.unwrap();
+
+    let mut requests = Vec::new();
+    while let Ok(request) = seen.try_recv() {
+        requests.push(request);
+    }
+    let sessions = "/apis/tp.internal/v1alpha1/namespaces/shop/sessions";
+    let lines: Vec<&str> = requests.iter().map(|(line, _)| line.as_str()).collect();
+    let review = "POST /apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let make = format!("POST {sessions}");
+    let delete = format!("DELETE {sessions}/made-1");
+    assert_eq!(lines, [review, &make, review, &make, &delete]);
+    for (index, group) in [(1, "monday"), (3, "tuesday")] {
+        let made = &requests[index].1;
+        assert_eq!(made["spec"]["user"]["username"], "alice");
+        assert_eq!(made["spec"]["user"]["groups"], json!([group]));
+        assert_eq!(made["spec"]["renews"], "first");
+        assert_eq!(made["spec"]["keyHash"], key.to_string());
+        assert_eq!(made["metadata"]["ownerReferences"][0]["uid"], "first");
+        assert_eq!(made["metadata"]["generateName"], "alice-1-");
+    }
 }
