@@ -17,8 +17,8 @@ use tokio::{
 };
 use tp_proto::{
     crd::{
-        MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, Session, SessionSpec, TUNNEL_PORT,
-        UserInfo,
+        GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, Session, SessionSpec,
+        TUNNEL_PORT, UserInfo,
     },
     fault::{Fault, FaultKind},
     local::ConnectRequest,
@@ -142,9 +142,15 @@ impl Cluster {
     /// The replicas that serve.
     pub(super) async fn replicas(&self) -> Result<Vec<Replica>, Fault> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.place.manager_namespace);
-        let map = self
+        let map = match self
             .ask(Doing::ReadKeys, api.get(MANAGER_CONFIG_MAP))
-            .await?;
+            .await
+        {
+            Err(fault) if fault.kind == FaultKind::NoPermission && self.lacks_tp().await => {
+                return Err(faults::not_installed(&self.place));
+            }
+            map => map?,
+        };
         let data = map.data.unwrap_or_default();
         let replicas: Vec<Replica> = data
             .iter()
@@ -162,6 +168,15 @@ impl Cluster {
         }
 
         Ok(replicas)
+    }
+
+    /// Whether the API server does not know our group, which everybody who is logged in may look
+    /// up: where tp never was, its roles are not either, and the first question is forbidden.
+    async fn lacks_tp(&self) -> bool {
+        match timeout(REQUEST_LIMIT, self.client.list_api_groups()).await {
+            Ok(Ok(list)) => list.groups.iter().all(|group| group.name != GROUP),
+            _ => false,
+        }
     }
 
     /// Why the manager does not serve, in its pod's own words.

@@ -79,8 +79,9 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
             place.server
         ),
         Doing::ReadKeys => format!(
-            "you may not get the ConfigMap {MANAGER_CONFIG_MAP} in the namespace {manager}: ask an \
-             administrator to grant it (the role tp-connect there)"
+            "you may not get the ConfigMap {MANAGER_CONFIG_MAP} in the namespace {manager}: if tp is \
+             there, ask an administrator to grant it (the role tp-connect there); if it is \
+             elsewhere, name that namespace with --manager-namespace"
         ),
         Doing::CreateSession if said.contains("ValidatingAdmissionPolicy") => {
             format!("the API server refuses the session: {said}")
@@ -99,7 +100,7 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
     Fault::new(FaultKind::NoPermission, message)
 }
 
-fn not_installed(place: &Place) -> Fault {
+pub(super) fn not_installed(place: &Place) -> Fault {
     Fault::new(
         FaultKind::NotInstalled,
         format!(
