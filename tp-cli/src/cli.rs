@@ -91,8 +91,8 @@ of the cluster role tp-user; `tp install` creates it.";
 /// Connect to a cluster
 ///
 /// Starts the daemons if needed, connects to the traffic manager of the cluster and steers this
-/// user's connections to services and pods into it. Connecting again to the same place is fine;
-/// connecting to another place needs `tp quit` first. Ctrl-C while connecting undoes everything.
+/// user's connections to services and pods into it. Connecting again as before is fine; another
+/// place, user or flag needs `tp quit` first. Ctrl-C while connecting undoes everything.
 ///
 /// With a command after `--`, runs it connected and exits with its exit code; the connection ends
 /// with it if it was made for it.

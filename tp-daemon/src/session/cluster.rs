@@ -44,7 +44,10 @@ pub(super) struct Place {
     pub(super) server: String,
     pub(super) namespace: String,
     pub(super) manager_namespace: String,
+    /// Of the kubeconfig.
+    pub(super) user: String,
     pub(super) impersonate: Option<String>,
+    pub(super) impersonate_groups: Vec<String>,
 }
 
 pub(super) struct Cluster {
@@ -62,7 +65,7 @@ pub(super) struct Replica {
 impl Cluster {
     /// Reads the kubeconfig, as kubectl would; asks nobody yet.
     pub(super) async fn load(request: &ConnectRequest) -> Result<Self, Fault> {
-        let (mut config, context) = config(request).await?;
+        let (mut config, context, user) = config(request).await?;
         config.connect_timeout = Some(CONNECT_LIMIT);
         if !request.impersonate_user.is_empty() {
             config.auth_info.impersonate = Some(request.impersonate_user.clone());
@@ -86,7 +89,13 @@ impl Cluster {
                 .to_owned(),
             namespace: or(&request.namespace, &config.default_namespace),
             manager_namespace: or(&request.manager_namespace, MANAGER_NAMESPACE),
+            user,
             impersonate: config.auth_info.impersonate.clone(),
+            impersonate_groups: config
+                .auth_info
+                .impersonate_groups
+                .clone()
+                .unwrap_or_default(),
         };
         let client = client::client(config).map_err(|error| {
             Fault::new(
@@ -293,7 +302,8 @@ impl Cluster {
     }
 }
 
-async fn config(request: &ConnectRequest) -> Result<(Config, String), Fault> {
+/// The configuration, and the names of its context and user.
+async fn config(request: &ConnectRequest) -> Result<(Config, String, String), Fault> {
     let files = match (request.kubeconfig.as_str(), home_kubeconfig()) {
         ("", Some(path)) => path.display().to_string(),
         (given, _) => given.to_owned(),
@@ -331,6 +341,7 @@ async fn config(request: &ConnectRequest) -> Result<(Config, String), Fault> {
     let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     let context = some(&request.context).or_else(|| kubeconfig.current_context.clone());
     check_names(request, &kubeconfig, context.as_deref())?;
+    let user = some(&request.user).or_else(|| user_of(&kubeconfig, context.as_deref()?));
     let options = KubeConfigOptions {
         context: context.clone(),
         cluster: some(&request.cluster),
@@ -340,7 +351,19 @@ async fn config(request: &ConnectRequest) -> Result<(Config, String), Fault> {
         .await
         .map_err(|error| wrong(&error))?;
 
-    Ok((config, context.unwrap_or_default()))
+    Ok((
+        config,
+        context.unwrap_or_default(),
+        user.unwrap_or_default(),
+    ))
+}
+
+fn user_of(kubeconfig: &Kubeconfig, context: &str) -> Option<String> {
+    kubeconfig
+        .contexts
+        .iter()
+        .find(|known| known.name == context)
+        .and_then(|known| known.context.as_ref()?.user.clone())
 }
 
 /// One file, or several as in KUBECONFIG: what an earlier one says stands.
@@ -355,9 +378,9 @@ fn home_kubeconfig() -> Option<std::path::PathBuf> {
     Some(std::path::PathBuf::from(std::env::var_os("HOME")?).join(".kube/config"))
 }
 
-fn in_cluster() -> Result<(Config, String), Fault> {
+fn in_cluster() -> Result<(Config, String, String), Fault> {
     match Config::incluster() {
-        Ok(config) => Ok((config, "in-cluster".to_owned())),
+        Ok(config) => Ok((config, "in-cluster".to_owned(), String::new())),
         Err(_) => Err(Fault::new(
             FaultKind::Config,
             "there is no kubeconfig: set KUBECONFIG or use --kubeconfig FILE",

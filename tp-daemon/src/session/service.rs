@@ -21,12 +21,14 @@ use tp_proto::{
 };
 
 use super::{
-    cluster::{Cluster, Place},
+    cluster::Place,
     connection::Connection,
     progress::Progress,
     root_link::RootLink,
     status,
 };
+
+mod same;
 
 /// Progress that waits for a slow reader; when full, connecting waits with it.
 const EVENTS: usize = 16;
@@ -148,29 +150,31 @@ impl Service {
     /// Begins an attempt, or says that there is nothing to do.
     async fn begin(&self, request: &ConnectRequest) -> Result<Begun, Fault> {
         let mut phase = self.phase.lock().await;
-        match &*phase {
+        let connection = match &*phase {
             Phase::Idle { .. } => {
                 let attempt = Attempt::default();
                 *phase = Phase::Connecting(attempt.clone());
-                Ok(Begun::Attempt(attempt))
+                return Ok(Begun::Attempt(attempt));
             }
-            Phase::Connecting(_) => Err(Fault::new(
-                FaultKind::TemporaryFailure,
-                "another `tp connect` is under way: wait for it, or end it with `tp quit`",
-            )),
-            Phase::Connected(connection) => {
-                let wanted = Cluster::load(request).await?.place;
-                if wanted == connection.place {
-                    Ok(Begun::Already(connected(&connection.place, true)))
-                } else {
-                    Err(elsewhere(&connection.place, &wanted))
-                }
+            Phase::Connecting(_) => {
+                return Err(Fault::new(
+                    FaultKind::TemporaryFailure,
+                    "another `tp connect` is under way: wait for it, or end it with `tp quit`",
+                ));
             }
-            Phase::Ending => Err(Fault::new(
-                FaultKind::TemporaryFailure,
-                "the session is ending: try again",
-            )),
-        }
+            Phase::Connected(connection) => Arc::clone(connection),
+            Phase::Ending => {
+                return Err(Fault::new(
+                    FaultKind::TemporaryFailure,
+                    "the session is ending: try again",
+                ));
+            }
+        };
+        // The API server may have to be asked, and `tp quit` must not wait for it.
+        drop(phase);
+        same::check(&connection, request).await?;
+
+        Ok(Begun::Already(connected(&connection.place, true)))
     }
 
     async fn attempt(
@@ -231,27 +235,6 @@ fn connected(place: &Place, already: bool) -> Connected {
         namespace: place.namespace.clone(),
         already,
     }
-}
-
-fn elsewhere(here: &Place, wanted: &Place) -> Fault {
-    let words = |place: &Place| {
-        let whom = place.impersonate.as_ref().map(|user| format!(" as {user}"));
-        format!(
-            "context {}, namespace {} ({}){}",
-            place.context,
-            place.namespace,
-            place.server,
-            whom.unwrap_or_default()
-        )
-    };
-    Fault::new(
-        FaultKind::AlreadyConnected,
-        format!(
-            "already connected to {}, not to {}: run `tp quit` first",
-            words(here),
-            words(wanted)
-        ),
-    )
 }
 
 type Events = Pin<Box<dyn Stream<Item = Result<ConnectEvent, GrpcStatus>> + Send>>;

@@ -1,0 +1,214 @@
+//! Whether a further `tp connect` asks for the connection that is there.
+
+use std::fmt::Display;
+
+use tp_proto::{
+    crd::UserInfo,
+    fault::{Fault, FaultKind},
+    local::{ConnectRequest, Transport},
+};
+
+use super::super::{
+    cluster::{Cluster, Place},
+    connection::Connection,
+};
+
+/// Refuses a request for anything but what `connection` is, and says what differs.
+pub(super) async fn check(connection: &Connection, request: &ConnectRequest) -> Result<(), Fault> {
+    let wanted = Cluster::load(request).await?;
+    let mut differences = places(&connection.place, &wanted.place);
+    differences.extend(flags(&connection.request, request));
+    // Another file may hold another user's credentials under the same names.
+    if differences.is_empty() && request.kubeconfig != connection.request.kubeconfig {
+        differences.extend(users(&connection.user, &wanted.user().await?));
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+
+    Err(refusal(&connection.place, &differences))
+}
+
+fn refusal(here: &Place, differences: &[String]) -> Fault {
+    let whom = here.impersonate.as_ref().map(|user| format!(" as {user}"));
+    let message = format!(
+        "already connected to context {}, namespace {} ({}){}: for {}, run `tp quit` first",
+        here.context,
+        here.namespace,
+        here.server,
+        whom.unwrap_or_default(),
+        differences.join(" and ")
+    );
+
+    Fault::new(FaultKind::AlreadyConnected, message)
+}
+
+fn places(here: &Place, wanted: &Place) -> Vec<String> {
+    [
+        difference("context", &here.context, &wanted.context),
+        difference("API server", &here.server, &wanted.server),
+        difference("namespace", &here.namespace, &wanted.namespace),
+        difference(
+            "--manager-namespace",
+            &here.manager_namespace,
+            &wanted.manager_namespace,
+        ),
+        difference("user", &here.user, &wanted.user),
+        difference(
+            "--as",
+            here.impersonate.as_deref().unwrap_or_default(),
+            wanted.impersonate.as_deref().unwrap_or_default(),
+        ),
+        difference(
+            "--as-group",
+            &list(&here.impersonate_groups),
+            &list(&wanted.impersonate_groups),
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn flags(here: &ConnectRequest, wanted: &ConnectRequest) -> Vec<String> {
+    [
+        difference(
+            "--mapped-namespaces",
+            &list(&here.mapped_namespaces),
+            &list(&wanted.mapped_namespaces),
+        ),
+        difference(
+            "--also-proxy",
+            &list(&here.also_proxy),
+            &list(&wanted.also_proxy),
+        ),
+        difference(
+            "--never-proxy",
+            &list(&here.never_proxy),
+            &list(&wanted.never_proxy),
+        ),
+        difference(
+            "--transport",
+            transport(here.transport()),
+            transport(wanted.transport()),
+        ),
+        difference("cgroup", &here.cgroup, &wanted.cgroup),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn users(here: &UserInfo, wanted: &UserInfo) -> Vec<String> {
+    [
+        difference("user", &here.username, &wanted.username),
+        difference("groups", &list(&here.groups), &list(&wanted.groups)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn difference(what: &str, here: &str, wanted: &str) -> Option<String> {
+    let said = |text| if str::is_empty(text) { "none" } else { text };
+
+    (here != wanted).then(|| format!("{what} {} (not {})", said(wanted), said(here)))
+}
+
+/// The order of names means nothing.
+fn list(names: &[String]) -> String {
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+
+    names.join(",")
+}
+
+fn transport(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Auto => "auto",
+        Transport::Quic => "quic",
+        Transport::Portforward => "portforward",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place {
+        Place {
+            context: "lab".into(),
+            server: "https://192.0.2.1:6443".into(),
+            namespace: "shop".into(),
+            manager_namespace: "tp-system".into(),
+            user: "dev".into(),
+            impersonate: None,
+            impersonate_groups: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_place_counts() {
+        let other = Place {
+            context: "prod".into(),
+            server: "https://192.0.2.2:6443".into(),
+            namespace: "team-b".into(),
+            manager_namespace: "elsewhere".into(),
+            user: "bob".into(),
+            impersonate: Some("jane".into()),
+            impersonate_groups: vec!["ops".into()],
+        };
+
+        assert!(places(&place(), &place()).is_empty());
+        assert_eq!(
+            places(&place(), &other),
+            [
+                "context prod (not lab)",
+                "API server https://192.0.2.2:6443 (not https://192.0.2.1:6443)",
+                "namespace team-b (not shop)",
+                "--manager-namespace elsewhere (not tp-system)",
+                "user bob (not dev)",
+                "--as jane (not none)",
+                "--as-group ops (not none)",
+            ]
+        );
+    }
+
+    #[test]
+    fn every_flag_counts_and_the_order_of_its_values_does_not() {
+        let here = ConnectRequest {
+            also_proxy: vec!["10.1.0.0/16".into(), "10.2.0.0/16".into()],
+            ..ConnectRequest::default()
+        };
+        let mut wanted = here.clone();
+        wanted.also_proxy.reverse();
+        assert!(flags(&here, &wanted).is_empty());
+
+        wanted.also_proxy.pop();
+        wanted.never_proxy = vec!["10.3.0.1/32".into()];
+        wanted.mapped_namespaces = vec!["shop".into()];
+        wanted.set_transport(Transport::Quic);
+        assert_eq!(
+            flags(&here, &wanted),
+            [
+                "--mapped-namespaces shop (not none)",
+                "--also-proxy 10.2.0.0/16 (not 10.1.0.0/16,10.2.0.0/16)",
+                "--never-proxy 10.3.0.1/32 (not none)",
+                "--transport quic (not auto)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_refusal_names_the_connection_the_difference_and_the_remedy() {
+        let fault = refusal(&place(), &["user bob (not dev)".into()]);
+
+        assert_eq!(fault.kind, FaultKind::AlreadyConnected);
+        assert_eq!(
+            fault.message,
+            "already connected to context lab, namespace shop (https://192.0.2.1:6443): for user \
+             bob (not dev), run `tp quit` first"
+        );
+    }
+}
