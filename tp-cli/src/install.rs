@@ -15,7 +15,8 @@ mod uninstall;
 use anyhow::Context as _;
 use tp_proto::VERSION;
 
-pub(crate) use args::{ClusterArgs, InstallArgs, UninstallArgs};
+pub(crate) use args::{InstallArgs, UninstallArgs};
+pub(crate) use cluster::kubeconfigs_of_environment;
 pub(crate) use uninstall::uninstall;
 
 use crate::{

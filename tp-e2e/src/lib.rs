@@ -10,5 +10,6 @@ pub mod cluster;
 pub mod datapath;
 pub mod netns;
 pub mod process;
+pub mod terminal;
 pub mod user;
 pub mod workstation;

@@ -4,9 +4,11 @@ use std::{
     io::{self, BufRead, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
+use tokio::time::{Instant, sleep};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{self, ConnectRequest, Connected, connect_event::Event},
@@ -25,6 +27,10 @@ use crate::{
 };
 
 mod command;
+
+/// How long a new installation may refuse.
+const NEW_INSTALLATION: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What has been begun and has to be undone when the rest fails.
 #[derive(Default)]
@@ -108,7 +114,27 @@ async fn establish(
     };
     install::install(install_args(args, image), output.silent()).await?;
 
-    Ok(connect(&mut session, request, progress, attempt).await?)
+    Ok(connect_to_new(&mut session, request, progress, attempt).await?)
+}
+
+/// The policy of a new installation takes effect after a moment, and nobody is admitted before.
+async fn connect_to_new(
+    session: &mut SessionClient,
+    request: &ConnectRequest,
+    progress: &mut Progress,
+    attempt: &mut Attempt,
+) -> Result<Connected, Fault> {
+    let end = Instant::now() + NEW_INSTALLATION;
+    loop {
+        match connect(session, request, progress, attempt).await {
+            Err(fault)
+                if fault.kind == FaultKind::TemporaryFailure && Instant::now() + PAUSE < end =>
+            {
+                sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 async fn connect(
@@ -169,12 +195,7 @@ fn image_to_install(args: &ConnectArgs, fault: &Fault) -> anyhow::Result<Option<
 }
 
 fn install_args(args: &ConnectArgs, image: String) -> InstallArgs {
-    let cluster = install::ClusterArgs {
-        kubeconfig: args.cluster.kubeconfig.clone(),
-        context: args.cluster.context.clone(),
-    };
-
-    InstallArgs::with_image(cluster, args.manager_namespace.clone(), image)
+    InstallArgs::with_image(args.cluster.clone(), args.manager_namespace.clone(), image)
 }
 
 fn sentence(connected: &Connected) -> String {
@@ -223,17 +244,7 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
 
 /// The session has another working directory and keeps the environment it was started with.
 fn kubeconfig_of_environment() -> anyhow::Result<String> {
-    let Some(list) = std::env::var_os("KUBECONFIG") else {
-        return Ok(String::new());
-    };
-    let mut paths: Vec<PathBuf> = std::env::split_paths(&list)
-        .filter(|path| !path.as_os_str().is_empty())
-        .collect();
-    if paths.len() > 1 {
-        // As kubectl does; one that stands alone is missed by name.
-        paths.retain(|path| path.exists());
-    }
-    let paths = paths
+    let paths = install::kubeconfigs_of_environment()
         .iter()
         .map(|path| absolute(path))
         .collect::<anyhow::Result<Vec<_>>>()?;
@@ -295,8 +306,8 @@ mod tests {
 
     #[test]
     fn the_installation_gets_the_flags_of_connect() {
-        let line = "tp connect --kubeconfig /k --context c --manager-namespace m --install \
-                    --image localhost/tp:1";
+        let line = "tp connect --kubeconfig /k --context c --cluster l --user u --as jane \
+                    --as-group dev --manager-namespace m --install --image localhost/tp:1";
         let Command::Connect(args) = Cli::try_parse_from(line.split_whitespace())
             .unwrap()
             .command
@@ -308,8 +319,13 @@ mod tests {
 
         assert_eq!(install.namespace, "m");
         assert_eq!(install.image.as_deref(), Some("localhost/tp:1"));
-        assert_eq!(install.cluster.context.as_deref(), Some("c"));
-        assert_eq!(install.cluster.kubeconfig.as_deref(), Some(Path::new("/k")));
+        let cluster = &install.cluster;
+        assert_eq!(cluster.kubeconfig.as_deref(), Some(Path::new("/k")));
+        assert_eq!(cluster.context.as_deref(), Some("c"));
+        assert_eq!(cluster.cluster.as_deref(), Some("l"));
+        assert_eq!(cluster.user.as_deref(), Some("u"));
+        assert_eq!(cluster.impersonate_user.as_deref(), Some("jane"));
+        assert_eq!(cluster.impersonate_groups, ["dev"]);
     }
 
     #[test]

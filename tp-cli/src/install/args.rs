@@ -1,24 +1,14 @@
 //! The flags of `tp install` and `tp uninstall`.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tp_proto::crd::MANAGER_NAMESPACE;
 
+use crate::cli::ClusterArgs;
+
 const DEFAULT_CONNECT_GROUP: &str = "system:authenticated";
 const DEFAULT_WAIT: Duration = Duration::from_secs(120);
-
-/// Which cluster, as whom.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct ClusterArgs {
-    /// Kubeconfig file; otherwise $KUBECONFIG, ~/.kube/config, the service account of a pod
-    #[arg(long, value_name = "FILE", help_heading = "Kubernetes")]
-    pub(crate) kubeconfig: Option<PathBuf>,
-
-    /// Context of the kubeconfig; the current one by default
-    #[arg(long, value_name = "NAME", help_heading = "Kubernetes")]
-    pub(crate) context: Option<String>,
-}
 
 /// Put tp into a cluster, or bring what is there to this version and these flags
 ///
