@@ -17,7 +17,7 @@ use tp_proto::VERSION;
 
 pub(crate) use args::{InstallArgs, UninstallArgs};
 pub(crate) use cluster::kubeconfigs_of_environment;
-pub(crate) use uninstall::uninstall;
+pub(crate) use uninstall::{Left, uninstall};
 
 use crate::{
     output::{Format, Output, print_all},

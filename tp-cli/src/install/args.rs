@@ -109,6 +109,9 @@ pub(crate) struct UninstallArgs {
     pub(crate) namespace: String,
 
     /// Leave the cluster as it was before, and end what `tp connect` started on this machine
+    ///
+    /// That is the session, and the root daemon unless it runs as a service: that one goes on
+    /// until `sudo tp-daemon uninstall`.
     #[arg(long)]
     pub(crate) everything: bool,
 

@@ -40,12 +40,20 @@ const POLL: Duration = Duration::from_millis(200);
 /// Kinds that plain `tp uninstall` keeps: others' objects may depend on them.
 const KEPT: [&str; 2] = ["Namespace", "CustomResourceDefinition"];
 
+/// What runs on this machine after the session has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    /// As a service, or of somebody else.
+    RootDaemon,
+}
+
 /// Removes tp from the cluster; with it, if everything is to go, what runs on this machine, which
 /// `end_here` ends.
 pub(crate) async fn uninstall(
     args: UninstallArgs,
     output: Output,
-    end_here: impl Future<Output = Result<(), Fault>>,
+    end_here: impl Future<Output = Result<Left, Fault>>,
 ) -> anyhow::Result<()> {
     let objects = manifests::render(&Parameters::for_removal(&args.namespace));
     if args.dry_run {
@@ -62,9 +70,10 @@ pub(crate) async fn uninstall(
     }
 
     // From here on nothing is refused any more.
+    let mut left = Left::Nothing;
     if args.everything {
         progress.step("ending the connection of this machine");
-        end_here.await?;
+        left = end_here.await?;
     }
     remove_sessions(&cluster, &mut progress).await?;
     remove_objects(&cluster, &objects, args.everything, &mut progress).await?;
@@ -89,12 +98,19 @@ pub(crate) async fn uninstall(
             dangling.join(", ")
         ));
     }
+    if left == Left::RootDaemon {
+        text.push_str(
+            "The root daemon of this machine is not this user's to end and goes on: `sudo \
+             tp-daemon uninstall` removes the service.\n",
+        );
+    }
     let removed = serde_json::json!({
         "server": cluster.server(),
         "namespace": args.namespace,
         "everything": args.everything,
         "kept_namespaces": kept,
         "kept_bindings": dangling,
+        "root_daemon_goes_on": left == Left::RootDaemon,
     });
 
     output.print(&removed, &text)
