@@ -41,7 +41,7 @@ pub(crate) async fn install(args: InstallArgs, output: Output) -> anyhow::Result
     checks::no_downgrade(&cluster, &parameters.namespace).await?;
     checks::no_other_installation(&cluster, &parameters.namespace).await?;
 
-    apply::apply(&cluster, objects, &parameters, &mut progress).await?;
+    let foreign = apply::apply(&cluster, &objects, &parameters, &mut progress).await?;
     if !args.wait.0.is_zero() {
         rollout::wait(&cluster, &parameters, args.wait.0, &mut progress).await?;
     }
@@ -54,14 +54,20 @@ pub(crate) async fn install(args: InstallArgs, output: Output) -> anyhow::Result
         "namespace": namespace,
         "image": parameters.image,
         "replicas": parameters.replicas,
+        "kept_namespaces": foreign,
     });
-    let text = format!(
+    let mut text = format!(
         "tp {VERSION} is installed in {} (namespace {namespace}).\n\
          Let somebody use it in a namespace:\n  \
          kubectl create rolebinding tp-NAME --clusterrole=tp-user --user=NAME --namespace=NAMESPACE\n\
          Then, on their machine: tp connect\n",
         cluster.server(),
     );
+    for name in &foreign {
+        text.push_str(&format!(
+            "Namespace {name} was there before tp and stays as it is, with its Pod Security.\n"
+        ));
+    }
 
     output.print(&installed, &text)
 }

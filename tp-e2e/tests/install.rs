@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tp_e2e::{
-    cluster::{Testbed, testbed, text},
+    cluster::{Testbed, testbed},
     process::{Finished, PATIENCE, run},
     user::Account,
     workstation::{Workstation, programs},
@@ -367,18 +367,33 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
 }
 
 #[test]
-fn a_namespace_that_was_there_before_stays() {
+fn a_namespace_that_was_there_before_stays_as_it_was() {
     let testbed = testbed();
     testbed.install_tp();
     uninstall_everything();
-    testbed.kubectl(&["create", "namespace", "tp-system"]);
+    testbed.kubectl_apply(SOMEBODYS_NAMESPACE);
+    let namespace = || testbed.object("", "namespace", "tp-system");
+    let before = namespace();
 
-    install(&["--wait"]).expect_success();
-    let said = uninstall_everything();
-    let phase = text(&testbed.object("", "namespace", "tp-system")["status"]["phase"]);
+    let installed = install(&["--wait"]).expect_success();
+    let meanwhile = namespace();
+    let removed = uninstall_everything();
+    let after = namespace();
     testbed.kubectl(&["delete", "namespace", "tp-system"]);
     testbed.install_tp_again();
 
-    assert_eq!(phase, "Active");
-    assert!(said.contains("tp-system was there before"), "{said}");
+    assert_eq!(meanwhile, before);
+    assert_eq!(after, before);
+    for said in [installed, removed] {
+        assert!(said.contains("tp-system was there before"), "{said}");
+    }
 }
+
+const SOMEBODYS_NAMESPACE: &str = "
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: tp-system
+  labels: {team: platform, pod-security.kubernetes.io/enforce: baseline}
+  annotations: {contact: platform@example.com}
+";

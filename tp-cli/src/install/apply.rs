@@ -26,24 +26,28 @@ use crate::progress::Progress;
 pub(crate) const FIELD_MANAGER: &str = "tp";
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Returns the namespaces that were there before: they are used as they are.
 pub(crate) async fn apply(
     cluster: &Cluster,
-    objects: Vec<Object>,
+    objects: &[Object],
     parameters: &Parameters,
     progress: &mut Progress,
-) -> Result<(), Fault> {
-    for mut object in objects.iter().cloned() {
+) -> Result<Vec<String>, Fault> {
+    let mut foreign = Vec::new();
+    for object in objects {
         progress.step(&format!("applying {}", object.title()));
-        if object.kind() == "Namespace" {
-            leave_to_its_owner(cluster, &mut object).await?;
+        if object.kind() == "Namespace" && is_foreign(cluster, object).await? {
+            foreign.push(object.name().to_owned());
+            continue;
         }
-        apply_one(cluster, &object).await?;
+        apply_one(cluster, object).await?;
         if object.kind() == "CustomResourceDefinition" {
             established(cluster, object.name()).await?;
         }
     }
+    remove_surplus(cluster, objects, &parameters.namespace).await?;
 
-    remove_surplus(cluster, &objects, &parameters.namespace).await
+    Ok(foreign)
 }
 
 async fn apply_one(cluster: &Cluster, object: &Object) -> Result<(), Fault> {
@@ -56,24 +60,21 @@ async fn apply_one(cluster: &Cluster, object: &Object) -> Result<(), Fault> {
         .map_err(|error| cluster.fault(&format!("apply {}", object.title()), &error))
 }
 
-/// A namespace that was there before is not ours to remove later.
-async fn leave_to_its_owner(cluster: &Cluster, object: &mut Object) -> Result<(), Fault> {
+/// Whether this namespace was there before tp. It is not ours to remove later, and what it enforces
+/// (Pod Security) is its owner's to say.
+async fn is_foreign(cluster: &Cluster, object: &Object) -> Result<bool, Fault> {
     let namespaces: Api<Namespace> = Api::all(cluster.client().clone());
     let existing = namespaces
         .get_opt(object.name())
         .await
         .map_err(|error| cluster.fault(&format!("read {}", object.title()), &error))?;
-    let foreign = existing.is_some_and(|namespace| {
+
+    Ok(existing.is_some_and(|namespace| {
         namespace
             .labels()
             .get(MANAGED_BY)
             .is_none_or(|by| by != "tp")
-    });
-    if foreign && let Some(labels) = object.value["metadata"]["labels"].as_object_mut() {
-        labels.remove(MANAGED_BY);
-    }
-
-    Ok(())
+    }))
 }
 
 async fn established(cluster: &Cluster, name: &str) -> Result<(), Fault> {
