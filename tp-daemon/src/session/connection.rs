@@ -342,6 +342,7 @@ impl Steering {
 
 async fn open_bundle(request: &ConnectRequest) -> Result<Opened, Fault> {
     let (root, version, pid) = RootLink::connect().await?;
+    tp_proto::version::check("the root daemon", &version)?;
     let scope = if request.cgroup.is_empty() {
         Scope::User
     } else {

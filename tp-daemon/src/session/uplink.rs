@@ -13,6 +13,7 @@ use tp_proto::{
         HelloRequest, TableEvent, WatchTableRequest, manager_client::ManagerClient,
         table_event::Event,
     },
+    version,
 };
 use tp_transport::{
     CloseCode, ConnectError, Identity, KeyHash, PathChoice, PathKind, SessionRef, Tunnel,
@@ -140,6 +141,7 @@ impl Uplink {
             version: tp_proto::VERSION.to_owned(),
         };
         let hello = bounded(manager.hello(hello)).await?.into_inner();
+        version::check("the traffic manager", &hello.version)?;
         if !hello.cluster_domain.is_empty() {
             self.shared.set_domain(&hello.cluster_domain);
         }

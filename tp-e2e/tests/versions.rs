@@ -1,0 +1,60 @@
+//! Programs of versions that do not work together say so.
+
+use std::{fs, io, os::unix::fs::PermissionsExt as _, thread};
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind,
+    listen, recv, send, socket_with,
+};
+use tp_e2e::{cluster::testbed, user::Account, workstation::Workstation};
+
+const OTHER: &str = "0.77.0";
+
+/// A root daemon that can do nothing but introduce itself, for as long as the test runs.
+fn root_daemon_of_another_version(workstation: &Workstation) -> io::Result<()> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    bind(&socket, &SocketAddrUnix::new(workstation.root_socket())?)?;
+    listen(&socket, 8)?;
+    fs::set_permissions(
+        workstation.root_socket(),
+        fs::Permissions::from_mode(0o666),
+    )?;
+    let hello = format!(r#"{{"reply":"hello","version":"{OTHER}","pid":1}}"#);
+    thread::spawn(move || {
+        let mut connections = Vec::new();
+        while let Ok(connection) = accept(&socket) {
+            let mut request = [0; 1024];
+            if recv(&connection, &mut request, RecvFlags::empty()).is_ok() {
+                let _ = send(&connection, hello.as_bytes(), SendFlags::NOSIGNAL);
+            }
+            connections.push(connection);
+        }
+    });
+
+    Ok(())
+}
+
+#[test]
+fn a_root_daemon_of_another_version_is_told_with_both_versions() {
+    testbed().install_tp();
+    let mut workstation = Workstation::without_root_daemon(Account::Member, "dev");
+    workstation.may_warn();
+    root_daemon_of_another_version(&workstation).unwrap();
+
+    let refused = workstation.tp(&["connect", "--namespace", "shop"]);
+
+    assert_eq!(refused.code(), 1, "{refused}");
+    for words in ["the root daemon", OTHER, env!("CARGO_PKG_VERSION")] {
+        assert!(refused.stderr.contains(words), "{refused}");
+    }
+    assert_eq!(refused.stderr.trim().lines().count(), 1, "{refused}");
+    workstation.tp(&["status"]).expect_code(3);
+    // What does not work together can still be named.
+    let versions = workstation.tp(&["version"]).expect_success();
+    assert!(versions.contains(OTHER), "{versions}");
+}

@@ -1,0 +1,123 @@
+//! The packets between session and root daemon, to the letter: programs one minor version apart
+//! must read each other's.
+
+use std::fmt::Debug;
+
+use serde::{Serialize, de::DeserializeOwned};
+use tp_proto::root::{
+    Bundle, Counters, OpenBundle, RefusedKind, Reply, Request, Scope, Steer,
+};
+
+#[track_caller]
+fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &T, text: &str) {
+    assert_eq!(serde_json::to_string(packet).unwrap(), text);
+    assert_eq!(&serde_json::from_str::<T>(text).unwrap(), packet);
+}
+
+#[test]
+fn requests_are_these_packets() {
+    let open = |scope| Request::Open(OpenBundle { scope });
+
+    golden(
+        &Request::Hello {
+            version: "0.1.0".into(),
+        },
+        r#"{"request":"hello","version":"0.1.0"}"#,
+    );
+    golden(&open(Scope::User), r#"{"request":"open","scope":"user"}"#);
+    golden(
+        &open(Scope::System),
+        r#"{"request":"open","scope":"system"}"#,
+    );
+    golden(
+        &open(Scope::Cgroup {
+            path: "/sys/fs/cgroup/tp".into(),
+        }),
+        r#"{"request":"open","scope":{"cgroup":{"path":"/sys/fs/cgroup/tp"}}}"#,
+    );
+    golden(
+        &Request::Steer(Steer {
+            include: vec!["10.96.0.0/16".parse().unwrap()],
+            exclude: vec!["10.96.0.1/32".parse().unwrap()],
+        }),
+        r#"{"request":"steer","include":["10.96.0.0/16"],"exclude":["10.96.0.1/32"]}"#,
+    );
+    golden(
+        &Request::NameServers {
+            servers: vec!["127.0.0.53:53".parse().unwrap()],
+        },
+        r#"{"request":"name_servers","servers":["127.0.0.53:53"]}"#,
+    );
+    golden(&Request::Counters, r#"{"request":"counters"}"#);
+    golden(&Request::Close, r#"{"request":"close"}"#);
+}
+
+#[test]
+fn replies_are_these_packets() {
+    golden(
+        &Reply::Hello {
+            version: "0.1.0".into(),
+            pid: 7,
+            ends_with_last_session: true,
+        },
+        r#"{"reply":"hello","version":"0.1.0","pid":7,"ends_with_last_session":true}"#,
+    );
+    golden(
+        &Reply::Opened(Bundle {
+            alias_base: "198.18.1.0".parse().unwrap(),
+            alias_count: 256,
+            host_address: "198.18.0.1".parse().unwrap(),
+            mtu: 65521,
+            hooks: vec!["cgroup/connect4".into()],
+        }),
+        concat!(
+            r#"{"reply":"opened","alias_base":"198.18.1.0","alias_count":256,"#,
+            r#""host_address":"198.18.0.1","mtu":65521,"hooks":["cgroup/connect4"]}"#
+        ),
+    );
+    golden(&Reply::Done, r#"{"reply":"done"}"#);
+    golden(
+        &Reply::Counters(Counters {
+            drops: vec![("scope".into(), 1)],
+            not_steered: vec![("udp".into(), 2)],
+            aliases: 3,
+            steered: 4,
+        }),
+        concat!(
+            r#"{"reply":"counters","drops":[["scope",1]],"not_steered":[["udp",2]],"#,
+            r#""aliases":3,"steered":4}"#
+        ),
+    );
+    for (kind, name) in [
+        (RefusedKind::Invalid, "invalid"),
+        (RefusedKind::Permission, "permission"),
+        (RefusedKind::Unsupported, "unsupported"),
+        (RefusedKind::Failed, "failed"),
+    ] {
+        golden(
+            &Reply::Refused {
+                kind,
+                message: "no".into(),
+            },
+            &format!(r#"{{"reply":"refused","kind":"{name}","message":"no"}}"#),
+        );
+    }
+}
+
+/// A newer program may say more.
+#[test]
+fn fields_that_are_not_known_are_harmless() {
+    let request = r#"{"request":"hello","version":"0.2.0","wish":"something"}"#;
+    let request: Request = serde_json::from_str(request).unwrap();
+    assert_eq!(
+        request,
+        Request::Hello {
+            version: "0.2.0".into()
+        }
+    );
+
+    let reply =
+        r#"{"reply":"counters","drops":[],"not_steered":[],"aliases":0,"steered":0,"new":1}"#;
+    let reply: Reply = serde_json::from_str(reply).unwrap();
+    assert_eq!(reply, Reply::Counters(Counters::default()));
+}
