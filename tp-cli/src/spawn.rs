@@ -255,12 +255,18 @@ fn not_answering(who: &str, words: &Path) -> Fault {
     Fault::new(FaultKind::Unavailable, message)
 }
 
-/// A new log; the one before is kept beside it.
+/// A new log; the one before is kept beside it. Open in such a way that the program behind it may
+/// shorten it when it grows.
 fn new_log(path: &Path) -> anyhow::Result<File> {
     // There is none before the first start.
     let _ = std::fs::rename(path, path.with_extension("log.1"));
 
-    File::create(path).with_context(|| format!("cannot write {}", path.display()))
+    File::options()
+        .read(true)
+        .append(true)
+        .create(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The last line that a program wrote before it ended.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod install;
+mod log;
 mod root;
 mod session;
 

@@ -12,7 +12,7 @@ use std::{
         unix::fs::{DirBuilderExt, FileTypeExt, lchown},
     },
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::{Mutex, atomic::AtomicBool},
 };
 
 use anyhow::{Context, bail};
@@ -40,6 +40,7 @@ mod sudo;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
 
+use crate::log::Stderr;
 use connection::Context as Shared;
 use peer::Admission;
 use server::{Lifetime, Server};
@@ -67,7 +68,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     }
     tracing_subscriber::fmt()
         .with_env_filter(log_filter())
-        .with_writer(io::stderr)
+        .with_writer(Mutex::new(Stderr::new()))
         .with_ansi(io::stderr().is_terminal())
         .init();
 

@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tp_proto::local::session_server::SessionServer;
 use tp_transport::ipc;
 
+use crate::log::LogFile;
+
 mod cluster;
 mod connection;
 mod dns;
@@ -29,8 +31,6 @@ mod uplink;
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// For the end of a connection.
 const END_LIMIT: Duration = Duration::from_secs(5);
-/// Log files kept, one a day.
-const LOG_FILES: usize = 7;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SessionArgs {
@@ -100,13 +100,7 @@ fn raise_descriptors() {
 }
 
 fn log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
-    let dir = ipc::make_state_dir()?;
-    let file = tracing_appender::rolling::Builder::new()
-        .rotation(tracing_appender::rolling::Rotation::DAILY)
-        .max_log_files(LOG_FILES)
-        .filename_prefix("session")
-        .filename_suffix("log")
-        .build(&dir)?;
+    let file = LogFile::open(ipc::make_state_dir()?.join("session.log"))?;
     let (writer, guard) = tracing_appender::non_blocking(file);
     let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
     tracing_subscriber::fmt()
