@@ -1,12 +1,9 @@
 //! Where the programs are.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use tp_proto::fault::{Fault, FaultKind};
+use tp_transport::ipc::owner;
 
 const DAEMON: &str = "tp-daemon";
 const INSTALLED: &str = "/usr/local/bin/tp-daemon";
@@ -43,7 +40,7 @@ pub(crate) fn daemon_for_root() -> Result<PathBuf, Fault> {
     let own = daemon()?;
     [own.clone(), PathBuf::from(INSTALLED)]
         .into_iter()
-        .find(|path| only_root_can_replace(path))
+        .find(|path| matches!(owner::replaceable_part(path), Ok(None)))
         .ok_or_else(|| {
             let own = own.display();
             let message = format!(
@@ -52,37 +49,4 @@ pub(crate) fn daemon_for_root() -> Result<PathBuf, Fault> {
             );
             Fault::new(FaultKind::Unavailable, message)
         })
-}
-
-fn only_root_can_replace(path: &Path) -> bool {
-    let Ok(path) = path.canonicalize() else {
-        return false;
-    };
-
-    path.ancestors().all(|part| {
-        fs::symlink_metadata(part).is_ok_and(|metadata| {
-            // In a sticky directory, /tmp, only the owner can replace a file.
-            let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
-            metadata.uid() == 0 && (sticky || metadata.mode() & 0o022 == 0)
-        })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn a_file_that_others_may_write_is_not_for_root() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join(DAEMON);
-        fs::write(&file, "").unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o777)).unwrap();
-
-        assert!(!only_root_can_replace(&file));
-        assert!(!only_root_can_replace(&dir.path().join("absent")));
-        assert!(only_root_can_replace(Path::new("/usr/bin/env")));
-    }
 }

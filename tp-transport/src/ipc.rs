@@ -20,6 +20,8 @@ use rustix::{
 use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
+pub mod owner;
+
 const SOCKET_NAME: &str = "session.sock";
 const LOCK_NAME: &str = "session.lock";
 

@@ -1,15 +1,10 @@
 //! Whether a root daemon that was started with sudo may run: its binary must be root's, or the
 //! user could have root run anything by replacing it.
 
-use std::{
-    env, fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{env, path::Path};
 
 use anyhow::{Context, bail};
-
-const WRITABLE_BY_OTHERS: u32 = 0o022;
+use tp_transport::ipc::owner;
 
 /// Checks the running executable; returns the user who called sudo.
 pub(super) fn check() -> anyhow::Result<u32> {
@@ -17,24 +12,24 @@ pub(super) fn check() -> anyhow::Result<u32> {
         .ok()
         .and_then(|uid| uid.parse().ok())
         .context("SUDO_UID is not set: run `sudo tp-daemon root --sudo`")?;
-    let executable = env::current_exe().context("cannot find out which program this is")?;
-    check_executable(&executable)?;
+    // Root alone would be served, who runs what is there as root in any case.
+    if uid != 0 {
+        let executable = env::current_exe().context("cannot find out which program this is")?;
+        check_executable(&executable)?;
+    }
 
     Ok(uid)
 }
 
 fn check_executable(executable: &Path) -> anyhow::Result<()> {
-    let directory = executable.parent().map(PathBuf::from).unwrap_or_default();
-    for path in [executable, &directory] {
-        let metadata =
-            fs::metadata(path).with_context(|| format!("cannot examine {}", path.display()))?;
-        if metadata.uid() != 0 || metadata.mode() & WRITABLE_BY_OTHERS != 0 {
-            bail!(
-                "{} must belong to root and be writable by nobody else; install tp-daemon with \
-                 `sudo tp-daemon install`",
-                path.display()
-            );
-        }
+    let part = owner::replaceable_part(executable)
+        .with_context(|| format!("cannot examine {}", executable.display()))?;
+    if let Some(part) = part {
+        bail!(
+            "{} must belong to root and be writable by nobody else; install tp-daemon with `sudo \
+             tp-daemon install`",
+            part.display()
+        );
     }
 
     Ok(())
@@ -42,6 +37,8 @@ fn check_executable(executable: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     #[test]
@@ -49,5 +46,14 @@ mod tests {
         assert!(check_executable(Path::new("/bin/sh")).is_ok());
         let error = check_executable(Path::new("/tmp/anything")).unwrap_err();
         assert!(format!("{error:#}").contains("/tmp"));
+
+        // Its own directory is closed, the one above is not.
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("release/tp-daemon");
+        fs::create_dir(dir.path().join("release")).unwrap();
+        fs::write(&program, "").unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = check_executable(&program).unwrap_err();
+        assert!(error.to_string().contains("must belong to root"), "{error}");
     }
 }
