@@ -1,0 +1,117 @@
+//! Bad input and bad days of `tp install` and `tp uninstall`: one sentence that names the thing,
+//! the documented exit code, nothing changed.
+
+use std::{fs, process::Command};
+
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use tp_e2e::{
+    cluster::testbed,
+    process::{PATIENCE, run},
+    workstation::programs,
+};
+
+const COMMANDS: [&[&str]; 2] = [&["install", "--image=localhost/tp:1"], &["uninstall"]];
+
+fn tp_as(person: &str, command: &[&str], flags: &[&str]) -> Command {
+    let mut tp = testbed().inside(&testbed().workstation());
+    tp.arg(programs().join("tp"))
+        .args(command)
+        .args(flags)
+        .env("KUBECONFIG", testbed().kubeconfig(person));
+    tp
+}
+
+/// The sentence is the last line; progress may stand before it.
+#[track_caller]
+fn refused(mut command: Command, code: i32, words: &[&str]) {
+    let finished = run(&mut command, PATIENCE);
+    assert_eq!(finished.code(), code, "{finished}");
+    let sentence = finished.stderr.trim().lines().last().unwrap_or_default();
+    for word in words {
+        assert!(sentence.contains(word), "{word:?} is missing: {finished}");
+    }
+}
+
+/// The administrator's kubeconfig with one thing changed.
+fn altered(change: impl FnOnce(&mut Value)) -> NamedTempFile {
+    let text = fs::read_to_string(testbed().kubeconfig("admin")).unwrap();
+    let mut config = serde_json::from_str(&text).expect("kubeconfigs of the testbed are JSON");
+    change(&mut config);
+    let file = NamedTempFile::new().unwrap();
+    fs::write(file.path(), config.to_string()).unwrap();
+    file
+}
+
+fn path(file: &NamedTempFile) -> &str {
+    file.path().to_str().unwrap()
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_named() {
+    let broken = NamedTempFile::new().unwrap();
+    for command in COMMANDS {
+        let absent = ["--kubeconfig", "/absent/config"];
+        refused(tp_as("admin", command, &absent), 78, &["/absent/config"]);
+        for text in ["contexts: [", "- no\n- map\n", "{}", "current-context: nowhere\n"] {
+            fs::write(broken.path(), text).unwrap();
+            let flags = ["--kubeconfig", path(&broken)];
+            refused(tp_as("admin", command, &flags), 78, &[path(&broken)]);
+        }
+        let mut none = tp_as("admin", command, &[]);
+        none.env_remove("KUBECONFIG").env("HOME", "/nonexistent");
+        refused(none, 78, &["kubeconfig", "--kubeconfig"]);
+    }
+}
+
+#[test]
+fn names_that_the_kubeconfig_lacks_are_told_with_those_it_has() {
+    for command in COMMANDS {
+        for (flag, known) in [
+            ("--context", "testbed"),
+            ("--cluster", "testbed"),
+            ("--user", "admin"),
+        ] {
+            let flags = [flag, "moon"];
+            refused(tp_as("admin", command, &flags), 78, &["moon", known]);
+        }
+    }
+}
+
+#[test]
+fn an_api_server_that_cannot_be_talked_to_is_named() {
+    let closed = altered(|config| {
+        config["clusters"][0]["cluster"]["server"] = json!("https://172.30.0.11:6444");
+    });
+    let untrusted = altered(|config| {
+        config["clusters"][0]["cluster"]
+            .as_object_mut()
+            .unwrap()
+            .remove("certificate-authority-data");
+    });
+    for command in COMMANDS {
+        for (config, server) in [
+            (&closed, "172.30.0.11:6444"),
+            (&untrusted, "172.30.0.11:6443"),
+        ] {
+            let flags = ["--kubeconfig", path(config)];
+            refused(tp_as("admin", command, &flags), 69, &[server]);
+        }
+    }
+}
+
+#[test]
+fn rights_that_are_missing_are_named() {
+    testbed().install_tp();
+    refused(
+        tp_as("dev", COMMANDS[0], &[]),
+        77,
+        &["dev", "statefulsets", "tp-system"],
+    );
+    refused(tp_as("dev", COMMANDS[1], &[]), 77, &["dev", "sessions"]);
+    // The flag counts: an administrator who is somebody else has the rights of that one.
+    let flags = ["--as", "dev"];
+    refused(tp_as("admin", COMMANDS[1], &flags), 77, &["dev"]);
+
+    testbed().manager_ready();
+}
