@@ -3,12 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use tp_e2e::{
-    cluster::testbed,
-    process::Finished,
-    user::Account,
-    workstation::Workstation,
-};
+use tp_e2e::{cluster::testbed, process::Finished, user::Account, workstation::Workstation};
 
 #[track_caller]
 fn refused(finished: &Finished, words: &[&str]) {
@@ -35,7 +30,10 @@ fn a_second_connect_with_other_flags_says_which() {
             &["--transport", "portforward"][..],
             &["--transport portforward (not auto)", "tp quit"][..],
         ),
-        (&["--also-proxy", "192.0.2.7"], &["--also-proxy 192.0.2.7/32"]),
+        (
+            &["--also-proxy", "192.0.2.7"],
+            &["--also-proxy 192.0.2.7/32"],
+        ),
         (&["--mapped-namespaces", "shop"], &["--mapped-namespaces"]),
         (&["--as", "jane"], &["--as jane (not none)"]),
     ] {

@@ -35,25 +35,30 @@ fn refused(mut command: Command, code: i32, words: &[&str]) {
 
 /// The administrator's kubeconfig with one thing changed.
 fn altered(change: impl FnOnce(&mut Value)) -> NamedTempFile {
-    let text = fs::read_to_string(testbed().kubeconfig("admin")).unwrap();
+    let text = fs::read_to_string(testbed().kubeconfig("admin")).expect("the testbed has it");
     let mut config = serde_json::from_str(&text).expect("kubeconfigs of the testbed are JSON");
     change(&mut config);
-    let file = NamedTempFile::new().unwrap();
-    fs::write(file.path(), config.to_string()).unwrap();
+    let file = NamedTempFile::new().expect("a temporary file");
+    fs::write(file.path(), config.to_string()).expect("room for the file");
     file
 }
 
 fn path(file: &NamedTempFile) -> &str {
-    file.path().to_str().unwrap()
+    file.path().to_str().expect("a name in UTF-8")
 }
 
 #[test]
 fn a_kubeconfig_that_cannot_be_used_is_named() {
-    let broken = NamedTempFile::new().unwrap();
+    let broken = NamedTempFile::new().expect("a temporary file");
     for command in COMMANDS {
         let absent = ["--kubeconfig", "/absent/config"];
         refused(tp_as("admin", command, &absent), 78, &["/absent/config"]);
-        for text in ["contexts: [", "- no\n- map\n", "{}", "current-context: nowhere\n"] {
+        for text in [
+            "contexts: [",
+            "- no\n- map\n",
+            "{}",
+            "current-context: nowhere\n",
+        ] {
             fs::write(broken.path(), text).unwrap();
             let flags = ["--kubeconfig", path(&broken)];
             refused(tp_as("admin", command, &flags), 78, &[path(&broken)]);

@@ -20,10 +20,7 @@ fn root_daemon_of_another_version(workstation: &Workstation) -> io::Result<()> {
     )?;
     bind(&socket, &SocketAddrUnix::new(workstation.root_socket())?)?;
     listen(&socket, 8)?;
-    fs::set_permissions(
-        workstation.root_socket(),
-        fs::Permissions::from_mode(0o666),
-    )?;
+    fs::set_permissions(workstation.root_socket(), fs::Permissions::from_mode(0o666))?;
     let hello = format!(r#"{{"reply":"hello","version":"{OTHER}","pid":1}}"#);
     thread::spawn(move || {
         let mut connections = Vec::new();

@@ -4,14 +4,14 @@
 use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
-use tp_proto::root::{
-    Bundle, Counters, OpenBundle, RefusedKind, Reply, Request, Scope, Steer,
-};
+use tp_proto::root::{Bundle, Counters, OpenBundle, RefusedKind, Reply, Request, Scope, Steer};
 
 #[track_caller]
 fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &T, text: &str) {
-    assert_eq!(serde_json::to_string(packet).unwrap(), text);
-    assert_eq!(&serde_json::from_str::<T>(text).unwrap(), packet);
+    let written = serde_json::to_string(packet).expect("packets can be written");
+    assert_eq!(written, text);
+    let read: T = serde_json::from_str(text).expect("what was written");
+    assert_eq!(&read, packet);
 }
 
 #[test]
@@ -120,4 +120,19 @@ fn fields_that_are_not_known_are_harmless() {
         r#"{"reply":"counters","drops":[],"not_steered":[],"aliases":0,"steered":0,"new":1}"#;
     let reply: Reply = serde_json::from_str(reply).unwrap();
     assert_eq!(reply, Reply::Counters(Counters::default()));
+}
+
+#[test]
+fn a_root_daemon_that_does_not_say_how_long_it_stays_stays() {
+    let old = r#"{"reply":"hello","version":"0.1.0","pid":7}"#;
+
+    let read: Reply = serde_json::from_str(old).unwrap();
+
+    assert!(matches!(
+        read,
+        Reply::Hello {
+            ends_with_last_session: false,
+            ..
+        }
+    ));
 }

@@ -64,8 +64,7 @@ async fn a_client_sends_this_preface_and_reads_this_refusal() {
 
 #[tokio::test]
 async fn a_manager_reads_this_preface_and_sends_this_refusal() {
-    let server =
-        TunnelServer::bind(None, Identity::generate().unwrap(), Arc::new(Nobody)).unwrap();
+    let server = TunnelServer::bind(None, Identity::generate().unwrap(), Arc::new(Nobody)).unwrap();
     let (mut near, far) = tokio::io::duplex(64 << 10);
     near.write_all(PREFACE).await.unwrap();
 

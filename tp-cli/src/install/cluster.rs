@@ -319,6 +319,9 @@ mod tests {
 
         assert_eq!(config.cluster_url.host(), Some("192.0.2.2"));
         assert_eq!(config.auth_info.impersonate.as_deref(), Some("jane"));
-        assert_eq!(config.auth_info.impersonate_groups, Some(vec!["ops".into()]));
+        assert_eq!(
+            config.auth_info.impersonate_groups,
+            Some(vec!["ops".into()])
+        );
     }
 }

@@ -151,10 +151,7 @@ impl Cluster {
     /// The replicas that serve.
     pub(super) async fn replicas(&self) -> Result<Vec<Replica>, Fault> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.place.manager_namespace);
-        let map = match self
-            .ask(Doing::ReadKeys, api.get(MANAGER_CONFIG_MAP))
-            .await
-        {
+        let map = match self.ask(Doing::ReadKeys, api.get(MANAGER_CONFIG_MAP)).await {
             Err(fault) if fault.kind == FaultKind::NoPermission && self.lacks_tp().await => {
                 return Err(faults::not_installed(&self.place));
             }

@@ -21,11 +21,7 @@ use tp_proto::{
 };
 
 use super::{
-    cluster::Place,
-    connection::Connection,
-    progress::Progress,
-    root_link::RootLink,
-    status,
+    cluster::Place, connection::Connection, progress::Progress, root_link::RootLink, status,
 };
 
 mod same;

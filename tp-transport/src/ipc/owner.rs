@@ -33,10 +33,7 @@ mod tests {
 
     #[test]
     fn a_file_is_roots_only_if_all_above_it_is() {
-        assert_eq!(
-            replaceable_part(Path::new("/usr/bin/env")).unwrap(),
-            None
-        );
+        assert_eq!(replaceable_part(Path::new("/usr/bin/env")).unwrap(), None);
 
         let dir = tempfile::tempdir().unwrap();
         let above = dir.path().canonicalize().unwrap();

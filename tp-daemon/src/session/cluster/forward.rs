@@ -95,39 +95,39 @@ impl Channels {
 mod tests {
     use super::*;
 
-    fn binary(bytes: &[u8]) -> tungstenite::Result<Message> {
-        Ok(Message::Binary(Bytes::copy_from_slice(bytes)))
+    fn binary(bytes: &[u8]) -> Message {
+        Message::Binary(Bytes::copy_from_slice(bytes))
     }
 
     #[test]
     fn data_follows_the_port() {
         let mut channels = Channels::default();
 
-        assert_eq!(channels.data(binary(&[0, 0x59, 0x1b])).unwrap(), None);
-        assert_eq!(channels.data(binary(&[1, 0x59, 0x1b])).unwrap(), None);
+        assert_eq!(channels.data(Ok(binary(&[0, 0x59, 0x1b]))).unwrap(), None);
+        assert_eq!(channels.data(Ok(binary(&[1, 0x59, 0x1b]))).unwrap(), None);
         assert_eq!(
             channels.data(Ok(Message::Ping(Bytes::new()))).unwrap(),
             None
         );
         assert_eq!(
-            channels.data(binary(&[0, 7, 8])).unwrap(),
+            channels.data(Ok(binary(&[0, 7, 8]))).unwrap(),
             Some(Bytes::from_static(&[7, 8]))
         );
-        assert_eq!(channels.data(binary(&[0])).unwrap(), None);
+        assert_eq!(channels.data(Ok(binary(&[0]))).unwrap(), None);
     }
 
     #[test]
     fn what_the_far_side_tells_ends_the_stream_with_its_words() {
         let mut channels = Channels::default();
-        channels.data(binary(&[1, 0x59, 0x1b])).unwrap();
+        channels.data(Ok(binary(&[1, 0x59, 0x1b]))).unwrap();
 
         let error = channels
-            .data(binary(b"\x01connection refused"))
+            .data(Ok(binary(b"\x01connection refused")))
             .unwrap_err();
 
         assert_eq!(error.to_string(), "connection refused");
-        assert!(channels.data(binary(&[2, 0, 0])).is_err());
-        assert!(channels.data(binary(&[0, 1])).is_err());
+        assert!(channels.data(Ok(binary(&[2, 0, 0]))).is_err());
+        assert!(channels.data(Ok(binary(&[0, 1]))).is_err());
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Whether a further `tp connect` asks for the connection that is there.
 
-use std::fmt::Display;
-
 use tp_proto::{
     crd::UserInfo,
     fault::{Fault, FaultKind},
