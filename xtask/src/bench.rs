@@ -85,6 +85,17 @@ impl Courses<'_> {
     }
 }
 
+impl Options {
+    /// As little as shows that everything can be measured.
+    pub(crate) fn shortest() -> Self {
+        Self {
+            rounds: 1,
+            seconds: 1,
+            samples: 50,
+        }
+    }
+}
+
 /// Measures on the running test cluster, in which tp must be installed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let (pod, node) = deploy()?;

@@ -83,6 +83,13 @@ fn own(options: &Options) -> Result<()> {
         cluster::import(&dist::image())
     })?;
 
+    tour()?;
+    hints();
+    Ok(())
+}
+
+/// What there is to see on the project's own cluster, where everything is in place.
+pub(crate) fn tour() -> Result<()> {
     let place = Place::Workstation;
     let image = format!("--image={}", products::image_reference());
     place.show(&[
@@ -162,9 +169,7 @@ fn own(options: &Options) -> Result<()> {
                 &["requests", "echo:7000", "300"],
             ),
         ],
-    )?;
-    hints();
-    Ok(())
+    )
 }
 
 /// A few figures; `cargo xtask bench` is for real ones.

@@ -8,10 +8,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{cluster, dist, ebpf, packages, paths, products, run, tidy, tools::Tool};
+use crate::{bench, cluster, demo, dist, ebpf, packages, paths, products, run, tidy, tools::Tool};
 use programs::TestProgram;
+use untouched::Untouched;
 
 mod programs;
+mod untouched;
 
 /// Where to look when a test fails.
 const THEIR_WORDS: &str = "what the failed test said above";
@@ -46,6 +48,7 @@ pub(crate) struct Options {
 
 pub(crate) fn test(options: &Options) -> Result<()> {
     consent("test", Kubernetes::Own, options.yes)?;
+    let kube = Untouched::kube()?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
         packages::ensure(needed(Kubernetes::Own))
@@ -78,6 +81,11 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         )?;
     }
     outcome?;
+    steps.step(
+        "~/.kube is as it was",
+        "which test ran kubectl there",
+        || kube.check(),
+    )?;
     steps.summary();
     Ok(())
 }
@@ -163,6 +171,17 @@ fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Re
     let end_to_end = tests.iter().filter(|test| test.is_end_to_end());
     steps.step("end-to-end tests", THEIR_WORDS, || {
         programs::run_all(end_to_end, &arguments)
+    })?;
+    if options.only.is_some() {
+        return Ok(());
+    }
+    steps.step(
+        "demonstration",
+        "`cargo xtask demo`, which shows the same",
+        demo::tour,
+    )?;
+    steps.step("figures", "`cargo xtask bench`", || {
+        bench::run(&bench::Options::shortest())
     })
 }
 
