@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
+    batching::Batching,
     congestion::PathEpoch,
     framed::Link,
     mux::{Route, Side},
@@ -34,6 +35,7 @@ pub(crate) struct ProbeReply {
 #[derive(Debug)]
 pub(crate) struct ClientSide {
     epoch: Arc<PathEpoch>,
+    batching: Arc<Batching>,
     paths: RwLock<Paths>,
     keys: OnceLock<ProbeKeys>,
     replies: mpsc::Sender<ProbeReply>,
@@ -56,6 +58,7 @@ impl ClientSide {
         let (replies, replies_rx) = mpsc::channel(MAX_REPLIES);
         let side = Self {
             epoch,
+            batching: Arc::default(),
             paths: RwLock::new(Paths {
                 link,
                 remote: None,
@@ -78,6 +81,10 @@ impl ClientSide {
 
     pub(crate) fn keys(&self) -> Option<&ProbeKeys> {
         self.keys.get()
+    }
+
+    pub(crate) fn batching(&self) -> &Batching {
+        &self.batching
     }
 
     pub(crate) fn link(&self) -> Arc<Link> {
@@ -142,7 +149,10 @@ impl Side for ClientSide {
     fn route(&self, _: SocketAddr) -> Route {
         let paths = self.read();
         match paths.remote {
-            Some(remote) => Route::Udp(remote),
+            Some(remote) => Route::Udp {
+                remote,
+                batching: Some(Arc::clone(&self.batching)),
+            },
             None => Route::Link(Arc::clone(&paths.link)),
         }
     }

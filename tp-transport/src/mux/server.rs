@@ -15,6 +15,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
+    batching::Batching,
     congestion::PathEpoch,
     framed::{Link, now_ms},
     keys::SessionRef,
@@ -38,6 +39,7 @@ const MAX_SESSION_LINKS: usize = 8;
 pub(crate) struct PeerPaths {
     keys: ProbeKeys,
     epoch: Arc<PathEpoch>,
+    batching: Arc<Batching>,
     replay: Mutex<ReplayWindow>,
     remotes: Mutex<Vec<SocketAddr>>,
     heard_ms: AtomicU64,
@@ -50,6 +52,7 @@ impl PeerPaths {
         Arc::new(Self {
             keys,
             epoch,
+            batching: Arc::default(),
             replay: Mutex::default(),
             remotes: Mutex::default(),
             heard_ms: AtomicU64::new(now_ms()),
@@ -59,6 +62,15 @@ impl PeerPaths {
 
     pub(crate) fn epoch(&self) -> &PathEpoch {
         &self.epoch
+    }
+
+    pub(crate) fn batching(&self) -> &Batching {
+        &self.batching
+    }
+
+    /// There is something new to say of the paths.
+    pub(crate) fn has_changed(&self) {
+        self.moved.notify_one();
     }
 
     /// Resolves when the client may have moved.
@@ -265,7 +277,14 @@ impl ServerSide {
 impl Side for ServerSide {
     fn route(&self, destination: SocketAddr) -> Route {
         if !is_link_address(&destination) {
-            return Route::Udp(destination);
+            let remotes = read(&self.remotes);
+            let batching = remotes
+                .get(&destination)
+                .map(|remote| Arc::clone(&remote.peer.batching));
+            return Route::Udp {
+                remote: destination,
+                batching,
+            };
         }
         match read(&self.links).get(&destination) {
             Some(link) => Route::Link(Arc::clone(&link.link)),

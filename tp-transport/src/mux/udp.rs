@@ -62,10 +62,20 @@ impl Udp {
         self.send_buffer
     }
 
-    pub(crate) fn try_send(&self, transmit: &Transmit<'_>, remote: SocketAddr) -> io::Result<()> {
+    /// Sends all datagrams of a transmit, in as few batches as may be or one by one. Where there is
+    /// room for a part only, QUIC repeats all of it, and its other end discards what it has seen.
+    pub(crate) fn try_send(
+        &self,
+        transmit: &Transmit<'_>,
+        remote: SocketAddr,
+        is_batched: bool,
+    ) -> io::Result<()> {
         let destination = self.native(remote);
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
-        let per_send = (MAX_BATCH / size.max(1)).max(1) * size.max(1);
+        let per_send = match is_batched {
+            true => (MAX_BATCH / size.max(1)).max(1) * size,
+            false => size,
+        };
         for contents in transmit.contents.chunks(per_send.max(1)) {
             let part = Transmit {
                 destination,
