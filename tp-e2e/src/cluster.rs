@@ -49,14 +49,19 @@ impl Testbed {
         self.dir.join("resolv.conf")
     }
 
+    /// A network namespace of the testbed; `cluster down` removes all of them.
+    pub fn namespace(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     /// The network namespace of the workstation.
     pub fn workstation(&self) -> String {
-        format!("{}ws", self.prefix)
+        self.namespace("ws")
     }
 
     /// The network namespace of a neighbour in the workstation's network.
     pub fn neighbour(&self) -> String {
-        format!("{}lan", self.prefix)
+        self.namespace("lan")
     }
 
     /// The kubeconfig of a person: admin, dev, limited or stranger.
@@ -167,6 +172,7 @@ impl Testbed {
             Impairment::UdpLostOutward => ("meta l4proto udp drop", ""),
             Impairment::UdpLostInward => ("", "meta l4proto udp drop"),
             Impairment::ApiServerAway => ("tcp dport 6443 drop", "tcp sport 6443 drop"),
+            Impairment::NothingPasses => ("meta l4proto { tcp, udp } drop", ""),
         };
         // On the wire's side of the cable: the workstation's own firewall stays as it is.
         self.nft(&format!(
@@ -175,6 +181,26 @@ impl Testbed {
              chain to {{ type filter hook egress device p-ws priority 0; {to}\n }}\n}}\n"
         ));
         Impaired
+    }
+
+    /// The manager's processes on this machine, each with the name of its pod.
+    pub fn managers(&self) -> Vec<(u32, String)> {
+        let processes = fs::read_dir("/proc").expect("there is a /proc");
+        processes
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter_map(|pid: u32| Some((pid, self.pod_of_manager(pid)?)))
+            .collect()
+    }
+
+    fn pod_of_manager(&self, pid: u32) -> Option<String> {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+        let is_ours = read("comm")?.trim_end() == "tp-manager"
+            && read("cgroup")?.contains(&format!("/{}", self.prefix));
+        let environment = read("environ").filter(|_| is_ours)?;
+        let pod = environment
+            .split('\0')
+            .find_map(|variable| variable.strip_prefix("POD_NAME="));
+        pod.map(str::to_owned)
     }
 
     fn nft(&self, rules: &str) {
@@ -217,6 +243,8 @@ pub enum Impairment {
     UdpLostOutward,
     UdpLostInward,
     ApiServerAway,
+    /// Neither path of the tunnel; the company's name server is on the workstation's side.
+    NothingPasses,
 }
 
 /// Undoes an impairment when dropped.
