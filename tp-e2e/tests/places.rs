@@ -1,0 +1,290 @@
+//! Where `tp connect` connects to and as whom, beyond the kubeconfig's current context: other
+//! networks, another cluster and user of it, a token, the service account of a pod.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::{
+    fs,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tp_e2e::{
+    cluster::{testbed, text},
+    process::{PATIENCE, Running, eventually, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// Within 10.0.0.0/8, which the nodes do not forward for the workstation; outside of the cluster's
+/// networks.
+const ADDED: &str = "10.77.0.1";
+
+/// A server beyond the nodes that the cluster reaches and the workstation does not.
+struct Beyond(Running);
+
+impl Beyond {
+    fn start() -> Self {
+        let lan = testbed().neighbour();
+        let address = format!("{ADDED}/32");
+        let mut command = testbed().inside(&lan);
+        run(
+            command.args(["ip", "address", "replace", &address, "dev", "lo"]),
+            PATIENCE,
+        )
+        .expect_success();
+        for node in Self::nodes() {
+            let mut command = testbed().inside(&node);
+            let via = ["ip", "route", "replace", &address, "via", "172.30.0.210"];
+            run(command.args(via), PATIENCE).expect_success();
+        }
+        let mut server = testbed().inside(&lan);
+        server.args(["python3", "-m", "http.server", "--bind", ADDED, "7998"]);
+        Self(Running::start(&mut server))
+    }
+
+    fn nodes() -> [String; 2] {
+        ["1", "2"].map(|node| testbed().namespace(node))
+    }
+}
+
+impl Drop for Beyond {
+    fn drop(&mut self) {
+        let address = format!("{ADDED}/32");
+        for node in Self::nodes() {
+            let mut command = testbed().inside(&node);
+            run(command.args(["ip", "route", "del", &address]), PATIENCE);
+        }
+        let mut command = testbed().inside(&testbed().neighbour());
+        run(
+            command.args(["ip", "address", "del", &address, "dev", "lo"]),
+            PATIENCE,
+        );
+    }
+}
+
+#[test]
+fn also_proxy_steers_an_added_network_and_without_it_nothing_is_steered_there() {
+    let mut beyond = Beyond::start();
+    let target = format!("{ADDED}:7998");
+    let workstation = Workstation::new(Account::Root, "admin");
+    let reached = || workstation.echo(&["connect", "-timeout", "2s", &target])["error"] == "";
+
+    workstation.connect(&["--namespace", "shop"]);
+    let without = reached();
+    workstation.tp(&["quit"]).expect_success();
+    workstation.connect(&["--namespace", "shop", "--also-proxy", "10.77.0.0/24"]);
+    eventually("the added network", Duration::from_secs(10), || {
+        if reached() {
+            Ok(())
+        } else {
+            Err("not reached".into())
+        }
+    });
+    let page = workstation
+        .run(&[
+            "curl",
+            "-sS",
+            "--max-time",
+            "5",
+            &format!("http://{target}/"),
+        ])
+        .expect_success();
+
+    assert!(!without, "{target} is reached without the flag");
+    assert!(page.contains("Directory listing"), "{page}");
+    // The cluster asked, not this machine.
+    beyond.0.wait_for("10.244.", Duration::from_secs(5));
+}
+
+/// The kubeconfig of a person as a value.
+fn kubeconfig(person: &str) -> Value {
+    let text = fs::read_to_string(testbed().kubeconfig(person)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn written(workstation: &Workstation, config: &Value) -> PathBuf {
+    let path = workstation.home().join("made.conf");
+    fs::write(&path, config.to_string()).unwrap();
+    workstation.account().own(&path);
+    path
+}
+
+#[test]
+fn cluster_and_user_flags_replace_those_of_the_context() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let mut config = kubeconfig("dev");
+    let limited = kubeconfig("limited")["users"][0]["user"].take();
+    let users = config["users"].as_array_mut().unwrap();
+    users.push(json!({"name": "nobody", "user": {"token": "wrong"}}));
+    users.push(json!({"name": "other", "user": limited}));
+    let away = json!({"name": "away", "cluster": {"server": "https://172.30.0.99:6443"}});
+    config["clusters"].as_array_mut().unwrap().push(away);
+    config["contexts"][0]["context"] = json!({"cluster": "away", "user": "nobody"});
+    let path = written(&workstation, &config);
+    let flags = [
+        "--namespace",
+        "team-b",
+        "--cluster",
+        "testbed",
+        "--user",
+        "other",
+    ];
+
+    workstation.connect(&[&flags[..], &["--kubeconfig", path.to_str().unwrap()]].concat());
+
+    let status = workstation.status();
+    assert_eq!(status["user"], "limited", "{status}");
+    assert_eq!(status["server"], "https://172.30.0.11:6443", "{status}");
+    let seen = workstation.echo(&["talk", "echo:7001", "peer"]);
+    assert_eq!(seen["end"], "fin", "{seen}");
+}
+
+/// A service account that may connect to shop; gone when dropped.
+struct Robot;
+
+impl Robot {
+    const NAME: &str = "e2e-token";
+
+    fn make() -> Self {
+        testbed().kubectl_apply(&format!(
+            "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {0}, namespace: shop}}}}\n\
+             ---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\n\
+             metadata: {{name: {0}, namespace: shop}}\n\
+             roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}}\n\
+             subjects: [{{kind: ServiceAccount, name: {0}, namespace: shop}}]\n",
+            Self::NAME
+        ));
+        Self
+    }
+
+    fn user() -> String {
+        format!("system:serviceaccount:shop:{}", Self::NAME)
+    }
+
+    fn token() -> String {
+        let made = testbed().kubectl(&["create", "token", Self::NAME, "--namespace=shop"]);
+        made.trim().to_owned()
+    }
+}
+
+impl Drop for Robot {
+    fn drop(&mut self) {
+        for kind in ["rolebinding", "serviceaccount"] {
+            testbed().kubectl(&["delete", kind, Self::NAME, "--namespace=shop"]);
+        }
+    }
+}
+
+/// Where the service account of a pod is, mounted by the kubelet; here by hand, in a mount
+/// namespace of the test's own.
+const MOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
+
+/// Makes the place to mount at, and removes what it has made.
+struct MountPoint(Vec<&'static Path>);
+
+impl MountPoint {
+    fn make() -> Self {
+        let missing = Path::new(MOUNT).ancestors().take_while(|it| !it.exists());
+        let missing = missing.collect();
+        fs::create_dir_all(MOUNT).unwrap();
+        Self(missing)
+    }
+}
+
+impl Drop for MountPoint {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+#[test]
+fn without_a_kubeconfig_the_service_account_of_a_pod_connects() {
+    let workstation = Workstation::new(Account::Root, "admin");
+    let _robot = Robot::make();
+    let _mount = MountPoint::make();
+    let account = TempDir::new().unwrap();
+    let authority = testbed().object("shop", "configmap", "kube-root-ca.crt");
+    for (name, content) in [
+        ("token", Robot::token()),
+        ("namespace", "shop".to_owned()),
+        ("ca.crt", text(&authority["data"]["ca.crt"])),
+    ] {
+        fs::write(account.path().join(name), content).unwrap();
+    }
+    let script = format!("mount --bind \"$0\" {MOUNT} && exec tp connect");
+    let mut connect = workstation.command(&["sh", "-c", &script, account.path().to_str().unwrap()]);
+    connect
+        .env_remove("KUBECONFIG")
+        .env("KUBERNETES_SERVICE_HOST", "172.30.0.11")
+        .env("KUBERNETES_SERVICE_PORT", "6443");
+
+    run(&mut connect, PATIENCE).expect_success();
+
+    let status = workstation.status();
+    assert_eq!(status["user"], Robot::user(), "{status}");
+    assert_eq!(status["namespace"], "shop", "{status}");
+    let page = workstation
+        .run(&["curl", "-sS", "--max-time", "10", "http://web/"])
+        .expect_success();
+    assert!(page.contains("nginx of"), "{page}");
+}
+
+/// Whether the memory of a process holds these bytes.
+fn memory_holds(pid: u32, bytes: &[u8]) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    maps.lines()
+        .filter(|line| {
+            line.split(' ')
+                .nth(1)
+                .is_some_and(|it| it.starts_with("rw"))
+        })
+        .any(|line| {
+            let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            let [from, to] = [from, to].map(|it| u64::from_str_radix(it, 16).unwrap());
+            let mut region = Vec::new();
+            // A mapping may go while it is read.
+            memory.seek(SeekFrom::Start(from)).is_ok()
+                && (&memory).take(to - from).read_to_end(&mut region).is_ok()
+                && region.windows(bytes.len()).any(|window| window == bytes)
+        })
+}
+
+#[test]
+fn a_token_of_the_user_never_reaches_the_manager() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let _robot = Robot::make();
+    let token = Robot::token();
+    let mut config = kubeconfig("dev");
+    config["users"][0]["user"] = json!({"token": token});
+    let path = written(&workstation, &config);
+
+    workstation.connect(&[
+        "--namespace",
+        "shop",
+        "--kubeconfig",
+        path.to_str().unwrap(),
+    ]);
+
+    assert_eq!(workstation.status()["user"], Robot::user());
+    workstation
+        .run(&["curl", "-sS", "--max-time", "10", "http://web/"])
+        .expect_success();
+    // Three parts; the last is the signature, without which a token is worth nothing.
+    let signature = token.rsplit('.').next().unwrap().as_bytes().to_vec();
+    for (pid, pod) in testbed().managers() {
+        assert!(
+            memory_holds(pid, Robot::user().as_bytes()),
+            "{pod}: the search finds what is there"
+        );
+        assert!(!memory_holds(pid, &signature), "{pod} knows the token");
+    }
+    // The session has it, so that the search would have found it.
+    assert!(memory_holds(workstation.session_pid(), &signature));
+}
