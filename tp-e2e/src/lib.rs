@@ -11,5 +11,6 @@ pub mod datapath;
 pub mod netns;
 pub mod process;
 pub mod terminal;
+pub mod transfers;
 pub mod user;
 pub mod workstation;

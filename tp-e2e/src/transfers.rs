@@ -1,0 +1,48 @@
+//! Transfers that something happens to.
+
+use std::time::Duration;
+
+use crate::{process::Running, workstation::Workstation};
+
+/// Bytes a second, so few that no writer waits for room while a loss is noticed: Linux tells an error
+/// once, and who reads must hear of it rather than who writes.
+const RATE: &str = "1000000";
+
+/// Transfers that have begun and are far from their end: down, up, and both ways.
+#[derive(Debug)]
+pub struct Transfers(Vec<Running>);
+
+impl Transfers {
+    /// With the echo server of the namespace that the workstation is connected to.
+    #[track_caller]
+    pub fn start(workstation: &Workstation) -> Self {
+        let size = (256 << 20).to_string();
+        let download = ["-seed", &size, "echo:7001", "drip", &size];
+        let upload = ["-rate", RATE, "-send", &size, "echo:7001", "sink"];
+        let both_ways = ["-rate", RATE, "-send", &size, "echo:7000"];
+        let mut running: Vec<Running> = [&download[..], &upload, &both_ways]
+            .into_iter()
+            .map(|words| {
+                let talk = ["talk", "-mark", "300000"];
+                workstation.start_echo(&[&talk, words].concat())
+            })
+            .collect();
+        for transfer in &mut running {
+            transfer.wait_for("mark", Duration::from_secs(15));
+        }
+
+        Self(running)
+    }
+
+    /// Each ends within the bound, and none with a clean end.
+    #[track_caller]
+    pub fn assert_broken(self, bound: Duration) {
+        for transfer in self.0 {
+            let finished = transfer.finish(bound);
+            let seen = &finished.json()["result"];
+            for clean in ["fin", "timeout", ""] {
+                assert_ne!(seen["end"], clean, "{finished}");
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Outages: what flows, names and `tp status` say while the manager, the API server or the network
+//! is away, and that all is well again afterwards.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tp_e2e::{
+    cluster::{Impairment, testbed, text},
+    process::{Finished, PATIENCE, eventually, run, signal},
+    transfers::Transfers,
+    user::Account,
+    workstation::{Workstation, programs},
+};
+
+/// How long finding the better path, or another one, may take.
+const SWITCH: Duration = Duration::from_secs(15);
+/// How long connecting again may take once there is something to connect to.
+const AGAIN: Duration = Duration::from_secs(30);
+/// How fast an application hears that its manager has gone: three seconds of silence, and the
+/// processors of a machine that also runs the cluster.
+const HEARD: Duration = Duration::from_secs(8);
+/// What the path that is not in use may carry: probes, watches of the API server, handshakes.
+const ASIDE: u64 = 1 << 20;
+const SIZE: u64 = 16 << 20;
+
+/// A disturbance of the network concerns every session.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[track_caller]
+fn connected(account: Account, person: &str, transport: &str) -> Workstation {
+    let mut workstation = Workstation::new(account, person);
+    workstation.may_warn();
+    workstation.connect(&["--namespace", "shop", "--transport", transport]);
+    let path = match transport {
+        "portforward" => "portforward",
+        _ => "udp",
+    };
+    eventually(&format!("the path {path}"), SWITCH, || {
+        let status = workstation.status();
+        if status["transport"]["path"] == path {
+            Ok(())
+        } else {
+            Err(status["transport"].to_string())
+        }
+    });
+    workstation
+}
+
+#[track_caller]
+fn reaches_the_cluster_again(workstation: &Workstation, bound: Duration) {
+    eventually("the cluster to be reached again", bound, || {
+        let mut ask = workstation.command(&["curl", "-sS", "--max-time", "3", "http://web/"]);
+        let asked = run(&mut ask, Duration::from_secs(10));
+        if asked.status.success() {
+            Ok(())
+        } else {
+            Err(asked.to_string())
+        }
+    });
+}
+
+fn dig(workstation: &Workstation, name: &str) -> Finished {
+    workstation.run(&["dig", "+time=5", "+tries=1", name])
+}
+
+/// What dig was answered, and that the answer came at once.
+#[track_caller]
+fn at_once(asked: &Finished) -> String {
+    let after = |start: &str| {
+        let rest = asked.stdout.split(start).nth(1).unwrap_or_default();
+        rest.split([',', ' ', '\n']).next().unwrap_or_default()
+    };
+    let milliseconds: u64 = after("Query time: ")
+        .parse()
+        .unwrap_or_else(|_| panic!("no answer: {asked}"));
+    assert!(milliseconds < 1000, "{asked}");
+    after("status: ").to_owned()
+}
+
+#[test]
+fn a_killed_manager_breaks_transfers_and_sessions_connect_again() {
+    let _alone = alone();
+    testbed().install_tp();
+    testbed().manager_ready();
+    let by_udp = connected(Account::Member, "dev", "auto");
+    let by_stream = connected(Account::Root, "admin", "portforward");
+    let transfers = [Transfers::start(&by_udp), Transfers::start(&by_stream)];
+    let managers = testbed().managers();
+    assert_eq!(managers.len(), 1, "{managers:?}");
+
+    signal(managers[0].0, Signal::KILL);
+
+    for transfers in transfers {
+        transfers.assert_broken(HEARD);
+    }
+    testbed().manager_ready();
+    for workstation in [&by_udp, &by_stream] {
+        reaches_the_cluster_again(workstation, AGAIN);
+    }
+}
+
+#[test]
+fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
+    let _alone = alone();
+    let by_udp = connected(Account::Member, "dev", "auto");
+    let by_stream = connected(Account::Root, "admin", "portforward");
+    let drip = |workstation: &Workstation, seconds: u64| {
+        // 64 KiB every 20 ms, at the most.
+        let size = (seconds * 50 * 64 * 1024).to_string();
+        let words = ["talk", "-mark", "1000", "-seed", &size, "echo:7001", "drip"];
+        workstation.start_echo(&[&words[..], &[&size]].concat())
+    };
+    let mut over_stream = drip(&by_stream, 14);
+    over_stream.wait_for("mark", SWITCH);
+
+    let away = testbed().impair(Impairment::ApiServerAway);
+    // Also dialled while it is away.
+    let over_udp = drip(&by_udp, 11).finish(PATIENCE);
+    let resolved = dig(&by_udp, "web.shop");
+    let by_name = by_udp.run(&["curl", "-sS", "--max-time", "5", "http://web/"]);
+    let unreachable = dig(&by_stream, "web.shop");
+    drop(away);
+
+    let seen = &over_udp.json()["result"];
+    assert!(over_udp.elapsed > Duration::from_secs(10), "{over_udp}");
+    assert_eq!(seen["end"], "fin", "{over_udp}");
+    assert_eq!(seen["matches"], true, "{over_udp}");
+    assert_eq!(at_once(&resolved), "NOERROR", "{resolved}");
+    assert!(
+        resolved
+            .stdout
+            .contains(&testbed().service_ip("shop", "web")),
+        "{resolved}"
+    );
+    by_name.expect_success();
+    at_once(&unreachable);
+    // What rode on the API server either went on or was lost aloud.
+    let finished = over_stream.finish(PATIENCE);
+    let seen = &finished.json()["result"];
+    let whole =
+        seen["end"] == "fin" && seen["matches"] == true && seen["received"] == 14 * 50 << 16;
+    let broken = seen["end"] != "fin" && seen["end"] != "timeout";
+    assert!(whole || broken, "{finished}");
+    for workstation in [&by_udp, &by_stream] {
+        reaches_the_cluster_again(workstation, AGAIN);
+    }
+}
+
+#[test]
+fn without_a_tunnel_cluster_names_fail_at_once_and_all_others_resolve() {
+    let _alone = alone();
+    let workstation = connected(Account::Member, "dev", "auto");
+    let web = format!("{}:80", testbed().service_ip("shop", "web"));
+    let cut = testbed().impair(Impairment::NothingPasses);
+
+    // Before and after the session knows.
+    let early = dig(&workstation, "intranet.corp.test");
+    let lost = eventually("the loss to be noticed", SWITCH, || {
+        let status = workstation.status();
+        if status["state"] == "reconnecting" {
+            Ok(status)
+        } else {
+            Err(status["state"].to_string())
+        }
+    });
+    let late = dig(&workstation, "intranet.corp.test");
+    let absent = dig(&workstation, "absent.corp.test");
+    let ours =
+        ["web.shop", "web.shop.svc.cluster.local", "web"].map(|name| dig(&workstation, name));
+    let connect = workstation.echo(&["connect", "-timeout", "5s", &web]);
+    drop(cut);
+
+    for company in [early, late] {
+        assert_eq!(at_once(&company), "NOERROR", "{company}");
+        assert!(company.stdout.contains("192.0.2.10"), "{company}");
+    }
+    at_once(&absent);
+    for name in ours {
+        assert_eq!(at_once(&name), "SERVFAIL", "{name}");
+    }
+    assert_eq!(connect["error"], "EHOSTUNREACH", "{connect}");
+    assert!(connect["elapsed_ms"].as_f64() < Some(1000.0), "{connect}");
+    assert_ne!(text(&lost["reason"]), "", "{lost}");
+    reaches_the_cluster_again(&workstation, AGAIN);
+}
+
+/// What the session has sent and received over connections to the API server, in bytes.
+#[track_caller]
+fn over_the_api_server(workstation: &Workstation) -> u64 {
+    let session = format!("pid={},", workstation.session_pid());
+    let mut ss = testbed().inside(&testbed().workstation());
+    ss.args(["ss", "-tinpHO", "dst", "172.30.0.11:6443"]);
+    run(&mut ss, PATIENCE)
+        .expect_success()
+        .lines()
+        .filter(|line| line.contains(&session))
+        .flat_map(str::split_whitespace)
+        .filter_map(|word| {
+            let counted = word
+                .strip_prefix("bytes_sent:")
+                .or_else(|| word.strip_prefix("bytes_received:"));
+            counted?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+#[track_caller]
+fn transfer(workstation: &Workstation, size: u64) -> Value {
+    let size = size.to_string();
+    workstation.echo(&["talk", "-send", &size, "-half-close", "echo:7000"])
+}
+
+#[test]
+fn where_udp_is_demanded_the_port_forward_carries_no_data_and_losing_udp_is_an_error() {
+    let _alone = alone();
+    // The measure sees what it is to see.
+    let by_stream = connected(Account::Root, "admin", "portforward");
+    let before = over_the_api_server(&by_stream);
+    assert_eq!(transfer(&by_stream, SIZE)["matches"], true);
+    let carried = over_the_api_server(&by_stream) - before;
+    assert!(carried > 2 * SIZE, "{carried}");
+    drop(by_stream);
+
+    let workstation = connected(Account::Member, "dev", "quic");
+    let before = over_the_api_server(&workstation);
+    let seen = transfer(&workstation, SIZE);
+    assert_eq!(
+        (&seen["matches"], &seen["end"]),
+        (&true.into(), &"fin".into()),
+        "{seen}"
+    );
+    let transfers = Transfers::start(&workstation);
+    let lost = testbed().impair(Impairment::UdpLost);
+    transfers.assert_broken(HEARD);
+    let web = format!("{}:80", testbed().service_ip("shop", "web"));
+    let refused = workstation.echo(&["connect", "-timeout", "10s", &web]);
+    let status = workstation.status();
+    // Connections that have ended no longer count: those that were there at first may have.
+    let carried = over_the_api_server(&workstation).saturating_sub(before);
+    drop(lost);
+
+    assert!(carried < ASIDE, "{carried} bytes of {SIZE}");
+    assert_ne!(refused["error"], "", "{refused}");
+    assert_eq!(status["state"], "reconnecting", "{status}");
+    assert_ne!(text(&status["reason"]), "", "{status}");
+    reaches_the_cluster_again(&workstation, AGAIN);
+}
+
+fn install(flags: &[&str]) {
+    let image = std::env::var("TP_IMAGE")
+        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
+    let image = format!("--image={image}");
+    let mut command = testbed().inside(&testbed().workstation());
+    command
+        .arg(programs().join("tp"))
+        .args(["install", &image, "--image-pull-policy=Never", "--wait=60s"])
+        .args(flags)
+        .env("KUBECONFIG", testbed().kubeconfig("admin"));
+    run(&mut command, Duration::from_secs(90)).expect_success();
+}
+
+/// One replica again, also for the tests that follow a failure.
+struct TwoReplicas;
+
+impl TwoReplicas {
+    fn begin() -> Self {
+        install(&["--replicas=2"]);
+        Self
+    }
+}
+
+impl Drop for TwoReplicas {
+    fn drop(&mut self) {
+        install(&[]);
+    }
+}
+
+#[test]
+fn with_two_replicas_the_other_serves_within_seconds_when_one_is_drained() {
+    let _alone = alone();
+    testbed().install_tp();
+    let _two = TwoReplicas::begin();
+    let workstation = connected(Account::Member, "dev", "auto");
+    let replica = text(&workstation.status()["manager"]["replica"]);
+    let transfers = Transfers::start(&workstation);
+
+    testbed().kubectl(&[
+        "delete",
+        "pod",
+        &replica,
+        "--namespace=tp-system",
+        "--wait=false",
+    ]);
+
+    transfers.assert_broken(HEARD);
+    reaches_the_cluster_again(&workstation, Duration::from_secs(10));
+    let status = workstation.status();
+    assert_ne!(status["manager"]["replica"], replica, "{status}");
+}
