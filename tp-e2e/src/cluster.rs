@@ -146,6 +146,7 @@ impl Testbed {
 
     /// Installs tp whatever state it is in.
     pub fn install_tp_again(&self) {
+        self.keep_objects_before_tp();
         let image = std::env::var("TP_IMAGE")
             .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
         let image = format!("--image={image}");

@@ -9,6 +9,7 @@
 pub mod cluster;
 pub mod datapath;
 pub mod netns;
+pub mod objects;
 pub mod process;
 pub mod terminal;
 pub mod transfers;

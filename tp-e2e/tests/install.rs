@@ -13,6 +13,7 @@ use std::{
 use serde_json::{Value, json};
 use tp_e2e::{
     cluster::{Testbed, testbed},
+    objects,
     process::{Finished, PATIENCE, run},
     user::Account,
     workstation::{Workstation, programs},
@@ -68,41 +69,6 @@ fn file_with(content: &str) -> tempfile::NamedTempFile {
 
 fn path_of(file: &tempfile::NamedTempFile) -> &str {
     file.path().to_str().expect("temporary paths are UTF-8")
-}
-
-/// Every object of the cluster that is not the cluster's own doing, by UID.
-fn snapshot(testbed: &Testbed) -> BTreeMap<String, String> {
-    let kinds = testbed.kubectl(&["api-resources", "--verbs=list", "--output=name"]);
-    let kinds: Vec<&str> = kinds
-        .lines()
-        .filter(|kind| !kind.starts_with("events") && !kind.starts_with("leases."))
-        .filter(|kind| *kind != "componentstatuses")
-        .collect();
-    let list = testbed.kubectl(&[
-        "get",
-        &kinds.join(","),
-        "--all-namespaces",
-        "--output=json",
-        "--ignore-not-found",
-    ]);
-    let list: Value = serde_json::from_str(&list).expect("kubectl prints JSON");
-    let items = list["items"].as_array().expect("a list has items");
-    items
-        .iter()
-        .map(|item| {
-            let metadata = &item["metadata"];
-            let title = format!(
-                "{} {} {} {}",
-                item["apiVersion"], item["kind"], metadata["namespace"], metadata["name"]
-            );
-            let content = json!({
-                "uid": metadata["uid"],
-                "labels": metadata["labels"],
-                "generation": metadata["generation"],
-            });
-            (title, content.to_string())
-        })
-        .collect()
 }
 
 /// The objects of tp with what changes when they are written.
@@ -340,8 +306,9 @@ fn uninstall_asks_before_it_ends_the_connection_of_this_machine() {
 fn uninstalling_everything_leaves_the_cluster_as_it_was() {
     let testbed = testbed();
     testbed.install_tp();
+    let first = testbed.objects_before_tp();
     uninstall_everything();
-    let before = snapshot(testbed);
+    let before = testbed.objects();
     assert!(!before.keys().any(|title| title.contains("tp-manager")));
 
     install(&["--replicas=2", "--wait"]).expect_success();
@@ -355,15 +322,13 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
 
     install(&["--wait"]).expect_success();
     uninstall_everything();
-    let after = snapshot(testbed);
+    let after = testbed.objects();
     testbed.install_tp_again();
 
-    for (title, content) in &before {
-        assert_eq!(after.get(title), Some(content), "{title}");
-    }
-    for title in after.keys() {
-        assert!(before.contains_key(title), "{title} is left");
-    }
+    assert_eq!(objects::differences(&before, &after), "");
+    // What uninstalling always forgot would have been there before and after.
+    let last = objects::lasting(after);
+    assert_eq!(objects::differences(&first, &last), "");
 }
 
 #[test]
