@@ -1,11 +1,16 @@
 //! Every promise of `docs/promises.md` names a test, and the test exists; so does every path that
 //! the papers name.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use super::{Problem, Source};
 
 const PROMISES: &str = "docs/promises.md";
+/// Where the programs are whose tests are named `PROGRAM::TEST`.
+const PROGRAMS: &str = "tp-e2e/tests";
 /// Where paths that papers name begin.
 const PATHS: [&str; 5] = ["tp-", "xtask/", "docs/", "testbed/", ".ci/"];
 
@@ -26,8 +31,8 @@ pub(super) fn check(root: &Path, sources: &[Source]) -> Vec<Problem> {
     problems
 }
 
-/// The names of all functions that are tests.
-fn tests_in(sources: &[Source]) -> BTreeSet<&str> {
+/// The names of all functions that are tests, with the file of each.
+fn tests_in(sources: &[Source]) -> BTreeSet<(&str, &Path)> {
     let mut tests = BTreeSet::new();
     for source in sources.iter().filter(|source| source.is_rust()) {
         let mut is_next = false;
@@ -36,7 +41,7 @@ fn tests_in(sources: &[Source]) -> BTreeSet<&str> {
                 is_next = true;
             } else if let Some(name) = function(line) {
                 if is_next {
-                    tests.insert(name);
+                    tests.insert((name, source.path.as_path()));
                 }
                 is_next = false;
             }
@@ -55,7 +60,7 @@ fn function(line: &str) -> Option<&str> {
 }
 
 /// The last cell of each row holds the names of tests in backticks.
-fn check_promises(promises: &Source, tests: &BTreeSet<&str>) -> Vec<Problem> {
+fn check_promises(promises: &Source, tests: &BTreeSet<(&str, &Path)>) -> Vec<Problem> {
     let mut problems = Vec::new();
     for line in promises.lines() {
         let row = line.text.trim();
@@ -73,14 +78,28 @@ fn check_promises(promises: &Source, tests: &BTreeSet<&str>) -> Vec<Problem> {
             problems.push(format!("{at}: a promise names its test"));
         }
         for name in names {
-            let function = name.rsplit([':', ' ']).next().unwrap_or(name);
-            if !tests.contains(function) {
+            let exists = home_and_function(name).is_some_and(|(home, function)| {
+                let mut homes = tests.iter().filter(|(test, _)| *test == function);
+                homes.any(|(_, file)| file.starts_with(&home) || file.with_extension("") == home)
+            });
+            if !exists {
                 problems.push(format!("{at}: there is no test {name}"));
             }
         }
     }
 
     problems
+}
+
+/// Where a test must be, and its own name: `PROGRAM::TEST` is in a file or folder of that name,
+/// `CRATE TEST` anywhere in the crate.
+fn home_and_function(name: &str) -> Option<(PathBuf, &str)> {
+    if let Some((program, function)) = name.split_once("::") {
+        return Some((Path::new(PROGRAMS).join(program), function));
+    }
+
+    let (package, function) = name.split_once(' ')?;
+    Some((PathBuf::from(package), function))
 }
 
 fn check_paths(root: &Path, paper: &Source) -> Vec<Problem> {
@@ -112,12 +131,13 @@ mod tests {
 
     fn promises(row: &str) -> Vec<Problem> {
         let text = format!("| Promise | Test |\n|---|---|\n{row}\n");
-        let code = Source::new(
-            "a/src/a.rs",
-            "#[tokio::test]\nasync fn it_holds() {}\nfn b() {}\n",
-        );
+        let code = |path| Source::new(path, "#[tokio::test]\nasync fn it_holds() {}\nfn b() {}\n");
 
-        let sources = [code];
+        let sources = [
+            code("tp-e2e/tests/a.rs"),
+            code("tp-e2e/tests/folder/part.rs"),
+            code("tp-a/src/deep/b.rs"),
+        ];
         check_promises(&Source::new(PROMISES, &text), &tests_in(&sources))
     }
 
@@ -126,7 +146,15 @@ mod tests {
         assert!(promises("| it holds | `a::it_holds` |").is_empty());
         assert_eq!(promises("| it holds | `it_does_not` |").len(), 1);
         assert_eq!(promises("| it holds | later |").len(), 1);
-        assert_eq!(promises("| it holds | `b` |").len(), 1);
+        assert_eq!(promises("| it holds | `a::b` |").len(), 1);
+    }
+
+    #[test]
+    fn a_promise_names_the_program_or_crate_that_has_its_test() {
+        assert!(promises("| it holds | `folder::it_holds`, `tp-a it_holds` |").is_empty());
+        for elsewhere in ["it_holds", "b::it_holds", "fold::it_holds", "tp-b it_holds"] {
+            assert_eq!(promises(&format!("| it holds | `{elsewhere}` |")).len(), 1);
+        }
     }
 
     #[test]
