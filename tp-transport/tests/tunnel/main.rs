@@ -5,6 +5,7 @@
 mod batches;
 mod flows;
 mod handshake;
+mod initials;
 mod paths;
 mod splices;
 mod strangers;
