@@ -337,7 +337,7 @@ async fn config(request: &ConnectRequest) -> Result<(Config, String, String), Fa
     };
     let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     let context = some(&request.context).or_else(|| kubeconfig.current_context.clone());
-    check_names(request, &kubeconfig, context.as_deref())?;
+    check_names(request, &files, &kubeconfig, context.as_deref())?;
     let user = some(&request.user).or_else(|| user_of(&kubeconfig, context.as_deref()?));
     let options = KubeConfigOptions {
         context: context.clone(),
@@ -388,6 +388,7 @@ fn in_cluster() -> Result<(Config, String, String), Fault> {
 /// Names that the kubeconfig does not have are refused with those that it has.
 fn check_names(
     request: &ConnectRequest,
+    files: &str,
     kubeconfig: &Kubeconfig,
     context: Option<&str>,
 ) -> Result<(), Fault> {
@@ -400,7 +401,7 @@ fn check_names(
         } else {
             names.join(", ")
         };
-        let message = format!("the kubeconfig has no {what} {name}: it has {names}");
+        let message = format!("the kubeconfig {files} has no {what} {name}: it has {names}");
         Err(Fault::new(FaultKind::Config, message))
     };
     let Some(context) = context else {
@@ -412,8 +413,11 @@ fn check_names(
         return Err(Fault::new(
             FaultKind::Config,
             format!(
-                "the kubeconfig has no current context: choose one with --context ({})",
-                names.join(", ")
+                "the kubeconfig {files} has no current context: {}",
+                match names.as_slice() {
+                    [] => "it has none at all; name another with --kubeconfig".to_owned(),
+                    names => format!("choose one with --context ({})", names.join(", ")),
+                }
             ),
         ));
     };
@@ -485,11 +489,20 @@ mod tests {
         .unwrap();
 
         let request = ConnectRequest::default();
-        let fault = check_names(&request, &kubeconfig, Some("staging")).unwrap_err();
+        let fault = check_names(&request, "here", &kubeconfig, Some("staging")).unwrap_err();
 
         assert_eq!(fault.kind, FaultKind::Config);
         assert!(
-            fault.message.contains("no context staging: it has prod"),
+            fault
+                .message
+                .contains("kubeconfig here has no context staging: it has prod"),
+            "{fault}"
+        );
+        let fault = check_names(&request, "here", &kubeconfig, None).unwrap_err();
+        assert!(
+            fault
+                .message
+                .contains("here has no current context: choose one with --context (prod)"),
             "{fault}"
         );
     }
