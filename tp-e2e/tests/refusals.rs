@@ -9,6 +9,9 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
+/// How soon a right that was given or taken counts.
+const COUNTS: Duration = Duration::from_secs(5);
+
 #[test]
 fn a_user_sees_and_reaches_only_namespaces_they_have_a_right_to() {
     let workstation = Workstation::new(Account::Member, "limited");
@@ -66,7 +69,7 @@ fn rights_given_and_taken_while_connected_count_within_five_seconds() {
         "--namespace=shop",
     ]);
     let given = std::panic::catch_unwind(|| {
-        eventually("the new right to count", Duration::from_secs(15), || {
+        eventually("the new right to count", COUNTS, || {
             if reaches() {
                 Ok(())
             } else {
@@ -82,7 +85,7 @@ fn rights_given_and_taken_while_connected_count_within_five_seconds() {
     ]);
     assert!(given.is_ok(), "the new right did not count");
 
-    eventually("the right to be gone", Duration::from_secs(6), || {
+    eventually("the right to be gone", COUNTS, || {
         if reaches() {
             Err("still reached".into())
         } else {
@@ -115,6 +118,25 @@ fn a_user_outside_the_group_cannot_use_the_root_daemon() {
 
     assert_eq!(refused.code(), 77, "{refused}");
     assert!(refused.stderr.contains("group tp"), "{refused}");
+}
+
+#[test]
+fn the_socket_of_a_session_serves_its_own_user_only() {
+    let workstation = Workstation::shared();
+    let socket = workstation.home().join("run/tp/session.sock");
+    let socket = socket.to_str().expect("the testbed's path is UTF-8");
+    // Root passes every folder, and is refused by the session itself.
+    for (account, is_served) in [
+        (workstation.account(), true),
+        (Account::Member, false),
+        (Account::Root, false),
+    ] {
+        let ask = ["curl", "-sS", "--max-time", "5", "--http2-prior-knowledge"];
+        let there = ["--unix-socket", socket, "http://session/"];
+        let asked = workstation.run_as(account, &[&ask[..], &there].concat());
+
+        assert_eq!(asked.status.success(), is_served, "{account:?}: {asked}");
+    }
 }
 
 #[test]
