@@ -219,6 +219,52 @@ fn gathered_logs_hold_no_secret() {
 }
 
 #[test]
+fn gathered_logs_hold_no_secret_that_others_printed() {
+    const SECRET: &str = "hush-3c1f9a";
+    let mut workstation = Workstation::new(Account::Member, "dev");
+    workstation.may_warn();
+    // An exec plugin that fails and says its token where errors are said.
+    let config = std::fs::read_to_string(workstation.kubeconfig()).expect("there is a kubeconfig");
+    let mut config: Value = serde_json::from_str(&config).expect("it is JSON");
+    let plugin = format!("echo '{{\"status\":{{\"token\":\"{SECRET}\"}}}}' >&2; exit 1");
+    config["users"][0]["user"] = serde_json::json!({"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", plugin],
+        "interactiveMode": "Never", "provideClusterInfo": false,
+    }});
+    let file = workstation.home().join("plugin.conf");
+    std::fs::write(&file, config.to_string()).expect("own folders are writable");
+    workstation.account().own(&file);
+    let file = file.to_str().expect("the testbed's path is UTF-8");
+    let refused = workstation.tp(&["connect", "--namespace=shop", "--kubeconfig", file]);
+    assert_eq!(refused.code(), 78, "{refused}");
+    assert!(!refused.stderr.contains(SECRET), "{refused}");
+    // What servers, proxies and kubeconfigs that are quoted could have left there.
+    for (log, lines) in [
+        (
+            "root.log",
+            "harmless\nproxy http://dev:S@proxy:3128 refuses\nx-api-key: S\ntoken:\n  S\n",
+        ),
+        (
+            "session.log.old",
+            "AWS_SECRET_ACCESS_KEY=S\ngot k8s-aws-v1.S\n\"password\": \"two S\"\n",
+        ),
+    ] {
+        let log = workstation.state_dir().join(log);
+        std::fs::write(log, lines.replace('S', SECRET)).expect("own folders are writable");
+    }
+
+    let archive = workstation.state_dir().join("archive.tar.gz");
+    let archive = archive.to_str().expect("the testbed's path is UTF-8");
+    workstation
+        .tp(&["gather-logs", "--file", archive])
+        .expect_success();
+
+    let all = workstation.run(&["tar", "-xzOf", archive]).expect_success();
+    assert!(all.contains("harmless"), "the planted logs are in it");
+    assert!(!all.contains(SECRET), "{all}");
+}
+
+#[test]
 fn a_command_runs_connected_and_its_exit_code_is_the_commands() {
     let workstation = Workstation::new(Account::Member, "dev");
     let connect = ["connect", "--namespace", "shop", "--"];
