@@ -73,6 +73,7 @@ pub struct Workstation {
     /// Ends the session, then the root daemon, when its input ends.
     keeper: Option<Child>,
     may_warn: bool,
+    is_shared: bool,
     home: TempDir,
 }
 
@@ -113,18 +114,20 @@ impl Workstation {
             root_socket: home.path().join("root.sock"),
             keeper: None,
             may_warn: false,
+            is_shared: false,
             home,
         }
     }
 
     /// The session of this test program that any test may use and none may end: connected as an
-    /// unprivileged user to the namespace shop.
+    /// unprivileged user to the namespace shop. Nobody may make it log a warning.
     #[track_caller]
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Workstation> = OnceLock::new();
         SHARED.get_or_init(|| {
-            let workstation = Self::new(Account::Colleague, "dev");
+            let mut workstation = Self::new(Account::Colleague, "dev");
             workstation.connect(&["--namespace", "shop"]);
+            workstation.is_shared = true;
             workstation
         })
     }
@@ -219,17 +222,27 @@ impl Workstation {
 
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Finished {
-        run(&mut self.command(words), PATIENCE)
+        self.run_as(self.account, words)
     }
 
     #[track_caller]
     pub fn run_as(&self, account: Account, words: &[&str]) -> Finished {
-        run(&mut self.command_as(account, words), PATIENCE)
+        self.run_to_the_end(&mut self.command_as(account, words))
     }
 
     #[track_caller]
     pub fn tp(&self, words: &[&str]) -> Finished {
-        run(&mut self.command(&[&["tp"], words].concat()), PATIENCE)
+        self.run(&[&["tp"], words].concat())
+    }
+
+    /// The shared workstation is never dropped, so that it is looked at after each command.
+    #[track_caller]
+    fn run_to_the_end(&self, command: &mut Command) -> Finished {
+        let finished = run(command, PATIENCE);
+        if self.is_shared {
+            self.assert_quiet();
+        }
+        finished
     }
 
     /// Connects, which must succeed.
@@ -262,7 +275,7 @@ impl Workstation {
 
     #[track_caller]
     pub fn echo_as(&self, account: Account, words: &[&str]) -> Value {
-        let finished = run(&mut self.echo_command_as(account, words), PATIENCE);
+        let finished = self.run_to_the_end(&mut self.echo_command_as(account, words));
         assert!(finished.status.success(), "{finished}");
         let mut seen = finished.json();
         let mut result = seen["result"].take();
