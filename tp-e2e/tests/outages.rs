@@ -145,7 +145,7 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
     let finished = over_stream.finish(PATIENCE);
     let seen = &finished.json()["result"];
     let whole =
-        seen["end"] == "fin" && seen["matches"] == true && seen["received"] == 14 * 50 << 16;
+        seen["end"] == "fin" && seen["matches"] == true && seen["received"] == (14 * 50) << 16;
     let broken = seen["end"] != "fin" && seen["end"] != "timeout";
     assert!(whole || broken, "{finished}");
     for workstation in [&by_udp, &by_stream] {

@@ -48,7 +48,9 @@ async fn answers_quic(server: SocketAddr) -> bool {
     far.connect(server).await.unwrap();
     let mut client = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     client.set_default_client_config(ordinary_client());
-    let _connecting = client.connect(near.local_addr().unwrap(), "manager.tp.internal").unwrap();
+    let _connecting = client
+        .connect(near.local_addr().unwrap(), "manager.tp.internal")
+        .unwrap();
 
     let mut buffer = [0; 2048];
     let (length, _) = within("the first packet", near.recv_from(&mut buffer))
@@ -56,9 +58,7 @@ async fn answers_quic(server: SocketAddr) -> bool {
         .unwrap();
     assert!(length >= 1200, "{length}");
     far.send(&buffer[..length]).await.unwrap();
-    timeout(PATIENCE, far.recv(&mut buffer))
-        .await
-        .is_ok()
+    timeout(PATIENCE, far.recv(&mut buffer)).await.is_ok()
 }
 
 fn ordinary_server() -> quinn::Endpoint {
