@@ -13,6 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -25,6 +26,7 @@ use rustix::{
 };
 use tracing_subscriber::EnvFilter;
 
+mod aliases;
 mod bundle;
 mod connection;
 mod diag;
@@ -41,6 +43,7 @@ mod sudo;
 mod sys;
 
 use crate::log::Stderr;
+use bundle::Tuning;
 use connection::Context as Shared;
 use peer::Admission;
 use server::{Lifetime, Server};
@@ -60,6 +63,34 @@ pub(crate) struct RootArgs {
     /// Whose members are served besides root.
     #[arg(long, hide = true, default_value = "tp")]
     group: String,
+
+    /// At most that many aliases in a session, a power of two from 512.
+    #[arg(long, hide = true, value_name = "COUNT", value_parser = alias_count)]
+    alias_count: Option<u32>,
+
+    /// How long an alias rests before it stands for another address.
+    #[arg(long, hide = true, value_name = "MILLISECONDS")]
+    alias_quarantine: Option<u64>,
+}
+
+impl RootArgs {
+    fn tuning(&self) -> Tuning {
+        let usual = Tuning::default();
+
+        Tuning {
+            alias_count: self.alias_count.unwrap_or(usual.alias_count),
+            quarantine: self
+                .alias_quarantine
+                .map_or(usual.quarantine, Duration::from_millis),
+        }
+    }
+}
+
+fn alias_count(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|count: &u32| count.is_power_of_two() && (512..=65536).contains(count))
+        .ok_or_else(|| "a power of two from 512 to 65536".to_owned())
 }
 
 pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
@@ -83,6 +114,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         offsets: tp_ebpf_loader::credential_offsets()?,
         hierarchy: scope::Hierarchy::find()?,
         lifetime,
+        tuning: args.tuning(),
         has_served: AtomicBool::new(false),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,7 +1,7 @@
 //! Applications: each does one thing with sockets and says what came of it.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{
         IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream, UdpSocket,
     },
@@ -31,6 +31,8 @@ pub(crate) fn run(words: &[&str]) {
         ["connect", target, flags @ ..] => tcp(&parse(flags), target),
         ["udp", target, flags @ ..] => udp(&parse(flags), target),
         ["hold", target] => return hold(target),
+        ["crowd", first, count] => return crowd(first, count.parse().expect("a number")),
+        ["late", target] => return late(target),
         ["bench", target, count] => bench(target, count.parse().expect("a number")),
         ["many", first, count] => many(first, count.parse().expect("a number")),
         ["serve", own] => return serve(own),
@@ -193,6 +195,63 @@ fn hold(target: &str) {
     say(&json!({"event": "ended", "errno": ended.err().map(|error| errno(&error))}));
 }
 
+/// Holds connections to many addresses, and says of each line it is told how many of them still
+/// show their peer and give the line back.
+fn crowd(first: &str, count: u32) {
+    let mut streams: Vec<(SocketAddr, BufReader<TcpStream>)> = addresses(first, count)
+        .map(|target| {
+            let stream = TcpStream::connect(target).expect("the session approves");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a bound");
+            (target.into(), BufReader::new(stream))
+        })
+        .collect();
+    let greeted = streams
+        .iter_mut()
+        .filter_map(|(target, stream)| (line_of(stream)? == target.to_string()).then_some(()))
+        .count();
+    say(&json!({"event": "held", "greeted": greeted}));
+    for line in std::io::stdin().lines() {
+        let line = line.expect("input is text");
+        let right = streams
+            .iter_mut()
+            .filter_map(|(target, stream)| {
+                let socket = stream.get_mut();
+                let is_peer = socket.peer_addr().is_ok_and(|peer| peer == *target);
+                writeln!(socket, "{line}").ok()?;
+                (is_peer && line_of(stream)? == line).then_some(())
+            })
+            .count();
+        say(&json!({"event": "held", "right": right}));
+    }
+}
+
+fn line_of(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut line = String::new();
+    stream.read_line(&mut line).ok()?;
+
+    Some(line.trim_end().to_owned())
+}
+
+/// Sends a datagram, and reads the answer when it is told to.
+fn late(target: &str) {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket can be bound");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a bound");
+    socket
+        .send_to(b"ping", target)
+        .expect("the session takes it");
+    say(&json!({"event": "sent"}));
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .expect("input is text");
+    let mut buffer = [0; 2048];
+    let (len, from) = socket.recv_from(&mut buffer).expect("an answer");
+    say(&json!({
+        "answer": String::from_utf8_lossy(&buffer[..len]),
+        "from": canonical(from),
+    }));
+}
+
 /// Measures connects one after the other.
 fn bench(target: &str, count: usize) -> Value {
     let target: SocketAddr = target.parse().expect("an address");
@@ -215,12 +274,10 @@ fn bench(target: &str, count: usize) -> Value {
 
 /// Connects to many addresses and says how often which error came.
 fn many(first: &str, count: u32) -> Value {
-    let first: SocketAddrV4 = first.parse().expect("an address");
     let mut greeted = 0_u32;
     let mut wrong = 0_u32;
     let mut errors = std::collections::BTreeMap::<String, u32>::new();
-    for n in 0..count {
-        let target = SocketAddrV4::new((u32::from(*first.ip()) + n).into(), first.port());
+    for target in addresses(first, count) {
         match TcpStream::connect(target) {
             Err(error) => *errors.entry(errno(&error)).or_default() += 1,
             Ok(stream) => {
@@ -236,6 +293,12 @@ fn many(first: &str, count: u32) -> Value {
     }
 
     json!({"greeted": greeted, "wrong": wrong, "errors": errors})
+}
+
+fn addresses(first: &str, count: u32) -> impl Iterator<Item = SocketAddrV4> {
+    let first: SocketAddrV4 = first.parse().expect("an address");
+
+    (0..count).map(move |n| SocketAddrV4::new((u32::from(*first.ip()) + n).into(), first.port()))
 }
 
 /// Connects and hands the socket to another program.

@@ -4,12 +4,14 @@
 
 #![no_std]
 
+mod alias;
 mod counter;
 #[cfg(feature = "user")]
 mod pod;
 mod settings;
 mod steer;
 
+pub use alias::AliasUse;
 pub use counter::{Counter, CounterKind};
 pub use settings::{CredentialOffsets, HEARTBEAT_LIMIT_NS, Settings, scope};
 pub use steer::{NameServer, SteerAction};

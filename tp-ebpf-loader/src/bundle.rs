@@ -132,7 +132,7 @@ impl DataPath {
             .override_global("SETTINGS", &settings, true)
             .load(OBJECT)
             .map_err(Box::new)?;
-        let maps = Maps::take(&mut ebpf)?;
+        let maps = Maps::take(&mut ebpf, plan)?;
         for (name, _) in CGROUP_PROGRAMS {
             program::<CgroupSockAddr>(&mut ebpf, name)?
                 .load()

@@ -3,14 +3,16 @@
 //! Nothing is pinned: what was attached goes when the value that attached it is dropped, or when
 //! the process dies.
 
+mod aliases;
 mod btf;
 mod bundle;
 mod error;
 mod fds;
 mod maps;
 
+pub use aliases::{Aliases, UsedAlias};
 pub use btf::credential_offsets;
 pub use bundle::{CgroupScope, DataPath, Interfaces, Plan, UserScope};
 pub use error::{BtfError, LoadError, MapError};
 pub use maps::CounterValue;
-pub use tp_ebpf_common::{CounterKind, CredentialOffsets, FIRST_ALIAS_INDEX};
+pub use tp_ebpf_common::{ALIAS_TABLE_LEN, CounterKind, CredentialOffsets, FIRST_ALIAS_INDEX};

@@ -15,7 +15,7 @@ use aya::{
 use ipnet::IpNet;
 use tp_ebpf_common::{Counter, CounterKind, NameServer, SteerAction};
 
-use crate::{MapError, fds};
+use crate::{MapError, Plan, aliases::Aliases, fds};
 
 const STEER4: &str = "STEER4";
 const STEER6: &str = "STEER6";
@@ -44,10 +44,11 @@ pub struct Maps {
     listeners: SockMap<MapData>,
     alias_table: Map,
     heartbeat: Map,
+    aliases: Option<Aliases>,
 }
 
 impl Maps {
-    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapError> {
+    pub(crate) fn take(ebpf: &mut Ebpf, plan: &Plan) -> Result<Self, MapError> {
         let alias_table = take(ebpf, ALIAS_TABLE)?;
         // A descriptor without the right to write could not be mapped at all.
         fds::freeze(array(ALIAS_TABLE, &alias_table)?.fd()).map_err(|source| {
@@ -63,6 +64,7 @@ impl Maps {
             name_servers: typed(ebpf, NAME_SERVERS)?,
             counters: typed(ebpf, COUNTERS)?,
             listeners: typed(ebpf, LISTENERS)?,
+            aliases: Some(Aliases::take(ebpf, &alias_table, plan)?),
             alias_table,
             heartbeat: take(ebpf, HEARTBEAT)?,
         })
@@ -142,6 +144,11 @@ impl Maps {
             .collect()
     }
 
+    /// What frees aliases; `None` if somebody has taken it.
+    pub fn take_aliases(&mut self) -> Option<Aliases> {
+        self.aliases.take()
+    }
+
     /// The alias table, to be mapped shared for reading; it cannot be mapped for writing.
     pub fn alias_table_fd(&self) -> Result<OwnedFd, MapError> {
         copy(ALIAS_TABLE, &self.alias_table)
@@ -192,18 +199,18 @@ fn name_server(server: &SocketAddr) -> NameServer {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, MapError> {
+pub(crate) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, MapError> {
     ebpf.take_map(name).ok_or(MapError::Missing { name })
 }
 
-fn typed<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, MapError>
+pub(crate) fn typed<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, MapError>
 where
     M: TryFrom<Map, Error = AyaError>,
 {
     M::try_from(take(ebpf, name)?).map_err(broken(name))
 }
 
-fn array<'a>(name: &'static str, map: &'a Map) -> Result<&'a MapData, MapError> {
+pub(crate) fn array<'a>(name: &'static str, map: &'a Map) -> Result<&'a MapData, MapError> {
     match map {
         Map::Array(data) => Ok(data),
         _ => Err(MapError::Missing { name }),
@@ -226,7 +233,7 @@ fn fits(name: &'static str, count: usize, limit: usize) -> Result<(), MapError> 
     Ok(())
 }
 
-fn broken(name: &'static str) -> impl Fn(AyaError) -> MapError {
+pub(crate) fn broken(name: &'static str) -> impl Fn(AyaError) -> MapError {
     move |source| MapError::Aya {
         name,
         source: Box::new(source),

@@ -1,24 +1,36 @@
 //! The aliases that stand for real addresses.
 //!
-//! An alias is never given to another address while the bundle lives: 65280 addresses in one
-//! session, then connects fail and are counted. Reuse needs a quarantine first.
+//! An alias is fresh, in use (`ALIASES`), at rest (`RESTING`) or free (`FREE`). Programs bring it
+//! into use; the loader's side puts it to rest, and frees it once no socket can have it any more.
+//! Who removes an address from `RESTING` has its alias: one CPU, or the loader's side.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
-use aya_ebpf::bindings::BPF_NOEXIST;
-use tp_ebpf_common::{ALIAS_TABLE_LEN, Counter, FIRST_ALIAS_INDEX};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_coarse_ns};
+use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, Counter, FIRST_ALIAS_INDEX};
 
-use crate::maps::{ALIAS_TABLE, ALIASES, NEXT_ALIAS, count, setting};
+use crate::maps::{ALIAS_TABLE, ALIAS_USES, ALIASES, FREE, NEXT_ALIAS, RESTING, count, setting};
+
+/// Whether it can be told that nobody has an alias any more.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Tracking {
+    /// Every socket that has it shows it as its peer.
+    Peer,
+    /// Nobody can tell, so the alias is never given to another address.
+    Never,
+}
 
 /// Returns the alias of `real`, both in network order.
 #[inline(always)]
-pub(crate) fn alias_of(real: [u8; 4]) -> Result<[u8; 4], Counter> {
-    // SAFETY: entries are only ever added.
-    let known = unsafe { ALIASES.get(&real) };
-    let index = match known {
-        Some(index) => *index,
-        None => allocate(real)?,
+pub(crate) fn alias_of(real: [u8; 4], tracking: Tracking) -> Result<[u8; 4], Counter> {
+    let index = match known(real) {
+        Some(index) => index,
+        None => match revive(real) {
+            Some(index) => index,
+            None => allocate(real)?,
+        },
     };
+    note_use(index, tracking).ok_or(Counter::AliasTableFull)?;
 
     Ok((setting!(alias_base) | index).to_be_bytes())
 }
@@ -46,18 +58,55 @@ fn index_of(alias: [u8; 4]) -> Option<usize> {
         .map(|index| index & !(setting!(alias_mask) as usize))
 }
 
+/// The alias in use for `real`.
+#[inline(always)]
+fn known(real: [u8; 4]) -> Option<u32> {
+    let entry = ALIASES.get_ptr(&real)?;
+    // SAFETY: the memory of entries is never given back while a program runs.
+    let index = unsafe { core::ptr::read_volatile(entry) };
+
+    leads_to(index, real).then_some(index)
+}
+
+/// The kernel may give the memory of an entry that goes to another address while it is read; then
+/// the way back does not match.
+#[inline(always)]
+fn leads_to(index: u32, real: [u8; 4]) -> bool {
+    let Some(table) = ALIAS_TABLE.get_ptr(0) else {
+        return false;
+    };
+    let index = index as usize & (ALIAS_TABLE_LEN - 1);
+    // SAFETY: bounded above.
+    let found = unsafe { core::ptr::read_volatile(table.cast::<u32>().add(index)) };
+
+    found == u32::from_ne_bytes(real)
+}
+
+/// Brings an alias at rest back into use.
+#[inline(always)]
+fn revive(real: [u8; 4]) -> Option<u32> {
+    let entry = RESTING.get_ptr(&real)?;
+    // SAFETY: as above.
+    let index = unsafe { core::ptr::read_volatile(entry) };
+    if !leads_to(index, real) || RESTING.remove(&real).is_err() {
+        return None;
+    }
+    if ALIASES.insert(&real, &index, BPF_NOEXIST.into()).is_ok() {
+        return Some(index);
+    }
+    // Another CPU took a new alias for the address; this one goes on resting.
+    let _ = RESTING.insert(&real, &index, BPF_NOEXIST.into());
+
+    known(real)
+}
+
 #[inline(always)]
 fn allocate(real: [u8; 4]) -> Result<u32, Counter> {
     let full = Counter::AliasTableFull;
-    let next = NEXT_ALIAS.get_ptr_mut(0).ok_or(full)?;
-    // Not relaxed: LLVM 22 then emits an addition that does not return the old value.
-    // SAFETY: an aligned element of a live map; programs change it in this way only.
-    let earlier = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(next, 1) };
-    let taken = earlier + u64::from(FIRST_ALIAS_INDEX);
-    if taken > u64::from(!setting!(alias_mask)) || taken >= ALIAS_TABLE_LEN as u64 {
-        return Err(full);
-    }
-    let index = taken as u32;
+    let index = match fresh() {
+        Some(index) => index,
+        None => FREE.pop().ok().flatten().ok_or(full)? & (ALIAS_TABLE_LEN as u32 - 1),
+    };
 
     // The way back is published first: no socket ever sees an alias that cannot be reversed.
     let table = ALIAS_TABLE.get_ptr_mut(0).ok_or(full)?;
@@ -73,7 +122,47 @@ fn allocate(real: [u8; 4]) -> Result<u32, Counter> {
         return Ok(index);
     }
 
-    // Another CPU was faster; its index stands, ours stays unused.
-    // SAFETY: entries are only ever added.
-    unsafe { ALIASES.get(&real) }.copied().ok_or(full)
+    // Another CPU was faster; its index stands, and nobody has seen ours.
+    let _ = FREE.push(&index, 0);
+
+    known(real).ok_or(full)
+}
+
+/// An alias that never stood for anything.
+#[inline(always)]
+fn fresh() -> Option<u32> {
+    let next = NEXT_ALIAS.get_ptr_mut(0)?;
+    // Not relaxed: LLVM 22 then emits an addition that does not return the old value.
+    // SAFETY: an aligned element of a live map; programs change it in this way only.
+    let earlier = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(next, 1) };
+    let taken = earlier + u64::from(FIRST_ALIAS_INDEX);
+    let is_there = taken <= u64::from(!setting!(alias_mask)) && taken < ALIAS_TABLE_LEN as u64;
+
+    is_there.then_some(taken as u32)
+}
+
+/// Leaves word for those who put aliases to rest.
+#[inline(always)]
+fn note_use(index: u32, tracking: Tracking) -> Option<()> {
+    let uses = ALIAS_USES.get_ptr_mut(0)?.cast::<AliasUse>();
+    let index = index as usize & (ALIAS_TABLE_LEN - 1);
+    // SAFETY: bounded above.
+    let entry = unsafe { uses.add(index) };
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let now = (now >> AliasUse::UNIT_BITS) as u32 + 1;
+    // SAFETY: aligned words of a live map. Most uses find them as they should be, and leave the
+    // cache line to others.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*entry).handed_out) != now {
+            core::ptr::write_volatile(&raw mut (*entry).handed_out, now);
+        }
+        if tracking == Tracking::Never
+            && core::ptr::read_volatile(&raw const (*entry).is_pinned) == 0
+        {
+            core::ptr::write_volatile(&raw mut (*entry).is_pinned, 1);
+        }
+    }
+
+    Some(())
 }

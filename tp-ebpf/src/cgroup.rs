@@ -9,7 +9,7 @@ use aya_ebpf::{
 use tp_ebpf_common::{Counter, HEARTBEAT_LIMIT_NS, NameServer, SteerAction};
 
 use crate::{
-    aliases,
+    aliases::{self, Tracking},
     maps::{HEARTBEAT, NAME_SERVERS, STEER4, STEER6, count, setting},
     owner,
 };
@@ -45,6 +45,8 @@ macro_rules! write_field {
 #[derive(Clone, Copy, PartialEq)]
 enum Transport {
     Tcp,
+    /// Its socket may outlive the TCP connections that show its peer.
+    Mptcp,
     Udp,
     OtherStream,
     Other,
@@ -141,18 +143,20 @@ fn steer(ctx: &SockAddrContext, real: [u8; 4]) -> Result<Option<[u8; 4]>, Counte
         return Ok(None);
     }
     owner::check_task()?;
-    match transport {
-        Transport::Tcp => {}
-        Transport::Udp if is_name_server => {}
+    let tracking = match transport {
+        Transport::Tcp => Tracking::Peer,
+        // An unconnected socket has no peer to show, and may read an answer at any time.
+        Transport::Udp if is_name_server => Tracking::Never,
+        Transport::Mptcp => Tracking::Never,
         Transport::Udp => return Err(Counter::Udp),
         Transport::OtherStream | Transport::Other => return Err(Counter::Protocol),
-    }
+    };
     check_binding(ctx)?;
-    if is_name_server && !session_is_alive() && !(is_network && transport == Transport::Tcp) {
+    if is_name_server && !session_is_alive() && !(is_network && transport != Transport::Udp) {
         return Err(Counter::StaleSession);
     }
 
-    aliases::alias_of(real).map(Some)
+    aliases::alias_of(real, tracking).map(Some)
 }
 
 #[inline(always)]
@@ -166,7 +170,8 @@ fn is_ours(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 fn transport(ctx: &SockAddrContext) -> Transport {
     match (read_field!(ctx, type_), read_field!(ctx, protocol)) {
-        (SOCK_STREAM, IPPROTO_TCP | IPPROTO_MPTCP) => Transport::Tcp,
+        (SOCK_STREAM, IPPROTO_TCP) => Transport::Tcp,
+        (SOCK_STREAM, IPPROTO_MPTCP) => Transport::Mptcp,
         (SOCK_STREAM, _) => Transport::OtherStream,
         (SOCK_DGRAM, IPPROTO_UDP) => Transport::Udp,
         _ => Transport::Other,

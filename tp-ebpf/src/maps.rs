@@ -3,9 +3,9 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, Queue, SockMap},
 };
-use tp_ebpf_common::{ALIAS_TABLE_LEN, Counter, NameServer, Settings};
+use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, Counter, NameServer, Settings};
 
 #[map]
 pub(crate) static STEER4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(4096, 0);
@@ -17,15 +17,28 @@ pub(crate) static STEER6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(409
 #[map]
 pub(crate) static NAME_SERVERS: HashMap<NameServer, u32> = HashMap::with_max_entries(64, 0);
 
-/// Real address to alias index.
+/// Real address to the index of the alias in use for it.
 #[map]
 pub(crate) static ALIASES: HashMap<[u8; 4], u32> =
     HashMap::with_max_entries(ALIAS_TABLE_LEN as u32, BPF_F_NO_PREALLOC);
+
+/// The same for aliases that are not in use and not yet free.
+#[map]
+pub(crate) static RESTING: HashMap<[u8; 4], u32> =
+    HashMap::with_max_entries(ALIAS_TABLE_LEN as u32, BPF_F_NO_PREALLOC);
+
+/// Indices that may stand for another address.
+#[map]
+pub(crate) static FREE: Queue<u32> = Queue::with_max_entries(ALIAS_TABLE_LEN as u32, 0);
 
 /// Alias index to real address: one value, so that its elements lie four bytes apart for those
 /// who map it.
 #[map]
 pub(crate) static ALIAS_TABLE: Array<[u32; ALIAS_TABLE_LEN]> =
+    Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub(crate) static ALIAS_USES: Array<[AliasUse; ALIAS_TABLE_LEN]> =
     Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]

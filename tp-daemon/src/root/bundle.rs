@@ -8,15 +8,17 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
-use tp_ebpf_loader::{CredentialOffsets, DataPath, Interfaces, Plan};
+use tp_ebpf_loader::{ALIAS_TABLE_LEN, CredentialOffsets, DataPath, Interfaces, Plan};
 use tp_proto::root;
 
 use super::{
+    aliases::{self, Namespaces, Recycler},
     diag,
     links::{HOST_MAC, INNER_MAC, MTU, Netlink},
     netns::NetNamespace,
@@ -45,6 +47,24 @@ pub(super) struct Request<'a> {
     pub(super) session_pid: u32,
     pub(super) offsets: CredentialOffsets,
     pub(super) hierarchy: &'a Hierarchy,
+    pub(super) tuning: Tuning,
+}
+
+/// What tests set otherwise.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tuning {
+    /// A power of two.
+    pub(super) alias_count: u32,
+    pub(super) quarantine: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            alias_count: ALIAS_TABLE_LEN as u32,
+            quarantine: aliases::QUARANTINE,
+        }
+    }
 }
 
 /// What the session gets, beside its description.
@@ -58,6 +78,7 @@ pub(super) struct Descriptors {
 
 /// A live bundle; dropping it restores the machine.
 pub(super) struct Bundle {
+    recycler: Recycler,
     data_path: DataPath,
     _link: Link,
 }
@@ -66,7 +87,8 @@ impl Bundle {
     pub(super) fn open(request: Request<'_>) -> Result<(Self, root::Bundle, Descriptors), Refusal> {
         let inner = NetNamespace::private().context("cannot make a network namespace")?;
         let cookie = request.host.run(host_cookie)?;
-        let link = Link::make(request.host, &inner)?;
+        let host = request.host.try_clone()?;
+        let link = Link::make(request.host, &inner, request.tuning.alias_count)?;
         let devices = inner.run(|| make_devices(&link.range))?;
 
         let plan = Plan {
@@ -106,7 +128,13 @@ impl Bundle {
             alias_table: data_path.maps().alias_table_fd()?,
             heartbeat: data_path.maps().heartbeat_fd()?,
         };
+        let aliases = data_path.maps_mut().take_aliases();
         let bundle = Self {
+            recycler: Recycler::start(
+                aliases.expect("nobody else takes them"),
+                Namespaces { host, inner },
+                request.tuning.quarantine,
+            )?,
             data_path,
             _link: link,
         };
@@ -116,6 +144,11 @@ impl Bundle {
 
     pub(super) fn data_path(&self) -> &DataPath {
         &self.data_path
+    }
+
+    /// Aliases that stand for an address.
+    pub(super) fn aliases(&self, ever_given: u64) -> u64 {
+        ever_given.saturating_sub(self.recycler.freed())
     }
 
     pub(super) fn data_path_mut(&mut self) -> &mut DataPath {
@@ -141,7 +174,7 @@ struct Link {
 
 impl Link {
     /// Makes the pair and gives it its addresses; the workstation's end stays down.
-    fn make(host: NetNamespace, inner: &NetNamespace) -> Result<Self, Refusal> {
+    fn make(host: NetNamespace, inner: &NetNamespace, alias_count: u32) -> Result<Self, Refusal> {
         let netlink = host.run(Netlink::open)?;
         let _choosing = CHOOSING_RANGE
             .lock()
@@ -151,6 +184,7 @@ impl Link {
                 "no address range is free for aliases: 198.18.0.0/15 and 240.0.0.0/10 are in use",
             )
         })?;
+        let range = range.limited_to(alias_count);
         let name = unused_name(&netlink)?;
         netlink.add_veth(&name, INNER_VETH, inner.as_fd())?;
         let index = netlink.index_of(&name)?;

@@ -16,7 +16,7 @@ use tp_ebpf_loader::{CounterKind, CredentialOffsets};
 use tp_proto::root::{Counters, MAX_PACKET, OpenBundle, Reply, Request};
 
 use super::{
-    bundle::{self, Bundle, Descriptors},
+    bundle::{self, Bundle, Descriptors, Tuning},
     netns::NetNamespace,
     packet::{self, Received},
     peer::Peer,
@@ -33,6 +33,7 @@ pub(super) struct Context {
     pub(super) offsets: CredentialOffsets,
     pub(super) hierarchy: Hierarchy,
     pub(super) lifetime: Lifetime,
+    pub(super) tuning: Tuning,
     /// Set once any connection has had a bundle.
     pub(super) has_served: AtomicBool,
 }
@@ -178,6 +179,7 @@ impl Connection {
             session_pid: self.peer.pid,
             offsets: self.context.offsets,
             hierarchy: &self.context.hierarchy,
+            tuning: self.context.tuning,
         })?;
         self.bundle = Some(bundle);
         self.context.has_served.store(true, Ordering::Relaxed);
@@ -199,7 +201,8 @@ impl Connection {
 
     fn counters(&mut self) -> Result<Counters, Refusal> {
         let mut counters = Counters::default();
-        for counter in self.bundle_mut()?.data_path().maps().counters()? {
+        let bundle = self.bundle_mut()?;
+        for counter in bundle.data_path().maps().counters()? {
             let named = (counter.name.to_owned(), counter.value);
             match counter.kind {
                 CounterKind::Drop => counters.drops.push(named),
@@ -208,7 +211,7 @@ impl Connection {
                     counters.steered = counter.value;
                 }
                 CounterKind::Event if counter.name == "aliases" => {
-                    counters.aliases = counter.value;
+                    counters.aliases = bundle.aliases(counter.value);
                 }
                 CounterKind::Event => {}
             }

@@ -1,7 +1,8 @@
-//! Ends sockets that are connected to an alias, so that no application waits for a session that
-//! is gone: they see ECONNABORTED.
+//! Asks the kernel for sockets that have to do with aliases, and ends those whose session is gone,
+//! so that no application waits for it: they see ECONNABORTED.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Read, Write},
     net::{Ipv4Addr, Ipv6Addr},
     time::Duration,
@@ -18,17 +19,33 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
+const INET_DIAG_REQ_BYTECODE: u16 = 1;
+const INET_DIAG_BC_JMP: u8 = 1;
+const INET_DIAG_BC_S_COND: u8 = 7;
+const INET_DIAG_BC_D_COND: u8 = 8;
 
 const HEADER_LEN: usize = 16;
+const FLAGS_IN_HEADER: usize = 6;
 const REQUEST_LEN: usize = 56;
 /// `struct inet_diag_sockid` in a request and in an answer.
 const ID_LEN: usize = 48;
 const ID_IN_REQUEST: usize = 8;
 const ID_IN_ANSWER: usize = 4;
+const SOURCE_IN_ID: usize = 4;
 const DESTINATION_IN_ID: usize = 20;
 
-/// All but TIME_WAIT (6) and LISTEN (10).
-const STATES: u32 = 0x1fff & !(1 << 6) & !(1 << 10);
+/// All but LISTEN (10).
+const CONNECTED: u32 = 0x1fff & !(1 << 10);
+/// TIME_WAIT (6) is nobody's any more.
+const OWNED: u32 = CONNECTED & !(1 << 6);
+
+/// Length of a condition of a filter with the jump behind it.
+const CONDITION_LEN: usize = 20;
+const JUMP_LEN: usize = 4;
+/// What a jump within a filter can reach.
+pub(super) const MAX_ADDRESSES: usize = 1024;
+/// How often the addresses that nobody was seen to have are asked for again.
+const ROUNDS: usize = 8;
 
 const KINDS: [(u8, u8); 4] = [
     (AF_INET, IPPROTO_TCP),
@@ -63,36 +80,98 @@ pub(super) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
     destroyed
 }
 
+/// The end of a connection that an address is looked for at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Own,
+    Peer,
+}
+
+/// Which of `addresses`, at most [`MAX_ADDRESSES`], TCP sockets of the calling thread's network
+/// namespace have at that end.
+///
+/// The kernel walks its table bucket by bucket, each under a lock, so an answer without sockets
+/// is complete. One with sockets comes in parts, and at their seams others can be missed; so what
+/// was not found is asked for again until nothing is.
+pub(super) fn addresses_in_use(addresses: &[Ipv4Addr], end: End) -> io::Result<BTreeSet<Ipv4Addr>> {
+    let mut in_use = BTreeSet::new();
+    for family in [AF_INET, AF_INET6] {
+        for round in 0.. {
+            let rest: Vec<_> = addresses
+                .iter()
+                .copied()
+                .filter(|address| !in_use.contains(address))
+                .collect();
+            if rest.is_empty() {
+                break;
+            }
+            if round == ROUNDS {
+                // Whoever cannot be ruled out counts.
+                in_use.extend(rest);
+                break;
+            }
+            let mut found = BTreeSet::new();
+            let filter = filter(&rest, end);
+            let request = request(
+                SOCK_DIAG_BY_FAMILY,
+                family,
+                IPPROTO_TCP,
+                CONNECTED,
+                &[0; ID_LEN],
+            );
+            dump(with_filter(request, &filter), |body| {
+                found.extend(address_of(body, end));
+            })?;
+            if found.is_empty() {
+                break;
+            }
+            in_use.extend(found);
+        }
+    }
+
+    Ok(in_use)
+}
+
 type SocketId = [u8; ID_LEN];
 
 fn sockets_to(aliases: Ipv4Net, family: u8, protocol: u8) -> io::Result<Vec<SocketId>> {
+    let mut found = Vec::new();
+    let request = request(SOCK_DIAG_BY_FAMILY, family, protocol, OWNED, &[0; ID_LEN]);
+    let dumped = dump(request, |body| found.extend(matching_id(body, aliases)));
+    if found.is_empty() {
+        dumped?;
+    }
+
+    Ok(found)
+}
+
+/// Hands over the body of every answer; succeeds only if it was the last one too.
+fn dump(mut request: Vec<u8>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut netlink = open()?;
-    let flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let request = request(SOCK_DIAG_BY_FAMILY, flags, family, protocol, &[0; ID_LEN]);
+    request[FLAGS_IN_HEADER..FLAGS_IN_HEADER + 2]
+        .copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     netlink.write_all(&request)?;
 
-    let mut found = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
     for _ in 0..MAX_ANSWERS {
         let len = netlink.read(&mut buffer)?;
         let mut rest = &buffer[..len];
         while let Some((kind, body, next)) = message(rest) {
             match kind {
-                NLMSG_DONE => return Ok(found),
+                NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => return Err(error_of(body)),
-                _ => found.extend(matching_id(body, aliases)),
+                _ => each(body),
             }
             rest = next;
         }
     }
 
-    Ok(found)
+    Err(io::Error::other("the kernel lists sockets without end"))
 }
 
 fn destroy(family: u8, protocol: u8, id: &SocketId) -> io::Result<()> {
     let mut netlink = open()?;
-    let flags = NLM_F_REQUEST | NLM_F_ACK;
-    netlink.write_all(&request(SOCK_DESTROY, flags, family, protocol, id))?;
+    netlink.write_all(&request(SOCK_DESTROY, family, protocol, OWNED, id))?;
     let mut buffer = [0; 1024];
     let len = netlink.read(&mut buffer)?;
     match message(&buffer[..len]) {
@@ -111,19 +190,61 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn request(kind: u16, flags: u16, family: u8, protocol: u8, id: &SocketId) -> Vec<u8> {
+fn request(kind: u16, family: u8, protocol: u8, states: u32, id: &SocketId) -> Vec<u8> {
     let len = HEADER_LEN + REQUEST_LEN;
     let mut bytes = Vec::with_capacity(len);
     bytes.extend((len as u32).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
     bytes.extend([0; 8]);
     bytes.extend([family, protocol, 0, 0]);
-    bytes.extend(STATES.to_ne_bytes());
+    bytes.extend(states.to_ne_bytes());
     debug_assert_eq!(bytes.len(), HEADER_LEN + ID_IN_REQUEST);
     bytes.extend(id);
 
     bytes
+}
+
+/// Adds a filter to a request for a list.
+fn with_filter(mut request: Vec<u8>, filter: &[u8]) -> Vec<u8> {
+    let attribute = u16::try_from(4 + filter.len()).expect("MAX_ADDRESSES fit");
+    request.extend(attribute.to_ne_bytes());
+    request.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
+    request.extend(filter);
+    let len = u32::try_from(request.len()).expect("small");
+    request[..4].copy_from_slice(&len.to_ne_bytes());
+
+    request
+}
+
+/// A program for the kernel that accepts sockets with one of the addresses at that end, in IPv6's
+/// mapped form too.
+///
+/// It is a chain of conditions. One that holds goes on to the jump behind it, which leads to the
+/// end of the program: accepted. One that does not goes on to the next condition; behind the last
+/// one that is beyond the end: refused.
+fn filter(addresses: &[Ipv4Addr], end: End) -> Vec<u8> {
+    let code = match end {
+        End::Own => INET_DIAG_BC_S_COND,
+        End::Peer => INET_DIAG_BC_D_COND,
+    };
+    let any_port = (-1_i32).to_ne_bytes();
+    let total = addresses.len() * CONDITION_LEN - JUMP_LEN;
+    let mut program = Vec::with_capacity(total);
+    for (n, address) in addresses.iter().enumerate() {
+        if n > 0 {
+            let to_end = u16::try_from(total - program.len()).expect("MAX_ADDRESSES fit");
+            program.extend([INET_DIAG_BC_JMP, JUMP_LEN as u8]);
+            program.extend(to_end.to_ne_bytes());
+        }
+        program.extend([code, (CONDITION_LEN - JUMP_LEN) as u8]);
+        program.extend((CONDITION_LEN as u16).to_ne_bytes());
+        program.extend([AF_INET, 32, 0, 0]);
+        program.extend(any_port);
+        program.extend(address.octets());
+    }
+
+    program
 }
 
 /// Splits off one message: its kind, its body and what follows.
@@ -145,30 +266,36 @@ fn error_of(body: &[u8]) -> io::Error {
 }
 
 fn matching_id(body: &[u8], aliases: Ipv4Net) -> Option<SocketId> {
-    let family = *body.first()?;
-    let id: SocketId = body
-        .get(ID_IN_ANSWER..ID_IN_ANSWER + ID_LEN)?
-        .try_into()
-        .ok()?;
-    let destination: [u8; 16] = id[DESTINATION_IN_ID..DESTINATION_IN_ID + 16]
-        .try_into()
-        .ok()?;
-    let address = match family {
-        AF_INET => Ipv4Addr::new(
-            destination[0],
-            destination[1],
-            destination[2],
-            destination[3],
-        ),
-        AF_INET6 => Ipv6Addr::from(destination).to_ipv4_mapped()?,
-        _ => return None,
-    };
+    let address = address_of(body, End::Peer)?;
 
-    aliases.contains(&address).then_some(id)
+    aliases.contains(&address).then(|| id_of(body)).flatten()
+}
+
+fn id_of(body: &[u8]) -> Option<SocketId> {
+    body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID_LEN)?
+        .try_into()
+        .ok()
+}
+
+fn address_of(body: &[u8], end: End) -> Option<Ipv4Addr> {
+    let at = match end {
+        End::Own => SOURCE_IN_ID,
+        End::Peer => DESTINATION_IN_ID,
+    };
+    let address: [u8; 16] = id_of(body)?[at..at + 16].try_into().ok()?;
+    match *body.first()? {
+        AF_INET => Some(Ipv4Addr::new(
+            address[0], address[1], address[2], address[3],
+        )),
+        AF_INET6 => Ipv6Addr::from(address).to_ipv4_mapped(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
 
     #[test]
@@ -190,6 +317,35 @@ mod tests {
         }
         assert!(message(&[0; 16]).is_none());
         assert!(message(&[255; 16]).is_none());
+    }
+
+    #[test]
+    fn sockets_are_found_by_either_end_among_many_addresses() {
+        let listener = TcpListener::bind("127.86.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mapped = format!(
+            "[::ffff:127.86.0.1]:{}",
+            listener.local_addr().unwrap().port()
+        );
+        let own = stream.local_addr().unwrap().ip();
+        let mut asked: Vec<Ipv4Addr> = (0..1000_u32)
+            .map(|n| (u32::from(Ipv4Addr::new(127, 87, 0, 0)) + n).into())
+            .collect();
+        asked.insert(500, Ipv4Addr::new(127, 86, 0, 1));
+
+        let peers = addresses_in_use(&asked, End::Peer).unwrap();
+        let ends = addresses_in_use(&asked, End::Own).unwrap();
+        drop(stream);
+        let dual_stack = TcpStream::connect(mapped).unwrap();
+        let mapped_peers = addresses_in_use(&asked, End::Peer).unwrap();
+
+        let expected = BTreeSet::from([Ipv4Addr::new(127, 86, 0, 1)]);
+        assert_eq!(peers, expected, "from {own}");
+        // The accepted end.
+        assert_eq!(ends, expected);
+        assert_eq!(mapped_peers, expected);
+        drop(dual_stack);
+        assert_eq!(addresses_in_use(&[], End::Peer).unwrap(), BTreeSet::new());
     }
 
     fn answer(family: u8, destination: &[u8]) -> Vec<u8> {

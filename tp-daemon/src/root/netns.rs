@@ -34,6 +34,12 @@ impl NetNamespace {
         sys::is_network_namespace(&fd).then_some(Self { fd })
     }
 
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let fd = self.fd.try_clone()?;
+
+        Ok(Self { fd })
+    }
+
     /// Says whether that process is in this namespace.
     pub(super) fn is_of_process(&self, pid: u32) -> io::Result<bool> {
         let ours = rustix::fs::fstat(&self.fd)?;

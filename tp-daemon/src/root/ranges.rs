@@ -31,6 +31,17 @@ impl Range {
         1 << (32 - self.aliases.prefix_len())
     }
 
+    /// The same with at most that many aliases, a power of two.
+    pub(super) fn limited_to(self, count: u32) -> Self {
+        let prefix_len = u8::try_from(32 - count.ilog2()).expect("at most 32");
+        let prefix_len = prefix_len.max(self.aliases.prefix_len());
+
+        Self {
+            aliases: Ipv4Net::new(self.aliases.addr(), prefix_len).expect("at most 32"),
+            ..self
+        }
+    }
+
     fn link(&self) -> Ipv4Net {
         Ipv4Net::new(self.host, 24)
             .expect("a constant prefix length")
@@ -103,6 +114,14 @@ mod tests {
         let range = choose(&[net("198.18.0.0/15")]).unwrap();
 
         assert_eq!(range.aliases, net("240.0.0.0/16"));
+    }
+
+    #[test]
+    fn a_range_can_be_made_smaller() {
+        let range = choose(&[]).unwrap();
+
+        assert_eq!(range.limited_to(512).aliases, net("198.18.0.0/23"));
+        assert_eq!(range.limited_to(1 << 20).aliases, range.aliases);
     }
 
     fn net(text: &str) -> Ipv4Net {
