@@ -226,7 +226,8 @@ fn gathered_logs_hold_no_secret_that_others_printed() {
     // An exec plugin that fails and says its token where errors are said.
     let config = std::fs::read_to_string(workstation.kubeconfig()).expect("there is a kubeconfig");
     let mut config: Value = serde_json::from_str(&config).expect("it is JSON");
-    let plugin = format!("echo '{{\"status\":{{\"token\":\"{SECRET}\"}}}}' >&2; exit 1");
+    let token = format!("echo '{{\"status\":{{\"token\":\"{SECRET}\"}}}}'");
+    let plugin = format!("{token}; {token} >&2; echo log in first >&2; exit 1");
     config["users"][0]["user"] = serde_json::json!({"exec": {
         "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", plugin],
         "interactiveMode": "Never", "provideClusterInfo": false,
@@ -237,6 +238,7 @@ fn gathered_logs_hold_no_secret_that_others_printed() {
     let file = file.to_str().expect("the testbed's path is UTF-8");
     let refused = workstation.tp(&["connect", "--namespace=shop", "--kubeconfig", file]);
     assert_eq!(refused.code(), 78, "{refused}");
+    assert!(refused.stderr.contains("plugin sh failed"), "{refused}");
     assert!(!refused.stderr.contains(SECRET), "{refused}");
     // What servers, proxies and kubeconfigs that are quoted could have left there.
     for (log, lines) in [

@@ -9,6 +9,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config, Resource as _, ResourceExt,
     api::{DeleteParams, PostParams},
+    client::AuthError,
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use tokio::{
@@ -97,13 +98,16 @@ impl Cluster {
                 .clone()
                 .unwrap_or_default(),
         };
+        let plugin = config.auth_info.exec.as_ref();
+        let plugin = plugin.and_then(|plugin| plugin.command.clone());
+        let plugin = plugin.unwrap_or_default();
         let client = client::client(config).map_err(|error| {
             Fault::new(
                 FaultKind::Config,
                 format!(
                     "context {} cannot be used: {}",
                     place.context,
-                    faults::chain(&error)
+                    why_unusable(&error, &plugin)
                 ),
             )
         })?;
@@ -300,6 +304,22 @@ impl Cluster {
 }
 
 /// The configuration, and the names of its context and user.
+/// In its own words; of a credential plugin that failed only the last of what it told people. Its
+/// arguments and its output may hold what is to stay secret.
+fn why_unusable(error: &kube::Error, plugin: &str) -> String {
+    let kube::Error::Auth(AuthError::AuthExecRun { out, .. }) = error else {
+        return faults::chain(error);
+    };
+    let words = String::from_utf8_lossy(&out.stderr);
+    let last = words.lines().rfind(|line| !line.trim().is_empty());
+
+    format!(
+        "its credential plugin {plugin} failed ({}): {}",
+        out.status,
+        last.unwrap_or("it said nothing").trim()
+    )
+}
+
 async fn config(request: &ConnectRequest) -> Result<(Config, String, String), Fault> {
     let files = match (request.kubeconfig.as_str(), home_kubeconfig()) {
         ("", Some(path)) => path.display().to_string(),
