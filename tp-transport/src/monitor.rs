@@ -305,12 +305,12 @@ impl Monitor {
     /// Sends what is due and judges the paths. `link_heard`: when the byte stream last brought
     /// anything. All replies that have arrived must have been given before.
     pub(crate) fn tick(&mut self, now: Instant, link_heard: Instant) -> Vec<Action> {
-        if now.saturating_duration_since(self.expected_tick) > LATE {
-            self.forgive(now);
-        }
         self.link
             .awaiting_since
             .take_if(|since| link_heard >= *since);
+        if now.saturating_duration_since(self.expected_tick) > LATE {
+            self.forgive(now);
+        }
         let mut actions = Vec::new();
         match self.active {
             Target::Link => self.tick_on_link(now, &mut actions),
@@ -445,16 +445,19 @@ impl Monitor {
             .unwrap_or_default()
     }
 
+    /// The time that was missed is no silence; what was silent before and stays so still counts.
     fn forgive(&mut self, now: Instant) {
+        let missed = now.saturating_duration_since(self.expected_tick);
         for candidate in &mut self.candidates {
-            candidate.outstanding.clear();
+            candidate.outstanding.truncate(1);
+            if let Some(oldest) = candidate.outstanding.front_mut() {
+                oldest.sent += missed;
+            }
             candidate.next_probe = candidate.next_probe.min(now);
         }
-        self.link.awaiting_since = None;
         self.link.next_probe = now;
-        if let Some(since) = &mut self.link.down_since {
-            *since = now;
-        }
+        let since = [&mut self.link.awaiting_since, &mut self.link.down_since];
+        since.into_iter().flatten().for_each(|it| *it += missed);
     }
 
     fn candidate(&mut self, address: SocketAddr) -> Option<&mut Candidate> {

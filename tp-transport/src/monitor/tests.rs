@@ -102,6 +102,23 @@ fn a_monitor_that_was_late_blames_nobody() {
 }
 
 #[test]
+fn a_monitor_that_is_late_time_and_again_still_notices_silence() {
+    let mut on_udp = World::on_udp(PathChoice::UdpOnly);
+    on_udp.udp_answers = false;
+    let mut on_link = World::new(PathChoice::StreamOnly);
+    on_link.link_answers = false;
+
+    for mut world in [on_udp, on_link] {
+        world.busy = true;
+        for _ in 0..40 {
+            world.run(Duration::from_millis(100));
+            world.now += Duration::from_millis(1100);
+        }
+        assert!(world.gone);
+    }
+}
+
+#[test]
 fn a_path_that_fell_silent_is_used_again_only_after_a_pause() {
     let mut world = World::on_udp(PathChoice::Auto);
     world.busy = true;
