@@ -97,6 +97,8 @@ impl Machine {
         ));
         for (netns, address) in [(own, "172.31.0.2"), (other, "172.31.0.1")] {
             sh(&format!("ip -n {netns} address add {address}/24 dev e0"));
+            // An address that is still tentative when the snapshot is taken would differ later.
+            sh(&format!("ip -n {netns} link set e0 addrgenmode none"));
             sh(&format!("ip -n {netns} link set e0 up"));
         }
         sh(&format!("ip -n {own} route add default via 172.31.0.1"));

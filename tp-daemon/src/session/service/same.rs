@@ -68,29 +68,37 @@ fn places(here: &Place, wanted: &Place) -> Vec<String> {
     .collect()
 }
 
+/// What is not asked for may be as it is.
 fn flags(here: &ConnectRequest, wanted: &ConnectRequest) -> Vec<String> {
+    let asked = |what, here: &str, wanted: &str, default: &str| {
+        difference(what, here, wanted).filter(|_| wanted != default)
+    };
     [
-        difference(
+        asked(
             "--mapped-namespaces",
             &list(&here.mapped_namespaces),
             &list(&wanted.mapped_namespaces),
+            "",
         ),
-        difference(
+        asked(
             "--also-proxy",
             &list(&here.also_proxy),
             &list(&wanted.also_proxy),
+            "",
         ),
-        difference(
+        asked(
             "--never-proxy",
             &list(&here.never_proxy),
             &list(&wanted.never_proxy),
+            "",
         ),
-        difference(
+        asked(
             "--transport",
             transport(here.transport()),
             transport(wanted.transport()),
+            transport(Transport::Auto),
         ),
-        difference("cgroup", &here.cgroup, &wanted.cgroup),
+        asked("cgroup", &here.cgroup, &wanted.cgroup, ""),
     ]
     .into_iter()
     .flatten()
@@ -196,6 +204,7 @@ mod tests {
                 "--transport quic (not auto)",
             ]
         );
+        assert!(flags(&wanted, &ConnectRequest::default()).is_empty());
     }
 
     #[test]
