@@ -64,6 +64,22 @@ fn built() -> PathBuf {
         .join("release")
 }
 
+/// The archive of the release that `cargo xtask dist` or `test` made of these programs.
+#[track_caller]
+pub fn release() -> PathBuf {
+    let archive = built().with_file_name("dist").join(format!(
+        "tp-{}-linux-{}.tar.gz",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::ARCH
+    ));
+    assert!(
+        archive.exists(),
+        "{} is missing: make it with `cargo xtask dist`",
+        archive.display()
+    );
+    archive
+}
+
 /// One person, with everything of their own.
 #[derive(Debug)]
 pub struct Workstation {
@@ -144,6 +160,12 @@ impl Workstation {
     /// The same, for root and the members of another group.
     #[track_caller]
     pub fn start_root_daemon_for(&mut self, group: &str) {
+        self.start_root_daemon_below(group, &[]);
+    }
+
+    /// The same, by a command that becomes the root daemon; its words hold no spaces.
+    #[track_caller]
+    pub fn start_root_daemon_below(&mut self, group: &str, launcher: &[&str]) {
         if let Some(keeper) = self.keeper.take() {
             end_keeper(keeper);
         }
@@ -159,14 +181,15 @@ impl Workstation {
             .args([
                 "sh",
                 "-c",
-                "daemon=$1 socket=$2 group=$3; shift 3\n\
-                 \"$daemon\" root --socket \"$socket\" --group \"$group\" & root=$!\n\
+                "daemon=$1 socket=$2 group=$3 launcher=$4; shift 4\n\
+                 $launcher \"$daemon\" root --socket \"$socket\" --group \"$group\" & root=$!\n\
                  read -r _; \"$@\" >/dev/null 2>&1; kill -TERM $root 2>/dev/null; wait $root",
                 "keeper",
             ])
             .arg(programs().join("tp-daemon"))
             .arg(&self.root_socket)
             .arg(group)
+            .arg(launcher.join(" "))
             .args(quit)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -15,11 +15,27 @@ use crate::{
     notices, paths, products, run,
 };
 
+mod check;
+
 /// Shells and the file names that their completion systems expect.
 const COMPLETIONS: &[(&str, &str)] = &[("bash", "tp.bash"), ("fish", "tp.fish"), ("zsh", "_tp")];
 
 pub(crate) fn dist() -> Result<()> {
     products::build()?;
+    pack()?;
+
+    let folder = paths::dist();
+    println!("{}:", folder.display());
+    for file in files(&folder)? {
+        let size = fs::metadata(&file)?.len();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        println!("  {name} ({:.1} MB)", size as f64 / 1e6);
+    }
+    Ok(())
+}
+
+/// Packs what is built, and checks that it is all there.
+pub(crate) fn pack() -> Result<()> {
     let folder = paths::dist();
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
@@ -39,14 +55,7 @@ pub(crate) fn dist() -> Result<()> {
     write_archive(&folder, &archive, &notices)?;
     products::write_image(&image(), &notices)?;
     write_sums(&folder)?;
-
-    println!("{}:", folder.display());
-    for file in files(&folder)? {
-        let size = fs::metadata(&file)?.len();
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        println!("  {name} ({:.1} MB)", size as f64 / 1e6);
-    }
-    Ok(())
+    check::all(&folder, &archive)
 }
 
 /// Builds the image alone, for the test cluster.

@@ -106,7 +106,7 @@ impl Artifact {
     }
 }
 
-fn ensure_static(program: &Path) -> Result<()> {
+pub(crate) fn ensure_static(program: &Path) -> Result<()> {
     let headers = run::output(
         Command::new("readelf")
             .args(["--program-headers", "--wide"])
