@@ -69,7 +69,7 @@ fn own(options: &Options) -> Result<()> {
     consent("demo", Kubernetes::Own, options.yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(needed(Kubernetes::Own))
+        packages::ensure(&needed(Kubernetes::Own))
     })?;
     steps.step("programs", "the compiler's words above", products::build)?;
     steps.step("image", "target/dist", || dist::image_only().map(drop))?;
@@ -216,7 +216,7 @@ fn foreign(options: &Options, kubeconfig: &Path, image: &str) -> Result<()> {
     consent("demo", Kubernetes::Foreign, options.yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(needed(Kubernetes::Foreign))
+        packages::ensure(&needed(Kubernetes::Foreign))
     })?;
     steps.step("programs", "the compiler's words above", products::build)?;
     let archive = steps.step("image", "target/dist", dist::image_only)?;

@@ -11,6 +11,7 @@ use crate::{packages, paths, run, tools::Tool};
 
 const TARGET: &str = "bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CLIPPY: &str = "/usr/bin/clippy-driver";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 
 const LINKER: Tool = Tool {
@@ -27,10 +28,19 @@ const NIGHTLY_LINKER: Tool = Tool {
     ..LINKER
 };
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Toolchain {
     Debian,
     Nightly,
+}
+
+impl Toolchain {
+    fn linker(self) -> Tool {
+        match self {
+            Self::Debian => LINKER,
+            Self::Nightly => NIGHTLY_LINKER,
+        }
+    }
 }
 
 /// Builds the object, and says where it is.
@@ -47,11 +57,11 @@ pub(crate) fn build() -> Result<()> {
         bail!("{} has no Cargo.toml: nothing to build", source.display());
     }
 
-    let toolchain = choose()?;
-    let linker = match toolchain {
-        Toolchain::Debian => LINKER.ensure()?,
-        Toolchain::Nightly => NIGHTLY_LINKER.ensure()?,
-    };
+    let toolchain = choose(debian_is_complete, nightly_has_sources);
+    packages::ensure(&[packages_of(toolchain)]).context(
+        "no compiler for eBPF: neither Debian's packages nor a rustup nightly with rust-src",
+    )?;
+    let linker = toolchain.linker().ensure()?;
     compile(&source, toolchain, &linker)?;
 
     let built = paths::target().join(format!("bpf-build/{TARGET}/release/tp-ebpf"));
@@ -66,22 +76,45 @@ pub(crate) fn build() -> Result<()> {
 
 /// Whether the next build has to build the linker first.
 pub(crate) fn linker_is_missing() -> bool {
-    LINKER.find().is_none()
+    choose(debian_is_complete, nightly_has_sources)
+        .linker()
+        .find()
+        .is_none()
 }
 
-fn choose() -> Result<Toolchain> {
-    let debian = Path::new(DEBIAN_RUSTC).exists() && Path::new(DEBIAN_CORE).is_dir();
-    if debian && packages::missing(&[packages::BPF]).is_ok_and(|missing| missing.is_empty()) {
-        return Ok(Toolchain::Debian);
-    }
-    if nightly_has_sources() {
-        return Ok(Toolchain::Nightly);
-    }
+/// The Debian packages that the next build needs: none where a nightly does it.
+pub(crate) fn packages() -> &'static [&'static str] {
+    packages_of(choose(debian_is_complete, nightly_has_sources))
+}
 
-    packages::ensure(&[packages::BPF]).context(
-        "no compiler for eBPF: neither Debian's packages nor a rustup nightly with rust-src",
-    )?;
-    Ok(Toolchain::Debian)
+/// The same for its lints.
+pub(crate) fn lint_packages() -> &'static [&'static str] {
+    match choose(debian_is_complete, nightly_has_sources) {
+        Toolchain::Debian => packages::BPF_LINTS,
+        Toolchain::Nightly => &[],
+    }
+}
+
+fn packages_of(toolchain: Toolchain) -> &'static [&'static str] {
+    match toolchain {
+        Toolchain::Debian => packages::BPF,
+        Toolchain::Nightly => &[],
+    }
+}
+
+/// Debian's where it is there already, or where there is no nightly either and its packages have to be installed.
+fn choose(debian: impl Fn() -> bool, nightly: impl Fn() -> bool) -> Toolchain {
+    if !debian() && nightly() {
+        Toolchain::Nightly
+    } else {
+        Toolchain::Debian
+    }
+}
+
+fn debian_is_complete() -> bool {
+    Path::new(DEBIAN_RUSTC).exists()
+        && Path::new(DEBIAN_CORE).is_dir()
+        && packages::missing(&[packages::BPF]).is_ok_and(|missing| missing.is_empty())
 }
 
 fn nightly_has_sources() -> bool {
@@ -95,29 +128,74 @@ fn nightly_has_sources() -> bool {
 }
 
 fn compile(source: &Path, toolchain: Toolchain, linker: &Path) -> Result<()> {
+    run::status(
+        cargo("build", source, toolchain).env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker),
+    )
+}
+
+/// Clippy, warnings denied, of the toolchain that builds.
+pub(crate) fn lint() -> Result<()> {
+    let source = paths::workspace().join("tp-ebpf");
+    let toolchain = choose(debian_is_complete, nightly_has_sources);
+    let mut check = match toolchain {
+        Toolchain::Debian => {
+            packages::ensure(&[packages::BPF_LINTS])?;
+            let mut check = cargo("check", &source, toolchain);
+            check
+                .env("RUSTC_WORKSPACE_WRAPPER", DEBIAN_CLIPPY)
+                // As `cargo clippy` hands its arguments on.
+                .env(
+                    "CLIPPY_ARGS",
+                    "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__",
+                );
+            check
+        }
+        Toolchain::Nightly => {
+            let mut clippy = cargo("clippy", &source, toolchain);
+            clippy.args(["--", "-D", "warnings"]);
+            clippy
+        }
+    };
+    run::status(&mut check)
+}
+
+fn cargo(command: &str, source: &Path, toolchain: Toolchain) -> Command {
     let mut cargo = Command::new("cargo");
     match toolchain {
         Toolchain::Debian => {
             cargo
-                .arg("build")
+                .arg(command)
                 // The packages carry a stable compiler; BPF needs unstable features of it.
                 .env("RUSTC_BOOTSTRAP", "1")
                 .env("RUSTC", DEBIAN_RUSTC);
         }
         Toolchain::Nightly => {
-            cargo.args(["+nightly", "build", "-Z", "build-std=core"]);
+            cargo.args(["+nightly", command, "-Z", "build-std=core"]);
         }
     }
 
-    run::status(
-        cargo
-            .args(["--release", "--quiet", "--target", TARGET])
-            .current_dir(source)
-            .env("CARGO_TARGET_DIR", paths::target().join("bpf-build"))
-            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker)
-            // Flags meant for the host's programs do not fit this target.
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env_remove("RUSTC_WRAPPER"),
-    )
+    cargo
+        .args(["--release", "--quiet", "--target", TARGET])
+        .current_dir(source)
+        .env("CARGO_TARGET_DIR", paths::target().join("bpf-build"))
+        // Flags meant for the host's programs do not fit this target.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("RUSTC_WRAPPER");
+    cargo
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nightly_with_sources_needs_no_packages() {
+        let chosen = |debian: bool, nightly: bool| choose(|| debian, || nightly);
+
+        assert_eq!(chosen(true, true), Toolchain::Debian);
+        assert_eq!(chosen(false, false), Toolchain::Debian);
+        assert_eq!(chosen(false, true), Toolchain::Nightly);
+        assert!(packages_of(Toolchain::Nightly).is_empty());
+    }
 }

@@ -14,6 +14,9 @@ pub(crate) const BPF: &[&str] = &[
     "rustc-web",
 ];
 
+/// The lints of that compiler.
+pub(crate) const BPF_LINTS: &[&str] = &["rust-web-clippy"];
+
 /// What Cargo, `cargo install` and cgo call.
 pub(crate) const BUILD: &[&str] = &[
     "binutils",

@@ -18,14 +18,6 @@ mod untouched;
 /// Where to look when a test fails.
 const THEIR_WORDS: &str = "what the failed test said above";
 
-/// Every package of the workspace's own set-up.
-const PACKAGES: &[&[&str]] = &[
-    packages::BUILD,
-    packages::BPF,
-    packages::CLUSTER,
-    packages::CLIENTS,
-];
-
 const DENY: Tool = Tool {
     name: "cargo-deny",
     version: "0.20.2",
@@ -51,7 +43,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     let kube = Untouched::kube()?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(needed(Kubernetes::Own))
+        packages::ensure(&needed(Kubernetes::Own))
     })?;
     if options.only.is_none() {
         static_checks(&mut steps)?;
@@ -61,7 +53,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         lints(&mut steps)?;
     }
     steps.step("programs", "the compiler's words above", products::build)?;
-    steps.step("image", "target/dist", || dist::image_only().map(drop))?;
+    steps.step("distribution", "target/dist", dist::pack)?;
     let tests = steps.step("tests built", "the compiler's words above", programs::build)?;
     if options.only.is_none() {
         let unit = tests.iter().filter(|test| !test.is_end_to_end());
@@ -121,7 +113,8 @@ fn lints(steps: &mut Steps) -> Result<()> {
                 "--",
                 "-D",
                 "warnings",
-            ])
+            ])?;
+            ebpf::lint()
         },
     )?;
     steps.step("licences and sources of dependencies", "deny.toml", || {
@@ -228,11 +221,11 @@ pub(crate) fn consent(command: &str, kubernetes: Kubernetes, yes: bool) -> Resul
 
 fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
     let lists = needed(kubernetes);
-    let missing = packages::missing(lists)?;
+    let missing = packages::missing(&lists)?;
     let mut minutes = if command == "test" { 10 } else { 1 };
     println!("`cargo xtask {command}` on this machine:");
     if missing.is_empty() {
-        println!("  packages   all {} are installed", packages::count(lists));
+        println!("  packages   all {} are installed", packages::count(&lists));
     } else {
         println!(
             "  packages   to install with apt-get: {}",
@@ -273,11 +266,12 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
 }
 
 /// The packages that a command needs.
-pub(crate) fn needed(kubernetes: Kubernetes) -> &'static [&'static [&'static str]] {
-    match kubernetes {
-        Kubernetes::Own => PACKAGES,
-        Kubernetes::Foreign => &[packages::BUILD, packages::BPF],
+pub(crate) fn needed(kubernetes: Kubernetes) -> Vec<&'static [&'static str]> {
+    let mut lists = vec![packages::BUILD, ebpf::packages()];
+    if kubernetes == Kubernetes::Own {
+        lists.extend([packages::CLUSTER, packages::CLIENTS, ebpf::lint_packages()]);
     }
+    lists
 }
 
 /// Tells what goes on and how long each step took.
