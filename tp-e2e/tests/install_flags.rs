@@ -1,0 +1,240 @@
+//! What each flag of `tp install` makes, and that another install with others takes it away again.
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tp_e2e::{
+    cluster::{testbed, text},
+    process::{Finished, PATIENCE, run},
+    user::Account,
+    workstation::{Workstation, programs},
+};
+
+/// A rollout, and the removal of namespaces.
+const ROLLOUT: Duration = Duration::from_secs(150);
+const NODE: &str = "172.30.0.11";
+
+fn tp(arguments: &[&str]) -> Finished {
+    let mut command = testbed().inside(&testbed().workstation());
+    command
+        .arg(programs().join("tp"))
+        .args(arguments)
+        .env("KUBECONFIG", testbed().kubeconfig("admin"));
+    run(&mut command, ROLLOUT)
+}
+
+fn install(flags: &[&str]) -> Finished {
+    let image = std::env::var("TP_IMAGE")
+        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
+    tp(&[&["install", "--image", &image], flags].concat())
+}
+
+/// Runs a test that installs tp in its own way, and puts it back as the others want it.
+fn with_tp_afterwards(test: impl FnOnce()) {
+    testbed().install_tp();
+    let result = catch_unwind(AssertUnwindSafe(test));
+    testbed().install_tp_again();
+    if let Err(failure) = result {
+        resume_unwind(failure);
+    }
+}
+
+/// The types of the services that stand for one manager each.
+fn exposed() -> Vec<String> {
+    let list = testbed().kubectl(&["get", "services", "--namespace=tp-system", "--output=json"]);
+    let list: Value = serde_json::from_str(&list).expect("kubectl prints JSON");
+    list["items"]
+        .as_array()
+        .expect("a list has items")
+        .iter()
+        .filter(|service| service["metadata"]["name"] != "tp-manager")
+        .map(|service| text(&service["spec"]["type"]))
+        .collect()
+}
+
+fn namespaces() -> String {
+    testbed().kubectl(&["get", "namespaces", "--output=name"])
+}
+
+/// What the flags say, as the cluster has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Made {
+    replicas: Option<u64>,
+    pull_policy: String,
+    arguments: Vec<String>,
+    connect_groups: Vec<String>,
+    exposed: Vec<String>,
+}
+
+impl Made {
+    fn read() -> Self {
+        let texts = |values: &Value, field: &str| -> Vec<String> {
+            let values = values.as_array().cloned().unwrap_or_default();
+            values
+                .iter()
+                .map(|value| text(value.get(field).unwrap_or(value)))
+                .collect()
+        };
+        let set = testbed().object("tp-system", "statefulset", "tp-manager");
+        let container = &set["spec"]["template"]["spec"]["containers"][0];
+        let binding = testbed().object("tp-system", "rolebinding", "tp-connect");
+        Self {
+            replicas: set["spec"]["replicas"].as_u64(),
+            pull_policy: text(&container["imagePullPolicy"]),
+            arguments: texts(&container["args"], ""),
+            connect_groups: texts(&binding["subjects"], "name"),
+            exposed: exposed(),
+        }
+    }
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+#[test]
+fn each_flag_makes_its_field_and_the_next_install_takes_it_away() {
+    with_tp_afterwards(|| {
+        install(&[
+            "--replicas=2",
+            "--image-pull-policy=Never",
+            "--connect-group=e2e-a",
+            "--connect-group=e2e-b",
+            "--allow=nodes",
+            "--allow=api-server",
+            "--wait",
+        ])
+        .expect_success();
+        let all = Made::read();
+        install(&["--expose=none", "--wait"]).expect_success();
+        let plain = Made::read();
+        install(&["--expose=loadbalancer", "--wait"]).expect_success();
+        let balanced = Made::read();
+
+        assert_eq!(
+            all,
+            Made {
+                replicas: Some(2),
+                pull_policy: "Never".into(),
+                arguments: owned(&["--allow=nodes", "--allow=api-server"]),
+                connect_groups: owned(&["e2e-a", "e2e-b"]),
+                exposed: owned(&["NodePort", "NodePort"]),
+            }
+        );
+        let mut expected = Made {
+            replicas: Some(1),
+            pull_policy: "IfNotPresent".into(),
+            arguments: Vec::new(),
+            connect_groups: owned(&["system:authenticated"]),
+            exposed: Vec::new(),
+        };
+        assert_eq!(plain, expected);
+        expected.exposed = owned(&["LoadBalancer"]);
+        assert_eq!(balanced, expected);
+    });
+}
+
+#[test]
+fn the_address_of_a_load_balancer_leads_to_the_manager() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    with_tp_afterwards(|| {
+        install(&["--expose=loadbalancer", "--wait"]).expect_success();
+        // What the load balancer of a provider does; kube-proxy makes the address work.
+        testbed().kubectl(&[
+            "patch",
+            "service",
+            "tp-manager-0",
+            "--namespace=tp-system",
+            "--subresource=status",
+            "--type=merge",
+            &format!(
+                "--patch={{\"status\":{{\"loadBalancer\":{{\"ingress\":[{{\"ip\":\"{NODE}\"}}]}}}}}}"
+            ),
+        ]);
+
+        workstation.connect(&["--namespace", "shop", "--transport", "quic"]);
+
+        let status = workstation.status();
+        assert_eq!(status["transport"]["path"], "udp", "{status}");
+        assert_eq!(
+            status["transport"]["remote"],
+            format!("{NODE}:7071"),
+            "{status}"
+        );
+        workstation.tp(&["quit"]).expect_success();
+    });
+}
+
+#[test]
+fn a_dry_run_prints_what_is_applied_in_each_format() {
+    with_tp_afterwards(|| {
+        let flags = ["--replicas=2", "--expose=loadbalancer", "--allow=nodes"];
+        install(&[&flags[..], &["--wait"]].concat()).expect_success();
+        let printed = |format: &str| {
+            let more = ["--dry-run", "--output", format];
+            install(&[&flags[..], &more].concat()).expect_success()
+        };
+
+        let yaml = printed("yaml");
+        assert_eq!(printed("text"), yaml);
+        let documents: Vec<Value> = format!("\n{yaml}")
+            .split("\n---\n")
+            .filter(|document| !document.trim().is_empty())
+            .map(|document| serde_norway::from_str(document).expect("each document is YAML"))
+            .collect();
+        let json = printed("json");
+        let list: Value = serde_json::from_str(&json).expect("it is JSON");
+        assert_eq!(list["kind"], "List");
+        assert!(documents.len() > 15, "{}", documents.len());
+        assert_eq!(list["items"].as_array(), Some(&documents));
+
+        for text in [yaml, json] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), text).unwrap();
+            let mut diff =
+                testbed().kubectl_command(&["diff", "--server-side", "--field-manager=tp"]);
+            diff.arg("--filename").arg(file.path());
+            let difference = run(&mut diff, PATIENCE);
+            assert_eq!(difference.code(), 0, "{difference}");
+        }
+    });
+}
+
+#[test]
+fn another_namespace_holds_the_one_installation_of_a_cluster() {
+    let mut workstation = Workstation::new(Account::Member, "dev");
+    // One connect is refused.
+    workstation.may_warn();
+    with_tp_afterwards(|| {
+        tp(&["uninstall", "--everything", "--yes"]).expect_success();
+        let elsewhere = ["--namespace", "tp-elsewhere"];
+
+        install(&[&elsewhere[..], &["--wait"]].concat()).expect_success();
+        let refused = install(&[]);
+        assert_eq!(refused.code(), 1, "{refused}");
+        assert!(
+            refused.stderr.contains("--namespace tp-elsewhere"),
+            "{refused}"
+        );
+        assert_eq!(refused.stderr.trim().lines().count(), 1, "{refused}");
+        assert!(!namespaces().contains("tp-system"), "{}", namespaces());
+
+        let refused = workstation.tp(&["connect", "--namespace", "shop"]);
+        assert_eq!(refused.code(), 77, "{refused}");
+        assert!(refused.stderr.contains("--manager-namespace"), "{refused}");
+        workstation.connect(&["--namespace", "shop", "--manager-namespace", "tp-elsewhere"]);
+        assert_eq!(workstation.status()["manager"]["namespace"], "tp-elsewhere");
+        let page = workstation
+            .run(&["curl", "-sS", "http://web/"])
+            .expect_success();
+        assert!(page.contains("nginx of"), "{page}");
+        workstation.tp(&["quit"]).expect_success();
+
+        tp(&[&["uninstall", "--everything", "--yes"], &elsewhere[..]].concat()).expect_success();
+        assert!(!namespaces().contains("tp-elsewhere"), "{}", namespaces());
+    });
+}
