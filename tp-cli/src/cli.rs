@@ -95,7 +95,8 @@ of the cluster role tp-user; `tp install` creates it.";
 /// place, user or flag needs `tp quit` first. Ctrl-C while connecting undoes everything.
 ///
 /// With a command after `--`, runs it connected and exits with its exit code; the connection ends
-/// with it if it was made for it.
+/// with it if it was made for it. Standard output is then the command's, whatever --output says; an
+/// error of `tp` itself is still printed as --output says.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = CONNECT_EXAMPLES)]
 pub(crate) struct ConnectArgs {

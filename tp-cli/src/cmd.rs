@@ -23,7 +23,7 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Exit
         Command::GatherLogs(args) => gather_logs::run(args, output).await?,
         Command::Install(args) => crate::install::install(*args, output).await?,
         Command::Uninstall(args) => uninstall::run(*args, output).await?,
-        Command::Completions(args) => completions::run(&args)?,
+        Command::Completions(args) => completions::run(&args, output)?,
     }
 
     Ok(ExitCode::SUCCESS)

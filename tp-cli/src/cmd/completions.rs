@@ -1,14 +1,26 @@
 //! `tp completions`.
 
 use clap::CommandFactory;
+use serde::Serialize;
 
 use crate::{
     cli::{Cli, CompletionsArgs},
-    output,
+    output::Output,
 };
 
-pub(crate) fn run(args: &CompletionsArgs) -> anyhow::Result<()> {
-    output::print_all(&script(args.shell))
+#[derive(Debug, Serialize)]
+struct Completions {
+    shell: String,
+    script: String,
+}
+
+pub(crate) fn run(args: &CompletionsArgs, output: Output) -> anyhow::Result<()> {
+    let completions = Completions {
+        shell: args.shell.to_string(),
+        script: script(args.shell),
+    };
+
+    output.print(&completions, &completions.script)
 }
 
 fn script(shell: clap_complete::Shell) -> String {

@@ -56,7 +56,7 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "WHAT")]
     pub(crate) allow: Vec<Allow>,
 
-    /// Print the objects instead of applying them
+    /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
     pub(crate) dry_run: bool,
 
