@@ -49,7 +49,7 @@ struct Unpacked {
 
 impl Unpacked {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a temporary folder");
         run(
             Command::new("tar")
                 .arg("-xzf")
@@ -94,14 +94,15 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
-        for path in fs::read_dir(&folder).unwrap().map(|it| it.unwrap().path()) {
-            let metadata = fs::symlink_metadata(&path).unwrap();
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let metadata = fs::symlink_metadata(&path).expect("it is there");
             let is_file = metadata.is_file();
             let entry = Entry {
                 mode: metadata.permissions().mode(),
                 owner: (metadata.uid(), metadata.gid()),
                 content: if is_file {
-                    fs::read(&path).unwrap()
+                    fs::read(&path).expect("it can be read")
                 } else {
                     Vec::new()
                 },
@@ -110,7 +111,10 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Entry> {
             if metadata.is_dir() {
                 folders.push(path.clone());
             }
-            found.insert(path.strip_prefix(root).unwrap().to_path_buf(), entry);
+            found.insert(
+                path.strip_prefix(root).expect("it is below").to_path_buf(),
+                entry,
+            );
         }
     }
     found
