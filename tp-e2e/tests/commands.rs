@@ -244,15 +244,15 @@ fn gathered_logs_hold_no_secret_that_others_printed() {
     for (log, lines) in [
         (
             "root.log",
-            "harmless\nproxy http://dev:S@proxy:3128 refuses\nx-api-key: S\ntoken:\n  S\n",
+            "harmless\nproxy http://dev:<>@proxy:3128 refuses\nx-api-key: <>\ntoken:\n  <>\n",
         ),
         (
             "session.log.old",
-            "AWS_SECRET_ACCESS_KEY=S\ngot k8s-aws-v1.S\n\"password\": \"two S\"\n",
+            "AWS_SECRET_ACCESS_KEY=<>\ngot k8s-aws-v1.<>\n\"password\": \"two <>\"\n",
         ),
     ] {
         let log = workstation.state_dir().join(log);
-        std::fs::write(log, lines.replace('S', SECRET)).expect("own folders are writable");
+        std::fs::write(log, lines.replace("<>", SECRET)).expect("own folders are writable");
     }
 
     let archive = workstation.state_dir().join("archive.tar.gz");
