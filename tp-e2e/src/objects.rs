@@ -78,6 +78,13 @@ fn titled(object: &mut Value) -> (String, Value) {
         for changing in ["generation", "managedFields", "resourceVersion"] {
             metadata.remove(changing);
         }
+        if let Some(annotations) = metadata
+            .get_mut("annotations")
+            .and_then(Value::as_object_mut)
+        {
+            // When a controller last looked, and no part of what it found.
+            annotations.remove("endpoints.kubernetes.io/last-change-trigger-time");
+        }
     }
 
     (title, object.take())
