@@ -249,6 +249,8 @@ impl Uplink {
         tokio::pin!(relink, renewal);
         loop {
             tokio::select! {
+                // First, because a tunnel that ends breaks the table as well.
+                biased;
                 reason = up.tunnel.closed() => return reason.to_string(),
                 never = &mut relink => match never {},
                 never = &mut renewal => match never {},
