@@ -37,6 +37,11 @@ fn install(flags: &[&str]) -> Finished {
 fn with_tp_afterwards(test: impl FnOnce()) {
     testbed().install_tp();
     let result = catch_unwind(AssertUnwindSafe(test));
+    if result.is_err() {
+        // There is one installation at a time, and the next test wants the usual one.
+        let elsewhere = ["--namespace", "tp-elsewhere"];
+        let _ = tp(&[&["uninstall", "--everything", "--yes"], &elsewhere[..]].concat());
+    }
     testbed().install_tp_again();
     if let Err(failure) = result {
         resume_unwind(failure);
@@ -220,7 +225,8 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
             refused.stderr.contains("--namespace tp-elsewhere"),
             "{refused}"
         );
-        assert_eq!(refused.stderr.trim().lines().count(), 1, "{refused}");
+        let last = refused.stderr.trim().lines().last().unwrap_or_default();
+        assert!(last.starts_with("tp: "), "{refused}");
         assert!(!namespaces().contains("tp-system"), "{}", namespaces());
 
         let refused = workstation.tp(&["connect", "--namespace", "shop"]);
