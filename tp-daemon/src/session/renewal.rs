@@ -21,7 +21,11 @@ use tp_proto::{
 };
 use tp_transport::{KeyHash, SessionRef};
 
-use super::{cluster::Cluster, shared::Shared, uplink::jitter};
+use super::{
+    cluster::{Cluster, Place},
+    shared::Shared,
+    uplink::jitter,
+};
 
 const INTERVAL: Duration = Duration::from_secs(SESSION_RENEWAL_SECONDS);
 const LIFETIME: Duration = Duration::from_secs(SESSION_LIFETIME_SECONDS.unsigned_abs());
@@ -119,7 +123,13 @@ impl Login {
             }
         };
 
-        (loaded.place == self.cluster().place).then(|| Arc::new(loaded))
+        let place = Place {
+            // What the user's groups are is the question.
+            impersonate_groups: self.cluster().place.impersonate_groups.clone(),
+            ..loaded.place.clone()
+        };
+
+        (place == self.cluster().place).then(|| Arc::new(loaded))
     }
 }
 

@@ -149,7 +149,12 @@ async fn a_kubeconfig_is_read_again_as_long_as_it_leads_to_the_same_place() {
     write(kubeconfig("prod", "192.0.2.1", "new"));
     let same = login.reload().await.unwrap();
     assert_eq!(same.place.context, "lab");
+    write(kubeconfig("lab", "192.0.2.1", "new, as-groups: [dev]"));
+    let same = login.reload().await.unwrap();
+    assert_eq!(same.place.impersonate_groups, ["dev"]);
 
+    write(kubeconfig("lab", "192.0.2.1", "new, as: bob"));
+    assert!(login.reload().await.is_none());
     write(kubeconfig("lab", "192.0.2.2", "new"));
     assert!(login.reload().await.is_none());
     write("no kubeconfig".to_owned());
