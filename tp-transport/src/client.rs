@@ -18,7 +18,6 @@ use tokio_util::task::AbortOnDropHandle;
 use tp_proto::tunnel::Outcome;
 
 use crate::{
-    batching,
     codes::CloseCode,
     congestion::PathEpoch,
     flow::{self, Flow, FlowError, FlowIo},
@@ -190,7 +189,6 @@ impl Tunnel {
 
         let gone = Arc::new(OnceLock::new());
         let (commands, commands_rx) = mpsc::channel(MAX_COMMANDS);
-        let path_epoch = Arc::clone(&epoch);
         let (driver, path) = Driver::new(
             choice,
             endpoint.clone(),
@@ -199,17 +197,7 @@ impl Tunnel {
             epoch,
             Arc::clone(&gone),
         );
-        let (judged, side) = (connection.clone(), Arc::clone(&mux));
-        let driver = tokio::spawn(async move {
-            let side = side.side();
-            // The driver says what has changed with its next tick.
-            let remote = || side.remote();
-            let judge = batching::follow(&judged, side.batching(), &path_epoch, remote, || {});
-            tokio::select! {
-                () = driver.run(commands_rx, replies) => {}
-                () = judge => {}
-            }
-        });
+        let driver = tokio::spawn(driver.run(commands_rx, replies));
 
         Ok(Self {
             inner: Arc::new(Inner {

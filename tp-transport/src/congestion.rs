@@ -23,15 +23,18 @@ use crate::status::PathKind;
 const STREAM_WINDOW: u64 = 16 << 20;
 
 /// The path in use and how often it changed. One per connection, read at every packet.
-#[derive(Debug, Default)]
-pub(crate) struct PathEpoch {
-    epoch: AtomicU64,
-    in_flight: AtomicU64,
+#[derive(Debug)]
+pub(crate) struct PathEpoch(AtomicU64);
+
+impl Default for PathEpoch {
+    fn default() -> Self {
+        Self(AtomicU64::new(0))
+    }
 }
 
 impl PathEpoch {
     fn load(&self) -> Epoch {
-        Epoch(self.epoch.load(Ordering::Acquire))
+        Epoch(self.0.load(Ordering::Acquire))
     }
 
     pub(crate) fn path(&self) -> PathKind {
@@ -42,16 +45,11 @@ impl PathEpoch {
         self.load().0 >> 1
     }
 
-    /// Bytes that were sent and not acknowledged, as far as the last acknowledgement tells.
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
     /// Only one task of a connection switches.
     pub(crate) fn switch(&self, path: PathKind) {
         let bit = u64::from(path == PathKind::Udp);
         let next = ((self.switches() + 1) << 1) | bit;
-        self.epoch.store(next, Ordering::Release);
+        self.0.store(next, Ordering::Release);
     }
 }
 
@@ -125,7 +123,6 @@ impl PathAware {
 impl Controller for PathAware {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.follow(now);
-        self.epoch.in_flight.fetch_add(bytes, Ordering::Relaxed);
         if let Some(udp) = &mut self.udp {
             udp.on_sent(now, bytes, last_packet_number);
         }
@@ -153,7 +150,6 @@ impl Controller for PathAware {
         largest_packet_num_acked: Option<u64>,
     ) {
         self.follow(now);
-        self.epoch.in_flight.store(in_flight, Ordering::Relaxed);
         if let Some(udp) = &mut self.udp {
             udp.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
         }

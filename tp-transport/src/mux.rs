@@ -26,7 +26,6 @@ use quinn::{
 };
 
 use crate::{
-    batching::Batching,
     framed::{Link, Received},
     probe::{Form, form},
     quic::RECEIVE_SEGMENTS,
@@ -39,11 +38,7 @@ const LINK_SEGMENTS: usize = 16;
 /// Where a datagram goes.
 pub(crate) enum Route {
     Link(Arc<Link>),
-    Udp {
-        remote: SocketAddr,
-        /// Of the connection, if it is known whose address this is.
-        batching: Option<Arc<Batching>>,
-    },
+    Udp(SocketAddr),
     /// The path is gone: as with a datagram lost on the way.
     Nowhere,
 }
@@ -236,12 +231,6 @@ impl<S> fmt::Debug for Mux<S> {
     }
 }
 
-fn datagrams(transmit: &Transmit<'_>) -> usize {
-    let length = transmit.contents.len();
-
-    length.div_ceil(transmit.segment_size.unwrap_or(length).max(1))
-}
-
 /// What kept a transmit from being sent.
 #[derive(Debug, Clone)]
 enum Blocked {
@@ -276,15 +265,8 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
                 let destination = transmit.destination;
                 (link.try_send(transmit), Blocked::Link { link, destination })
             }
-            (Route::Udp { remote, batching }, Some(udp)) => {
-                let is_batched = batching.as_ref().is_none_or(|batching| batching.is_on());
-                let sent = udp.try_send(transmit, remote, is_batched);
-                if let (Ok(()), Some(batching)) = (&sent, batching) {
-                    batching.note(datagrams(transmit));
-                }
-                (sent, Blocked::Udp)
-            }
-            (Route::Udp { .. }, None) | (Route::Nowhere, _) => {
+            (Route::Udp(remote), Some(udp)) => (udp.try_send(transmit, remote), Blocked::Udp),
+            (Route::Udp(_), None) | (Route::Nowhere, _) => {
                 ANNOUNCED.set(false);
                 return Ok(());
             }
@@ -379,7 +361,7 @@ impl<S: Side> UdpPoller for Poller<S> {
             Some(Blocked::Link { link, destination }) => {
                 let rerouted = match self.mux.side.route(*destination) {
                     Route::Link(current) => !Arc::ptr_eq(&current, link),
-                    Route::Udp { .. } | Route::Nowhere => true,
+                    Route::Udp(_) | Route::Nowhere => true,
                 };
                 if !rerouted && !link.poll_room(cx.waker()) {
                     return Poll::Pending;

@@ -12,7 +12,6 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    batching,
     codes::CloseCode,
     congestion::PathEpoch,
     flow::Accepted,
@@ -425,21 +424,10 @@ async fn keep(
             }
         }
     };
-    let udp_remote = || Some(connection.remote_address()).filter(|it| !is_link_address(it));
-    let judge_batches = batching::follow(
-        &connection,
-        paths.batching(),
-        paths.epoch(),
-        udp_remote,
-        || {
-            paths.has_changed();
-        },
-    );
     tokio::select! {
         _ = connection.closed() => {}
         () = follow => {}
         () = watch_silence => {}
-        () = judge_batches => {}
         () = read_opens(&connection, flows) => {}
     }
     // The flows have ended; the registration lasts until the connection has.
@@ -473,10 +461,6 @@ fn path_status(connection: &Connection, paths: &PeerPaths) -> PathStatus {
         path,
         reason: reason.into(),
         remote: Some(connection.remote_address()).filter(|_| path == PathKind::Udp),
-        batching: match path {
-            PathKind::Stream => String::new(),
-            PathKind::Udp => paths.batching().state(),
-        },
         switches: paths.epoch().switches(),
     }
 }

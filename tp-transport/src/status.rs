@@ -23,9 +23,6 @@ pub struct PathStatus {
     pub reason: String,
     /// The UDP address in use.
     pub remote: Option<SocketAddr>,
-    /// Why datagrams are sent by UDP one by one, which takes more processor time; empty if they
-    /// are not.
-    pub batching: String,
     /// How often the connection moved from one path to the other.
     pub switches: u64,
 }

@@ -65,7 +65,6 @@ impl Driver {
             path: PathKind::Stream,
             reason: monitor.reason(),
             remote: None,
-            batching: String::new(),
             switches: 0,
         });
         let driver = Self {
@@ -197,15 +196,10 @@ impl Driver {
 
     fn publish(&self) {
         let remote = self.mux.side().remote();
-        let path = self.epoch.path();
         let status = PathStatus {
-            path,
+            path: self.epoch.path(),
             reason: self.monitor.reason(),
             remote,
-            batching: match path {
-                PathKind::Stream => String::new(),
-                PathKind::Udp => self.mux.side().batching().state(),
-            },
             switches: self.epoch.switches(),
         };
         self.status.send_if_modified(|current| {

@@ -11,7 +11,6 @@ use std::{
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    batching::Batching,
     congestion::PathEpoch,
     framed::Link,
     mux::{Route, Side},
@@ -35,7 +34,6 @@ pub(crate) struct ProbeReply {
 #[derive(Debug)]
 pub(crate) struct ClientSide {
     epoch: Arc<PathEpoch>,
-    batching: Arc<Batching>,
     paths: RwLock<Paths>,
     keys: OnceLock<ProbeKeys>,
     replies: mpsc::Sender<ProbeReply>,
@@ -58,7 +56,6 @@ impl ClientSide {
         let (replies, replies_rx) = mpsc::channel(MAX_REPLIES);
         let side = Self {
             epoch,
-            batching: Arc::default(),
             paths: RwLock::new(Paths {
                 link,
                 remote: None,
@@ -81,10 +78,6 @@ impl ClientSide {
 
     pub(crate) fn keys(&self) -> Option<&ProbeKeys> {
         self.keys.get()
-    }
-
-    pub(crate) fn batching(&self) -> &Batching {
-        &self.batching
     }
 
     pub(crate) fn link(&self) -> Arc<Link> {
@@ -149,10 +142,7 @@ impl Side for ClientSide {
     fn route(&self, _: SocketAddr) -> Route {
         let paths = self.read();
         match paths.remote {
-            Some(remote) => Route::Udp {
-                remote,
-                batching: Some(Arc::clone(&self.batching)),
-            },
+            Some(remote) => Route::Udp(remote),
             None => Route::Link(Arc::clone(&paths.link)),
         }
     }

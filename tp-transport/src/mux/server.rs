@@ -15,7 +15,6 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    batching::Batching,
     congestion::PathEpoch,
     framed::{Link, now_ms},
     keys::SessionRef,
@@ -39,7 +38,6 @@ const MAX_SESSION_LINKS: usize = 8;
 pub(crate) struct PeerPaths {
     keys: ProbeKeys,
     epoch: Arc<PathEpoch>,
-    batching: Arc<Batching>,
     replay: Mutex<ReplayWindow>,
     remotes: Mutex<Vec<SocketAddr>>,
     heard_ms: AtomicU64,
@@ -52,7 +50,6 @@ impl PeerPaths {
         Arc::new(Self {
             keys,
             epoch,
-            batching: Arc::default(),
             replay: Mutex::default(),
             remotes: Mutex::default(),
             heard_ms: AtomicU64::new(now_ms()),
@@ -62,15 +59,6 @@ impl PeerPaths {
 
     pub(crate) fn epoch(&self) -> &PathEpoch {
         &self.epoch
-    }
-
-    pub(crate) fn batching(&self) -> &Batching {
-        &self.batching
-    }
-
-    /// There is something new to say of the paths.
-    pub(crate) fn has_changed(&self) {
-        self.moved.notify_one();
     }
 
     /// Resolves when the client may have moved.
@@ -277,14 +265,7 @@ impl ServerSide {
 impl Side for ServerSide {
     fn route(&self, destination: SocketAddr) -> Route {
         if !is_link_address(&destination) {
-            let remotes = read(&self.remotes);
-            let batching = remotes
-                .get(&destination)
-                .map(|remote| Arc::clone(&remote.peer.batching));
-            return Route::Udp {
-                remote: destination,
-                batching,
-            };
+            return Route::Udp(destination);
         }
         match read(&self.links).get(&destination) {
             Some(link) => Route::Link(Arc::clone(&link.link)),

@@ -62,20 +62,10 @@ impl Udp {
         self.send_buffer
     }
 
-    /// Sends all datagrams of a transmit, in as few batches as may be or one by one. Where there is
-    /// room for a part only, QUIC repeats all of it, and its other end discards what it has seen.
-    pub(crate) fn try_send(
-        &self,
-        transmit: &Transmit<'_>,
-        remote: SocketAddr,
-        is_batched: bool,
-    ) -> io::Result<()> {
+    pub(crate) fn try_send(&self, transmit: &Transmit<'_>, remote: SocketAddr) -> io::Result<()> {
         let destination = self.native(remote);
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
-        let per_send = match is_batched {
-            true => (MAX_BATCH / size.max(1)).max(1) * size,
-            false => size,
-        };
+        let per_send = (MAX_BATCH / size.max(1)).max(1) * size.max(1);
         for contents in transmit.contents.chunks(per_send.max(1)) {
             let part = Transmit {
                 destination,

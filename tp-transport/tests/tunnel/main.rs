@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
 
-mod batches;
 mod flows;
 mod handshake;
 mod initials;
