@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::process::{PATIENCE, eventually, run};
+use crate::process::{Finished, PATIENCE, eventually, run};
 
 /// The cluster that `cargo xtask cluster up` started.
 #[derive(Debug)]
@@ -83,6 +83,17 @@ impl Testbed {
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig("admin"));
         command
+    }
+
+    /// kubectl as a person, as that person calls it.
+    #[track_caller]
+    pub fn kubectl_as(&self, person: &str, arguments: &[&str]) -> Finished {
+        let mut command = self.inside(&self.workstation());
+        command
+            .arg("kubectl")
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig(person));
+        run(&mut command, PATIENCE)
     }
 
     /// PATH with the cluster's own programs.

@@ -318,6 +318,20 @@ impl Workstation {
         self.command_as(account, &[&[client], words].concat())
     }
 
+    /// Waits until a service of the connected namespace answers, as after a loss.
+    #[track_caller]
+    pub fn reaches_again(&self, bound: Duration) {
+        eventually("the cluster to be reached again", bound, || {
+            let mut ask = self.command(&["curl", "-sS", "--max-time", "3", "http://web/"]);
+            let asked = run(&mut ask, Duration::from_secs(10));
+            if asked.status.success() {
+                Ok(())
+            } else {
+                Err(asked.to_string())
+            }
+        });
+    }
+
     #[track_caller]
     pub fn status(&self) -> Value {
         let finished = self.tp(&["status", "--output", "json"]);

@@ -11,6 +11,7 @@ use tp_e2e::{
     cluster::testbed,
     netns::{self, Snapshot},
     process::{Running, run, signal},
+    transfers::Transfers,
     user::Account,
     workstation::Workstation,
 };
@@ -22,42 +23,6 @@ const HEARD: Duration = Duration::from_secs(5);
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Transfers that have begun and are far from their end.
-struct Transfers(Vec<Running>);
-
-impl Transfers {
-    #[track_caller]
-    fn start(workstation: &Workstation) -> Self {
-        let size = (256 << 20).to_string();
-        let download = ["-seed", &size, "echo:7001", "drip", &size];
-        let upload = ["-rate", "4000000", "-send", &size, "echo:7001", "sink"];
-        let both_ways = ["-rate", "4000000", "-send", &size, "echo:7000"];
-        let mut running: Vec<Running> = [&download[..], &upload, &both_ways]
-            .into_iter()
-            .map(|words| {
-                let talk = ["talk", "-mark", "1000000"];
-                workstation.start_echo(&[&talk, words].concat())
-            })
-            .collect();
-        for transfer in &mut running {
-            transfer.wait_for("mark", Duration::from_secs(15));
-        }
-        Self(running)
-    }
-
-    /// Each ends soon, and none with a clean end.
-    #[track_caller]
-    fn assert_broken(self) {
-        for transfer in self.0 {
-            let finished = transfer.finish(HEARD);
-            let seen = &finished.json()["result"];
-            assert_ne!(seen["end"], "fin", "{finished}");
-            assert_ne!(seen["end"], "timeout", "{finished}");
-            assert_ne!(seen["end"], "", "{finished}");
-        }
-    }
 }
 
 #[track_caller]
@@ -126,7 +91,7 @@ fn quitting_during_transfers_ends_them_in_an_error() {
     workstation.tp(&["quit"]).expect_success();
 
     before.assert_restored();
-    transfers.assert_broken();
+    transfers.assert_broken(HEARD);
 }
 
 #[test]
@@ -138,7 +103,7 @@ fn the_machine_is_as_before_when_the_session_is_killed() {
     signal(workstation.session_pid(), Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken();
+    transfers.assert_broken(HEARD);
     workstation.tp(&["status"]).expect_code(3);
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -152,7 +117,7 @@ fn the_machine_is_as_before_when_the_root_daemon_is_killed() {
     signal(workstation.root_pid(), Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken();
+    transfers.assert_broken(HEARD);
     workstation.start_root_daemon();
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -168,7 +133,7 @@ fn the_machine_is_as_before_when_both_are_killed() {
     signal(session, Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken();
+    transfers.assert_broken(HEARD);
     workstation.start_root_daemon();
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -182,7 +147,7 @@ fn the_machine_is_as_before_when_a_session_of_root_is_killed() {
     signal(workstation.session_pid(), Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken();
+    transfers.assert_broken(HEARD);
 }
 
 #[test]

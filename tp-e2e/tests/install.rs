@@ -52,15 +52,6 @@ fn uninstall_everything() -> String {
     tp(&["uninstall", "--everything", "--yes"]).expect_success()
 }
 
-fn kubectl_as(person: &str, arguments: &[&str]) -> Finished {
-    let mut command = testbed().inside(&testbed().workstation());
-    command
-        .arg("kubectl")
-        .args(arguments)
-        .env("KUBECONFIG", testbed().kubeconfig(person));
-    run(&mut command, PATIENCE)
-}
-
 fn file_with(content: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("a file can be made");
     fs::write(file.path(), content).expect("own files can be written");
@@ -263,7 +254,9 @@ fn an_install_without_the_rights_names_the_missing_one() {
 #[test]
 fn uninstall_asks_when_others_are_connected() {
     testbed().install_tp();
-    let whoami = kubectl_as("dev", &["auth", "whoami", "--output=json"]).json();
+    let whoami = testbed()
+        .kubectl_as("dev", &["auth", "whoami", "--output=json"])
+        .json();
     let session = json!({
         "apiVersion": "tp.internal/v1alpha1",
         "kind": "Session",
@@ -275,7 +268,9 @@ fn uninstall_asks_when_others_are_connected() {
         },
     });
     let session = file_with(&session.to_string());
-    kubectl_as("dev", &["create", "--filename", path_of(&session)]).expect_success();
+    testbed()
+        .kubectl_as("dev", &["create", "--filename", path_of(&session)])
+        .expect_success();
 
     let refused = tp(&["uninstall"]);
     testbed().kubectl(&["delete", "session", "e2e-other", "--namespace=shop"]);

@@ -53,19 +53,6 @@ fn connected(account: Account, person: &str, transport: &str) -> Workstation {
     workstation
 }
 
-#[track_caller]
-fn reaches_the_cluster_again(workstation: &Workstation, bound: Duration) {
-    eventually("the cluster to be reached again", bound, || {
-        let mut ask = workstation.command(&["curl", "-sS", "--max-time", "3", "http://web/"]);
-        let asked = run(&mut ask, Duration::from_secs(10));
-        if asked.status.success() {
-            Ok(())
-        } else {
-            Err(asked.to_string())
-        }
-    });
-}
-
 fn dig(workstation: &Workstation, name: &str) -> Finished {
     workstation.run(&["dig", "+time=5", "+tries=1", name])
 }
@@ -102,7 +89,7 @@ fn a_killed_manager_breaks_transfers_and_sessions_connect_again() {
     }
     testbed().manager_ready();
     for workstation in [&by_udp, &by_stream] {
-        reaches_the_cluster_again(workstation, AGAIN);
+        workstation.reaches_again(AGAIN);
     }
 }
 
@@ -149,7 +136,7 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
     let broken = seen["end"] != "fin" && seen["end"] != "timeout";
     assert!(whole || broken, "{finished}");
     for workstation in [&by_udp, &by_stream] {
-        reaches_the_cluster_again(workstation, AGAIN);
+        workstation.reaches_again(AGAIN);
     }
 }
 
@@ -188,7 +175,7 @@ fn without_a_tunnel_cluster_names_fail_at_once_and_all_others_resolve() {
     assert_eq!(connect["error"], "EHOSTUNREACH", "{connect}");
     assert!(connect["elapsed_ms"].as_f64() < Some(1000.0), "{connect}");
     assert_ne!(text(&lost["reason"]), "", "{lost}");
-    reaches_the_cluster_again(&workstation, AGAIN);
+    workstation.reaches_again(AGAIN);
 }
 
 /// What the session has sent and received over connections to the API server, in bytes.
@@ -250,7 +237,7 @@ fn where_udp_is_demanded_the_port_forward_carries_no_data_and_losing_udp_is_an_e
     assert_ne!(refused["error"], "", "{refused}");
     assert_eq!(status["state"], "reconnecting", "{status}");
     assert_ne!(text(&status["reason"]), "", "{status}");
-    reaches_the_cluster_again(&workstation, AGAIN);
+    workstation.reaches_again(AGAIN);
 }
 
 fn install(flags: &[&str]) {
@@ -300,7 +287,7 @@ fn with_two_replicas_the_other_serves_within_seconds_when_one_is_drained() {
     ]);
 
     transfers.assert_broken(HEARD);
-    reaches_the_cluster_again(&workstation, Duration::from_secs(10));
+    workstation.reaches_again(Duration::from_secs(10));
     let status = workstation.status();
     assert_ne!(status["manager"]["replica"], replica, "{status}");
 }

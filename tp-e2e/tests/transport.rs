@@ -204,17 +204,5 @@ fn a_manager_that_is_replaced_is_found_again() {
     ]);
     testbed().manager_ready();
 
-    eventually(
-        "the session to be connected again",
-        Duration::from_secs(30),
-        || {
-            let mut ask = workstation.command(&["curl", "-sS", "--max-time", "3", "http://web/"]);
-            let asked = run(&mut ask, Duration::from_secs(10));
-            if asked.status.success() {
-                Ok(())
-            } else {
-                Err(asked.to_string())
-            }
-        },
-    );
+    workstation.reaches_again(Duration::from_secs(30));
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tp_e2e::{
     cluster::{testbed, text},
-    process::{Finished, PATIENCE, Running, run},
+    process::{Finished, PATIENCE, Running},
 };
 use tp_transport::{
     ConnectError, Dialed, Flow, Identity, PathChoice, SessionRef, Tunnel, TunnelConfig,
@@ -23,12 +23,7 @@ pub(super) const POLICY: &str = "tp-identity";
 
 /// kubectl as a person.
 pub(super) fn kubectl(person: &str, arguments: &[&str]) -> Finished {
-    let mut command = testbed().inside(&testbed().workstation());
-    command
-        .arg("kubectl")
-        .args(arguments)
-        .env("KUBECONFIG", testbed().kubeconfig(person));
-    run(&mut command, PATIENCE)
+    testbed().kubectl_as(person, arguments)
 }
 
 pub(super) fn create(person: &str, flags: &[&str], object: &Value) -> Finished {
