@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{net::UdpSocket, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tp_transport::{PathChoice, PathKind};
+use tp_transport::{PathChoice, PathKind, Tunnel};
 
 use crate::support::{Lab, echo, exchange, on_path, within};
 
@@ -73,9 +73,7 @@ async fn an_address_that_a_client_has_proven_starts_no_handshake() {
     let mut lab = Lab::new();
     let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
     let _echo = echo(peer);
-    let thief = Thief::new(lab.udp).await;
-    tunnel.set_candidates(vec![thief.address]);
-    on_path(&tunnel, PathKind::Udp).await;
+    let thief = Thief::between(&tunnel, lab.udp).await;
 
     // A server that reads it answers with the versions that it speaks.
     let mut unknown_version = vec![0; 1200];
@@ -93,9 +91,7 @@ async fn packets_stolen_from_a_client_win_the_thief_no_answer() {
     let mut lab = Lab::new();
     let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
     let _echo = echo(peer);
-    let thief = Thief::new(lab.udp).await;
-    tunnel.set_candidates(vec![thief.address]);
-    on_path(&tunnel, PathKind::Udp).await;
+    let thief = Thief::between(&tunnel, lab.udp).await;
     exchange(&tunnel, 1 << 20, || {}).await;
 
     thief.steals.store(true, Ordering::Relaxed);
@@ -145,7 +141,6 @@ impl Tap {
 /// Carries a client's UDP both ways until it steals: then the client's packets go out under the
 /// thief's own address instead, and nothing else goes anywhere.
 struct Thief {
-    address: SocketAddr,
     own: Arc<UdpSocket>,
     /// What the server takes for the client's address.
     proven: Arc<UdpSocket>,
@@ -157,7 +152,8 @@ struct Thief {
 }
 
 impl Thief {
-    async fn new(server: SocketAddr) -> Self {
+    /// Returns when the client's packets go by way of the thief.
+    async fn between(tunnel: &Tunnel, server: SocketAddr) -> Self {
         let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = near.local_addr().unwrap();
         let [proven, own] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
@@ -166,18 +162,11 @@ impl Thief {
             socket.set_nonblocking(true).unwrap();
             Arc::new(UdpSocket::from_std(socket).unwrap())
         });
-        let this = Self {
-            address,
-            own,
-            proven,
-            long_headers: Arc::default(),
-            steals: Arc::default(),
-            stolen: Arc::default(),
-            _task: AbortOnDropHandle::new(tokio::spawn(async {})),
-        };
-        let (thief, far) = (Arc::clone(&this.own), Arc::clone(&this.proven));
-        let (stealing, stolen) = (Arc::clone(&this.steals), Arc::clone(&this.stolen));
-        let long_headers = Arc::clone(&this.long_headers);
+        let [long_headers, stolen] = [(); 2].map(|()| Arc::<AtomicUsize>::default());
+        let steals = Arc::<AtomicBool>::default();
+        let (thief, far) = (Arc::clone(&own), Arc::clone(&proven));
+        let (stealing, counted) = (Arc::clone(&steals), Arc::clone(&stolen));
+        let seen = Arc::clone(&long_headers);
         let task = tokio::spawn(async move {
             let (mut up, mut down) = ([0; 2048], [0; 2048]);
             let mut client = None;
@@ -190,12 +179,12 @@ impl Thief {
                         if !stealing {
                             let _ = far.send(packet).await;
                         } else if is_short_header && thief.send(packet).await.is_ok() {
-                            stolen.fetch_add(1, Ordering::Relaxed);
+                            counted.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                     Ok(length) = far.recv(&mut down) => {
                         if down[..length].first().is_some_and(|it| it & 0xc0 == 0xc0) {
-                            long_headers.fetch_add(1, Ordering::Relaxed);
+                            seen.fetch_add(1, Ordering::Relaxed);
                         }
                         if let Some(client) = client && !stealing.load(Ordering::Relaxed) {
                             let _ = near.send_to(&down[..length], client).await;
@@ -205,9 +194,16 @@ impl Thief {
             }
         });
 
+        tunnel.set_candidates(vec![address]);
+        on_path(tunnel, PathKind::Udp).await;
+
         Self {
+            own,
+            proven,
+            long_headers,
+            steals,
+            stolen,
             _task: AbortOnDropHandle::new(task),
-            ..this
         }
     }
 }
