@@ -4,12 +4,14 @@
 //! fast pace stay unanswered. Receiving is no proof, because one direction may be blocked alone.
 //! A monitor that was itself late blames nobody: what it missed may wait in its own queue.
 
+mod candidate;
+
 use std::{
-    collections::VecDeque,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
+use self::candidate::Candidate;
 use crate::{
     client::PathChoice,
     quic::{BASE_SIZE, FULL_SIZE},
@@ -23,11 +25,6 @@ const IDLE: Duration = Duration::from_secs(1);
 const BUSY_FOR: Duration = Duration::from_secs(2);
 /// Unanswered probes that mean silence.
 const SILENT_AFTER: usize = 6;
-/// Answers in a row before an address is used, and after it has failed before.
-const ANSWERS: u32 = 2;
-const ANSWERS_AGAIN: u32 = 8;
-/// Further answers that an address needs which does not carry full-size packets.
-const ANSWERS_SMALL: u32 = 3;
 /// Longest pause between tries of an address that does not answer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Pause before an address that fell silent is used again; doubles with every fall.
@@ -42,7 +39,6 @@ const GONE_AFTER: Duration = Duration::from_secs(3);
 /// How late a tick may be and still judge.
 const LATE: Duration = Duration::from_millis(50);
 const MAX_CANDIDATES: usize = 8;
-const MAX_OUTSTANDING: usize = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -80,124 +76,6 @@ struct LinkHealth {
     next_probe: Instant,
     /// When the oldest probe was sent since which nothing was heard.
     awaiting_since: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct Candidate {
-    address: SocketAddr,
-    outstanding: VecDeque<Outstanding>,
-    full_answers: u32,
-    small_answers: u32,
-    rtt: Option<Duration>,
-    next_probe: Instant,
-    pause: Duration,
-    falls: u32,
-    held_until: Instant,
-    used_since: Instant,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Outstanding {
-    counter: u64,
-    sent: Instant,
-    is_full: bool,
-}
-
-impl Candidate {
-    fn new(address: SocketAddr, now: Instant) -> Self {
-        Self {
-            address,
-            outstanding: VecDeque::new(),
-            full_answers: 0,
-            small_answers: 0,
-            rtt: None,
-            next_probe: now,
-            pause: FAST,
-            falls: 0,
-            held_until: now,
-            used_since: now,
-        }
-    }
-
-    fn on_reply(&mut self, now: Instant, counter: u64) {
-        let Some(answered) = self.outstanding.iter().find(|sent| sent.counter == counter) else {
-            return;
-        };
-        let sample = now.saturating_duration_since(answered.sent);
-        match answered.is_full {
-            true => self.full_answers += 1,
-            false => self.small_answers += 1,
-        }
-        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
-        self.pause = FAST;
-        // Whatever was sent before is either answered or lost: the path works.
-        self.outstanding.retain(|sent| sent.counter > counter);
-    }
-
-    /// Whether enough probes in a row were answered; a fresh start after a silent pause.
-    fn is_proven(&self) -> bool {
-        let needed = match self.falls {
-            0 => ANSWERS,
-            _ => ANSWERS_AGAIN,
-        };
-
-        self.full_answers >= needed || self.small_answers >= needed + ANSWERS_SMALL
-    }
-
-    fn answers(&self) -> bool {
-        self.full_answers + self.small_answers > 0
-    }
-
-    fn forget_answers(&mut self) {
-        self.full_answers = 0;
-        self.small_answers = 0;
-    }
-
-    /// How long an answer may take.
-    fn patience(&self) -> Duration {
-        self.rtt.map_or(FAST, |rtt| (rtt * 2).max(FAST))
-    }
-
-    /// Probes that should have been answered by now.
-    fn overdue(&self, now: Instant) -> usize {
-        let patience = self.patience();
-
-        self.outstanding
-            .iter()
-            .filter(|sent| now.saturating_duration_since(sent.sent) >= patience)
-            .count()
-    }
-
-    fn silent_for(&self, now: Instant) -> Duration {
-        self.outstanding.front().map_or(Duration::ZERO, |oldest| {
-            now.saturating_duration_since(oldest.sent)
-        })
-    }
-
-    fn size(&self) -> usize {
-        match self.full_answers {
-            0 => BASE_SIZE.into(),
-            _ => FULL_SIZE.into(),
-        }
-    }
-
-    fn probe(&mut self, now: Instant, counter: u64, size: usize) -> Action {
-        if self.outstanding.len() >= MAX_OUTSTANDING {
-            // The second oldest: the oldest tells since when nothing was heard.
-            self.outstanding.remove(1);
-        }
-        self.outstanding.push_back(Outstanding {
-            counter,
-            sent: now,
-            is_full: size == usize::from(FULL_SIZE),
-        });
-
-        Action::Probe {
-            to: Target::Udp(self.address),
-            counter,
-            size,
-        }
-    }
 }
 
 impl Monitor {
