@@ -41,7 +41,7 @@ pub(crate) struct SessionArgs {
 
 pub(crate) fn run(args: SessionArgs) -> anyhow::Result<()> {
     let _log = log(&args.log).context("the log cannot be written")?;
-    raise_descriptors();
+    tp_transport::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -83,20 +83,6 @@ async fn serve() -> anyhow::Result<()> {
     tracing::info!(flushed = flushed.is_ok(), "Session ended");
 
     Ok(())
-}
-
-/// A flow takes a descriptor, and the usual soft limit of 1024 is for programs that use select().
-fn raise_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let wanted = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
-        tracing::info!(%error, "The limit of open files stays as it is");
-    }
 }
 
 fn log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {

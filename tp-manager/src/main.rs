@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
 
-    raise_descriptors();
+    tp_transport::raise_descriptors();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -50,19 +50,5 @@ fn main() -> ExitCode {
             tracing::error!(error = format!("{error:#}"), "The manager cannot go on");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// A flow takes a descriptor, and some container engines start programs with a soft limit of 1024.
-fn raise_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let wanted = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, wanted) {
-        tracing::info!(%error, "The limit of open files stays as it is");
     }
 }

@@ -34,6 +34,8 @@ mod congestion;
 #[cfg(feature = "quic")]
 mod framed;
 #[cfg(feature = "quic")]
+mod limits;
+#[cfg(feature = "quic")]
 mod monitor;
 #[cfg(feature = "quic")]
 mod mux;
@@ -53,6 +55,7 @@ pub use {
     flow::{Accepted, Flow, FlowError, FlowIo, PendingFlow, RecvHalf, SendHalf},
     framed::tune_link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
+    limits::raise_descriptors,
     server::{Admission, AttachError, BindError, Peer, Refusal, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, splice},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
