@@ -121,6 +121,7 @@ struct Inner {
     gone: Arc<OnceLock<()>>,
     link_task: Mutex<AbortOnDropHandle<()>>,
     _driver: AbortOnDropHandle<()>,
+    _flush: AbortOnDropHandle<()>,
 }
 
 impl Drop for Inner {
@@ -161,6 +162,7 @@ impl Tunnel {
         let link = Link::new(LOGICAL_SERVER);
         let (side, replies) = ClientSide::new(Arc::clone(&epoch), Arc::clone(&link));
         let mux = Mux::new(side, udp);
+        let flush = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&mux).flush()));
         let socket = Arc::clone(&mux);
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(), None, socket, runtime)
@@ -211,6 +213,7 @@ impl Tunnel {
                 gone,
                 link_task: Mutex::new(link_task),
                 _driver: AbortOnDropHandle::new(driver),
+                _flush: flush,
             }),
         })
     }

@@ -4,6 +4,7 @@
 //! goes, which datagrams from UDP reach QUIC at all, and what probes mean: [`client`] for the
 //! session, [`server`] for the manager.
 
+mod batch;
 pub(crate) mod client;
 pub(crate) mod server;
 pub(crate) mod udp;
@@ -91,6 +92,13 @@ impl<S: Side> Mux<S> {
 
     pub(crate) fn udp(&self) -> Option<&Udp> {
         self.udp.as_ref()
+    }
+
+    /// Sends what the UDP socket holds back to send more at once, for as long as it is polled.
+    pub(crate) async fn flush(self: Arc<Self>) {
+        if let Some(udp) = &self.udp {
+            udp.flush().await;
+        }
     }
 
     /// Queues datagrams of a byte stream for QUIC; probes go to `on_probe`. Returns the number of

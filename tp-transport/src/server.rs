@@ -122,6 +122,7 @@ pub struct TunnelServer {
     endpoint: Endpoint,
     peers: Mutex<mpsc::Receiver<Peer>>,
     _accepting: AbortOnDropHandle<()>,
+    _flush: AbortOnDropHandle<()>,
 }
 
 impl TunnelServer {
@@ -157,12 +158,15 @@ impl TunnelServer {
             peers: peers_tx,
         };
 
+        let flush = tokio::spawn(Arc::clone(&mux).flush());
+
         Ok(Arc::new(Self {
             mux,
             admission,
             endpoint,
             peers: Mutex::new(peers),
             _accepting: AbortOnDropHandle::new(tokio::spawn(acceptor.run())),
+            _flush: AbortOnDropHandle::new(flush),
         }))
     }
 

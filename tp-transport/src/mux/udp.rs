@@ -1,24 +1,31 @@
 //! The UDP socket of path U.
 
 use std::{
+    future::poll_fn,
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{io::Interest, net::UdpSocket};
+use tokio::{io::Interest, net::UdpSocket, sync::Notify};
+
+use super::batch::{Batch, MAX_BATCH};
 
 /// What is asked of the kernel, in each direction.
 const BUFFER_SIZE: usize = 4 << 20;
-/// Most bytes in one send of several datagrams.
-const MAX_BATCH: usize = 65_000;
+/// Batches being filled at once. Sessions that share one take turns.
+const BATCHES: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Udp {
     socket: UdpSocket,
     state: UdpSocketState,
+    batches: [Mutex<Batch>; BATCHES],
+    /// A batch waits for [`Udp::flush`].
+    waiting: Notify,
     /// Whether the socket is an IPv6 one and takes IPv4 addresses mapped only.
     is_ipv6: bool,
     port: u16,
@@ -43,6 +50,8 @@ impl Udp {
         Ok(Self {
             socket: UdpSocket::from_std(socket)?,
             state,
+            batches: Default::default(),
+            waiting: Notify::new(),
             is_ipv6: address.is_ipv6(),
             port: address.port(),
             receive_buffer,
@@ -62,13 +71,78 @@ impl Udp {
         self.send_buffer
     }
 
+    /// Sends a transmit, or takes it into a batch that [`Udp::flush`] sends within moments.
     pub(crate) fn try_send(&self, transmit: &Transmit<'_>, remote: SocketAddr) -> io::Result<()> {
-        let destination = self.native(remote);
+        let transmit = Transmit {
+            destination: self.native(remote),
+            ecn: transmit.ecn,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: None,
+        };
+        let mut batch = self.batch(remote);
+        if !batch.takes(&transmit) {
+            self.send_batch(&mut batch)?;
+            if !Batch::pays(&transmit) {
+                drop(batch);
+                return self.send(&transmit);
+            }
+        }
+        batch.push(&transmit);
+        let is_complete = batch.is_full() || !Batch::pays(&transmit);
+        if !is_complete || self.send_batch(&mut batch).is_err() {
+            self.waiting.notify_one();
+        }
+
+        Ok(())
+    }
+
+    /// Sends batches that nothing came to fill, for as long as it is polled.
+    pub(crate) async fn flush(&self) {
+        loop {
+            self.waiting.notified().await;
+            // Whatever is ready to run goes first: it may have more for the same batch.
+            let mut has_yielded = false;
+            poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
+                true => Poll::Ready(()),
+                false => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            })
+            .await;
+            for batch in &self.batches {
+                loop {
+                    let sent = self.send_batch(&mut lock(batch));
+                    if sent.is_ok() || self.socket.writable().await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn batch(&self, remote: SocketAddr) -> MutexGuard<'_, Batch> {
+        lock(&self.batches[usize::from(remote.port()) % BATCHES])
+    }
+
+    /// Leaves the batch empty, or as it was when the socket has no room.
+    fn send_batch(&self, batch: &mut Batch) -> io::Result<()> {
+        if let Some(transmit) = batch.transmit() {
+            self.send(&transmit)?;
+            batch.clear();
+        }
+
+        Ok(())
+    }
+
+    /// Fails only for want of room: whatever else goes wrong is a loss on the way.
+    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
         let per_send = (MAX_BATCH / size.max(1)).max(1) * size.max(1);
-        for contents in transmit.contents.chunks(per_send.max(1)) {
+        for contents in transmit.contents.chunks(per_send) {
             let part = Transmit {
-                destination,
+                destination: transmit.destination,
                 ecn: transmit.ecn,
                 contents,
                 segment_size: Some(size).filter(|size| contents.len() > *size),
@@ -129,6 +203,11 @@ impl Udp {
     }
 }
 
+fn lock(batch: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
+    // The lock is never held across anything that could leave it half-written.
+    batch.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An address as people write it: IPv4 where it is one.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
@@ -157,4 +236,102 @@ fn enlarge_buffers(socket: &std::net::UdpSocket) -> io::Result<(u64, u64)> {
     let send = sockopt::socket_send_buffer_size(socket)? / 2;
 
     Ok((receive as u64, send as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SIZE: usize = 1452;
+    const FULL: usize = 10;
+
+    #[tokio::test]
+    async fn a_full_transmit_is_sent_though_nothing_follows_it() {
+        let (udp, far) = pair().await;
+        let full = vec![1; FULL * SIZE];
+
+        send(&udp, &far, &full);
+        let received = tokio::select! {
+            received = receive(&far, FULL) => received,
+            () = udp.flush() => Vec::new(),
+        };
+
+        assert_eq!(received, vec![(1, SIZE); FULL]);
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_full_transmit_arrives_behind_it_at_once() {
+        let (udp, far) = pair().await;
+        let (full, last) = (vec![1; FULL * SIZE], vec![2; SIZE + 7]);
+
+        send(&udp, &far, &full);
+        send(&udp, &far, &last);
+
+        let mut expected = vec![(1, SIZE); FULL];
+        expected.extend([(2, SIZE), (2, 7)]);
+        assert_eq!(receive(&far, FULL + 2).await, expected);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_join_a_batch_is_sent_behind_it() {
+        let (udp, far) = pair().await;
+        let full = vec![1; FULL * SIZE];
+
+        send(&udp, &far, &full);
+        udp.try_send(&whole(&far, &[3; SIZE + 1]), address(&far))
+            .unwrap();
+
+        let mut expected = vec![(1, SIZE); FULL];
+        expected.push((3, SIZE + 1));
+        assert_eq!(receive(&far, FULL + 1).await, expected);
+    }
+
+    async fn pair() -> (Udp, UdpSocket) {
+        let near = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+
+        let udp = Udp::from_socket(near).unwrap();
+        udp.writable().await.unwrap();
+
+        (udp, far)
+    }
+
+    fn address(far: &UdpSocket) -> SocketAddr {
+        far.local_addr().unwrap()
+    }
+
+    fn whole<'a>(far: &UdpSocket, contents: &'a [u8]) -> Transmit<'a> {
+        Transmit {
+            destination: address(far),
+            ecn: None,
+            contents,
+            segment_size: None,
+            src_ip: None,
+        }
+    }
+
+    fn send(udp: &Udp, far: &UdpSocket, contents: &[u8]) {
+        let transmit = Transmit {
+            segment_size: Some(SIZE),
+            ..whole(far, contents)
+        };
+        udp.try_send(&transmit, address(far)).unwrap();
+    }
+
+    /// First byte and length of each datagram.
+    async fn receive(far: &UdpSocket, count: usize) -> Vec<(u8, usize)> {
+        let mut received = Vec::new();
+        let mut buffer = [0; 2048];
+        for _ in 0..count {
+            let arrival = timeout(Duration::from_secs(5), far.recv(&mut buffer)).await;
+            let length = arrival.expect("a datagram arrives").unwrap();
+            received.push((buffer[0], length));
+        }
+
+        received
+    }
 }
