@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cluster::{self, Layout},
-    paths,
+    demo, paths,
     run::{self, Wait},
 };
 use figures::{Figures, Measure, Way};
@@ -30,6 +30,9 @@ const COMMAND: u16 = 7001;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Install what is missing without asking.
+    #[arg(long)]
+    yes: bool,
     /// Rounds; every round measures every way once.
     #[arg(long, default_value_t = 5)]
     pub(crate) rounds: usize,
@@ -89,11 +92,20 @@ impl Options {
     /// As little as shows that everything can be measured.
     pub(crate) fn shortest() -> Self {
         Self {
+            yes: true,
             rounds: 1,
             seconds: 1,
             samples: 50,
         }
     }
+}
+
+/// Brings up what is missing of the test cluster and of tp in it, and measures there.
+pub(crate) fn bench(options: &Options) -> Result<()> {
+    demo::prepare("bench", options.yes)?;
+    demo::install()?;
+
+    run(options)
 }
 
 /// Measures on the running test cluster, in which tp must be installed.

@@ -66,7 +66,15 @@ impl Place<'_> {
 }
 
 fn own(options: &Options) -> Result<()> {
-    consent("demo", Kubernetes::Own, options.yes)?;
+    prepare("demo", options.yes)?;
+    tour()?;
+    hints();
+    Ok(())
+}
+
+/// The project's own cluster with its workloads, and the image of tp on its nodes.
+pub(crate) fn prepare(command: &str, yes: bool) -> Result<()> {
+    consent(command, Kubernetes::Own, yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
         packages::ensure(&needed(Kubernetes::Own))
@@ -81,15 +89,11 @@ fn own(options: &Options) -> Result<()> {
     )?;
     steps.step("image import", "target/dist/tp-image.tar", || {
         cluster::import(&dist::image())
-    })?;
-
-    tour()?;
-    hints();
-    Ok(())
+    })
 }
 
-/// What there is to see on the project's own cluster, where everything is in place.
-pub(crate) fn tour() -> Result<()> {
+/// Installs tp on the project's own cluster, and says so as a user would see it.
+pub(crate) fn install() -> Result<()> {
     let place = Place::Workstation;
     let image = format!("--image={}", products::image_reference());
     place.show(&[
@@ -99,8 +103,15 @@ pub(crate) fn tour() -> Result<()> {
         "--image-pull-policy=Never",
         "--wait=90s",
     ])?;
-    // A session of an earlier demonstration may run an older program.
+    // A session of before may run an older program.
     let _ = run::output(&mut place.command(&["tp", "quit"]));
+    Ok(())
+}
+
+/// What there is to see on the project's own cluster, where everything is in place.
+pub(crate) fn tour() -> Result<()> {
+    let place = Place::Workstation;
+    install()?;
 
     println!(
         "\nThe workstation cannot reach the cluster's networks by routing, and its name server knows no cluster:"

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Audit => test::audit(),
-        Task::Bench(options) => bench::run(&options),
+        Task::Bench(options) => bench::bench(&options),
         Task::Build => products::build(),
         Task::Cluster(action) => cluster::perform(action),
         Task::Demo(options) => demo::demo(&options),
