@@ -261,7 +261,7 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
         paths::cache().display(),
         paths::target().display()
     );
-    println!("  about {minutes} minutes on two cores; ~/.kube is not touched");
+    println!("  about {minutes} min on two cores; ~/.kube is not touched");
     Ok(())
 }
 
