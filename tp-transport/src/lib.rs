@@ -30,6 +30,8 @@ pub mod splice;
 pub mod status;
 
 #[cfg(feature = "quic")]
+mod batching;
+#[cfg(feature = "quic")]
 mod congestion;
 #[cfg(feature = "quic")]
 mod framed;

@@ -351,6 +351,26 @@ impl Monitor {
         }
     }
 
+    /// Counters for `count` probes that are not the monitor's; returns the first.
+    pub(crate) fn take_counters(&mut self, count: u64) -> u64 {
+        let first = self.next_counter;
+        self.next_counter += count;
+
+        first
+    }
+
+    /// Whether data was sent a short while ago.
+    pub(crate) fn is_busy(&self, now: Instant) -> bool {
+        now < self.busy_until
+    }
+
+    /// Round-trip time of probes on the UDP path in use.
+    pub(crate) fn udp_rtt(&mut self) -> Duration {
+        self.active_candidate()
+            .and_then(|candidate| candidate.rtt)
+            .unwrap_or_default()
+    }
+
     /// Why UDP is not in use, as a phrase; empty if it is.
     pub(crate) fn reason(&self) -> String {
         if self.choice == PathChoice::StreamOnly {

@@ -39,7 +39,11 @@ const LINK_SEGMENTS: usize = 16;
 /// Where a datagram goes.
 pub(crate) enum Route {
     Link(Arc<Link>),
-    Udp(SocketAddr),
+    Udp {
+        remote: SocketAddr,
+        /// Whether several datagrams may be sent together.
+        batched: bool,
+    },
     /// The path is gone: as with a datagram lost on the way.
     Nowhere,
 }
@@ -58,7 +62,13 @@ pub(crate) trait Side: fmt::Debug + Send + Sync + 'static {
     fn admit_link(&self, link: &Link) -> SocketAddr;
 
     /// A probe that came by UDP; an answer goes back where it came from.
-    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Vec<u8>>;
+    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Answer>;
+}
+
+/// Probes to be sent together, each of `size` bytes.
+pub(crate) struct Answer {
+    pub(crate) probes: Vec<u8>,
+    pub(crate) size: usize,
 }
 
 /// The socket that QUIC is given.
@@ -210,7 +220,7 @@ impl<S: Side> Mux<S> {
             match form(&buf[start..end]) {
                 Form::Probe => {
                     if let Some(answer) = self.side.udp_probe(&buf[start..end], from) {
-                        udp.send_probe(&answer, from);
+                        udp.send_probes(&answer.probes, answer.size, from);
                     }
                 }
                 Form::ShortHeader => {
@@ -273,8 +283,10 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
                 let destination = transmit.destination;
                 (link.try_send(transmit), Blocked::Link { link, destination })
             }
-            (Route::Udp(remote), Some(udp)) => (udp.try_send(transmit, remote), Blocked::Udp),
-            (Route::Udp(_), None) | (Route::Nowhere, _) => {
+            (Route::Udp { remote, batched }, Some(udp)) => {
+                (udp.try_send(transmit, remote, batched), Blocked::Udp)
+            }
+            (Route::Udp { .. }, None) | (Route::Nowhere, _) => {
                 ANNOUNCED.set(false);
                 return Ok(());
             }
@@ -369,7 +381,7 @@ impl<S: Side> UdpPoller for Poller<S> {
             Some(Blocked::Link { link, destination }) => {
                 let rerouted = match self.mux.side.route(*destination) {
                     Route::Link(current) => !Arc::ptr_eq(&current, link),
-                    Route::Udp(_) | Route::Nowhere => true,
+                    Route::Udp { .. } | Route::Nowhere => true,
                 };
                 if !rerouted && !link.poll_room(cx.waker()) {
                     return Poll::Pending;

@@ -6,11 +6,18 @@
 
 use ring::hmac;
 
-/// Length of a probe's header and MAC: the least size of a probe.
+/// Length of a probe's header and MAC: the least size of a probe. Between the two stands its tag,
+/// where there is room, and zeros.
 const KIND: usize = 1;
 const HEADER: usize = KIND + 8 + 8;
 const MAC: usize = 32;
 pub(crate) const MIN_SIZE: usize = HEADER + MAC;
+
+/// Tag of a request: it is to be answered by several small replies, sent together. The tag of a
+/// reply is its place among them.
+pub(crate) const IN_PARTS: u8 = 1;
+/// Tag of a request: nothing is to be sent to the client together.
+pub(crate) const SINGLY: u8 = 2;
 
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-tp-probe-1";
 /// Bits that say what a datagram is: long header and fixed bit.
@@ -30,6 +37,14 @@ impl ProbeKind {
             Self::Reply => 0x11,
         }
     }
+}
+
+/// What a genuine probe says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Probe {
+    pub(crate) counter: u64,
+    /// 0 where there is no room for one.
+    pub(crate) tag: u8,
 }
 
 /// What a datagram claims to be, by its first byte alone.
@@ -93,26 +108,32 @@ impl ProbeKeys {
     }
 
     /// A probe of `size` bytes, at least [`MIN_SIZE`].
-    pub(crate) fn seal(&self, kind: ProbeKind, counter: u64, size: usize) -> Vec<u8> {
+    pub(crate) fn seal(&self, kind: ProbeKind, said: Probe, size: usize) -> Vec<u8> {
         let mut probe = vec![0; size.max(MIN_SIZE)];
         let (body, mac) = probe.split_at_mut(size.max(MIN_SIZE) - MAC);
         body[0] = kind.byte();
         body[KIND..KIND + 8].copy_from_slice(&self.id.to_be_bytes());
-        body[KIND + 8..HEADER].copy_from_slice(&counter.to_be_bytes());
+        body[KIND + 8..HEADER].copy_from_slice(&said.counter.to_be_bytes());
+        if let Some(tag) = body.get_mut(HEADER) {
+            *tag = said.tag;
+        }
         mac.copy_from_slice(hmac::sign(self.key(kind), body).as_ref());
 
         probe
     }
 
-    /// The counter of a genuine probe of this kind and connection.
-    pub(crate) fn open(&self, kind: ProbeKind, probe: &[u8]) -> Option<u64> {
+    /// What a genuine probe of this kind and connection says.
+    pub(crate) fn open(&self, kind: ProbeKind, probe: &[u8]) -> Option<Probe> {
         if probe.len() < MIN_SIZE || probe[0] != kind.byte() || key_id(probe) != Some(self.id) {
             return None;
         }
         let (body, mac) = probe.split_at(probe.len() - MAC);
         hmac::verify(self.key(kind), body, mac).ok()?;
 
-        Some(be64(&body[KIND + 8..HEADER]))
+        Some(Probe {
+            counter: be64(&body[KIND + 8..HEADER]),
+            tag: body.get(HEADER).copied().unwrap_or_default(),
+        })
     }
 
     fn key(&self, kind: ProbeKind) -> &hmac::Key {
@@ -136,21 +157,34 @@ fn be64(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
+    const SAID: Probe = Probe { counter: 7, tag: 1 };
+
     #[test]
     fn a_probe_opens_with_its_own_key_only() {
         let (ours, theirs) = (keys(1), keys(2));
-        let probe = ours.seal(ProbeKind::Request, 7, 1452);
+        let said = Probe { counter: 7, tag: 3 };
+        let probe = ours.seal(ProbeKind::Request, said, 1452);
 
         assert_eq!(probe.len(), 1452);
         assert_eq!(form(&probe), Form::Probe);
-        assert_eq!(ours.open(ProbeKind::Request, &probe), Some(7));
+        assert_eq!(ours.open(ProbeKind::Request, &probe), Some(said));
         assert_eq!(theirs.open(ProbeKind::Request, &probe), None);
+    }
+
+    #[test]
+    fn the_smallest_probe_has_no_tag() {
+        let keys = keys(1);
+        let probe = keys.seal(ProbeKind::Reply, SAID, 0);
+
+        assert_eq!(probe.len(), MIN_SIZE);
+        let said = keys.open(ProbeKind::Reply, &probe);
+        assert_eq!(said, Some(Probe { tag: 0, ..SAID }));
     }
 
     #[test]
     fn a_request_cannot_be_sent_back_as_the_reply() {
         let keys = keys(1);
-        let mut probe = keys.seal(ProbeKind::Request, 7, 100);
+        let mut probe = keys.seal(ProbeKind::Request, SAID, 100);
 
         assert_eq!(keys.open(ProbeKind::Reply, &probe), None);
         probe[0] = ProbeKind::Reply.byte();
@@ -160,7 +194,7 @@ mod tests {
     #[test]
     fn every_changed_or_missing_byte_is_noticed() {
         let keys = keys(1);
-        let probe = keys.seal(ProbeKind::Request, 7, 80);
+        let probe = keys.seal(ProbeKind::Request, SAID, 80);
 
         for index in 0..probe.len() {
             let mut forged = probe.clone();

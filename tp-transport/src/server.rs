@@ -465,6 +465,7 @@ fn path_status(connection: &Connection, paths: &PeerPaths) -> PathStatus {
         path,
         reason: reason.into(),
         remote: Some(connection.remote_address()).filter(|_| path == PathKind::Udp),
+        batching: "",
         switches: paths.epoch().switches(),
     }
 }

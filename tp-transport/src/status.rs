@@ -23,6 +23,9 @@ pub struct PathStatus {
     pub reason: String,
     /// The UDP address in use.
     pub remote: Option<SocketAddr>,
+    /// Why datagrams are sent by UDP one by one, which takes more processor time, as far as the
+    /// client has found; empty if they are not.
+    pub batching: &'static str,
     /// How often the connection moved from one path to the other.
     pub switches: u64,
 }

@@ -104,6 +104,9 @@ fn transport_text(transport: &TransportStatus) -> String {
     if transport.mtu > 0 {
         block = block.line("Packet size", transport.mtu.to_string());
     }
+    if !transport.batching.is_empty() {
+        block = block.line("Batching", &transport.batching);
+    }
     if transport.lost_packets > 0 {
         block = block.line("Lost packets", transport.lost_packets.to_string());
     }

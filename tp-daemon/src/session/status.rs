@@ -96,6 +96,7 @@ fn transport(shared: &Shared) -> Option<TransportStatus> {
         udp_receive_buffer: stats.udp_receive_buffer,
         udp_send_buffer: stats.udp_send_buffer,
         switches: path.switches,
+        batching: path.batching.into(),
     })
 }
 

@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    batching::{self, Check, Lost},
     client::PathChoice,
     codes::CloseCode,
     congestion::PathEpoch,
@@ -22,7 +23,8 @@ use crate::{
         Mux,
         client::{ClientSide, ProbeReply},
     },
-    probe::ProbeKind,
+    probe::{IN_PARTS, Probe, ProbeKind, SINGLY},
+    quic::BASE_SIZE,
     status::{PathKind, PathStatus},
 };
 
@@ -34,6 +36,8 @@ pub(super) enum Command {
 
 pub(super) struct Driver {
     monitor: Monitor,
+    /// Of batches on the UDP path in use.
+    check: Option<Check>,
     endpoint: Endpoint,
     connection: Connection,
     mux: Arc<Mux<ClientSide>>,
@@ -65,10 +69,12 @@ impl Driver {
             path: PathKind::Stream,
             reason: monitor.reason(),
             remote: None,
+            batching: "",
             switches: 0,
         });
         let driver = Self {
             monitor,
+            check: None,
             endpoint,
             connection,
             mux,
@@ -106,10 +112,7 @@ impl Driver {
                     link_up = false;
                     self.monitor.on_link(Instant::now(), false);
                 }
-                Input::Reply(reply) => {
-                    let now = Instant::now();
-                    self.monitor.on_reply(now, reply.from, reply.counter);
-                }
+                Input::Reply(reply) => self.on_reply(Instant::now(), reply),
                 Input::Busy => {}
                 Input::Tick => self.tick(&mut replies),
             }
@@ -126,7 +129,10 @@ impl Driver {
         replies: &mut mpsc::Receiver<ProbeReply>,
         link_up: bool,
     ) -> Input {
-        let due = self.monitor.next_tick(Instant::now());
+        let now = Instant::now();
+        let check = self.check.as_ref().map(Check::next_tick);
+        let due = self.monitor.next_tick(now);
+        let due = check.map_or(due, |check| due.min(check).max(now));
         let link = self.mux.side().link();
         // Every arm may be dropped without loss. Replies come before the clock: what has arrived
         // must be known when the monitor judges.
@@ -144,28 +150,93 @@ impl Driver {
     fn tick(&mut self, replies: &mut mpsc::Receiver<ProbeReply>) {
         let now = Instant::now();
         while let Ok(reply) = replies.try_recv() {
-            self.monitor.on_reply(now, reply.from, reply.counter);
+            self.on_reply(now, reply);
         }
         let silent = now_ms().saturating_sub(self.mux.side().link().heard_ms());
         let link_heard = now
             .checked_sub(Duration::from_millis(silent))
             .unwrap_or(now);
         for action in self.monitor.tick(now, link_heard) {
-            self.act(action);
+            self.act(now, action);
+        }
+        self.check_batches(now);
+    }
+
+    fn on_reply(&mut self, now: Instant, reply: ProbeReply) {
+        let Probe { counter, tag } = reply.probe;
+        self.monitor.on_reply(now, reply.from, counter);
+        if let Some(check) = &mut self.check
+            && self.monitor.active() == Target::Udp(reply.from)
+        {
+            check.on_reply(now, counter, tag);
         }
     }
 
-    fn act(&self, action: Action) {
+    /// Follows what the check of batches has found, and sends the probes of its next round.
+    fn check_batches(&mut self, now: Instant) {
+        let is_due = match &mut self.check {
+            Some(check) => check.tick(now, self.monitor.is_busy(now)),
+            None => false,
+        };
+        self.mux.side().set_batched(!self.lost().up);
+        if !is_due {
+            return;
+        }
+        let (Target::Udp(remote), Some(keys), Some(udp)) = (
+            self.monitor.active(),
+            self.mux.side().keys(),
+            self.mux.udp(),
+        ) else {
+            return;
+        };
+        let rtt = self.monitor.udp_rtt();
+        let first = self.monitor.take_counters(batching::COUNTERS);
+        let size = usize::from(BASE_SIZE);
+        let probe = |counter, tag| {
+            let tag = tag | self.tag();
+            keys.seal(ProbeKind::Request, Probe { counter, tag }, size)
+        };
+        let mut counters = first..;
+        let batch: Vec<u8> = counters
+            .by_ref()
+            .take(batching::PARTS)
+            .flat_map(|counter| probe(counter, 0))
+            .collect();
+        udp.send_probes(&batch, size, remote);
+        for (counter, tag) in counters.zip([IN_PARTS, 0]) {
+            udp.send_probes(&probe(counter, tag), size, remote);
+        }
+        if let Some(check) = &mut self.check {
+            check.begin(now, first, rtt);
+        }
+    }
+
+    fn lost(&self) -> Lost {
+        self.check.as_ref().map(Check::lost).unwrap_or_default()
+    }
+
+    /// What every request tells the manager.
+    fn tag(&self) -> u8 {
+        match self.lost().down {
+            true => SINGLY,
+            false => 0,
+        }
+    }
+
+    fn act(&mut self, now: Instant, action: Action) {
         let side = self.mux.side();
         match action {
             Action::Probe { to, counter, size } => {
                 let Some(keys) = side.keys() else {
                     return;
                 };
-                let probe = keys.seal(ProbeKind::Request, counter, size);
+                let tag = self.tag();
+                let probe = keys.seal(ProbeKind::Request, Probe { counter, tag }, size);
                 match (to, self.mux.udp()) {
                     (Target::Link, _) => side.link().send_probe(&probe),
-                    (Target::Udp(remote), Some(udp)) => udp.send_probe(&probe, remote),
+                    (Target::Udp(remote), Some(udp)) => {
+                        udp.send_probes(&probe, probe.len(), remote);
+                    }
                     (Target::Udp(_), None) => {}
                 }
             }
@@ -174,7 +245,10 @@ impl Driver {
                     Target::Link => None,
                     Target::Udp(remote) => Some(remote),
                 };
+                // Another path, another verdict.
+                side.set_batched(true);
                 side.switch(remote);
+                self.check = remote.map(|_| Check::new(now));
                 self.rebind();
                 tracing::debug!(?target, "The tunnel moves to another path");
             }
@@ -200,6 +274,7 @@ impl Driver {
             path: self.epoch.path(),
             reason: self.monitor.reason(),
             remote,
+            batching: self.lost().reason(),
             switches: self.epoch.switches(),
         };
         self.status.send_if_modified(|current| {

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, mpsc};
 use crate::{
     congestion::PathEpoch,
     framed::Link,
-    mux::{Route, Side},
-    probe::{ProbeKeys, ProbeKind},
+    mux::{Answer, Route, Side},
+    probe::{Probe, ProbeKeys, ProbeKind},
     quic::LOGICAL_SERVER,
     status::PathKind,
 };
@@ -28,12 +28,14 @@ const MAX_REPLIES: usize = 64;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProbeReply {
     pub(crate) from: SocketAddr,
-    pub(crate) counter: u64,
+    pub(crate) probe: Probe,
 }
 
 #[derive(Debug)]
 pub(crate) struct ClientSide {
     epoch: Arc<PathEpoch>,
+    /// Whether several datagrams are sent together by UDP.
+    is_batched: AtomicBool,
     paths: RwLock<Paths>,
     keys: OnceLock<ProbeKeys>,
     replies: mpsc::Sender<ProbeReply>,
@@ -56,6 +58,7 @@ impl ClientSide {
         let (replies, replies_rx) = mpsc::channel(MAX_REPLIES);
         let side = Self {
             epoch,
+            is_batched: AtomicBool::new(true),
             paths: RwLock::new(Paths {
                 link,
                 remote: None,
@@ -112,6 +115,10 @@ impl ClientSide {
         self.read().remote
     }
 
+    pub(crate) fn set_batched(&self, is_batched: bool) {
+        self.is_batched.store(is_batched, Ordering::Relaxed);
+    }
+
     /// Whether data was sent since the last call.
     pub(crate) fn take_busy(&self) -> bool {
         self.is_busy.swap(false, Ordering::Relaxed)
@@ -142,7 +149,10 @@ impl Side for ClientSide {
     fn route(&self, _: SocketAddr) -> Route {
         let paths = self.read();
         match paths.remote {
-            Some(remote) => Route::Udp(remote),
+            Some(remote) => Route::Udp {
+                remote,
+                batched: self.is_batched.load(Ordering::Relaxed),
+            },
             None => Route::Link(Arc::clone(&paths.link)),
         }
     }
@@ -162,9 +172,9 @@ impl Side for ClientSide {
         LOGICAL_SERVER
     }
 
-    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
-        let counter = self.keys()?.open(ProbeKind::Reply, probe)?;
-        if self.replies.try_send(ProbeReply { from, counter }).is_err() {
+    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Answer> {
+        let probe = self.keys()?.open(ProbeKind::Reply, probe)?;
+        if self.replies.try_send(ProbeReply { from, probe }).is_err() {
             tracing::trace!("The monitor is behind with its replies");
         }
 

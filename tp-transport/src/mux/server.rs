@@ -8,18 +8,19 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use tokio::sync::Notify;
 
 use crate::{
+    batching::PARTS,
     congestion::PathEpoch,
     framed::{Link, now_ms},
     keys::SessionRef,
-    mux::{Route, Side},
-    probe::{ProbeKeys, ProbeKind, key_id},
+    mux::{Answer, Route, Side},
+    probe::{IN_PARTS, MIN_SIZE, Probe, ProbeKeys, ProbeKind, SINGLY, key_id},
     quic::{is_link_address, link_address},
     status::PathKind,
 };
@@ -38,6 +39,8 @@ const MAX_SESSION_LINKS: usize = 8;
 pub(crate) struct PeerPaths {
     keys: ProbeKeys,
     epoch: Arc<PathEpoch>,
+    /// Whether several datagrams are sent to the client together.
+    is_batched: AtomicBool,
     replay: Mutex<ReplayWindow>,
     remotes: Mutex<Vec<SocketAddr>>,
     heard_ms: AtomicU64,
@@ -50,6 +53,7 @@ impl PeerPaths {
         Arc::new(Self {
             keys,
             epoch,
+            is_batched: AtomicBool::new(true),
             replay: Mutex::default(),
             remotes: Mutex::default(),
             heard_ms: AtomicU64::new(now_ms()),
@@ -69,6 +73,25 @@ impl PeerPaths {
     /// Milliseconds since a probe arrived, on any path.
     pub(crate) fn silent_ms(&self) -> u64 {
         now_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed))
+    }
+
+    /// The reply to a request of `size` bytes, never longer than that: whoever asks under another's
+    /// address has him sent no more than he sends himself.
+    fn answer(&self, request: Probe, size: usize) -> Answer {
+        let parts = match request.tag & IN_PARTS {
+            0 => 1,
+            _ => PARTS.min(size / (MIN_SIZE + 1)).max(1),
+        };
+        let size = size / parts;
+        let probes = (0u8..)
+            .take(parts)
+            .flat_map(|tag| {
+                let part = Probe { tag, ..request };
+                self.keys.seal(ProbeKind::Reply, part, size)
+            })
+            .collect();
+
+        Answer { probes, size }
     }
 
     fn heard(&self) {
@@ -212,13 +235,13 @@ impl ServerSide {
 
     /// A probe on a byte stream: answered there, if it is genuine.
     pub(crate) fn link_probe(&self, link: &ServerLink, probe: &[u8]) {
-        let Some((peer, counter)) = self.open(probe) else {
+        let Some((peer, said)) = self.open(probe) else {
             return;
         };
         peer.heard();
         // The first genuine probe tells whose a later byte stream is.
         let _ = link.peer.set(Arc::clone(&peer));
-        let reply = peer.keys.seal(ProbeKind::Reply, counter, 0);
+        let reply = peer.keys.seal(ProbeKind::Reply, said, 0);
         link.link.send_probe(&reply);
     }
 
@@ -229,11 +252,11 @@ impl ServerSide {
         }
     }
 
-    fn open(&self, probe: &[u8]) -> Option<(Arc<PeerPaths>, u64)> {
+    fn open(&self, probe: &[u8]) -> Option<(Arc<PeerPaths>, Probe)> {
         let peer = read(&self.peers).get(&key_id(probe)?).cloned()?;
-        let counter = peer.keys.open(ProbeKind::Request, probe)?;
+        let said = peer.keys.open(ProbeKind::Request, probe)?;
 
-        Some((peer, counter))
+        Some((peer, said))
     }
 
     fn prove_remote(&self, peer: &Arc<PeerPaths>, address: SocketAddr) {
@@ -265,7 +288,12 @@ impl ServerSide {
 impl Side for ServerSide {
     fn route(&self, destination: SocketAddr) -> Route {
         if !is_link_address(&destination) {
-            return Route::Udp(destination);
+            let remotes = read(&self.remotes);
+            let is_batched = |remote: &Remote| remote.peer.is_batched.load(Ordering::Relaxed);
+            return Route::Udp {
+                remote: destination,
+                batched: remotes.get(&destination).is_none_or(is_batched),
+            };
         }
         match read(&self.links).get(&destination) {
             Some(link) => Route::Link(Arc::clone(&link.link)),
@@ -291,15 +319,17 @@ impl Side for ServerSide {
         link.address()
     }
 
-    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
-        let (peer, counter) = self.open(probe)?;
-        if !lock(&peer.replay).admit(counter) {
+    fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Answer> {
+        let (peer, said) = self.open(probe)?;
+        if !lock(&peer.replay).admit(said.counter) {
             return None;
         }
         peer.heard();
+        peer.is_batched
+            .store(said.tag & SINGLY == 0, Ordering::Relaxed);
         self.prove_remote(&peer, from);
 
-        Some(peer.keys.seal(ProbeKind::Reply, counter, probe.len()))
+        Some(peer.answer(said, probe.len()))
     }
 }
 

@@ -71,8 +71,15 @@ impl Udp {
         self.send_buffer
     }
 
-    /// Sends a transmit, or takes it into a batch that [`Udp::flush`] sends within moments.
-    pub(crate) fn try_send(&self, transmit: &Transmit<'_>, remote: SocketAddr) -> io::Result<()> {
+    /// Sends a transmit, or takes it into a batch that [`Udp::flush`] sends within moments; with
+    /// `batched` unset, sends its datagrams one by one. Where there is room for a part only, QUIC
+    /// repeats all of it, and its other end discards what it has seen.
+    pub(crate) fn try_send(
+        &self,
+        transmit: &Transmit<'_>,
+        remote: SocketAddr,
+        batched: bool,
+    ) -> io::Result<()> {
         let transmit = Transmit {
             destination: self.native(remote),
             ecn: transmit.ecn,
@@ -81,11 +88,11 @@ impl Udp {
             src_ip: None,
         };
         let mut batch = self.batch(remote);
-        if !batch.takes(&transmit) {
+        if !batched || !batch.takes(&transmit) {
             self.send_batch(&mut batch)?;
-            if !Batch::pays(&transmit) {
+            if !batched || !Batch::pays(&transmit) {
                 drop(batch);
-                return self.send(&transmit);
+                return self.send(&transmit, batched);
             }
         }
         batch.push(&transmit);
@@ -129,7 +136,7 @@ impl Udp {
     /// Leaves the batch empty, or as it was when the socket has no room.
     fn send_batch(&self, batch: &mut Batch) -> io::Result<()> {
         if let Some(transmit) = batch.transmit() {
-            self.send(&transmit)?;
+            self.send(&transmit, true)?;
             batch.clear();
         }
 
@@ -137,9 +144,13 @@ impl Udp {
     }
 
     /// Fails only for want of room: whatever else goes wrong is a loss on the way.
-    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    fn send(&self, transmit: &Transmit<'_>, batched: bool) -> io::Result<()> {
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
-        let per_send = (MAX_BATCH / size.max(1)).max(1) * size.max(1);
+        let size = size.max(1);
+        let per_send = match batched && self.max_transmit_segments() > 1 {
+            true => (MAX_BATCH / size).max(1) * size,
+            false => size,
+        };
         for contents in transmit.contents.chunks(per_send) {
             let part = Transmit {
                 destination: transmit.destination,
@@ -156,10 +167,18 @@ impl Udp {
         Ok(())
     }
 
-    /// Sends a probe at once or not at all: a lost probe is what probes are for.
-    pub(crate) fn send_probe(&self, probe: &[u8], remote: SocketAddr) {
-        if let Err(error) = self.socket.try_send_to(probe, self.native(remote)) {
-            tracing::trace!(%error, "Probe was not sent");
+    /// Sends probes of `size` bytes together, at once or not at all: a lost probe is what probes
+    /// are for.
+    pub(crate) fn send_probes(&self, probes: &[u8], size: usize, remote: SocketAddr) {
+        let transmit = Transmit {
+            destination: self.native(remote),
+            ecn: None,
+            contents: probes,
+            segment_size: Some(size).filter(|size| probes.len() > *size),
+            src_ip: None,
+        };
+        if let Err(error) = self.send(&transmit, true) {
+            tracing::trace!(%error, "Probes were not sent");
         }
     }
 
@@ -282,7 +301,7 @@ mod tests {
         let full = vec![1; FULL * SIZE];
 
         send(&udp, &far, &full);
-        udp.try_send(&whole(&far, &[3; SIZE + 1]), address(&far))
+        udp.try_send(&whole(&far, &[3; SIZE + 1]), address(&far), true)
             .unwrap();
 
         let mut expected = vec![(1, SIZE); FULL];
@@ -319,7 +338,7 @@ mod tests {
             segment_size: Some(SIZE),
             ..whole(far, contents)
         };
-        udp.try_send(&transmit, address(far)).unwrap();
+        udp.try_send(&transmit, address(far), true).unwrap();
     }
 
     /// First byte and length of each datagram.

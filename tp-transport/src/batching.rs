@@ -1,0 +1,203 @@
+//! Whether what is sent by UDP in batches arrives.
+//!
+//! Some kernels and paths lose or mangle datagrams that were handed over together, and nothing
+//! reports it. So it is tried with probes, when a path is taken into use and now and then while it
+//! carries data: in one round a batch goes each way, and a probe alone. Where probes arrive alone
+//! and next to nothing does that came behind another in its batch, batches are given up for that
+//! direction. Loss that hits either alike blames neither, and a path that is idle tells nothing.
+
+use std::time::{Duration, Instant};
+
+/// Probes in a batch.
+pub(crate) const PARTS: usize = 4;
+/// Counters that a round takes: a batch, one that is answered by a batch, and one alone.
+pub(crate) const COUNTERS: u64 = PARTS as u64 + 2;
+/// Rounds before a direction is blamed; a single one in which everything arrives acquits both.
+const ROUNDS: u32 = 6;
+/// Rounds whose lone probe must have been answered for a verdict.
+const LEAST_ALONE: u32 = 4;
+/// A direction is blamed that brings less than this part of what lone probes bring.
+const BLAMED_BELOW: f64 = 0.25;
+/// Least time for the answers of a round.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Until the next check of a path that carries data, and of one whose lone probes were lost too.
+const EVERY: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// In which directions batches are lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) up: bool,
+    pub(crate) down: bool,
+}
+
+impl Lost {
+    /// Why batching is off, as a phrase; empty if it is on.
+    pub(crate) fn reason(self) -> &'static str {
+        match (self.up, self.down) {
+            (false, false) => "",
+            (true, false) => "off to the cluster: packets sent together do not arrive",
+            (false, true) => "off from the cluster: packets sent together do not arrive",
+            (true, true) => "off: packets sent together do not arrive",
+        }
+    }
+}
+
+/// Checks one UDP path, from the client. Pure: time and wire are arguments.
+#[derive(Debug)]
+pub(crate) struct Check {
+    lost: Lost,
+    round: Option<Round>,
+    next: Instant,
+    rounds: u32,
+    /// What has arrived in the rounds so far.
+    alone: u32,
+    up: u32,
+    down: u32,
+}
+
+/// What a round has brought so far.
+#[derive(Debug)]
+struct Round {
+    first: u64,
+    ends: Instant,
+    alone: bool,
+    up: [bool; PARTS],
+    down: [bool; PARTS],
+}
+
+impl Check {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            lost: Lost::default(),
+            round: None,
+            next: now,
+            rounds: 0,
+            alone: 0,
+            up: 0,
+            down: 0,
+        }
+    }
+
+    pub(crate) fn lost(&self) -> Lost {
+        self.lost
+    }
+
+    /// When [`Check::tick`] is due.
+    pub(crate) fn next_tick(&self) -> Instant {
+        self.round.as_ref().map_or(self.next, |round| round.ends)
+    }
+
+    /// Whether a round is to begin now, for which [`Check::begin`] is then to be called.
+    pub(crate) fn tick(&mut self, now: Instant, is_busy: bool) -> bool {
+        if self.round.as_ref().is_some_and(|round| now >= round.ends) {
+            self.end(now);
+        }
+        if self.round.is_some() || now < self.next {
+            return false;
+        }
+        if self.rounds == 0 && !is_busy {
+            // Nothing depends on the answer, and no radio is woken for it.
+            self.next = now + EVERY;
+            return false;
+        }
+
+        true
+    }
+
+    /// A round was sent whose probes have the counters from `first` on.
+    pub(crate) fn begin(&mut self, now: Instant, first: u64, rtt: Duration) {
+        self.round = Some(Round {
+            first,
+            ends: now + PATIENCE.max(rtt * 3),
+            alone: false,
+            up: [false; PARTS],
+            down: [false; PARTS],
+        });
+    }
+
+    /// A genuine reply; `part` is its place in a batch of replies.
+    pub(crate) fn on_reply(&mut self, now: Instant, counter: u64, part: u8) {
+        let Some(round) = &mut self.round else {
+            return;
+        };
+        let Some(index) = counter
+            .checked_sub(round.first)
+            .and_then(|index| usize::try_from(index).ok())
+        else {
+            return;
+        };
+        match index {
+            ..PARTS => round.up[index] = true,
+            PARTS => {
+                if let Some(seen) = round.down.get_mut(usize::from(part)) {
+                    *seen = true;
+                }
+            }
+            _ if counter == round.first + COUNTERS - 1 => round.alone = true,
+            _ => {}
+        }
+        if round.is_complete() {
+            self.lost = Lost::default();
+            self.forget(now + EVERY);
+        }
+    }
+
+    /// The answers that have not come are lost.
+    fn end(&mut self, now: Instant) {
+        let Some(round) = self.round.take() else {
+            return;
+        };
+        self.rounds += 1;
+        self.alone += u32::from(round.alone);
+        self.up += behind_another(round.up);
+        self.down += behind_another(round.down);
+        if self.rounds < ROUNDS {
+            self.next = now;
+        } else if self.alone < LEAST_ALONE {
+            self.forget(now + AGAIN);
+        } else {
+            self.lost = Lost {
+                up: self.is_blamed(self.up),
+                down: self.is_blamed(self.down),
+            };
+            self.forget(now + EVERY);
+        }
+    }
+
+    fn is_blamed(&self, arrived: u32) -> bool {
+        let sent = self.rounds * (PARTS as u32 - 1);
+        let together = f64::from(arrived) / f64::from(sent);
+        let alone = f64::from(self.alone) / f64::from(self.rounds);
+
+        together < alone * BLAMED_BELOW
+    }
+
+    fn forget(&mut self, next: Instant) {
+        *self = Self {
+            lost: self.lost,
+            ..Self::new(next)
+        };
+    }
+}
+
+impl Round {
+    fn is_complete(&self) -> bool {
+        let parts = self.up.iter().chain(&self.down);
+
+        self.alone && parts.into_iter().all(|arrived| *arrived)
+    }
+}
+
+/// How many arrived that were not the first: what loses batches may let that one pass.
+fn behind_another(parts: [bool; PARTS]) -> u32 {
+    parts
+        .iter()
+        .skip(1)
+        .map(|arrived| u32::from(*arrived))
+        .sum()
+}
+
+#[cfg(test)]
+#[path = "batching/tests.rs"]
+mod tests;
