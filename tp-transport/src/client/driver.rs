@@ -187,6 +187,8 @@ impl Driver {
             self.mux.side().keys(),
             self.mux.udp(),
         ) else {
+            // A check that is due and never begins would be due again at once.
+            self.check = None;
             return;
         };
         let rtt = self.monitor.udp_rtt();
