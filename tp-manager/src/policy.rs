@@ -120,19 +120,19 @@ pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sen
     let mut of_policy = std::pin::pin!(of_policy);
     let mut of_binding = std::pin::pin!(of_binding);
 
-    let mut policy_since = Presence::default();
-    let mut binding_since = Presence::default();
+    let mut policy_seen = Presence::default();
+    let mut binding_seen = Presence::default();
     let mut next_check = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            Some(seen) = of_policy.next() => policy_since.note(seen),
-            Some(seen) = of_binding.next() => binding_since.note(seen),
+            Some(seen) = of_policy.next() => policy_seen.note(seen),
+            Some(seen) = of_binding.next() => binding_seen.note(seen),
             () = tokio::time::sleep_until(next_check) => {
                 next_check = tokio::time::Instant::now() + check(&client, &namespace, &policy).await;
                 continue;
             }
         }
-        let since = match (policy_since.since, binding_since.since) {
+        let since = match (policy_seen.since(), binding_seen.since()) {
             (Some(policy), Some(binding)) => Some(policy.max(binding)),
             _ => None,
         };
@@ -275,7 +275,7 @@ fn forgeries(own: &UserInfo) -> [(&'static str, UserInfo); 4] {
 
 /// An event of a watch on one object.
 enum Seen {
-    Present(Option<Timestamp>),
+    Present(Version),
     Absent,
     ListBegins,
     ListEnds,
@@ -285,7 +285,7 @@ impl Seen {
     fn of<K>(event: Event<K>, metadata: impl Fn(K) -> ObjectMeta) -> Self {
         match event {
             Event::Apply(object) | Event::InitApply(object) => {
-                Self::Present(last_change(&metadata(object)))
+                Self::Present(Version::of(metadata(object)))
             }
             Event::Delete(_) => Self::Absent,
             Event::Init => Self::ListBegins,
@@ -294,26 +294,60 @@ impl Seen {
     }
 }
 
+/// What an object demands, told from what it demanded before.
+#[derive(Debug)]
+struct Version {
+    uid: Option<String>,
+    /// Counts changes of the specification.
+    generation: Option<i64>,
+    since: Option<Timestamp>,
+}
+
+impl Version {
+    fn of(metadata: ObjectMeta) -> Self {
+        Self {
+            since: last_change(&metadata),
+            uid: metadata.uid,
+            generation: metadata.generation,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.generation.is_some() && (&self.uid, self.generation) == (&other.uid, other.generation)
+    }
+}
+
 /// Since when one object is as it is.
 #[derive(Debug, Default)]
 struct Presence {
-    since: Option<Timestamp>,
+    version: Option<Version>,
     in_list: bool,
 }
 
 impl Presence {
     fn note(&mut self, seen: Result<Seen, watcher::Error>) {
         match seen {
-            Ok(Seen::Present(since)) => {
-                self.since = since;
+            Ok(Seen::Present(version)) => {
+                // Applying what is there already may change its time stamps, and nothing else.
+                if !self
+                    .version
+                    .as_ref()
+                    .is_some_and(|known| known.is(&version))
+                {
+                    self.version = Some(version);
+                }
                 self.in_list = true;
             }
-            Ok(Seen::Absent) => self.since = None,
+            Ok(Seen::Absent) => self.version = None,
             Ok(Seen::ListBegins) => self.in_list = false,
-            Ok(Seen::ListEnds) if !self.in_list => self.since = None,
+            Ok(Seen::ListEnds) if !self.in_list => self.version = None,
             Ok(Seen::ListEnds) => {}
             Err(error) => tracing::debug!(%error, "The watch of the policy was interrupted"),
         }
+    }
+
+    fn since(&self) -> Option<Timestamp> {
+        self.version.as_ref()?.since
     }
 }
 
@@ -402,13 +436,35 @@ mod tests {
     #[test]
     fn a_policy_that_is_missing_from_a_new_listing_is_gone() {
         let mut presence = Presence::default();
-        presence.note(Ok(Seen::Present(Some(at(0)))));
+        presence.note(Ok(Seen::Present(version("a", 1, 0))));
 
         presence.note(Ok(Seen::ListBegins));
-        assert_eq!(presence.since, Some(at(0)));
+        assert_eq!(presence.since(), Some(at(0)));
         presence.note(Ok(Seen::ListEnds));
 
-        assert_eq!(presence.since, None);
+        assert_eq!(presence.since(), None);
+    }
+
+    /// As `tp install` does when it is called twice.
+    #[test]
+    fn applying_the_same_again_is_no_change_and_an_edit_or_another_object_is() {
+        let mut presence = Presence::default();
+        presence.note(Ok(Seen::Present(version("a", 1, 0))));
+
+        presence.note(Ok(Seen::Present(version("a", 1, 6))));
+        assert_eq!(presence.since(), Some(at(0)));
+        presence.note(Ok(Seen::Present(version("a", 2, 7))));
+        assert_eq!(presence.since(), Some(at(7)));
+        presence.note(Ok(Seen::Present(version("b", 2, 8))));
+        assert_eq!(presence.since(), Some(at(8)));
+    }
+
+    fn version(uid: &str, generation: i64, since: i64) -> Version {
+        Version {
+            uid: Some(uid.into()),
+            generation: Some(generation),
+            since: Some(at(since)),
+        }
     }
 
     #[test]
