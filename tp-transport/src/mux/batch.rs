@@ -24,9 +24,11 @@ pub(super) struct Batch {
 impl Batch {
     /// Whether there may be more where the transmit comes from, so that waiting for it pays.
     pub(super) fn pays(transmit: &Transmit<'_>) -> bool {
+        let length = transmit.contents.len();
+        // Of jumbo frames, no two full transmits fit: to take one in would only copy it.
         transmit
             .segment_size
-            .is_some_and(|size| transmit.contents.len() == FULL * size)
+            .is_some_and(|size| length == FULL * size && 2 * length <= MAX_BATCH)
     }
 
     /// Whether the transmit may join what is there.
@@ -136,6 +138,13 @@ mod tests {
         for other in [smaller, larger, elsewhere, marked] {
             assert!(!batch.takes(&other), "{other:?}");
         }
+    }
+
+    #[test]
+    fn jumbo_frames_are_not_waited_for() {
+        let bytes = vec![7; FULL * 8952];
+
+        assert!(!Batch::pays(&transmit(&bytes, Some(8952))));
     }
 
     #[test]
