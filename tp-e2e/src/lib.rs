@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api_server;
 pub mod cluster;
 pub mod datapath;
 pub mod netns;

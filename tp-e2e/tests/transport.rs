@@ -7,6 +7,7 @@ use std::{
 
 use serde_json::Value;
 use tp_e2e::{
+    api_server::OlderApiServer,
     cluster::{Impairment, testbed, text},
     process::{eventually, run},
     user::Account,
@@ -95,6 +96,23 @@ fn the_port_forward_alone_is_used_when_told_so() {
     let transport = on_path(&workstation, "portforward");
 
     assert_ne!(transport["reason"], "", "{transport}");
+    let log = workstation.session_log();
+    assert!(log.contains("SPDY/3.1+portforward.k8s.io"), "{log}");
+}
+
+#[test]
+fn an_api_server_before_1_31_forwards_ports_too() {
+    let _alone = alone();
+    let server = OlderApiServer::start();
+    let workstation = Workstation::new(Account::Member, "dev");
+    server.serve(workstation.kubeconfig());
+
+    workstation.connect(&["--namespace", "shop", "--transport", "portforward"]);
+
+    transfers_are_whole(&workstation);
+    on_path(&workstation, "portforward");
+    let log = workstation.session_log();
+    assert!(log.contains("v4.channel.k8s.io"), "{log}");
 }
 
 #[test]
