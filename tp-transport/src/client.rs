@@ -21,7 +21,7 @@ use crate::{
     codes::CloseCode,
     congestion::PathEpoch,
     flow::{self, Flow, FlowError, FlowIo},
-    framed::{CLIENT_SEND_LIMIT, Link},
+    framed::Link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
@@ -159,7 +159,7 @@ impl Tunnel {
             }
         };
         let epoch = Arc::new(PathEpoch::default());
-        let link = Link::new(LOGICAL_SERVER, CLIENT_SEND_LIMIT);
+        let link = Link::new(LOGICAL_SERVER);
         let (side, replies) = ClientSide::new(Arc::clone(&epoch), Arc::clone(&link));
         let mux = Mux::new(side, udp);
         let flush = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&mux).flush()));
@@ -293,7 +293,7 @@ impl Tunnel {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<(), ConnectError> {
         let inner = &self.inner;
-        let link = Link::new(LOGICAL_SERVER, CLIENT_SEND_LIMIT);
+        let link = Link::new(LOGICAL_SERVER);
         let (task, answer) = spawn_link(&inner.mux, &link, stream, &inner.session);
         match timeout(HANDSHAKE_LIMIT, answer).await {
             Ok(Ok(Ok(()))) => {}

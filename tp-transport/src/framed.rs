@@ -24,12 +24,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Bytes that may wait to be written, at the client: what waits becomes one message to the API
-/// server, and larger ones cost less on their way. One batch of QUIC may exceed it.
-pub(crate) const CLIENT_SEND_LIMIT: usize = 512 << 10;
-/// The same at a manager, which has many streams and no messages: enough to keep the stream busy,
-/// few enough that a small request does not wait long behind them.
-pub(crate) const SERVER_SEND_LIMIT: usize = 128 << 10;
+/// Bytes that may wait to be written: enough to keep the stream busy, few enough that a small
+/// request does not wait long behind them. One batch of QUIC may exceed it.
+const SEND_LIMIT: usize = 128 << 10;
 /// Bytes that may wait for QUIC to read them.
 const RECEIVE_LIMIT: usize = 512 << 10;
 const READ_CHUNK: usize = 128 << 10;
@@ -57,7 +54,6 @@ pub(crate) fn now_ms() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Link {
     address: SocketAddr,
-    send_limit: usize,
     outgoing: Mutex<Outgoing>,
     /// There is something to write.
     filled: Notify,
@@ -83,11 +79,9 @@ pub(crate) struct Received {
 }
 
 impl Link {
-    /// `send_limit`: bytes that may wait to be written.
-    pub(crate) fn new(address: SocketAddr, send_limit: usize) -> Arc<Self> {
+    pub(crate) fn new(address: SocketAddr) -> Arc<Self> {
         Arc::new(Self {
             address,
-            send_limit,
             outgoing: Mutex::default(),
             filled: Notify::new(),
             unread: AtomicUsize::new(0),
@@ -118,7 +112,7 @@ impl Link {
             return Ok(());
         }
         let mut outgoing = self.outgoing();
-        if outgoing.bytes.len() >= self.send_limit {
+        if outgoing.bytes.len() >= SEND_LIMIT {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
@@ -134,7 +128,7 @@ impl Link {
     /// Queues a probe, even past the limit: they are small and seldom.
     pub(crate) fn send_probe(&self, probe: &[u8]) {
         let mut outgoing = self.outgoing();
-        if outgoing.bytes.len() < 2 * self.send_limit {
+        if outgoing.bytes.len() < 2 * SEND_LIMIT {
             push_frame(&mut outgoing.bytes, probe);
         }
         drop(outgoing);
@@ -144,7 +138,7 @@ impl Link {
     /// Whether [`Link::try_send`] would succeed; otherwise `waker` is woken when it may.
     pub(crate) fn poll_room(&self, waker: &Waker) -> bool {
         let mut outgoing = self.outgoing();
-        if outgoing.bytes.len() < self.send_limit || self.ended.is_cancelled() {
+        if outgoing.bytes.len() < SEND_LIMIT || self.ended.is_cancelled() {
             return true;
         }
         if !outgoing.waiting.iter().any(|other| other.will_wake(waker)) {
@@ -282,11 +276,11 @@ mod tests {
 
     #[tokio::test]
     async fn datagrams_keep_their_bounds() {
-        let link = Link::new(address(), SERVER_SEND_LIMIT);
+        let link = Link::new(address());
         let (near, far) = tokio::io::duplex(64);
         let (read, write) = tokio::io::split(near);
         link.try_send(&transmit(&[1, 2, 3, 4, 5], Some(2))).unwrap();
-        let peer = Link::new(address(), SERVER_SEND_LIMIT);
+        let peer = Link::new(address());
         let (peer_read, _peer_write) = tokio::io::split(far);
         let mut received = Vec::new();
 
@@ -306,21 +300,21 @@ mod tests {
 
     #[test]
     fn a_full_buffer_is_back_pressure_and_never_a_drop() {
-        let link = Link::new(address(), SERVER_SEND_LIMIT);
+        let link = Link::new(address());
         let datagram = vec![7; 60_000];
         let mut queued = 0;
         while link.try_send(&transmit(&datagram, None)).is_ok() {
             queued += 1;
         }
 
-        assert_eq!(queued, SERVER_SEND_LIMIT.div_ceil(60_002));
+        assert_eq!(queued, SEND_LIMIT.div_ceil(60_002));
         assert!(!link.poll_room(Waker::noop()));
         assert_eq!(link.outgoing().bytes.len(), queued * 60_002);
     }
 
     #[tokio::test]
     async fn a_slow_reader_stops_the_stream_and_not_the_memory() {
-        let link = Link::new(address(), SERVER_SEND_LIMIT);
+        let link = Link::new(address());
         let (near, mut far) = tokio::io::duplex(64 << 10);
         let frame = {
             let mut bytes = Vec::new();

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::{
     batching::PARTS,
     congestion::PathEpoch,
-    framed::{Link, SERVER_SEND_LIMIT, now_ms},
+    framed::{Link, now_ms},
     keys::SessionRef,
     mux::{Answer, Route, Side},
     probe::{IN_PARTS, MIN_SIZE, Probe, ProbeKeys, ProbeKind, SINGLY, key_id},
@@ -191,7 +191,7 @@ impl ServerSide {
         }
         let id = self.next_link.fetch_add(1, Ordering::Relaxed) + 1;
         let link = Arc::new(ServerLink {
-            link: Link::new(link_address(id), SERVER_SEND_LIMIT),
+            link: Link::new(link_address(id)),
             session,
             peer: OnceLock::new(),
         });
