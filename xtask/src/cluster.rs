@@ -225,8 +225,8 @@ pub(crate) fn up(nodes: u8) -> Result<()> {
             .map(|member| {
                 let programs = &programs;
                 scope.spawn(move || {
-                    member.start_runtime(programs)?;
-                    member.start_agents(programs)
+                    let runtime = member.start_runtime(programs)?;
+                    member.start_agents(programs, runtime)
                 })
             })
             .collect();

@@ -19,7 +19,8 @@ pub(crate) fn start(layout: &Layout, programs: &Programs) -> Result<()> {
     .until(|| layout.kubectl(&["get", "--raw", "/readyz"]))?;
 
     controller_manager(layout, programs).start(layout)?;
-    scheduler(layout, programs).start(layout)
+    scheduler(layout, programs).start(layout)?;
+    Ok(())
 }
 
 fn daemon<'a>(name: &'a str, programs: &Programs, arguments: &[String]) -> Daemon<'a> {

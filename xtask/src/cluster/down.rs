@@ -110,6 +110,10 @@ fn remove_leftovers(folder: &Path, shims: &[PathBuf]) {
     for socket in shims {
         let _ = fs::remove_file(socket);
     }
+    // Those of somebody else's kubelet are not empty.
+    for folder in Path::new(node::DEVICES).ancestors().take(2) {
+        let _ = fs::remove_dir(folder);
+    }
 }
 
 /// The sockets of containerd's shims, which are in a folder that all containerds share: as each bundle names its own.

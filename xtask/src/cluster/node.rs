@@ -18,6 +18,11 @@ use super::{
 };
 use crate::run::{self, Wait};
 
+/// Where a kubelet listens for device plugins, wherever its own folder is. It first removes what is
+/// there, so that one of two that start together may find the address in use, and ends.
+pub(crate) const DEVICES: &str = "/var/lib/kubelet/device-plugins";
+const MOUNT_DEVICES: &str = "mkdir -p \"$0\" && mount --bind \"$1\" \"$0\" && shift && exec \"$@\"";
+
 pub(crate) struct Node<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) index: u8,
@@ -47,14 +52,28 @@ impl Node<'_> {
         })
     }
 
-    /// Starts the container runtime and gives it its first images.
-    pub(crate) fn start_runtime(&self, programs: &Programs) -> Result<()> {
+    /// Starts the container runtime, in a mount namespace that becomes the node's, and gives it its
+    /// first images. Returns its process id.
+    pub(crate) fn start_runtime(&self, programs: &Programs) -> Result<u32> {
         self.write_network()?;
         let config = self.folder().join("containerd.toml");
         run::write(&config, self.runtime_config())?;
+        let devices = self.folder().join("devices");
+        fs::create_dir_all(&devices).with_context(|| format!("creating {}", devices.display()))?;
+        let mut command: Vec<String> = ["unshare", "--mount", "--propagation", "private"]
+            .into_iter()
+            .chain(["sh", "-c", MOUNT_DEVICES, DEVICES])
+            .map(str::to_owned)
+            .collect();
+        command.extend([
+            text(&devices),
+            "containerd".into(),
+            "-c".into(),
+            text(&config),
+        ]);
         let name = format!("containerd{}", self.index);
-        let runtime = self.daemon(&name, vec!["containerd".into(), "-c".into(), text(&config)]);
-        runtime.start(self.layout)?;
+        let runtime = self.daemon(&name, command);
+        let pid = runtime.start(self.layout)?;
         Wait {
             what: "containerd to answer",
             within: Duration::from_secs(30),
@@ -63,10 +82,12 @@ impl Node<'_> {
         .until(|| run::output(self.ctr().arg("version")))?;
 
         self.import(&programs.pause_image)?;
-        self.import(&programs.coredns_image)
+        self.import(&programs.coredns_image)?;
+        Ok(pid)
     }
 
-    pub(crate) fn start_agents(&self, programs: &Programs) -> Result<()> {
+    /// Starts what makes a node of the runtime with this process id.
+    pub(crate) fn start_agents(&self, programs: &Programs, runtime: u32) -> Result<()> {
         make_control_groups(&netns::node(self.index))?;
         let pki = |name: String| text(&self.layout.pki().join(name));
         let config = self.folder().join("kubelet.json");
@@ -78,6 +99,8 @@ impl Node<'_> {
         self.daemon(
             &kubelet,
             vec![
+                "nsenter".to_owned(),
+                format!("--mount=/proc/{runtime}/ns/mnt"),
                 text(&programs.kube),
                 "kubelet".to_owned(),
                 format!("--config={}", config.display()),
@@ -108,7 +131,8 @@ impl Node<'_> {
                 "--conntrack-tcp-timeout-close-wait=0".to_owned(),
             ],
         )
-        .start(self.layout)
+        .start(self.layout)?;
+        Ok(())
     }
 
     pub(crate) fn import(&self, archive: &Path) -> Result<()> {
@@ -239,7 +263,7 @@ struct NodeDaemon<'a> {
 }
 
 impl NodeDaemon<'_> {
-    fn start(&self, layout: &Layout) -> Result<()> {
+    fn start(&self, layout: &Layout) -> Result<u32> {
         self.daemon().start(layout)
     }
 

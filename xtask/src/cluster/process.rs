@@ -26,9 +26,10 @@ impl Daemon<'_> {
         layout.logs().join(format!("{}.log", self.name))
     }
 
-    pub(crate) fn start(&self, layout: &Layout) -> Result<()> {
+    /// Returns the process id, which stays that of the program.
+    pub(crate) fn start(&self, layout: &Layout) -> Result<u32> {
         let log = run::create(&self.log(layout))?;
-        Command::new("nsenter")
+        let child = Command::new("nsenter")
             .arg(netns::entry(self.namespace))
             .args(&self.command)
             .stdin(Stdio::null())
@@ -39,7 +40,7 @@ impl Daemon<'_> {
             .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", self.name))?;
-        Ok(())
+        Ok(child.id())
     }
 }
 
