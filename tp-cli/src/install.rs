@@ -16,7 +16,6 @@ use anyhow::Context as _;
 use tp_proto::VERSION;
 
 pub(crate) use args::{InstallArgs, UninstallArgs};
-pub(crate) use cluster::kubeconfigs_of_environment;
 pub(crate) use uninstall::{Left, uninstall};
 
 use crate::{

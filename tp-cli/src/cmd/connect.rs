@@ -244,7 +244,7 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
 
 /// The session has another working directory and keeps the environment it was started with.
 fn kubeconfig_of_environment() -> anyhow::Result<String> {
-    let paths = install::kubeconfigs_of_environment()
+    let paths = tp_kube::of_environment()
         .iter()
         .map(|path| absolute(path))
         .collect::<anyhow::Result<Vec<_>>>()?;

@@ -1,6 +1,6 @@
 //! The API server as this user sees it: kubeconfig, identity, the Session object, port-forwards.
 
-use std::time::Duration;
+use std::{env, time::Duration};
 
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
@@ -9,12 +9,12 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Resource as _, ResourceExt,
     api::{DeleteParams, PostParams},
-    client::AuthError,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
+use tp_kube::Choice;
 use tp_proto::{
     crd::{
         GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, Session, SessionSpec,
@@ -27,10 +27,8 @@ use tp_transport::{Identity, KeyHash, SessionRef};
 
 use faults::{Doing, api_fault};
 
-mod client;
 mod faults;
 mod forward;
-mod kubeconfig;
 mod reason;
 
 /// For one request to the API server.
@@ -66,14 +64,9 @@ pub(super) struct Replica {
 impl Cluster {
     /// Reads the kubeconfig, as kubectl would; asks nobody yet.
     pub(super) async fn load(request: &ConnectRequest) -> Result<Self, Fault> {
-        let (mut config, context, user) = kubeconfig::config(request).await?;
-        config.connect_timeout = Some(CONNECT_LIMIT);
-        if !request.impersonate_user.is_empty() {
-            config.auth_info.impersonate = Some(request.impersonate_user.clone());
-        }
-        if !request.impersonate_groups.is_empty() {
-            config.auth_info.impersonate_groups = Some(request.impersonate_groups.clone());
-        }
+        let mut chosen = choice(request).load().await?;
+        chosen.config.connect_timeout = Some(CONNECT_LIMIT);
+        let config = &chosen.config;
         let or = |given: &str, default: &str| {
             if given.is_empty() {
                 default.to_owned()
@@ -81,38 +74,21 @@ impl Cluster {
                 given.to_owned()
             }
         };
+        let auth = &config.auth_info;
         let place = Place {
-            context,
-            server: config
-                .cluster_url
-                .to_string()
-                .trim_end_matches('/')
-                .to_owned(),
+            context: chosen.context.clone(),
+            server: chosen.server(),
             namespace: or(&request.namespace, &config.default_namespace),
             manager_namespace: or(&request.manager_namespace, MANAGER_NAMESPACE),
-            user,
-            impersonate: config.auth_info.impersonate.clone(),
-            impersonate_groups: config
-                .auth_info
-                .impersonate_groups
-                .clone()
-                .unwrap_or_default(),
+            user: chosen.user.clone(),
+            impersonate: auth.impersonate.clone(),
+            impersonate_groups: auth.impersonate_groups.clone().unwrap_or_default(),
         };
-        let plugin = config.auth_info.exec.as_ref();
-        let plugin = plugin.and_then(|plugin| plugin.command.clone());
-        let plugin = plugin.unwrap_or_default();
-        let client = client::client(config).map_err(|error| {
-            Fault::new(
-                FaultKind::Config,
-                format!(
-                    "context {} cannot be used: {}",
-                    place.context,
-                    why_unusable(&error, &plugin)
-                ),
-            )
-        })?;
 
-        Ok(Self { place, client })
+        Ok(Self {
+            place,
+            client: chosen.client()?,
+        })
     }
 
     /// Who the API server says we are.
@@ -303,21 +279,19 @@ impl Cluster {
     }
 }
 
-/// The configuration, and the names of its context and user.
-/// In its own words; of a credential plugin that failed only the last of what it told people. Its
-/// arguments and its output may hold what is to stay secret.
-fn why_unusable(error: &kube::Error, plugin: &str) -> String {
-    let kube::Error::Auth(AuthError::AuthExecRun { out, .. }) = error else {
-        return faults::chain(error);
-    };
-    let words = String::from_utf8_lossy(&out.stderr);
-    let last = words.lines().rfind(|line| !line.trim().is_empty());
+fn choice(request: &ConnectRequest) -> Choice {
+    let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
 
-    format!(
-        "its credential plugin {plugin} failed ({}): {}",
-        out.status,
-        last.unwrap_or("it said nothing").trim()
-    )
+    Choice {
+        kubeconfigs: env::split_paths(&request.kubeconfig)
+            .filter(|path| !path.as_os_str().is_empty())
+            .collect(),
+        context: some(&request.context),
+        cluster: some(&request.cluster),
+        user: some(&request.user),
+        impersonate_user: some(&request.impersonate_user),
+        impersonate_groups: request.impersonate_groups.clone(),
+    }
 }
 
 /// The part of a user name that may stand in an object's name (RFC 1123 label).

@@ -9,20 +9,30 @@ use super::{Problem, Source};
 use crate::run;
 
 /// Our crates, and which of ours each may use. An edge that is not here is forbidden.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     (
         "tp-agent",
         &["tp-core", "tp-proto", "tp-transport", "tp-ebpf-loader"],
     ),
-    ("tp-cli", &["tp-core", "tp-proto", "tp-transport"]),
+    (
+        "tp-cli",
+        &["tp-core", "tp-kube", "tp-proto", "tp-transport"],
+    ),
     ("tp-core", &[]),
     (
         "tp-daemon",
-        &["tp-core", "tp-proto", "tp-transport", "tp-ebpf-loader"],
+        &[
+            "tp-core",
+            "tp-kube",
+            "tp-proto",
+            "tp-transport",
+            "tp-ebpf-loader",
+        ],
     ),
     ("tp-e2e", &[]),
     ("tp-ebpf-common", &[]),
     ("tp-ebpf-loader", &["tp-ebpf-common"]),
+    ("tp-kube", &["tp-proto"]),
     ("tp-manager", &["tp-core", "tp-proto", "tp-transport"]),
     ("tp-proto", &["tp-core"]),
     ("tp-transport", &["tp-core", "tp-proto"]),
@@ -49,7 +59,10 @@ const HOMES: [(&str, &[&str]); 10] = [
         &["tp-agent", "tp-cli", "tp-daemon", "tp-manager", "xtask"],
     ),
     ("hickory-proto", &["tp-core", "tp-daemon", "tp-manager"]),
-    ("kube", &["tp-cli", "tp-daemon", "tp-manager", "tp-proto"]),
+    (
+        "kube",
+        &["tp-cli", "tp-daemon", "tp-kube", "tp-manager", "tp-proto"],
+    ),
     ("quinn", &["tp-transport"]),
     ("rtnetlink", &["tp-daemon"]),
     ("rustls", &["tp-transport"]),

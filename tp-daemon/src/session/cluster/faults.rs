@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tp_kube::chain;
 use tp_proto::{
     crd::{GROUP, MANAGER_CONFIG_MAP},
     fault::{Fault, FaultKind},
@@ -123,22 +124,6 @@ fn unreachable(place: &Place, why: &str) -> Fault {
 
 pub(super) fn silent(place: &Place, limit: Duration) -> Fault {
     unreachable(place, &format!("no answer within {} s", limit.as_secs()))
-}
-
-/// An error and its causes, each said once.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-
-    text
 }
 
 impl Doing {
