@@ -22,7 +22,10 @@ pub(super) fn api_fault(doing: &Doing, place: &Place, error: kube::Error) -> Fau
     let status = match error {
         kube::Error::Api(status) => status,
         kube::Error::UpgradeConnection(error) => {
-            return refused_upgrade(doing, place, &error.to_string());
+            return Fault::new(
+                FaultKind::Unavailable,
+                format!("no {}: {error}", doing.phrase(place)),
+            );
         }
         error => return unreachable(place, &chain(&error)),
     };
@@ -59,17 +62,6 @@ pub(super) fn api_fault(doing: &Doing, place: &Place, error: kube::Error) -> Fau
             ),
         ),
     }
-}
-
-fn refused_upgrade(doing: &Doing, place: &Place, text: &str) -> Fault {
-    if text.contains("403") {
-        return forbidden(doing, place, text);
-    }
-
-    Fault::new(
-        FaultKind::Unavailable,
-        format!("no {}: {text}", doing.phrase(place)),
-    )
 }
 
 fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
