@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::transport::Channel;
 use tp_proto::{
-    fault::{Fault, FaultKind},
+    fault::{Fault, FaultKind, chain},
     local::{QuitRequest, session_client},
 };
 use tp_transport::ipc::{self, IpcError};
@@ -85,18 +85,5 @@ fn fault(error: &IpcError) -> Fault {
         IpcError::Socket { .. } | IpcError::Channel(_) => FaultKind::Unavailable,
     };
 
-    Fault::new(kind, sentence(error))
-}
-
-/// An error and its causes in one line.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-
-    text
+    Fault::new(kind, chain(error))
 }

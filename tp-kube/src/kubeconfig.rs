@@ -10,9 +10,7 @@ use kube::{
     client::AuthError,
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use tp_proto::fault::{Fault, FaultKind};
-
-use crate::{chain, client};
+use tp_proto::fault::{Fault, FaultKind, chain};
 
 /// What is asked for; what is left empty is as the kubeconfig says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -171,11 +169,14 @@ impl Chosen {
         server.trim_end_matches('/').to_owned()
     }
 
-    /// A client; runs the credential plugin if there is one.
-    pub fn client(self) -> Result<Client, Fault> {
+    /// The client that `build` makes; it runs the credential plugin if there is one.
+    pub fn client(
+        self,
+        build: impl FnOnce(Config) -> Result<Client, Error>,
+    ) -> Result<Client, Fault> {
         let plugin = self.config.auth_info.exec.as_ref();
         let plugin = plugin.and_then(|plugin| plugin.command.clone());
-        client::client(self.config).map_err(|error| {
+        build(self.config).map_err(|error| {
             let why = why_unusable(&error, &plugin.unwrap_or_default());
             let message = format!("context {} cannot be used: {why}", self.context);
             Fault::new(FaultKind::Config, message)
@@ -342,7 +343,7 @@ mod tests {
         let (_dir, choice) = written(&config);
 
         let chosen = choice.load().await.unwrap();
-        let Err(fault) = chosen.client() else {
+        let Err(fault) = chosen.client(Client::try_from) else {
             panic!("a plugin that fails gives no client");
         };
 

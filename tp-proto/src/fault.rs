@@ -104,6 +104,22 @@ impl From<tonic::Status> for Fault {
     }
 }
 
+/// An error and its causes in one line, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kube::Client;
-use tp_kube::{Choice, chain};
-use tp_proto::fault::{Fault, FaultKind};
+use tp_kube::Choice;
+use tp_proto::fault::{Fault, FaultKind, chain};
 
 use crate::cli::ClusterArgs;
 
@@ -18,13 +18,18 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn connect(args: &ClusterArgs) -> Result<Self, Fault> {
+        Self::connect_within(args, ANSWER_TIMEOUT).await
+    }
+
+    /// `answer`: how long the API server may say nothing.
+    async fn connect_within(args: &ClusterArgs, answer: Duration) -> Result<Self, Fault> {
         let mut chosen = choice(args).load().await?;
         chosen.config.connect_timeout = Some(CONNECT_TIMEOUT);
-        chosen.config.read_timeout = Some(ANSWER_TIMEOUT);
+        chosen.config.read_timeout = Some(answer);
 
         Ok(Self {
             server: chosen.server(),
-            client: chosen.client()?,
+            client: chosen.client(Client::try_from)?,
         })
     }
 
@@ -86,10 +91,17 @@ fn choice(args: &ClusterArgs) -> Choice {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use clap::Parser as _;
+    use serde_json::json;
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::cli::{Cli, Command};
+
+    /// More than the retries of a question take.
+    const BOUND: Duration = Duration::from_secs(10);
 
     #[test]
     fn the_installation_goes_where_the_flags_say_as_whom_they_say() {
@@ -112,5 +124,32 @@ mod tests {
             impersonate_groups: vec!["ops".to_owned(), "dev".to_owned()],
         };
         assert_eq!(choice(&args.cluster), expected);
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_accepts_and_says_nothing_is_given_up() {
+        let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let server = format!("http://{}", silent.local_addr().unwrap());
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        let config = json!({
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": {}}],
+        });
+        std::fs::write(kubeconfig.path(), config.to_string()).unwrap();
+        let args = ClusterArgs {
+            kubeconfig: Some(kubeconfig.path().to_owned()),
+            ..ClusterArgs::default()
+        };
+        let answer = Duration::from_millis(100);
+        let cluster = Cluster::connect_within(&args, answer).await.unwrap();
+
+        let asked = tokio::time::timeout(BOUND, cluster.client().apiserver_version()).await;
+
+        let error = asked.expect("an end within the bound").unwrap_err();
+        let fault = cluster.fault("ask for the version", &error);
+        assert_eq!(fault.kind, FaultKind::Unavailable, "{fault}");
+        assert!(fault.message.contains(&server), "{fault}");
     }
 }

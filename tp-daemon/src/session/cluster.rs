@@ -27,6 +27,7 @@ use tp_transport::{Identity, KeyHash, SessionRef};
 
 use faults::{Doing, api_fault};
 
+mod client;
 mod faults;
 mod forward;
 mod reason;
@@ -87,7 +88,7 @@ impl Cluster {
 
         Ok(Self {
             place,
-            client: chosen.client()?,
+            client: chosen.client(client::client)?,
         })
     }
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use tp_kube::chain;
 use tp_proto::{
     crd::{GROUP, MANAGER_CONFIG_MAP},
-    fault::{Fault, FaultKind},
+    fault::{Fault, FaultKind, chain},
 };
 
 use super::Place;

@@ -14,7 +14,7 @@ use kube::{
 use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
 
 /// A client of `config`.
-pub(crate) fn client(config: Config) -> Result<Client, Error> {
+pub(super) fn client(config: Config) -> Result<Client, Error> {
     // What leads through a proxy is kube's own affair, Nagle's algorithm included.
     if config.proxy_url.is_some() {
         return Client::try_from(config);
