@@ -9,7 +9,8 @@ use crate::{
     process::{Running, eventually, run},
 };
 
-const PORT: &str = "6444";
+/// One that no test expects to be closed.
+const PORT: &str = "6445";
 /// It reads all of the cluster's objects first.
 const START: Duration = Duration::from_secs(60);
 
@@ -31,14 +32,12 @@ impl OlderApiServer {
             .args(["--endpoint-reconciler-type=none", "--feature-gates"])
             .arg("PortForwardWebsockets=false,APIServerIdentity=false");
         let mut server = Running::start(&mut command);
-        let config = testbed().dir().join("e2e-older.conf");
-        fs::copy(testbed().kubeconfig("admin"), &config).expect("the testbed's folder is writable");
-        lead_to_it(&config);
 
         eventually("the older API server to be ready", START, || {
             assert!(!server.has_ended(), "the older API server has ended");
-            let mut probe = testbed().kubectl_command(&["get", "--raw", "/readyz"]);
-            let answer = run(probe.env("KUBECONFIG", &config), START);
+            let server = format!("--server={}", url());
+            let mut probe = testbed().kubectl_command(&[&server, "get", "--raw", "/readyz"]);
+            let answer = run(&mut probe, START);
             if answer.status.success() {
                 Ok(())
             } else {
@@ -52,21 +51,15 @@ impl OlderApiServer {
     /// Makes a kubeconfig lead to this server.
     #[track_caller]
     pub fn serve(&self, kubeconfig: &Path) {
-        lead_to_it(kubeconfig);
+        let text = fs::read_to_string(kubeconfig).expect("a kubeconfig can be read");
+        let mut config: Value = serde_json::from_str(&text).expect("the testbed writes JSON");
+        config["clusters"][0]["cluster"]["server"] = json!(url());
+        fs::write(kubeconfig, config.to_string()).expect("a kubeconfig can be written");
     }
 }
 
-#[track_caller]
-fn lead_to_it(kubeconfig: &Path) {
-    let text = fs::read_to_string(kubeconfig).expect("a kubeconfig can be read");
-    let mut config: Value = serde_json::from_str(&text).expect("the testbed writes JSON");
-    let server = &mut config["clusters"][0]["cluster"]["server"];
-    let (host, _) = server
-        .as_str()
-        .and_then(|server| server.rsplit_once(':'))
-        .expect("the server has a port");
-    *server = json!(format!("{host}:{PORT}"));
-    fs::write(kubeconfig, config.to_string()).expect("a kubeconfig can be written");
+fn url() -> String {
+    format!("https://172.30.0.11:{PORT}")
 }
 
 /// Program and arguments of the cluster's API server.

@@ -104,26 +104,27 @@ impl Frames {
     /// Takes `message` up to the next piece of data; `None` when it holds no more.
     pub(super) fn next(&mut self, message: &mut Bytes) -> Option<io::Result<Bytes>> {
         loop {
-            let Some(frame) = &mut self.frame else {
+            if let Some(frame) = self.frame.take_if(|frame| frame.left == 0) {
+                if let Some(error) = frame.end() {
+                    return Some(Err(error));
+                }
+            } else if let Some(frame) = &mut self.frame {
+                if message.is_empty() {
+                    return None;
+                }
+                let piece = message.split_to(frame.left.min(message.len()));
+                frame.left -= piece.len();
+                if frame.of == DATA_STREAM {
+                    return Some(Ok(piece));
+                }
+                frame.keep(&piece);
+            } else {
                 let missing = HEAD_SIZE - self.head.len();
                 self.head.put(message.split_to(missing.min(message.len())));
                 if self.head.len() < HEAD_SIZE {
                     return None;
                 }
                 self.frame = Some(Frame::read(&mut self.head));
-                continue;
-            };
-            let piece = message.split_to(frame.left.min(message.len()));
-            frame.left -= piece.len();
-            let is_whole = frame.left == 0;
-            let taken = frame.take(piece, is_whole);
-            // The end that a frame of data tells is taken after its data.
-            let has_more = frame.is_last && matches!(taken, Some(Ok(_)));
-            if is_whole && !has_more {
-                self.frame = None;
-            }
-            if taken.is_some() || (!is_whole && message.is_empty()) {
-                return taken;
             }
         }
     }
@@ -142,27 +143,20 @@ impl Frame {
         }
     }
 
-    /// What a piece of the frame says.
-    fn take(&mut self, piece: Bytes, is_whole: bool) -> Option<io::Result<Bytes>> {
-        if self.of == DATA_STREAM {
-            if !piece.is_empty() {
-                return Some(Ok(piece));
-            }
-            return (is_whole && self.is_last).then(|| Err(ended("closed the stream")));
-        }
+    fn keep(&mut self, piece: &[u8]) {
         let room = KEPT_LIMIT - self.kept.len();
-        self.kept.put(piece.slice(..room.min(piece.len())));
-        if !is_whole {
-            return None;
-        }
+        self.kept.put(&piece[..room.min(piece.len())]);
+    }
 
+    /// What the frame says of the stream's end, once all of it has arrived.
+    fn end(self) -> Option<io::Error> {
         match self.of {
-            ERROR_STREAM if self.kept.is_empty() => None,
-            ERROR_STREAM => Some(Err(io::Error::other(
+            DATA_STREAM if self.is_last => Some(ended("closed the stream")),
+            ERROR_STREAM if !self.kept.is_empty() => Some(io::Error::other(
                 String::from_utf8_lossy(&self.kept).into_owned(),
-            ))),
-            RST_STREAM => Some(Err(ended("reset the stream"))),
-            GOAWAY => Some(Err(ended("is going away"))),
+            )),
+            RST_STREAM => Some(ended("reset the stream")),
+            GOAWAY => Some(ended("is going away")),
             _ => None,
         }
     }
