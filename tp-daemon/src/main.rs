@@ -8,7 +8,6 @@ use clap::{Parser, Subcommand};
 mod install;
 mod log;
 mod root;
-mod session;
 
 #[derive(Debug, Parser)]
 #[command(name = "tp-daemon", version = tp_proto::VERSION, about = "The background programs of tp")]
@@ -22,7 +21,7 @@ enum Role {
     /// Serve sessions: load the data path and hand out its descriptors. Needs root.
     Root(root::RootArgs),
     /// Serve one user: the tunnel, the relay and names. Started by `tp connect`.
-    Session(session::SessionArgs),
+    Session(tp_session::SessionArgs),
     /// Install the programs and the system service. Needs root.
     Install(install::InstallArgs),
     /// Remove what `install` installed. Needs root.
@@ -32,7 +31,7 @@ enum Role {
 fn main() -> ExitCode {
     let result = match Args::parse().role {
         Role::Root(args) => root::run(args),
-        Role::Session(args) => session::run(args),
+        Role::Session(args) => tp_session::run(args),
         Role::Install(args) => install::run(args),
         Role::Uninstall(args) => install::run_uninstall(args),
     };

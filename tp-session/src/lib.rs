@@ -1,4 +1,4 @@
-//! Role `session`: the tunnel, the relay and names of one user. Needs no capability.
+//! One user's session: the kubeconfig, the tunnel, the relay and names. Needs no capability.
 
 use std::time::Duration;
 
@@ -11,11 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tp_proto::local::session_server::SessionServer;
 use tp_transport::ipc;
 
-use crate::log::LogFile;
-
 mod cluster;
 mod connection;
 mod dns;
+mod log;
 mod progress;
 mod relay;
 mod renewal;
@@ -33,14 +32,19 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 const END_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct SessionArgs {
+pub struct SessionArgs {
     /// What is logged: a level, or directives as of the crate tracing-subscriber
     #[arg(long, env = "TP_LOG", default_value = "info")]
     log: String,
 }
 
-pub(crate) fn run(args: SessionArgs) -> anyhow::Result<()> {
-    let _log = log(&args.log).context("the log cannot be written")?;
+/// Serves `tp` at the session's socket until it is told to end.
+///
+/// # Errors
+///
+/// If the log, the runtime or the socket cannot be made.
+pub fn run(args: SessionArgs) -> anyhow::Result<()> {
+    let _log = start_log(&args.log).context("the log cannot be written")?;
     tp_transport::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -85,8 +89,8 @@ async fn serve() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
-    let file = LogFile::open(ipc::make_state_dir()?.join("session.log"))?;
+fn start_log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
+    let file = log::LogFile::open(ipc::make_state_dir()?.join("session.log"))?;
     let (writer, guard) = tracing_appender::non_blocking(file);
     let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
     tracing_subscriber::fmt()

@@ -16,7 +16,7 @@ const PORT: u16 = 53;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The IPv4 name servers in use at this moment.
-pub(in crate::session) fn current() -> Vec<SocketAddrV4> {
+pub(crate) fn current() -> Vec<SocketAddrV4> {
     parse(&read(RESOLV_CONF))
         .into_iter()
         .filter_map(|address| match address {
@@ -27,7 +27,7 @@ pub(in crate::session) fn current() -> Vec<SocketAddrV4> {
 }
 
 /// Publishes every change until aborted.
-pub(in crate::session) async fn watch(servers: watch::Sender<Vec<SocketAddrV4>>) {
+pub(crate) async fn watch(servers: watch::Sender<Vec<SocketAddrV4>>) {
     let mut look = interval(LOOK);
     loop {
         look.tick().await;
@@ -41,7 +41,7 @@ pub(in crate::session) async fn watch(servers: watch::Sender<Vec<SocketAddrV4>>)
 }
 
 /// Sentences about queries that do not pass through tp.
-pub(in crate::session) fn not_covered() -> Vec<String> {
+pub(crate) fn not_covered() -> Vec<String> {
     let mut sentences = Vec::new();
     for address in parse(&read(RESOLV_CONF))
         .iter()
