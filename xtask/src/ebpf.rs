@@ -160,7 +160,7 @@ pub(crate) fn lint() -> Result<()> {
 }
 
 fn cargo(command: &str, source: &Path, toolchain: Toolchain) -> Command {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = run::cargo();
     match toolchain {
         Toolchain::Debian => {
             cargo

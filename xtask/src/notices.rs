@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
-    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -112,7 +111,7 @@ pub(crate) fn text() -> Result<String> {
 }
 
 fn metadata(folder: &Path, platform: Option<&str>) -> Result<Metadata> {
-    let mut command = Command::new("cargo");
+    let mut command = run::cargo();
     command
         .args(["metadata", "--format-version=1", "--locked"])
         .current_dir(folder);

@@ -38,7 +38,7 @@ pub(crate) fn build() -> Result<()> {
 /// A cargo command for the whole workspace: another choice of packages would mean other features, and all dependencies
 /// compiled once more.
 pub(crate) fn cargo(command: &[&str]) -> Command {
-    let mut cargo = Command::new("cargo");
+    let mut cargo = run::cargo();
     cargo
         .args(command)
         .args(["--release", "--workspace"])

@@ -19,6 +19,25 @@ pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 
+/// Cargo as a person starts it. What `cargo run` told this program about its own package would make the build scripts of
+/// dependencies that watch these variables run again, and everything above them be compiled again.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        if is_of_own_package(&name) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
+fn is_of_own_package(variable: &OsStr) -> bool {
+    let name = variable.to_string_lossy();
+    ["CARGO_MANIFEST_", "CARGO_PKG_"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
 /// A command in words, for messages.
 pub(crate) fn shown(command: &Command) -> String {
     std::iter::once(command.get_program())

@@ -87,7 +87,7 @@ fn static_checks(steps: &mut Steps) -> Result<()> {
         cargo(&["fmt", "--all", "--check"])?;
         let manifest = paths::workspace().join("tp-ebpf/Cargo.toml");
         run::status(
-            Command::new("cargo")
+            run::cargo()
                 .args(["fmt", "--check", "--manifest-path"])
                 .arg(manifest),
         )
@@ -179,11 +179,7 @@ fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Re
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    run::status(
-        Command::new("cargo")
-            .args(arguments)
-            .current_dir(paths::workspace()),
-    )
+    run::status(run::cargo().args(arguments).current_dir(paths::workspace()))
 }
 
 /// Whose cluster a command uses.

@@ -55,7 +55,7 @@ impl Tool {
         let build = tempfile::tempdir().context("making a folder to build in")?;
         run::logged(
             self.name,
-            Command::new("cargo")
+            run::cargo()
                 .args(["install", self.name, "--version", self.version, "--locked"])
                 .args(self.arguments)
                 .arg("--root")
