@@ -9,6 +9,7 @@
 pub mod crd;
 pub mod fault;
 pub mod root;
+pub mod table;
 pub mod version;
 
 /// `tp` and its session, over a unix socket.

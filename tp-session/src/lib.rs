@@ -23,7 +23,6 @@ mod service;
 mod shared;
 mod status;
 mod sys;
-mod table;
 mod uplink;
 
 /// For answers under way when the process ends.

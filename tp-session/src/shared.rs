@@ -15,11 +15,10 @@ use tonic::transport::Channel;
 use tp_core::{dns::Zone, net::Verdict};
 use tp_proto::{
     local::Count,
-    tunnel::{Service, Snapshot, manager_client::ManagerClient},
+    table,
+    tunnel::{manager_client::ManagerClient, table_event::Event},
 };
 use tp_transport::{SpliceCounters, Tunnel};
-
-use super::table;
 
 /// The tunnel while there is one.
 #[derive(Clone)]
@@ -129,28 +128,17 @@ impl Shared {
         self.up.borrow().clone()
     }
 
-    pub(super) fn replace_table(&self, snapshot: Snapshot) {
-        let networks = table::networks(&snapshot);
+    /// What the manager says of its table.
+    pub(super) fn apply(&self, event: Event) {
         self.change(|zone| {
-            zone.replace(snapshot.namespaces, networks.clone());
-            for service in snapshot.services {
-                let entry = table::entry(&service);
-                zone.apply(&service.namespace, &service.name, entry);
-            }
+            table::apply(zone, event);
+            self.networks.send_if_modified(|known| {
+                let is_new = known != zone.networks();
+                if is_new {
+                    *known = zone.networks().to_vec();
+                }
+                is_new
+            });
         });
-        self.networks.send_if_modified(|old| {
-            let is_new = *old != networks;
-            *old = networks;
-            is_new
-        });
-    }
-
-    pub(super) fn apply_service(&self, service: &Service) {
-        let entry = table::entry(service);
-        self.change(|zone| zone.apply(&service.namespace, &service.name, entry));
-    }
-
-    pub(super) fn remove_service(&self, namespace: &str, name: &str) {
-        self.change(|zone| zone.remove(namespace, name));
     }
 }

@@ -9,6 +9,7 @@ use tp_core::backoff::Backoff;
 use tp_proto::{
     crd::UserInfo,
     fault::{Fault, FaultKind},
+    table,
     tunnel::{
         HelloRequest, TableEvent, WatchTableRequest, manager_client::ManagerClient,
         table_event::Event,
@@ -25,7 +26,6 @@ use super::{
     progress::Progress,
     renewal::{self, Login, Renewal},
     shared::{Shared, Up},
-    table,
 };
 
 /// For each control call while connecting.
@@ -159,7 +159,7 @@ impl Uplink {
             .into_inner();
         let first = bounded(events.message()).await?;
         match first.and_then(|event| event.event) {
-            Some(Event::Snapshot(snapshot)) => self.shared.replace_table(snapshot),
+            Some(snapshot @ Event::Snapshot(_)) => self.shared.apply(snapshot),
             _ => return Err(temporary("the traffic manager sent no table")),
         }
         if matches!(self.choice, PathChoice::UdpOnly) {
@@ -255,24 +255,12 @@ impl Uplink {
                 never = &mut relink => match never {},
                 never = &mut renewal => match never {},
                 event = events.message() => match event {
-                    Ok(Some(event)) => self.apply(event),
+                    // An event without content is of a kind that came later.
+                    Ok(Some(event)) => event.event.into_iter().for_each(|it| self.shared.apply(it)),
                     Ok(None) => return "the traffic manager ended the table".to_owned(),
                     Err(status) => return format!("the table broke: {}", status.message()),
                 },
             }
-        }
-    }
-
-    fn apply(&self, event: TableEvent) {
-        match event.event {
-            Some(Event::Snapshot(snapshot) | Event::Replaced(snapshot)) => {
-                self.shared.replace_table(snapshot);
-            }
-            Some(Event::ServiceApplied(service)) => self.shared.apply_service(&service),
-            Some(Event::ServiceRemoved(name)) => {
-                self.shared.remove_service(&name.namespace, &name.name);
-            }
-            None => {}
         }
     }
 

@@ -23,7 +23,8 @@ pub struct Zone {
     mapped: BTreeSet<String>,
     namespaces: BTreeSet<String>,
     services: BTreeMap<String, BTreeMap<String, ServiceEntry>>,
-    by_address: BTreeMap<IpAddr, (String, String)>,
+    /// Namespace and name of every service with this address: while an address moves, two have it.
+    by_address: BTreeMap<IpAddr, BTreeSet<(String, String)>>,
     networks: Vec<IpNet>,
 }
 
@@ -53,11 +54,26 @@ impl Zone {
 
     /// Begins anew with these namespaces and networks, without services.
     pub fn replace(&mut self, namespaces: impl IntoIterator<Item = String>, networks: Vec<IpNet>) {
+        self.services.clear();
+        self.by_address.clear();
+        self.set_frame(namespaces, networks);
+    }
+
+    /// Goes on with these namespaces and networks: the services of a namespace that stays, stay.
+    pub fn set_frame(
+        &mut self,
+        namespaces: impl IntoIterator<Item = String>,
+        networks: Vec<IpNet>,
+    ) {
         self.namespaces = namespaces.into_iter().collect();
         self.namespaces
             .retain(|name| self.mapped.is_empty() || self.mapped.contains(name));
-        self.services.clear();
-        self.by_address.clear();
+        self.services
+            .retain(|namespace, _| self.namespaces.contains(namespace));
+        self.by_address.retain(|_, owners| {
+            owners.retain(|(namespace, _)| self.namespaces.contains(namespace));
+            !owners.is_empty()
+        });
         self.networks = networks;
     }
 
@@ -68,7 +84,9 @@ impl Zone {
         }
         for address in &service.addresses {
             self.by_address
-                .insert(*address, (namespace.to_owned(), name.to_owned()));
+                .entry(*address)
+                .or_default()
+                .insert((namespace.to_owned(), name.to_owned()));
         }
         self.services
             .entry(namespace.to_owned())
@@ -77,21 +95,22 @@ impl Zone {
     }
 
     pub fn remove(&mut self, namespace: &str, name: &str) {
-        let Some(service) = self
-            .services
-            .get_mut(namespace)
-            .and_then(|services| services.remove(name))
-        else {
+        let Some(services) = self.services.get_mut(namespace) else {
             return;
         };
+        let Some(service) = services.remove(name) else {
+            return;
+        };
+        if services.is_empty() {
+            self.services.remove(namespace);
+        }
+        let owner = (namespace.to_owned(), name.to_owned());
         for address in service.addresses {
-            // The address may have gone to another service before this one was removed.
-            let is_own = self
-                .by_address
-                .get(&address)
-                .is_some_and(|(owner, owned)| owner == namespace && owned == name);
-            if is_own {
-                self.by_address.remove(&address);
+            if let Some(owners) = self.by_address.get_mut(&address) {
+                owners.remove(&owner);
+                if owners.is_empty() {
+                    self.by_address.remove(&address);
+                }
             }
         }
     }
@@ -101,9 +120,9 @@ impl Zone {
     }
 
     pub fn service_at(&self, address: IpAddr) -> Option<(&str, &str)> {
-        self.by_address
-            .get(&address)
-            .map(|(namespace, name)| (namespace.as_str(), name.as_str()))
+        let (namespace, name) = self.by_address.get(&address)?.first()?;
+
+        Some((namespace, name))
     }
 
     pub fn has_namespace(&self, name: &str) -> bool {
@@ -112,6 +131,10 @@ impl Zone {
 
     pub fn connected_namespace(&self) -> &str {
         &self.connected_namespace
+    }
+
+    pub fn networks(&self) -> &[IpNet] {
+        &self.networks
     }
 
     /// Whether `address` lies in the cluster's service or pod networks.

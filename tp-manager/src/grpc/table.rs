@@ -168,6 +168,9 @@ fn event(event: Event) -> TableEvent {
 }
 
 #[cfg(test)]
+mod histories;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::{Model, ObjectName, Service, Update};

@@ -1,0 +1,76 @@
+//! The manager's table, as a session keeps it: what each event makes of the names.
+//!
+//! Beside the messages, so that one test holds both of their ends.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tp_core::dns::{ServiceEntry, Zone};
+
+use crate::tunnel::{Service, Snapshot, table_event::Event};
+
+/// Makes of `zone` what the manager says.
+pub fn apply(zone: &mut Zone, event: Event) {
+    match event {
+        Event::Snapshot(snapshot) => {
+            let networks = networks(&snapshot);
+            zone.replace(snapshot.namespaces, networks);
+            for service in snapshot.services {
+                zone.apply(&service.namespace, &service.name, entry(&service));
+            }
+        }
+        Event::Replaced(frame) => {
+            let networks = networks(&frame);
+            zone.set_frame(frame.namespaces, networks);
+        }
+        Event::ServiceApplied(service) => {
+            zone.apply(&service.namespace, &service.name, entry(&service));
+        }
+        Event::ServiceRemoved(name) => zone.remove(&name.namespace, &name.name),
+    }
+}
+
+fn entry(service: &Service) -> ServiceEntry {
+    ServiceEntry {
+        addresses: service
+            .cluster_ips
+            .iter()
+            .filter_map(|bytes| address(bytes))
+            .collect(),
+    }
+}
+
+fn networks(snapshot: &Snapshot) -> Vec<IpNet> {
+    let texts = snapshot
+        .service_networks
+        .iter()
+        .chain(&snapshot.pod_networks);
+    texts.filter_map(|text| text.parse().ok()).collect()
+}
+
+/// 4 or 16 bytes in network order.
+pub fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),
+        16 => Some(<[u8; 16]>::try_from(bytes).ok()?.into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_other_lengths_are_left_out() {
+        let service = Service {
+            cluster_ips: vec![vec![10, 96, 1, 2].into(), vec![1, 2, 3].into()],
+            ..Service::default()
+        };
+
+        assert_eq!(
+            entry(&service).addresses,
+            ["10.96.1.2".parse::<IpAddr>().unwrap()]
+        );
+    }
+}
