@@ -7,6 +7,7 @@
 
 pub mod backoff;
 pub mod dns;
+pub mod framing;
 pub mod net;
 pub mod packet;
 pub mod syn;

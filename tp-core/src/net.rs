@@ -35,6 +35,11 @@ pub enum Signal {
 pub const NET_UNREACHABLE: u8 = 0;
 /// ICMP code "host unreachable": Linux reports EHOSTUNREACH.
 pub const HOST_UNREACHABLE: u8 = 1;
+/// ICMP code "port unreachable": Linux reports ECONNREFUSED.
+pub const PORT_UNREACHABLE: u8 = 3;
+/// ICMP code "destination network unknown": ENETUNREACH, also for a UDP socket that did not ask for
+/// passing troubles (IP_RECVERR), which hears nothing of the codes 0 and 1.
+pub const NET_UNKNOWN: u8 = 6;
 /// ICMP code "communication administratively prohibited": Linux reports EHOSTUNREACH.
 pub const PROHIBITED: u8 = 13;
 

@@ -96,16 +96,21 @@ pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> O
     Some(packet)
 }
 
-/// The ICMP error of a host where nobody listens at `destination`, for a datagram from `source`.
-pub fn port_unreachable(source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
-    let refused = udp(source, destination, &[]).unwrap_or_default();
-    let builder = PacketBuilder::ipv4(destination.ip().octets(), source.ip().octets(), TTL).icmpv4(
-        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
-    );
+/// The ICMP error "destination unreachable" with `code` about a datagram from `source`, as
+/// `destination` or a router on the way there sends it; `None` for a code that there is not.
+pub fn datagram_unreachable(
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
+    code: u8,
+) -> Option<Vec<u8>> {
+    let reason = DestUnreachableHeader::from_values(code, 0)?;
+    let refused = udp(source, destination, &[])?;
+    let builder = PacketBuilder::ipv4(destination.ip().octets(), source.ip().octets(), TTL)
+        .icmpv4(Icmpv4Type::DestinationUnreachable(reason));
 
-    written(builder.size(refused.len()), |packet| {
+    Some(written(builder.size(refused.len()), |packet| {
         builder.write(packet, &refused).is_ok()
-    })
+    }))
 }
 
 fn written(size: usize, write: impl FnOnce(&mut Vec<u8>) -> bool) -> Vec<u8> {
@@ -153,17 +158,24 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_datagram_is_quoted() {
+    fn an_unreachable_datagram_is_quoted() {
         let (source, destination) = (at("198.19.255.1:40000"), at("198.18.1.2:53"));
 
-        let packet = port_unreachable(source, destination);
+        for code in [
+            net::PORT_UNREACHABLE,
+            net::NET_UNKNOWN,
+            net::HOST_UNREACHABLE,
+            net::PROHIBITED,
+        ] {
+            let packet = datagram_unreachable(source, destination, code).unwrap();
 
-        let parsed = SlicedPacket::from_ip(&packet).unwrap();
-        let Some(TransportSlice::Icmpv4(icmp)) = parsed.transport else {
-            panic!("not ICMP");
-        };
-        assert_eq!((icmp.type_u8(), icmp.code_u8()), (3, 3));
-        assert_eq!(icmp.payload(), udp(source, destination, &[]).unwrap());
+            let parsed = SlicedPacket::from_ip(&packet).unwrap();
+            let Some(TransportSlice::Icmpv4(icmp)) = parsed.transport else {
+                panic!("not ICMP");
+            };
+            assert_eq!((icmp.type_u8(), icmp.code_u8()), (3, code));
+            assert_eq!(icmp.payload(), udp(source, destination, &[]).unwrap());
+        }
     }
 
     #[test]

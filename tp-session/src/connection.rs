@@ -23,7 +23,7 @@ use tp_transport::{CloseCode, PathChoice, SessionRef};
 
 use super::{
     cluster::{Cluster, Place},
-    dns::{Dns, servers},
+    dns::{Datagrams, Dns, servers},
     progress::Progress,
     relay::{Aliases, Relay, Tun},
     renewal::Login,
@@ -168,13 +168,18 @@ impl Connection {
             table: Arc::new(table),
             bundle,
         };
-        let dns = Dns::new(Arc::clone(&self.shared), aliases.clone(), tun.clone());
+        let dns = Dns::new(Arc::clone(&self.shared));
+        let datagrams = Arc::new(Datagrams {
+            dns: Arc::clone(&dns),
+            aliases: aliases.clone(),
+            tun: tun.clone(),
+        });
         let relay = Relay {
             tun,
             listener,
             aliases,
             shared: Arc::clone(&self.shared),
-            dns: Arc::clone(&dns),
+            dns,
         };
         heartbeat.beat();
         self.shared.name_servers.send_replace(servers::current());
@@ -186,7 +191,7 @@ impl Connection {
             }
         });
         tasks.spawn(async move {
-            if let Err(error) = dns.serve(socket, heartbeat).await {
+            if let Err(error) = datagrams.serve(socket, heartbeat).await {
                 tracing::error!(%error, "DNS failed");
             }
         });

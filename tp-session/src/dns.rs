@@ -2,270 +2,193 @@
 //! cluster, or passed on as they are.
 
 use std::{
-    io::{self, IoSliceMut},
-    net::{SocketAddrV4, UdpSocket},
-    os::fd::AsRawFd,
+    collections::VecDeque,
+    net::SocketAddrV4,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, unix::AsyncFd},
-    net::TcpStream,
-    sync::Semaphore,
-    task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
-};
-use tp_core::{
-    dns::{self, Decision, Limit, Question},
-    packet,
-};
+use tokio::{sync::Semaphore, time::timeout};
+use tp_core::dns::{self, Decision, Limit, Question};
 use tp_proto::tunnel::ResolveRequest;
 
-use super::{
-    relay::{Aliases, Tun},
-    shared::Shared,
-    sys::{self, Heartbeat},
-};
+use super::shared::Shared;
 
-use pass_on::Reply;
+pub(super) use datagrams::Datagrams;
+pub(super) use stream::Server;
 
+mod datagrams;
+mod newest;
 mod pass_on;
 pub(super) mod servers;
+mod stream;
 
-/// Queries under way; a further one is lost, and its resolver asks again.
-const MAX_QUERIES: usize = 1024;
-/// The hooks let port 53 pass when no beat came for 2 s.
-const BEAT: Duration = Duration::from_millis(250);
-/// The manager gives the cluster's server 3 s; a resolver asks again after 5 s.
+/// Questions to the cluster under way. A datagram with a further one is lost, and its resolver asks
+/// again; a stream waits.
+const MAX_ASKED: usize = 1024;
+/// For a name that only the cluster can have. A resolver asks again after 5 s (resolv.conf(5));
+/// the manager, which may take 8 s for several attempts, is not waited for longer.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(4);
-/// An idle TCP connection of a resolver (RFC 7766 section 6.2.3).
-const STREAM_IDLE: Duration = Duration::from_secs(30);
-const MAX_MESSAGE: usize = 65_535;
+/// For a name that somebody else may have: the server that was meant is asked next, and what it
+/// says must come within the same 5 s.
+const FOREIGN_LIMIT: Duration = Duration::from_secs(2);
+/// A resolver that got a truncated answer comes back by TCP within this time.
+const COME_BACK: Duration = Duration::from_secs(5);
+/// Name servers that are remembered; of more, the oldest is forgotten.
+const MAX_SERVERS: usize = 64;
+/// The flag TC in the third byte of a message.
+const TRUNCATED: u8 = 0b10;
 
+/// Decides who answers, and asks the cluster.
 pub(super) struct Dns {
-    pub(super) shared: Arc<Shared>,
-    pub(super) aliases: Aliases,
-    pub(super) tun: Tun,
-    room: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    asking: Arc<Semaphore>,
+    /// All that the machine has or had since connecting, the newest first.
+    servers: Mutex<VecDeque<Known>>,
 }
 
-struct Datagram {
-    source: SocketAddrV4,
-    alias: SocketAddrV4,
-    payload: Vec<u8>,
+struct Known {
+    server: SocketAddrV4,
+    /// When a resolver that asked this server was last told to come back by TCP.
+    sent_to_tcp: Option<Instant>,
+}
+
+/// What becomes of a query.
+enum Fate {
+    /// This message answers it.
+    Answer(Vec<u8>),
+    Ask(Question),
+    PassOn,
+    /// It is no query that could be answered.
+    Lost,
 }
 
 impl Dns {
-    pub(super) fn new(shared: Arc<Shared>, aliases: Aliases, tun: Tun) -> Arc<Self> {
+    pub(super) fn new(shared: Arc<Shared>) -> Arc<Self> {
         Arc::new(Self {
             shared,
-            aliases,
-            tun,
-            room: Arc::new(Semaphore::new(MAX_QUERIES)),
+            asking: Arc::new(Semaphore::new(MAX_ASKED)),
+            servers: Mutex::default(),
         })
     }
 
+    /// Whether the machine has this name server, or had it: a socket that is connected to it goes
+    /// on asking.
     pub(super) fn is_name_server(&self, address: SocketAddrV4) -> bool {
-        self.shared.name_servers.borrow().contains(&address)
+        self.with_servers(|servers| servers.iter().any(|known| known.server == address))
     }
 
-    /// Answers datagrams, and says that it is alive: a session that hangs here loses port 53.
-    pub(super) async fn serve(
-        self: Arc<Self>,
-        socket: UdpSocket,
-        heartbeat: Heartbeat,
-    ) -> io::Result<()> {
-        let socket = sys::watched(socket)?;
-        let mut queries = JoinSet::new();
-        let mut beat = interval(BEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = beat.tick() => heartbeat.beat(),
-                Some(_) = queries.join_next() => {}
-                datagram = receive(&socket) => {
-                    let Some(datagram) = datagram? else { continue };
-                    let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
-                        count(&self.shared.counters.failed);
-                        continue;
-                    };
-                    let this = Arc::clone(&self);
-                    queries.spawn(async move {
-                        this.datagram(datagram).await;
-                        drop(room);
-                    });
-                }
+    fn with_servers<T>(&self, look: impl FnOnce(&mut VecDeque<Known>) -> T) -> T {
+        let current = self.shared.name_servers.borrow();
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        for server in current.iter() {
+            if servers.iter().all(|known| known.server != *server) {
+                servers.push_front(Known {
+                    server: *server,
+                    sent_to_tcp: None,
+                });
             }
         }
+        servers.truncate(MAX_SERVERS);
+        look(&mut servers)
     }
 
-    async fn datagram(&self, datagram: Datagram) {
-        let Some(server) = self.aliases.real(datagram.alias) else {
+    /// A truncated answer of ours sends its resolver to the server by TCP.
+    fn note_truncated(&self, server: SocketAddrV4, answer: &[u8]) {
+        if answer.get(2).is_none_or(|flags| flags & TRUNCATED == 0) {
             return;
-        };
-        if !self.is_name_server(server) {
-            return;
         }
-        let reply = self
-            .answer(&datagram.payload, server, Limit::Datagram)
-            .await;
-        let packet = match reply {
-            Reply::Message(reply) => packet::udp(datagram.alias, datagram.source, &reply),
-            // The resolver goes on to its next server at once.
-            Reply::Refused => Some(packet::port_unreachable(datagram.source, datagram.alias)),
-            Reply::Silence => None,
-        };
-        match packet {
-            Some(packet) => self.tun.write(&packet),
-            None => count(&self.shared.counters.failed),
-        }
+        self.with_servers(|servers| {
+            let known = servers.iter_mut().find(|known| known.server == server);
+            if let Some(known) = known {
+                known.sent_to_tcp = Some(Instant::now());
+            }
+        });
     }
 
-    /// One connection of a resolver: messages with their length before them (RFC 1035 section
-    /// 4.2.2), answered in turn.
-    pub(super) async fn serve_stream(&self, mut stream: TcpStream, server: SocketAddrV4) {
-        loop {
-            let Ok(Ok(length)) = timeout(STREAM_IDLE, stream.read_u16()).await else {
-                return;
-            };
-            let mut query = vec![0; usize::from(length)];
-            let Ok(Ok(_)) = timeout(STREAM_IDLE, stream.read_exact(&mut query)).await else {
-                return;
-            };
-            let Reply::Message(reply) = self.answer(&query, server, Limit::Stream).await else {
-                count(&self.shared.counters.failed);
-                return;
-            };
-            let Ok(length) = u16::try_from(reply.len()) else {
-                return;
-            };
-            let framed = [&length.to_be_bytes(), reply.as_slice()].concat();
-            let Ok(Ok(())) = timeout(STREAM_IDLE, stream.write_all(&framed)).await else {
-                return;
-            };
-        }
+    fn is_expected_by_tcp(&self, server: SocketAddrV4) -> bool {
+        self.with_servers(|servers| {
+            servers
+                .iter()
+                .filter(|known| known.server == server)
+                .filter_map(|known| known.sent_to_tcp)
+                .any(|sent| sent.elapsed() < COME_BACK)
+        })
     }
 
-    async fn answer(&self, query: &[u8], server: SocketAddrV4, limit: Limit) -> Reply {
+    /// Decides without waiting for anything: an answer of the table is there at once.
+    fn decide(&self, query: &[u8], limit: Limit) -> Fate {
         let counters = &self.shared.counters;
         match self.shared.zone(|zone| dns::decide(query, zone, limit)) {
-            Decision::PassOn => self.pass_on(query, server, limit).await,
+            Decision::PassOn => Fate::PassOn,
             Decision::Answer(_) if self.shared.up().is_none() => {
                 count(&counters.failed);
-                message(dns::unreachable_cluster(query, limit))
+                dns::unreachable_cluster(query, limit).map_or(Fate::Lost, Fate::Answer)
             }
             Decision::Answer(answer) => {
                 count(&counters.answered);
-                Reply::Message(answer)
+                Fate::Answer(answer)
             }
             Decision::AskCluster(question) => {
                 count(&counters.asked);
-                self.ask_cluster(query, &question, server, limit).await
+                Fate::Ask(question)
             }
         }
     }
 
-    async fn ask_cluster(
-        &self,
-        query: &[u8],
-        question: &Question,
-        server: SocketAddrV4,
-        limit: Limit,
-    ) -> Reply {
+    /// Asks the cluster when there is room for a question more.
+    async fn ask(&self, query: &[u8], question: &Question, limit: Limit) -> Fate {
+        let _room = self.asking.acquire().await;
+
+        self.ask_cluster(query, question, limit).await
+    }
+
+    /// Asks the cluster; what becomes of the query then.
+    async fn ask_cluster(&self, query: &[u8], question: &Question, limit: Limit) -> Fate {
         let Some(mut up) = self.shared.up() else {
-            return self.unasked(query, question, server, limit).await;
+            return self.unasked(query, question, limit);
         };
         let request = ResolveRequest {
             query: question.message.clone().into(),
         };
-        let response = match timeout(CLUSTER_LIMIT, up.manager.resolve(request)).await {
+        let patience = if question.is_ours {
+            CLUSTER_LIMIT
+        } else {
+            FOREIGN_LIMIT
+        };
+        let response = match timeout(patience, up.manager.resolve(request)).await {
             Ok(Ok(response)) => response.into_inner().response,
             Ok(Err(status)) => {
                 tracing::debug!(reason = status.message(), "Cluster did not resolve");
-                return self.unasked(query, question, server, limit).await;
+                return self.unasked(query, question, limit);
             }
-            Err(_) => return self.unasked(query, question, server, limit).await,
+            Err(_) => return self.unasked(query, question, limit),
         };
         if !response.is_empty() {
-            return message(dns::rewritten(query, question, &response, limit));
+            let rewritten = dns::rewritten(query, question, &response, limit);
+            return rewritten.map_or(Fate::Lost, Fate::Answer);
         }
         let missing = self
             .shared
             .zone(|zone| dns::not_in_cluster(query, question, zone, limit));
-        match missing {
-            Some(missing) => Reply::Message(missing),
-            None => self.pass_on(query, server, limit).await,
-        }
+
+        missing.map_or(Fate::PassOn, Fate::Answer)
     }
 
     /// The cluster cannot be asked. A name that it may not even have must not fail for that.
-    async fn unasked(
-        &self,
-        query: &[u8],
-        question: &Question,
-        server: SocketAddrV4,
-        limit: Limit,
-    ) -> Reply {
-        if question.is_ours {
-            count(&self.shared.counters.failed);
-            return message(dns::unreachable_cluster(query, limit));
+    fn unasked(&self, query: &[u8], question: &Question, limit: Limit) -> Fate {
+        if !question.is_ours {
+            return Fate::PassOn;
         }
+        count(&self.shared.counters.failed);
 
-        self.pass_on(query, server, limit).await
+        dns::unreachable_cluster(query, limit).map_or(Fate::Lost, Fate::Answer)
     }
-
-    async fn pass_on(&self, query: &[u8], server: SocketAddrV4, limit: Limit) -> Reply {
-        count(&self.shared.counters.passed_on);
-        pass_on::ask(server, query, limit).await
-    }
-}
-
-fn message(message: Option<Vec<u8>>) -> Reply {
-    message.map_or(Reply::Silence, Reply::Message)
 }
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// The next datagram with the alias that it was sent to; `None` for one without.
-async fn receive(socket: &AsyncFd<UdpSocket>) -> io::Result<Option<Datagram>> {
-    loop {
-        let mut guard = socket.readable().await?;
-        if let Ok(result) = guard.try_io(|socket| receive_now(socket.get_ref())) {
-            return result;
-        }
-    }
-}
-
-fn receive_now(socket: &UdpSocket) -> io::Result<Option<Datagram>> {
-    let mut buffer = vec![0; MAX_MESSAGE];
-    let mut control = nix::cmsg_space!(libc::sockaddr_in);
-    let mut slices = [IoSliceMut::new(&mut buffer)];
-    let flags = MsgFlags::MSG_DONTWAIT;
-    let message =
-        recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags)?;
-    let length = message.bytes;
-    let source = message
-        .address
-        .map(|source| SocketAddrV4::new(source.ip(), source.port()));
-    let alias = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::Ipv4OrigDstAddr(address) => {
-            let address = SockaddrIn::from(address);
-            Some(SocketAddrV4::new(address.ip(), address.port()))
-        }
-        _ => None,
-    });
-    buffer.truncate(length);
-
-    Ok(source.zip(alias).map(|(source, alias)| Datagram {
-        source,
-        alias,
-        payload: buffer,
-    }))
 }

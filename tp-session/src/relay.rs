@@ -25,7 +25,7 @@ use tp_proto::{root::Bundle, tunnel::Outcome};
 use tp_transport::{Dialed, Flow, splice};
 
 use super::{
-    dns::Dns,
+    dns::{self, Dns},
     shared::{FlowCount, Shared},
     sys::{self, AliasTable},
 };
@@ -101,7 +101,14 @@ pub(super) struct Relay {
 /// What an approved attempt waits with for its connection.
 enum Ready {
     Flow(Flow),
-    Dns(SocketAddrV4),
+    NameServer(dns::Server),
+}
+
+/// How a dial ended.
+struct Dialling {
+    attempt: Attempt,
+    verdict: Verdict,
+    ready: Option<Ready>,
 }
 
 /// The state of the loop.
@@ -109,14 +116,14 @@ struct Attempts {
     held: HeldSyns,
     dialling: HashMap<Attempt, AbortHandle>,
     ready: HashMap<FlowKey, Ready>,
-    dials: JoinSet<(Attempt, Verdict, Option<Flow>)>,
+    dials: JoinSet<Dialling>,
     flows: JoinSet<()>,
 }
 
 enum Input {
     Packet(usize),
     Accepted(TcpStream, SocketAddr),
-    Dialled(Attempt, Verdict, Option<Flow>),
+    Dialled(Dialling),
     Timeout,
     Stop,
 }
@@ -144,9 +151,7 @@ impl Relay {
                     }
                 }
                 Input::Accepted(stream, peer) => self.accepted(&mut attempts, stream, peer),
-                Input::Dialled(attempt, verdict, flow) => {
-                    self.dialled(&mut attempts, attempt, verdict, flow);
-                }
+                Input::Dialled(dialled) => self.dialled(&mut attempts, dialled),
                 Input::Timeout => {
                     let actions = attempts.held.handle_timeout(Instant::now());
                     self.perform(&mut attempts, actions);
@@ -187,7 +192,7 @@ impl Relay {
                     }
                 },
                 Some(dialled) = attempts.dials.join_next() => match dialled {
-                    Ok((attempt, verdict, flow)) => Input::Dialled(attempt, verdict, flow),
+                    Ok(dialled) => Input::Dialled(dialled),
                     // Cancelled with its attempt.
                     Err(_) => continue,
                 },
@@ -226,32 +231,44 @@ impl Relay {
             self.verdict(attempts, attempt, Verdict::HostUnreachable);
             return;
         };
-        if self.dns.is_name_server(target) {
-            attempts.ready.insert(attempt.flow, Ready::Dns(target));
-            self.verdict(attempts, attempt, Verdict::Connected);
-            return;
-        }
-        let shared = Arc::clone(&self.shared);
-        let dial = attempts.dials.spawn(async move {
-            let (verdict, flow) = dial(&shared, target).await;
-            (attempt, verdict, flow)
-        });
+        let dial = if self.dns.is_name_server(target) {
+            let dns = Arc::clone(&self.dns);
+            attempts.dials.spawn(async move {
+                let (verdict, server) = dns.dial(target).await;
+                let ready = server.map(Ready::NameServer);
+                Dialling {
+                    attempt,
+                    verdict,
+                    ready,
+                }
+            })
+        } else {
+            let shared = Arc::clone(&self.shared);
+            attempts.dials.spawn(async move {
+                let (verdict, flow) = dial(&shared, target).await;
+                shared.counters.dialled(verdict);
+                let ready = flow.map(Ready::Flow);
+                Dialling {
+                    attempt,
+                    verdict,
+                    ready,
+                }
+            })
+        };
         attempts.dialling.insert(attempt, dial);
     }
 
-    fn dialled(
-        &self,
-        attempts: &mut Attempts,
-        attempt: Attempt,
-        verdict: Verdict,
-        flow: Option<Flow>,
-    ) {
+    fn dialled(&self, attempts: &mut Attempts, dialled: Dialling) {
+        let Dialling {
+            attempt,
+            verdict,
+            ready,
+        } = dialled;
         if attempts.dialling.remove(&attempt).is_none() {
             return;
         }
-        self.shared.counters.dialled(verdict);
-        if let Some(flow) = flow {
-            attempts.ready.insert(attempt.flow, Ready::Flow(flow));
+        if let Some(ready) = ready {
+            attempts.ready.insert(attempt.flow, ready);
         }
         self.verdict(attempts, attempt, verdict);
     }
@@ -283,7 +300,7 @@ impl Relay {
             return;
         };
         match ready {
-            Ready::Dns(server) => {
+            Ready::NameServer(server) => {
                 let dns = Arc::clone(&self.dns);
                 attempts
                     .flows

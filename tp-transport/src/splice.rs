@@ -205,7 +205,7 @@ fn skip(chunks: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
 
 /// Resolves when the TCP connection has failed, which neither a read after its end nor a wait
 /// for data would tell.
-async fn failed(tcp: &TcpStream) -> io::Error {
+pub async fn failed(tcp: &TcpStream) -> io::Error {
     loop {
         match tcp.ready(Interest::ERROR).await {
             Ok(_) => match tcp.take_error() {
@@ -221,7 +221,7 @@ async fn failed(tcp: &TcpStream) -> io::Error {
 
 /// Resolves when both FINs are acknowledged. How long that may take is the kernel's to decide: a
 /// reader that is merely slow is waited for, one that has vanished runs into TCP's own limits.
-async fn closed(tcp: &TcpStream) {
+pub async fn closed(tcp: &TcpStream) {
     let mut pause = FIRST_PAUSE;
     while !is_closed(tcp) {
         sleep(pause).await;

@@ -1,59 +1,81 @@
 //! Queries that are none of our business: sent on and answered byte for byte.
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     net::{Ipv4Addr, SocketAddrV4},
+    os::fd::AsRawFd,
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
-    time::timeout,
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        ControlMessageOwned, MsgFlags, SockaddrIn, recv, recvmsg, setsockopt, sockopt::Ipv4RecvErr,
+    },
 };
-use tp_core::dns::Limit;
+use tokio::{io::Interest, net::UdpSocket, time::timeout};
+use tp_core::net;
 
 /// Longer than any resolver waits for one attempt (5 s, resolv.conf(5)), so that its own time-out
 /// decides.
 const LIMIT: Duration = Duration::from_secs(10);
 const MAX_MESSAGE: usize = 65_535;
 const ID: usize = 2;
+const ICMP_DESTINATION_UNREACHABLE: u8 = 3;
 
 /// How the server that was meant took it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     Message(Vec<u8>),
-    /// Nobody listens there.
-    Refused,
+    /// The network said so, with this code of ICMP's "destination unreachable".
+    Unreachable(u8),
+    /// This machine did not even send it: the application would have seen an error at once. The
+    /// code is one that any socket is told.
+    Unsent(u8),
     Silence,
 }
 
-pub(super) async fn ask(server: SocketAddrV4, query: &[u8], limit: Limit) -> Reply {
-    let asked = async {
-        match limit {
-            Limit::Datagram => by_datagram(server, query).await,
-            Limit::Stream => by_stream(server, query).await,
+/// A socket per query: the kernel's choice of port is what guards against forged replies.
+pub(super) async fn ask(server: SocketAddrV4, query: &[u8]) -> Reply {
+    let socket = match socket().await {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::debug!(%error, "No socket to pass a query on");
+            return Reply::Silence;
         }
     };
-    match timeout(LIMIT, asked).await {
+    match timeout(LIMIT, exchange(&socket, server, query)).await {
         Ok(Ok(reply)) => Reply::Message(reply),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Reply::Refused,
         Ok(Err(error)) => {
             tracing::debug!(%error, "Name server did not answer");
-            Reply::Silence
+            reported(&socket).map_or_else(|| unsent(&error), Reply::Unreachable)
         }
         Err(_) => Reply::Silence,
     }
 }
 
-/// A socket per query: the kernel's choice of port is what guards against forged replies.
-async fn by_datagram(server: SocketAddrV4, query: &[u8]) -> io::Result<Vec<u8>> {
+/// Told of all errors, also of those that may pass: the application may want to hear them.
+async fn socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    setsockopt(&socket, Ipv4RecvErr, &true)?;
+
+    Ok(socket)
+}
+
+async fn exchange(socket: &UdpSocket, server: SocketAddrV4, query: &[u8]) -> io::Result<Vec<u8>> {
     socket.connect(server).await?;
     socket.send(query).await?;
     let mut reply = vec![0; MAX_MESSAGE];
     loop {
-        let length = socket.recv(&mut reply).await?;
+        let length = socket
+            .async_io(Interest::READABLE | Interest::ERROR, || {
+                Ok(recv(
+                    socket.as_raw_fd(),
+                    &mut reply,
+                    MsgFlags::MSG_DONTWAIT,
+                )?)
+            })
+            .await?;
         if reply[..length].get(..ID) == query.get(..ID) {
             reply.truncate(length);
             return Ok(reply);
@@ -61,17 +83,39 @@ async fn by_datagram(server: SocketAddrV4, query: &[u8]) -> io::Result<Vec<u8>> 
     }
 }
 
-async fn by_stream(server: SocketAddrV4, query: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(query.len()).map_err(io::Error::other)?;
-    stream
-        .write_all(&[&length.to_be_bytes(), query].concat())
-        .await?;
-    let length = stream.read_u16().await?;
-    let mut reply = vec![0; usize::from(length)];
-    stream.read_exact(&mut reply).await?;
+/// The code of the ICMP error that the socket was told.
+fn reported(socket: &UdpSocket) -> Option<u8> {
+    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in);
+    let mut quoted = [0; 1];
+    let mut slices = [IoSliceMut::new(&mut quoted)];
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    let message =
+        recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags).ok()?;
+    message.cmsgs().ok()?.find_map(|control| match control {
+        ControlMessageOwned::Ipv4RecvErr(error, _)
+            if error.ee_origin == libc::SO_EE_ORIGIN_ICMP =>
+        {
+            let is_unreachable = error.ee_type == ICMP_DESTINATION_UNREACHABLE;
+            // Others, such as "time exceeded", are the same to a resolver.
+            Some(if is_unreachable {
+                error.ee_code
+            } else {
+                net::HOST_UNREACHABLE
+            })
+        }
+        _ => None,
+    })
+}
 
-    Ok(reply)
+/// What stands for an error of this machine's own: no route, a route that forbids, a firewall.
+fn unsent(error: &io::Error) -> Reply {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENETUNREACH | Errno::ENETDOWN) => Reply::Unsent(net::NET_UNKNOWN),
+        Some(
+            Errno::EHOSTUNREACH | Errno::EHOSTDOWN | Errno::EPERM | Errno::EACCES | Errno::EINVAL,
+        ) => Reply::Unsent(net::PROHIBITED),
+        _ => Reply::Silence,
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +140,7 @@ mod tests {
                 .unwrap();
         };
 
-        let (reply, ()) = tokio::join!(ask(address, &query, Limit::Datagram), served);
+        let (reply, ()) = tokio::join!(ask(address, &query), served);
 
         assert_eq!(reply, Reply::Message(vec![0xff, 0x01, 0xaa, 0xbb]));
     }
@@ -109,8 +153,16 @@ mod tests {
         };
         drop(free);
 
-        let reply = ask(address, &[0, 1, 2], Limit::Datagram).await;
+        let reply = ask(address, &[0, 1, 2]).await;
 
-        assert_eq!(reply, Reply::Refused);
+        assert_eq!(reply, Reply::Unreachable(net::PORT_UNREACHABLE));
+    }
+
+    #[tokio::test]
+    async fn a_query_that_this_machine_cannot_send_is_told_from_a_silent_server() {
+        // A datagram to a broadcast address is refused: EACCES, or ENETUNREACH without a route.
+        let reply = ask("255.255.255.255:53".parse().unwrap(), &[0, 1, 2]).await;
+
+        assert!(matches!(reply, Reply::Unsent(_)), "{reply:?}");
     }
 }
