@@ -1,0 +1,103 @@
+//! The name servers of a machine under test: a company's that behaves as a test wants it, and the
+//! resolv.conf that names it.
+
+use std::{fs, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    cluster::testbed,
+    process::{PATIENCE, Running, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// A name server at the workstation; gone when dropped. How it answers is in
+/// `name_server/main.rs`.
+#[derive(Debug)]
+pub struct NameServer {
+    _running: Running,
+}
+
+impl NameServer {
+    /// `ADDRESS [no-tcp] [wildcard] [answer=ADDRESS]`
+    #[track_caller]
+    pub fn start(workstation: &Workstation, words: &[&str]) -> Self {
+        let words = [&["name-server", "serve"], words].concat();
+        let mut running = Running::start(&mut workstation.command_as(Account::Root, &words));
+        running.wait_for("ready", Duration::from_secs(10));
+
+        Self { _running: running }
+    }
+}
+
+/// What a resolver of this account saw: `ADDRESS WAY [half-close] [every=MS] [pace=MS] [timeout=MS] NAME…`.
+#[track_caller]
+pub fn ask(workstation: &Workstation, account: Account, words: &[&str]) -> Value {
+    let words = [&["name-server", "ask"], words].concat();
+    let finished = run(&mut workstation.command_as(account, &words), PATIENCE);
+    assert!(finished.status.success(), "{finished}");
+    finished.json()
+}
+
+/// The workstation's resolv.conf with other servers; as before when dropped.
+#[derive(Debug)]
+pub struct ResolvConf {
+    before: String,
+}
+
+impl ResolvConf {
+    #[track_caller]
+    pub fn name(server: &str) -> Self {
+        Self::write(&format!("nameserver {server}\n"))
+    }
+
+    #[track_caller]
+    pub fn write(text: &str) -> Self {
+        let path = testbed().resolv_conf();
+        let before = fs::read_to_string(&path).expect("there is a resolv.conf");
+        fs::write(path, text).expect("the testbed's folder is writable");
+
+        Self { before }
+    }
+}
+
+impl Drop for ResolvConf {
+    fn drop(&mut self) {
+        let _ = fs::write(testbed().resolv_conf(), &self.before);
+    }
+}
+
+/// A route of the workstation; gone when dropped.
+#[derive(Debug)]
+pub struct Route {
+    words: Vec<String>,
+}
+
+impl Route {
+    /// As `ip route add` has it.
+    #[track_caller]
+    pub fn add(words: &str) -> Self {
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        run(
+            testbed()
+                .inside(&testbed().workstation())
+                .args(["ip", "route", "add"])
+                .args(&words),
+            PATIENCE,
+        )
+        .expect_success();
+
+        Self { words }
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        let _ = testbed()
+            .inside(&testbed().workstation())
+            .args(["ip", "route", "del"])
+            .args(&self.words)
+            .status();
+    }
+}
