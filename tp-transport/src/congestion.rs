@@ -1,23 +1,30 @@
 //! Congestion control that knows which path is in use.
 //!
 //! A full byte stream is back-pressure and never a loss, so a stock controller's window grows
-//! without end on path T and then floods path U. On T the window is fixed; on U it is BBR's,
-//! started afresh at every switch, and acknowledgements of packets sent before the switch do not
-//! count for it.
+//! without end on path T and then floods path U. On T the window is fixed; on U it is that of
+//! [`bbr`], started afresh at every switch, and acknowledgements of packets sent before the switch
+//! do not count for it.
 
 use std::{
     any::Any,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
-use quinn::congestion::{BbrConfig, Controller, ControllerFactory};
+use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
+use self::bbr::Bbr;
 use crate::status::PathKind;
+
+mod aggregation;
+mod bbr;
+mod filter;
+mod rate;
+mod round;
 
 /// Window on path T: what 16 MB of stream window can have in flight.
 const STREAM_WINDOW: u64 = 16 << 20;
@@ -70,35 +77,38 @@ impl Epoch {
 #[derive(Debug)]
 pub(crate) struct PathAwareFactory {
     epoch: Arc<PathEpoch>,
+    /// Whether the connection has had a path object before.
+    has_built: AtomicBool,
 }
 
 impl PathAwareFactory {
     pub(crate) fn new(epoch: Arc<PathEpoch>) -> Self {
-        Self { epoch }
+        Self {
+            epoch,
+            has_built: AtomicBool::new(false),
+        }
     }
 }
 
 impl ControllerFactory for PathAwareFactory {
+    /// A server's QUIC asks for one at each address that its client moves to, before anybody has
+    /// said which path that is: until then the window is that of an unknown path.
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
         let seen = self.epoch.load();
+        let is_unknown = self.has_built.swap(true, Ordering::Relaxed);
 
         Box::new(PathAware {
             epoch: Arc::clone(&self.epoch),
             seen,
             since: now,
             mtu,
-            udp: (seen.path() == PathKind::Udp).then(|| bbr(now, mtu)),
+            udp: (is_unknown || seen.path() == PathKind::Udp).then(|| Bbr::new(now, mtu)),
+            has_acks: false,
         })
     }
 }
 
-fn bbr(now: Instant, mtu: u16) -> Box<dyn Controller> {
-    let mut controller = Arc::new(BbrConfig::default()).build(now, mtu);
-    controller.on_mtu_update(mtu);
-
-    controller
-}
-
+#[derive(Clone)]
 struct PathAware {
     epoch: Arc<PathEpoch>,
     seen: Epoch,
@@ -106,7 +116,9 @@ struct PathAware {
     since: Instant,
     mtu: u16,
     /// The controller of path U; `None` on path T.
-    udp: Option<Box<dyn Controller>>,
+    udp: Option<Bbr>,
+    /// Whether packets of this path are among those that an ACK frame acknowledges.
+    has_acks: bool,
 }
 
 impl PathAware {
@@ -115,16 +127,34 @@ impl PathAware {
         if epoch != self.seen {
             self.seen = epoch;
             self.since = now;
-            self.udp = (epoch.path() == PathKind::Udp).then(|| bbr(now, self.mtu));
+            self.has_acks = false;
+            self.udp = (epoch.path() == PathKind::Udp).then(|| Bbr::new(now, self.mtu));
+        }
+    }
+
+    /// The controller, unless the packet was sent on the path before.
+    fn udp_since(&mut self, now: Instant, sent: Instant) -> Option<&mut Bbr> {
+        self.follow(now);
+        self.udp.as_mut().filter(|_| sent >= self.since)
+    }
+
+    fn acked(&mut self, now: Instant, sent: Instant, bytes: u64) {
+        if let Some(udp) = self.udp_since(now, sent) {
+            udp.on_ack(now, sent, bytes);
+            self.has_acks = true;
+        }
+        // QUIC has validated the address by now, and nobody has said that it is of the other path.
+        if self.seen.path() == PathKind::Stream {
+            self.udp = None;
         }
     }
 }
 
 impl Controller for PathAware {
-    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+    fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
         self.follow(now);
         if let Some(udp) = &mut self.udp {
-            udp.on_sent(now, bytes, last_packet_number);
+            udp.on_sent(now, bytes);
         }
     }
 
@@ -133,13 +163,10 @@ impl Controller for PathAware {
         now: Instant,
         sent: Instant,
         bytes: u64,
-        app_limited: bool,
-        rtt: &RttEstimator,
+        _app_limited: bool,
+        _rtt: &RttEstimator,
     ) {
-        self.follow(now);
-        if let Some(udp) = self.udp.as_mut().filter(|_| sent >= self.since) {
-            udp.on_ack(now, sent, bytes, app_limited, rtt);
-        }
+        self.acked(now, sent, bytes);
     }
 
     fn on_end_acks(
@@ -147,11 +174,13 @@ impl Controller for PathAware {
         now: Instant,
         in_flight: u64,
         app_limited: bool,
-        largest_packet_num_acked: Option<u64>,
+        _largest_packet_num_acked: Option<u64>,
     ) {
         self.follow(now);
-        if let Some(udp) = &mut self.udp {
-            udp.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+        if std::mem::take(&mut self.has_acks)
+            && let Some(udp) = &mut self.udp
+        {
+            udp.on_end_acks(now, in_flight, app_limited);
         }
     }
 
@@ -162,9 +191,8 @@ impl Controller for PathAware {
         is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
-        self.follow(now);
-        if let Some(udp) = self.udp.as_mut().filter(|_| sent >= self.since) {
-            udp.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+        if let Some(udp) = self.udp_since(now, sent) {
+            udp.on_lost(now, sent, lost_bytes, is_persistent_congestion);
         }
     }
 
@@ -179,22 +207,15 @@ impl Controller for PathAware {
     /// any other method is called.
     fn window(&self) -> u64 {
         let epoch = self.epoch.load();
-        match (&self.udp, epoch.path()) {
-            (_, PathKind::Stream) => STREAM_WINDOW,
-            (Some(udp), PathKind::Udp) => udp.window(),
+        match &self.udp {
+            Some(udp) if epoch == self.seen => udp.window(),
             // What is in flight on the stream must not keep the first packets from U.
-            (None, PathKind::Udp) => STREAM_WINDOW,
+            _ => STREAM_WINDOW,
         }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self {
-            epoch: Arc::clone(&self.epoch),
-            seen: self.seen,
-            since: self.since,
-            mtu: self.mtu,
-            udp: self.udp.as_ref().map(|udp| udp.clone_box()),
-        })
+        Box::new(self.clone())
     }
 
     fn initial_window(&self) -> u64 {
@@ -210,46 +231,4 @@ impl Controller for PathAware {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_window_is_fixed_on_the_stream_and_starts_small_on_udp() {
-        let (epoch, mut controller, now) = controller();
-
-        assert_eq!(controller.window(), STREAM_WINDOW);
-        epoch.switch(PathKind::Udp);
-        controller.on_sent(now, 1200, 1);
-        assert!(controller.window() < 1 << 20, "{}", controller.window());
-        epoch.switch(PathKind::Stream);
-        assert_eq!(controller.window(), STREAM_WINDOW);
-    }
-
-    #[test]
-    fn a_loss_on_the_stream_is_no_congestion() {
-        let (_, mut controller, now) = controller();
-
-        controller.on_congestion_event(now, now, true, 1 << 20);
-
-        assert_eq!(controller.window(), STREAM_WINDOW);
-    }
-
-    #[test]
-    fn switches_are_counted() {
-        let epoch = PathEpoch::default();
-
-        epoch.switch(PathKind::Udp);
-        epoch.switch(PathKind::Stream);
-        epoch.switch(PathKind::Udp);
-
-        assert_eq!((epoch.switches(), epoch.path()), (3, PathKind::Udp));
-    }
-
-    fn controller() -> (Arc<PathEpoch>, Box<dyn Controller>, Instant) {
-        let epoch = Arc::new(PathEpoch::default());
-        let now = Instant::now();
-        let factory = Arc::new(PathAwareFactory::new(Arc::clone(&epoch)));
-
-        (epoch, factory.build(now, 1200), now)
-    }
-}
+mod tests;

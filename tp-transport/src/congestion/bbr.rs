@@ -1,0 +1,500 @@
+//! The controller of path U: a model of the path as in draft-ietf-ccwg-bbr-06 (BBRv3), with what
+//! QUIC's side gives: a window and nothing else. The pacer sends `1.25 · window / smoothed RTT`,
+//! whatever is asked of it, so that the window is the only lever, and these parts differ from the
+//! draft:
+//!
+//! - The window is `max_bw · (1.25 · min_rtt + allowance)`. As it is above what fits in the path,
+//!   the delivery rate rises by itself when the path gets faster; the queue that it leaves standing
+//!   is the allowance and a quarter of `min_rtt`.
+//! - ProbeRTT (section 5.3.4) is one round trip at half of what fits, every two seconds, and what
+//!   it measures replaces a `min_rtt` that it contradicts twice: the path got longer, or somebody
+//!   else fills the queue, and the share next to them is kept by counting in their queue.
+//! - ProbeBW_UP (section 5.3.3) follows each of these at a gain of 2, for as long as the rate grows.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    aggregation::Aggregation,
+    filter::MaxFilter,
+    rate::{Sample, Sampler},
+    round::{Round, lower},
+};
+
+/// Datagrams in flight at the beginning (RFC 9002 section 7.2).
+const INITIAL_DATAGRAMS: u64 = 10;
+/// MinPipeCwnd, section 2.8; also what is added to a window, so that flows of one path converge.
+const MIN_DATAGRAMS: u64 = 4;
+/// What the window holds above the bandwidth-delay product: enough that the rate grows by itself.
+const WINDOW_GAIN: f64 = 1.25;
+/// Startup doubles in each round (section 5.3.1).
+const STARTUP_GAIN: f64 = 2.0;
+/// Time for which the window covers ACKs that come late or together, and ends that are busy.
+const ALLOWANCE: Duration = Duration::from_millis(4);
+/// The most that measured aggregation of ACKs adds (section 5.5.9).
+const MAX_ALLOWANCE: Duration = Duration::from_millis(8);
+/// MinRTTFilterLen, section 2.16.1.
+const MIN_RTT_LIFETIME: Duration = Duration::from_secs(10);
+const PROBE_RTT_INTERVAL: Duration = Duration::from_secs(2);
+const PROBE_RTT_GAIN: f64 = 0.5;
+/// After a probe that contradicts, before the next.
+const SOON: u64 = 4;
+/// Between probes that a long round trip asks for.
+const PROBE_RTT_PAUSE: Duration = Duration::from_millis(250);
+/// LossThresh, section 2.8.
+const LOSS_THRESHOLD: f64 = 0.02;
+/// Losses that are chance, in few packets.
+const CHANCE_LOSSES: f64 = 2.0;
+/// Packets after which a share of losses says something.
+const MIN_JUDGED: u64 = 50;
+/// What remains of the window after a round with too many losses, or with marks (RFC 8511).
+const LOSS_GAIN: f64 = 0.85;
+/// How long the bound that losses have set stays where it is, before it is tried to raise it.
+const BOUND_REST: Duration = Duration::from_millis(300);
+/// Startup ends when the rate grew by less than a quarter in three rounds (section 5.3.1.2).
+const FULL_GROWTH: f64 = 1.25;
+const FULL_ROUNDS: u32 = 3;
+/// While it is tried whether the path, or others on it, give way to more.
+const PROBE_UP_GAIN: f64 = 2.0;
+/// It is tried further after a round in which the rate grew by this.
+const PROBE_UP_GROWTH: f64 = 1.1;
+/// Rounds until what was sent at the higher gain is measured, and at most.
+const PROBE_UP_ROUNDS: std::ops::Range<u32> = 2..6;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    /// Doubles until the rate stays, a queue stands, or packets are lost.
+    Startup {
+        best_rate: f64,
+        rounds: u32,
+    },
+    Cruise,
+    /// Tries whether there is more.
+    Up {
+        rate: f64,
+        rounds: u32,
+    },
+    /// Waits until what is in flight has come down to `window`.
+    Drain {
+        window: u64,
+        until: Instant,
+    },
+    /// Measures for a round trip with `window` in flight.
+    ProbeRtt {
+        window: u64,
+        since: Instant,
+        until: Instant,
+        end_delivered: u64,
+        lowest: Option<Duration>,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Bbr {
+    mtu: u64,
+    sampler: Sampler,
+    state: State,
+    window: u64,
+    max_rate: MaxFilter,
+    /// Packets sent before it tell no rate: after a probe the buckets of the path are full, and what
+    /// passes them at once is no measure of the path.
+    rates_from: Instant,
+    min_rtt: Option<Duration>,
+    /// When `min_rtt` was last measured with nothing of ours in the queue.
+    min_rtt_at: Instant,
+    /// Probes in a row that found a longer round trip.
+    contradictions: u32,
+    probe_rtt_at: Instant,
+    probe_rtt_pause: Duration,
+    /// `min_rtt` when the probe began.
+    probed_rtt: Duration,
+    /// The round in which to probe again.
+    soon: Option<u64>,
+    is_up_due: bool,
+    round: Round,
+    /// Rounds since the beginning.
+    rounds: u64,
+    aggregation: Aggregation,
+    /// What losses allow in flight (inflight_longterm, section 5.5.10), and since when.
+    bound: Option<(u64, Instant)>,
+    bound_step: u64,
+    /// Losses of packets sent before it were answered.
+    answered: Instant,
+    acked: u64,
+}
+
+impl Bbr {
+    pub(super) fn new(now: Instant, mtu: u16) -> Self {
+        let mtu = u64::from(mtu);
+
+        Self {
+            mtu,
+            sampler: Sampler::new(now),
+            state: State::Startup {
+                best_rate: 0.0,
+                rounds: 0,
+            },
+            window: INITIAL_DATAGRAMS * mtu,
+            max_rate: MaxFilter::default(),
+            rates_from: now,
+            min_rtt: None,
+            min_rtt_at: now,
+            contradictions: 0,
+            probe_rtt_at: now,
+            probe_rtt_pause: PROBE_RTT_PAUSE,
+            probed_rtt: Duration::ZERO,
+            soon: None,
+            is_up_due: false,
+            round: Round::new(0, 0),
+            rounds: 0,
+            aggregation: Aggregation::new(now),
+            bound: None,
+            bound_step: 1,
+            answered: now,
+            acked: 0,
+        }
+    }
+
+    pub(super) fn initial_window(&self) -> u64 {
+        INITIAL_DATAGRAMS * self.mtu
+    }
+
+    pub(super) fn window(&self) -> u64 {
+        let bounded = match self.bound {
+            Some((bound, _)) => self.window.min(bound),
+            None => self.window,
+        };
+        match self.state {
+            State::Startup { .. } | State::Cruise | State::Up { .. } => bounded,
+            State::Drain { window, .. } | State::ProbeRtt { window, .. } => bounded.min(window),
+        }
+        .max(self.min_window())
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> u64 {
+        self.sampler.in_flight()
+    }
+
+    pub(super) fn on_mtu_update(&mut self, mtu: u16) {
+        self.mtu = u64::from(mtu);
+    }
+
+    pub(super) fn on_sent(&mut self, now: Instant, bytes: u64) {
+        self.sampler.sent(now, bytes);
+    }
+
+    pub(super) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64) {
+        self.sampler.acked(now, sent, bytes);
+        self.acked += bytes;
+    }
+
+    pub(super) fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool) {
+        let acked = std::mem::take(&mut self.acked);
+        let min_rtt = self.min_rtt.unwrap_or_default();
+        let Some(sample) = self.sampler.end_acks(now, in_flight, app_limited, min_rtt) else {
+            return;
+        };
+        self.learn_rtt(now, &sample);
+        self.learn_rate(&sample);
+        let rate = self.max_rate.get();
+        self.aggregation.update(now, acked, rate, self.window);
+        self.round.is_app_limited |= sample.is_app_limited;
+        if sample.prior_delivered >= self.round.end_delivered {
+            self.end_round(now);
+        }
+        self.probe_rtt(now, &sample, in_flight);
+        self.set_window(acked, app_limited);
+    }
+
+    pub(super) fn on_lost(&mut self, now: Instant, sent: Instant, bytes: u64, is_persistent: bool) {
+        if is_persistent {
+            self.start_again(now);
+        } else if bytes == 0 {
+            // Marks of congestion: answered once for what was in flight.
+            if sent > self.answered {
+                self.lower_bound(now);
+            }
+        } else if sent > self.answered {
+            self.round.lost += bytes;
+        }
+    }
+
+    /// Nothing of a long time arrived (RFC 9002 section 7.6.2).
+    fn start_again(&mut self, now: Instant) {
+        self.window = self.min_window();
+        self.max_rate = MaxFilter::default();
+        self.bound = None;
+        self.answered = now;
+        self.state = State::Startup {
+            best_rate: 0.0,
+            rounds: 0,
+        };
+    }
+
+    fn min_window(&self) -> u64 {
+        MIN_DATAGRAMS * self.mtu
+    }
+
+    fn learn_rtt(&mut self, now: Instant, sample: &Sample) {
+        self.round.lowest_rtt = lower(self.round.lowest_rtt, sample.rtt);
+        if self.min_rtt.is_none_or(|min_rtt| sample.rtt <= min_rtt) {
+            self.min_rtt = Some(sample.rtt);
+            self.min_rtt_at = now;
+            self.contradictions = 0;
+        }
+    }
+
+    fn learn_rate(&mut self, sample: &Sample) {
+        if let Some(rate) = sample.rate
+            && sample.sent >= self.rates_from
+            && (!sample.is_app_limited || rate > self.max_rate.get())
+        {
+            self.max_rate.update(rate);
+        }
+    }
+
+    fn end_round(&mut self, now: Instant) {
+        let delivered = self.sampler.delivered();
+        let round = self.round;
+        self.rounds += 1;
+        let judged = delivered - round.start_delivered + round.lost;
+        let is_excess =
+            round.lost as f64 > LOSS_THRESHOLD * judged as f64 + CHANCE_LOSSES * self.mtu as f64;
+        self.round = Round::new(delivered, delivered + self.sampler.in_flight());
+        if judged < MIN_JUDGED * self.mtu && !is_excess {
+            // Too few to judge: counted together with those of the next round.
+            self.round.lost = round.lost;
+            self.round.start_delivered = round.start_delivered;
+        }
+        if is_excess {
+            self.lower_bound(now);
+        } else {
+            self.raise_bound(now);
+        }
+        self.judge_startup(&round, is_excess);
+        self.judge_up(now, &round, is_excess);
+        let is_probing = matches!(self.state, State::Drain { .. } | State::ProbeRtt { .. });
+        if !is_probing && !round.is_app_limited {
+            self.max_rate.advance();
+            self.aggregation.advance();
+        }
+        if self.state == State::Cruise && !round.is_app_limited && self.wants_probe(now, &round) {
+            self.drain(now);
+        }
+    }
+
+    fn judge_startup(&mut self, round: &Round, is_excess: bool) {
+        let State::Startup { best_rate, rounds } = self.state else {
+            return;
+        };
+        let rate = self.max_rate.get();
+        let has_grown = rate >= best_rate * FULL_GROWTH;
+        let rounds = match (has_grown, round.is_app_limited) {
+            (true, _) => 0,
+            (false, true) => rounds,
+            (false, false) => rounds + 1,
+        };
+        let best_rate = if has_grown { rate } else { best_rate };
+        let is_queue_standing = round
+            .lowest_rtt
+            .is_some_and(|lowest| lowest > self.base_rtt().mul_f64(1.5) + ALLOWANCE);
+        self.state = match is_excess || rounds >= FULL_ROUNDS || is_queue_standing {
+            true => State::Cruise,
+            false => State::Startup { best_rate, rounds },
+        };
+    }
+
+    fn judge_up(&mut self, now: Instant, round: &Round, is_excess: bool) {
+        let best = self.max_rate.get();
+        self.state = match self.state {
+            State::Up { .. } if is_excess => State::Cruise,
+            State::Up { rate, rounds } if rounds + 1 < PROBE_UP_ROUNDS.start => State::Up {
+                rate,
+                rounds: rounds + 1,
+            },
+            State::Up { rate, rounds } => {
+                let has_grown = best >= rate * PROBE_UP_GROWTH;
+                match has_grown && rounds + 1 < PROBE_UP_ROUNDS.end {
+                    true => State::Up {
+                        rate: best,
+                        rounds: rounds + 1,
+                    },
+                    false => State::Cruise,
+                }
+            }
+            State::Cruise if self.is_up_due && now > self.rates_from && !round.is_app_limited => {
+                self.is_up_due = false;
+                State::Up {
+                    rate: best,
+                    rounds: 0,
+                }
+            }
+            other => other,
+        };
+    }
+
+    fn base_rtt(&self) -> Duration {
+        self.min_rtt.unwrap_or_default()
+    }
+
+    fn allowance(&self) -> Duration {
+        let rate = self.max_rate.get();
+        if rate <= 0.0 {
+            return ALLOWANCE;
+        }
+        let extra = (self.aggregation.extra() / rate).min(MAX_ALLOWANCE.as_secs_f64());
+
+        Duration::from_secs_f64(extra).max(ALLOWANCE)
+    }
+
+    /// Bytes that are to be in flight, by the model.
+    fn target(&self, gain: f64, allowance: Duration) -> u64 {
+        let time = self.base_rtt().mul_f64(gain) + allowance;
+
+        (self.max_rate.get() * time.as_secs_f64()) as u64 + self.min_window()
+    }
+
+    fn set_window(&mut self, acked: u64, app_limited: bool) {
+        let cruise = self.target(WINDOW_GAIN, self.allowance());
+        match self.state {
+            State::Startup { .. } => {
+                if !app_limited {
+                    let limit = self
+                        .target(STARTUP_GAIN, self.allowance())
+                        .max(self.initial_window());
+                    self.window = (self.window + acked).min(limit.max(self.window));
+                }
+            }
+            // A sample that is too high must not double the window more than once a round.
+            State::Cruise => self.window = cruise.min(self.window + acked),
+            State::Up { .. } => {
+                let more = self.target(PROBE_UP_GAIN, Duration::ZERO).max(cruise);
+                self.window = more.min(self.window + acked).max(self.window);
+            }
+            State::Drain { .. } | State::ProbeRtt { .. } => {}
+        }
+    }
+
+    fn lower_bound(&mut self, now: Instant) {
+        self.answered = now;
+        self.round.lost = 0;
+        let bound = (self.window() as f64 * LOSS_GAIN) as u64;
+        self.bound = Some((bound.max(self.min_window()), now));
+        self.bound_step = 1;
+    }
+
+    fn raise_bound(&mut self, now: Instant) {
+        let Some((bound, since)) = self.bound else {
+            return;
+        };
+        if bound > 2 * self.window {
+            self.bound = None;
+        } else if now >= since + BOUND_REST && bound <= self.window {
+            self.bound = Some((bound + self.bound_step * self.mtu, since));
+            self.bound_step *= 2;
+        }
+    }
+
+    fn wants_probe(&mut self, now: Instant, round: &Round) -> bool {
+        let since = now.saturating_duration_since(self.probe_rtt_at);
+        let expected = self.base_rtt().mul_f64(WINDOW_GAIN)
+            + self.allowance()
+            + Duration::from_secs_f64(self.min_window() as f64 / self.max_rate.get().max(1.0));
+        let is_long = round
+            .lowest_rtt
+            .is_some_and(|lowest| lowest > expected.mul_f64(1.5));
+
+        since >= PROBE_RTT_INTERVAL
+            || self.soon.is_some_and(|round| self.rounds >= round)
+            || is_long && since >= self.probe_rtt_pause
+    }
+
+    fn drain(&mut self, now: Instant) {
+        // Of a path that has become slower, half of what used to fit would fill the queue.
+        let bytes = self.max_rate.latest() * self.base_rtt().as_secs_f64() * PROBE_RTT_GAIN;
+        let window = (bytes as u64).max(self.min_window());
+        let patience = self
+            .round
+            .lowest_rtt
+            .unwrap_or_default()
+            .max(self.base_rtt());
+        self.soon = None;
+        self.probed_rtt = self.base_rtt();
+        self.state = State::Drain {
+            window,
+            until: now + 4 * patience.max(self.allowance()),
+        };
+    }
+
+    fn probe_rtt(&mut self, now: Instant, sample: &Sample, in_flight: u64) {
+        match self.state {
+            State::Drain { window, until } if in_flight <= window || now >= until => {
+                let rtt = sample.rtt.max(self.allowance());
+                self.state = State::ProbeRtt {
+                    window,
+                    since: now,
+                    until: now + 4 * rtt,
+                    end_delivered: self.sampler.delivered() + in_flight,
+                    lowest: None,
+                };
+            }
+            State::ProbeRtt {
+                window,
+                since,
+                until,
+                end_delivered,
+                lowest,
+            } => {
+                let is_new = sample.sent >= since;
+                let lowest = if is_new {
+                    lower(lowest, sample.rtt)
+                } else {
+                    lowest
+                };
+                self.state = State::ProbeRtt {
+                    window,
+                    since,
+                    until,
+                    end_delivered,
+                    lowest,
+                };
+                let has_ended = is_new && sample.prior_delivered >= end_delivered;
+                if has_ended || now >= until {
+                    self.rates_from = now + 2 * sample.rtt + self.allowance();
+                    self.end_probe(now, lowest);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn end_probe(&mut self, now: Instant, lowest: Option<Duration>) {
+        self.state = State::Cruise;
+        self.is_up_due = true;
+        self.probe_rtt_at = now;
+        let Some(lowest) = lowest else {
+            return;
+        };
+        let base = self.base_rtt();
+        if lowest <= base.mul_f64(1.125) + Duration::from_millis(1) {
+            self.contradictions = 0;
+            self.min_rtt_at = now;
+            self.probe_rtt_pause = (2 * self.probe_rtt_pause).min(PROBE_RTT_INTERVAL);
+            if self.probed_rtt > base.mul_f64(1.125) {
+                // Less in flight has shown a shorter path: the next may show more of it.
+                self.soon = Some(self.rounds + SOON);
+            }
+            return;
+        }
+        self.contradictions += 1;
+        self.probe_rtt_pause = PROBE_RTT_PAUSE;
+        let is_old = now.saturating_duration_since(self.min_rtt_at) >= MIN_RTT_LIFETIME;
+        if self.contradictions >= 2 || is_old {
+            self.contradictions = 0;
+            self.min_rtt = Some(lowest);
+            self.min_rtt_at = now;
+        } else {
+            self.soon = Some(self.rounds + SOON);
+        }
+    }
+}

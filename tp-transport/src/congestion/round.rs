@@ -1,0 +1,30 @@
+//! Round trips, counted by packets (draft-ietf-ccwg-bbr-06 section 5.5.1).
+
+use std::time::Duration;
+
+/// What happened in the round trip that is under way (section 5.5.1).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Round {
+    pub(super) end_delivered: u64,
+    pub(super) start_delivered: u64,
+    pub(super) lost: u64,
+    pub(super) lowest_rtt: Option<Duration>,
+    pub(super) is_app_limited: bool,
+}
+
+impl Round {
+    pub(super) fn new(start_delivered: u64, end_delivered: u64) -> Self {
+        Self {
+            end_delivered,
+            start_delivered,
+            lost: 0,
+            lowest_rtt: None,
+            is_app_limited: false,
+        }
+    }
+}
+
+/// The shortest round trip, with one more.
+pub(super) fn lower(lowest: Option<Duration>, rtt: Duration) -> Option<Duration> {
+    Some(lowest.map_or(rtt, |lowest| lowest.min(rtt)))
+}
