@@ -75,7 +75,7 @@ impl Asking<'_> {
         self.names
             .iter()
             .zip(0..)
-            .map(|(name, id)| Query::new(id, name, A))
+            .map(|(name, id)| Query::message(id, name, A))
     }
 
     fn over_tcp(&self, answers: &mut Vec<Value>) -> io::Result<&'static str> {

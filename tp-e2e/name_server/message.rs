@@ -47,7 +47,7 @@ impl Query {
         })
     }
 
-    pub(crate) fn new(id: u16, name: &str, kind: u16) -> Vec<u8> {
+    pub(crate) fn message(id: u16, name: &str, kind: u16) -> Vec<u8> {
         let mut message = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         message[..2].copy_from_slice(&id.to_be_bytes());
         for label in name.split('.') {

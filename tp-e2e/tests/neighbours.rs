@@ -16,6 +16,7 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tp_e2e::{
     cluster::testbed,
+    name_server::ResolvConf,
     netns,
     process::{PATIENCE, Running, eventually, run},
     user::Account,
@@ -217,25 +218,6 @@ fn answer(socket: &UdpSocket, query: &[u8], from: SocketAddr) -> io::Result<usiz
     reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
     reply.extend(ITS_ANSWER);
     socket.send_to(&reply, from)
-}
-
-/// The workstation's resolv.conf with another server; as before when dropped.
-struct ResolvConf(String);
-
-impl ResolvConf {
-    fn name(server: &str) -> Self {
-        let before = fs::read_to_string(testbed().resolv_conf()).expect("there is a resolv.conf");
-        let this = Self(before);
-        fs::write(testbed().resolv_conf(), format!("nameserver {server}\n"))
-            .expect("the testbed's folder is writable");
-        this
-    }
-}
-
-impl Drop for ResolvConf {
-    fn drop(&mut self) {
-        let _ = fs::write(testbed().resolv_conf(), &self.0);
-    }
 }
 
 #[test]
