@@ -1,3 +1,5 @@
+//! The controller on simulated paths, and what it does when the path in use changes.
+
 use std::time::Duration;
 
 use super::*;
