@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod backoff;
+pub mod credit;
 pub mod dns;
 pub mod framing;
+pub mod keep_alive;
 pub mod net;
 pub mod packet;
 pub mod syn;

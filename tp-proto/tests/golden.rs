@@ -6,9 +6,10 @@ use std::fmt::Debug;
 
 use prost::Message;
 use tp_proto::tunnel::{
-    Control, Dial, Endpoint, HelloRequest, HelloResponse, ListWorkloadsRequest,
-    ListWorkloadsResponse, Open, Outcome, ResolveRequest, ResolveResponse, Service, ServiceName,
-    Snapshot, TableEvent, Verdict, Workload, WorkloadPort, open::Kind, table_event::Event,
+    Control, Credit, Dial, Endpoint, FlowUpdates, HelloRequest, HelloResponse, KeepAlive,
+    ListWorkloadsRequest, ListWorkloadsResponse, Open, Outcome, ResolveRequest, ResolveResponse,
+    Service, ServiceName, Snapshot, TableEvent, Verdict, Workload, WorkloadPort, open::Kind,
+    table_event::Event,
 };
 
 #[track_caller]
@@ -29,16 +30,23 @@ fn event(event: Event) -> TableEvent {
 fn a_stream_begins_as_it_always_did() {
     let control = Open {
         kind: Some(Kind::Control(Control {})),
+        credit: 0,
     };
     let dial = Open {
         kind: Some(Kind::Dial(Dial {
             address: vec![10, 96, 1, 2].into(),
             port: 80,
         })),
+        credit: 0,
+    };
+    let with_credit = Open {
+        credit: 262_144,
+        ..dial.clone()
     };
 
     golden(&control, "0a00");
     golden(&dial, "12080a040a6001021050");
+    golden(&with_credit, "12080a040a600102105018808010");
 }
 
 #[test]
@@ -46,8 +54,14 @@ fn a_verdict_is_read_by_every_version() {
     let verdict = |outcome: Outcome, reason: &str| Verdict {
         outcome: outcome.into(),
         reason: reason.into(),
+        credit: 0,
+    };
+    let with_credit = Verdict {
+        credit: 262_144,
+        ..verdict(Outcome::Connected, "")
     };
 
+    golden(&with_credit, "080118808010");
     golden(&verdict(Outcome::Connected, ""), "0801");
     golden(&verdict(Outcome::Refused, "no"), "080212026e6f");
     golden(&verdict(Outcome::HostUnreachable, ""), "0803");
@@ -55,6 +69,26 @@ fn a_verdict_is_read_by_every_version() {
     golden(&verdict(Outcome::TimedOut, ""), "0805");
     golden(&verdict(Outcome::Prohibited, ""), "0806");
     golden(&verdict(Outcome::Exhausted, ""), "0807");
+}
+
+#[test]
+fn credit_is_granted_and_given_back_by_flow() {
+    let credit = |flow, bytes| Credit { flow, bytes };
+    let updates = FlowUpdates {
+        granted: vec![credit(0, 262_144), credit(4, 1)],
+        returned: vec![credit(400, 100)],
+        keep_alives: Vec::new(),
+    };
+    let keep_alive = FlowUpdates {
+        keep_alives: vec![KeepAlive {
+            flow: 4,
+            seconds: 5,
+        }],
+        ..FlowUpdates::default()
+    };
+
+    golden(&updates, "0a04108080100a040804100112050890031064");
+    golden(&keep_alive, "1a0408041005");
 }
 
 #[test]

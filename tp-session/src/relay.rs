@@ -22,7 +22,7 @@ use tp_core::{
     syn::{Action, Attempt, HeldSyns},
 };
 use tp_proto::{root::Bundle, tunnel::Outcome};
-use tp_transport::{Dialed, Flow, splice};
+use tp_transport::{Dialed, Flow, splice_observed};
 
 use super::{
     dns::{self, Dns},
@@ -310,7 +310,8 @@ impl Relay {
                 let shared = Arc::clone(&self.shared);
                 attempts.flows.spawn(async move {
                     let _open = FlowCount::new(&shared.counters);
-                    let end = splice(stream, flow, &shared.counters.splice).await;
+                    let counters = &shared.counters.splice;
+                    let end = splice_observed(stream, flow, counters, sys::segments).await;
                     tracing::trace!(?end, "Flow ended");
                 });
             }

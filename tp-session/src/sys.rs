@@ -1,5 +1,5 @@
-//! The two maps of the bundle, mapped into memory, and descriptors to wait for. The only unsafe
-//! code of the session.
+//! The two maps of the bundle, mapped into memory, descriptors to wait for, and what the kernel
+//! tells of a connection. The only unsafe code of the session.
 
 use std::{
     io,
@@ -10,13 +10,44 @@ use std::{
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, net::TcpStream};
+use tp_core::keep_alive::Segments;
 
 /// Registers a descriptor with the runtime.
 pub(super) fn watched<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: `AsFd` means that `fd` holds an open descriptor for as long as it lives, and every
     // type given here always names the same one.
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+}
+
+/// What a TCP connection has received and sent; `None` if the kernel does not tell.
+pub(super) fn segments(tcp: &TcpStream) -> Option<Segments> {
+    /// Words of `struct tcp_info` up to the last one read here.
+    const WORDS: usize = 40;
+
+    let mut info = [0_u32; WORDS];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which has so many, and any bytes
+    // make integers.
+    let got = unsafe {
+        libc::getsockopt(
+            tcp.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if got != 0 || (length as usize) < size_of_val(&info) {
+        return None;
+    }
+
+    Some(Segments {
+        sent: info[34],
+        received: info[35],
+        data_received: info[38],
+        data_sent: info[39],
+    })
 }
 
 /// Aliases to real addresses, written by the kernel.

@@ -20,13 +20,14 @@ use tp_proto::tunnel::Outcome;
 use crate::{
     codes::CloseCode,
     congestion::PathEpoch,
+    credit::Ledger,
     flow::{self, Flow, FlowError, FlowIo},
     framed::Link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
     probe::ProbeKeys,
-    quic::{LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config},
+    quic::{CLIENT_CREDIT, LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
     tls,
 };
@@ -120,7 +121,9 @@ struct Inner {
     /// Set before the connection is closed from here for want of an answer.
     gone: Arc<OnceLock<()>>,
     link_task: Mutex<AbortOnDropHandle<()>>,
+    ledger: Arc<Ledger>,
     _driver: AbortOnDropHandle<()>,
+    _credit: AbortOnDropHandle<()>,
     _flush: AbortOnDropHandle<()>,
 }
 
@@ -200,6 +203,8 @@ impl Tunnel {
             Arc::clone(&gone),
         );
         let driver = tokio::spawn(driver.run(commands_rx, replies));
+        let ledger = Ledger::new(connection.clone(), CLIENT_CREDIT);
+        let credit = tokio::spawn(Arc::clone(&ledger).run());
 
         Ok(Self {
             inner: Arc::new(Inner {
@@ -212,7 +217,9 @@ impl Tunnel {
                 commands,
                 gone,
                 link_task: Mutex::new(link_task),
+                ledger,
                 _driver: AbortOnDropHandle::new(driver),
+                _credit: AbortOnDropHandle::new(credit),
                 _flush: flush,
             }),
         })
@@ -233,7 +240,7 @@ impl Tunnel {
     pub async fn dial(&self, target: SocketAddr) -> Result<Dialed, OpenError> {
         self.wait_for_path().await?;
         let (send, recv) = self.open().await?;
-        let dialed = flow::open_dial(send, recv, target).await;
+        let dialed = flow::open_dial(send, recv, target, &self.inner.ledger).await;
         let (flow, verdict) = self.or_closed(dialed).await?;
         match verdict.outcome() {
             Outcome::Connected => Ok(Dialed::Connected(flow)),
@@ -323,7 +330,7 @@ impl Tunnel {
 
     pub fn stats(&self) -> TunnelStats {
         let inner = &self.inner;
-        TunnelStats::of(&inner.connection, inner.mux.udp())
+        TunnelStats::of(&inner.connection, &inner.ledger, inner.mux.udp())
     }
 
     /// Resolves when the tunnel has ended.

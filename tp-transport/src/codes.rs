@@ -44,6 +44,8 @@ pub enum CloseCode {
     NotAdmitted,
     /// This program ends; another replica may serve.
     Shutdown,
+    /// The other end does not keep to the protocol.
+    Protocol,
     /// A code of a newer version.
     Other(u64),
 }
@@ -55,6 +57,7 @@ impl From<CloseCode> for VarInt {
             CloseCode::SessionGone => Self::from_u32(1),
             CloseCode::NotAdmitted => Self::from_u32(2),
             CloseCode::Shutdown => Self::from_u32(3),
+            CloseCode::Protocol => Self::from_u32(4),
             CloseCode::Other(code) => Self::from_u64(code).unwrap_or(Self::MAX),
         }
     }
@@ -67,6 +70,7 @@ impl From<VarInt> for CloseCode {
             1 => Self::SessionGone,
             2 => Self::NotAdmitted,
             3 => Self::Shutdown,
+            4 => Self::Protocol,
             code => Self::Other(code),
         }
     }

@@ -34,6 +34,8 @@ mod batching;
 #[cfg(feature = "quic")]
 mod congestion;
 #[cfg(feature = "quic")]
+mod credit;
+#[cfg(feature = "quic")]
 mod framed;
 #[cfg(feature = "quic")]
 mod limits;
@@ -59,6 +61,6 @@ pub use {
     keys::{Identity, KeyError, KeyHash, SessionRef},
     limits::raise_descriptors,
     server::{Admission, AttachError, BindError, Peer, Refusal, TunnelServer},
-    splice::{SpliceCounters, SpliceEnd, splice},
+    splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
 };

@@ -4,6 +4,8 @@ use std::{net::Ipv6Addr, net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use tp_core::credit::Limits;
+
 use crate::{
     client::PathChoice,
     congestion::{PathAwareFactory, PathEpoch},
@@ -18,8 +20,8 @@ pub(crate) const BASE_SIZE: u16 = 1200;
 /// saves a third of the processor time.
 const LARGEST_SIZE: u16 = 8952;
 
-/// What one flow, and all flows together, may leave unread. The second is many times the first:
-/// readers that have stopped must not starve the others.
+/// What one flow, and all flows together, may leave unread as far as QUIC is concerned. Flows that
+/// have credit stay below both: see [`Limits`].
 struct Windows {
     stream: u32,
     connection: u32,
@@ -29,17 +31,48 @@ const CLIENT_WINDOWS: Windows = Windows {
     stream: 16 << 20,
     connection: 512 << 20,
 };
-/// A manager has many sessions, and its targets seldom stop reading.
+/// A manager has many sessions.
 const SERVER_WINDOWS: Windows = Windows {
     stream: 8 << 20,
-    connection: 128 << 20,
+    connection: 168 << 20,
 };
+/// What a client keeps for its session's flows: 256 MiB.
+pub(crate) const CLIENT_CREDIT: Limits = Limits {
+    flows: MAX_FLOWS as u64,
+    floor: 16 << 10,
+    start: 256 << 10,
+    window: 14 << 20,
+    shared: 176 << 20,
+    starts: 48 << 20,
+};
+/// What a manager keeps for the flows of one session: 128 MiB.
+pub(crate) const SERVER_CREDIT: Limits = Limits {
+    flows: MAX_FLOWS as u64,
+    floor: 8 << 10,
+    start: 256 << 10,
+    window: 7 << 20,
+    shared: 88 << 20,
+    starts: 24 << 20,
+};
+/// Part of the connection's window that control streams and the beginnings of flows have for
+/// themselves.
+const RESERVE: u64 = 16 << 20;
+const _: () = assert!(fits(&CLIENT_CREDIT, &CLIENT_WINDOWS));
+const _: () = assert!(fits(&SERVER_CREDIT, &SERVER_WINDOWS));
+
+/// Whether credit is the narrower bound. quinn tells of a window only when an eighth of it is free
+/// again.
+const fn fits(credit: &Limits, windows: &Windows) -> bool {
+    credit.window <= windows.stream as u64 / 8 * 7
+        && credit.budget() + RESERVE <= windows.connection as u64 / 8 * 7
+}
+
 const SEND_WINDOW: u64 = 16 << 20;
 /// Streams that may be open at once; beyond it a dial waits. A manager refuses flows, with a
-/// reason, long before.
-const MAX_FLOWS: u32 = 8192;
-/// Room for the welcome.
-const MAX_UNI_STREAMS: u32 = 1;
+/// reason, before.
+const MAX_FLOWS: u32 = 5120;
+/// Room for the welcome and for credit.
+const MAX_UNI_STREAMS: u32 = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     codes::CloseCode,
     congestion::PathEpoch,
+    credit::Ledger,
     flow::Accepted,
     keys::{Identity, KeyError, KeyHash, SessionRef, certificate_key},
     mux::{
@@ -23,7 +24,7 @@ use crate::{
     },
     preface::{self, PrefaceError},
     probe::ProbeKeys,
-    quic::{endpoint_config, is_link_address, server_transport},
+    quic::{SERVER_CREDIT, endpoint_config, is_link_address, server_transport},
     status::{PathKind, PathStatus},
     tls::ServerTls,
 };
@@ -362,12 +363,20 @@ async fn handshake(
         mux: Arc::clone(&mux),
         paths: Arc::clone(&paths),
     };
-    let keeper = keep(connection.clone(), registered, status, flows);
+    let ledger = Ledger::new(connection.clone(), SERVER_CREDIT);
+    let keeper = keep(
+        connection.clone(),
+        Arc::clone(&ledger),
+        registered,
+        status,
+        flows,
+    );
     let peer = Peer {
         inner: Arc::new(PeerInner {
             session: link.session.clone(),
             key,
             connection: connection.clone(),
+            ledger,
             path,
             flows: Mutex::new(flows_rx),
             mux: Arc::downgrade(&mux),
@@ -407,6 +416,7 @@ impl Drop for Registered {
 /// Follows the client from path to path, reads what it opens, and notices when it has gone.
 async fn keep(
     connection: Connection,
+    ledger: Arc<Ledger>,
     registered: Registered,
     status: watch::Sender<PathStatus>,
     flows: mpsc::Sender<Accepted>,
@@ -432,7 +442,8 @@ async fn keep(
         _ = connection.closed() => {}
         () = follow => {}
         () = watch_silence => {}
-        () = read_opens(&connection, flows) => {}
+        () = read_opens(&connection, &ledger, flows) => {}
+        () = Arc::clone(&ledger).run() => {}
     }
     // The flows have ended; the registration lasts until the connection has.
     connection.closed().await;

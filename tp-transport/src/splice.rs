@@ -1,19 +1,25 @@
 //! Ties a TCP connection to a flow: both directions, every way to end.
 
+mod idle;
+
+pub use idle::keep_alive;
+
 use std::{
     io,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::sleep};
+use tp_core::keep_alive::Segments;
 
 use crate::{
     codes::ResetCode,
     flow::{Flow, FlowError, RecvHalf, SendHalf},
 };
+use idle::Idle;
 
 /// Most bytes read from TCP at once.
 const READ_SIZE: usize = 256 << 10;
@@ -53,20 +59,45 @@ pub enum SpliceEnd {
 /// reset becomes a reset, and a lost tunnel, or dropping this future, resets the TCP connection:
 /// a truncated transfer never ends cleanly.
 pub async fn splice(tcp: TcpStream, flow: Flow, counters: &SpliceCounters) -> SpliceEnd {
+    splice_observed(tcp, flow, counters, |_| None).await
+}
+
+/// As [`splice`], for the end where the application is: how often its kernel probes the connection
+/// is told to the other end, which probes likewise.
+pub async fn splice_observed(
+    tcp: TcpStream,
+    flow: Flow,
+    counters: &SpliceCounters,
+    observe: fn(&TcpStream) -> Option<Segments>,
+) -> SpliceEnd {
     // A socket closed before both FINs are acknowledged is reset, and leaves no orphan behind.
     let prepared = SockRef::from(&tcp)
         .set_linger(Some(Duration::ZERO))
+        // An urgent byte stays where it is among the others, though its mark is lost.
+        .and_then(|()| SockRef::from(&tcp).set_out_of_band_inline(true))
         .and_then(|()| tcp.set_nodelay(true));
     let (mut send, mut recv) = flow.split();
+    let idle = Idle::default();
+    let credit = send.shared_credit();
     let spliced = match prepared {
         Err(error) => Err(error.into()),
-        Ok(()) => tokio::try_join!(
-            upward(&tcp, &mut send, counters),
-            downward(&tcp, &mut recv, counters),
-        ),
+        Ok(()) => {
+            let both = async {
+                tokio::try_join!(
+                    upward(&tcp, &mut send, counters, &idle),
+                    downward(&tcp, &mut recv, counters),
+                )
+            };
+            tokio::select! {
+                spliced = both => spliced,
+                never = idle.watch(&tcp, credit, observe) => match never {},
+            }
+        }
     };
     match spliced {
         Ok(((), ())) => {
+            // How long TCP takes to end is nothing to the flow.
+            drop((send, recv));
             closed(&tcp).await;
             SpliceEnd::Finished
         }
@@ -108,25 +139,44 @@ async fn upward(
     tcp: &TcpStream,
     send: &mut SendHalf,
     counters: &SpliceCounters,
+    idle: &Idle,
 ) -> Result<(), End> {
+    let credit = send.shared_credit();
     let mut size = FIRST_READ_SIZE;
     let mut buffer = BytesMut::new();
     // Resolves when the other end no longer reads, or the tunnel is lost, while TCP is quiet.
     let mut stopped = Box::pin(send.stopped());
     loop {
-        if buffer.capacity() - buffer.len() < LEAST_ROOM {
+        if send.credit_left() == 0 {
+            tokio::select! {
+                credit = send.credit() => credit?,
+                error = failed(tcp) => return Err(error.into()),
+            };
+        }
+        let waiting = match &credit {
+            Some(credit) => credit.waiting_room(size).await,
+            None => None,
+        };
+        // Less than before if the flow was idle meanwhile and has given credit back.
+        let most = usize::try_from(send.credit_left()).unwrap_or(usize::MAX);
+        if most == 0 {
+            continue;
+        }
+        if buffer.capacity() < LEAST_ROOM {
             buffer = BytesMut::with_capacity(size);
         }
-        match tcp.try_read_buf(&mut buffer) {
+        match tcp.try_read_buf(&mut (&mut buffer).limit(most.min(size))) {
             Ok(0) => break,
             Ok(read) => {
                 counters.sent.fetch_add(read as u64, Ordering::Relaxed);
+                idle.has_read();
                 if read >= size / 2 {
                     size = (size * 4).min(READ_SIZE);
                 }
                 send.write_chunk(buffer.split().freeze()).await?;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                drop(waiting);
                 // A quiet flow holds no buffer.
                 buffer = BytesMut::new();
                 tokio::select! {

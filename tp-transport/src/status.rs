@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use quinn::{Connection, ConnectionError};
 
-use crate::{codes::CloseCode, mux::udp::Udp};
+use crate::{codes::CloseCode, credit::Ledger, mux::udp::Udp};
 
 /// One of the two ways between the ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +44,14 @@ pub struct TunnelStats {
     /// Sizes that the kernel granted for the UDP socket, in bytes of payload; 0 without one.
     pub udp_receive_buffer: u64,
     pub udp_send_buffer: u64,
+    /// Granted to the other end's flows and not passed on: what may have to be kept here.
+    pub credit_held: u64,
+    /// Flows that may send nothing until the other end's readers have read.
+    pub waiting_flows: u64,
 }
 
 impl TunnelStats {
-    pub(crate) fn of(connection: &Connection, udp: Option<&Udp>) -> Self {
+    pub(crate) fn of(connection: &Connection, ledger: &Ledger, udp: Option<&Udp>) -> Self {
         let stats = connection.stats();
 
         Self {
@@ -58,6 +62,8 @@ impl TunnelStats {
             mtu: stats.path.current_mtu,
             udp_receive_buffer: udp.map_or(0, Udp::receive_buffer),
             udp_send_buffer: udp.map_or(0, Udp::send_buffer),
+            credit_held: ledger.held(),
+            waiting_flows: ledger.waiting_flows(),
         }
     }
 }

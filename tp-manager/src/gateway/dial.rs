@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tp_proto::tunnel::Outcome;
-use tp_transport::{PendingFlow, SpliceCounters, splice};
+use tp_transport::{PendingFlow, SpliceCounters, keep_alive, splice};
 
 use super::target;
 use crate::{
@@ -95,6 +95,9 @@ impl Dialler {
             Ok(Ok(tcp)) => {
                 if let Err(error) = tcp.set_nodelay(true) {
                     tracing::trace!(%error, "A connection keeps its delay");
+                }
+                if let Err(error) = keep_alive(&tcp) {
+                    tracing::debug!(%error, "A quiet connection is not probed");
                 }
                 Ok((tcp, grant))
             }

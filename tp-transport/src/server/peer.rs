@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     codes::CloseCode,
+    credit::Ledger,
     flow::{self, Accepted, FlowError},
     keys::{KeyHash, SessionRef},
     mux::{Mux, server::ServerSide},
@@ -26,7 +27,11 @@ const OPEN_LIMIT: Duration = Duration::from_secs(10);
 const MAX_OPENING: usize = 1024;
 
 /// Reads the `Open` of every stream, so that a slow one delays no other.
-pub(super) async fn read_opens(connection: &Connection, flows: mpsc::Sender<Accepted>) {
+pub(super) async fn read_opens(
+    connection: &Connection,
+    ledger: &Arc<Ledger>,
+    flows: mpsc::Sender<Accepted>,
+) {
     let mut opening = JoinSet::new();
     loop {
         let opened = tokio::select! {
@@ -36,9 +41,9 @@ pub(super) async fn read_opens(connection: &Connection, flows: mpsc::Sender<Acce
         let Ok((send, recv)) = opened else {
             return;
         };
-        let flows = flows.clone();
+        let (flows, ledger) = (flows.clone(), Arc::clone(ledger));
         opening.spawn(async move {
-            match timeout(OPEN_LIMIT, flow::accept(send, recv)).await {
+            match timeout(OPEN_LIMIT, flow::accept(send, recv, &ledger)).await {
                 Ok(Ok(accepted)) => {
                     // Nobody accepts any more only when the peer is dropped.
                     let _ = flows.send(accepted).await;
@@ -61,6 +66,7 @@ pub(super) struct PeerInner {
     pub(super) session: SessionRef,
     pub(super) key: KeyHash,
     pub(super) connection: Connection,
+    pub(super) ledger: Arc<Ledger>,
     pub(super) path: watch::Receiver<PathStatus>,
     pub(super) flows: Mutex<mpsc::Receiver<Accepted>>,
     pub(super) mux: Weak<Mux<ServerSide>>,
@@ -105,6 +111,6 @@ impl Peer {
         let mux = self.inner.mux.upgrade();
         let udp = mux.as_ref().and_then(|mux| mux.udp());
 
-        TunnelStats::of(&self.inner.connection, udp)
+        TunnelStats::of(&self.inner.connection, &self.inner.ledger, udp)
     }
 }

@@ -1,3 +1,4 @@
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tonic::server::NamedService;
 use tp_proto::tunnel::{
@@ -6,7 +7,7 @@ use tp_proto::tunnel::{
     manager_client::ManagerClient,
     manager_server::{Manager, ManagerServer},
 };
-use tp_transport::{Accepted, Dialed, FlowError, PathChoice, ResetCode};
+use tp_transport::{Accepted, Dialed, FlowError, PathChoice, Peer, ResetCode, Tunnel};
 
 use crate::support::{Lab, echo, flow_pair, pattern, target, within};
 
@@ -152,7 +153,16 @@ async fn a_dial_arrives_with_its_target_and_can_be_given_up() {
 async fn grpc_runs_over_the_control_stream() {
     let mut lab = Lab::new();
     let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    let serve = tokio::spawn(async move {
+    let serve = serve_greeter(peer);
+
+    assert_eq!(greet(&tunnel).await, "hello 7.0");
+    assert_eq!(ManagerServer::<Greeter>::NAME, "tp.tunnel.v1.Manager");
+    serve.abort();
+}
+
+/// Serves the next stream that the session opens, which is a control stream.
+pub(crate) fn serve_greeter(peer: Peer) -> JoinHandle<()> {
+    tokio::spawn(async move {
         let Some(Accepted::Control(io)) = peer.accept().await else {
             panic!("no control stream");
         };
@@ -163,8 +173,10 @@ async fn grpc_runs_over_the_control_stream() {
             .serve_with_incoming(incoming)
             .await
             .unwrap();
-    });
+    })
+}
 
+pub(crate) async fn greet(tunnel: &Tunnel) -> String {
     let response = within("hello", async {
         let io = tunnel.open_control().await.unwrap();
         let mut client = ManagerClient::new(io.into_channel().await.unwrap());
@@ -173,9 +185,7 @@ async fn grpc_runs_over_the_control_stream() {
     })
     .await;
 
-    assert_eq!(response.into_inner().version, "hello 7.0");
-    assert_eq!(ManagerServer::<Greeter>::NAME, "tp.tunnel.v1.Manager");
-    serve.abort();
+    response.into_inner().version
 }
 
 struct Greeter;

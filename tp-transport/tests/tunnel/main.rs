@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
 
 mod batches;
+mod credit;
 mod flows;
 mod handshake;
 mod initials;

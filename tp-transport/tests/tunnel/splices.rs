@@ -47,6 +47,27 @@ async fn a_transfer_passes_in_both_directions_and_ends_cleanly() {
 }
 
 #[tokio::test]
+async fn an_urgent_byte_stays_in_its_place_in_both_directions() {
+    let mut ends = Ends::new().await;
+
+    keeps_the_urgent_byte(&mut ends.app, &mut ends.target).await;
+    keeps_the_urgent_byte(&mut ends.target, &mut ends.app).await;
+}
+
+async fn keeps_the_urgent_byte(from: &mut TcpStream, to: &mut TcpStream) {
+    SockRef::from(&*to).set_out_of_band_inline(true).unwrap();
+
+    from.write_all(b"abc").await.unwrap();
+    assert_eq!(SockRef::from(&*from).send_out_of_band(b"!").unwrap(), 1);
+    from.write_all(b"def").await.unwrap();
+
+    let mut received = [0; 7];
+    let read = within("all bytes", to.read_exact(&mut received)).await;
+    read.unwrap();
+    assert_eq!(&received, b"abc!def");
+}
+
+#[tokio::test]
 async fn a_reset_by_the_target_resets_the_application() {
     let mut ends = Ends::new().await;
     ends.begin_download().await;

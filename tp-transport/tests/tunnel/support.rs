@@ -23,9 +23,13 @@ use tp_transport::{
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    match timeout(LIMIT, future).await {
+    within_limit(LIMIT, what, future).await
+}
+
+pub(crate) async fn within_limit<F: Future>(limit: Duration, what: &str, future: F) -> F::Output {
+    match timeout(limit, future).await {
         Ok(output) => output,
-        Err(_) => panic!("{what} took longer than {LIMIT:?}"),
+        Err(_) => panic!("{what} took longer than {limit:?}"),
     }
 }
 

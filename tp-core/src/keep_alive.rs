@@ -1,0 +1,135 @@
+//! When an application asks its kernel to probe a quiet connection, as seen from the other end of
+//! that connection. The options of a socket are nobody else's to read, but its probes arrive: a
+//! segment without data that the kernel here answers with one.
+
+use std::time::Duration;
+
+/// What a connection has received and sent so far, in segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Segments {
+    pub received: u32,
+    pub sent: u32,
+    pub data_received: u32,
+    pub data_sent: u32,
+}
+
+/// How often an application probes one connection.
+#[derive(Debug, Default)]
+pub struct Watch {
+    quiet: Option<Quiet>,
+    pace: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Quiet {
+    since: Duration,
+    segments: Segments,
+}
+
+impl Watch {
+    /// Looks at the connection. Returns the time between two probes when it has become known, or
+    /// turns out to be shorter.
+    pub fn look(&mut self, segments: Segments, now: Duration) -> Option<Duration> {
+        let Some(quiet) = self
+            .quiet
+            .as_ref()
+            .filter(|quiet| quiet.segments.has_same_data(&segments))
+        else {
+            self.quiet = Some(Quiet {
+                since: now,
+                segments,
+            });
+            return None;
+        };
+        let probes = segments.received.wrapping_sub(quiet.segments.received);
+        let answers = segments.sent.wrapping_sub(quiet.segments.sent);
+        // What is not answered is no probe, but tells of room or acknowledges.
+        let probes = probes.min(answers);
+        if probes == 0 {
+            return None;
+        }
+        let pace = now.saturating_sub(quiet.since) / probes;
+        let is_news = self.pace.is_none_or(|known| pace < known);
+        if is_news {
+            self.pace = Some(pace);
+        }
+
+        is_news.then_some(pace)
+    }
+}
+
+impl Segments {
+    fn has_same_data(&self, other: &Self) -> bool {
+        (self.data_received, self.data_sent) == (other.data_received, other.data_sent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that was last used at 0 and is probed every `pace` seconds.
+    fn probed(pace: u32, second: u32) -> Segments {
+        let probes = second / pace;
+
+        Segments {
+            received: 10 + probes,
+            sent: 20 + probes,
+            data_received: 5,
+            data_sent: 6,
+        }
+    }
+
+    fn seconds(seconds: u32) -> Duration {
+        Duration::from_secs(seconds.into())
+    }
+
+    #[test]
+    fn the_pace_of_probes_is_found_and_made_more_precise() {
+        let mut watch = Watch::default();
+
+        let found: Vec<_> = [0, 1, 3, 7, 15, 31, 61]
+            .map(|second| watch.look(probed(5, second), seconds(second)))
+            .into_iter()
+            .flatten()
+            .collect();
+
+        assert_eq!(found, [seconds(7), seconds(5)]);
+    }
+
+    #[test]
+    fn a_connection_without_probes_has_no_pace() {
+        let mut watch = Watch::default();
+
+        for second in 0..100 {
+            assert_eq!(watch.look(probed(1000, second), seconds(second)), None);
+        }
+    }
+
+    #[test]
+    fn segments_that_are_not_answered_are_no_probes() {
+        let mut watch = Watch::default();
+        let mut segments = probed(1000, 0);
+        assert_eq!(watch.look(segments, seconds(0)), None);
+
+        segments.received += 3;
+
+        assert_eq!(watch.look(segments, seconds(10)), None);
+    }
+
+    #[test]
+    fn data_begins_the_count_anew() {
+        let mut watch = Watch::default();
+        let before = probed(5, 0);
+        assert_eq!(watch.look(before, seconds(0)), None);
+        let after = Segments {
+            received: 15,
+            sent: 25,
+            data_received: 6,
+            data_sent: 7,
+        };
+
+        assert_eq!(watch.look(after, seconds(100)), None);
+        assert_eq!(watch.look(after, seconds(101)), None);
+    }
+}

@@ -1,0 +1,244 @@
+//! The two directions of a flow, and the messages at their beginning.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
+
+use super::FlowError;
+use crate::{
+    codes::ResetCode,
+    credit::{ReceiveCredit, SendCredit},
+};
+
+/// Longest message on any stream.
+const MAX_MESSAGE: usize = 2048;
+
+/// The sending direction. Dropped before [`SendHalf::finish`], it resets.
+#[derive(Debug)]
+pub struct SendHalf {
+    pub(super) stream: SendStream,
+    ended: bool,
+    /// None where the other end grants none: QUIC's windows are all there is.
+    credit: Option<Arc<SendCredit>>,
+}
+
+impl SendHalf {
+    pub(super) fn new(stream: SendStream) -> Self {
+        Self {
+            stream,
+            ended: false,
+            credit: None,
+        }
+    }
+
+    pub(super) fn flow(&self) -> u64 {
+        quinn::VarInt::from(self.stream.id()).into_inner()
+    }
+
+    pub(super) fn use_credit(&mut self, credit: SendCredit) {
+        self.credit = Some(Arc::new(credit));
+    }
+
+    /// Waits for room, then hands all of `data` over; the tunnel keeps it until acknowledged.
+    pub async fn write_all(&mut self, data: &[u8]) -> Result<(), FlowError> {
+        self.write_chunk(Bytes::copy_from_slice(data)).await
+    }
+
+    /// As [`SendHalf::write_all`], without a copy.
+    pub async fn write_chunk(&mut self, mut data: Bytes) -> Result<(), FlowError> {
+        while !data.is_empty() {
+            let most = usize::try_from(self.credit().await?).unwrap_or(usize::MAX);
+            let part = data.split_to(most.min(data.len()));
+            if let Some(credit) = &self.credit {
+                credit.spend(part.len() as u64);
+            }
+            self.stream.write_chunk(part).await?;
+        }
+
+        Ok(())
+    }
+
+    /// How much the other end has room for, once it has some.
+    pub(crate) async fn credit(&self) -> Result<u64, FlowError> {
+        let Some(credit) = &self.credit else {
+            return Ok(u64::MAX);
+        };
+        let left = credit.left();
+        if left > 0 {
+            return Ok(left);
+        }
+        tokio::select! {
+            left = credit.some() => Ok(left),
+            stopped = self.stopped() => Err(stopped.err().unwrap_or(FlowError::Closed)),
+        }
+    }
+
+    /// How much the other end has room for now.
+    pub(crate) fn credit_left(&self) -> u64 {
+        self.credit
+            .as_ref()
+            .map_or(u64::MAX, |credit| credit.left())
+    }
+
+    /// For a flow that gives back what it does not need.
+    pub(crate) fn shared_credit(&self) -> Option<Arc<SendCredit>> {
+        self.credit.clone()
+    }
+
+    /// Half-close: the other end reads all that was written, then the end of the flow.
+    pub fn finish(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            // Fails only if the stream has ended already.
+            let _ = self.stream.finish();
+        }
+    }
+
+    /// Ends this direction with an error; what the other end has not read is lost.
+    pub fn reset(&mut self, code: ResetCode) {
+        self.ended = true;
+        // Fails only if the stream has ended already.
+        let _ = self.stream.reset(code.into());
+    }
+
+    /// Resolves when the other end has acknowledged everything after [`SendHalf::finish`], or
+    /// with an error when it no longer reads or the tunnel is lost.
+    pub fn stopped(&self) -> impl Future<Output = Result<(), FlowError>> + Send + Sync + 'static {
+        let stopped = self.stream.stopped();
+        async move {
+            match stopped.await {
+                Ok(None) => Ok(()),
+                Ok(Some(code)) => Err(FlowError::Reset(code.into())),
+                Err(error) => Err(WriteError::from(error).into()),
+            }
+        }
+    }
+
+    /// A message before the raw bytes, which takes no credit.
+    pub(super) async fn write_message(&mut self, message: &impl Message) -> Result<(), FlowError> {
+        Ok(self.stream.write_chunk(frame(message)?).await?)
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reset(ResetCode::Aborted);
+        }
+    }
+}
+
+/// The receiving direction. Dropped before its end, it tells the other end to stop.
+#[derive(Debug)]
+pub struct RecvHalf {
+    pub(super) stream: RecvStream,
+    pub(super) ended: bool,
+    /// None where the other end does not keep to any.
+    credit: Option<ReceiveCredit>,
+}
+
+impl RecvHalf {
+    pub(super) fn new(stream: RecvStream) -> Self {
+        Self {
+            stream,
+            ended: false,
+            credit: None,
+        }
+    }
+
+    pub(super) fn use_credit(&mut self, credit: Option<ReceiveCredit>) {
+        self.credit = credit;
+    }
+
+    /// The next bytes, at most `max` of them; `None` once the other end has half-closed. What was
+    /// read before counts as passed on.
+    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, FlowError> {
+        self.settle()?;
+        let read = self.stream.read_chunk(max, true).await;
+        self.ended |= !matches!(read, Ok(Some(_)));
+        let bytes = read?.map(|chunk| chunk.bytes);
+        self.hand_over(bytes.as_slice());
+
+        Ok(bytes)
+    }
+
+    /// Fills up to `chunks.len()` chunks without waiting for more than the first. What was read
+    /// before counts as passed on.
+    pub async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, FlowError> {
+        self.settle()?;
+        let read = self.stream.read_chunks(chunks).await;
+        self.ended |= !matches!(read, Ok(Some(_)));
+        let count = read?;
+        self.hand_over(&chunks[..count.unwrap_or(0)]);
+
+        Ok(count)
+    }
+
+    fn settle(&mut self) -> Result<(), FlowError> {
+        self.credit.as_mut().map_or(Ok(()), ReceiveCredit::settle)
+    }
+
+    fn hand_over(&mut self, chunks: &[Bytes]) {
+        if let Some(credit) = &mut self.credit {
+            credit.hand_over(chunks.iter().map(Bytes::len).sum());
+        }
+    }
+
+    /// Tells the other end that nothing more will be read.
+    pub fn stop(&mut self, code: ResetCode) {
+        self.ended = true;
+        // Fails only if the stream has ended already.
+        let _ = self.stream.stop(code.into());
+    }
+
+    pub(super) async fn read_message<M: Message + Default>(&mut self) -> Result<M, FlowError> {
+        let frame = read_frame(&mut self.stream)
+            .await
+            .map_err(|error| match error {
+                ReadExactError::FinishedEarly(_) => {
+                    FlowError::Malformed("the stream ends within a message")
+                }
+                ReadExactError::ReadError(error) => error.into(),
+            })?;
+        let frame = frame.ok_or(FlowError::Malformed("a message is too long"))?;
+
+        M::decode(frame.as_slice()).map_err(|_| FlowError::Malformed("a message cannot be decoded"))
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.stop(ResetCode::Aborted);
+        }
+    }
+}
+
+/// A message behind its length.
+pub(crate) fn frame(message: &impl Message) -> Result<Bytes, FlowError> {
+    let length = message.encoded_len();
+    let prefix = u16::try_from(length)
+        .ok()
+        .filter(|_| length <= MAX_MESSAGE)
+        .ok_or(FlowError::Malformed("a message is too long to be sent"))?;
+    let mut frame = Vec::with_capacity(2 + length);
+    frame.extend_from_slice(&prefix.to_be_bytes());
+    frame.extend_from_slice(&message.encode_to_vec());
+
+    Ok(frame.into())
+}
+
+/// The reverse of [`frame`]; `None` if the message is too long.
+pub(crate) async fn read_frame(stream: &mut RecvStream) -> Result<Option<Vec<u8>>, ReadExactError> {
+    let mut prefix = [0; 2];
+    stream.read_exact(&mut prefix).await?;
+    let length = usize::from(u16::from_be_bytes(prefix));
+    if length > MAX_MESSAGE {
+        return Ok(None);
+    }
+    let mut frame = vec![0; length];
+    stream.read_exact(&mut frame).await?;
+
+    Ok(Some(frame))
+}
