@@ -9,6 +9,7 @@
 pub mod api_server;
 pub mod cluster;
 pub mod datapath;
+pub mod link;
 pub mod name_server;
 pub mod netns;
 pub mod objects;

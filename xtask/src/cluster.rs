@@ -55,6 +55,8 @@ pub(crate) enum Action {
     Workloads,
     /// Disturb the way between the workstation and the nodes
     Impair { kind: netns::Impairment },
+    /// Limit the rate of the workstation's link, as an access link does; without a rate, undo
+    Limit(netns::Limit),
 }
 
 #[derive(Args)]
@@ -159,6 +161,10 @@ pub(crate) fn perform(action: Action) -> Result<()> {
         Action::Impair { kind } => {
             Layout::new().nodes()?;
             netns::impair(kind)
+        }
+        Action::Limit(limit) => {
+            Layout::new().nodes()?;
+            netns::limit(&limit)
         }
     }
 }

@@ -197,3 +197,38 @@ pub(crate) fn impair(impairment: Impairment) -> Result<()> {
     std::io::Write::write_all(&mut file, rules.as_bytes())?;
     inside(WIRE, &format!("nft -f {}", file.path().display())).map(drop)
 }
+
+/// What waits for a slow link, and which way it is slow.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Limit {
+    /// Mbit/s
+    mbit: Option<u64>,
+    /// How long a full queue takes to pass
+    #[arg(long, default_value_t = 20)]
+    queue_ms: u64,
+    /// What the workstation is sent, instead of what it sends
+    #[arg(long)]
+    down: bool,
+}
+
+/// What passes at once after a pause: the largest packet that the kernel hands over.
+const BURST: u64 = 64 << 10;
+
+/// Replaces the limit of that direction.
+pub(crate) fn limit(limit: &Limit) -> Result<()> {
+    let (namespace, device) = match limit.down {
+        true => (WIRE, "p-ws"),
+        false => (WORKSTATION, "e0"),
+    };
+    let Some(mbit) = limit.mbit else {
+        return inside(namespace, &format!("tc qdisc del dev {device} root")).map(drop);
+    };
+    let bytes = (mbit * 125 * limit.queue_ms).max(BURST);
+    inside(
+        namespace,
+        &format!(
+            "tc qdisc replace dev {device} root tbf rate {mbit}mbit burst {BURST} limit {bytes}"
+        ),
+    )
+    .map(drop)
+}
