@@ -313,3 +313,28 @@ async fn an_idle_flow_gives_back_what_it_does_not_need() {
     assert_eq!(update.returned, returned);
     assert_eq!(send.credit_left(), KEPT);
 }
+
+#[tokio::test]
+async fn a_peer_of_a_version_without_credit_is_served_as_before() {
+    let pair = Pair::new(SMALL).await;
+    let (flow, mut peer_send, mut peer_recv) = pair.flow(0).await;
+    let (mut send, mut recv) = flow.split();
+    let verdict = flow::read_frame(&mut peer_recv).await.unwrap().unwrap();
+    assert_eq!(verdict, [8, 1], "as it always was");
+    let data = Bytes::from(vec![7; 1 << 20]);
+
+    let both = async {
+        send.write_chunk(data.clone()).await.unwrap();
+        peer_send.write_chunk(data.clone()).await.unwrap();
+        let mut received = 0;
+        while received < data.len() {
+            received += recv.read_chunk(1 << 20).await.unwrap().unwrap().len();
+        }
+        let mut answered = vec![0; data.len()];
+        peer_recv.read_exact(&mut answered).await.unwrap();
+        assert_eq!(received, data.len());
+    };
+    timeout(LIMIT, both).await.unwrap();
+
+    assert_eq!(pair.ledger.held(), 0);
+}

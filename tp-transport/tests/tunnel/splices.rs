@@ -1,4 +1,9 @@
-use std::{io, sync::atomic::Ordering, time::Duration};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -6,8 +11,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_util::task::AbortOnDropHandle;
+use tp_core::keep_alive::Segments;
 use tp_transport::{
-    CloseCode, PathChoice, Peer, ResetCode, SpliceCounters, SpliceEnd, Tunnel, splice,
+    CloseCode, PathChoice, Peer, ResetCode, SpliceCounters, SpliceEnd, Tunnel, keep_alive, splice,
+    splice_observed,
 };
 
 use crate::support::{Lab, flow_pair, pattern, within};
@@ -169,6 +176,52 @@ async fn a_slow_reader_is_waited_for_after_the_last_byte() {
 type Ended = (SpliceEnd, u64, u64);
 
 /// An application and a target with the tunnel between them.
+/// What the kernel tells of a connection that its application probes whenever it is looked at.
+fn probed_once_more(_: &TcpStream) -> Option<Segments> {
+    static PROBES: AtomicU32 = AtomicU32::new(0);
+    let probes = PROBES.fetch_add(1, Ordering::Relaxed);
+
+    Some(Segments {
+        received: probes,
+        sent: probes,
+        data_received: 0,
+        data_sent: 0,
+    })
+}
+
+#[tokio::test]
+async fn a_connection_that_its_application_probes_is_probed_as_often_at_the_other_end() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let (near_flow, far_flow) = flow_pair(&tunnel, &peer).await;
+    let ((_app, app_side), (target_side, _target)) = (tcp_pair().await, tcp_pair().await);
+    keep_alive(&target_side).unwrap();
+    let settings = socket2::Socket::from(target_side.as_fd().try_clone_to_owned().unwrap());
+    assert!(settings.keepalive().unwrap());
+    assert_eq!(settings.tcp_keepalive_time().unwrap().as_secs(), 30);
+    let counters = SpliceCounters::default();
+
+    let near = splice_observed(app_side, near_flow, &counters, probed_once_more);
+    let far = splice(target_side, far_flow, &counters);
+    let told = async {
+        // Found with the second look, a second after the first.
+        while settings.tcp_keepalive_time().unwrap().as_secs() > 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("the application's pace", async {
+        tokio::select! {
+            () = told => {}
+            end = near => panic!("{end:?}"),
+            end = far => panic!("{end:?}"),
+        }
+    })
+    .await;
+
+    assert_eq!(settings.tcp_keepalive_interval().unwrap().as_secs(), 1);
+    assert_eq!(settings.tcp_keepalive_retries().unwrap(), 3);
+}
+
 struct Ends {
     app: TcpStream,
     target: TcpStream,
