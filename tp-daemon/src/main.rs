@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 mod install;
@@ -30,8 +31,8 @@ enum Role {
 
 fn main() -> ExitCode {
     let result = match Args::parse().role {
-        Role::Root(args) => root::run(args),
-        Role::Session(args) => tp_session::run(args),
+        Role::Root(args) => named().and_then(|()| root::run(args)),
+        Role::Session(args) => named().and_then(|()| tp_session::run(args)),
         Role::Install(args) => install::run(args),
         Role::Uninstall(args) => install::run_uninstall(args),
     };
@@ -43,4 +44,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Takes the name that keeps this process from being steered, whatever its file is called.
+fn named() -> anyhow::Result<()> {
+    rustix::thread::set_name(tp_proto::root::PROCESS_NAME).context("cannot name this process")
 }

@@ -111,7 +111,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         (Admission::Group { gid }, Lifetime::UntilStopped)
     };
     let context = Shared {
-        offsets: tp_ebpf_loader::credential_offsets()?,
+        offsets: tp_ebpf_loader::kernel_offsets()?,
         hierarchy: scope::Hierarchy::find()?,
         lifetime,
         tuning: args.tuning(),

@@ -45,26 +45,32 @@ counters! {
     /// A stream that is not TCP.
     Protocol = NotSteered "protocol",
     Ipv6 = NotSteered "ipv6",
+    /// A loopback address as the source: nothing beyond this machine can be reached from it.
     BoundAddress = NotSteered "bound_address",
+    /// Refused with ENETUNREACH, or left alone if it is about a name server.
     BoundDevice = NotSteered "bound_device",
     OtherUser = NotSteered "other_user",
-    /// Set-user-id, or capabilities that the session does not have.
+    /// Set-user-id, set-group-id, or capabilities that the session does not have.
     Privileged = NotSteered "privileged",
     KernelThread = NotSteered "kernel_thread",
     OtherCgroup = NotSteered "other_cgroup",
     /// Port 53 while the session shows no sign of life.
     StaleSession = NotSteered "stale_session",
-    /// Refused with EPERM: no alias is left.
+    /// Refused with EPERM, or left alone if it is a name server: no alias is left.
     AliasTableFull = NotSteered "alias_table_full",
+    /// The same where the socket has no memory left for its mark.
+    NoMark = NotSteered "no_mark",
 
     Forwarded = Drop "forwarded",
     NoSocket = Drop "no_socket",
-    ForeignUser = Drop "foreign_user",
-    ForeignCgroup = Drop "foreign_cgroup",
+    /// From a socket that was not steered.
+    ForeignSocket = Drop "foreign_socket",
     ForeignDestination = Drop "foreign_destination",
     ForeignSource = Drop "foreign_source",
     Malformed = Drop "malformed",
     UnexpectedPacket = Drop "unexpected_packet",
+    /// To a socket of the workstation that was not steered.
+    Unasked = Drop "unasked",
     /// What the session wrote to the TUN is none of the packets it may send.
     ForbiddenReply = Drop "forbidden_reply",
 }

@@ -13,7 +13,7 @@ mod steer;
 
 pub use alias::AliasUse;
 pub use counter::{Counter, CounterKind};
-pub use settings::{CredentialOffsets, HEARTBEAT_LIMIT_NS, Settings, scope};
+pub use settings::{HEARTBEAT_LIMIT_NS, KernelOffsets, ProcessName, Settings, scope};
 pub use steer::{NameServer, SteerAction};
 
 /// Elements of the alias table, whatever part of it a bundle uses.

@@ -1,8 +1,9 @@
-//! Finds where the running kernel keeps the credentials of a task, in its type information.
+//! Finds where the running kernel keeps what decides about tasks and sockets, in its type
+//! information.
 
 use std::fs;
 
-use tp_ebpf_common::CredentialOffsets;
+use tp_ebpf_common::KernelOffsets;
 
 use crate::error::BtfError;
 
@@ -25,22 +26,43 @@ const KIND_ENUM64: u32 = 19;
 const MAX_DEPTH: usize = 8;
 
 /// Reads the offsets from the kernel that runs.
-pub fn credential_offsets() -> Result<CredentialOffsets, BtfError> {
+pub fn kernel_offsets() -> Result<KernelOffsets, BtfError> {
     parse_offsets(&fs::read(VMLINUX)?)
 }
 
-fn parse_offsets(bytes: &[u8]) -> Result<CredentialOffsets, BtfError> {
+fn parse_offsets(bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
     let btf = Btf::parse(bytes)?;
-    let task = btf.structure("task_struct")?;
-    let cred = btf.structure("cred")?;
+    let task = btf.members_of("task_struct")?;
+    let cred = btf.members_of("cred")?;
+    let user_ns = btf.members_of("user_namespace")?;
+    let hook = btf.members_of("bpf_sock_addr_kern")?;
+    let datagram = btf.members_of("ipcm_cookie")?;
+    let source_to_interface = datagram
+        .offset("oif")?
+        .checked_sub(datagram.offset("addr")?)
+        .ok_or(BtfError::Malformed)?;
 
-    Ok(CredentialOffsets {
-        task_flags: btf.offset("task_struct", task, "flags")?,
-        task_cred: btf.offset("task_struct", task, "cred")?,
-        cred_uid: btf.offset("cred", cred, "uid")?,
-        cred_euid: btf.offset("cred", cred, "euid")?,
-        cred_fsuid: btf.offset("cred", cred, "fsuid")?,
-        cred_cap_permitted: btf.offset("cred", cred, "cap_permitted")?,
+    Ok(KernelOffsets {
+        task_flags: task.offset("flags")?,
+        task_cred: task.offset("cred")?,
+        task_group_leader: task.offset("group_leader")?,
+        task_comm: task.offset("comm")?,
+        cred_uid: cred.offset("uid")?,
+        cred_euid: cred.offset("euid")?,
+        cred_suid: cred.offset("suid")?,
+        cred_fsuid: cred.offset("fsuid")?,
+        cred_gid: cred.offset("gid")?,
+        cred_egid: cred.offset("egid")?,
+        cred_sgid: cred.offset("sgid")?,
+        cred_fsgid: cred.offset("fsgid")?,
+        cred_cap_permitted: cred.offset("cap_permitted")?,
+        cred_user_ns: cred.offset("user_ns")?,
+        user_ns_owner: user_ns.offset("owner")?,
+        user_ns_inum: user_ns.offset("ns")? + btf.members_of("ns_common")?.offset("inum")?,
+        hook_socket: hook.offset("sk")?,
+        hook_source: hook.offset("t_ctx")?,
+        source_to_interface,
+        socket_unicast_interface: btf.members_of("inet_sock")?.offset("uc_index")?,
     })
 }
 
@@ -99,28 +121,20 @@ impl<'a> Btf<'a> {
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    fn structure(&self, name: &'static str) -> Result<Type<'a>, BtfError> {
+    fn members_of(&self, structure: &'static str) -> Result<Members<'_>, BtfError> {
         self.types
             .iter()
             .copied()
-            .find(|t| t.kind() == KIND_STRUCT && self.name(t.name) == name.as_bytes())
+            .find(|t| t.kind() == KIND_STRUCT && self.name(t.name) == structure.as_bytes())
+            .map(|of| Members {
+                btf: self,
+                structure,
+                of,
+            })
             .ok_or(BtfError::Missing {
-                structure: name,
+                structure,
                 member: "its definition",
             })
-    }
-
-    /// Returns the offset of a member in bytes.
-    fn offset(
-        &self,
-        structure: &'static str,
-        of: Type<'a>,
-        member: &'static str,
-    ) -> Result<u32, BtfError> {
-        let bits = self.find(of, member.as_bytes(), MAX_DEPTH)?;
-
-        bits.map(|bits| bits / 8)
-            .ok_or(BtfError::Missing { structure, member })
     }
 
     fn find(&self, of: Type<'a>, wanted: &[u8], depth: usize) -> Result<Option<u32>, BtfError> {
@@ -152,6 +166,24 @@ impl<'a> Btf<'a> {
         }
 
         Ok(None)
+    }
+}
+
+struct Members<'a> {
+    btf: &'a Btf<'a>,
+    structure: &'static str,
+    of: Type<'a>,
+}
+
+impl Members<'_> {
+    /// Returns the offset of a member in bytes.
+    fn offset(&self, member: &'static str) -> Result<u32, BtfError> {
+        let bits = self.btf.find(self.of, member.as_bytes(), MAX_DEPTH)?;
+
+        bits.map(|bits| bits / 8).ok_or(BtfError::Missing {
+            structure: self.structure,
+            member,
+        })
     }
 }
 
@@ -205,7 +237,9 @@ mod tests {
 
         assert_eq!(offsets.task_flags, 4);
         assert_eq!(offsets.task_cred, 16 + 8);
-        assert_eq!(offsets.cred_fsuid, 24);
+        assert_eq!(offsets.cred_fsuid, 32);
+        assert_eq!(offsets.user_ns_inum, 16 + 24);
+        assert_eq!(offsets.source_to_interface, 4);
     }
 
     #[test]
@@ -217,7 +251,7 @@ mod tests {
         }
     }
 
-    /// `task_struct { pad; flags; struct { pad; cred } }` and `cred` with four members.
+    /// `task_struct { pad; flags; struct { pad; cred }; .. }`, and the others with their members.
     fn sample() -> Vec<u8> {
         let mut strings = vec![0];
         let mut string = |s: &str| {
@@ -240,17 +274,43 @@ mod tests {
             0,
             &[(string("pad"), 1, 0), (string("cred"), 1, 8)],
         ));
-        // 3: task_struct
-        let members = [(string("pad"), 1, 0), (string("flags"), 1, 4), (0, 2, 16)];
-        types.extend(structure(string("task_struct"), &members));
-        // 4: cred
-        let members = [
-            (string("uid"), 1, 8),
-            (string("euid"), 1, 16),
-            (string("fsuid"), 1, 24),
-            (string("cap_permitted"), 1, 40),
+        let plain: [(&str, &[(&str, u32)]); 6] = [
+            (
+                "cred",
+                &[
+                    ("uid", 8),
+                    ("gid", 12),
+                    ("suid", 16),
+                    ("sgid", 20),
+                    ("euid", 24),
+                    ("egid", 28),
+                    ("fsuid", 32),
+                    ("fsgid", 36),
+                    ("cap_permitted", 40),
+                    ("user_ns", 48),
+                ],
+            ),
+            ("user_namespace", &[("owner", 4), ("ns", 16)]),
+            ("ns_common", &[("inum", 24)]),
+            ("bpf_sock_addr_kern", &[("sk", 0), ("t_ctx", 24)]),
+            ("ipcm_cookie", &[("addr", 16), ("oif", 20)]),
+            ("inet_sock", &[("uc_index", 48)]),
         ];
-        types.extend(structure(string("cred"), &members));
+        for (name, members) in plain {
+            let members: Vec<_> = members
+                .iter()
+                .map(|(name, bytes)| (string(name), 1, *bytes))
+                .collect();
+            types.extend(structure(string(name), &members));
+        }
+        let members = [
+            (string("pad"), 1, 0),
+            (string("flags"), 1, 4),
+            (0, 2, 16),
+            (string("group_leader"), 1, 40),
+            (string("comm"), 1, 48),
+        ];
+        types.extend(structure(string("task_struct"), &members));
 
         let type_bytes: Vec<u8> = types.iter().flat_map(|w| w.to_le_bytes()).collect();
         let mut bytes = vec![0x9f, 0xeb, 1, 0];

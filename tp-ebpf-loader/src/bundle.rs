@@ -1,6 +1,7 @@
 //! The programs of one bundle: loaded together, attached in three places, dropped as one.
 
 use std::{
+    ffi::CStr,
     net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
@@ -14,7 +15,7 @@ use aya::{
     util::KernelVersion,
 };
 use tp_ebpf_common::{
-    ALIAS_TABLE_LEN, CredentialOffsets, LISTENER_SLOT, Settings, UDP_SLOT, scope,
+    ALIAS_TABLE_LEN, KernelOffsets, LISTENER_SLOT, ProcessName, Settings, UDP_SLOT, scope,
 };
 
 use crate::{LoadError, maps::Maps};
@@ -34,6 +35,7 @@ const CGROUP_PROGRAMS: [(&str, &str); 8] = [
     ("tp_sendmsg6", "cgroup/sendmsg6"),
 ];
 const HOST_EGRESS: &str = "tp_host_egress";
+const HOST_INGRESS: &str = "tp_host_ingress";
 const VETH_INGRESS: &str = "tp_veth_ingress";
 const TUN_INGRESS: &str = "tp_tun_ingress";
 const LOOKUP: &str = "tp_lookup";
@@ -45,23 +47,24 @@ const FIRST_WITH_TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan {
     pub netns_cookie: u64,
-    /// Processes that are never steered.
-    pub exempt: [u32; 2],
+    /// The name of processes that are never steered.
+    pub exempt: &'static CStr,
     pub user: Option<UserScope>,
     pub cgroup: Option<CgroupScope>,
     pub alias_base: u32,
     /// At most 65536, a power of two.
     pub alias_count: u32,
-    pub host_address: [u8; 4],
     pub interfaces: Interfaces,
-    pub offsets: CredentialOffsets,
+    pub offsets: KernelOffsets,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct UserScope {
     pub uid: u32,
-    /// Permitted capabilities of the session.
+    /// Permitted capabilities of the session in `user_ns`.
     pub capabilities: u64,
+    /// The user namespace of the machine, by the number of its file.
+    pub user_ns: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -92,13 +95,13 @@ impl Plan {
             netns_cookie: self.netns_cookie,
             capabilities: self.user.map_or(0, |user| user.capabilities),
             cgroup_id: self.cgroup.map_or(0, |cgroup| cgroup.id),
-            exempt: self.exempt,
+            exempt: process_name(self.exempt),
             scope,
             uid: self.user.map_or(0, |user| user.uid),
+            user_ns: self.user.map_or(0, |user| user.user_ns),
             cgroup_level: self.cgroup.map_or(0, |cgroup| cgroup.level),
             alias_base: self.alias_base,
             alias_mask: !(self.alias_count - 1),
-            host_address: self.host_address,
             veth_index: self.interfaces.veth,
             tun_index: self.interfaces.tun,
             offsets: self.offsets,
@@ -138,7 +141,7 @@ impl DataPath {
                 .load()
                 .map_err(refused(name))?;
         }
-        for name in [HOST_EGRESS, VETH_INGRESS, TUN_INGRESS] {
+        for name in [HOST_EGRESS, HOST_INGRESS, VETH_INGRESS, TUN_INGRESS] {
             program::<SchedClassifier>(&mut ebpf, name)?
                 .load()
                 .map_err(refused(name))?;
@@ -179,6 +182,7 @@ impl DataPath {
     /// Attaches what guards the workstation's end of the veth. The calling thread must be in its
     /// namespace.
     pub fn attach_host(&mut self, veth: &str) -> Result<(), LoadError> {
+        self.attach_tc(HOST_INGRESS, veth, TcAttachType::Ingress)?;
         self.attach_tc(HOST_EGRESS, veth, TcAttachType::Egress)
     }
 
@@ -245,6 +249,15 @@ impl Plan {
     pub fn alias_network(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.alias_base)
     }
+}
+
+/// As the kernel keeps it: cut to what fits with a zero behind it.
+fn process_name(name: &CStr) -> ProcessName {
+    let mut padded = ProcessName::default();
+    let len = name.count_bytes().min(padded.len() - 1);
+    padded[..len].copy_from_slice(&name.to_bytes()[..len]);
+
+    padded
 }
 
 fn add_clsact(interface: &str) -> Result<(), LoadError> {

@@ -11,8 +11,8 @@ mod fds;
 mod maps;
 
 pub use aliases::{Aliases, UsedAlias};
-pub use btf::credential_offsets;
+pub use btf::kernel_offsets;
 pub use bundle::{CgroupScope, DataPath, Interfaces, Plan, UserScope};
 pub use error::{BtfError, LoadError, MapError};
-pub use maps::CounterValue;
-pub use tp_ebpf_common::{ALIAS_TABLE_LEN, CounterKind, CredentialOffsets, FIRST_ALIAS_INDEX};
+pub use maps::{CounterValue, NEVER_STEERED};
+pub use tp_ebpf_common::{ALIAS_TABLE_LEN, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets};

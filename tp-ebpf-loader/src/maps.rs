@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
@@ -12,7 +12,7 @@ use aya::{
         HashMap, LpmTrie, Map, MapData, MapError as AyaError, PerCpuArray, SockMap, lpm_trie::Key,
     },
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tp_ebpf_common::{Counter, CounterKind, NameServer, SteerAction};
 
 use crate::{MapError, Plan, aliases::Aliases, fds};
@@ -26,6 +26,31 @@ const COUNTERS: &str = "COUNTERS";
 const LISTENERS: &str = "LISTENERS";
 
 const MAX_NETWORKS: usize = 4096;
+
+/// What is this machine, this link, or nobody in particular, whatever a session asks for:
+/// "this network", loopback, link-local, multicast and broadcast. Not 240.0.0.0/4, which some
+/// clouds give to pods.
+pub const NEVER_STEERED: [IpNet; 8] = [
+    v4([0, 0, 0, 0], 8),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([224, 0, 0, 0], 4),
+    v4([255, 255, 255, 255], 32),
+    v6([0, 0, 0, 0, 0, 0, 0, 0], 127),
+    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], prefix_len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix_len))
+}
+
+const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix_len: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(a, b, c, d, e, f, g, h),
+        prefix_len,
+    ))
+}
 const MAX_NAME_SERVERS: usize = 64;
 
 /// One counter as people see it.
@@ -70,19 +95,18 @@ impl Maps {
         })
     }
 
-    /// Replaces the steered networks. The longest prefix wins; on a tie `exclude` does. While it
-    /// runs, a destination may meet the old or the new entry, never none if both have one.
+    /// Replaces the steered networks. The longest prefix wins; on a tie `exclude` does, and
+    /// nothing includes what is [`NEVER_STEERED`]. While it runs, a destination may meet the old or
+    /// the new entry, never none if both have one.
     pub fn steer(&mut self, include: &[IpNet], exclude: &[IpNet]) -> Result<(), MapError> {
         let mut wanted4 = BTreeMap::new();
         let mut wanted6 = BTreeMap::new();
+        let is_local = |network: &IpNet| NEVER_STEERED.iter().any(|local| local.contains(network));
+        let include = include.iter().filter(|network| !is_local(network));
+        let exclude = exclude.iter().chain(&NEVER_STEERED);
         let actions = include
-            .iter()
             .map(|network| (network, SteerAction::Include))
-            .chain(
-                exclude
-                    .iter()
-                    .map(|network| (network, SteerAction::Exclude)),
-            );
+            .chain(exclude.map(|network| (network, SteerAction::Exclude)));
         for (network, action) in actions {
             match network.trunc() {
                 IpNet::V4(n) => {

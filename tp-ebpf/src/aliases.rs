@@ -51,6 +51,23 @@ pub(crate) fn is_alias(address: [u8; 4]) -> bool {
     u32::from_be_bytes(address) & setting!(alias_mask) == setting!(alias_base)
 }
 
+/// Whether datagrams were sent to this alias, which name servers alone get: those of now, and
+/// those that the machine had before.
+#[inline(always)]
+pub(crate) fn is_of_name_server(alias: [u8; 4]) -> bool {
+    is_pinned(alias).unwrap_or(false)
+}
+
+#[inline(always)]
+fn is_pinned(alias: [u8; 4]) -> Option<bool> {
+    let index = index_of(alias)?;
+    let uses = ALIAS_USES.get_ptr(0)?.cast::<AliasUse>();
+    // SAFETY: index_of keeps the index inside the table.
+    let is_pinned = unsafe { core::ptr::read_volatile(&raw const (*uses.add(index)).is_pinned) };
+
+    Some(is_pinned != 0)
+}
+
 #[inline(always)]
 fn index_of(alias: [u8; 4]) -> Option<usize> {
     is_alias(alias)

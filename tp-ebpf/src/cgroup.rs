@@ -1,8 +1,8 @@
 //! connect, sendmsg, recvmsg and getpeername: real addresses become aliases and back.
 
 use aya_ebpf::{
-    bindings::bpf_sock_addr,
-    helpers::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns},
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_set_retval},
     maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
@@ -11,11 +11,14 @@ use tp_ebpf_common::{Counter, HEARTBEAT_LIMIT_NS, NameServer, SteerAction};
 use crate::{
     aliases::{self, Tracking},
     maps::{HEARTBEAT, NAME_SERVERS, STEER4, STEER6, count, setting},
-    owner,
+    marks, memory, owner,
 };
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
+
+const EPERM: i32 = 1;
+const ENETUNREACH: i32 = 101;
 
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
@@ -45,20 +48,40 @@ macro_rules! write_field {
 #[derive(Clone, Copy, PartialEq)]
 enum Transport {
     Tcp,
-    /// Its socket may outlive the TCP connections that show its peer.
-    Mptcp,
     Udp,
     OtherStream,
     Other,
 }
 
+/// The call that a hook interrupts.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Call {
+    Connect,
+    Sendmsg,
+}
+
+/// Why a destination that is steered for others is not.
+#[derive(Clone, Copy)]
+enum Refusal {
+    LeaveAlone(Counter),
+    /// The way without tp leads nowhere, or waits for nothing: the call fails at once.
+    Fail(Counter, i32),
+}
+
+impl From<Counter> for Refusal {
+    #[inline(always)]
+    fn from(reason: Counter) -> Self {
+        Self::LeaveAlone(reason)
+    }
+}
+
 #[inline(always)]
-pub(crate) fn forward4(ctx: &SockAddrContext) -> i32 {
+pub(crate) fn forward4(ctx: &SockAddrContext, call: Call) -> i32 {
     if !is_ours(ctx) {
         return ALLOW;
     }
     let real = read_field!(ctx, user_ip4).to_ne_bytes();
-    let steered = steer(ctx, real);
+    let steered = steer(ctx, call, real);
     if let Ok(Some(alias)) = steered {
         write_field!(ctx, user_ip4, u32::from_ne_bytes(alias));
     }
@@ -66,6 +89,7 @@ pub(crate) fn forward4(ctx: &SockAddrContext) -> i32 {
     verdict(steered)
 }
 
+/// Never meets a datagram to a mapped address: the kernel shows that to the hook of IPv4.
 #[inline(always)]
 pub(crate) fn forward6(ctx: &SockAddrContext) -> i32 {
     if !is_ours(ctx) {
@@ -75,7 +99,7 @@ pub(crate) fn forward6(ctx: &SockAddrContext) -> i32 {
         count_native6(ctx);
         return ALLOW;
     };
-    let steered = steer(ctx, real);
+    let steered = steer(ctx, Call::Connect, real);
     if let Ok(Some(alias)) = steered {
         write_field!(ctx, user_ip6[3], u32::from_ne_bytes(alias));
     }
@@ -85,7 +109,7 @@ pub(crate) fn forward6(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 pub(crate) fn reverse4(ctx: &SockAddrContext) {
-    if !is_ours(ctx) {
+    if !is_ours(ctx) || !may_see_real(ctx) {
         return;
     }
     if let Some(real) = aliases::real_of(read_field!(ctx, user_ip4).to_ne_bytes()) {
@@ -95,7 +119,7 @@ pub(crate) fn reverse4(ctx: &SockAddrContext) {
 
 #[inline(always)]
 pub(crate) fn reverse6(ctx: &SockAddrContext) {
-    if !is_ours(ctx) {
+    if !is_ours(ctx) || !may_see_real(ctx) {
         return;
     }
     let Some(alias) = mapped(ctx) else {
@@ -106,21 +130,32 @@ pub(crate) fn reverse6(ctx: &SockAddrContext) {
     }
 }
 
+/// Only a socket that was steered itself asked for what an alias stands for.
+///
+/// Of MPTCP the kernel steers, and so marks, the first subflow and asks for the peer of the whole:
+/// it can have an alias as its peer only as a client, because the guard lets no connection in.
 #[inline(always)]
-fn verdict(steered: Result<Option<[u8; 4]>, Counter>) -> i32 {
+fn may_see_real(ctx: &SockAddrContext) -> bool {
+    read_field!(ctx, protocol) == IPPROTO_MPTCP || marks::is_on(socket(ctx))
+}
+
+#[inline(always)]
+fn verdict(steered: Result<Option<[u8; 4]>, Refusal>) -> i32 {
     match steered {
         Ok(None) => ALLOW,
         Ok(Some(_)) => {
             count(Counter::Steered);
             ALLOW
         }
-        Err(reason) => {
+        Err(Refusal::LeaveAlone(reason)) => {
             count(reason);
-            if reason == Counter::AliasTableFull {
-                REFUSE
-            } else {
-                ALLOW
-            }
+            ALLOW
+        }
+        Err(Refusal::Fail(reason, errno)) => {
+            count(reason);
+            // SAFETY: no preconditions. It needs Linux 6.1 in these hooks.
+            unsafe { bpf_set_retval(-errno) };
+            REFUSE
         }
     }
 }
@@ -128,7 +163,7 @@ fn verdict(steered: Result<Option<[u8; 4]>, Counter>) -> i32 {
 /// Decides on one destination: an alias to use, nothing to do, or the reason to leave alone what
 /// would be steered otherwise.
 #[inline(always)]
-fn steer(ctx: &SockAddrContext, real: [u8; 4]) -> Result<Option<[u8; 4]>, Counter> {
+fn steer(ctx: &SockAddrContext, call: Call, real: [u8; 4]) -> Result<Option<[u8; 4]>, Refusal> {
     let transport = transport(ctx);
     if transport == Transport::Other {
         return Ok(None);
@@ -147,16 +182,35 @@ fn steer(ctx: &SockAddrContext, real: [u8; 4]) -> Result<Option<[u8; 4]>, Counte
         Transport::Tcp => Tracking::Peer,
         // An unconnected socket has no peer to show, and may read an answer at any time.
         Transport::Udp if is_name_server => Tracking::Never,
-        Transport::Mptcp => Tracking::Never,
-        Transport::Udp => return Err(Counter::Udp),
-        Transport::OtherStream | Transport::Other => return Err(Counter::Protocol),
+        Transport::Udp => return Err(Counter::Udp.into()),
+        Transport::OtherStream | Transport::Other => return Err(Counter::Protocol.into()),
     };
-    check_binding(ctx)?;
-    if is_name_server && !session_is_alive() && !(is_network && transport != Transport::Udp) {
-        return Err(Counter::StaleSession);
+    // A name server of the machine's own can be reached without tp, what is in the cluster not.
+    let fail = |reason, errno| {
+        if is_name_server {
+            Refusal::LeaveAlone(reason)
+        } else {
+            Refusal::Fail(reason, errno)
+        }
+    };
+    // Read once: the verifier knows a context only by itself, and the compiler might keep the
+    // address of the field instead.
+    let socket = socket(ctx);
+    match binding(ctx, socket, call, transport) {
+        Binding::None => {}
+        // The call fails by itself unless its destination is on this machine.
+        Binding::Loopback => return Err(Counter::BoundAddress.into()),
+        Binding::Device => return Err(fail(Counter::BoundDevice, ENETUNREACH)),
     }
+    if is_name_server && !session_is_alive() && !(is_network && transport != Transport::Udp) {
+        return Err(Counter::StaleSession.into());
+    }
+    let steered = aliases::alias_of(real, tracking).and_then(|alias| {
+        marks::set(socket)?;
+        Ok(alias)
+    });
 
-    aliases::alias_of(real, tracking).map(Some)
+    steered.map(Some).map_err(|reason| fail(reason, EPERM))
 }
 
 #[inline(always)]
@@ -167,11 +221,19 @@ fn is_ours(ctx: &SockAddrContext) -> bool {
     cookie == setting!(netns_cookie)
 }
 
+/// The socket of the call, never null.
+#[inline(always)]
+fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+    let context: *const bpf_sock_addr = ctx.sock_addr;
+
+    // SAFETY: the kernel passes a live context.
+    unsafe { core::ptr::read_volatile(&raw const (*context).__bindgen_anon_1.sk) }
+}
+
 #[inline(always)]
 fn transport(ctx: &SockAddrContext) -> Transport {
     match (read_field!(ctx, type_), read_field!(ctx, protocol)) {
         (SOCK_STREAM, IPPROTO_TCP) => Transport::Tcp,
-        (SOCK_STREAM, IPPROTO_MPTCP) => Transport::Mptcp,
         (SOCK_STREAM, _) => Transport::OtherStream,
         (SOCK_DGRAM, IPPROTO_UDP) => Transport::Udp,
         _ => Transport::Other,
@@ -189,30 +251,62 @@ fn is_name_server(server: NameServer) -> bool {
     unsafe { NAME_SERVERS.get(&server) }.is_some()
 }
 
-/// A socket bound elsewhere cannot reach the aliases.
+/// What keeps a socket, or a single datagram, from the aliases. The private namespace answers to
+/// every other address of this machine.
+#[derive(Clone, Copy, PartialEq)]
+enum Binding {
+    None,
+    Loopback,
+    Device,
+}
+
 #[inline(always)]
-fn check_binding(ctx: &SockAddrContext) -> Result<(), Counter> {
-    let context: *const bpf_sock_addr = ctx.sock_addr;
-    // SAFETY: a live context; the kernel checks the socket pointer for null below.
-    let socket = unsafe { (*context).__bindgen_anon_1.sk };
-    if socket.is_null() {
-        return Ok(());
-    }
-    // SAFETY: not null.
-    let (source, device) = unsafe {
+fn binding(
+    ctx: &SockAddrContext,
+    socket: *mut bpf_sock,
+    call: Call,
+    transport: Transport,
+) -> Binding {
+    // SAFETY: a socket that the verifier knows not to be null.
+    let (bound, device) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*socket).src_ip4),
             core::ptr::read_volatile(&raw const (*socket).bound_dev_if),
         )
     };
-    if device != 0 {
-        return Err(Counter::BoundDevice);
+    let source = match call {
+        Call::Connect => bound,
+        // The socket's, or that of this datagram (IP_PKTINFO).
+        Call::Sendmsg => read_field!(ctx, msg_src_ip4),
+    };
+    if device != 0 || (transport == Transport::Udp && has_interface(ctx, call)) {
+        return Binding::Device;
     }
-    if source != 0 && source.to_ne_bytes() != setting!(host_address) {
-        return Err(Counter::BoundAddress);
+    if source.to_ne_bytes()[0] == 127 {
+        return Binding::Loopback;
     }
 
-    Ok(())
+    Binding::None
+}
+
+/// Whether a datagram has to leave by a certain interface (IP_UNICAST_IF, IP_PKTINFO): then it
+/// would leave by that, to an address that only the way of the aliases knows. The context does
+/// not show it, the memory behind the context does.
+#[inline(always)]
+fn has_interface(ctx: &SockAddrContext, call: Call) -> bool {
+    let hook = ctx.sock_addr as u64;
+    let at = |base: Option<u64>, offset| memory::read::<u32>(base?, offset);
+    let socket = memory::read::<u64>(hook, setting!(offsets.hook_socket));
+    let of_socket = at(socket, setting!(offsets.socket_unicast_interface));
+    let of_datagram = match call {
+        Call::Connect => None,
+        Call::Sendmsg => {
+            let source = memory::read::<u64>(hook, setting!(offsets.hook_source));
+            at(source, setting!(offsets.source_to_interface))
+        }
+    };
+
+    of_socket.unwrap_or(0) != 0 || of_datagram.unwrap_or(0) != 0
 }
 
 #[inline(always)]

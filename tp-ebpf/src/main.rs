@@ -15,10 +15,14 @@ use aya_ebpf::{
     programs::{SkLookupContext, SockAddrContext, TcContext},
 };
 
+use crate::cgroup::Call;
+
 mod aliases;
 mod cgroup;
 mod lookup;
 mod maps;
+mod marks;
+mod memory;
 mod owner;
 mod packet;
 mod tc;
@@ -28,7 +32,7 @@ const ALLOW: i32 = 1;
 
 #[cgroup_sock_addr(connect4)]
 pub fn tp_connect4(ctx: SockAddrContext) -> i32 {
-    cgroup::forward4(&ctx)
+    cgroup::forward4(&ctx, Call::Connect)
 }
 
 #[cgroup_sock_addr(connect6)]
@@ -38,7 +42,7 @@ pub fn tp_connect6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn tp_sendmsg4(ctx: SockAddrContext) -> i32 {
-    cgroup::forward4(&ctx)
+    cgroup::forward4(&ctx, Call::Sendmsg)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
@@ -70,10 +74,16 @@ pub fn tp_getpeername6(ctx: SockAddrContext) -> i32 {
     ALLOW
 }
 
-/// Egress of the workstation's end of the veth: only sockets in scope may use the aliases.
+/// Egress of the workstation's end of the veth: only steered sockets may use the aliases.
 #[classifier]
 pub fn tp_host_egress(ctx: TcContext) -> i32 {
     action(tc::host_egress(&ctx))
+}
+
+/// Ingress of the same end: only steered sockets hear from aliases.
+#[classifier]
+pub fn tp_host_ingress(ctx: TcContext) -> i32 {
+    action(tc::host_ingress(&ctx))
 }
 
 /// Ingress of the inner end of the veth: a SYN is held, all else goes to the stack.

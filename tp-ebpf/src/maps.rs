@@ -2,7 +2,8 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    macros::map,
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, PerCpuArray, Queue, SockMap},
 };
 use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, Counter, NameServer, Settings};
@@ -53,27 +54,47 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Cou
 #[map]
 pub(crate) static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
 
+/// The sockets that were steered. Only they are shown real addresses instead of aliases, only they
+/// may send to aliases, and only they hear from them. A mark ends with its socket, whatever
+/// becomes of the descriptor, and is not inherited by what a listener accepts.
+#[btf_map]
+pub(crate) static STEERED: SkStorage<u32> = SkStorage::new();
+
 #[unsafe(no_mangle)]
 pub(crate) static SETTINGS: Settings = Settings {
     netns_cookie: 0,
     capabilities: 0,
     cgroup_id: 0,
-    exempt: [0; 2],
+    exempt: [0; 16],
     scope: 0,
     uid: 0,
+    user_ns: 0,
     cgroup_level: 0,
     alias_base: 0,
     alias_mask: 0,
-    host_address: [0; 4],
     veth_index: 0,
     tun_index: 0,
-    offsets: tp_ebpf_common::CredentialOffsets {
+    offsets: tp_ebpf_common::KernelOffsets {
         task_flags: 0,
         task_cred: 0,
+        task_group_leader: 0,
+        task_comm: 0,
         cred_uid: 0,
         cred_euid: 0,
+        cred_suid: 0,
         cred_fsuid: 0,
+        cred_gid: 0,
+        cred_egid: 0,
+        cred_sgid: 0,
+        cred_fsgid: 0,
         cred_cap_permitted: 0,
+        cred_user_ns: 0,
+        user_ns_owner: 0,
+        user_ns_inum: 0,
+        hook_socket: 0,
+        hook_source: 0,
+        source_to_interface: 0,
+        socket_unicast_interface: 0,
     },
 };
 

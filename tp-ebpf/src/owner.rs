@@ -1,21 +1,28 @@
 //! Whose task this is.
 
-use aya_ebpf::helpers::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task,
-    bpf_probe_read_kernel,
-};
-use tp_ebpf_common::{Counter, scope};
+use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_task};
+use tp_ebpf_common::{Counter, ProcessName, scope};
 
-use crate::maps::setting;
+use crate::{maps::setting, memory};
 
 /// A task of the kernel itself, for example an NFS mount's.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
+/// True for sessions and root daemons, those of other bundles and of other root daemons too: what
+/// one session passes on must not reach the other, nor come back. They are known by the name of
+/// their process, which means the same in every PID namespace. Whoever else takes that name is
+/// not steered either, which harms nobody but itself.
 #[inline(always)]
 pub(crate) fn is_exempt() -> bool {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let name = read::<u64>(task, setting!(offsets.task_group_leader))
+        .and_then(|leader| read::<ProcessName>(leader, setting!(offsets.task_comm)));
 
-    tgid == setting!(exempt)[0] || tgid == setting!(exempt)[1]
+    // A word at a time; a comparison of arrays would be a call that this target lacks.
+    name.is_ok_and(|name| {
+        u128::from_ne_bytes(name) == u128::from_ne_bytes(setting!(exempt))
+    })
 }
 
 /// Succeeds when the current task belongs to the session.
@@ -46,24 +53,43 @@ pub(crate) fn check_task() -> Result<(), Counter> {
 
 #[inline(always)]
 fn check_credentials(cred: u64) -> Result<(), Counter> {
+    let id = |offset| read::<u32>(cred, offset);
     let uid = setting!(uid);
-    if read::<u32>(cred, setting!(offsets.cred_uid))? != uid {
+    if id(setting!(offsets.cred_uid))? != uid {
         return Err(Counter::OtherUser);
     }
-    let same = read::<u32>(cred, setting!(offsets.cred_euid))? == uid
-        && read::<u32>(cred, setting!(offsets.cred_fsuid))? == uid;
-    let gained = read::<u64>(cred, setting!(offsets.cred_cap_permitted))? & !setting!(capabilities);
-    if !same || gained != 0 {
+    let gid = id(setting!(offsets.cred_gid))?;
+    // With the saved ones, which a program may take up again.
+    let is_same = id(setting!(offsets.cred_euid))? == uid
+        && id(setting!(offsets.cred_suid))? == uid
+        && id(setting!(offsets.cred_fsuid))? == uid
+        && id(setting!(offsets.cred_egid))? == gid
+        && id(setting!(offsets.cred_sgid))? == gid
+        && id(setting!(offsets.cred_fsgid))? == gid;
+    if !is_same || has_gained_capabilities(cred)? {
         return Err(Counter::Privileged);
     }
 
     Ok(())
 }
 
+/// A capability means something only together with the user namespace that it is for. What a task
+/// may do in a namespace of the user's own, that user may do anyway.
+#[inline(always)]
+fn has_gained_capabilities(cred: u64) -> Result<bool, Counter> {
+    let permitted = read::<u64>(cred, setting!(offsets.cred_cap_permitted))?;
+    if permitted == 0 {
+        return Ok(false);
+    }
+    let namespace = read::<u64>(cred, setting!(offsets.cred_user_ns))?;
+    if read::<u32>(namespace, setting!(offsets.user_ns_inum))? == setting!(user_ns) {
+        return Ok(permitted & !setting!(capabilities) != 0);
+    }
+
+    Ok(read::<u32>(namespace, setting!(offsets.user_ns_owner))? != setting!(uid))
+}
+
 #[inline(always)]
 fn read<T>(base: u64, offset: u32) -> Result<T, Counter> {
-    let address = (base + u64::from(offset)) as *const T;
-
-    // SAFETY: the helper checks the address and fails instead of faulting.
-    unsafe { bpf_probe_read_kernel(address) }.map_err(|_| Counter::Privileged)
+    memory::read(base, offset).ok_or(Counter::Privileged)
 }

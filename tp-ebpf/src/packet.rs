@@ -9,7 +9,10 @@ pub(crate) const UDP: u8 = 17;
 
 const ETHERNET_HEADER: usize = 14;
 const IPV4_HEADER: usize = 20;
+const ICMP_HEADER: usize = 8;
 const ETHERTYPE_IPV4: u16 = 0x0800;
+/// First byte of an IPv4 packet without options.
+const VERSION_AND_LENGTH: u8 = 0x45;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -18,6 +21,15 @@ const ACK: u8 = 0x10;
 
 const DESTINATION_UNREACHABLE: u8 = 3;
 const FRAGMENTATION_NEEDED: u8 = 4;
+
+/// One direction of a flow, as the kernel's socket lookup takes it.
+#[repr(C)]
+pub(crate) struct Flow {
+    source: [u8; 4],
+    destination: [u8; 4],
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+}
 
 /// An IPv4 packet without options.
 pub(crate) struct Packet<'a> {
@@ -47,10 +59,22 @@ impl<'a> Packet<'a> {
         Self::read(ctx, 0)
     }
 
+    /// Reads a packet that comes out of the private namespace: over the veth with a link header,
+    /// which begins with an address of ours, or straight from the TUN without one.
+    #[inline(always)]
+    pub(crate) fn from_either(ctx: &'a TcContext) -> Result<Self, Counter> {
+        let first: u8 = ctx.load(0).map_err(|_| Counter::Malformed)?;
+        if first == VERSION_AND_LENGTH {
+            return Self::from_ip(ctx);
+        }
+
+        Self::from_ethernet(ctx)?.ok_or(Counter::UnexpectedPacket)
+    }
+
     #[inline(always)]
     fn read(ctx: &'a TcContext, start: usize) -> Result<Self, Counter> {
         let h: [u8; IPV4_HEADER] = ctx.load(start).map_err(|_| Counter::Malformed)?;
-        if h[0] != 0x45 {
+        if h[0] != VERSION_AND_LENGTH {
             return Err(Counter::Malformed);
         }
 
@@ -77,17 +101,49 @@ impl<'a> Packet<'a> {
     /// about another connection could end or slow what is none of the session's.
     #[inline(always)]
     pub(crate) fn is_own_unreachable(&self) -> Result<bool, Counter> {
-        let head: [u8; 8] = self.load(0)?;
-        let inner: [u8; IPV4_HEADER] = self.load(8)?;
+        let head: [u8; ICMP_HEADER] = self.load(0)?;
+        let inner: [u8; IPV4_HEADER] = self.load(ICMP_HEADER)?;
         let protocol = inner[9];
 
         Ok(!self.is_fragment
             && head[0] == DESTINATION_UNREACHABLE
             && head[1] != FRAGMENTATION_NEEDED
-            && inner[0] == 0x45
+            && inner[0] == VERSION_AND_LENGTH
             && (protocol == TCP || protocol == UDP)
             && [inner[12], inner[13], inner[14], inner[15]] == self.destination
             && [inner[16], inner[17], inner[18], inner[19]] == self.source)
+    }
+
+    /// The flow of a packet of TCP or UDP.
+    #[inline(always)]
+    pub(crate) fn flow(&self) -> Result<Flow, Counter> {
+        if self.is_fragment {
+            return Err(Counter::Malformed);
+        }
+        let ports: [u8; 4] = self.load(0)?;
+
+        Ok(Flow {
+            source: self.source,
+            destination: self.destination,
+            source_port: [ports[0], ports[1]],
+            destination_port: [ports[2], ports[3]],
+        })
+    }
+
+    /// For an [own unreachable](Self::is_own_unreachable): the protocol of the packet that it is
+    /// about, and the flow of answers to that.
+    #[inline(always)]
+    pub(crate) fn refused_flow(&self) -> Result<(u8, Flow), Counter> {
+        let protocol: u8 = self.load(ICMP_HEADER + 9)?;
+        let ports: [u8; 4] = self.load(ICMP_HEADER + IPV4_HEADER)?;
+        let flow = Flow {
+            source: self.source,
+            destination: self.destination,
+            source_port: [ports[2], ports[3]],
+            destination_port: [ports[0], ports[1]],
+        };
+
+        Ok((protocol, flow))
     }
 
     #[inline(always)]
@@ -106,6 +162,12 @@ impl TcpFlags {
     #[inline(always)]
     pub(crate) fn opens(self) -> bool {
         self.0 & (SYN | ACK) == SYN
+    }
+
+    /// The first answer of who accepts a connection.
+    #[inline(always)]
+    pub(crate) fn accepts(self) -> bool {
+        self.0 & (SYN | ACK) == SYN | ACK
     }
 
     #[inline(always)]

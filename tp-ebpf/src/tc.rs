@@ -2,14 +2,15 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::{bpf_redirect, bpf_redirect_peer, bpf_skb_ancestor_cgroup_id},
+    helpers::{bpf_redirect, bpf_redirect_peer},
     programs::TcContext,
 };
-use tp_ebpf_common::{Counter, scope};
+use tp_ebpf_common::Counter;
 
 use crate::{
     aliases,
     maps::{count, setting},
+    marks::{self, LocalEnd},
     packet::{ICMP, Packet, TCP, UDP},
 };
 
@@ -18,9 +19,9 @@ pub(crate) enum Verdict {
     Redirected(i32),
 }
 
-/// The alias range is private to the scope. A connection exists only because its SYN was in
-/// scope; so SYN and UDP are checked against the socket, and of other TCP only that this machine
-/// sent it.
+/// The alias range is for sockets that were steered. A connection of theirs exists only because
+/// its SYN came from one; so SYN and UDP are checked against the mark of the socket, and of other
+/// TCP only that this machine sent it.
 #[inline(always)]
 pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
     let skb: *const __sk_buff = ctx.skb.skb;
@@ -38,12 +39,51 @@ pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
             if flags.is_absurd() {
                 return Err(Counter::Malformed);
             }
+            // This machine accepts nothing from an alias.
+            if flags.accepts() {
+                return Err(Counter::UnexpectedPacket);
+            }
             if flags.opens() {
                 check_socket(ctx)?;
             }
         }
         UDP => check_socket(ctx)?,
         _ => return Err(Counter::UnexpectedPacket),
+    }
+
+    Ok(Verdict::Pass)
+}
+
+/// What comes out of the private namespace is for steered sockets only, whoever sent it: the
+/// session's user holds sockets in there that send anything from any alias.
+#[inline(always)]
+pub(crate) fn host_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
+    let packet = Packet::from_either(ctx)?;
+    if !aliases::is_alias(packet.source) {
+        return Err(Counter::ForeignSource);
+    }
+    let local_end = match packet.protocol {
+        TCP => {
+            let flags = packet.tcp_flags()?;
+            // The workstation's end opens connections, never the other one.
+            if flags.opens() || flags.is_absurd() {
+                return Err(Counter::ForbiddenReply);
+            }
+            match marks::local_end(ctx, TCP, &packet.flow()?) {
+                // The stack answers with a reset, or ends what is in TIME_WAIT.
+                LocalEnd::Nobody => LocalEnd::Steered,
+                local_end => local_end,
+            }
+        }
+        UDP => marks::local_end(ctx, UDP, &packet.flow()?),
+        ICMP if packet.is_own_unreachable()? => {
+            let (protocol, flow) = packet.refused_flow()?;
+            marks::local_end(ctx, protocol, &flow)
+        }
+        _ => return Err(Counter::ForbiddenReply),
+    };
+    if local_end != LocalEnd::Steered {
+        return Err(Counter::Unasked);
     }
 
     Ok(Verdict::Pass)
@@ -65,13 +105,17 @@ pub(crate) fn veth_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     }
 }
 
-/// An approved SYN goes to the listener; a refusal or a datagram goes to the workstation.
+/// An approved SYN goes to the listener; a refusal or a datagram goes to the workstation, whose
+/// guard knows who there may hear it.
 #[inline(always)]
 pub(crate) fn tun_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     let packet = Packet::from_ip(ctx)?;
     if packet.protocol == TCP && packet.tcp_flags()?.opens() {
-        if packet.source != setting!(host_address) || !aliases::is_alias(packet.destination) {
+        if aliases::is_alias(packet.source) {
             return Err(Counter::ForeignSource);
+        }
+        if !aliases::is_alias(packet.destination) {
+            return Err(Counter::ForeignDestination);
         }
         count(Counter::SynApproved);
         return Ok(Verdict::Pass);
@@ -79,12 +123,13 @@ pub(crate) fn tun_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     if !aliases::is_alias(packet.source) {
         return Err(Counter::ForeignSource);
     }
-    if packet.destination != setting!(host_address) {
+    if aliases::is_alias(packet.destination) {
         return Err(Counter::ForeignDestination);
     }
     let allowed = match packet.protocol {
         TCP => packet.tcp_flags()?.resets(),
-        UDP => true,
+        // Nothing else of UDP is steered.
+        UDP => aliases::is_of_name_server(packet.source),
         ICMP => packet.is_own_unreachable()?,
         _ => false,
     };
@@ -100,22 +145,11 @@ pub(crate) fn tun_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
 #[inline(always)]
 fn check_socket(ctx: &TcContext) -> Result<(), Counter> {
     let skb: *const __sk_buff = ctx.skb.skb;
-    // Without a socket the helper below answers 65534, which may be somebody's uid.
     // SAFETY: the kernel passes a live packet.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
         return Err(Counter::NoSocket);
     }
-    if setting!(scope) & scope::USER != 0 && ctx.get_socket_uid() != setting!(uid) {
-        return Err(Counter::ForeignUser);
-    }
-    if setting!(scope) & scope::CGROUP != 0 {
-        // SAFETY: a live packet.
-        let id = unsafe { bpf_skb_ancestor_cgroup_id(ctx.skb.skb, setting!(cgroup_level) as i32) };
-        if id != setting!(cgroup_id) {
-            return Err(Counter::ForeignCgroup);
-        }
-    }
 
-    Ok(())
+    marks::is_on(socket).then_some(()).ok_or(Counter::ForeignSocket)
 }

@@ -5,11 +5,17 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use std::ffi::CStr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Where the root daemon listens.
 pub const SOCKET_PATH: &str = "/run/tp/root.sock";
+
+/// The name of the processes of sessions and root daemons. No session steers sockets of such a
+/// process, whoever started it.
+pub const PROCESS_NAME: &CStr = c"tp-daemon";
 
 /// Largest packet either side accepts, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;

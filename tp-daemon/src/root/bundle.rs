@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
-use tp_ebpf_loader::{ALIAS_TABLE_LEN, CredentialOffsets, DataPath, Interfaces, Plan};
+use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
 use tp_proto::root;
 
 use super::{
@@ -44,8 +44,7 @@ static CHOOSING_RANGE: Mutex<()> = Mutex::new(());
 pub(super) struct Request<'a> {
     pub(super) host: NetNamespace,
     pub(super) scope: ResolvedScope,
-    pub(super) session_pid: u32,
-    pub(super) offsets: CredentialOffsets,
+    pub(super) offsets: KernelOffsets,
     pub(super) hierarchy: &'a Hierarchy,
     pub(super) tuning: Tuning,
 }
@@ -93,12 +92,11 @@ impl Bundle {
 
         let plan = Plan {
             netns_cookie: cookie,
-            exempt: [request.session_pid, std::process::id()],
+            exempt: root::PROCESS_NAME,
             user: request.scope.user,
             cgroup: request.scope.cgroup,
             alias_base: u32::from(link.range.aliases.addr()),
             alias_count: link.range.alias_count(),
-            host_address: link.range.host.octets(),
             interfaces: devices.interfaces,
             offsets: request.offsets,
         };
@@ -280,6 +278,8 @@ fn make_devices(range: &Range) -> Result<Devices, Refusal> {
     netlink.add_neighbour(veth, range.host, HOST_MAC)?;
     netlink.set_up(veth)?;
     netlink.add_link_route(veth, range.host)?;
+    // A steered socket may be bound to another address of the machine.
+    netlink.add_default_route(veth, range.host)?;
 
     let tun = sys::open_tun(TUN).context(
         "cannot make a TUN device; is the kernel module tun loaded and /dev/net/tun there?",

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use tp_ebpf_loader::{CounterKind, CredentialOffsets};
+use tp_ebpf_loader::{CounterKind, KernelOffsets};
 use tp_proto::root::{Counters, MAX_PACKET, OpenBundle, Reply, Request};
 
 use super::{
@@ -30,7 +30,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What all connections share.
 pub(super) struct Context {
-    pub(super) offsets: CredentialOffsets,
+    pub(super) offsets: KernelOffsets,
     pub(super) hierarchy: Hierarchy,
     pub(super) lifetime: Lifetime,
     pub(super) tuning: Tuning,
@@ -176,7 +176,6 @@ impl Connection {
         let (bundle, description, descriptors) = Bundle::open(bundle::Request {
             host,
             scope,
-            session_pid: self.peer.pid,
             offsets: self.context.offsets,
             hierarchy: &self.context.hierarchy,
             tuning: self.context.tuning,

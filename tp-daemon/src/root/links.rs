@@ -164,6 +164,17 @@ impl Netlink {
             .context("cannot add the route of the link")
     }
 
+    /// Adds a route for all that has no other.
+    pub(super) fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> anyhow::Result<()> {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .gateway(gateway)
+            .output_interface(index)
+            .build();
+
+        self.wait(self.handle.route().add(message).execute())
+            .context("cannot add the route to the workstation")
+    }
+
     /// Adds the route to the aliases, in the table that every lookup asks first: the rules of
     /// some VPNs come before the main table.
     pub(super) fn add_alias_route(

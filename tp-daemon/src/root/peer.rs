@@ -1,6 +1,9 @@
 //! Who is at the other end of a connection, and whether that user is served.
 
-use std::{fs, io, os::fd::AsFd};
+use std::{
+    fs, io,
+    os::{fd::AsFd, unix::fs::MetadataExt as _},
+};
 
 use super::{refusal::Refusal, sys};
 
@@ -26,12 +29,23 @@ impl Peer {
         })
     }
 
-    /// Permitted capabilities of the process.
-    pub(super) fn capabilities(&self) -> io::Result<u64> {
+    /// Permitted capabilities of the process in the user namespace of that number. In another one
+    /// it may have them all, and none here.
+    pub(super) fn capabilities_in(&self, user_ns: u32) -> io::Result<u64> {
+        if user_namespace(&self.pid.to_string())? != user_ns {
+            return Ok(0);
+        }
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
 
         parse_capabilities(&status).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+}
+
+/// The number of the user namespace of a process: an id or "self".
+pub(super) fn user_namespace(process: &str) -> io::Result<u32> {
+    let number = fs::metadata(format!("/proc/{process}/ns/user"))?.ino();
+
+    u32::try_from(number).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 fn parse_capabilities(status: &str) -> Option<u64> {

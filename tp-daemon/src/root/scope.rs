@@ -11,7 +11,10 @@ use anyhow::Context;
 use tp_ebpf_loader::{CgroupScope, UserScope};
 use tp_proto::root::Scope;
 
-use super::{peer::Peer, refusal::Refusal};
+use super::{
+    peer::{self, Peer},
+    refusal::Refusal,
+};
 
 const OWNER_MAY_WRITE: u32 = 0o200;
 
@@ -74,10 +77,12 @@ pub(super) fn resolve(
     hierarchy: &Hierarchy,
 ) -> Result<ResolvedScope, Refusal> {
     let user = || {
-        let capabilities = peer.capabilities()?;
+        // That of the network namespace too, as was checked.
+        let user_ns = peer::user_namespace("self")?;
         Ok::<_, io::Error>(UserScope {
             uid: peer.uid,
-            capabilities,
+            capabilities: peer.capabilities_in(user_ns)?,
+            user_ns,
         })
     };
 
