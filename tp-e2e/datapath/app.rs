@@ -1,12 +1,13 @@
 //! Applications: each does one thing with sockets and says what came of it.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{
         IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream, UdpSocket,
     },
     os::fd::{AsFd, OwnedFd},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -14,14 +15,18 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{
-        AddressFamily, SocketFlags, SocketType, bind, connect, getpeername, getsockname,
-        socket_with, sockopt,
+        AddressFamily, Protocol, SocketFlags, SocketType, bind, connect, getpeername, getsockname,
+        ipproto, socket_with, sockopt,
     },
     time::Timespec,
 };
 use serde_json::{Value, json};
 
-use crate::session::say;
+use crate::{
+    attack,
+    session::say,
+    sys::{self, Departure},
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -34,9 +39,38 @@ pub(crate) fn run(words: &[&str]) {
         ["crowd", first, count] => return crowd(first, count.parse().expect("a number")),
         ["late", target] => return late(target),
         ["bench", target, count] => bench(target, count.parse().expect("a number")),
-        ["many", first, count] => many(first, count.parse().expect("a number")),
+        ["many", first, count] => many(first, count.parse().expect("a number"), None),
+        ["many", first, count, "mptcp"] => many(
+            first,
+            count.parse().expect("a number"),
+            Some(ipproto::MPTCP),
+        ),
         ["serve", own] => return serve(own),
+        ["victim", port] => return attack::victim(port),
+        ["greet", target] => attack::greet(target),
+        ["greet-udp", target] => attack::greet_by_datagram(target),
+        ["wait", own] => attack::wait(own),
+        ["take", path] => attack::take(path),
+        ["give", kind, target, path] => attack::give(kind, target, path),
+        ["segment", from, to, flags] => attack::raw_segment(from, to, flags),
         ["pass", target, program] => pass(target, program),
+        // A program with privileges that has laid them down for a while.
+        ["dropped", rest @ ..] => {
+            sys::lay_down_ids();
+            return run(rest);
+        }
+        ["in-roots-user-namespace", uid, rest @ ..] => return in_roots_user_namespace(uid, rest),
+        ["unshared", rest @ ..] => {
+            sys::unshare_users();
+            say(&json!({"event": "unshared"}));
+            let mut line = String::new();
+            std::io::stdin()
+                .read_line(&mut line)
+                .expect("input is text");
+            sys::become_user(0);
+            return run(rest);
+        }
+        ["before-setuid", uid, target] => before_setuid(uid.parse().expect("a number"), target),
         ["inherit"] => inherit(),
         _ => panic!("no such application: {words:?}"),
     };
@@ -48,7 +82,14 @@ struct Options {
     is_nonblocking: bool,
     is_mapped: bool,
     is_connected: bool,
+    protocol: Option<Protocol>,
     bind: Option<Ipv4Addr>,
+    /// SO_BINDTODEVICE.
+    device: Option<String>,
+    /// IP_PKTINFO.
+    departure: Option<Departure>,
+    /// IP_UNICAST_IF.
+    unicast_interface: Option<u32>,
     timeout: Duration,
 }
 
@@ -57,7 +98,11 @@ fn options() -> Options {
         is_nonblocking: false,
         is_mapped: false,
         is_connected: false,
+        protocol: None,
         bind: None,
+        device: None,
+        departure: None,
+        unicast_interface: None,
         timeout: PATIENCE,
     }
 }
@@ -69,7 +114,20 @@ fn parse(flags: &[&str]) -> Options {
             None if *flag == "nonblocking" => options.is_nonblocking = true,
             None if *flag == "mapped" => options.is_mapped = true,
             None if *flag == "connected" => options.is_connected = true,
+            None if *flag == "mptcp" => options.protocol = Some(ipproto::MPTCP),
             Some(("bind", address)) => options.bind = Some(address.parse().expect("an address")),
+            Some(("device", name)) => options.device = Some((*name).to_owned()),
+            Some(("source", address)) => {
+                options.departure.get_or_insert_default().source =
+                    Some(address.parse().expect("an address"));
+            }
+            Some(("interface", index)) => {
+                options.departure.get_or_insert_default().interface =
+                    index.parse().expect("a number");
+            }
+            Some(("unicast-interface", index)) => {
+                options.unicast_interface = Some(index.parse().expect("a number"));
+            }
             Some(("timeout", ms)) => {
                 options.timeout = Duration::from_millis(ms.parse().expect("a number"));
             }
@@ -124,9 +182,18 @@ fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Errno> {
     if options.is_nonblocking {
         flags |= SocketFlags::NONBLOCK;
     }
-    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    let socket = socket_with(family, SocketType::STREAM, flags, options.protocol)?;
     if let Some(address) = options.bind {
+        let address = if options.is_mapped {
+            IpAddr::from(address.to_ipv6_mapped())
+        } else {
+            address.into()
+        };
         bind(&socket, &SocketAddr::from((address, 0)))?;
+    }
+    if let Some(device) = &options.device {
+        sys::bind_to_device(&socket, device)
+            .map_err(|error| Errno::from_io_error(&error).expect("the kernel says why"))?;
     }
     let timeout = Timespec::try_from(options.timeout).expect("short");
     if !options.is_nonblocking {
@@ -160,19 +227,26 @@ fn udp(options: &Options, target: &str) -> Value {
     socket
         .set_read_timeout(Some(options.timeout))
         .expect("a bound");
-    let sent = if options.is_connected {
-        socket.connect(target).and_then(|()| socket.send(b"ping"))
-    } else {
-        socket.send_to(b"ping", target)
+    if let Some(index) = options.unicast_interface {
+        sys::set_ip_option(&socket, libc::IP_UNICAST_IF, index.to_be()).expect("an interface");
+    }
+    let sent = match (options.departure, target) {
+        (Some(departure), SocketAddr::V4(target)) => sys::send_with(&socket, departure, target),
+        _ if options.is_connected => socket
+            .connect(target)
+            .and_then(|()| socket.send(b"ping"))
+            .map(drop),
+        _ => socket.send_to(b"ping", target).map(drop),
     };
     if let Err(error) = sent {
         return json!({"errno": errno(&error)});
     }
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 65536];
     match socket.recv_from(&mut buffer) {
         Err(error) => json!({"errno": errno(&error)}),
         Ok((len, from)) => json!({
             "errno": null,
+            "len": len,
             "answer": String::from_utf8_lossy(&buffer[..len]),
             "from": canonical(from),
             "peer": socket.peer_addr().ok().map(canonical),
@@ -273,14 +347,19 @@ fn bench(target: &str, count: usize) -> Value {
 }
 
 /// Connects to many addresses and says how often which error came.
-fn many(first: &str, count: u32) -> Value {
+fn many(first: &str, count: u32, protocol: Option<Protocol>) -> Value {
     let mut greeted = 0_u32;
     let mut wrong = 0_u32;
     let mut errors = std::collections::BTreeMap::<String, u32>::new();
+    let options = Options {
+        protocol,
+        ..options()
+    };
     for target in addresses(first, count) {
-        match TcpStream::connect(target) {
-            Err(error) => *errors.entry(errno(&error)).or_default() += 1,
-            Ok(stream) => {
+        match open(&options, target.into()) {
+            Err(error) => *errors.entry(name(error)).or_default() += 1,
+            Ok(socket) => {
+                let stream = TcpStream::from(socket);
                 let mut greeting = String::new();
                 let _ = BufReader::new(&stream).read_line(&mut greeting);
                 if greeting.trim_end() == target.to_string() {
@@ -324,12 +403,61 @@ fn inherit() -> Value {
     })
 }
 
-/// A server of the machine's own that answers datagrams.
+/// Runs another application in a user namespace of root's, in which that user is root.
+fn in_roots_user_namespace(uid: &str, words: &[&str]) {
+    let mut child = Command::new("/proc/self/exe")
+        .args(["app", "unshared"])
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("output is text");
+    for map in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{}/{map}", child.id());
+        fs::write(path, format!("0 {uid} 1")).expect("root may");
+    }
+    let mut input = child.stdin.take().expect("piped");
+    writeln!(input, "mapped").expect("the program reads");
+    line.clear();
+    output.read_line(&mut line).expect("output is text");
+    child.wait().expect("a child can be waited for");
+
+    say(&serde_json::from_str(&line).expect("JSON"));
+}
+
+/// Makes a socket as root, and uses it as somebody else.
+fn before_setuid(uid: u32, target: &str) -> Value {
+    let target: SocketAddr = target.parse().expect("an address");
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .expect("a socket can be made");
+    let timeout = Some(PATIENCE);
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, timeout).expect("a bound");
+    sys::become_user(uid);
+    match connect(&socket, &target) {
+        Err(error) => json!({"errno": name(error)}),
+        Ok(()) => {
+            let mut greeting = String::new();
+            let read = BufReader::new(TcpStream::from(socket)).read_line(&mut greeting);
+            json!({"errno": null, "read": read.is_ok(), "greeting": greeting.trim_end()})
+        }
+    }
+}
+
+/// A server of the machine's own that answers datagrams and says of each whose it is.
 fn serve(own: &str) {
     let socket = UdpSocket::bind(own).expect("a socket can be bound");
     say(&json!({"event": "serving"}));
     let mut buffer = [0; 2048];
     while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+        say(&json!({"heard": String::from_utf8_lossy(&buffer[..len]), "from": from.to_string()}));
         let answer = [b"own|", &buffer[..len]].concat();
         // Who asked may have gone.
         let _ = socket.send_to(&answer, from);

@@ -1,13 +1,17 @@
 //! The maps of the bundle, mapped into memory, and datagrams with their destination.
 
 use std::{
-    mem,
+    io, mem,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsRawFd, OwnedFd},
     ptr,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::{
+    mm::{MapFlags, ProtFlags, mmap},
+    time::{ClockId, clock_gettime},
+};
 
 /// Aliases to real addresses; mapped until the process ends.
 pub(crate) struct AliasTable(&'static [AtomicU32]);
@@ -106,4 +110,146 @@ pub(crate) fn receive_datagram(socket: &OwnedFd, buffer: &mut [u8]) -> Option<Da
         source: end(source),
         destination: end(destination),
     })
+}
+
+/// What the heartbeat is made of.
+pub(crate) fn boot_time_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).expect("time is positive");
+    let rest = u64::try_from(now.tv_nsec).expect("time is positive");
+
+    seconds * 1_000_000_000 + rest
+}
+
+/// What IP_PKTINFO says about a datagram to be sent.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Departure {
+    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) interface: u32,
+}
+
+/// Sends a datagram with IP_PKTINFO.
+pub(crate) fn send_with(
+    socket: &impl AsRawFd,
+    departure: Departure,
+    to: SocketAddrV4,
+) -> io::Result<()> {
+    let source = departure.source.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let info = libc::in_pktinfo {
+        ipi_ifindex: i32::try_from(departure.interface).expect("small"),
+        ipi_spec_dst: libc::in_addr {
+            s_addr: u32::from_ne_bytes(source.octets()),
+        },
+        ipi_addr: libc::in_addr { s_addr: 0 },
+    };
+    let mut to = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: to.port().to_be(),
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(to.ip().octets()),
+        },
+        sin_zero: [0; 8],
+    };
+    let mut payload = *b"ping";
+    let mut slice = libc::iovec {
+        iov_base: payload.as_mut_ptr().cast(),
+        iov_len: payload.len(),
+    };
+    let mut control = [0_u64; 8];
+    // SAFETY: all zeroes is a valid value.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_name = (&raw mut to).cast();
+    message.msg_namelen = u32::try_from(size_of::<libc::sockaddr_in>()).expect("small");
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    let len = u32::try_from(size_of::<libc::in_pktinfo>()).expect("small");
+    // SAFETY: the control buffer is aligned and has room for one header and its data; every
+    // pointer of the message leads to live memory of the size beside it.
+    let sent = unsafe {
+        message.msg_controllen = libc::CMSG_SPACE(len) as usize;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::IPPROTO_IP;
+        (*header).cmsg_type = libc::IP_PKTINFO;
+        (*header).cmsg_len = libc::CMSG_LEN(len) as usize;
+        ptr::write_unaligned(libc::CMSG_DATA(header).cast(), info);
+        libc::sendmsg(socket.as_raw_fd(), &raw const message, 0)
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+
+    Ok(())
+}
+
+/// Sets an option of IP that is a number.
+pub(crate) fn set_ip_option(socket: &impl AsRawFd, option: i32, value: u32) -> io::Result<()> {
+    let len = u32::try_from(size_of::<u32>()).expect("small");
+    // SAFETY: the value lives through the call and has the size that is passed.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            option,
+            (&raw const value).cast(),
+            len,
+        )
+    };
+    if status < 0 {
+        return Err(io::Error::last_os_error());
+    }
+
+    Ok(())
+}
+
+/// Binds a socket to an interface, as every user may.
+pub(crate) fn bind_to_device(socket: &impl AsRawFd, name: &str) -> io::Result<()> {
+    let len = u32::try_from(name.len()).expect("short");
+    // SAFETY: the name lives through the call and has the length that is passed.
+    let status = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            name.as_ptr().cast(),
+            len,
+        )
+    };
+    if status < 0 {
+        return Err(io::Error::last_os_error());
+    }
+
+    Ok(())
+}
+
+/// Makes the effective ids the real ones again; the saved ones stay.
+pub(crate) fn lay_down_ids() {
+    const KEEP: u32 = u32::MAX;
+    // SAFETY: no preconditions; no other thread runs yet.
+    let statuses = unsafe {
+        [
+            libc::setresgid(KEEP, libc::getgid(), KEEP),
+            libc::setresuid(KEEP, libc::getuid(), KEEP),
+        ]
+    };
+    assert_eq!(statuses, [0, 0], "own ids can be taken");
+}
+
+pub(crate) fn become_user(uid: u32) {
+    // SAFETY: no preconditions; no other thread runs yet.
+    let statuses = unsafe {
+        [
+            libc::setgroups(0, ptr::null()),
+            libc::setresgid(uid, uid, uid),
+            libc::setresuid(uid, uid, uid),
+        ]
+    };
+    assert_eq!(statuses, [0, 0, 0], "root may");
+}
+
+/// Enters a new user namespace, which belongs to the user of this process.
+pub(crate) fn unshare_users() {
+    // SAFETY: no preconditions; no other thread runs yet.
+    let status = unsafe { libc::unshare(libc::CLONE_NEWUSER) };
+    assert_eq!(status, 0, "user namespaces are there");
 }

@@ -128,8 +128,12 @@ impl Machine {
 
     /// The root daemon, not started, in the namespace and ending with this thread.
     pub fn daemon_command(&self, arguments: &[&str]) -> Command {
+        self.daemon_command_at(&self.socket(), arguments)
+    }
+
+    /// The same for another one, with its socket somewhere else.
+    pub fn daemon_command_at(&self, socket: &str, arguments: &[&str]) -> Command {
         let program = self.dir.path().join("tp-daemon").display().to_string();
-        let socket = self.socket();
         let words = [
             "setpriv",
             "--pdeathsig",
@@ -138,7 +142,7 @@ impl Machine {
             &program,
             "root",
             "--socket",
-            &socket,
+            socket,
         ];
         let mut command = self.command(&[&words, arguments].concat());
         command.env_remove("SUDO_UID");
@@ -199,8 +203,13 @@ impl Machine {
     /// What an application of the neighbour's saw, which is nobody of this machine.
     #[track_caller]
     pub fn neighbours_app(&self, uid: u32, words: &[&str]) -> Value {
+        self.start_neighbours_app(uid, words).object()
+    }
+
+    #[track_caller]
+    pub fn start_neighbours_app(&self, uid: u32, words: &[&str]) -> Process {
         let words = self.helper_words(uid, &[&["app"], words].concat());
-        Process::start(&mut in_netns(&self.neighbour, &as_strs(&words))).object()
+        Process::start(&mut in_netns(&self.neighbour, &as_strs(&words)))
     }
 
     /// What an application saw whose program belongs to root and is set-user-id.

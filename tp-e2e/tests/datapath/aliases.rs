@@ -146,7 +146,7 @@ fn a_table_full_of_open_connections_stays_full_until_they_are_closed() {
     });
 }
 
-fn with_few_aliases() -> Machine {
+pub(crate) fn with_few_aliases() -> Machine {
     let mut machine = Machine::without_daemon(Path::new(HELPER));
     let group = MEMBER.to_string();
     let count = (FEW + 256).to_string();

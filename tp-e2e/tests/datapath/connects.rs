@@ -116,7 +116,7 @@ fn networks_and_name_servers_can_be_replaced() {
 }
 
 #[test]
-fn a_socket_bound_elsewhere_is_left_alone_and_counted() {
+fn a_socket_bound_to_loopback_is_left_alone_and_counted() {
     let machine = machine();
     let mut session = machine.session();
 

@@ -8,7 +8,11 @@ use std::{fs, path::Path, time::Duration};
 use tp_e2e::{datapath::Machine, process::eventually};
 
 mod aliases;
+mod attacks;
+mod bindings;
+mod circles;
 mod connects;
+mod credentials;
 mod ends;
 mod names;
 mod privacy;

@@ -1,0 +1,84 @@
+//! Several sessions of one user: what one passes on reaches the server, not the other session.
+
+use std::path::Path;
+
+use tp_e2e::datapath::{MEMBER, Machine, Process};
+
+use crate::{HELPER, machine};
+
+/// The neighbour's address.
+const SERVER: &str = "172.31.0.1:53";
+const SERVERS: &str = r#"["172.31.0.1:53"]"#;
+
+#[test]
+fn a_query_of_a_user_with_two_sessions_reaches_the_server_once() {
+    let machine = machine();
+    let socket = machine.socket();
+    let _first = passing(&machine, &socket);
+    let _second = passing(&machine, &socket);
+
+    assert_query_arrives_once(&machine);
+}
+
+#[test]
+fn a_query_of_a_user_with_sessions_of_two_root_daemons_reaches_the_server_once() {
+    let machine = machine();
+    let other = machine.dir().join("other.sock").display().to_string();
+    let group = MEMBER.to_string();
+    let mut command = machine.daemon_command_at(&other, &["--group", &group]);
+    let mut daemon = Process::start(&mut command);
+    daemon.wait_for_line("Root daemon is ready");
+    let _first = passing(&machine, &machine.socket());
+    let _second = passing(&machine, &other);
+
+    assert_query_arrives_once(&machine);
+}
+
+#[test]
+fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespace() {
+    let machine = Machine::without_daemon(Path::new(HELPER));
+    let socket = machine.socket();
+    let words = machine.helper_words(MEMBER, &["passing", &socket, SERVERS]);
+    let session = words.join(" ").replace(SERVERS, "\"$2\"");
+    let script = format!(
+        "\"$0\" root --socket \"$1\" --group {MEMBER} & until [ -S \"$1\" ]; do sleep 0.05; done; \
+         exec {session}"
+    );
+    let daemon = machine.dir().join("tp-daemon").display().to_string();
+    let isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let shell = ["sh", "-c", &script, &daemon, &socket, SERVERS];
+    let mut session = Process::start(&mut machine.command(&[&isolated[..], &shell].concat()));
+    assert_eq!(session.object()["event"], "ready");
+
+    assert_query_arrives_once(&machine);
+}
+
+#[track_caller]
+fn passing(machine: &Machine, socket: &str) -> Process {
+    let words = machine.helper_words(MEMBER, &["passing", socket, SERVERS]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut session = Process::start(&mut machine.command(&words));
+    assert_eq!(session.object()["event"], "ready");
+
+    session
+}
+
+#[track_caller]
+fn assert_query_arrives_once(machine: &Machine) {
+    let mut server = machine.start_neighbours_app(0, &["serve", SERVER]);
+    assert_eq!(server.object()["event"], "serving");
+
+    let seen = machine.app(MEMBER, &["udp", SERVER]);
+    assert_eq!(seen["answer"], "own|ping", "{seen}");
+    assert_eq!(seen["from"], SERVER);
+
+    // Whatever else is still on its way would come before this.
+    let marker = machine.app(0, &["udp", SERVER]);
+    assert_eq!(marker["answer"], "own|ping", "{marker}");
+    let heard = [server.object(), server.object()];
+    for heard in heard {
+        assert_eq!(heard["heard"], "ping");
+    }
+    let log = server.log();
+    assert_eq!(log.matches("heard").count(), 2, "{log}");
+}
