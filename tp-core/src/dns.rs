@@ -4,16 +4,18 @@
 //! not exist is an answer too. Everything else passes on untouched.
 
 mod answer;
+mod reply;
 mod zone;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
     rr::{DNSClass, Name, RecordType},
 };
 
-pub use answer::{Limit, failure, rewritten};
+pub use answer::{Limit, failure};
+pub use reply::{Conclusion, addresses, conclude};
 pub use zone::{ServiceEntry, Zone};
 
 /// How long an answer may be kept, in seconds: a disconnect must not leave stale names behind.
@@ -27,7 +29,7 @@ const MAX_PREFIX: usize = 2;
 pub enum Decision {
     /// The table decides; this is the message to send.
     Answer(Vec<u8>),
-    /// Ask the cluster this message, then [`rewritten`] gives the answer to send.
+    /// Ask the cluster this message, then [`conclude`] says what becomes of the query.
     AskCluster(Question),
     /// Send the query, as it is, to the server that it was meant for.
     PassOn,
@@ -39,10 +41,29 @@ pub struct Question {
     /// The message to ask, with the full name.
     pub message: Vec<u8>,
     /// The full name that stands for the asked one.
-    pub full_name: Name,
-    /// Whether the name lies below the cluster's domain: then nobody else is asked when the
-    /// cluster does not have it.
-    pub is_ours: bool,
+    full_name: Name,
+    claim: Claim,
+}
+
+/// What is known of a name before the cluster is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Claim {
+    /// It lies below the cluster's domain: nobody else is asked, whatever the cluster says.
+    Ours,
+    /// It is that of a service: it exists, with whatever records.
+    Service,
+    /// It lies below a service, where the cluster may or may not have it.
+    Perhaps,
+    /// The cluster has no such record of it. Whether it has the name at all, its addresses tell;
+    /// if so this is the answer.
+    Empty(Vec<u8>),
+}
+
+impl Question {
+    /// Whether nobody but the cluster may be asked.
+    pub fn is_ours(&self) -> bool {
+        self.claim == Claim::Ours
+    }
 }
 
 /// A name in terms of the cluster, least significant labels first in `prefix`.
@@ -112,54 +133,54 @@ fn parse(query: &[u8]) -> Option<(Message, Query)> {
 
 /// Reads `…service`, `…service.namespace`, `…service.namespace.svc` and the full name.
 fn target<'a>(labels: &'a [String], zone: &'a Zone) -> Option<Target<'a>> {
-    let domain = zone.domain_labels();
-    let is_ours = labels.len() > domain.len() && labels.ends_with(domain);
-    let relative = if is_ours {
-        &labels[..labels.len() - domain.len()]
-    } else {
-        labels
+    if let Some(relative) = labels.strip_suffix(zone.domain_labels()) {
+        let [prefix @ .., service, namespace, kind] = relative else {
+            return None;
+        };
+        let is_known = kind == "svc" && prefix.len() <= MAX_PREFIX && zone.has_namespace(namespace);
+        return is_known.then_some(Target {
+            prefix,
+            service,
+            namespace,
+            is_ours: true,
+        });
+    }
+    let claimed = |prefix: &'a [String], service: &'a str, namespace: &'a str| {
+        let entry = zone.service(namespace, service)?;
+        can_hold(entry, prefix).then_some(Target {
+            prefix,
+            service,
+            namespace,
+            is_ours: false,
+        })
     };
-    if let [prefix @ .., service, namespace, kind] = relative
+    if let [prefix @ .., service, namespace, kind] = labels
         && kind == "svc"
-        && prefix.len() <= MAX_PREFIX
+        && let Some(target) = claimed(prefix, service, namespace)
     {
-        return zone.has_namespace(namespace).then_some(Target {
-            prefix,
-            service,
-            namespace,
-            is_ours,
-        });
+        return Some(target);
     }
-    if is_ours {
-        return None;
-    }
-    if let [prefix @ .., service, namespace] = relative
-        && prefix.len() <= MAX_PREFIX
-        && zone.service(namespace, service).is_some()
+    if let [prefix @ .., service, namespace] = labels
+        && zone.has_short_names(namespace)
+        && let Some(target) = claimed(prefix, service, namespace)
     {
-        return Some(Target {
-            prefix,
-            service,
-            namespace,
-            is_ours,
-        });
+        return Some(target);
     }
-    let [prefix @ .., service] = relative else {
-        return None;
-    };
-    let namespace = zone.connected_namespace();
-    zone.service(namespace, service)?;
-    // A service named like a top-level domain must not claim all of it.
-    if prefix.len() > MAX_PREFIX {
-        return None;
-    }
+    let (service, prefix) = labels.split_last()?;
 
-    Some(Target {
-        prefix,
-        service,
-        namespace,
-        is_ours,
-    })
+    claimed(prefix, service, zone.connected_namespace())
+}
+
+/// Whether the cluster may have a name that is a service's with `prefix` before it: ports, and the
+/// hosts of a headless service. All others are somebody else's, such as `example.app` beside a
+/// service `app`.
+fn can_hold(service: &ServiceEntry, prefix: &[String]) -> bool {
+    match prefix {
+        [] => true,
+        [host] => service.addresses.is_empty() && !host.starts_with('_'),
+        [port, protocol] => port.starts_with('_') && protocol.starts_with('_'),
+        _ => false,
+    }
 }
 
 fn is_below(labels: &[String], zone: &Zone) -> bool {
@@ -186,10 +207,17 @@ fn is_branch(label: &str) -> bool {
 /// The namespace of `10-244-0-7.shop.pod`, with or without the cluster's domain.
 fn pod_namespace<'a>(labels: &'a [String], zone: &Zone) -> Option<&'a str> {
     let relative = labels.strip_suffix(zone.domain_labels()).unwrap_or(labels);
-    match relative {
-        [_, namespace, kind] if kind == "pod" && zone.has_namespace(namespace) => Some(namespace),
-        _ => None,
-    }
+    let [host, namespace, kind] = relative else {
+        return None;
+    };
+    let can_be = is_below(labels, zone) || is_dashed_address(host);
+
+    (kind == "pod" && can_be && zone.has_namespace(namespace)).then_some(namespace)
+}
+
+fn is_dashed_address(label: &str) -> bool {
+    label.replace('-', ".").parse::<Ipv4Addr>().is_ok()
+        || label.replace('-', ":").parse::<Ipv6Addr>().is_ok()
 }
 
 fn ask_pod(
@@ -199,10 +227,14 @@ fn ask_pod(
     namespace: &str,
     zone: &Zone,
 ) -> Decision {
-    let is_ours = is_below(labels, zone);
+    let claim = if is_below(labels, zone) {
+        Claim::Ours
+    } else {
+        Claim::Perhaps
+    };
     let own = [labels[0].as_str(), namespace, "pod"];
 
-    ask_name(message, question, own.into_iter(), is_ours, zone)
+    ask_name(message, question, own.into_iter(), claim, zone)
 }
 
 fn decide_service(
@@ -229,9 +261,7 @@ fn decide_service(
         .iter()
         .copied()
         .filter(|address| match kind {
-            RecordType::A => address.is_ipv4(),
-            RecordType::AAAA => address.is_ipv6(),
-            RecordType::ANY => true,
+            RecordType::A | RecordType::ANY => reply::is_steered(*address),
             _ => false,
         })
         .collect();
@@ -248,35 +278,44 @@ fn decide_service(
 fn ask(message: &Message, question: &Query, target: &Target<'_>, zone: &Zone) -> Decision {
     let own = [target.service, target.namespace, "svc"];
     let relative = target.prefix.iter().map(String::as_str).chain(own);
+    let claim = if target.is_ours {
+        Claim::Ours
+    } else if target.prefix.is_empty() {
+        Claim::Service
+    } else {
+        Claim::Perhaps
+    };
 
-    ask_name(message, question, relative, target.is_ours, zone)
+    ask_name(message, question, relative, claim, zone)
 }
 
 fn ask_name<'a>(
     message: &Message,
     question: &Query,
     relative: impl Iterator<Item = &'a str>,
-    is_ours: bool,
+    claim: Claim,
     zone: &'a Zone,
 ) -> Decision {
     let labels = relative
         .chain(zone.domain_labels().iter().map(String::as_str))
         .map(str::as_bytes);
-    let Ok(full_name) = Name::from_labels(labels) else {
-        return Decision::PassOn;
-    };
+    match Name::from_labels(labels) {
+        Ok(full_name) => ask_for(message, full_name, question.query_type(), claim)
+            .map_or(Decision::PassOn, Decision::AskCluster),
+        Err(_) => Decision::PassOn,
+    }
+}
+
+fn ask_for(message: &Message, full_name: Name, kind: RecordType, claim: Claim) -> Option<Question> {
     let mut query = Message::query();
     query.metadata.id = message.metadata.id;
     query.metadata.recursion_desired = true;
-    query.add_query(Query::query(full_name.clone(), question.query_type()));
-    let Ok(message) = query.to_vec() else {
-        return Decision::PassOn;
-    };
+    query.add_query(Query::query(full_name.clone(), kind));
 
-    Decision::AskCluster(Question {
-        message,
+    Some(Question {
+        message: query.to_vec().ok()?,
         full_name,
-        is_ours,
+        claim,
     })
 }
 
@@ -287,34 +326,44 @@ fn decide_pointer(message: &Message, address: IpAddr, zone: &Zone, limit: Limit)
     if !zone.is_cluster_address(address) {
         return Decision::PassOn;
     }
-    let Some(question) = message.queries.first() else {
-        return Decision::PassOn;
-    };
-    let mut query = Message::query();
-    query.metadata.id = message.metadata.id;
-    query.metadata.recursion_desired = true;
-    query.add_query(question.clone());
-    match query.to_vec() {
-        Ok(message) => Decision::AskCluster(Question {
-            message,
-            full_name: question.name().clone(),
-            is_ours: false,
-        }),
-        Err(_) => Decision::PassOn,
-    }
+    message
+        .queries
+        .first()
+        .and_then(|it| ask_for(message, it.name().clone(), it.query_type(), Claim::Perhaps))
+        .map_or(Decision::PassOn, Decision::AskCluster)
 }
 
-/// What is sent when the cluster was asked and does not have the name; `None` if the query passes
-/// on.
-pub fn not_in_cluster(
-    query: &[u8],
-    question: &Question,
-    zone: &Zone,
-    limit: Limit,
-) -> Option<Vec<u8>> {
-    let (message, _) = parse(query).filter(|_| question.is_ours)?;
+/// Whether a name exists, as a server of others says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It has an address.
+    Exists,
+    Missing,
+}
 
-    Some(answer::missing(&message, zone, limit))
+/// A query for the IPv4 address of `name`; `None` if that can be no name.
+pub fn question(name: &str) -> Option<Vec<u8>> {
+    let mut name = Name::from_ascii(name).ok()?;
+    name.set_fqdn(true);
+    let mut query = Message::query();
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(name, RecordType::A));
+
+    query.to_vec().ok()
+}
+
+/// What `answer` says to `query`; `None` if it is no answer to it, or a failure.
+pub fn presence(query: &[u8], answer: &[u8]) -> Option<Presence> {
+    let query = Message::from_vec(query).ok()?;
+    let answer = Message::from_vec(answer).ok()?;
+    if answer.metadata.id != query.metadata.id || answer.queries != query.queries {
+        return None;
+    }
+    match answer.metadata.response_code {
+        ResponseCode::NoError if !answer.answers.is_empty() => Some(Presence::Exists),
+        ResponseCode::NoError | ResponseCode::NXDomain => Some(Presence::Missing),
+        _ => None,
+    }
 }
 
 /// What is sent when the cluster cannot be asked.

@@ -11,5 +11,6 @@ pub mod dns;
 pub mod framing;
 pub mod keep_alive;
 pub mod net;
+pub mod outside;
 pub mod packet;
 pub mod syn;

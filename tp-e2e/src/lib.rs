@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api_server;
+pub mod beyond;
 pub mod cluster;
 pub mod datapath;
 pub mod link;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    net::{TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
     os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
@@ -197,6 +197,8 @@ impl Connection {
         });
         tasks.spawn(uplink.run(established));
         tasks.spawn(servers::watch(self.shared.name_servers.clone()));
+        let shared = Arc::clone(&self.shared);
+        tasks.spawn(async move { shared.leads.forget().await });
         // The hooks begin to steer only when everything behind them runs.
         self.steer(&steering).await?;
         self.name_servers().await?;
@@ -209,7 +211,7 @@ impl Connection {
     async fn steer(&self, steering: &Steering) -> Result<(), Fault> {
         let networks = self.shared.networks.borrow().clone();
         self.root
-            .call(Request::Steer(steering.with(&networks)), None)
+            .call(Request::Steer(steering.with(&networks, &[])), None)
             .await
             .map(drop)
     }
@@ -279,18 +281,28 @@ impl Connection {
 async fn follow(root: &RootLink, shared: &Shared, steering: &Steering) {
     let mut networks = shared.networks.subscribe();
     let mut name_servers = shared.name_servers.subscribe();
+    let mut leads = shared.leads.wanted();
     loop {
-        let request = tokio::select! {
-            Ok(()) = networks.changed() => {
-                Request::Steer(steering.with(&networks.borrow_and_update()))
-            }
-            Ok(()) = name_servers.changed() => {
-                let servers = name_servers.borrow_and_update().clone();
-                Request::NameServers { servers: servers.into_iter().map(Into::into).collect() }
-            }
+        let is_steer = tokio::select! {
+            Ok(()) = networks.changed() => true,
+            Ok(()) = leads.changed() => true,
+            Ok(()) = name_servers.changed() => false,
             else => return,
         };
-        if let Err(fault) = root.call(request, None).await {
+        let result = if is_steer {
+            let leads = leads.borrow_and_update().clone();
+            let steer = steering.with(&networks.borrow_and_update(), &leads);
+            let result = root.call(Request::Steer(steer), None).await;
+            if result.is_ok() {
+                shared.leads.is_steered(leads);
+            }
+            result
+        } else {
+            let servers = name_servers.borrow_and_update().clone();
+            let servers = servers.into_iter().map(Into::into).collect();
+            root.call(Request::NameServers { servers }, None).await
+        };
+        if let Err(fault) = result {
             tracing::info!(reason = %fault, "Root daemon refuses an update");
         }
     }
@@ -309,7 +321,7 @@ impl Steering {
                 .iter()
                 .map(|text| {
                     text.parse::<IpNet>()
-                        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+                        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
                         .map_err(|_| {
                             let message = format!(
                                 "{flag} {text} is no network: write it as 10.0.0.0/8 or 10.1.2.3"
@@ -337,9 +349,19 @@ impl Steering {
         self.never.extend(address.map(IpNet::from).ok());
     }
 
-    fn with(&self, networks: &[IpNet]) -> Steer {
+    /// With what names of the cluster lead to outside of its `networks`, where the user allows it.
+    fn with(&self, networks: &[IpNet], leads: &[Ipv4Addr]) -> Steer {
+        let allowed = leads
+            .iter()
+            .map(|address| IpNet::from(IpAddr::from(*address)))
+            .filter(|lead| !self.never.iter().any(|never| never.contains(lead)));
         Steer {
-            include: networks.iter().chain(&self.also).copied().collect(),
+            include: networks
+                .iter()
+                .chain(&self.also)
+                .copied()
+                .chain(allowed)
+                .collect(),
             exclude: self.never.clone(),
         }
     }
@@ -399,10 +421,24 @@ mod tests {
             let mut steering = Steering::parse(&ConnectRequest::default()).unwrap();
             steering.spare(server);
 
-            let excluded = steering.with(&[]).exclude;
+            let excluded = steering.with(&[], &[]).exclude;
 
             assert_eq!(excluded.first().map(ToString::to_string).as_deref(), spared);
         }
+    }
+
+    #[test]
+    fn an_address_that_is_never_proxied_is_not_steered_because_a_name_leads_there() {
+        let request = ConnectRequest {
+            never_proxy: vec!["192.0.2.0/24".to_owned()],
+            ..ConnectRequest::default()
+        };
+        let steering = Steering::parse(&request).unwrap();
+        let leads = ["192.0.2.10", "203.0.113.10"].map(|it| it.parse().unwrap());
+
+        let include = steering.with(&[], &leads).include;
+
+        assert_eq!(include, ["203.0.113.10/32".parse::<IpNet>().unwrap()]);
     }
 
     #[test]

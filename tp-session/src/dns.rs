@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{sync::Semaphore, time::timeout};
-use tp_core::dns::{self, Decision, Limit, Question};
+use tp_core::dns::{self, Conclusion, Decision, Limit, Question};
 use tp_proto::tunnel::ResolveRequest;
 
 use super::shared::Shared;
@@ -23,6 +23,7 @@ pub(super) use stream::Server;
 mod datagrams;
 mod newest;
 mod pass_on;
+mod search;
 pub(super) mod servers;
 mod stream;
 
@@ -151,36 +152,43 @@ impl Dns {
         let Some(mut up) = self.shared.up() else {
             return self.unasked(query, question, limit);
         };
-        let request = ResolveRequest {
-            query: question.message.clone().into(),
-        };
-        let patience = if question.is_ours {
+        let patience = if question.is_ours() {
             CLUSTER_LIMIT
         } else {
             FOREIGN_LIMIT
         };
-        let response = match timeout(patience, up.manager.resolve(request)).await {
-            Ok(Ok(response)) => response.into_inner().response,
-            Ok(Err(status)) => {
-                tracing::debug!(reason = status.message(), "Cluster did not resolve");
-                return self.unasked(query, question, limit);
+        let mut next = question.clone();
+        let asked = timeout(patience, async {
+            loop {
+                let request = ResolveRequest {
+                    query: next.message.clone().into(),
+                };
+                let reply = up.manager.resolve(request).await?.into_inner().response;
+                let conclude = |zone: &_| dns::conclude(query, &next, &reply, zone, limit);
+                match self.shared.zone(conclude) {
+                    Conclusion::Ask(further) => next = further,
+                    Conclusion::Answer(answer) => return Ok(Some(answer)),
+                    Conclusion::PassOn => return Ok(None),
+                }
             }
-            Err(_) => return self.unasked(query, question, limit),
-        };
-        if !response.is_empty() {
-            let rewritten = dns::rewritten(query, question, &response, limit);
-            return rewritten.map_or(Fate::Lost, Fate::Answer);
+        });
+        match asked.await {
+            Ok(Ok(Some(answer))) => {
+                self.shared.leads.learn(&answer, &self.shared).await;
+                Fate::Answer(answer)
+            }
+            Ok(Ok(None)) => Fate::PassOn,
+            Ok(Err::<_, tonic::Status>(status)) => {
+                tracing::debug!(reason = status.message(), "Cluster did not resolve");
+                self.unasked(query, question, limit)
+            }
+            Err(_) => self.unasked(query, question, limit),
         }
-        let missing = self
-            .shared
-            .zone(|zone| dns::not_in_cluster(query, question, zone, limit));
-
-        missing.map_or(Fate::PassOn, Fate::Answer)
     }
 
     /// The cluster cannot be asked. A name that it may not even have must not fail for that.
     fn unasked(&self, query: &[u8], question: &Question, limit: Limit) -> Fate {
-        if !question.is_ours {
+        if !question.is_ours() {
             return Fate::PassOn;
         }
         count(&self.shared.counters.failed);

@@ -14,6 +14,7 @@ use tp_transport::ipc;
 mod cluster;
 mod connection;
 mod dns;
+mod leads;
 mod log;
 mod progress;
 mod relay;

@@ -324,6 +324,7 @@ async fn dial(shared: &Shared, target: SocketAddrV4) -> (Verdict, Option<Flow>) 
     let Some(up) = shared.up() else {
         return (Verdict::HostUnreachable, None);
     };
+    shared.leads.used(*target.ip());
     match up.tunnel.dial(target.into()).await {
         Ok(Dialed::Connected(flow)) => (Verdict::Connected, Some(flow)),
         Ok(Dialed::Refused { outcome, reason }) => {

@@ -20,6 +20,8 @@ use tp_proto::{
 };
 use tp_transport::{SpliceCounters, Tunnel};
 
+use super::leads::Leads;
+
 /// The tunnel while there is one.
 #[derive(Clone)]
 pub(super) struct Up {
@@ -37,6 +39,7 @@ pub(super) struct Shared {
     /// The cluster's service and pod networks.
     pub(super) networks: watch::Sender<Vec<IpNet>>,
     pub(super) name_servers: watch::Sender<Vec<SocketAddrV4>>,
+    pub(super) leads: Leads,
     pub(super) counters: Counters,
 }
 
@@ -108,6 +111,7 @@ impl Shared {
             reason: watch::Sender::new(String::new()),
             networks: watch::Sender::new(Vec::new()),
             name_servers: watch::Sender::new(Vec::new()),
+            leads: Leads::default(),
             counters: Counters::default(),
         }
     }

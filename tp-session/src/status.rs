@@ -44,7 +44,7 @@ pub(super) async fn of(connection: &Connection) -> Status {
             replica: up.replica.clone(),
             version: up.version.clone(),
         }),
-        dns: Some(dns(shared)),
+        dns: Some(dns(shared).await),
         subnets: networks,
         also_proxy: connection.request.also_proxy.clone(),
         never_proxy: connection.request.never_proxy.clone(),
@@ -55,9 +55,9 @@ pub(super) async fn of(connection: &Connection) -> Status {
     }
 }
 
-fn dns(shared: &Shared) -> DnsStatus {
+async fn dns(shared: &Shared) -> DnsStatus {
     let counters = &shared.counters;
-    let name_servers = shared.name_servers.borrow();
+    let name_servers = shared.name_servers.borrow().clone();
 
     DnsStatus {
         name_servers: name_servers
@@ -69,7 +69,13 @@ fn dns(shared: &Shared) -> DnsStatus {
         asked_in_cluster: load(&counters.asked),
         passed_on: load(&counters.passed_on),
         failed: load(&counters.failed),
-        not_covered: servers::not_covered(),
+        not_covered: servers::not_covered().await,
+        outside: shared
+            .leads
+            .steered()
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     }
 }
 

@@ -146,6 +146,7 @@ fn dns_text(dns: &DnsStatus) -> String {
                 dns.answered, dns.asked_in_cluster, dns.passed_on, dns.failed
             ),
         )
+        .line("Lead outside", dns.outside.join(", "))
         .line("Not covered", dns.not_covered.join("; "))
         .finish()
 }

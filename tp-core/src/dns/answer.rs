@@ -10,7 +10,7 @@ use hickory_proto::{
     },
 };
 
-use super::{Question, TTL, Zone, parse};
+use super::{TTL, Zone, parse};
 
 /// Payload that we take ourselves, below every usual MTU (DNS flag day 2020).
 const EDNS_PAYLOAD: u16 = 1232;
@@ -86,31 +86,7 @@ pub fn failure(query: &[u8], code: ResponseCode, limit: Limit) -> Option<Vec<u8>
     Some(bytes(&query, response, limit))
 }
 
-/// The cluster's answer `reply` to `question`, as an answer to `query`: the asked name stands where
-/// the full one was. `None` if either cannot be read.
-pub fn rewritten(query: &[u8], question: &Question, reply: &[u8], limit: Limit) -> Option<Vec<u8>> {
-    let (query, asked) = parse(query)?;
-    let reply = Message::from_vec(reply).ok()?;
-    let mut response = response(&query);
-    response.metadata.response_code = reply.metadata.response_code;
-    let renamed = |mut record: Record| {
-        if record.name == question.full_name {
-            record.name = asked.name().clone();
-        }
-        record.ttl = record.ttl.min(TTL);
-        if let RData::SOA(soa) = &mut record.data {
-            soa.minimum = soa.minimum.min(TTL);
-        }
-        record
-    };
-    response.add_answers(reply.answers.into_iter().map(renamed));
-    response.add_authorities(reply.authorities.into_iter().map(renamed));
-    response.add_additionals(reply.additionals.into_iter().map(renamed));
-
-    Some(bytes(&query, response, limit))
-}
-
-fn response(query: &Message) -> Message {
+pub(super) fn response(query: &Message) -> Message {
     let mut response = Message::response(query.metadata.id, OpCode::Query);
     response.metadata.recursion_desired = query.metadata.recursion_desired;
     response.metadata.recursion_available = true;
@@ -126,7 +102,7 @@ fn response(query: &Message) -> Message {
 }
 
 /// How long that there is nothing may be kept (RFC 2308).
-fn authority(zone: &Zone) -> Record {
+pub(super) fn authority(zone: &Zone) -> Record {
     let domain = zone.domain_labels().join(".");
     let name = |text: String| Name::from_ascii(text).unwrap_or_default();
     let ttl = i32::try_from(TTL).unwrap_or(i32::MAX);
@@ -143,7 +119,7 @@ fn authority(zone: &Zone) -> Record {
     Record::from_rdata(name(format!("{domain}.")), TTL, RData::SOA(soa))
 }
 
-fn bytes(query: &Message, response: Message, limit: Limit) -> Vec<u8> {
+pub(super) fn bytes(query: &Message, response: Message, limit: Limit) -> Vec<u8> {
     let most = match limit {
         Limit::Datagram => query.edns.as_ref().map_or(CLASSIC_PAYLOAD, |edns| {
             edns.max_payload().clamp(CLASSIC_PAYLOAD, EDNS_PAYLOAD)

@@ -1,3 +1,5 @@
+//! Whose a query is, and what the table answers.
+
 use std::str::FromStr;
 
 use hickory_proto::{op::Edns, rr::RData};
@@ -125,6 +127,11 @@ fn headless_services_pods_and_srv_are_asked_in_the_cluster() {
             "cell-0.cells.shop.svc.cluster.local.",
         ),
         (
+            "10-244-0-7.web.shop.svc.cluster.local.",
+            RecordType::A,
+            "10-244-0-7.web.shop.svc.cluster.local.",
+        ),
+        (
             "_http._tcp.web.shop.svc.",
             RecordType::SRV,
             "_http._tcp.web.shop.svc.cluster.local.",
@@ -133,35 +140,6 @@ fn headless_services_pods_and_srv_are_asked_in_the_cluster() {
     for (name, kind, full) in cases {
         assert_eq!(asked(name, kind).full_name, Name::from_str(full).unwrap());
     }
-}
-
-#[test]
-fn an_answer_of_the_cluster_carries_the_asked_name() {
-    let question = asked("cells.", RecordType::A);
-    let mut reply = Message::response(1, OpCode::Query);
-    let address = RData::A("10.244.0.7".parse().unwrap());
-    let record = hickory_proto::rr::Record::from_rdata(question.full_name.clone(), 30, address);
-    reply.add_answer(record);
-
-    let bytes = query("cells.", RecordType::A);
-    let sent = rewritten(&bytes, &question, &reply.to_vec().unwrap(), Limit::Datagram).unwrap();
-    let sent = Message::from_vec(&sent).unwrap();
-
-    assert_eq!(sent.metadata.id, 4711);
-    assert_eq!(sent.answers[0].name, Name::from_str("cells.").unwrap());
-    assert_eq!(sent.answers[0].ttl, TTL);
-}
-
-#[test]
-fn the_cluster_lacking_a_name_ends_only_what_is_ours() {
-    let zone = zone();
-    let ours = asked("cell-9.cells.shop.svc.cluster.local.", RecordType::A);
-    let bytes = query("cell-9.cells.shop.svc.cluster.local.", RecordType::A);
-    assert!(not_in_cluster(&bytes, &ours, &zone, Limit::Datagram).is_some());
-
-    let short = asked("cell-9.cells.", RecordType::A);
-    let bytes = query("cell-9.cells.", RecordType::A);
-    assert_eq!(not_in_cluster(&bytes, &short, &zone, Limit::Datagram), None);
 }
 
 #[test]
@@ -267,14 +245,91 @@ fn names_of_pod_addresses_are_asked_in_the_cluster() {
 }
 
 #[test]
-fn a_service_named_like_a_top_level_domain_does_not_claim_all_of_it() {
+fn a_service_named_like_a_top_level_domain_claims_the_names_it_has_and_no_other() {
     let mut zone = zone();
-    zone.apply("shop", "com", service("10.96.1.9"));
-    let passes =
-        |name| decide(&query(name, RecordType::A), &zone, Limit::Datagram) == Decision::PassOn;
+    zone.apply("shop", "app", service("10.96.1.9"));
+    zone.apply("dev", "google", service("10.96.1.10"));
+    let decided = |name, kind| decide(&query(name, kind), &zone, Limit::Datagram);
 
-    assert!(!passes("com."));
-    assert!(passes("a.b.example.com."));
+    for name in ["app.", "app.shop.", "google.dev."] {
+        let own = decided(name, RecordType::A);
+        assert!(matches!(own, Decision::Answer(_)), "{name}: {own:?}");
+    }
+    for name in [
+        "vercel.app.",
+        "x.vercel.app.",
+        "www.google.dev.",
+        "a.b.www.google.dev.",
+        "_dmarc.vercel.app.",
+        "x.app.shop.",
+    ] {
+        for kind in [
+            RecordType::A,
+            RecordType::AAAA,
+            RecordType::MX,
+            RecordType::HTTPS,
+            RecordType::SRV,
+        ] {
+            assert_eq!(decided(name, kind), Decision::PassOn, "{kind} {name}");
+        }
+    }
+    let port = decided("_http._tcp.app.", RecordType::SRV);
+    assert!(matches!(port, Decision::AskCluster(_)), "{port:?}");
+}
+
+#[test]
+fn a_namespace_of_others_does_not_take_the_place_of_a_public_registry() {
+    let decided = |mut zone: Zone, name| {
+        zone.replace(["com", "io", "shop"].map(str::to_owned), Vec::new());
+        zone.apply("com", "example", service("10.96.1.9"));
+        zone.apply("io", "example", service("10.96.1.10"));
+        decide(&query(name, RecordType::A), &zone, Limit::Datagram)
+    };
+    let everything = || Zone::new("cluster.local", "shop", []);
+
+    for name in ["example.com.", "example.io."] {
+        assert_eq!(decided(everything(), name), Decision::PassOn, "{name}");
+    }
+    for (zone, name) in [
+        (everything(), "example.com.svc."),
+        (everything(), "example.com.svc.cluster.local."),
+        (Zone::new("cluster.local", "com", []), "example.com."),
+        (
+            Zone::new("cluster.local", "shop", ["com".to_owned()]),
+            "example.com.",
+        ),
+    ] {
+        let own = decided(zone, name);
+        assert!(matches!(own, Decision::Answer(_)), "{name}: {own:?}");
+    }
+}
+
+#[test]
+fn names_that_cannot_be_a_pods_are_not_asked_for() {
+    for name in ["www.shop.pod.", "10-244-0.shop.pod."] {
+        assert_eq!(decided(name, RecordType::A), Decision::PassOn, "{name}");
+    }
+    asked("fd00--7.shop.pod.", RecordType::AAAA);
+}
+
+#[test]
+fn addresses_that_do_not_lead_into_the_tunnel_are_not_answered() {
+    let mut zone = zone();
+    let addresses = ["10.96.1.9", "fd00::9"]
+        .map(|it| it.parse().unwrap())
+        .into();
+    zone.apply("shop", "both", ServiceEntry { addresses });
+    let answers = |kind| match decide(&query("both.", kind), &zone, Limit::Datagram) {
+        Decision::Answer(bytes) => Message::from_vec(&bytes).unwrap(),
+        other => panic!("{other:?}"),
+    };
+
+    assert_eq!(answers(RecordType::A).answers.len(), 1);
+    assert_eq!(answers(RecordType::ANY).answers.len(), 1);
+    let none = answers(RecordType::AAAA);
+    assert_eq!(none.metadata.response_code, ResponseCode::NoError);
+    assert!(none.answers.is_empty());
+    assert!(matches!(none.authorities[0].data, RData::SOA(_)));
 }
 
 #[test]
@@ -289,28 +344,6 @@ fn an_address_that_changed_hands_keeps_its_new_name() {
 }
 
 #[test]
-fn what_the_cluster_lacks_is_not_remembered_for_long() {
-    let question = asked("cell-9.cells.shop.svc.cluster.local.", RecordType::A);
-    let mut reply = Message::response(1, OpCode::Query);
-    reply.metadata.response_code = ResponseCode::NXDomain;
-    let name = || Name::from_str("cluster.local.").unwrap();
-    let soa = hickory_proto::rr::rdata::SOA::new(name(), name(), 1, 2, 3, 4, 300);
-    reply.add_authority(hickory_proto::rr::Record::from_rdata(
-        name(),
-        300,
-        RData::SOA(soa),
-    ));
-
-    let bytes = query("cell-9.cells.shop.svc.cluster.local.", RecordType::A);
-    let sent = rewritten(&bytes, &question, &reply.to_vec().unwrap(), Limit::Datagram).unwrap();
-    let sent = Message::from_vec(&sent).unwrap();
-
-    assert_eq!(sent.metadata.response_code, ResponseCode::NXDomain);
-    assert_eq!(sent.authorities[0].ttl, TTL);
-    assert!(matches!(&sent.authorities[0].data, RData::SOA(soa) if soa.minimum == TTL));
-}
-
-#[test]
 fn a_cluster_may_have_another_domain() {
     let mut zone = zone();
     zone.set_domain("Cluster.Example.");
@@ -322,3 +355,5 @@ fn a_cluster_may_have_another_domain() {
     ));
     assert_eq!(decided("web.shop.svc.cluster.local."), Decision::PassOn);
 }
+
+mod replies;

@@ -129,6 +129,15 @@ impl Zone {
         self.namespaces.contains(name)
     }
 
+    /// Whether `service.namespace` counts without `svc`. Beside the namespaces that the user named
+    /// there are those of everybody who may give the user a right: such a namespace must not take
+    /// the place of a public registry.
+    pub(super) fn has_short_names(&self, namespace: &str) -> bool {
+        let is_chosen = namespace == self.connected_namespace || !self.mapped.is_empty();
+
+        self.namespaces.contains(namespace) && (is_chosen || !is_registry(namespace))
+    }
+
     pub fn connected_namespace(&self) -> &str {
         &self.connected_namespace
     }
@@ -157,6 +166,16 @@ impl Zone {
             domain,
         ]
     }
+}
+
+/// The top-level domains of RFC 1591, which are in every resolver's daily use: the generic ones and
+/// all countries' codes of two letters. Later ones, such as `dev` and `app`, are common names of
+/// namespaces as well; there the cluster has the two-label names that it has.
+fn is_registry(label: &str) -> bool {
+    matches!(
+        label,
+        "arpa" | "com" | "edu" | "gov" | "int" | "mil" | "net" | "org"
+    ) || (label.len() == 2 && label.bytes().all(|it| it.is_ascii_lowercase()))
 }
 
 fn labels(domain: &str) -> Vec<String> {

@@ -3,13 +3,17 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddrV4},
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
 use tokio::{sync::watch, time::interval};
 
+use super::search;
+
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+const NSCD_SOCKETS: [&str; 2] = ["/run/nscd/socket", "/var/run/nscd/socket"];
 const PORT: u16 = 53;
 /// The file is replaced, linked and mounted over by many programs; reading it is cheap and misses
 /// none of that.
@@ -40,26 +44,95 @@ pub(crate) async fn watch(servers: watch::Sender<Vec<SocketAddrV4>>) {
     }
 }
 
-/// Sentences about queries that do not pass through tp.
-pub(crate) fn not_covered() -> Vec<String> {
-    let mut sentences = Vec::new();
-    for address in parse(&read(RESOLV_CONF))
+/// Sentences about names that do not pass through tp, or that others answer first.
+pub(crate) async fn not_covered() -> Vec<String> {
+    let conf = read(RESOLV_CONF);
+    let mut sentences = unread(&parse(&conf));
+    sentences.extend(other_sources(&read(NSSWITCH_CONF)));
+    sentences.extend(name_cache());
+    sentences.extend(search::in_the_way(&conf, &current()).await);
+
+    sentences
+}
+
+/// The resolver asks in this order, and believes the first that answers.
+fn unread(servers: &[IpAddr]) -> Vec<String> {
+    let of_ipv6 = servers
         .iter()
-        .filter(|address| address.is_ipv6())
-    {
+        .enumerate()
+        .filter(|(_, address)| address.is_ipv6());
+    of_ipv6
+        .map(|(place, address)| {
+            let first = "queries to the IPv6 name server";
+            if place == 0 {
+                format!(
+                    "{first} {address} are not read, and it is asked first: cluster names do not \
+                     resolve unless an IPv4 name server stands before it in {RESOLV_CONF}"
+                )
+            } else {
+                format!("{first} {address} are not read")
+            }
+        })
+        .collect()
+}
+
+/// Sources of names in nsswitch.conf(5) that ask a process of another user.
+const OTHER_SOURCES: [(&str, &str); 7] = [
+    ("resolve", "systemd-resolved over its unix socket"),
+    ("sss", "sssd"),
+    ("ldap", "nslcd"),
+    ("winbind", "winbindd"),
+    ("wins", "winbindd"),
+    ("mdns", "avahi-daemon"),
+    ("mdns4", "avahi-daemon"),
+];
+
+fn other_sources(nsswitch: &str) -> Vec<String> {
+    let hosts = nsswitch
+        .lines()
+        .find_map(|line| line.strip_prefix("hosts:"));
+    let Some(hosts) = hosts else {
+        return Vec::new();
+    };
+    let sources: Vec<&str> = hosts.split_whitespace().collect();
+    let dns = sources.iter().position(|source| *source == "dns");
+    // What stands behind dns is asked for what the cluster does not have.
+    let before = &sources[..dns.unwrap_or(sources.len())];
+    let mut sentences: Vec<String> = OTHER_SOURCES
+        .iter()
+        .filter(|(source, _)| before.contains(source))
+        .map(|(source, asked)| {
+            format!(
+                "programs that use the C library ask {asked} first ({source} in \
+                 {NSSWITCH_CONF}), which runs as another user: where it answers, they do not see \
+                 cluster names"
+            )
+        })
+        .collect();
+    if dns.is_none() && sentences.is_empty() {
         sentences.push(format!(
-            "queries to the IPv6 name server {address} are not read"
+            "programs that use the C library ask no name server: {NSSWITCH_CONF} names no dns \
+             under hosts"
         ));
-    }
-    if uses_resolved(&read(NSSWITCH_CONF)) {
-        sentences.push(
-            "programs that ask systemd-resolved over its unix socket (nss-resolve in \
-             /etc/nsswitch.conf) do not see cluster names"
-                .to_owned(),
-        );
     }
 
     sentences
+}
+
+/// nscd(8) answers for every program that uses the C library.
+fn name_cache() -> Option<String> {
+    let socket = NSCD_SOCKETS.iter().find(|path| {
+        // The file may have outlived the process.
+        UnixStream::connect(path)
+            .and_then(|stream| rustix::net::sockopt::socket_peercred(stream).map_err(Into::into))
+            .is_ok_and(|peer| peer.uid != rustix::process::geteuid())
+    })?;
+
+    Some(format!(
+        "nscd answers for programs that use the C library ({socket}) and asks as another user: \
+         they see cluster names after `enable-cache hosts no` in /etc/nscd.conf and a restart of \
+         nscd, or when nscd is stopped"
+    ))
 }
 
 fn read(path: &str) -> String {
@@ -84,13 +157,6 @@ fn parse(text: &str) -> Vec<IpAddr> {
     servers
 }
 
-fn uses_resolved(nsswitch: &str) -> bool {
-    nsswitch
-        .lines()
-        .filter_map(|line| line.strip_prefix("hosts:"))
-        .any(|sources| sources.split_whitespace().any(|source| source == "resolve"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,10 +175,39 @@ mod tests {
     }
 
     #[test]
-    fn nss_resolve_is_noticed() {
-        assert!(uses_resolved(
-            "hosts: files resolve [!UNAVAIL=return] dns\n"
-        ));
-        assert!(!uses_resolved("passwd: files\nhosts: files dns\n"));
+    fn an_ipv6_name_server_that_comes_first_takes_all_names_away() {
+        let servers = |texts: [&str; 2]| texts.map(|it| it.parse().unwrap());
+
+        let first = unread(&servers(["fe80::1", "172.30.0.53"]));
+        let second = unread(&servers(["172.30.0.53", "fe80::1"]));
+
+        assert!(first[0].contains("asked first"), "{first:?}");
+        assert!(!second[0].contains("asked first"), "{second:?}");
+        assert_eq!(unread(&servers(["172.30.0.53", "1.1.1.1"])), [""; 0]);
+    }
+
+    #[test]
+    fn sources_of_names_that_other_users_run_are_noticed_before_dns() {
+        for (line, words) in [
+            (
+                "hosts: files resolve [!UNAVAIL=return] dns",
+                "systemd-resolved",
+            ),
+            ("hosts: files sss dns", "sssd"),
+            ("hosts:\tfiles mdns4 dns", "avahi"),
+            ("hosts: files myhostname", "no name server"),
+        ] {
+            let said = other_sources(&format!("passwd: files\n{line}\n"));
+            assert_eq!(said.len(), 1, "{line}: {said:?}");
+            assert!(said[0].contains(words), "{line}: {said:?}");
+        }
+        for line in [
+            "hosts: files mdns4_minimal [NOTFOUND=return] dns",
+            "hosts: files dns sss",
+            "passwd: files sss",
+            "",
+        ] {
+            assert_eq!(other_sources(line), [""; 0], "{line}");
+        }
     }
 }

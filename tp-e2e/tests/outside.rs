@@ -1,0 +1,110 @@
+//! Names of the cluster that lead outside its networks.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tp_e2e::{
+    beyond::{ADDED, Beyond},
+    cluster::testbed,
+    process::eventually,
+    user::Account,
+    workstation::Workstation,
+};
+
+const KNOWN: Duration = Duration::from_secs(20);
+
+/// A headless service whose endpoint somebody entered by hand.
+struct Legacy;
+
+impl Legacy {
+    fn make() -> Self {
+        let this = Self;
+        testbed().kubectl_apply(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: e2e-legacy, namespace: shop}}, \
+             spec: {{clusterIP: None, ports: [{{port: 7998}}]}}}}\n---\n\
+             {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, \
+             metadata: {{name: e2e-legacy-1, namespace: shop, \
+             labels: {{kubernetes.io/service-name: e2e-legacy}}}}, \
+             addressType: IPv4, ports: [{{port: 7998}}], \
+             endpoints: [{{addresses: [{ADDED}], conditions: {{ready: true}}}}]}}"
+        ));
+        this
+    }
+}
+
+impl Drop for Legacy {
+    fn drop(&mut self) {
+        testbed().kubectl(&[
+            "delete",
+            "--ignore-not-found",
+            "--wait=false",
+            "--namespace=shop",
+            "service/e2e-legacy",
+            "endpointslice/e2e-legacy-1",
+        ]);
+    }
+}
+
+fn outside(workstation: &Workstation) -> Value {
+    workstation.status()["dns"]["outside"].clone()
+}
+
+/// Connected to shop, where the name leads to the added address.
+#[track_caller]
+fn connected(account: Account, person: &str) -> Workstation {
+    let workstation = Workstation::new(account, person);
+    workstation.connect(&["--namespace", "shop"]);
+    eventually("the name to lead outside", KNOWN, || {
+        let said = workstation.run(&["dig", "+short", "+time=3", "+tries=1", "e2e-legacy.shop"]);
+        if said.stdout.trim() == ADDED {
+            Ok(())
+        } else {
+            Err(said.to_string())
+        }
+    });
+    workstation
+}
+
+#[test]
+fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
+    let mut beyond = Beyond::start();
+    let _legacy = Legacy::make();
+    let workstation = connected(Account::Root, "admin");
+
+    let page = workstation
+        .run(&[
+            "curl",
+            "-sS",
+            "--max-time",
+            "5",
+            "http://e2e-legacy.shop:7998/",
+        ])
+        .expect_success();
+
+    assert!(page.contains("Directory listing"), "{page}");
+    assert_eq!(outside(&workstation), serde_json::json!([ADDED]));
+    // The cluster asked, not this machine.
+    beyond.0.wait_for("10.244.", Duration::from_secs(5));
+}
+
+#[test]
+fn a_name_that_leads_outside_is_refused_at_once_to_who_may_not() {
+    let _beyond = Beyond::start();
+    let _legacy = Legacy::make();
+    let workstation = connected(Account::Member, "dev");
+
+    let begin = Instant::now();
+    let said = workstation.run(&[
+        "curl",
+        "-sS",
+        "--max-time",
+        "10",
+        "http://e2e-legacy.shop:7998/",
+    ]);
+    let took = begin.elapsed();
+
+    assert_ne!(said.code(), 0, "{said}");
+    assert!(took < Duration::from_secs(5), "{took:?}: {said}");
+    let failed = workstation.status()["datapath"]["last_failed_dial"].to_string();
+    assert!(failed.contains("external"), "{failed}");
+}
