@@ -40,9 +40,11 @@ fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespa
     let socket = machine.socket();
     let words = machine.helper_words(MEMBER, &["passing", &socket, SERVERS]);
     let session = words.join(" ").replace(SERVERS, "\"$2\"");
+    // The shell stays the first process of the namespace, so that all others end with it: whoever
+    // changes its user is not told of its parent's end any more.
     let script = format!(
         "\"$0\" root --socket \"$1\" --group {MEMBER} & until [ -S \"$1\" ]; do sleep 0.05; done; \
-         exec {session}"
+         {session}; exit $?"
     );
     let daemon = machine.dir().join("tp-daemon").display().to_string();
     let isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
