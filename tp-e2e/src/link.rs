@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::{
     cluster::testbed,
-    process::{PATIENCE, run},
+    process::{PATIENCE, pause, run},
 };
 
 /// What the bucket holds: the largest packet that the kernel hands over at once.
@@ -103,7 +103,7 @@ impl LimitedLink {
                 let mut waits = Vec::new();
                 while !is_over.load(Ordering::Relaxed) {
                     waits.push(self.time_of(self.counters().backlog));
-                    thread::sleep(LOOK);
+                    pause();
                 }
                 waits
             });
@@ -207,7 +207,7 @@ impl TcpBeside {
         let enough = link.bytes_in(Duration::from_secs(1));
         while self.received() < enough {
             assert!(Instant::now() < end, "TCP alone does not fill the link");
-            thread::sleep(LOOK);
+            pause();
         }
     }
 }

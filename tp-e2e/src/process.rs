@@ -276,7 +276,7 @@ pub fn eventually<T>(
     clippy::disallowed_methods,
     reason = "the pause between two looks at a condition that has a bound"
 )]
-fn pause() {
+pub(crate) fn pause() {
     thread::sleep(LOOK);
 }
 

@@ -236,7 +236,7 @@ impl Bbr {
     }
 
     fn learn_rtt(&mut self, now: Instant, sample: &Sample) {
-        self.round.lowest_rtt = lower(self.round.lowest_rtt, sample.rtt);
+        self.round.lowest_rtt = Some(lower(self.round.lowest_rtt, sample.rtt));
         if self.min_rtt.is_none_or(|min_rtt| sample.rtt <= min_rtt) {
             self.min_rtt = Some(sample.rtt);
             self.min_rtt_at = now;
@@ -447,7 +447,7 @@ impl Bbr {
             } => {
                 let is_new = sample.sent >= since;
                 let lowest = if is_new {
-                    lower(lowest, sample.rtt)
+                    Some(lower(lowest, sample.rtt))
                 } else {
                     lowest
                 };

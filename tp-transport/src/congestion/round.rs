@@ -25,6 +25,6 @@ impl Round {
 }
 
 /// The shortest round trip, with one more.
-pub(super) fn lower(lowest: Option<Duration>, rtt: Duration) -> Option<Duration> {
-    Some(lowest.map_or(rtt, |lowest| lowest.min(rtt)))
+pub(super) fn lower(lowest: Option<Duration>, rtt: Duration) -> Duration {
+    lowest.map_or(rtt, |lowest| lowest.min(rtt))
 }
