@@ -175,8 +175,11 @@ async fn a_slow_reader_is_waited_for_after_the_last_byte() {
 
 type Ended = (SpliceEnd, u64, u64);
 
-/// An application and a target with the tunnel between them.
 /// What the kernel tells of a connection that its application probes whenever it is looked at.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the kernel may have nothing to tell, and the splice asks either"
+)]
 fn probed_once_more(_: &TcpStream) -> Option<Segments> {
     static PROBES: AtomicU32 = AtomicU32::new(0);
     let probes = PROBES.fetch_add(1, Ordering::Relaxed);
@@ -222,6 +225,7 @@ async fn a_connection_that_its_application_probes_is_probed_as_often_at_the_othe
     assert_eq!(settings.tcp_keepalive_retries().unwrap(), 3);
 }
 
+/// An application and a target with the tunnel between them.
 struct Ends {
     app: TcpStream,
     target: TcpStream,
