@@ -20,9 +20,7 @@ pub(crate) fn is_exempt() -> bool {
         .and_then(|leader| read::<ProcessName>(leader, setting!(offsets.task_comm)));
 
     // A word at a time; a comparison of arrays would be a call that this target lacks.
-    name.is_ok_and(|name| {
-        u128::from_ne_bytes(name) == u128::from_ne_bytes(setting!(exempt))
-    })
+    name.is_ok_and(|name| u128::from_ne_bytes(name) == u128::from_ne_bytes(setting!(exempt)))
 }
 
 /// Succeeds when the current task belongs to the session.

@@ -151,5 +151,7 @@ fn check_socket(ctx: &TcContext) -> Result<(), Counter> {
         return Err(Counter::NoSocket);
     }
 
-    marks::is_on(socket).then_some(()).ok_or(Counter::ForeignSocket)
+    marks::is_on(socket)
+        .then_some(())
+        .ok_or(Counter::ForeignSocket)
 }
