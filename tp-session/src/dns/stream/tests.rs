@@ -15,6 +15,7 @@ use crate::shared::Shared;
 struct Between {
     resolver: TcpStream,
     server: TcpStream,
+    shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
 
@@ -31,7 +32,8 @@ async fn between() -> Between {
         panic!("not IPv4")
     };
     let zone = Zone::new("cluster.local", "shop", []);
-    let dns = Dns::new(Arc::new(Shared::new(zone)));
+    let shared = Arc::new(Shared::new(zone));
+    let dns = Dns::new(Arc::clone(&shared));
     let (dialled, accepted) = tokio::join!(dns.dial(address), listener.accept());
     let (verdict, reached) = dialled;
     assert_eq!(verdict, Verdict::Connected);
@@ -44,6 +46,7 @@ async fn between() -> Between {
     Between {
         resolver,
         server: accepted.unwrap().0,
+        shared,
         task,
     }
 }
@@ -103,6 +106,7 @@ async fn an_answer_of_the_clusters_waits_for_no_other_but_splits_none() {
     let Between {
         mut resolver,
         mut server,
+        shared,
         ..
     } = between().await;
     let both = [query(1, FOREIGN), query(2, OURS)].concat();
@@ -115,6 +119,13 @@ async fn an_answer_of_the_clusters_waits_for_no_other_but_splits_none() {
     let mut half = vec![0; 9];
     resolver.read_exact(&mut half).await.unwrap();
     resolver.write_all(&query(3, OURS)).await.unwrap();
+    // Both directions are one task: when the answer has been decided, it waits for the boundary.
+    let is_decided = async {
+        while shared.counters.failed.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), is_decided).await.unwrap();
     let more = [&foreign[9..], &foreign[..5]].concat();
     server.write_all(&more).await.unwrap();
 
