@@ -113,8 +113,12 @@ fn ask(workstation: &Workstation, names: &[(String, String)]) -> Running {
     let pairs = names
         .iter()
         .map(|(name, address)| format!("{name}={address}"));
-    let mut command: Command =
-        workstation.command(&["python3", "-c", ASK, testbed_name_server().as_str()]);
+    let mut command: Command = workstation.command(&[
+        "/usr/bin/python3",
+        "-c",
+        ASK,
+        testbed_name_server().as_str(),
+    ]);
     command.args(pairs);
     Running::start(&mut command)
 }
