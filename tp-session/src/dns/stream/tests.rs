@@ -162,6 +162,7 @@ async fn the_end_of_one_side_is_the_end_of_that_side() {
         mut resolver,
         mut server,
         task,
+        ..
     } = between().await;
     let both = [query(1, FOREIGN), query(2, OURS)].concat();
     // And half a query, which the server may as well see.
