@@ -2,15 +2,14 @@
 
 use std::{
     fs::File,
-    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
-    os::fd::OwnedFd,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::{sync::Mutex, task::JoinSet, time::timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tp_core::dns::Zone;
 use tp_proto::{
@@ -23,13 +22,13 @@ use tp_transport::{CloseCode, PathChoice, SessionRef};
 
 use super::{
     cluster::{Cluster, Place},
-    dns::{Datagrams, Dns, servers},
+    datapath::Descriptors,
+    dns::servers,
     progress::Progress,
-    relay::{Aliases, Relay, Tun},
     renewal::Login,
     root_link::{self, RootLink},
     shared::Shared,
-    sys::{AliasTable, Heartbeat},
+    tasks::Tasks,
     uplink::{Established, Uplink},
 };
 
@@ -51,7 +50,7 @@ pub(super) struct Connection {
     login: Arc<Login>,
     first_session: SessionRef,
     stop: CancellationToken,
-    tasks: Mutex<JoinSet<()>>,
+    tasks: Tasks,
 }
 
 /// What the root daemon hands over.
@@ -59,12 +58,7 @@ struct Opened {
     root: Arc<RootLink>,
     version: String,
     pid: u32,
-    bundle: Bundle,
-    listener: TcpListener,
-    socket: UdpSocket,
-    tun: File,
-    table: AliasTable,
-    heartbeat: Heartbeat,
+    descriptors: Descriptors,
 }
 
 impl Connection {
@@ -117,12 +111,13 @@ impl Connection {
             (Err(fault), _) => return Err(fault),
         };
         let first_session = established.session().clone();
+        let tasks = Tasks::new(stop.clone());
         let this = Self {
             place,
             user,
             request,
             shared,
-            bundle: opened.bundle.clone(),
+            bundle: opened.descriptors.bundle().clone(),
             daemon_version: opened.version.clone(),
             daemon_pid: opened.pid,
             since: Timestamp::now(),
@@ -130,7 +125,7 @@ impl Connection {
             login,
             first_session,
             stop,
-            tasks: Mutex::default(),
+            tasks,
         };
         if let Err(fault) = this.start(steer, uplink, established, opened).await {
             this.close().await;
@@ -147,63 +142,28 @@ impl Connection {
         established: Established,
         opened: Opened,
     ) -> Result<(), Fault> {
-        let broken = |error: std::io::Error| {
-            Fault::new(
-                FaultKind::Failed,
-                format!("the data path cannot be used: {error}"),
-            )
-        };
-        let Opened {
-            bundle,
-            listener,
-            socket,
-            tun,
-            table,
-            heartbeat,
-            ..
-        } = opened;
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(broken)?;
-        let tun = Tun::new(tun).map_err(broken)?;
-        let aliases = Aliases {
-            table: Arc::new(table),
-            bundle,
-        };
-        let dns = Dns::new(Arc::clone(&self.shared));
-        let datagrams = Arc::new(Datagrams {
-            dns: Arc::clone(&dns),
-            aliases: aliases.clone(),
-            tun: tun.clone(),
-        });
-        let relay = Relay {
-            tun,
-            listener,
-            aliases,
-            shared: Arc::clone(&self.shared),
-            dns,
-        };
-        heartbeat.beat();
         self.shared.name_servers.send_replace(servers::current());
-        let mut tasks = self.tasks.lock().await;
-        let stop = self.stop.clone();
-        tasks.spawn(async move {
-            if let Err(error) = relay.run(stop).await {
-                tracing::error!(%error, "Relay failed");
-            }
-        });
-        tasks.spawn(async move {
-            if let Err(error) = datagrams.serve(socket, heartbeat).await {
-                tracing::error!(%error, "DNS failed");
-            }
-        });
-        tasks.spawn(uplink.run(established));
-        tasks.spawn(servers::watch(self.shared.name_servers.clone()));
+        opened
+            .descriptors
+            .serve(&self.shared, &self.tasks)
+            .map_err(|error| {
+                Fault::new(
+                    FaultKind::Failed,
+                    format!("the data path cannot be used: {error}"),
+                )
+            })?;
+        let servers = servers::watch(self.shared.name_servers.clone());
+        self.tasks.spawn("the uplink", uplink.run(established));
+        self.tasks.spawn("the watch over resolv.conf", servers);
         let shared = Arc::clone(&self.shared);
-        tasks.spawn(async move { shared.leads.forget().await });
+        let forget = async move { shared.leads.forget().await };
+        self.tasks.spawn("the list of addresses that names lead to", forget);
         // The hooks begin to steer only when everything behind them runs.
         self.steer(&steering).await?;
         self.name_servers().await?;
         let (root, shared) = (Arc::clone(&self.root), Arc::clone(&self.shared));
-        tasks.spawn(async move { follow(&root, &shared, &steering).await });
+        let follow = async move { follow(&root, &shared, &steering).await };
+        self.tasks.spawn("the link to the root daemon", follow);
 
         Ok(())
     }
@@ -225,9 +185,16 @@ impl Connection {
             .map(drop)
     }
 
-    /// Resolves when the root daemon has gone: nothing is steered any more.
-    pub(super) async fn root_gone(&self) {
-        self.root.gone().cancelled().await;
+    /// Resolves with a sentence for the user when the connection can go on no longer: the root
+    /// daemon has gone, and nothing is steered any more, or one of the tasks has ended.
+    pub(super) async fn lost(&self) -> String {
+        tokio::select! {
+            biased;
+            () = self.root.gone().cancelled() => {
+                "the root daemon has ended: run `tp connect` again".to_owned()
+            }
+            reason = self.tasks.lost() => reason,
+        }
     }
 
     pub(super) async fn counters(&self) -> Counters {
@@ -254,14 +221,9 @@ impl Connection {
                 up.tunnel.close(CloseCode::Quit).await;
             }
         };
-        let tasks = async {
-            let mut tasks = self.tasks.lock().await;
-            tasks.abort_all();
-            while tasks.join_next().await.is_some() {}
-        };
         tokio::join!(hooks, self.delete_sessions(), async {
             tunnel.await;
-            if timeout(CLOSE_LIMIT, tasks).await.is_err() {
+            if timeout(CLOSE_LIMIT, self.tasks.end()).await.is_err() {
                 tracing::info!("Tasks did not end in time");
             }
         });
@@ -387,23 +349,13 @@ async fn open_bundle(request: &ConnectRequest) -> Result<Opened, Fault> {
     let Reply::Opened(bundle) = reply else {
         return Err(root_link::unexpected());
     };
-    let [listener, socket, tun, table, heartbeat] =
-        <[OwnedFd; 5]>::try_from(fds).map_err(|_| root_link::unexpected())?;
-    let table = AliasTable::map(&table, bundle.alias_count)
-        .map_err(|error| failed("the alias table cannot be mapped", error))?;
-    let heartbeat = Heartbeat::map(&heartbeat)
-        .map_err(|error| failed("the heartbeat cannot be mapped", error))?;
+    let descriptors = Descriptors::new(bundle, fds)?;
 
     Ok(Opened {
         root: Arc::new(root),
         version,
         pid,
-        bundle,
-        listener: listener.into(),
-        socket: socket.into(),
-        tun: tun.into(),
-        table,
-        heartbeat,
+        descriptors,
     })
 }
 

@@ -13,6 +13,7 @@ use tp_transport::ipc;
 
 mod cluster;
 mod connection;
+mod datapath;
 mod dns;
 mod leads;
 mod log;
@@ -24,7 +25,12 @@ mod service;
 mod shared;
 mod status;
 mod sys;
+mod tasks;
 mod uplink;
+
+pub use datapath::Descriptors;
+pub use shared::{Shared, Up};
+pub use tasks::Tasks;
 
 /// For answers under way when the process ends.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);

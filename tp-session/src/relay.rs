@@ -13,7 +13,7 @@ use tokio::{
     io::unix::AsyncFd,
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
-    time::sleep_until,
+    time::{Interval, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tp_core::{
@@ -27,7 +27,7 @@ use tp_transport::{Dialed, Flow, splice_observed};
 use super::{
     dns::{self, Dns},
     shared::{FlowCount, Shared},
-    sys::{self, AliasTable},
+    sys::{self, AliasTable, BEAT, Heartbeat, Part},
 };
 
 /// As many as the listener's backlog.
@@ -96,6 +96,7 @@ pub(super) struct Relay {
     pub(super) aliases: Aliases,
     pub(super) shared: Arc<Shared>,
     pub(super) dns: Arc<Dns>,
+    pub(super) heartbeat: Arc<Heartbeat>,
 }
 
 /// What an approved attempt waits with for its connection.
@@ -118,6 +119,7 @@ struct Attempts {
     ready: HashMap<FlowKey, Ready>,
     dials: JoinSet<Dialling>,
     flows: JoinSet<()>,
+    beat: Interval,
 }
 
 enum Input {
@@ -137,7 +139,11 @@ impl Relay {
             ready: HashMap::new(),
             dials: JoinSet::new(),
             flows: JoinSet::new(),
+            beat: interval(BEAT),
         };
+        attempts
+            .beat
+            .set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut buffer = vec![0; MAX_PACKET];
         loop {
             match self.next_input(&mut attempts, &mut buffer, &stop).await? {
@@ -181,6 +187,10 @@ impl Relay {
         loop {
             let input = tokio::select! {
                 () = stop.cancelled() => Input::Stop,
+                _ = attempts.beat.tick() => {
+                    self.heartbeat.beat(Part::Relay);
+                    continue;
+                }
                 length = self.tun.read(buffer) => Input::Packet(length?),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => Input::Accepted(stream, peer),

@@ -38,7 +38,7 @@ enum Phase {
     Idle {
         since: Instant,
         /// Why there is no connection any more; empty if there was none.
-        reason: &'static str,
+        reason: String,
     },
     Connecting(Attempt),
     Connected(Arc<Connection>),
@@ -65,7 +65,7 @@ impl Service {
     pub(super) fn new(stop: CancellationToken) -> Self {
         let phase = Phase::Idle {
             since: Instant::now(),
-            reason: "",
+            reason: String::new(),
         };
         Self {
             phase: Arc::new(Mutex::new(phase)),
@@ -73,7 +73,7 @@ impl Service {
         }
     }
 
-    /// Ends a session that has no connection for long, and a connection whose root daemon has gone.
+    /// Ends a session that has no connection for long, and a connection that can go on no longer.
     pub(super) async fn supervise(&self) {
         loop {
             let connection = match &*self.phase.lock().await {
@@ -90,23 +90,23 @@ impl Service {
                 None => pause.await,
                 Some(connection) => tokio::select! {
                     () = pause => {}
-                    () = connection.root_gone() => {
-                        tracing::info!("The root daemon has ended, and the connection with it");
-                        self.leave(&connection).await;
+                    reason = connection.lost() => {
+                        tracing::info!(%reason, "Connection lost");
+                        self.leave(&connection, reason).await;
                     }
                 },
             }
         }
     }
 
-    /// The root daemon of `connection` has gone.
-    async fn leave(&self, connection: &Arc<Connection>) {
+    /// `connection` is lost.
+    async fn leave(&self, connection: &Arc<Connection>, reason: String) {
         connection.close().await;
         let mut phase = self.phase.lock().await;
         if matches!(&*phase, Phase::Connected(current) if Arc::ptr_eq(current, connection)) {
             *phase = Phase::Idle {
                 since: Instant::now(),
-                reason: "the root daemon has ended: run `tp connect` again",
+                reason,
             };
         }
     }
@@ -202,7 +202,7 @@ impl Service {
                 if matches!(&*phase, Phase::Connecting(_)) {
                     *phase = Phase::Idle {
                         since: Instant::now(),
-                        reason: "",
+                        reason: String::new(),
                     };
                 }
                 Err(fault)

@@ -24,21 +24,25 @@ use super::leads::Leads;
 
 /// The tunnel while there is one.
 #[derive(Clone)]
-pub(super) struct Up {
-    pub(super) tunnel: Tunnel,
-    pub(super) manager: ManagerClient<Channel>,
-    pub(super) replica: String,
-    pub(super) version: String,
+pub struct Up {
+    pub tunnel: Tunnel,
+    pub manager: ManagerClient<Channel>,
+    /// The pod of the manager at its other end.
+    pub replica: String,
+    pub version: String,
 }
 
-pub(super) struct Shared {
+/// What the tasks of one connection know in common.
+pub struct Shared {
     zone: RwLock<Zone>,
-    pub(super) up: watch::Sender<Option<Up>>,
+    /// The tunnel that is dialled through and asked; without one the cluster is unreachable.
+    pub up: watch::Sender<Option<Up>>,
     /// Why there is no tunnel, or will soon be none; empty otherwise.
     pub(super) reason: watch::Sender<String>,
     /// The cluster's service and pod networks.
     pub(super) networks: watch::Sender<Vec<IpNet>>,
-    pub(super) name_servers: watch::Sender<Vec<SocketAddrV4>>,
+    /// The servers whose queries are answered; the root daemon is told of them apart.
+    pub name_servers: watch::Sender<Vec<SocketAddrV4>>,
     pub(super) leads: Leads,
     pub(super) counters: Counters,
 }
@@ -104,7 +108,8 @@ impl Drop for FlowCount<'_> {
 }
 
 impl Shared {
-    pub(super) fn new(zone: Zone) -> Self {
+    /// No tunnel yet, and names as `zone` has them.
+    pub fn new(zone: Zone) -> Self {
         Self {
             zone: RwLock::new(zone),
             up: watch::Sender::new(None),
@@ -132,8 +137,8 @@ impl Shared {
         self.up.borrow().clone()
     }
 
-    /// What the manager says of its table.
-    pub(super) fn apply(&self, event: Event) {
+    /// Takes over what the manager says of its table.
+    pub fn apply(&self, event: Event) {
         self.change(|zone| {
             table::apply(zone, event);
             self.networks.send_if_modified(|known| {

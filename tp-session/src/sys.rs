@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::Duration,
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -56,9 +57,21 @@ pub(super) struct AliasTable {
     count: usize,
 }
 
-/// The sign of life that the port-53 hooks read.
+/// How often each part gives a sign of life. The hooks let port 53 pass when none came for 2 s.
+pub(super) const BEAT: Duration = Duration::from_millis(250);
+
+/// Who must be alive for names to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Relay,
+    Dns,
+}
+
+/// The sign of life that the port-53 hooks read: the older of what its two parts have given.
 pub(super) struct Heartbeat {
     map: Mapping,
+    relay: AtomicU64,
+    dns: AtomicU64,
 }
 
 struct Mapping {
@@ -115,16 +128,58 @@ impl Heartbeat {
 
         Ok(Self {
             map: Mapping::new(fd, size_of::<u64>(), protection)?,
+            relay: AtomicU64::new(0),
+            dns: AtomicU64::new(0),
         })
     }
 
-    /// Says that the session is alive now, in CLOCK_BOOTTIME nanoseconds.
-    pub(super) fn beat(&self) {
+    /// Says that `part` is alive now, in CLOCK_BOOTTIME nanoseconds.
+    pub(super) fn beat(&self, part: Part) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
         let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();
+        let (own, other) = match part {
+            Part::Relay => (&self.relay, &self.dns),
+            Part::Dns => (&self.dns, &self.relay),
+        };
+        let now = seconds * 1_000_000_000 + nanoseconds;
+        own.store(now, Ordering::Release);
+        let oldest = now.min(other.load(Ordering::Acquire));
         // SAFETY: the mapping is page-aligned and holds at least one word.
         let word = unsafe { &*self.map.start.cast::<AtomicU64>() };
-        word.store(seconds * 1_000_000_000 + nanoseconds, Ordering::Release);
+        word.store(oldest, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::{
+        fs::{MemfdFlags, ftruncate, memfd_create},
+        io::pread,
+    };
+
+    use super::*;
+
+    #[test]
+    fn the_heart_beats_only_while_all_parts_live() {
+        let fd = memfd_create("heartbeat", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, 4096).unwrap();
+        let heartbeat = Heartbeat::map(&fd).unwrap();
+        let read = || {
+            let mut word = [0; 8];
+            pread(&fd, &mut word, 0).unwrap();
+            u64::from_ne_bytes(word)
+        };
+
+        heartbeat.beat(Part::Dns);
+        assert_eq!(read(), 0, "the relay has never lived");
+        heartbeat.beat(Part::Relay);
+        heartbeat.beat(Part::Dns);
+        let last_of_relay = read();
+        heartbeat.beat(Part::Dns);
+        assert_eq!(read(), last_of_relay, "only DNS lives");
+        heartbeat.beat(Part::Relay);
+
+        assert!(read() > last_of_relay);
     }
 }

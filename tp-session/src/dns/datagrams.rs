@@ -5,7 +5,6 @@ use std::{
     net::{SocketAddrV4, UdpSocket},
     os::fd::AsRawFd,
     sync::Arc,
-    time::Duration,
 };
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
@@ -26,14 +25,12 @@ use super::{
 };
 use crate::{
     relay::{Aliases, Tun},
-    sys::{self, Heartbeat},
+    sys::{self, BEAT, Heartbeat, Part},
 };
 
 /// Queries passed on that no server has answered yet. One more makes the oldest forgotten: a
 /// server that is silent must not keep from a server that is not.
 const MAX_PASSED_ON: usize = 1024;
-/// The hooks let port 53 pass when no beat came for 2 s.
-const BEAT: Duration = Duration::from_millis(250);
 const MAX_MESSAGE: usize = 65_535;
 
 pub(crate) struct Datagrams {
@@ -65,11 +62,12 @@ struct Waiting {
 }
 
 impl Datagrams {
-    /// Answers datagrams, and says that it is alive: a session that hangs here loses port 53.
+    /// Answers datagrams, and says that it is alive: a session that hangs here, or in the relay, loses
+    /// port 53.
     pub(crate) async fn serve(
         self: Arc<Self>,
         socket: UdpSocket,
-        heartbeat: Heartbeat,
+        heartbeat: Arc<Heartbeat>,
     ) -> io::Result<()> {
         let socket = sys::watched(socket)?;
         let mut waiting = Waiting {
@@ -81,7 +79,7 @@ impl Datagrams {
         let mut buffer = vec![0; MAX_MESSAGE];
         loop {
             tokio::select! {
-                _ = beat.tick() => heartbeat.beat(),
+                _ = beat.tick() => heartbeat.beat(Part::Dns),
                 Some(()) = waiting.passed_on.join_next() => {}
                 Some(asked) = waiting.asked.join_next() => {
                     if let Ok(Asked { ends, query, fate }) = asked {

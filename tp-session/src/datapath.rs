@@ -1,0 +1,113 @@
+//! The session's end of the data path: the descriptors that the root daemon hands over, and the
+//! tasks that serve them.
+
+use std::{
+    fs::File,
+    io,
+    net::{TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
+
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    root::Bundle,
+};
+
+use super::{
+    dns::{Datagrams, Dns},
+    relay::{Aliases, Relay, Tun},
+    root_link,
+    shared::Shared,
+    sys::{AliasTable, Heartbeat, Part},
+    tasks::Tasks,
+};
+
+/// What the root daemon hands over with [`tp_proto::root::Reply::Opened`].
+pub struct Descriptors {
+    bundle: Bundle,
+    listener: TcpListener,
+    socket: UdpSocket,
+    tun: File,
+    table: AliasTable,
+    heartbeat: Heartbeat,
+}
+
+impl Descriptors {
+    /// Takes the descriptors in the order of the reply.
+    ///
+    /// # Errors
+    ///
+    /// If there are not five, or if the maps among them cannot be mapped into memory.
+    pub fn new(bundle: Bundle, fds: Vec<OwnedFd>) -> Result<Self, Fault> {
+        let failed = |what: &str, error: io::Error| {
+            Fault::new(
+                FaultKind::Failed,
+                format!("{what} cannot be mapped: {error}"),
+            )
+        };
+        let [listener, socket, tun, table, heartbeat] =
+            <[OwnedFd; 5]>::try_from(fds).map_err(|_| root_link::unexpected())?;
+        let table = AliasTable::map(&table, bundle.alias_count)
+            .map_err(|error| failed("the alias table", error))?;
+        let heartbeat =
+            Heartbeat::map(&heartbeat).map_err(|error| failed("the heartbeat", error))?;
+
+        Ok(Self {
+            bundle,
+            listener: listener.into(),
+            socket: socket.into(),
+            tun: tun.into(),
+            table,
+            heartbeat,
+        })
+    }
+
+    pub(crate) fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// Relays connections and answers queries until `tasks` end, through the tunnel of `shared`.
+    ///
+    /// # Errors
+    ///
+    /// If the runtime takes one of the descriptors for unusable.
+    pub fn serve(self, shared: &Arc<Shared>, tasks: &Tasks) -> io::Result<()> {
+        let Self {
+            bundle,
+            listener,
+            socket,
+            tun,
+            table,
+            heartbeat,
+        } = self;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let tun = Tun::new(tun)?;
+        let aliases = Aliases {
+            table: Arc::new(table),
+            bundle,
+        };
+        let heartbeat = Arc::new(heartbeat);
+        let dns = Dns::new(Arc::clone(shared));
+        let datagrams = Arc::new(Datagrams {
+            dns: Arc::clone(&dns),
+            aliases: aliases.clone(),
+            tun: tun.clone(),
+        });
+        let relay = Relay {
+            tun,
+            listener,
+            aliases,
+            shared: Arc::clone(shared),
+            dns,
+            heartbeat: Arc::clone(&heartbeat),
+        };
+        for part in [Part::Relay, Part::Dns] {
+            heartbeat.beat(part);
+        }
+        tasks.spawn("the relay", relay.run(tasks.stop_token().clone()));
+        tasks.spawn("the DNS service", datagrams.serve(socket, heartbeat));
+
+        Ok(())
+    }
+}
