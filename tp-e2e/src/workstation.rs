@@ -30,25 +30,40 @@ pub fn programs() -> &'static Path {
         fs::create_dir_all(&folder).expect("the testbed's folder is writable: run as root");
         for name in ["tp", "tp-daemon", "name-server"] {
             let built = built().join(name);
-            let bytes = fs::read(&built).unwrap_or_else(|error| {
-                panic!(
-                    "{}: {error}: build the programs with `cargo build --release`",
-                    built.display()
-                )
-            });
-            let installed = folder.join(name);
-            if fs::read(&installed).is_ok_and(|old| old == bytes) {
-                continue;
-            }
-            // Replaced as one: the old program may still run.
-            let part = folder.join(format!("{name}.part"));
-            fs::write(&part, bytes).expect("the testbed's folder is writable");
-            fs::set_permissions(&part, fs::Permissions::from_mode(0o755))
-                .expect("own files can be made executable");
-            fs::rename(&part, &installed).expect("files move within a folder");
+            assert!(
+                built.exists(),
+                "{} is missing: build the programs with `cargo build --release`",
+                built.display()
+            );
+            install(&built, &folder);
         }
         folder
     })
+}
+
+/// A file of the checkout where every account can read it: the checkout may lie below a folder
+/// that others may not enter.
+#[track_caller]
+pub fn readable_by_all(file: &Path) -> PathBuf {
+    install(file, programs())
+}
+
+/// Copies a file, unless it is there already.
+#[track_caller]
+fn install(file: &Path, folder: &Path) -> PathBuf {
+    let bytes = fs::read(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let name = file.file_name().expect("a file has a name");
+    let installed = folder.join(name);
+    if fs::read(&installed).is_ok_and(|old| old == bytes) {
+        return installed;
+    }
+    // Replaced as one: the old program may still run, and another test may read it.
+    let part = folder.join(format!("{}.{}", name.display(), std::process::id()));
+    fs::write(&part, bytes).expect("the testbed's folder is writable");
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("an own file");
+    fs::rename(&part, &installed).expect("files move within a folder");
+
+    installed
 }
 
 /// Where the programs are: TP_BIN_DIR, or where cargo puts those of the release profile.

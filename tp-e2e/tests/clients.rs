@@ -4,15 +4,15 @@ use std::path::Path;
 
 use tp_e2e::{
     cluster::{testbed, text},
-    workstation::Workstation,
+    workstation::{Workstation, readable_by_all},
 };
 
 fn client(file: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../testbed/clients")
-        .join(file)
-        .display()
-        .to_string()
+        .join(file);
+
+    readable_by_all(&source).display().to_string()
 }
 
 #[test]

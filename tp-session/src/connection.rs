@@ -157,7 +157,8 @@ impl Connection {
         self.tasks.spawn("the watch over resolv.conf", servers);
         let shared = Arc::clone(&self.shared);
         let forget = async move { shared.leads.forget().await };
-        self.tasks.spawn("the list of addresses that names lead to", forget);
+        self.tasks
+            .spawn("the list of addresses that names lead to", forget);
         // The hooks begin to steer only when everything behind them runs.
         self.steer(&steering).await?;
         self.name_servers().await?;

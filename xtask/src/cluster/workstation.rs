@@ -80,7 +80,19 @@ else
     export USER LOGNAME
     set -- setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups -- "$@"
 fi
-PATH=${{TP_BIN_DIR:-'{release}'}}:$dir/bin:$PATH
+programs=${{TP_BIN_DIR:-'{release}'}}
+if [ "$user" != root ]; then
+    # The checkout may lie below a folder that others may not enter.
+    mkdir -p "$dir/programs"
+    for name in tp tp-daemon; do
+        [ -f "$programs/$name" ] || continue
+        cmp -s "$programs/$name" "$dir/programs/$name" && continue
+        install -m 0755 "$programs/$name" "$dir/programs/$name.$$"
+        mv "$dir/programs/$name.$$" "$dir/programs/$name"
+    done
+    programs=$dir/programs
+fi
+PATH=$programs:$dir/bin:$PATH
 export KUBECONFIG HOME PATH
 unset XDG_RUNTIME_DIR XDG_STATE_HOME XDG_CONFIG_HOME XDG_CACHE_HOME
 # A mount namespace of its own, so that resolv.conf is the workstation's. Not `ip netns exec`: it hides control groups.
