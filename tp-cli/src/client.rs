@@ -1,41 +1,79 @@
 //! The way to the session of this user.
 
-use std::time::Duration;
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fd::OwnedFd,
+    time::Timespec,
+};
 use tonic::transport::Channel;
 use tp_proto::{
     fault::{Fault, FaultKind, chain},
-    local::{QuitRequest, session_client},
+    local::{QuitRequest, QuitResponse, session_client::SessionClient},
 };
 use tp_transport::ipc::{self, IpcError};
 
-pub(crate) type SessionClient = session_client::SessionClient<Channel>;
-
 /// Longest wait for an answer of the session to a question about itself.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 /// Longest wait for the end of a session: it flushes, then undoes.
 const QUIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
 
-/// The session of this user, if one listens.
-pub(crate) async fn find() -> Result<Option<SessionClient>, Fault> {
+/// A connection to the session. What was asked for through it may end with it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    client: SessionClient<Channel>,
+    process: Option<OwnedFd>,
+}
+
+impl Deref for Session {
+    type Target = SessionClient<Channel>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.client
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.client
+    }
+}
+
+/// The session of this user in this network namespace, if one listens.
+pub(crate) async fn find() -> Result<Option<Session>, Fault> {
     match ipc::connect(&ipc::socket_path()).await {
-        Ok(channel) => Ok(Some(SessionClient::new(channel))),
+        Ok(connected) => Ok(Some(Session {
+            client: SessionClient::new(connected.channel),
+            process: connected.process,
+        })),
         Err(IpcError::NoSession { .. }) => Ok(None),
         Err(error) => Err(fault(&error)),
     }
 }
 
 /// The session of this user; its absence is an error.
-pub(crate) async fn require() -> Result<SessionClient, Fault> {
+pub(crate) async fn require() -> Result<Session, Fault> {
     find().await?.ok_or_else(not_connected)
 }
 
 pub(crate) fn not_connected() -> Fault {
-    Fault::new(
-        FaultKind::NotConnected,
-        "not connected: run `tp connect` first",
-    )
+    let message = format!("not connected{}: run `tp connect` first", elsewhere());
+
+    Fault::new(FaultKind::NotConnected, message)
+}
+
+/// Where a user may have connected who is not connected here.
+pub(crate) fn elsewhere() -> &'static str {
+    if ipc::runs_elsewhere() {
+        " in this network namespace (a session runs in another one)"
+    } else {
+        ""
+    }
 }
 
 /// One question to the session, with a bound.
@@ -49,16 +87,30 @@ pub(crate) async fn ask<T>(
     }
 }
 
-/// Ends the session and waits until its socket is gone, so that a connect may follow at once.
-pub(crate) async fn quit(mut client: SessionClient) -> Result<(), Fault> {
+/// Ends the session for everybody and waits for its end, so that a connect may follow at once.
+pub(crate) async fn quit(session: Session) -> Result<QuitResponse, Fault> {
+    end(session, QuitRequest { unless_used: false }).await
+}
+
+/// Gives up what was asked for through this connection; the session ends if nobody else uses it.
+pub(crate) async fn leave(session: Session) -> Result<QuitResponse, Fault> {
+    end(session, QuitRequest { unless_used: true }).await
+}
+
+async fn end(session: Session, request: QuitRequest) -> Result<QuitResponse, Fault> {
+    let Session {
+        mut client,
+        process,
+    } = session;
     let ended = async {
-        client.quit(QuitRequest {}).await?;
+        let response = client.quit(request).await?.into_inner();
         drop(client);
-        // A socket that is being closed may hang up on who asks: only its absence is the end.
-        while !matches!(find().await, Ok(None)) {
-            tokio::time::sleep(POLL).await;
+        if !response.goes_on {
+            while !has_ended(process.as_ref()).await {
+                tokio::time::sleep(POLL).await;
+            }
         }
-        Ok(())
+        Ok(response)
     };
 
     tokio::time::timeout(QUIT, ended)
@@ -66,7 +118,18 @@ pub(crate) async fn quit(mut client: SessionClient) -> Result<(), Fault> {
         .unwrap_or_else(|_| Err(no_answer(QUIT)))
 }
 
-fn no_answer(after: Duration) -> Fault {
+/// Without a process to look at, only the absence of the socket is the end: one that is being
+/// closed may hang up on who asks.
+async fn has_ended(process: Option<&OwnedFd>) -> bool {
+    let Some(process) = process else {
+        return matches!(find().await, Ok(None));
+    };
+    let at_once = Timespec::default();
+
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&at_once)).is_ok_and(|ended| ended > 0)
+}
+
+pub(crate) fn no_answer(after: Duration) -> Fault {
     let message = format!(
         "the session did not answer within {} s: see its log in {}; ending the process \
          `tp-daemon session` leaves the network as it was before connecting",
@@ -77,7 +140,7 @@ fn no_answer(after: Duration) -> Fault {
     Fault::new(FaultKind::Unavailable, message)
 }
 
-fn fault(error: &IpcError) -> Fault {
+pub(crate) fn fault(error: &IpcError) -> Fault {
     let kind = match error {
         IpcError::Directory { .. } | IpcError::ForeignPeer { .. } => FaultKind::NoPermission,
         IpcError::NoSession { .. } => FaultKind::NotConnected,

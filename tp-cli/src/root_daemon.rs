@@ -11,6 +11,7 @@ use rustix::{
     },
 };
 use tp_proto::root::{MAX_PACKET, Reply, Request, SOCKET_PATH};
+use tp_transport::ipc::lock::{Occupant, occupant};
 
 /// Longest wait for each packet.
 const WAIT: Duration = Duration::from_secs(2);
@@ -29,7 +30,7 @@ pub(crate) enum Answer {
 }
 
 /// A root daemon that serves this user. One that ends with its last session does not end while
-/// this exists.
+/// this exists, and ends with it unless a session has come.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) version: String,
@@ -43,8 +44,26 @@ pub(crate) fn socket_path() -> PathBuf {
     std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from)
 }
 
+/// Asks; nothing depends on the answer.
 pub(crate) fn hello() -> Answer {
-    match exchange() {
+    ask(false)
+}
+
+/// Asks on behalf of a session that is about to need the root daemon.
+pub(crate) fn hello_to_connect() -> Answer {
+    ask(true)
+}
+
+/// Whether the root daemon's socket has no listener, without a word to one that has.
+pub(crate) fn is_gone() -> bool {
+    matches!(
+        occupant(&socket_path(), SocketType::SEQPACKET),
+        Ok(Occupant::Nobody | Occupant::Stale)
+    )
+}
+
+fn ask(connects: bool) -> Answer {
+    match exchange(connects) {
         Ok((reply, connection)) => match reply {
             Reply::Hello {
                 version,
@@ -70,7 +89,7 @@ pub(crate) fn hello() -> Answer {
     }
 }
 
-fn exchange() -> Result<(Reply, OwnedFd), Errno> {
+fn exchange(connects: bool) -> Result<(Reply, OwnedFd), Errno> {
     let socket = socket_with(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -84,6 +103,7 @@ fn exchange() -> Result<(Reply, OwnedFd), Errno> {
 
     let request = Request::Hello {
         version: tp_proto::VERSION.into(),
+        connects,
     };
     let packet = serde_json::to_vec(&request).expect("a request has a JSON form");
     // A peer that is not served gets its reply, and the end, before it asks.

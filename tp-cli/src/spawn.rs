@@ -13,6 +13,8 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::StatusRequest,
@@ -20,7 +22,7 @@ use tp_proto::{
 use tp_transport::ipc;
 
 use crate::{
-    client::{self, SessionClient},
+    client::{self, Session},
     files,
     progress::{Progress, note},
     root_daemon::{self, Answer, Running},
@@ -37,8 +39,45 @@ const SESSION_LOG: &str = "session-start.log";
 /// How much of a dying program's last words is quoted.
 const LAST_WORDS: usize = 400;
 
+/// Programs that this command has started and that may not answer yet. They are ended if it is
+/// interrupted before.
+#[derive(Debug, Default)]
+pub(crate) struct Started(Vec<Child>);
+
+impl Started {
+    /// All of them answer: they end by themselves when nobody uses them.
+    fn answer(&mut self) {
+        self.0.clear();
+    }
+
+    /// Ends those that do not answer, and waits for their end.
+    pub(crate) async fn end(&mut self) {
+        let ended = async {
+            for child in &mut self.0 {
+                let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+                while let Ok(None) = child.try_wait() {
+                    // Again, as long as it takes: one that has just begun may not heed it yet.
+                    if let Some(pid) = pid {
+                        let _ = kill_process(pid, Signal::TERM);
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
+            }
+        };
+        if tokio::time::timeout(ENDING, ended).await.is_err() {
+            for child in &mut self.0 {
+                let _ = child.kill();
+            }
+        }
+        self.0.clear();
+    }
+}
+
 /// Sees to it that a root daemon answers that serves this user, and goes on to.
-pub(crate) async fn root_daemon(progress: &mut Progress) -> anyhow::Result<Running> {
+pub(crate) async fn root_daemon(
+    progress: &mut Progress,
+    started: &mut Started,
+) -> anyhow::Result<Running> {
     if let Some(running) = running().await? {
         return Ok(running);
     }
@@ -46,14 +85,16 @@ pub(crate) async fn root_daemon(progress: &mut Progress) -> anyhow::Result<Runni
     let log = ipc::make_state_dir()
         .context("cannot make the state directory")?
         .join(ROOT_LOG);
-    let child = if rustix::process::geteuid().is_root() {
-        Some(start_as_root(&log)?)
+    let is_child = rustix::process::geteuid().is_root();
+    if is_child {
+        started.0.push(start_as_root(&log)?);
     } else {
         start_through_sudo(&log, progress)?;
-        None
-    };
+    }
+    let running = root_daemon_answers(started.0.last_mut().filter(|_| is_child), &log).await?;
+    started.answer();
 
-    root_daemon_answers(child, &log).await
+    Ok(running)
 }
 
 /// It ends with the session that it is started for, as one started through sudo does.
@@ -63,7 +104,6 @@ fn start_as_root(log: &Path) -> anyhow::Result<Child> {
     Command::new(&program)
         .args(["root", "--sudo"])
         .env("SUDO_UID", "0")
-        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(new_log(log)?)
@@ -103,21 +143,25 @@ fn start_through_sudo(log: &Path, progress: &mut Progress) -> anyhow::Result<()>
     Ok(())
 }
 
-/// A client of a session that was started here.
-pub(crate) async fn session(progress: &mut Progress) -> anyhow::Result<SessionClient> {
+/// A session that was started here.
+pub(crate) async fn session(
+    progress: &mut Progress,
+    started: &mut Started,
+) -> anyhow::Result<Session> {
     progress.step("starting the session");
     let program = files::daemon()?;
     let words = ipc::make_state_dir()
         .context("cannot make the state directory")?
         .join(SESSION_LOG);
-    let mut child = Command::new(&program)
+    let child = Command::new(&program)
         .arg("session")
-        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(new_log(&words)?)
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
+    started.0.push(child);
+    let child = started.0.last_mut().context("a session was started")?;
 
     let answers = async {
         loop {
@@ -127,7 +171,7 @@ pub(crate) async fn session(progress: &mut Progress) -> anyhow::Result<SessionCl
                 return Ok(session);
             }
             if let Some(status) = child.try_wait().context("cannot watch the session")? {
-                // Another `tp` may have been faster.
+                // Somebody may have started one by hand.
                 return match client::find().await? {
                     Some(session) => Ok(session),
                     None => Err(ended("the session", status, &words).into()),
@@ -136,12 +180,16 @@ pub(crate) async fn session(progress: &mut Progress) -> anyhow::Result<SessionCl
             tokio::time::sleep(POLL).await;
         }
     };
-    tokio::time::timeout(START, answers)
+    let session: anyhow::Result<Session> = tokio::time::timeout(START, answers)
         .await
-        .unwrap_or_else(|_| Err(not_answering("the session", &words).into()))
+        .unwrap_or_else(|_| Err(not_answering("the session", &words).into()));
+    let session = session?;
+    started.answer();
+
+    Ok(session)
 }
 
-async fn root_daemon_answers(mut child: Option<Child>, log: &Path) -> anyhow::Result<Running> {
+async fn root_daemon_answers(mut child: Option<&mut Child>, log: &Path) -> anyhow::Result<Running> {
     let answers = async {
         loop {
             if let Some(running) = running().await? {
@@ -168,36 +216,34 @@ async fn root_daemon_answers(mut child: Option<Child>, log: &Path) -> anyhow::Re
 /// The root daemon, if one runs and stays.
 async fn running() -> Result<Option<Running>, Fault> {
     let socket = root_daemon::socket_path();
-    let fault = match root_daemon::hello() {
-        Answer::Running(running) => return Ok(Some(running)),
-        Answer::Absent => return Ok(None),
-        Answer::Ending => {
-            let gone = async {
-                while socket.exists() {
-                    tokio::time::sleep(POLL).await;
-                }
-            };
-            // One that does not end is met again by the next question.
-            let _ = tokio::time::timeout(ENDING, gone).await;
-            return Ok(None);
-        }
-        Answer::Denied(reason) => Fault::new(
-            FaultKind::NoPermission,
-            format!(
-                "the root daemon at {} refuses this user: {reason} (`sudo usermod -aG tp $USER`)",
-                socket.display()
+    let socket = socket.display();
+    let end = Instant::now() + ENDING;
+    loop {
+        let (kind, message) = match root_daemon::hello_to_connect() {
+            Answer::Running(running) => return Ok(Some(running)),
+            Answer::Absent => return Ok(None),
+            Answer::Ending if Instant::now() < end => {
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
+            Answer::Ending => (
+                FaultKind::TemporaryFailure,
+                format!("the root daemon at {socket} is ending and does not end: try again"),
             ),
-        ),
-        Answer::Broken(reason) => Fault::new(
-            FaultKind::Unavailable,
-            format!(
-                "the root daemon at {} is unusable: {reason}",
-                socket.display()
+            Answer::Denied(reason) => (
+                FaultKind::NoPermission,
+                format!(
+                    "the root daemon at {socket} refuses this user: {reason} (`sudo usermod -aG \
+                     tp $USER`)"
+                ),
             ),
-        ),
-    };
-
-    Err(fault)
+            Answer::Broken(reason) => (
+                FaultKind::Unavailable,
+                format!("the root daemon at {socket} is unusable: {reason}"),
+            ),
+        };
+        return Err(Fault::new(kind, message));
+    }
 }
 
 /// Starts the daemon in the background if that needs no password.

@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+mod background;
 mod install;
 mod log;
 mod root;
+#[expect(unsafe_code, reason = "system calls without a safe wrapper")]
+mod sys;
 
 #[derive(Debug, Parser)]
 #[command(name = "tp-daemon", version = tp_proto::VERSION, about = "The background programs of tp")]
@@ -32,7 +35,11 @@ enum Role {
 fn main() -> ExitCode {
     let result = match Args::parse().role {
         Role::Root(args) => named().and_then(|()| root::run(args)),
-        Role::Session(args) => named().and_then(|()| tp_session::run(args)),
+        Role::Session(args) => named().and_then(|()| {
+            // What a session writes is its user's.
+            background::enter(0o077);
+            tp_session::run(args)
+        }),
         Role::Install(args) => install::run(args),
         Role::Uninstall(args) => install::run_uninstall(args),
     };

@@ -9,21 +9,22 @@ use std::{
     io::{self, IsTerminal as _},
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt, FileTypeExt, lchown},
+        unix::fs::{DirBuilderExt, lchown},
     },
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use rustix::{
+    event::poll,
     fs::Mode,
-    net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
-    },
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
     process::umask,
+    time::Timespec,
 };
+use tp_transport::ipc::lock::{Lock, Occupant, SocketFile, occupant};
 use tracing_subscriber::EnvFilter;
 
 mod aliases;
@@ -42,13 +43,19 @@ mod sudo;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
 
-use crate::log::Stderr;
+use crate::{background, log::Stderr};
 use bundle::Tuning;
 use connection::Context as Shared;
 use peer::Admission;
 use server::{Lifetime, Server};
 
 const BACKLOG: i32 = 64;
+/// Longest wait for the right to bind the socket.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+const LOCK_LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RootArgs {
@@ -97,6 +104,8 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the root daemon needs root: start it with `sudo tp-daemon root --sudo`");
     }
+    let socket = std::path::absolute(&args.socket).context("the socket needs a path")?;
+    background::enter(0o022);
     tracing_subscriber::fmt()
         .with_env_filter(log_filter())
         .with_writer(Mutex::new(Stderr::new()))
@@ -120,8 +129,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let listener = open_socket(&args.socket, admission)?;
-    let _socket = RemoveOnDrop(&args.socket);
+    let (listener, _file) = open_socket(&socket, admission)?;
     tracing::info!(version = tp_proto::VERSION, "Root daemon is ready");
 
     runtime.block_on(async { Server::new(listener, admission, context)?.run().await })
@@ -137,8 +145,9 @@ fn log_filter() -> EnvFilter {
         .fold(filter, EnvFilter::add_directive)
 }
 
-/// Listens where only those who are served may connect.
-fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<OwnedFd> {
+/// Listens where only those who are served may connect, unless another root daemon does. The
+/// socket of one that died makes way.
+fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<(OwnedFd, SocketFile)> {
     let place = || format!("cannot listen at {}", path.display());
     let directory = path.parent().context("the socket needs a directory")?;
     fs::DirBuilder::new()
@@ -146,7 +155,17 @@ fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<OwnedFd> {
         .mode(0o755)
         .create(directory)
         .with_context(place)?;
-    remove_stale(path).with_context(place)?;
+    let lock_path = path.with_extension("lock");
+    // While somebody else binds, nobody can tell a socket that is stale from one that is new.
+    let _lock = lock(&lock_path).with_context(place)?;
+    match occupant(path, SocketType::SEQPACKET).with_context(place)? {
+        Occupant::Nobody => {}
+        Occupant::Stale => fs::remove_file(path).with_context(place)?,
+        Occupant::Living => bail!(
+            "{}: another root daemon serves there, or something else is in the way",
+            place()
+        ),
+    }
 
     let (uid, gid, mode) = match admission {
         Admission::Group { gid: Some(gid) } => (0, gid, 0o660),
@@ -154,42 +173,37 @@ fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<OwnedFd> {
         Admission::Only { uid } => (uid, 0, 0o600),
     };
     let address = SocketAddrUnix::new(path).with_context(place)?;
-    let socket = seqpacket(SocketFlags::CLOEXEC)?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .with_context(place)?;
     // By the mask and without following links: nothing that somebody puts in place of the socket
     // changes hands.
     umask(Mode::from_raw_mode(!mode & 0o777));
     bind(&socket, &address).with_context(place)?;
     lchown(path, Some(uid), Some(gid)).with_context(place)?;
     listen(&socket, BACKLOG).with_context(place)?;
+    let file = SocketFile::of(path, &lock_path).with_context(place)?;
 
-    Ok(socket)
+    Ok((socket, file))
 }
 
-/// Removes the socket of a daemon that died; refuses to take it from one that lives.
-fn remove_stale(path: &Path) -> anyhow::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error.into()),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            bail!("something that is not a socket is in the way")
+/// Others hold it for as long as it takes to bind a socket.
+fn lock(path: &Path) -> anyhow::Result<Lock> {
+    let end = Instant::now() + LOCK_LIMIT;
+    loop {
+        if let Some(lock) = Lock::try_acquire(path)? {
+            return Ok(lock);
         }
-        Ok(_) => {}
+        if Instant::now() >= end {
+            bail!("another root daemon is starting");
+        }
+        // A pause; there is no descriptor to wait for.
+        let _ = poll(&mut [], Some(&LOCK_LOOK));
     }
-    let probe = seqpacket(SocketFlags::CLOEXEC)?;
-    if connect(&probe, &SocketAddrUnix::new(path)?).is_ok() {
-        bail!("another root daemon serves there");
-    }
-
-    Ok(fs::remove_file(path)?)
-}
-
-fn seqpacket(flags: SocketFlags) -> io::Result<OwnedFd> {
-    Ok(socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        flags,
-        None,
-    )?)
 }
 
 /// Looks a group up in /etc/group; a number stands for itself.
@@ -210,16 +224,6 @@ fn parse_group(groups: &str, name: &str) -> Option<u32> {
 
         is_wanted.then_some(gid)
     })
-}
-
-struct RemoveOnDrop<'a>(&'a Path);
-
-impl Drop for RemoveOnDrop<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(self.0) {
-            tracing::debug!(%error, "Cannot remove the socket");
-        }
-    }
 }
 
 #[cfg(test)]

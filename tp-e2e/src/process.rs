@@ -251,6 +251,13 @@ pub fn signal(pid: u32, signal: Signal) {
     kill_process(pid, signal).unwrap_or_else(|error| panic!("signal to {pid:?}: {error}"));
 }
 
+/// The same for a process that may have ended.
+pub fn kill_if_there(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
 /// Asks `probe` until it gives a value; fails the test with the last refusal when the bound passes.
 #[track_caller]
 pub fn eventually<T>(

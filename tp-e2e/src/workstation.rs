@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
@@ -225,7 +225,11 @@ impl Workstation {
 
     /// nsenter and what makes the environment that of this person.
     fn place(&self) -> Command {
-        let mut command = testbed().inside(&testbed().workstation());
+        self.place_in(&testbed().workstation())
+    }
+
+    fn place_in(&self, namespace: &str) -> Command {
+        let mut command = testbed().inside(namespace);
         command
             .args(["unshare", "--mount", "--propagation", "private", "sh", "-c"])
             .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
@@ -255,6 +259,14 @@ impl Workstation {
         account.ensure();
         let mut command = self.place();
         command.args(account.prefix()).args(words);
+        command
+    }
+
+    /// A command as this person in another network namespace of the testbed.
+    pub fn command_in(&self, namespace: &str, words: &[&str]) -> Command {
+        self.account.ensure();
+        let mut command = self.place_in(namespace);
+        command.args(self.account.prefix()).args(words);
         command
     }
 
@@ -372,6 +384,15 @@ impl Workstation {
 
     pub fn state_dir(&self) -> PathBuf {
         self.home.path().join("state")
+    }
+
+    /// Of the session in the workstation's network namespace.
+    pub fn session_socket(&self) -> PathBuf {
+        let namespace = format!("/run/netns/{}", testbed().workstation());
+        let namespace = fs::metadata(namespace).expect("the workstation has a namespace");
+        self.home
+            .path()
+            .join(format!("run/tp/session-{}.sock", namespace.ino()))
     }
 
     pub fn root_socket(&self) -> &Path {

@@ -199,7 +199,7 @@ fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
     let pid = connecting.pid();
     tp_e2e::process::eventually("tp to run", Duration::from_secs(5), || {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let session = workstation.home().join("run/tp/session.sock");
+        let session = workstation.session_socket();
         if name.trim() == "tp" && session.exists() {
             Ok(())
         } else {

@@ -123,7 +123,7 @@ fn a_user_outside_the_group_cannot_use_the_root_daemon() {
 #[test]
 fn the_socket_of_a_session_serves_its_own_user_only() {
     let workstation = Workstation::shared();
-    let socket = workstation.home().join("run/tp/session.sock");
+    let socket = workstation.session_socket();
     let socket = socket.to_str().expect("the testbed's path is UTF-8");
     // Root passes every folder, and is refused by the session itself.
     for (account, is_served) in [

@@ -67,6 +67,11 @@ impl Fault {
     }
 }
 
+/// Whether the other side said this, rather than the connection to it broke.
+pub fn is_said(status: &tonic::Status) -> bool {
+    status.metadata().contains_key(KIND_KEY)
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

@@ -24,7 +24,13 @@ pub const MAX_PACKET: usize = 64 * 1024;
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
     /// Who are you? Allowed to every peer that may connect.
-    Hello { version: String },
+    Hello {
+        version: String,
+        /// A session is about to need the root daemon. One that ends with the last session ends
+        /// when the last peer that said so has gone, whether the session came or not.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        connects: bool,
+    },
     /// Make the bundle of this session. Carries one descriptor: the session's network namespace
     /// (an open `/proc/self/ns/net`). At most one bundle per connection.
     Open(OpenBundle),

@@ -21,8 +21,16 @@ fn requests_are_these_packets() {
     golden(
         &Request::Hello {
             version: "0.1.0".into(),
+            connects: false,
         },
         r#"{"request":"hello","version":"0.1.0"}"#,
+    );
+    golden(
+        &Request::Hello {
+            version: "0.1.0".into(),
+            connects: true,
+        },
+        r#"{"request":"hello","version":"0.1.0","connects":true}"#,
     );
     golden(&open(Scope::User), r#"{"request":"open","scope":"user"}"#);
     golden(
@@ -112,7 +120,8 @@ fn fields_that_are_not_known_are_harmless() {
     assert_eq!(
         request,
         Request::Hello {
-            version: "0.2.0".into()
+            version: "0.2.0".into(),
+            connects: false,
         }
     );
 

@@ -45,6 +45,8 @@ pub(super) struct Connection {
     pub(super) bundle: Bundle,
     pub(super) daemon_version: String,
     pub(super) daemon_pid: u32,
+    /// The root daemon ends with this session.
+    pub(super) root_daemon_ends: bool,
     pub(super) since: Timestamp,
     root: Arc<RootLink>,
     login: Arc<Login>,
@@ -56,8 +58,6 @@ pub(super) struct Connection {
 /// What the root daemon hands over.
 struct Opened {
     root: Arc<RootLink>,
-    version: String,
-    pid: u32,
     descriptors: Descriptors,
 }
 
@@ -76,9 +76,11 @@ impl Connection {
         let cluster = Arc::new(Cluster::load(&request).await?);
         let place = cluster.place.clone();
         steer.spare(&place.server);
-        progress
-            .step(format!("logging in to {}", place.server))
-            .await;
+        // First, and before anybody hears of a step: from then on a root daemon that ends with its
+        // last session waits for this one.
+        let root = RootLink::connect().await?;
+        tp_proto::version::check("the root daemon", &root.version)?;
+        progress.step(format!("logging in to {}", place.server));
         let (user, (), replicas) = tokio::try_join!(
             cluster.user(),
             cluster.check_namespace(),
@@ -100,7 +102,7 @@ impl Connection {
         });
         let (established, opened) = tokio::join!(
             uplink.establish(&user, &replicas, progress),
-            open_bundle(&request)
+            open_bundle(root, &request)
         );
         let (established, opened) = match (established, opened) {
             (Ok(established), Ok(opened)) => (established, opened),
@@ -118,8 +120,9 @@ impl Connection {
             request,
             shared,
             bundle: opened.descriptors.bundle().clone(),
-            daemon_version: opened.version.clone(),
-            daemon_pid: opened.pid,
+            daemon_version: opened.root.version.clone(),
+            daemon_pid: opened.root.pid,
+            root_daemon_ends: opened.root.ends,
             since: Timestamp::now(),
             root: Arc::clone(&opened.root),
             login,
@@ -196,6 +199,11 @@ impl Connection {
             }
             reason = self.tasks.lost() => reason,
         }
+    }
+
+    /// Whether [`Self::lost`] has something to say.
+    pub(super) fn is_lost(&self) -> bool {
+        self.root.gone().is_cancelled() || self.tasks.are_lost()
     }
 
     pub(super) async fn counters(&self) -> Counters {
@@ -330,9 +338,7 @@ impl Steering {
     }
 }
 
-async fn open_bundle(request: &ConnectRequest) -> Result<Opened, Fault> {
-    let (root, version, pid) = RootLink::connect().await?;
-    tp_proto::version::check("the root daemon", &version)?;
+async fn open_bundle(root: RootLink, request: &ConnectRequest) -> Result<Opened, Fault> {
     let scope = if request.cgroup.is_empty() {
         Scope::User
     } else {
@@ -354,8 +360,6 @@ async fn open_bundle(request: &ConnectRequest) -> Result<Opened, Fault> {
 
     Ok(Opened {
         root: Arc::new(root),
-        version,
-        pid,
         descriptors,
     })
 }

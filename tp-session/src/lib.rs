@@ -64,7 +64,7 @@ pub fn run(args: SessionArgs) -> anyhow::Result<()> {
 }
 
 async fn serve() -> anyhow::Result<()> {
-    let listener = ipc::Listener::bind(&ipc::socket_path())?;
+    let listener = ipc::Listener::bind(&ipc::socket_path()).await?;
     let stop = CancellationToken::new();
     let service = service::Service::new(stop.clone());
     let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;

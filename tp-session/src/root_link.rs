@@ -42,13 +42,17 @@ struct Call {
 
 /// Closes the connection, and with it the lease, when dropped.
 pub(super) struct RootLink {
+    pub(super) version: String,
+    pub(super) pid: u32,
+    /// It was started for this user, and ends with the session.
+    pub(super) ends: bool,
     call_tx: mpsc::Sender<Call>,
     gone: CancellationToken,
     _task: AbortOnDropHandle<()>,
 }
 
 impl RootLink {
-    pub(super) async fn connect() -> Result<(Self, String, u32), Fault> {
+    pub(super) async fn connect() -> Result<Self, Fault> {
         let path =
             std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from);
         let socket = open(&path).map_err(|error| absent(&path, &error))?;
@@ -56,16 +60,29 @@ impl RootLink {
         let (call_tx, call_rx) = mpsc::channel(QUEUE);
         let gone = CancellationToken::new();
         let task = tokio::spawn(run(socket, call_rx, gone.clone()));
-        let this = Self {
+        let mut this = Self {
+            version: String::new(),
+            pid: 0,
+            ends: false,
             call_tx,
             gone,
             _task: AbortOnDropHandle::new(task),
         };
         let hello = Request::Hello {
             version: tp_proto::VERSION.to_owned(),
+            connects: true,
         };
         match this.call(hello, None).await?.0 {
-            Reply::Hello { version, pid, .. } => Ok((this, version, pid)),
+            Reply::Hello {
+                version,
+                pid,
+                ends_with_last_session,
+            } => {
+                this.version = version;
+                this.pid = pid;
+                this.ends = ends_with_last_session;
+                Ok(this)
+            }
             _ => Err(unexpected()),
         }
     }

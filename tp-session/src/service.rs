@@ -4,8 +4,8 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use tokio::{
-    sync::{Mutex, mpsc},
-    time::{Instant, timeout},
+    sync::{Mutex, mpsc, watch},
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -13,62 +13,44 @@ use tonic::{Request, Response, Status as GrpcStatus};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{
-        ConnectEvent, ConnectRequest, Connected, ListRequest, ListResponse, QuitRequest,
+        ConnectEvent, ConnectRequest, Connected, Ending, ListRequest, ListResponse, QuitRequest,
         QuitResponse, Status, StatusRequest, VersionRequest, VersionResponse, Workload,
         connect_event::Event, session_server::Session,
     },
     tunnel::{ListWorkloadsRequest, WorkloadPort},
 };
+use tp_transport::ipc::Presence;
 
 use super::{
-    cluster::Place, connection::Connection, progress::Progress, root_link::RootLink, status,
+    cluster::Place,
+    connection::Connection,
+    progress::{Progress, Stage},
+    root_link::RootLink,
+    status,
 };
+use users::{Handle, Met, Phase, State};
 
 mod same;
+mod users;
 
-/// Progress that waits for a slow reader; when full, connecting waits with it.
+/// Events that wait for a slow reader; when full, whoever is told waits with it.
 const EVENTS: usize = 16;
 const LIST_LIMIT: Duration = Duration::from_secs(8);
-/// For an attempt that nobody wants any more to undo what it has done.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
 /// A session that nobody connects with ends.
 const UNUSED: Duration = Duration::from_secs(30);
-
-enum Phase {
-    Idle {
-        since: Instant,
-        /// Why there is no connection any more; empty if there was none.
-        reason: String,
-    },
-    Connecting(Attempt),
-    Connected(Arc<Connection>),
-    Ending,
-}
-
-#[derive(Clone, Default)]
-struct Attempt {
-    /// Cancelled when nobody wants it any more.
-    unwanted: CancellationToken,
-    /// Cancelled when it is over and has left nothing behind.
-    over: CancellationToken,
-}
 
 /// Clones share the state.
 #[derive(Clone)]
 pub(super) struct Service {
-    phase: Arc<Mutex<Phase>>,
+    state: Arc<Mutex<State>>,
     /// Cancelled when the process is to end.
     stop: CancellationToken,
 }
 
 impl Service {
     pub(super) fn new(stop: CancellationToken) -> Self {
-        let phase = Phase::Idle {
-            since: Instant::now(),
-            reason: String::new(),
-        };
         Self {
-            phase: Arc::new(Mutex::new(phase)),
+            state: Arc::new(Mutex::new(State::new())),
             stop,
         }
     }
@@ -76,15 +58,17 @@ impl Service {
     /// Ends a session that has no connection for long, and a connection that can go on no longer.
     pub(super) async fn supervise(&self) {
         loop {
-            let connection = match &*self.phase.lock().await {
-                Phase::Idle { since, .. } if since.elapsed() >= UNUSED => {
+            let state = self.state.lock().await;
+            let connection = match &state.phase {
+                Phase::Idle { since, .. } if since.elapsed() >= UNUSED && !state.is_used() => {
                     tracing::info!("Nobody connects: ending");
                     return;
                 }
-                Phase::Connected(connection) => Some(Arc::clone(connection)),
-                Phase::Idle { .. } | Phase::Connecting(_) => None,
-                Phase::Ending => return,
+                Phase::Connected { connection, .. } => Some(Arc::clone(connection)),
+                Phase::Idle { .. } | Phase::Connecting(_) | Phase::Lost { .. } => None,
+                Phase::Ending => break,
             };
+            drop(state);
             let pause = tokio::time::sleep(Duration::from_secs(1));
             match connection {
                 None => pause.await,
@@ -92,136 +76,189 @@ impl Service {
                     () = pause => {}
                     reason = connection.lost() => {
                         tracing::info!(%reason, "Connection lost");
-                        self.leave(&connection, reason).await;
+                        self.lose(&connection, reason).await;
                     }
                 },
             }
         }
+        self.stop.cancelled().await;
     }
 
-    /// `connection` is lost.
-    async fn leave(&self, connection: &Arc<Connection>, reason: String) {
+    /// `connection` can go on no longer.
+    async fn lose(&self, connection: &Arc<Connection>, reason: String) {
+        let Some(down) = self.state.lock().await.lose(connection, reason) else {
+            return;
+        };
         connection.close().await;
-        let mut phase = self.phase.lock().await;
-        if matches!(&*phase, Phase::Connected(current) if Arc::ptr_eq(current, connection)) {
-            *phase = Phase::Idle {
-                since: Instant::now(),
-                reason,
-            };
-        }
+        self.state.lock().await.rest();
+        down.cancel();
     }
 
     /// Takes the connection down, whatever its phase.
     pub(super) async fn end(&self) {
-        let phase = std::mem::replace(&mut *self.phase.lock().await, Phase::Ending);
-        match phase {
-            Phase::Connected(connection) => connection.close().await,
-            Phase::Connecting(attempt) => {
-                attempt.unwanted.cancel();
-                if timeout(ATTEMPT_LIMIT, attempt.over.cancelled())
-                    .await
-                    .is_err()
-                {
-                    tracing::info!("The attempt to connect did not end in time");
-                }
-            }
-            Phase::Idle { .. } | Phase::Ending => {}
-        }
+        let phase = self.state.lock().await.end();
+        phase.take_down().await;
     }
 
     async fn connected(&self) -> Result<Arc<Connection>, Fault> {
-        match &*self.phase.lock().await {
-            Phase::Connected(connection) => Ok(Arc::clone(connection)),
+        match &self.state.lock().await.phase {
+            Phase::Connected { connection, .. } => Ok(Arc::clone(connection)),
             Phase::Connecting(_) => Err(Fault::new(
                 FaultKind::TemporaryFailure,
                 "the session is still connecting: try again",
             )),
-            Phase::Idle { .. } | Phase::Ending => Err(Fault::new(
+            Phase::Idle { .. } | Phase::Lost { .. } | Phase::Ending => Err(Fault::new(
                 FaultKind::NotConnected,
                 "not connected: run `tp connect` first",
             )),
         }
     }
 
-    /// Begins an attempt, or says that there is nothing to do.
-    async fn begin(&self, request: &ConnectRequest) -> Result<Begun, Fault> {
-        let mut phase = self.phase.lock().await;
-        let connection = match &*phase {
-            Phase::Idle { .. } => {
-                let attempt = Attempt::default();
-                *phase = Phase::Connecting(attempt.clone());
-                return Ok(Begun::Attempt(attempt));
-            }
-            Phase::Connecting(_) => {
-                return Err(Fault::new(
-                    FaultKind::TemporaryFailure,
-                    "another `tp connect` is under way: wait for it, or end it with `tp quit`",
-                ));
-            }
-            Phase::Connected(connection) => Arc::clone(connection),
-            Phase::Ending => {
-                return Err(Fault::new(
-                    FaultKind::TemporaryFailure,
-                    "the session is ending: try again",
-                ));
-            }
-        };
-        // The API server may have to be asked, and `tp quit` must not wait for it.
-        drop(phase);
-        same::check(&connection, request).await?;
-
-        Ok(Begun::Already(connected(&connection.place, true)))
+    /// From here on the peer is a user, until its connection ends.
+    async fn enter(&self, presence: &Presence) {
+        if !self.state.lock().await.enter(presence.id()) {
+            return;
+        }
+        let (this, presence) = (self.clone(), presence.clone());
+        // Ends with the connection that it watches.
+        tokio::spawn(async move {
+            presence.gone().await;
+            this.leave(presence.id()).await;
+        });
     }
 
-    async fn attempt(
-        self,
-        request: ConnectRequest,
-        attempt: Attempt,
-        event_tx: mpsc::Sender<Result<ConnectEvent, GrpcStatus>>,
-    ) {
-        let _over = attempt.over.drop_guard();
-        let progress = Progress::new(event_tx.clone());
-        let opened = Connection::open(request, &progress).await;
-        let result = match opened {
+    /// The user wants nothing any more. Whether the session goes on, for others.
+    async fn leave(&self, user: u64) -> bool {
+        let Some(rest) = self.state.lock().await.leave(user) else {
+            return true;
+        };
+        self.finish(rest).await;
+
+        false
+    }
+
+    /// Takes down what is left and lets the process end; somebody else may be doing so.
+    async fn finish(&self, rest: Phase) {
+        match rest {
+            Phase::Ending => self.stop.cancelled().await,
+            rest => {
+                rest.take_down().await;
+                self.stop.cancel();
+            }
+        }
+    }
+
+    /// Tells `events` what becomes of the request, step by step.
+    async fn answer(self, user: u64, request: ConnectRequest, events: Events) {
+        let result = tokio::select! {
+            // Whoever asked has gone.
+            () = events.0.closed() => return,
+            result = self.obtain(user, &request, &events) => result,
+        };
+        match result {
+            Ok(event) => events.send(event).await,
+            Err(fault) => events.fail(fault).await,
+        }
+    }
+
+    /// The connection that `request` asks for: the one there is, or that of the attempt under way,
+    /// or a new one.
+    async fn obtain(
+        &self,
+        user: u64,
+        request: &ConnectRequest,
+        events: &Events,
+    ) -> Result<Event, Fault> {
+        loop {
+            let met = self.state.lock().await.meet(user, request);
+            match met {
+                Met::Nothing(handle) => {
+                    let stage = handle.stage.subscribe();
+                    // Owned by the phase: its end waits for it, and every step of it has a bound.
+                    tokio::spawn(self.clone().attempt(request.clone(), handle));
+                    return follow(stage, events).await;
+                }
+                Met::Same(stage) => return follow(stage, events).await,
+                Met::Other(mut stage) => {
+                    events.step("waiting for another `tp connect`").await;
+                    // An attempt that broke off is over as well.
+                    drop(stage.wait_for(Stage::is_over).await);
+                }
+                Met::Connection(connection) => {
+                    events.step("comparing with the connection there is").await;
+                    // The API server may have to be asked, and `tp quit` must not wait for it.
+                    same::check(&connection, request).await?;
+                    if self.state.lock().await.keep(&connection, request) {
+                        return Ok(Event::Connected(connected(&connection.place, true)));
+                    }
+                }
+                Met::Lost(down) => {
+                    events.step("taking the lost connection down").await;
+                    down.cancelled().await;
+                }
+                Met::End => return Ok(Event::Ending(Ending {})),
+            }
+        }
+    }
+
+    async fn attempt(self, request: ConnectRequest, handle: Handle) {
+        let _over = handle.over.drop_guard();
+        let progress = Progress::new(handle.stage.clone());
+        let result = match Connection::open(request, &progress).await {
             Ok(connection) => {
-                let mut phase = self.phase.lock().await;
-                let is_wanted =
-                    matches!(&*phase, Phase::Connecting(_)) && !attempt.unwanted.is_cancelled();
-                if is_wanted {
-                    let answer = connected(&connection.place, false);
-                    *phase = Phase::Connected(connection);
-                    Ok(answer)
-                } else {
-                    drop(phase);
-                    connection.close().await;
-                    Err(Fault::new(FaultKind::Failed, "the attempt was ended"))
+                let wanted = self.state.lock().await.succeed(&connection);
+                match wanted {
+                    Some(()) => Ok(connected(&connection.place, false)),
+                    None => {
+                        connection.close().await;
+                        self.state.lock().await.fail();
+                        Err(users::ended())
+                    }
                 }
             }
             Err(fault) => {
-                let mut phase = self.phase.lock().await;
-                if matches!(&*phase, Phase::Connecting(_)) {
-                    *phase = Phase::Idle {
-                        since: Instant::now(),
-                        reason: String::new(),
-                    };
-                }
+                self.state.lock().await.fail();
                 Err(fault)
             }
         };
-        let event = match result {
-            Ok(connected) => Ok(ConnectEvent {
-                event: Some(Event::Connected(connected)),
-            }),
-            Err(fault) => Err(fault.into()),
-        };
-        // Whoever asked may have gone; the connection stays all the same.
-        drop(event_tx.send(event).await);
+        // The connection stays, also if all who asked for it are told by other means.
+        handle.stage.send_replace(Stage::Over(result));
     }
 }
 
-enum Begun {
-    Attempt(Attempt),
-    Already(Connected),
+/// What one caller of Connect hears.
+struct Events(mpsc::Sender<Result<ConnectEvent, GrpcStatus>>);
+
+impl Events {
+    async fn send(&self, event: Event) {
+        let event = Ok(ConnectEvent { event: Some(event) });
+        // A listener that has gone is noticed elsewhere.
+        drop(self.0.send(event).await);
+    }
+
+    async fn step(&self, phrase: &str) {
+        self.send(Event::Progress(phrase.to_owned())).await;
+    }
+
+    async fn fail(&self, fault: Fault) {
+        drop(self.0.send(Err(fault.into())).await);
+    }
+}
+
+/// Tells the steps of an attempt until it is over.
+async fn follow(mut stage: watch::Receiver<Stage>, events: &Events) -> Result<Event, Fault> {
+    loop {
+        let current = stage.borrow_and_update().clone();
+        match current {
+            Stage::Begun => {}
+            Stage::Step(phrase) => events.step(&phrase).await,
+            Stage::Over(result) => return result.map(Event::Connected),
+        }
+        if stage.changed().await.is_err() {
+            let message = "the attempt to connect broke off: see the session's log";
+            return Err(Fault::new(FaultKind::Failed, message));
+        }
+    }
 }
 
 fn connected(place: &Place, already: bool) -> Connected {
@@ -233,47 +270,66 @@ fn connected(place: &Place, already: bool) -> Connected {
     }
 }
 
-type Events = Pin<Box<dyn Stream<Item = Result<ConnectEvent, GrpcStatus>> + Send>>;
+/// Who asks; the listener sees to it that every request says so.
+fn presence<T>(request: &Request<T>) -> Result<Presence, GrpcStatus> {
+    let presence = request.extensions().get().cloned();
+
+    presence.ok_or_else(|| GrpcStatus::internal("a request came from nowhere"))
+}
+
+type EventStream = Pin<Box<dyn Stream<Item = Result<ConnectEvent, GrpcStatus>> + Send>>;
 
 #[tonic::async_trait]
 impl Session for Service {
-    type ConnectStream = Events;
+    type ConnectStream = EventStream;
 
     async fn connect(
         &self,
         request: Request<ConnectRequest>,
-    ) -> Result<Response<Events>, GrpcStatus> {
-        let request = request.into_inner();
+    ) -> Result<Response<EventStream>, GrpcStatus> {
+        let presence = presence(&request)?;
+        self.enter(&presence).await;
         let (event_tx, event_rx) = mpsc::channel(EVENTS);
-        match self.begin(&request).await? {
-            Begun::Already(connected) => {
-                let event = ConnectEvent {
-                    event: Some(Event::Connected(connected)),
-                };
-                // The queue is empty.
-                drop(event_tx.try_send(Ok(event)));
-            }
-            // Owned by the phase: `end` cancels it, and every step of it has a bound.
-            Begun::Attempt(attempt) => {
-                tokio::spawn(self.clone().attempt(request, attempt, event_tx));
-            }
-        }
+        // Ends with its listener.
+        tokio::spawn(
+            self.clone()
+                .answer(presence.id(), request.into_inner(), Events(event_tx)),
+        );
 
         Ok(Response::new(Box::pin(ReceiverStream::new(event_rx))))
     }
 
-    async fn quit(&self, _: Request<QuitRequest>) -> Result<Response<QuitResponse>, GrpcStatus> {
-        self.end().await;
-        self.stop.cancel();
+    async fn quit(
+        &self,
+        request: Request<QuitRequest>,
+    ) -> Result<Response<QuitResponse>, GrpcStatus> {
+        let user = presence(&request)?.id();
+        let root_daemon_ends = match &self.state.lock().await.phase {
+            Phase::Connected { connection, .. } => connection.root_daemon_ends,
+            _ => false,
+        };
+        let goes_on = if request.into_inner().unless_used {
+            self.leave(user).await
+        } else {
+            let rest = self.state.lock().await.end();
+            self.finish(rest).await;
+            false
+        };
 
-        Ok(Response::new(QuitResponse {}))
+        Ok(Response::new(QuitResponse {
+            goes_on,
+            root_daemon_ends,
+        }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<Status>, GrpcStatus> {
-        let connection = match &*self.phase.lock().await {
-            Phase::Connected(connection) => Arc::clone(connection),
+        let connection = match &self.state.lock().await.phase {
+            Phase::Connected { connection, .. } => Arc::clone(connection),
             Phase::Connecting(_) => return Ok(Response::new(bare("connecting", ""))),
             Phase::Idle { reason, .. } => {
+                return Ok(Response::new(bare("disconnected", reason)));
+            }
+            Phase::Lost { reason, .. } => {
                 return Ok(Response::new(bare("disconnected", reason)));
             }
             Phase::Ending => {
@@ -345,8 +401,8 @@ impl Session for Service {
                 .up()
                 .map(|up| up.version)
                 .unwrap_or_default();
-        } else if let Ok((_, version, _)) = RootLink::connect().await {
-            versions.root_daemon = version;
+        } else if let Ok(link) = RootLink::connect().await {
+            versions.root_daemon = link.version;
         }
 
         Ok(Response::new(versions))

@@ -76,6 +76,11 @@ impl Tasks {
         }
     }
 
+    /// Whether [`Self::lost`] would resolve at once.
+    pub(crate) fn are_lost(&self) -> bool {
+        self.lost.borrow().is_some()
+    }
+
     /// Aborts all of them and waits until they have gone.
     pub async fn end(&self) {
         let mut running =

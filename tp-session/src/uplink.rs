@@ -77,9 +77,7 @@ impl Uplink {
         replica: &Replica,
         progress: &Progress,
     ) -> Result<Established, Fault> {
-        progress
-            .step(format!("forwarding a port to {}", replica.pod))
-            .await;
+        progress.step(format!("forwarding a port to {}", replica.pod));
         let identity = Identity::generate()
             .map_err(|error| Fault::new(FaultKind::Failed, format!("no key: {error}")))?;
         let key = identity.key_hash();
@@ -95,7 +93,7 @@ impl Uplink {
                 Err(fault) if fault.kind == FaultKind::NoPermission => return Err(fault),
                 Err(_) => return Err(cluster.not_ready(&replica.pod).await),
             };
-            progress.step("opening the tunnel".to_owned()).await;
+            progress.step("opening the tunnel".to_owned());
             let config = TunnelConfig {
                 identity,
                 session: session.clone(),

@@ -4,26 +4,37 @@
 //! uid: a directory under `/tmp` may have been made by somebody else first.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    pin::Pin,
-    task::{Context, Poll},
+    time::Duration,
 };
 
-use futures::Stream;
 use hyper_util::rt::TokioIo;
 use rustix::{
-    fs::{FlockOperation, Mode, OFlags},
-    process::geteuid,
+    fd::OwnedFd,
+    net::SocketType,
+    process::{Pid, PidfdFlags, geteuid, pidfd_open},
 };
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep},
+};
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use lock::{Lock, Occupant, occupant};
+
+pub use listener::{Listener, Peer, Presence};
+
+mod listener;
+pub mod lock;
 pub mod owner;
 
-const SOCKET_NAME: &str = "session.sock";
-const LOCK_NAME: &str = "session.lock";
+const SOCKET_PREFIX: &str = "session";
+const SOCKET_SUFFIX: &str = ".sock";
+const START_LOCK: &str = "start.lock";
+const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum IpcError {
@@ -45,10 +56,65 @@ pub enum IpcError {
     Channel(#[source] tonic::transport::Error),
 }
 
-/// Where the session of this user listens: `$XDG_RUNTIME_DIR/tp/session.sock`, or
-/// `/tmp/tp-UID/session.sock`. The directory need not exist yet.
+/// Where the session of this user in this network namespace listens:
+/// `$XDG_RUNTIME_DIR/tp/session-INODE.sock`, or the same below `/tmp/tp-UID`. A session serves one
+/// network namespace, whose number is part of the name. The directory need not exist yet.
 pub fn socket_path() -> PathBuf {
-    directory_in(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)).join(SOCKET_NAME)
+    let namespace = fs::metadata("/proc/self/ns/net").map(|metadata| metadata.ino());
+
+    directory().join(socket_name(namespace.ok()))
+}
+
+fn socket_name(namespace: Option<u64>) -> String {
+    match namespace {
+        Some(inode) => format!("{SOCKET_PREFIX}-{inode}{SOCKET_SUFFIX}"),
+        // Without /proc nobody can tell namespaces apart.
+        None => format!("{SOCKET_PREFIX}{SOCKET_SUFFIX}"),
+    }
+}
+
+fn is_session_socket(name: &OsStr) -> bool {
+    name.to_str()
+        .is_some_and(|name| name.starts_with(SOCKET_PREFIX) && name.ends_with(SOCKET_SUFFIX))
+}
+
+/// Whether a session of this user runs in another network namespace.
+pub fn runs_elsewhere() -> bool {
+    let own = socket_path();
+    let Ok(entries) = fs::read_dir(parent(&own)) else {
+        return false;
+    };
+
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| is_session_socket(&entry.file_name()) && entry.path() != own)
+        .any(|entry| {
+            matches!(
+                occupant(&entry.path(), SocketType::STREAM),
+                Ok(Occupant::Living)
+            )
+        })
+}
+
+/// The right to start programs for this user, which one `tp` has at a time. Nothing if somebody
+/// else has it for as long as `bound`.
+pub async fn may_start(bound: Duration) -> Result<Option<Lock>, IpcError> {
+    let dir = directory();
+    make_directory(&dir)?;
+    check_directory(&dir)?;
+    let path = dir.join(START_LOCK);
+    let end = Instant::now() + bound;
+    loop {
+        let lock = Lock::try_acquire(&path).map_err(|error| socket_error(&path, error))?;
+        if lock.is_some() || Instant::now() >= end {
+            return Ok(lock);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+fn directory() -> PathBuf {
+    directory_in(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
 }
 
 fn directory_in(runtime_dir: Option<PathBuf>) -> PathBuf {
@@ -85,8 +151,15 @@ pub fn make_state_dir() -> Result<PathBuf, IpcError> {
     Ok(dir)
 }
 
-/// A gRPC channel to the session behind `path`, which must be of the same user.
-pub async fn connect(path: &Path) -> Result<Channel, IpcError> {
+/// A gRPC channel to a session, and its process if it has a number in this namespace of processes.
+#[derive(Debug)]
+pub struct Connected {
+    pub channel: Channel,
+    pub process: Option<OwnedFd>,
+}
+
+/// Connects to the session behind `path`, which must be of the same user.
+pub async fn connect(path: &Path) -> Result<Connected, IpcError> {
     check_directory(parent(path))?;
     let stream = UnixStream::connect(path).await.map_err(|source| {
         let path = path.to_owned();
@@ -98,11 +171,18 @@ pub async fn connect(path: &Path) -> Result<Channel, IpcError> {
             _ => IpcError::Socket { path, source },
         }
     })?;
-    let uid = peer_uid(&stream).map_err(|source| socket_error(path, source))?;
+    let peer = stream
+        .peer_cred()
+        .map_err(|source| socket_error(path, source))?;
+    let uid = peer.uid();
     if uid != geteuid().as_raw() {
         let path = path.to_owned();
         return Err(IpcError::ForeignPeer { path, uid });
     }
+    let process = peer
+        .pid()
+        .and_then(Pid::from_raw)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
 
     // One stream, one channel: when the session ends, the channel has ended too.
     let mut stream = Some(TokioIo::new(stream));
@@ -110,88 +190,12 @@ pub async fn connect(path: &Path) -> Result<Channel, IpcError> {
         let stream = stream.take();
         async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
     });
-    Endpoint::from_static("http://session")
+    let channel = Endpoint::from_static("http://session")
         .connect_with_connector(connector)
         .await
-        .map_err(IpcError::Channel)
-}
+        .map_err(IpcError::Channel)?;
 
-/// The session's end: a stream of connections from processes of the same user, to be handed to
-/// tonic's `serve_with_incoming`. Dropping it removes the socket.
-#[derive(Debug)]
-pub struct Listener {
-    listener: UnixListener,
-    path: PathBuf,
-    /// Held for as long as the socket is ours.
-    _lock: rustix::fd::OwnedFd,
-}
-
-impl Listener {
-    /// Makes the directory if needed and listens; one session per user.
-    pub fn bind(path: &Path) -> Result<Self, IpcError> {
-        let dir = parent(path);
-        make_directory(dir)?;
-        check_directory(dir)?;
-
-        let lock = lock(&dir.join(LOCK_NAME), path)?;
-        match fs::remove_file(path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(socket_error(path, error)),
-        }
-        let listener = UnixListener::bind(path).map_err(|source| socket_error(path, source))?;
-
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-            _lock: lock,
-        })
-    }
-
-    /// The next connection of a process of the same user; others are hung up on.
-    pub async fn accept(&self) -> io::Result<UnixStream> {
-        std::future::poll_fn(|cx| self.poll_accept(cx)).await
-    }
-
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<UnixStream>> {
-        loop {
-            let (stream, _) = std::task::ready!(self.listener.poll_accept(cx))?;
-            match peer_uid(&stream) {
-                Ok(uid) if uid == geteuid().as_raw() => return Poll::Ready(Ok(stream)),
-                Ok(uid) => tracing::debug!(uid, "Refused a process of another user"),
-                Err(error) => tracing::debug!(%error, "Cannot tell whose process this is"),
-            }
-        }
-    }
-}
-
-impl Stream for Listener {
-    type Item = io::Result<UnixStream>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_accept(cx).map(Some)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(%error, "Cannot remove the session's socket");
-        }
-    }
-}
-
-fn lock(lock_path: &Path, socket: &Path) -> Result<rustix::fd::OwnedFd, IpcError> {
-    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::open(lock_path, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|errno| socket_error(lock_path, errno.into()))?;
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(fd),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(IpcError::InUse {
-            path: socket.to_owned(),
-        }),
-        Err(errno) => Err(socket_error(lock_path, errno.into())),
-    }
+    Ok(Connected { channel, process })
 }
 
 /// What is missing is made for this user alone; what is there stays as it is.
@@ -211,7 +215,7 @@ fn check_directory(dir: &Path) -> Result<(), IpcError> {
     let problem = match fs::symlink_metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(IpcError::NoSession {
-                path: dir.join(SOCKET_NAME),
+                path: dir.to_owned(),
             });
         }
         Err(error) => error.to_string(),
@@ -247,9 +251,17 @@ fn socket_error(path: &Path, source: io::Error) -> IpcError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+
+    #[test]
+    fn a_network_namespace_has_a_socket_of_its_own() {
+        assert_eq!(socket_name(Some(4_026_531_840)), "session-4026531840.sock");
+        assert_ne!(socket_name(Some(1)), socket_name(Some(2)));
+        for name in [socket_name(Some(1)), socket_name(None)] {
+            assert!(is_session_socket(OsStr::new(&name)), "{name}");
+        }
+        assert!(!is_session_socket(OsStr::new("session.lock")));
+    }
 
     #[test]
     fn without_a_runtime_directory_the_socket_lies_below_tmp() {
@@ -293,59 +305,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_others_may_enter_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let tp_dir = dir.path().join("tp");
-        fs::create_dir(&tp_dir).unwrap();
-        fs::set_permissions(&tp_dir, fs::Permissions::from_mode(0o755)).unwrap();
-
-        let error = Listener::bind(&tp_dir.join(SOCKET_NAME)).unwrap_err();
-
-        assert!(matches!(error, IpcError::Directory { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_symbolic_link_in_place_of_the_directory_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let (target, link) = (dir.path().join("target"), dir.path().join("tp"));
-        fs::DirBuilder::new().mode(0o700).create(&target).unwrap();
-        std::os::unix::fs::symlink(&target, &link).unwrap();
-
-        let error = Listener::bind(&link.join(SOCKET_NAME)).unwrap_err();
-
-        assert!(matches!(error, IpcError::Directory { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_second_listener_is_refused_until_the_first_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tp").join(SOCKET_NAME);
-        let first = Listener::bind(&path).unwrap();
-
-        assert!(matches!(Listener::bind(&path), Err(IpcError::InUse { .. })));
-        drop(first);
-        assert!(!path.exists());
-        Listener::bind(&path).unwrap();
-    }
-
-    #[tokio::test]
     async fn nobody_listening_is_said_so() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tp").join(SOCKET_NAME);
+        let path = dir.path().join("tp/session-1.sock");
 
         let error = connect(&path).await.unwrap_err();
 
         assert!(matches!(error, IpcError::NoSession { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn the_listener_accepts_its_own_user() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tp").join(SOCKET_NAME);
-        let listener = Listener::bind(&path).unwrap();
-
-        let (accepted, connected) = tokio::join!(listener.accept(), UnixStream::connect(&path));
-
-        assert!(accepted.is_ok() && connected.is_ok());
     }
 }

@@ -11,35 +11,25 @@ use anyhow::Context as _;
 use tokio::time::{Instant, sleep};
 use tp_proto::{
     fault::{Fault, FaultKind},
-    local::{self, ConnectRequest, Connected, connect_event::Event},
+    local::{self, ConnectRequest, Connected},
 };
-use tp_transport::ipc;
 
 use crate::{
     cli::{ConnectArgs, Transport},
-    client::{self, SessionClient},
     exit::Interrupted,
     install::{self, InstallArgs},
     output::{Format, Output},
     progress::{Progress, note},
     signals::Signals,
-    spawn,
 };
+use attempt::Attempt;
 
+mod attempt;
 mod command;
 
 /// How long a new installation may refuse.
 const NEW_INSTALLATION: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// What has been begun and has to be undone when the rest fails.
-#[derive(Default)]
-struct Attempt {
-    /// This command started the session.
-    started: bool,
-    /// The session connects for this command.
-    connecting: bool,
-}
 
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
     let request = request(&args)?;
@@ -54,11 +44,8 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     let connected = match result {
         Ok(connected) => connected,
         Err(error) => {
-            let interrupted = error.is::<Interrupted>();
-            if attempt.started || (interrupted && attempt.connecting) {
-                progress.step("undoing");
-                undo().await;
-            }
+            progress.step("undoing");
+            attempt.give_up().await;
             progress.clear();
             return Err(error);
         }
@@ -73,16 +60,12 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
         note(&sentence(&connected));
     }
     let code = command::run(&args.command, &mut signals).await;
-    if !connected.already
-        && let Some(session) = client::find().await?
-    {
-        client::quit(session).await?;
-    }
+    attempt.give_up().await;
 
     Ok(ExitCode::from(code?))
 }
 
-/// Starts what is missing and connects; installs in between if that is wanted.
+/// Connects; installs in between if that is wanted.
 async fn establish(
     args: &ConnectArgs,
     request: &ConnectRequest,
@@ -90,45 +73,34 @@ async fn establish(
     progress: &mut Progress,
     attempt: &mut Attempt,
 ) -> anyhow::Result<Connected> {
-    // Held until the session has its own connection to the root daemon.
-    let _running;
-    let mut session = match client::find().await? {
-        Some(session) => session,
-        None => {
-            _running = spawn::root_daemon(progress).await?;
-            attempt.started = true;
-            spawn::session(progress).await?
-        }
-    };
-    let fault = match connect(&mut session, request, progress, attempt).await {
+    let error = match attempt.connect(request, progress).await {
         Ok(connected) => return Ok(connected),
-        Err(fault) => fault,
+        Err(error) => error,
     };
-    attempt.connecting = false;
-    if fault.kind != FaultKind::NotInstalled {
-        return Err(fault.into());
-    }
+    let Some(fault) = kind_of(&error, FaultKind::NotInstalled) else {
+        return Err(error);
+    };
     progress.clear();
-    let Some(image) = image_to_install(args, &fault)? else {
-        return Err(fault.into());
+    let Some(image) = image_to_install(args, fault)? else {
+        return Err(error);
     };
     install::install(install_args(args, image), output.silent()).await?;
 
-    Ok(connect_to_new(&mut session, request, progress, attempt).await?)
+    connect_to_new(request, progress, attempt).await
 }
 
 /// The policy of a new installation takes effect after a moment, and nobody is admitted before.
 async fn connect_to_new(
-    session: &mut SessionClient,
     request: &ConnectRequest,
     progress: &mut Progress,
     attempt: &mut Attempt,
-) -> Result<Connected, Fault> {
+) -> anyhow::Result<Connected> {
     let end = Instant::now() + NEW_INSTALLATION;
     loop {
-        match connect(session, request, progress, attempt).await {
-            Err(fault)
-                if fault.kind == FaultKind::TemporaryFailure && Instant::now() + PAUSE < end =>
+        match attempt.connect(request, progress).await {
+            Err(error)
+                if kind_of(&error, FaultKind::TemporaryFailure).is_some()
+                    && Instant::now() + PAUSE < end =>
             {
                 sleep(PAUSE).await;
             }
@@ -137,39 +109,10 @@ async fn connect_to_new(
     }
 }
 
-async fn connect(
-    session: &mut SessionClient,
-    request: &ConnectRequest,
-    progress: &mut Progress,
-    attempt: &mut Attempt,
-) -> Result<Connected, Fault> {
-    let mut events = session.connect(request.clone()).await?.into_inner();
-    // The session bounds each of its steps, so that the stream ends by itself.
-    while let Some(event) = events.message().await? {
-        match event.event {
-            Some(Event::Progress(phrase)) => {
-                attempt.connecting = true;
-                progress.step(&phrase);
-            }
-            Some(Event::Connected(connected)) => return Ok(connected),
-            None => {}
-        }
-    }
-
-    Err(Fault::new(
-        FaultKind::Failed,
-        format!(
-            "the session ended while connecting: see its log in {}",
-            ipc::state_dir().display()
-        ),
-    ))
-}
-
-async fn undo() {
-    // What was asked for has failed already, and the session ends by itself when unused.
-    if let Ok(Some(session)) = client::find().await {
-        let _ = client::quit(session).await;
-    }
+fn kind_of(error: &anyhow::Error, kind: FaultKind) -> Option<&Fault> {
+    error
+        .downcast_ref()
+        .filter(|fault: &&Fault| fault.kind == kind)
 }
 
 /// The image to install, if the user wants that: said so before, or asked on a terminal.
@@ -239,6 +182,7 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
         .into(),
         manager_namespace: args.manager_namespace.clone(),
         cgroup: String::new(),
+        for_command: !args.command.is_empty(),
     })
 }
 
@@ -293,6 +237,9 @@ mod tests {
             "tp connect --kubeconfig /k --context c --cluster l --user u --as jane --as-group dev \
              --as-group ops -n shop --transport quic --manager-namespace m",
         );
+
+        assert!(!request.for_command);
+        assert!(request_of("tp connect -- true").for_command);
 
         assert_eq!(request.context, "c");
         assert_eq!(request.cluster, "l");

@@ -8,9 +8,9 @@ use tp_transport::ipc;
 
 use crate::{
     cli::QuitArgs,
-    client::{self, SessionClient},
+    client::{self, Session},
     output::Output,
-    root_daemon::{self, Answer},
+    root_daemon,
 };
 
 /// A root daemon that `tp connect` started ends with its last session.
@@ -24,7 +24,10 @@ struct Quit {
 
 pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
     let Some(session) = client::find().await? else {
-        let message = "not connected: there is nothing to quit";
+        let message = format!(
+            "not connected{}: there is nothing to quit",
+            client::elsewhere()
+        );
         return Err(Fault::new(FaultKind::NotConnected, message).into());
     };
     end(session, args.stop_daemons).await?;
@@ -38,13 +41,8 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
 }
 
 /// Ends the session, and with it a root daemon that `tp connect` started.
-pub(crate) async fn end(session: SessionClient, stop_daemons: bool) -> Result<(), Fault> {
-    let root_daemon_ends = match root_daemon::hello() {
-        Answer::Running(running) => running.ends_with_last_session,
-        Answer::Absent | Answer::Ending | Answer::Denied(_) | Answer::Broken(_) => false,
-    };
-    client::quit(session).await?;
-    if root_daemon_ends {
+pub(crate) async fn end(session: Session, stop_daemons: bool) -> Result<(), Fault> {
+    if client::quit(session).await?.root_daemon_ends {
         root_daemon_ended(stop_daemons).await?;
     }
 
@@ -52,17 +50,16 @@ pub(crate) async fn end(session: SessionClient, stop_daemons: bool) -> Result<()
 }
 
 /// Waits for the end of a root daemon that `tp connect` started, so that a connect may follow.
-async fn root_daemon_ended(required: bool) -> Result<(), Fault> {
-    let socket = root_daemon::socket_path();
+pub(super) async fn root_daemon_ended(required: bool) -> Result<(), Fault> {
     let ended = async {
-        while socket.exists() && !matches!(root_daemon::hello(), Answer::Absent) {
+        while !root_daemon::is_gone() {
             tokio::time::sleep(POLL).await;
         }
     };
     if tokio::time::timeout(ROOT_ENDS, ended).await.is_err() && required {
         let message = format!(
             "disconnected, but the root daemon at {} has not ended: see its log in {}",
-            socket.display(),
+            root_daemon::socket_path().display(),
             ipc::state_dir().display()
         );
         return Err(Fault::new(FaultKind::Failed, message));

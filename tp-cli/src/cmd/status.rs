@@ -29,7 +29,10 @@ pub(crate) async fn run(output: Output) -> anyhow::Result<ExitCode> {
 pub(crate) fn disconnected() -> Status {
     Status {
         state: "disconnected".into(),
-        reason: "no session runs; `tp connect` starts one".into(),
+        reason: format!(
+            "no session runs{}; `tp connect` starts one",
+            client::elsewhere()
+        ),
         ..Status::default()
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Context {
     pub(super) hierarchy: Hierarchy,
     pub(super) lifetime: Lifetime,
     pub(super) tuning: Tuning,
-    /// Set once any connection has had a bundle.
+    /// Set once any connection was, or was to become, that of a session.
     pub(super) has_served: AtomicBool,
 }
 
@@ -111,8 +111,11 @@ impl Connection {
 
     fn handle(&mut self, request: Request) -> Result<Reply, Refusal> {
         match request {
-            Request::Hello { version } => {
+            Request::Hello { version, connects } => {
                 tracing::debug!(%version, "Peer says hello");
+                if connects {
+                    self.context.has_served.store(true, Ordering::Relaxed);
+                }
                 Ok(Reply::Hello {
                     version: tp_proto::VERSION.to_owned(),
                     pid: std::process::id(),

@@ -37,8 +37,9 @@ const ACCEPT_QUEUE: usize = 8;
 /// A peer that does not read its reply for so long loses its connection.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Under sudo: how long to wait for the first session.
-const FIRST_SESSION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Under sudo: how long to wait for whoever had it started, who was killed if nobody comes. Longer
+/// than `tp connect` waits.
+const FIRST_SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// When the server ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,397 @@
+//! Two at once, and again: whoever connects, quits or dies beside whom, nobody ends what another
+//! has begun.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tp_e2e::{
+    cluster::{Impairment, testbed},
+    daemons::{self, Role},
+    netns::{AS_BEFORE, Snapshot},
+    process::{Finished, PATIENCE, Running, eventually, run, signal},
+    user::Account,
+    workstation::Workstation,
+};
+
+const CONNECT: [&str; 4] = ["tp", "connect", "--namespace", "shop"];
+const PAGE: [&str; 5] = ["curl", "-sS", "--max-time", "10", "http://web/"];
+/// For the programs of a workstation to have come as far as a test needs them.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Snapshots compare the whole machine, so that these tests run one after another.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start(workstation: &Workstation, words: &[&str]) -> Running {
+    Running::start(&mut workstation.command(words))
+}
+
+fn start_connects(workstation: &Workstation, count: usize) -> Vec<Running> {
+    (0..count).map(|_| start(workstation, &CONNECT)).collect()
+}
+
+fn finish(running: Vec<Running>) -> Vec<Finished> {
+    running
+        .into_iter()
+        .map(|one| one.finish(PATIENCE))
+        .collect()
+}
+
+/// Waits until `tp status` tells this state.
+#[track_caller]
+fn is_soon(workstation: &Workstation, state: &str) {
+    eventually(state, SOON, || {
+        let status = workstation.tp(&["status", "--output", "json"]);
+        let told = status.json()["state"].clone();
+        if told == state {
+            Ok(())
+        } else {
+            Err(told.to_string())
+        }
+    });
+}
+
+/// With a root daemon that stays, and with none, so that each `tp` may have to start it.
+fn workstations() -> [Workstation; 2] {
+    testbed().install_tp();
+
+    [
+        Workstation::new(Account::Member, "dev"),
+        Workstation::without_root_daemon(Account::Root, "dev"),
+    ]
+}
+
+#[test]
+fn connects_at_the_same_moment_end_with_one_connection_that_all_have() {
+    let _alone = alone();
+    for workstation in workstations() {
+        for count in [2, 3, 8] {
+            for finished in finish(start_connects(&workstation, count)) {
+                finished.expect_success();
+            }
+
+            daemons::only(&workstation, Role::Session);
+            daemons::only(&workstation, Role::Root);
+            assert_eq!(workstation.status()["state"], "connected");
+            workstation.run(&PAGE).expect_success();
+            workstation.tp(&["quit"]).expect_success();
+        }
+    }
+}
+
+#[test]
+fn commands_at_the_same_moment_all_run_connected() {
+    let _alone = alone();
+    for workstation in workstations() {
+        let words = [&CONNECT[..], &["--"], &PAGE].concat();
+        let running: Vec<_> = (0..3).map(|_| start(&workstation, &words)).collect();
+
+        for finished in finish(running) {
+            assert_ne!(finished.expect_success(), "");
+        }
+        workstation.tp(&["status"]).expect_code(3);
+    }
+}
+
+#[test]
+fn an_interrupted_connect_leaves_the_attempt_to_those_who_take_part() {
+    let _alone = alone();
+    for workstation in workstations() {
+        let away = testbed().impair(Impairment::ApiServerAway);
+        let first = start(&workstation, &CONNECT);
+        is_soon(&workstation, "connecting");
+        let second = start(&workstation, &[&CONNECT[..], &["--", "true"]].concat());
+        let third = start(&workstation, &CONNECT);
+        // All the three are connected to the session.
+        let pid = daemons::only(&workstation, Role::Session);
+        peers_are_soon(pid, 3);
+
+        signal(first.pid(), Signal::INT);
+        signal(second.pid(), Signal::KILL);
+        first.finish(SOON).expect_code(130);
+        drop(away);
+
+        third.finish(PATIENCE).expect_success();
+        workstation.run(&PAGE).expect_success();
+        assert_eq!(workstation.session_pid(), pid);
+        workstation.tp(&["quit"]).expect_success();
+    }
+}
+
+#[track_caller]
+fn peers_are_soon(session: u32, count: usize) {
+    eventually("all to have asked the session", SOON, || {
+        // Unix sockets are listed by network namespace.
+        let listed = run(
+            testbed().inside(&testbed().workstation()).args([
+                "ss",
+                "--unix",
+                "--all",
+                "--processes",
+                "--no-header",
+            ]),
+            PATIENCE,
+        );
+        let marks = ["/session-", " ESTAB ", &format!("pid={session},")];
+        let peers = listed
+            .stdout
+            .lines()
+            .filter(|line| marks.iter().all(|mark| line.contains(mark)))
+            .count();
+        if peers >= count {
+            Ok(())
+        } else {
+            Err(format!("{peers} of {count}"))
+        }
+    });
+}
+
+#[test]
+fn who_wants_another_place_waits_and_is_told_the_difference() {
+    let _alone = alone();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let away = testbed().impair(Impairment::ApiServerAway);
+    let first = start(&workstation, &CONNECT);
+    is_soon(&workstation, "connecting");
+    let other = start(&workstation, &["tp", "connect", "--namespace", "team-b"]);
+    peers_are_soon(daemons::only(&workstation, Role::Session), 2);
+    drop(away);
+
+    first.finish(PATIENCE).expect_success();
+    let refused = other.finish(PATIENCE).expect_code(4);
+    assert!(refused.contains("namespace team-b (not shop)"), "{refused}");
+    assert_eq!(workstation.status()["namespace"], "shop");
+}
+
+#[test]
+fn all_who_take_part_in_an_attempt_hear_why_it_failed_and_nothing_is_left() {
+    let _alone = alone();
+    let before = Snapshot::take();
+    testbed().install_tp();
+    let workstation = Workstation::without_root_daemon(Account::Root, "dev");
+    let _away = testbed().impair(Impairment::ApiServerAway);
+
+    let finished = finish(start_connects(&workstation, 3));
+
+    let [first, ..] = finished.as_slice() else {
+        panic!("three have finished");
+    };
+    for one in &finished {
+        assert_eq!(one.code(), 69, "{one}");
+        assert_eq!(one.stderr, first.stderr);
+    }
+    daemons::assert_none(&workstation, AS_BEFORE);
+    before.assert_restored();
+}
+
+#[test]
+fn a_connect_that_fails_leaves_no_root_daemon() {
+    let _alone = alone();
+    testbed().install_tp();
+    let workstation = Workstation::without_root_daemon(Account::Root, "dev");
+
+    workstation
+        .tp(&["connect", "--context", "moon"])
+        .expect_code(78);
+
+    daemons::assert_none(&workstation, AS_BEFORE);
+}
+
+#[test]
+fn a_connect_that_fails_ends_no_connection() {
+    let _alone = alone();
+    let workstation = Workstation::without_root_daemon(Account::Root, "dev");
+    testbed().install_tp();
+    workstation.connect(&["--namespace", "shop"]);
+    let root = workstation.root_pid();
+
+    workstation
+        .tp(&["connect", "--context", "moon"])
+        .expect_code(78);
+    workstation
+        .tp(&["connect", "--namespace", "team-b"])
+        .expect_code(4);
+
+    workstation.run(&PAGE).expect_success();
+    assert_eq!(workstation.root_pid(), root);
+}
+
+#[test]
+fn quitting_ends_an_attempt_and_whoever_takes_part_is_told() {
+    let _alone = alone();
+    for workstation in workstations() {
+        let away = testbed().impair(Impairment::ApiServerAway);
+        let connecting = start(&workstation, &CONNECT);
+        is_soon(&workstation, "connecting");
+
+        workstation.tp(&["quit"]).expect_success();
+
+        let told = connecting.finish(SOON).expect_code(1);
+        assert!(told.contains("`tp quit`"), "{told}");
+        assert_eq!(daemons::of(&workstation, Role::Session), [0; 0]);
+        drop(away);
+        workstation.tp(&CONNECT[1..]).expect_success();
+        workstation.tp(&["quit"]).expect_success();
+    }
+}
+
+/// Ends with its input.
+const UNTIL_TOLD: [&str; 3] = ["sh", "-c", "echo runs; cat"];
+
+fn start_command(workstation: &Workstation) -> Running {
+    let words = [&CONNECT[..], &["--"], &UNTIL_TOLD].concat();
+    let mut running = start(workstation, &words);
+    running.wait_for("runs", PATIENCE);
+
+    running
+}
+
+#[test]
+fn a_connection_made_for_commands_ends_with_the_last_of_them() {
+    let _alone = alone();
+    for workstation in workstations() {
+        let [first, second] = [start_command(&workstation), start_command(&workstation)];
+
+        first.finish(PATIENCE).expect_success();
+        workstation.run(&PAGE).expect_success();
+        second.finish(PATIENCE).expect_success();
+
+        workstation.tp(&["status"]).expect_code(3);
+        assert_eq!(daemons::of(&workstation, Role::Session), [0; 0]);
+    }
+}
+
+#[test]
+fn a_command_that_is_killed_counts_as_ended() {
+    let _alone = alone();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let [first, second] = [start_command(&workstation), start_command(&workstation)];
+
+    signal(first.pid(), Signal::KILL);
+    drop(first);
+    workstation.run(&PAGE).expect_success();
+    signal(second.pid(), Signal::KILL);
+    drop(second);
+
+    eventually("the session to end", SOON, || {
+        let sessions = daemons::of(&workstation, Role::Session);
+        if sessions.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{sessions:?}"))
+        }
+    });
+}
+
+#[test]
+fn a_connection_made_to_stay_outlives_commands_before_and_after() {
+    let _alone = alone();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let before = start_command(&workstation);
+    workstation.tp(&CONNECT[1..]).expect_success();
+    let after = start_command(&workstation);
+    before.finish(PATIENCE).expect_success();
+    after.finish(PATIENCE).expect_success();
+
+    workstation.run(&PAGE).expect_success();
+    assert_eq!(workstation.status()["state"], "connected");
+}
+
+#[test]
+fn whatever_was_killed_the_next_connect_works() {
+    let _alone = alone();
+    testbed().install_tp();
+    let before = Snapshot::take();
+    let mut workstation = Workstation::without_root_daemon(Account::Root, "dev");
+    workstation.may_warn();
+    let orders: [&[Role]; 4] = [
+        &[Role::Root],
+        &[Role::Session],
+        &[Role::Root, Role::Session],
+        &[Role::Session, Role::Root],
+    ];
+    for order in orders {
+        workstation.tp(&CONNECT[1..]).expect_success();
+
+        for role in order {
+            daemons::kill(&workstation, *role);
+        }
+
+        workstation.tp(&CONNECT[1..]).expect_success();
+        workstation.run(&PAGE).expect_success();
+        daemons::only(&workstation, Role::Session);
+        daemons::only(&workstation, Role::Root);
+    }
+    workstation.tp(&["quit"]).expect_success();
+    daemons::assert_none(&workstation, AS_BEFORE);
+    before.assert_restored();
+}
+
+#[test]
+fn another_network_namespace_has_a_connection_of_its_own() {
+    let _alone = alone();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let elsewhere = testbed().neighbour();
+    let there = |words: &[&str]| run(&mut workstation.command_in(&elsewhere, words), PATIENCE);
+    workstation.connect(&["--namespace", "shop"]);
+
+    let status = there(&["tp", "status", "--output", "json"]);
+    assert_eq!(status.code(), 3, "{status}");
+    let reason = status.json()["reason"].to_string();
+    assert!(reason.contains("another"), "{reason}");
+    let connected = there(&CONNECT).expect_success();
+    assert!(connected.starts_with("Connected"), "{connected}");
+    there(&PAGE).expect_success();
+    there(&["tp", "quit"]).expect_success();
+
+    assert!(there(&PAGE).code() != 0, "connected still");
+    workstation.run(&PAGE).expect_success();
+    daemons::only(&workstation, Role::Session);
+}
+
+#[test]
+fn the_daemons_keep_nothing_of_the_shell_that_started_them() {
+    let _alone = alone();
+    testbed().install_tp();
+    let workstation = Workstation::without_root_daemon(Account::Root, "dev");
+    let folder = workstation.home().join("gone");
+    let (lock, folder) = (
+        workstation.home().join("lock"),
+        folder.display().to_string(),
+    );
+    let lock = lock.display().to_string();
+    // As careless as a shell can be: a lock, a folder that goes, ignored signals, a strange mask.
+    let script = "mkdir \"$1\" && cd \"$1\" && umask 0 && trap '' INT HUP USR1 && exec 9>\"$0\" && \
+                  flock 9 && tp connect --namespace shop && cd / && rmdir \"$1\"";
+
+    workstation
+        .run(&["sh", "-c", script, &lock, &folder])
+        .expect_success();
+
+    workstation
+        .run(&["flock", "--nonblock", &lock, "true"])
+        .expect_success();
+    for role in [Role::Session, Role::Root] {
+        let pid = daemons::only(&workstation, role);
+        let proc = |name: &str| std::path::PathBuf::from(format!("/proc/{pid}/{name}"));
+        let status = std::fs::read_to_string(proc("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{name} in {status}"))
+                .trim()
+                .to_owned()
+        };
+        assert_eq!(std::fs::read_link(proc("cwd")).unwrap().as_os_str(), "/");
+        assert_eq!(field("NSsid:"), pid.to_string(), "{role:?}");
+        let ignored = u64::from_str_radix(&field("SigIgn:"), 16).unwrap();
+        let trapped = [Signal::INT, Signal::HUP, Signal::USR1];
+        let left = trapped.map(|signal| ignored & 1 << (signal.as_raw() - 1));
+        assert_eq!(left, [0; 3], "{role:?} ignores {ignored:x}");
+        assert_ne!(field("Umask:"), "0000", "{role:?}");
+    }
+}

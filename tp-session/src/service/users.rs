@@ -1,0 +1,383 @@
+//! Who wants a connection, and the attempt or connection there is for them.
+//!
+//! A user is a connection to the session's socket that has asked to connect. The kernel closes it
+//! when its program dies, so that nobody has to say goodbye. The session ends with its last user,
+//! unless somebody connected to stay.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    local::ConnectRequest,
+};
+
+use super::super::{connection::Connection, progress::Stage};
+
+/// For an attempt that nobody wants any more to undo what it has done.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
+
+pub(super) struct State {
+    pub(super) phase: Phase,
+    users: BTreeSet<u64>,
+}
+
+pub(super) enum Phase {
+    Idle {
+        since: Instant,
+        /// Why there is no connection any more; empty if there was none.
+        reason: String,
+    },
+    Connecting(Attempt),
+    Connected {
+        connection: Arc<Connection>,
+        /// Until `tp quit`, whoever goes.
+        stays: bool,
+        /// Cancelled when it is lost and has been taken down.
+        down: CancellationToken,
+    },
+    /// The connection could go on no longer, and is being taken down.
+    Lost {
+        reason: String,
+        down: CancellationToken,
+    },
+    Ending,
+}
+
+/// What a request to connect meets.
+pub(super) enum Met {
+    /// Nothing: this attempt is the caller's to make.
+    Nothing(Handle),
+    /// An attempt at the same, in which the caller now takes part.
+    Same(watch::Receiver<Stage>),
+    /// An attempt at something else, to be waited for.
+    Other(watch::Receiver<Stage>),
+    Connection(Arc<Connection>),
+    /// A connection that is lost, until it is down.
+    Lost(CancellationToken),
+    /// A session that is about to exit.
+    End,
+}
+
+pub(super) struct Attempt {
+    request: ConnectRequest,
+    /// Who takes part, and whether for a command only.
+    participants: BTreeMap<u64, bool>,
+    handle: Handle,
+}
+
+/// Clones are of the same attempt.
+#[derive(Clone)]
+pub(super) struct Handle {
+    pub(super) stage: watch::Sender<Stage>,
+    /// Cancelled when nobody wants it any more.
+    pub(super) unwanted: CancellationToken,
+    /// Cancelled when it is over and has left nothing behind.
+    pub(super) over: CancellationToken,
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: idle(String::new()),
+            users: BTreeSet::new(),
+        }
+    }
+
+    /// Whether `user` was not known.
+    pub(super) fn enter(&mut self, user: u64) -> bool {
+        self.users.insert(user)
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        !self.users.is_empty()
+    }
+
+    pub(super) fn meet(&mut self, user: u64, request: &ConnectRequest) -> Met {
+        // One that has gone meanwhile would keep the session for ever.
+        if !self.users.contains(&user) {
+            return Met::End;
+        }
+        match &mut self.phase {
+            Phase::Idle { .. } => {
+                let attempt = Attempt::new(user, request);
+                let handle = attempt.handle.clone();
+                self.phase = Phase::Connecting(attempt);
+                Met::Nothing(handle)
+            }
+            Phase::Connecting(attempt) if attempt.is_for(request) => {
+                attempt.participants.insert(user, request.for_command);
+                Met::Same(attempt.handle.stage.subscribe())
+            }
+            Phase::Connecting(attempt) => Met::Other(attempt.handle.stage.subscribe()),
+            Phase::Connected {
+                connection, down, ..
+            } if connection.is_lost() => Met::Lost(down.clone()),
+            Phase::Connected { connection, .. } => Met::Connection(Arc::clone(connection)),
+            Phase::Lost { down, .. } => Met::Lost(down.clone()),
+            Phase::Ending => Met::End,
+        }
+    }
+
+    /// The end of `user`'s interest; returns what is left to take down if that was the last one.
+    pub(super) fn leave(&mut self, user: u64) -> Option<Phase> {
+        self.users.remove(&user);
+        let stays = match &mut self.phase {
+            Phase::Connecting(attempt) => {
+                attempt.participants.remove(&user);
+                if attempt.participants.is_empty() {
+                    attempt.handle.unwanted.cancel();
+                }
+                false
+            }
+            Phase::Connected { stays, .. } => *stays,
+            Phase::Idle { .. } | Phase::Lost { .. } | Phase::Ending => false,
+        };
+
+        (self.users.is_empty() && !stays).then(|| self.end())
+    }
+
+    /// Nobody begins anything from here on; returns what is left to take down.
+    pub(super) fn end(&mut self) -> Phase {
+        mem::replace(&mut self.phase, Phase::Ending)
+    }
+
+    /// The connection of an attempt that succeeded; nothing if it is not wanted any more.
+    pub(super) fn succeed(&mut self, connection: &Arc<Connection>) -> Option<()> {
+        let Phase::Connecting(attempt) = &self.phase else {
+            return None;
+        };
+        if attempt.handle.unwanted.is_cancelled() {
+            return None;
+        }
+        let stays = attempt
+            .participants
+            .values()
+            .any(|for_command| !for_command);
+        self.phase = Phase::Connected {
+            connection: Arc::clone(connection),
+            stays,
+            down: CancellationToken::new(),
+        };
+
+        Some(())
+    }
+
+    /// An attempt has ended without a connection.
+    pub(super) fn fail(&mut self) {
+        if matches!(self.phase, Phase::Connecting(_)) {
+            self.phase = idle(String::new());
+        }
+    }
+
+    /// Whether `wanted` is still the connection; it stays if the request is not for a command.
+    pub(super) fn keep(&mut self, wanted: &Arc<Connection>, request: &ConnectRequest) -> bool {
+        match &mut self.phase {
+            Phase::Connected {
+                connection, stays, ..
+            } if Arc::ptr_eq(connection, wanted) && !connection.is_lost() => {
+                *stays |= !request.for_command;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The root daemon of `lost` has gone: nobody gets this connection any more.
+    pub(super) fn lose(
+        &mut self,
+        lost: &Arc<Connection>,
+        reason: String,
+    ) -> Option<CancellationToken> {
+        let Phase::Connected {
+            connection, down, ..
+        } = &self.phase
+        else {
+            return None;
+        };
+        let down = Arc::ptr_eq(connection, lost).then(|| down.clone())?;
+        self.phase = Phase::Lost {
+            reason,
+            down: down.clone(),
+        };
+
+        Some(down)
+    }
+
+    /// The lost connection is down.
+    pub(super) fn rest(&mut self) {
+        if let Phase::Lost { reason, .. } = &mut self.phase {
+            self.phase = idle(mem::take(reason));
+        }
+    }
+}
+
+impl Attempt {
+    fn new(user: u64, request: &ConnectRequest) -> Self {
+        Self {
+            request: request.clone(),
+            participants: BTreeMap::from([(user, request.for_command)]),
+            handle: Handle {
+                stage: watch::Sender::new(Stage::Begun),
+                unwanted: CancellationToken::new(),
+                over: CancellationToken::new(),
+            },
+        }
+    }
+
+    fn is_for(&self, request: &ConnectRequest) -> bool {
+        let wanted = ConnectRequest {
+            for_command: self.request.for_command,
+            ..request.clone()
+        };
+
+        wanted == self.request && !self.handle.unwanted.is_cancelled()
+    }
+}
+
+impl Phase {
+    /// Leaves nothing behind, and tells those who take part in an attempt.
+    pub(super) async fn take_down(self) {
+        match self {
+            Self::Connected { connection, .. } => connection.close().await,
+            Self::Connecting(attempt) => {
+                attempt.handle.unwanted.cancel();
+                attempt.handle.stage.send_replace(Stage::Over(Err(ended())));
+                if timeout(ATTEMPT_LIMIT, attempt.handle.over.cancelled())
+                    .await
+                    .is_err()
+                {
+                    tracing::info!("The attempt to connect did not end in time");
+                }
+            }
+            Self::Lost { down, .. } => {
+                if timeout(ATTEMPT_LIMIT, down.cancelled()).await.is_err() {
+                    tracing::info!("The lost connection was not taken down in time");
+                }
+            }
+            Self::Idle { .. } | Self::Ending => {}
+        }
+    }
+}
+
+pub(super) fn idle(reason: String) -> Phase {
+    Phase::Idle {
+        since: Instant::now(),
+        reason,
+    }
+}
+
+/// What those hear who took part in an attempt that was given up.
+pub(super) fn ended() -> Fault {
+    Fault::new(
+        FaultKind::Failed,
+        "`tp quit` has ended this attempt to connect: run `tp connect` again",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(namespace: &str, for_command: bool) -> ConnectRequest {
+        ConnectRequest {
+            namespace: namespace.to_owned(),
+            for_command,
+            ..ConnectRequest::default()
+        }
+    }
+
+    fn enter(state: &mut State, user: u64, request: &ConnectRequest) -> Met {
+        state.enter(user);
+        state.meet(user, request)
+    }
+
+    fn begin(state: &mut State, user: u64, request: &ConnectRequest) -> Handle {
+        match enter(state, user, request) {
+            Met::Nothing(handle) => handle,
+            _ => panic!("there is something already"),
+        }
+    }
+
+    #[test]
+    fn who_asks_for_the_same_takes_part_in_the_attempt() {
+        let mut state = State::new();
+        begin(&mut state, 1, &request("shop", false));
+
+        assert!(matches!(
+            enter(&mut state, 2, &request("shop", true)),
+            Met::Same(_)
+        ));
+        assert!(matches!(
+            enter(&mut state, 3, &request("team-b", false)),
+            Met::Other(_)
+        ));
+    }
+
+    #[test]
+    fn an_attempt_ends_with_the_last_who_takes_part() {
+        let mut state = State::new();
+        let attempt = begin(&mut state, 1, &request("shop", false));
+        enter(&mut state, 2, &request("shop", false));
+
+        assert!(state.leave(1).is_none());
+        assert!(!attempt.unwanted.is_cancelled());
+        assert!(matches!(state.leave(2), Some(Phase::Connecting(_))));
+        assert!(attempt.unwanted.is_cancelled());
+        assert!(matches!(
+            enter(&mut state, 3, &request("shop", false)),
+            Met::End
+        ));
+    }
+
+    #[test]
+    fn who_waits_for_another_attempt_keeps_the_session_but_not_the_attempt() {
+        let mut state = State::new();
+        let attempt = begin(&mut state, 1, &request("shop", false));
+        enter(&mut state, 2, &request("team-b", false));
+
+        assert!(state.leave(1).is_none());
+        assert!(attempt.unwanted.is_cancelled());
+        // Nobody takes part in what is being undone.
+        assert!(matches!(
+            enter(&mut state, 3, &request("shop", false)),
+            Met::Other(_)
+        ));
+        state.fail();
+        begin(&mut state, 2, &request("team-b", false));
+    }
+
+    #[test]
+    fn the_session_ends_when_a_failed_attempt_has_no_user_left() {
+        let mut state = State::new();
+        begin(&mut state, 1, &request("shop", false));
+        enter(&mut state, 2, &request("shop", false));
+        state.fail();
+
+        assert!(state.leave(2).is_none());
+        assert!(matches!(state.leave(1), Some(Phase::Idle { .. })));
+        assert!(
+            state
+                .leave(1)
+                .is_some_and(|phase| matches!(phase, Phase::Ending))
+        );
+    }
+
+    #[test]
+    fn a_user_who_has_gone_begins_nothing() {
+        let mut state = State::new();
+        state.enter(1);
+        state.leave(1);
+
+        assert!(matches!(state.meet(1, &request("shop", false)), Met::End));
+    }
+}

@@ -1,0 +1,161 @@
+//! Locks that the kernel gives back when their holder dies, and sockets that nobody listens at.
+
+use std::{
+    fs, io,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fd::OwnedFd,
+    fs::{FlockOperation, Mode, OFlags},
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
+
+/// An exclusive lock on a file that only its user can open. The file stays: removing it would let
+/// two hold the lock, one of them that of a file without a name.
+#[derive(Debug)]
+pub struct Lock {
+    _file: OwnedFd,
+}
+
+impl Lock {
+    /// Nothing if somebody else holds it.
+    pub fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// What stands at the path of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupant {
+    Nobody,
+    /// A socket whose listener has died.
+    Stale,
+    /// A socket that somebody listens at, or something that is none.
+    Living,
+}
+
+/// Asks without waiting: a listener that is busy lives.
+pub fn occupant(path: &Path, kind: SocketType) -> io::Result<Occupant> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
+        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.file_type().is_socket() => return Ok(Occupant::Living),
+        Ok(_) => {}
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    match rustix::net::connect(&probe, &SocketAddrUnix::new(path)?) {
+        Err(Errno::CONNREFUSED) => Ok(Occupant::Stale),
+        Err(Errno::NOENT) => Ok(Occupant::Nobody),
+        _ => Ok(Occupant::Living),
+    }
+}
+
+/// The file that a listener made, to be removed only if it is still that one: another may have
+/// taken the place of a socket that had stopped listening.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    lock: PathBuf,
+    /// As long as it is open, no other file gets its number.
+    file: OwnedFd,
+}
+
+impl SocketFile {
+    /// Of the socket that was bound to `path` while `lock` was held.
+    pub fn of(path: &Path, lock: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+
+        Ok(Self {
+            path: path.to_owned(),
+            lock: lock.to_owned(),
+            file: rustix::fs::open(path, flags, Mode::empty())?,
+        })
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        // Whoever holds the lock is about to find the socket stale, and replaces it.
+        let Some(_lock) = Lock::try_acquire(&self.lock)? else {
+            return Ok(());
+        };
+        let found = rustix::fs::lstat(&self.path)?;
+        let ours = rustix::fs::fstat(&self.file)?;
+        if (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino) {
+            return Ok(());
+        }
+
+        fs::remove_file(&self.path)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            tracing::debug!(%error, "Cannot remove the socket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn stream(path: &Path) -> Occupant {
+        occupant(path, SocketType::STREAM).unwrap()
+    }
+
+    #[test]
+    fn a_lock_has_one_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+
+        let held = Lock::try_acquire(&path).unwrap();
+
+        assert!(held.is_some());
+        assert!(Lock::try_acquire(&path).unwrap().is_none());
+        drop(held);
+        assert!(Lock::try_acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_socket_without_a_listener_is_told_from_one_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+
+        assert_eq!(stream(&path), Occupant::Nobody);
+        let listener = UnixListener::bind(&path).unwrap();
+        assert_eq!(stream(&path), Occupant::Living);
+        drop(listener);
+        assert_eq!(stream(&path), Occupant::Stale);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert_eq!(stream(&path), Occupant::Living);
+    }
+
+    #[test]
+    fn a_listener_that_ends_leaves_its_successors_socket_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, lock) = (dir.path().join("socket"), dir.path().join("lock"));
+        let first = UnixListener::bind(&path).unwrap();
+        let of_first = SocketFile::of(&path, &lock).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = UnixListener::bind(&path).unwrap();
+        let of_second = SocketFile::of(&path, &lock).unwrap();
+
+        drop((first, of_first));
+        assert_eq!(stream(&path), Occupant::Living);
+        drop((second, of_second));
+        assert_eq!(stream(&path), Occupant::Nobody);
+    }
+}
