@@ -37,6 +37,8 @@ enum Task {
     Demo(demo::Options),
     /// Run everything that tests, from formatting to end-to-end tests on a real Kubernetes
     Test(test::Options),
+    /// Run the long forms of tests on the test cluster: the same tests with more rounds
+    Soak(test::soak::Options),
     /// Compare tp with plain routing and with the port-forward of kubectl, on the test cluster
     Bench(bench::Options),
     /// Build all programs, and statically linked those of the cluster
@@ -80,6 +82,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Dist => dist::dist(),
         Task::Ebpf => ebpf::build_and_tell(),
         Task::Probe(probe) => bench::probe::run(&probe),
+        Task::Soak(options) => test::soak::soak(&options),
         Task::Test(options) => test::test(&options),
         Task::Tidy => tidy::run(),
     }

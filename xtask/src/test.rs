@@ -13,6 +13,7 @@ use programs::TestProgram;
 use untouched::Untouched;
 
 mod programs;
+pub(crate) mod soak;
 mod untouched;
 
 /// Where to look when a test fails.
@@ -52,9 +53,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     if options.only.is_none() {
         lints(&mut steps)?;
     }
-    steps.step("programs", "the compiler's words above", products::build)?;
-    steps.step("distribution", "target/dist", dist::pack)?;
-    let tests = steps.step("tests built", "the compiler's words above", programs::build)?;
+    let tests = build(&mut steps)?;
     if options.only.is_none() {
         let unit = tests.iter().filter(|test| !test.is_end_to_end());
         steps.step("unit and scenario tests", THEIR_WORDS, || {
@@ -80,6 +79,13 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     )?;
     steps.summary();
     Ok(())
+}
+
+/// Builds what is tested, and the tests.
+fn build(steps: &mut Steps) -> Result<Vec<TestProgram>> {
+    steps.step("programs", "the compiler's words above", products::build)?;
+    steps.step("distribution", "target/dist", dist::pack)?;
+    steps.step("tests built", "the compiler's words above", programs::build)
 }
 
 fn static_checks(steps: &mut Steps) -> Result<()> {
@@ -143,9 +149,9 @@ pub(crate) fn audit() -> Result<()> {
     )
 }
 
-fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Result<()> {
+fn cluster_up(steps: &mut Steps, afresh: bool) -> Result<()> {
     steps.step("cluster up", "the log it names", || {
-        if options.only.is_none() {
+        if afresh {
             // Nothing that was left there by hand may help or hinder.
             cluster::down()?;
         }
@@ -158,7 +164,11 @@ fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Re
     )?;
     steps.step("image import", "target/dist/tp-image.tar", || {
         cluster::import(&dist::image())
-    })?;
+    })
+}
+
+fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Result<()> {
+    cluster_up(steps, options.only.is_none())?;
     let mut arguments = vec!["--test-threads=1"];
     arguments.extend(options.only.as_deref());
     let end_to_end = tests.iter().filter(|test| test.is_end_to_end());
@@ -218,7 +228,11 @@ pub(crate) fn consent(command: &str, kubernetes: Kubernetes, yes: bool) -> Resul
 fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
     let lists = needed(kubernetes);
     let missing = packages::missing(&lists)?;
-    let mut minutes = if command == "test" { 10 } else { 1 };
+    let mut minutes = match command {
+        "soak" => soak::MINUTES,
+        "test" => 10,
+        _ => 1,
+    };
     println!("`cargo xtask {command}` on this machine:");
     if missing.is_empty() {
         println!("  packages   all {} are installed", packages::count(&lists));

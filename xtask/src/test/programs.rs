@@ -21,7 +21,15 @@ impl TestProgram {
         self.folder.ends_with("tp-e2e")
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn run(&self, arguments: &[&str]) -> Result<()> {
+        self.run_with(arguments, &[])
+    }
+
+    pub(super) fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
         let package = self.folder.file_name().unwrap_or_default();
         println!("    {} of {}", self.name, package.display());
         run::status(
@@ -31,7 +39,8 @@ impl TestProgram {
                 .env("CARGO_MANIFEST_DIR", &self.folder)
                 .env("TP_BIN_DIR", paths::release())
                 .env("TP_IMAGE", products::image_reference())
-                .env("TP_TESTBED", paths::testbed()),
+                .env("TP_TESTBED", paths::testbed())
+                .envs(environment.iter().copied()),
         )
     }
 }

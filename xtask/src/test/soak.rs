@@ -1,0 +1,83 @@
+//! The long forms of tests: the same code, which a variable of the environment tells how long.
+
+use anyhow::{Result, bail};
+
+use super::{Kubernetes, Steps, THEIR_WORDS, build, cluster_up, consent, needed};
+use crate::{cluster, ebpf, packages};
+
+/// How long all of them take.
+pub(super) const MINUTES: u32 = 15;
+
+struct Long {
+    /// The test program of `tp-e2e`.
+    program: &'static str,
+    test: &'static str,
+    variable: &'static str,
+    value: &'static str,
+}
+
+const LONG: [Long; 1] = [Long {
+    program: "chaos",
+    test: "whatever_is_started_quit_and_killed_the_next_connect_works_and_quitting_leaves_nothing",
+    variable: "TP_ROUNDS",
+    value: "50",
+}];
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
+    /// Leave the test cluster as it is, up, before and after
+    #[arg(long)]
+    keep: bool,
+    /// Only tests whose names contain this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+pub(crate) fn soak(options: &Options) -> Result<()> {
+    let only = options.only.as_deref().unwrap_or_default();
+    let chosen: Vec<_> = LONG.iter().filter(|it| it.test.contains(only)).collect();
+    if chosen.is_empty() {
+        let known = LONG.map(|it| it.test).join(", ");
+        bail!("no long test is called {only}; there are {known}");
+    }
+    consent("soak", Kubernetes::Own, options.yes)?;
+    let mut steps = Steps::new();
+    steps.step("packages", "the log it names", || {
+        packages::ensure(&needed(Kubernetes::Own))
+    })?;
+    steps.step("eBPF programs", "tp-ebpf/", ebpf::build)?;
+    let tests = build(&mut steps)?;
+    cluster_up(&mut steps, !options.keep)?;
+    let mut failed = Vec::new();
+    for long in chosen {
+        let name = format!("{} with {}={}", long.test, long.variable, long.value);
+        let outcome = steps.step(&name, THEIR_WORDS, || {
+            let program = tests
+                .iter()
+                .find(|test| test.is_end_to_end() && test.name() == long.program);
+            let Some(program) = program else {
+                bail!("there is no test program {}", long.program);
+            };
+            program.run_with(&["--exact", long.test], &[(long.variable, long.value)])
+        });
+        if let Err(error) = outcome {
+            println!("{error:#}");
+            failed.push(long.test);
+        }
+    }
+    if !options.keep {
+        steps.step(
+            "cluster down",
+            "`cargo xtask cluster status`",
+            cluster::down,
+        )?;
+    }
+    steps.summary();
+    if !failed.is_empty() {
+        bail!("long tests failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
