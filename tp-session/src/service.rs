@@ -183,6 +183,11 @@ impl Service {
                     events.step("waiting for another `tp connect`").await;
                     // An attempt that broke off is over as well.
                     drop(stage.wait_for(Stage::is_over).await);
+                    // A root daemon that ends with its last session may have ended with it: the
+                    // caller has to see to one again.
+                    if self.state.lock().await.is_idle() {
+                        return Ok(Event::Ending(Ending {}));
+                    }
                 }
                 Met::Connection(connection) => {
                     events.step("comparing with the connection there is").await;
@@ -193,7 +198,6 @@ impl Service {
                     }
                 }
                 Met::Lost(down) => {
-                    events.step("taking the lost connection down").await;
                     down.cancelled().await;
                 }
                 Met::End => return Ok(Event::Ending(Ending {})),

@@ -102,6 +102,10 @@ impl State {
         !self.users.is_empty()
     }
 
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle { .. })
+    }
+
     pub(super) fn meet(&mut self, user: u64, request: &ConnectRequest) -> Met {
         // One that has gone meanwhile would keep the session for ever.
         if !self.users.contains(&user) {

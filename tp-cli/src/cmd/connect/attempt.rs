@@ -42,8 +42,10 @@ impl Attempt {
     ) -> anyhow::Result<Connected> {
         let end = Instant::now() + AGAIN;
         loop {
-            if let Some((first, events)) = self.ask(request, progress).await? {
-                return Ok(follow(first, events, progress).await?);
+            if let Some((first, events)) = self.ask(request, progress).await?
+                && let Some(connected) = follow(first, events, progress).await?
+            {
+                return Ok(connected);
             }
             if Instant::now() >= end {
                 let message = "sessions end as fast as they are started: see their log in";
@@ -115,18 +117,19 @@ impl Attempt {
     }
 }
 
-/// The session bounds each of its steps, so that the stream ends by itself.
+/// The session bounds each of its steps, so that the stream ends by itself. Nothing if the session
+/// is to be asked again.
 async fn follow(
     first: Event,
     mut events: Streaming<ConnectEvent>,
     progress: &mut Progress,
-) -> Result<Connected, Fault> {
+) -> Result<Option<Connected>, Fault> {
     let mut next = Some(first);
     loop {
         match next {
             Some(Event::Progress(phrase)) => progress.step(&phrase),
-            Some(Event::Connected(connected)) => return Ok(connected),
-            Some(Event::Ending(_)) => return Err(broken()),
+            Some(Event::Connected(connected)) => return Ok(Some(connected)),
+            Some(Event::Ending(_)) => return Ok(None),
             None => {}
         }
         next = match events.message().await {
