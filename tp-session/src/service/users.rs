@@ -196,7 +196,7 @@ impl State {
         }
     }
 
-    /// The root daemon of `lost` has gone: nobody gets this connection any more.
+    /// Nobody gets the connection `lost` any more.
     pub(super) fn lose(
         &mut self,
         lost: &Arc<Connection>,
