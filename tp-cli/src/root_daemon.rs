@@ -10,7 +10,7 @@ use rustix::{
         recv, send, socket_with, sockopt,
     },
 };
-use tp_proto::root::{MAX_PACKET, Reply, Request, SOCKET_PATH};
+use tp_proto::root::{MAX_PACKET, RefusedKind, Reply, Request, SOCKET_PATH};
 use tp_transport::ipc::lock::{Occupant, occupant};
 
 /// Longest wait for each packet.
@@ -74,16 +74,22 @@ fn ask(connects: bool) -> Answer {
                 ends_with_last_session,
                 _connection: connection,
             }),
-            Reply::Refused { message, .. } => Answer::Denied(message),
+            Reply::Refused {
+                kind: RefusedKind::Permission,
+                message,
+            } => Answer::Denied(message),
+            Reply::Refused { message, .. } => Answer::Broken(message),
             Reply::Opened(_) | Reply::Done | Reply::Counters(_) => {
                 Answer::Broken("it answered another question".into())
             }
         },
         Err(Errno::NOENT | Errno::CONNREFUSED) => Answer::Absent,
         Err(Errno::CONNRESET | Errno::PIPE) => Answer::Ending,
-        Err(Errno::ACCESS | Errno::PERM) => {
-            Answer::Denied("it serves root and members of the group tp".into())
-        }
+        Err(Errno::ACCESS | Errno::PERM) => Answer::Denied(
+            "it serves root and members of the group tp (`sudo usermod -aG tp $USER`, then log \
+             in again)"
+                .into(),
+        ),
         Err(Errno::AGAIN) => Answer::Broken(format!("no answer within {} s", WAIT.as_secs())),
         Err(errno) => Answer::Broken(errno.to_string()),
     }

@@ -13,4 +13,5 @@ pub mod keep_alive;
 pub mod net;
 pub mod outside;
 pub mod packet;
+pub mod steering;
 pub mod syn;

@@ -6,13 +6,14 @@
 
 use std::{
     fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     io::{self, IsTerminal as _},
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, lchown},
     },
     path::{Path, PathBuf},
-    sync::{Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -32,6 +33,7 @@ mod bundle;
 mod connection;
 mod diag;
 mod links;
+mod living;
 mod netns;
 mod packet;
 mod peer;
@@ -46,6 +48,7 @@ mod sys;
 use crate::{background, log::Stderr};
 use bundle::Tuning;
 use connection::Context as Shared;
+use living::Living;
 use peer::Admission;
 use server::{Lifetime, Server};
 
@@ -78,6 +81,10 @@ pub(crate) struct RootArgs {
     /// How long an alias rests before it stands for another address.
     #[arg(long, hide = true, value_name = "MILLISECONDS")]
     alias_quarantine: Option<u64>,
+
+    /// Attach to interfaces as on a kernel before 6.6.
+    #[arg(long, hide = true)]
+    clsact: bool,
 }
 
 impl RootArgs {
@@ -89,6 +96,7 @@ impl RootArgs {
             quarantine: self
                 .alias_quarantine
                 .map_or(usual.quarantine, Duration::from_millis),
+            clsact: self.clsact,
         }
     }
 }
@@ -124,6 +132,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         hierarchy: scope::Hierarchy::find()?,
         lifetime,
         tuning: args.tuning(),
+        living: Arc::new(Living::new()),
         has_served: AtomicBool::new(false),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -224,6 +233,11 @@ fn parse_group(groups: &str, name: &str) -> Option<u32> {
 
         is_wanted.then_some(gid)
     })
+}
+
+/// Keyed at random, so the hash of nothing is a random number.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

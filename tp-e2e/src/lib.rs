@@ -9,6 +9,7 @@
 pub mod api_server;
 pub mod beyond;
 pub mod cluster;
+pub mod conditions;
 pub mod daemons;
 pub mod datapath;
 pub mod link;

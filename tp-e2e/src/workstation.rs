@@ -232,13 +232,18 @@ impl Workstation {
         let mut command = testbed().inside(namespace);
         command
             .args(["unshare", "--mount", "--propagation", "private", "sh", "-c"])
-            .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
+            .arg(
+                "mount --bind \"$0\" /etc/resolv.conf && \
+                 { [ ! -e \"$TP_TEST_HOSTS\" ] || mount --bind \"$TP_TEST_HOSTS\" /etc/hosts; } && \
+                 exec \"$@\"",
+            )
             .arg(testbed().resolv_conf())
             .current_dir("/")
             .env(
                 "PATH",
                 format!("{}:{}", programs().display(), testbed().path()),
             )
+            .env("TP_TEST_HOSTS", self.home.path().join("hosts"))
             .env("HOME", self.home.path().join("state"))
             .env("USER", self.account.name())
             .env("KUBECONFIG", &self.kubeconfig)
@@ -376,6 +381,27 @@ impl Workstation {
 
     pub fn home(&self) -> &Path {
         self.home.path()
+    }
+
+    /// Gives programs that start from here on another /etc/hosts.
+    #[track_caller]
+    pub fn set_hosts(&self, text: &str) {
+        let hosts = self.home.path().join("hosts");
+        fs::write(&hosts, text).expect("own folders are writable");
+        fs::set_permissions(&hosts, fs::Permissions::from_mode(0o644)).expect("own file");
+    }
+
+    /// Puts these lines in place of the one that names the API server.
+    #[track_caller]
+    pub fn name_server(&self, lines: &[&str]) {
+        let text = fs::read_to_string(&self.kubeconfig).expect("there is a kubeconfig");
+        let old = text
+            .lines()
+            .find(|line| line.trim_start().starts_with("server: "))
+            .expect("a kubeconfig names a server");
+        let indent = &old[..old.len() - old.trim_start().len()];
+        let new: Vec<String> = lines.iter().map(|line| format!("{indent}{line}")).collect();
+        fs::write(&self.kubeconfig, text.replace(old, &new.join("\n"))).expect("own file");
     }
 
     pub fn kubeconfig(&self) -> &Path {

@@ -16,6 +16,7 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tp_e2e::{
     cluster::testbed,
+    conditions::{FakeIpProxy, inside},
     name_server::ResolvConf,
     netns,
     process::{PATIENCE, Running, eventually, run},
@@ -27,14 +28,6 @@ use tp_e2e::{
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[track_caller]
-fn inside(namespace: &str, commands: &[&str]) {
-    for command in commands {
-        let words: Vec<&str> = command.split(' ').collect();
-        run(testbed().inside(namespace).args(words), PATIENCE).expect_success();
-    }
 }
 
 /// Another VPN as Tailscale sets one up: a rule before `main`, a table with the same networks as
@@ -154,6 +147,67 @@ fn another_vpn_with_the_clusters_addresses_keeps_working_and_so_does_the_session
         "{changes}"
     );
     drop(vpn);
+    before.assert_restored();
+}
+
+#[test]
+fn a_proxy_that_gives_out_addresses_for_names_keeps_them_and_a_later_collision_is_told() {
+    let _alone = alone();
+    let before = netns::idle();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let assert_theirs = |when: &str| {
+        for account in [Account::Member, Account::Outsider] {
+            let ask = ["curl", "-sS", "-m", "5", FakeIpProxy::URL];
+            let page = workstation.run_as(account, &ask).expect_success();
+            assert_eq!(page.trim(), FakeIpProxy::PAGE, "{when}, {}", account.name());
+        }
+    };
+    let assert_ours = |when: &str| {
+        for url in ["http://web/", "http://echo:8080/"] {
+            workstation
+                .run(&["curl", "-sS", "-m", "10", "-o", "/dev/null", url])
+                .expect_success();
+        }
+        let page = workstation.run(&["curl", "-sS", "-m", "10", "http://web/"]);
+        assert!(page.expect_success().contains("nginx of"), "{when}");
+    };
+
+    let proxy = FakeIpProxy::begin();
+    assert_theirs("before");
+    workstation.connect(&["--namespace", "shop"]);
+    assert_ours("the proxy came first");
+    assert_theirs("the proxy came first");
+    drop(proxy);
+
+    let proxy = FakeIpProxy::begin();
+    assert_theirs("the proxy came while connected");
+    assert_ours("the proxy came while connected");
+
+    let aliases = workstation.status()["datapath"]["alias_network"].clone();
+    let aliases = aliases.as_str().expect("a network").to_owned();
+    let route = format!(
+        "ip route {{}} {aliases} dev {} table {}",
+        FakeIpProxy::INTERFACE,
+        FakeIpProxy::TABLE
+    );
+    let notices = |is_told: bool| {
+        eventually("the collision in status", Duration::from_secs(10), || {
+            let notices = workstation.status()["notices"].to_string();
+            if notices.contains(&aliases) == is_told {
+                Ok(())
+            } else {
+                Err(notices)
+            }
+        });
+    };
+    inside(&testbed().workstation(), &[&route.replace("{}", "add")]);
+    notices(true);
+    inside(&testbed().workstation(), &[&route.replace("{}", "del")]);
+    notices(false);
+
+    workstation.tp(&["quit"]).expect_success();
+    assert_theirs("afterwards");
+    drop(proxy);
     before.assert_restored();
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::CStr,
+    mem,
     net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
@@ -10,7 +11,10 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, TcAttachType,
-        cgroup_sock_addr::CgroupSockAddrLink, sk_lookup::SkLookupLink, tc, tc::SchedClassifierLink,
+        cgroup_sock_addr::CgroupSockAddrLink,
+        sk_lookup::SkLookupLink,
+        tc,
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
     },
     util::KernelVersion,
 };
@@ -56,6 +60,8 @@ pub struct Plan {
     pub alias_count: u32,
     pub interfaces: Interfaces,
     pub offsets: KernelOffsets,
+    /// Attach to interfaces by filters, as before TCX, also where the kernel has that.
+    pub clsact: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +119,8 @@ impl Plan {
 pub struct DataPath {
     // Fields drop in this order: links before the programs and maps they use.
     cgroup_links: Vec<CgroupSockAddrLink>,
-    tc_links: Vec<SchedClassifierLink>,
+    tcx_links: Vec<SchedClassifierLink>,
+    has_tcx: bool,
     lookup_link: Option<SkLookupLink>,
     hooks: Vec<String>,
     maps: Maps,
@@ -152,7 +159,9 @@ impl DataPath {
 
         Ok(Self {
             cgroup_links: Vec::new(),
-            tc_links: Vec::new(),
+            tcx_links: Vec::new(),
+            has_tcx: !plan.clsact
+                && KernelVersion::current().is_ok_and(|version| version >= FIRST_WITH_TCX),
             lookup_link: None,
             hooks: Vec::new(),
             maps,
@@ -225,15 +234,19 @@ impl DataPath {
         interface: &str,
         kind: TcAttachType,
     ) -> Result<(), LoadError> {
-        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= FIRST_WITH_TCX);
-        if !has_tcx {
+        if !self.has_tcx {
             add_clsact(interface)?;
         }
         let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
-        let id = program.attach(interface, kind).map_err(refused(name))?;
-        let link = program.take_link(id).map_err(refused(name))?;
-        self.tc_links.push(link);
-        let family = if has_tcx { "tcx" } else { "tc" };
+        let family = if self.has_tcx {
+            let id = program.attach(interface, kind).map_err(refused(name))?;
+            let link = program.take_link(id).map_err(refused(name))?;
+            self.tcx_links.push(link);
+            "tcx"
+        } else {
+            attach_filter(program, interface, kind).map_err(refused(name))?;
+            "tc"
+        };
         let direction = match kind {
             TcAttachType::Ingress => "ingress",
             TcAttachType::Egress | TcAttachType::Custom(_) => "egress",
@@ -258,6 +271,22 @@ fn process_name(name: &CStr) -> ProcessName {
     padded[..len].copy_from_slice(&name.to_bytes()[..len]);
 
     padded
+}
+
+/// Attaches by a filter, which the interface takes along.
+///
+/// The link is forgotten: dropping it removes, by its number, whatever filter an interface of the
+/// same number has in the namespace of the thread that drops it.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    kind: TcAttachType,
+) -> Result<(), ProgramError> {
+    let options = TcAttachOptions::Netlink(NlOptions::default());
+    let id = program.attach_with_options(interface, kind, options)?;
+    mem::forget(program.take_link(id)?);
+
+    Ok(())
 }
 
 fn add_clsact(interface: &str) -> Result<(), LoadError> {

@@ -14,5 +14,5 @@ pub use aliases::{Aliases, UsedAlias};
 pub use btf::kernel_offsets;
 pub use bundle::{CgroupScope, DataPath, Interfaces, Plan, UserScope};
 pub use error::{BtfError, LoadError, MapError};
-pub use maps::{CounterValue, NEVER_STEERED};
+pub use maps::{CounterValue, NEVER_STEERED, is_map_alive};
 pub use tp_ebpf_common::{ALIAS_TABLE_LEN, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets};

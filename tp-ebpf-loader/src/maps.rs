@@ -9,7 +9,8 @@ use std::{
 use aya::{
     Ebpf, Pod,
     maps::{
-        HashMap, LpmTrie, Map, MapData, MapError as AyaError, PerCpuArray, SockMap, lpm_trie::Key,
+        HashMap, LpmTrie, Map, MapData, MapError as AyaError, MapInfo, PerCpuArray, SockMap,
+        lpm_trie::Key,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -25,7 +26,9 @@ const HEARTBEAT: &str = "HEARTBEAT";
 const COUNTERS: &str = "COUNTERS";
 const LISTENERS: &str = "LISTENERS";
 
-const MAX_NETWORKS: usize = 4096;
+/// Half of the room of the programs' maps, and what is never steered: new ones come before old
+/// ones go.
+const MAX_NETWORKS: usize = 16 * 1024 + NEVER_STEERED.len();
 
 /// What is this machine, this link, or nobody in particular, whatever a session asks for:
 /// "this network", loopback, link-local, multicast and broadcast. Not 240.0.0.0/4, which some
@@ -64,6 +67,9 @@ pub struct CounterValue {
 pub struct Maps {
     steer4: LpmTrie<MapData, [u8; 4], u32>,
     steer6: LpmTrie<MapData, [u8; 16], u32>,
+    /// What the tries have.
+    steered4: Networks<[u8; 4]>,
+    steered6: Networks<[u8; 16]>,
     name_servers: HashMap<MapData, NameServer, u32>,
     counters: PerCpuArray<MapData, u64>,
     listeners: SockMap<MapData>,
@@ -86,6 +92,8 @@ impl Maps {
         Ok(Self {
             steer4: typed(ebpf, STEER4)?,
             steer6: typed(ebpf, STEER6)?,
+            steered4: Networks::new(),
+            steered6: Networks::new(),
             name_servers: typed(ebpf, NAME_SERVERS)?,
             counters: typed(ebpf, COUNTERS)?,
             listeners: typed(ebpf, LISTENERS)?,
@@ -122,8 +130,8 @@ impl Maps {
         fits(STEER4, wanted4.len(), MAX_NETWORKS)?;
         fits(STEER6, wanted6.len(), MAX_NETWORKS)?;
 
-        replace(&mut self.steer4, &wanted4).map_err(broken(STEER4))?;
-        replace(&mut self.steer6, &wanted6).map_err(broken(STEER6))
+        replace(&mut self.steer4, &mut self.steered4, &wanted4).map_err(broken(STEER4))?;
+        replace(&mut self.steer6, &mut self.steered6, &wanted6).map_err(broken(STEER6))
     }
 
     /// Replaces the name servers whose port is steered.
@@ -168,6 +176,19 @@ impl Maps {
             .collect()
     }
 
+    /// Ids of the maps that others get a descriptor of.
+    pub fn shared_ids(&self) -> Result<[u32; 2], MapError> {
+        let id = |name, map| {
+            let info = array(name, map)?.info().map_err(broken(name))?;
+            Ok(info.id())
+        };
+
+        Ok([
+            id(ALIAS_TABLE, &self.alias_table)?,
+            id(HEARTBEAT, &self.heartbeat)?,
+        ])
+    }
+
     /// What frees aliases; `None` if somebody has taken it.
     pub fn take_aliases(&mut self) -> Option<Aliases> {
         self.aliases.take()
@@ -196,23 +217,38 @@ impl Maps {
     }
 }
 
-/// Adds and changes before it removes.
+/// Prefix length and address to what is done with it.
+type Networks<K> = BTreeMap<(u32, K), u32>;
+
+/// Brings the trie from what it has to what is wanted, by the differences alone; adds and changes
+/// before it removes.
 fn replace<K: Pod + Ord>(
     trie: &mut LpmTrie<MapData, K, u32>,
-    wanted: &BTreeMap<(u32, K), u32>,
+    have: &mut Networks<K>,
+    wanted: &Networks<K>,
 ) -> Result<(), AyaError> {
-    let have: Vec<(u32, K)> = trie
-        .keys()
-        .map(|key| key.map(|key| (key.prefix_len(), key.data())))
-        .collect::<Result<_, _>>()?;
-    for ((prefix_len, data), action) in wanted {
-        trie.insert(&Key::new(*prefix_len, *data), action, 0)?;
+    for (key, action) in wanted {
+        if have.get(key) != Some(action) {
+            trie.insert(&Key::new(key.0, key.1), action, 0)?;
+            have.insert(*key, *action);
+        }
     }
-    for (prefix_len, data) in have.iter().filter(|key| !wanted.contains_key(key)) {
-        trie.remove(&Key::new(*prefix_len, *data))?;
+    let surplus: Vec<(u32, K)> = have
+        .keys()
+        .filter(|key| !wanted.contains_key(key))
+        .copied()
+        .collect();
+    for key in surplus {
+        trie.remove(&Key::new(key.0, key.1))?;
+        have.remove(&key);
     }
 
     Ok(())
+}
+
+/// Whether anybody still has this map.
+pub fn is_map_alive(id: u32) -> bool {
+    MapInfo::from_id(id).is_ok()
 }
 
 fn name_server(server: &SocketAddr) -> NameServer {

@@ -9,11 +9,11 @@ use aya_ebpf::{
 use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, Counter, NameServer, Settings};
 
 #[map]
-pub(crate) static STEER4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(4096, 0);
+pub(crate) static STEER4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(33792, 0);
 
 /// Only to count what is not steered yet.
 #[map]
-pub(crate) static STEER6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(4096, 0);
+pub(crate) static STEER6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(33792, 0);
 
 #[map]
 pub(crate) static NAME_SERVERS: HashMap<NameServer, u32> = HashMap::with_max_entries(64, 0);

@@ -20,6 +20,12 @@ pub const PROCESS_NAME: &CStr = c"tp-daemon";
 /// Largest packet either side accepts, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
+/// Networks that a session may have steered and excluded, together.
+pub const MAX_NETWORKS: usize = 16 * 1024;
+
+/// Networks in one packet, so that it is no larger than [`MAX_PACKET`] whatever they are.
+pub const MAX_NETWORKS_PER_PACKET: usize = 1024;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
@@ -32,10 +38,12 @@ pub enum Request {
         connects: bool,
     },
     /// Make the bundle of this session. Carries one descriptor: the session's network namespace
-    /// (an open `/proc/self/ns/net`). At most one bundle per connection.
+    /// (an open `/proc/self/ns/net`). At most one bundle per connection, ever.
     Open(OpenBundle),
-    /// Replace the steered networks. Needs an open bundle.
+    /// Replace the steered networks by these and those of the parts before. Needs an open bundle.
     Steer(Steer),
+    /// A part of the networks of the next [`Request::Steer`], where one packet does not hold all.
+    SteerPart(Steer),
     /// Replace the name servers whose port 53 is steered. Needs an open bundle.
     NameServers { servers: Vec<SocketAddr> },
     /// Counters of the bundle.
@@ -47,6 +55,9 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenBundle {
     pub scope: Scope,
+    /// Networks that the aliases must not be of, beside those that the machine knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub avoid: Vec<IpNet>,
 }
 
 /// Whose sockets are steered; always only in the session's network namespace.
@@ -67,6 +78,13 @@ pub enum Scope {
 pub struct Steer {
     pub include: Vec<IpNet>,
     pub exclude: Vec<IpNet>,
+    /// How many parts went before that belong to it; others are forgotten.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub parts: u32,
+}
+
+fn is_none(parts: &u32) -> bool {
+    *parts == 0
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

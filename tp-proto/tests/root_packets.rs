@@ -4,7 +4,10 @@
 use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
-use tp_proto::root::{Bundle, Counters, OpenBundle, RefusedKind, Reply, Request, Scope, Steer};
+use tp_proto::root::{
+    Bundle, Counters, MAX_NETWORKS_PER_PACKET, MAX_PACKET, OpenBundle, RefusedKind, Reply, Request,
+    Scope, Steer,
+};
 
 #[track_caller]
 fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &T, text: &str) {
@@ -16,7 +19,12 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &T, text:
 
 #[test]
 fn requests_are_these_packets() {
-    let open = |scope| Request::Open(OpenBundle { scope });
+    let open = |scope| {
+        Request::Open(OpenBundle {
+            scope,
+            avoid: Vec::new(),
+        })
+    };
 
     golden(
         &Request::Hello {
@@ -47,8 +55,32 @@ fn requests_are_these_packets() {
         &Request::Steer(Steer {
             include: vec!["10.96.0.0/16".parse().unwrap()],
             exclude: vec!["10.96.0.1/32".parse().unwrap()],
+            parts: 0,
         }),
         r#"{"request":"steer","include":["10.96.0.0/16"],"exclude":["10.96.0.1/32"]}"#,
+    );
+    golden(
+        &Request::Open(OpenBundle {
+            scope: Scope::User,
+            avoid: vec!["241.0.0.0/8".parse().unwrap()],
+        }),
+        r#"{"request":"open","scope":"user","avoid":["241.0.0.0/8"]}"#,
+    );
+    golden(
+        &Request::Steer(Steer {
+            include: vec!["10.96.0.0/16".parse().unwrap()],
+            exclude: Vec::new(),
+            parts: 2,
+        }),
+        r#"{"request":"steer","include":["10.96.0.0/16"],"exclude":[],"parts":2}"#,
+    );
+    golden(
+        &Request::SteerPart(Steer {
+            include: vec!["10.244.1.7/32".parse().unwrap()],
+            exclude: Vec::new(),
+            parts: 0,
+        }),
+        r#"{"request":"steer_part","include":["10.244.1.7/32"],"exclude":[]}"#,
     );
     golden(
         &Request::NameServers {
@@ -144,4 +176,15 @@ fn a_root_daemon_that_does_not_say_how_long_it_stays_stays() {
             ..
         }
     ));
+}
+
+#[test]
+fn a_packet_of_networks_is_no_larger_than_a_packet_may_be() {
+    let longest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128";
+    let request = Request::SteerPart(Steer {
+        include: vec![longest.parse().unwrap(); MAX_NETWORKS_PER_PACKET],
+        ..Steer::default()
+    });
+
+    assert!(serde_json::to_vec(&request).unwrap().len() <= MAX_PACKET);
 }

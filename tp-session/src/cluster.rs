@@ -42,6 +42,8 @@ const VERSION_KEY: &str = "version";
 pub(super) struct Place {
     pub(super) context: String,
     pub(super) server: String,
+    /// By which the API server is reached; empty if there is none.
+    pub(super) proxy: String,
     pub(super) namespace: String,
     pub(super) manager_namespace: String,
     /// Of the kubeconfig.
@@ -79,6 +81,11 @@ impl Cluster {
         let place = Place {
             context: chosen.context.clone(),
             server: chosen.server(),
+            proxy: config
+                .proxy_url
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             namespace: or(&request.namespace, &config.default_namespace),
             manager_namespace: or(&request.manager_namespace, MANAGER_NAMESPACE),
             user: chosen.user.clone(),

@@ -1,39 +1,39 @@
 //! One connection from beginning to end: made as one, dropped as one.
 
-use std::{
-    fs::File,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tp_core::dns::Zone;
+use tp_core::{dns::Zone, steering::Wishes};
 use tp_proto::{
     crd::UserInfo,
     fault::{Fault, FaultKind},
     local::{ConnectRequest, Transport},
-    root::{Bundle, Counters, OpenBundle, Reply, Request, Scope, Steer},
+    root::{Bundle, Counters, Reply, Request},
 };
 use tp_transport::{CloseCode, PathChoice, SessionRef};
 
 use super::{
     cluster::{Cluster, Place},
-    datapath::Descriptors,
     dns::servers,
+    local::{self, Observer},
+    opened::Opened,
     progress::Progress,
     renewal::Login,
-    root_link::{self, RootLink},
+    root_link::RootLink,
     shared::Shared,
+    spared::Spared,
+    steer::{self, Follower, Steered},
     tasks::Tasks,
     uplink::{Established, Uplink},
 };
 
 /// For each step of taking the connection down.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// A status without them is better than none.
+const COUNTERS_LIMIT: Duration = Duration::from_secs(2);
 /// Where a manager has no other domain.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
@@ -47,18 +47,23 @@ pub(super) struct Connection {
     pub(super) daemon_pid: u32,
     /// The root daemon ends with this session.
     pub(super) root_daemon_ends: bool,
+    /// To which steering is limited; empty if it is not.
+    pub(super) cgroup: String,
     pub(super) since: Timestamp,
     root: Arc<RootLink>,
     login: Arc<Login>,
     first_session: SessionRef,
     stop: CancellationToken,
     tasks: Tasks,
+    pub(super) steered: watch::Sender<Steered>,
 }
 
-/// What the root daemon hands over.
-struct Opened {
-    root: Arc<RootLink>,
-    descriptors: Descriptors,
+/// What else decides about what is steered.
+struct Around {
+    wishes: Wishes,
+    spared: Spared,
+    /// What is to be spared at the beginning.
+    found: BTreeSet<IpNet>,
 }
 
 impl Connection {
@@ -72,10 +77,10 @@ impl Connection {
             Transport::Quic => PathChoice::UdpOnly,
             Transport::Portforward => PathChoice::StreamOnly,
         };
-        let mut steer = Steering::parse(&request)?;
+        let wishes = steer::wishes(&request)?;
         let cluster = Arc::new(Cluster::load(&request).await?);
         let place = cluster.place.clone();
-        steer.spare(&place.server);
+        let mut spared = Spared::of(&[&place.server, &place.proxy]);
         // First, and before anybody hears of a step: from then on a root daemon that ends with its
         // last session waits for this one.
         let root = RootLink::connect().await?;
@@ -100,10 +105,18 @@ impl Connection {
             shared: Arc::clone(&shared),
             stop: stop.clone(),
         });
-        let (established, opened) = tokio::join!(
+        let (established, opened, found) = tokio::join!(
             uplink.establish(&user, &replicas, progress),
-            open_bundle(root, &request)
+            Opened::open(root, &request.cgroup, &wishes.also),
+            spared.look()
         );
+        let opened = match (&established, opened) {
+            (Ok(_), Ok(opened)) => {
+                let networks = shared.networks.borrow().clone();
+                opened.suited(&request, &wishes, &networks).await
+            }
+            (_, opened) => opened,
+        };
         let (established, opened) = match (established, opened) {
             (Ok(established), Ok(opened)) => (established, opened),
             (Ok(established), Err(fault)) => {
@@ -123,14 +136,21 @@ impl Connection {
             daemon_version: opened.root.version.clone(),
             daemon_pid: opened.root.pid,
             root_daemon_ends: opened.root.ends,
+            cgroup: opened.cgroup.clone(),
             since: Timestamp::now(),
             root: Arc::clone(&opened.root),
             login,
             first_session,
             stop,
             tasks,
+            steered: watch::Sender::default(),
         };
-        if let Err(fault) = this.start(steer, uplink, established, opened).await {
+        let around = Around {
+            wishes,
+            spared,
+            found,
+        };
+        if let Err(fault) = this.start(around, uplink, established, opened).await {
             this.close().await;
             return Err(fault);
         }
@@ -140,53 +160,54 @@ impl Connection {
 
     async fn start(
         &self,
-        steering: Steering,
+        around: Around,
         uplink: Arc<Uplink>,
         established: Established,
         opened: Opened,
     ) -> Result<(), Fault> {
+        let broken = |error: std::io::Error| {
+            Fault::new(
+                FaultKind::Failed,
+                format!("the data path cannot be used: {error}"),
+            )
+        };
+        let Opened { descriptors, .. } = opened;
+        let bundle = descriptors.bundle();
+        let observer = Observer::open(bundle.host_address).map_err(broken)?;
+        let bundle = local::of_bundle(bundle);
         self.shared.name_servers.send_replace(servers::current());
-        opened
-            .descriptors
-            .serve(&self.shared, &self.tasks)
-            .map_err(|error| {
-                Fault::new(
-                    FaultKind::Failed,
-                    format!("the data path cannot be used: {error}"),
-                )
-            })?;
+        let local = watch::Sender::new(observer.read().await?);
+        let spared = watch::Sender::new(around.found);
+        let mut follower = Follower {
+            root: Arc::clone(&self.root),
+            wishes: around.wishes,
+            bundle,
+            networks: self.shared.networks.subscribe(),
+            name_servers: self.shared.name_servers.subscribe(),
+            local: local.subscribe(),
+            spared: spared.subscribe(),
+            leads: self.shared.leads.wanted(),
+            shared: Arc::clone(&self.shared),
+            steered: self.steered.clone(),
+            retry: steer::RETRY,
+        };
+        let tasks = &self.tasks;
+        descriptors.serve(&self.shared, tasks).map_err(broken)?;
+        tasks.spawn("the uplink", uplink.run(established));
         let servers = servers::watch(self.shared.name_servers.clone());
-        self.tasks.spawn("the uplink", uplink.run(established));
-        self.tasks.spawn("the watch over resolv.conf", servers);
+        tasks.spawn("the watch over resolv.conf", servers);
         let shared = Arc::clone(&self.shared);
         let forget = async move { shared.leads.forget().await };
         self.tasks
             .spawn("the list of addresses that names lead to", forget);
         // The hooks begin to steer only when everything behind them runs.
-        self.steer(&steering).await?;
-        self.name_servers().await?;
-        let (root, shared) = (Arc::clone(&self.root), Arc::clone(&self.shared));
-        let follow = async move { follow(&root, &shared, &steering).await };
-        self.tasks.spawn("the link to the root daemon", follow);
+        follower.begin().await?;
+        tasks.spawn("the link to the root daemon", follower.run());
+        tasks.spawn("the watch over this machine's networks", observer.watch(local));
+        let spared = around.spared.watch(spared);
+        tasks.spawn("the watch over the API server's addresses", spared);
 
         Ok(())
-    }
-
-    async fn steer(&self, steering: &Steering) -> Result<(), Fault> {
-        let networks = self.shared.networks.borrow().clone();
-        self.root
-            .call(Request::Steer(steering.with(&networks, &[])), None)
-            .await
-            .map(drop)
-    }
-
-    async fn name_servers(&self) -> Result<(), Fault> {
-        let servers = self.shared.name_servers.borrow().clone();
-        let servers = servers.into_iter().map(Into::into).collect();
-        self.root
-            .call(Request::NameServers { servers }, None)
-            .await
-            .map(drop)
     }
 
     /// Resolves with a sentence for the user when the connection can go on no longer: the root
@@ -207,8 +228,8 @@ impl Connection {
     }
 
     pub(super) async fn counters(&self) -> Counters {
-        match self.root.call(Request::Counters, None).await {
-            Ok((Reply::Counters(counters), _)) => counters,
+        match timeout(COUNTERS_LIMIT, self.root.call(Request::Counters, None)).await {
+            Ok(Ok((Reply::Counters(counters), _))) => counters,
             _ => Counters::default(),
         }
     }
@@ -245,169 +266,5 @@ impl Connection {
         if let Some(session) = current.filter(|session| *session != self.first_session) {
             cluster.delete_session(&session).await;
         }
-    }
-}
-
-/// Tells the root daemon of every change of networks and name servers.
-async fn follow(root: &RootLink, shared: &Shared, steering: &Steering) {
-    let mut networks = shared.networks.subscribe();
-    let mut name_servers = shared.name_servers.subscribe();
-    let mut leads = shared.leads.wanted();
-    loop {
-        let is_steer = tokio::select! {
-            Ok(()) = networks.changed() => true,
-            Ok(()) = leads.changed() => true,
-            Ok(()) = name_servers.changed() => false,
-            else => return,
-        };
-        let result = if is_steer {
-            let leads = leads.borrow_and_update().clone();
-            let steer = steering.with(&networks.borrow_and_update(), &leads);
-            let result = root.call(Request::Steer(steer), None).await;
-            if result.is_ok() {
-                shared.leads.is_steered(leads);
-            }
-            result
-        } else {
-            let servers = name_servers.borrow_and_update().clone();
-            let servers = servers.into_iter().map(Into::into).collect();
-            root.call(Request::NameServers { servers }, None).await
-        };
-        if let Err(fault) = result {
-            tracing::info!(reason = %fault, "Root daemon refuses an update");
-        }
-    }
-}
-
-/// What the user added to and took from the cluster's networks.
-struct Steering {
-    also: Vec<IpNet>,
-    never: Vec<IpNet>,
-}
-
-impl Steering {
-    fn parse(request: &ConnectRequest) -> Result<Self, Fault> {
-        let parse = |flag: &str, texts: &[String]| {
-            texts
-                .iter()
-                .map(|text| {
-                    text.parse::<IpNet>()
-                        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-                        .map_err(|_| {
-                            let message = format!(
-                                "{flag} {text} is no network: write it as 10.0.0.0/8 or 10.1.2.3"
-                            );
-                            Fault::new(FaultKind::Usage, message)
-                        })
-                })
-                .collect::<Result<Vec<_>, _>>()
-        };
-
-        Ok(Self {
-            also: parse("--also-proxy", &request.also_proxy)?,
-            never: parse("--never-proxy", &request.never_proxy)?,
-        })
-    }
-
-    /// The API server stays what it is, also where the cluster's networks contain its address.
-    fn spare(&mut self, server: &str) {
-        let authority = server.split_once("://").map_or(server, |(_, rest)| rest);
-        let authority = authority.split('/').next().unwrap_or_default();
-        let address = authority
-            .parse::<std::net::SocketAddr>()
-            .map(|address| address.ip())
-            .or_else(|_| authority.parse());
-        self.never.extend(address.map(IpNet::from).ok());
-    }
-
-    /// With what names of the cluster lead to outside of its `networks`, where the user allows it.
-    fn with(&self, networks: &[IpNet], leads: &[Ipv4Addr]) -> Steer {
-        let allowed = leads
-            .iter()
-            .map(|address| IpNet::from(IpAddr::from(*address)))
-            .filter(|lead| !self.never.iter().any(|never| never.contains(lead)));
-        Steer {
-            include: networks
-                .iter()
-                .chain(&self.also)
-                .copied()
-                .chain(allowed)
-                .collect(),
-            exclude: self.never.clone(),
-        }
-    }
-}
-
-async fn open_bundle(root: RootLink, request: &ConnectRequest) -> Result<Opened, Fault> {
-    let scope = if request.cgroup.is_empty() {
-        Scope::User
-    } else {
-        Scope::Cgroup {
-            path: request.cgroup.clone(),
-        }
-    };
-    let failed = |what: &str, error: std::io::Error| {
-        Fault::new(FaultKind::Failed, format!("{what}: {error}"))
-    };
-    let namespace = File::open("/proc/self/ns/net")
-        .map_err(|error| failed("the network namespace cannot be opened", error))?;
-    let request = Request::Open(OpenBundle { scope });
-    let (reply, fds) = root.call(request, Some(namespace.into())).await?;
-    let Reply::Opened(bundle) = reply else {
-        return Err(root_link::unexpected());
-    };
-    let descriptors = Descriptors::new(bundle, fds)?;
-
-    Ok(Opened {
-        root: Arc::new(root),
-        descriptors,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_api_server_is_never_steered() {
-        for (server, spared) in [
-            ("https://10.96.0.1:443", Some("10.96.0.1/32")),
-            ("https://10.96.0.1/prefix", Some("10.96.0.1/32")),
-            ("https://kubernetes.example.com:6443", None),
-        ] {
-            let mut steering = Steering::parse(&ConnectRequest::default()).unwrap();
-            steering.spare(server);
-
-            let excluded = steering.with(&[], &[]).exclude;
-
-            assert_eq!(excluded.first().map(ToString::to_string).as_deref(), spared);
-        }
-    }
-
-    #[test]
-    fn an_address_that_is_never_proxied_is_not_steered_because_a_name_leads_there() {
-        let request = ConnectRequest {
-            never_proxy: vec!["192.0.2.0/24".to_owned()],
-            ..ConnectRequest::default()
-        };
-        let steering = Steering::parse(&request).unwrap();
-        let leads = ["192.0.2.10", "203.0.113.10"].map(|it| it.parse().unwrap());
-
-        let include = steering.with(&[], &leads).include;
-
-        assert_eq!(include, ["203.0.113.10/32".parse::<IpNet>().unwrap()]);
-    }
-
-    #[test]
-    fn what_is_no_network_is_named_with_its_flag() {
-        let request = ConnectRequest {
-            also_proxy: vec!["10.1.2.3".to_owned(), "10.0.0/8".to_owned()],
-            ..ConnectRequest::default()
-        };
-
-        let fault = Steering::parse(&request).map(drop).unwrap_err();
-
-        assert_eq!(fault.kind, FaultKind::Usage);
-        assert!(fault.message.contains("--also-proxy 10.0.0/8"), "{fault}");
     }
 }

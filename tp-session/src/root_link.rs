@@ -28,7 +28,8 @@ use tp_proto::{
 
 use super::sys;
 
-/// The root daemon makes a bundle in milliseconds; beyond this it hangs.
+/// The root daemon makes a bundle in milliseconds; beyond this it hangs. A request that was sent
+/// is carried out all the same, should it go on.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Requests that wait for the one under way; a further caller waits for room.
 const QUEUE: usize = 8;
@@ -47,6 +48,8 @@ pub(super) struct RootLink {
     /// It was started for this user, and ends with the session.
     pub(super) ends: bool,
     call_tx: mpsc::Sender<Call>,
+    /// How long a caller waits for an answer.
+    limit: Duration,
     gone: CancellationToken,
     _task: AbortOnDropHandle<()>,
 }
@@ -57,17 +60,7 @@ impl RootLink {
             std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from);
         let socket = open(&path).map_err(|error| absent(&path, &error))?;
         let socket = sys::watched(socket).map_err(|error| absent(&path, &error))?;
-        let (call_tx, call_rx) = mpsc::channel(QUEUE);
-        let gone = CancellationToken::new();
-        let task = tokio::spawn(run(socket, call_rx, gone.clone()));
-        let mut this = Self {
-            version: String::new(),
-            pid: 0,
-            ends: false,
-            call_tx,
-            gone,
-            _task: AbortOnDropHandle::new(task),
-        };
+        let mut this = Self::over(socket, ANSWER_LIMIT);
         let hello = Request::Hello {
             version: tp_proto::VERSION.to_owned(),
             connects: true,
@@ -87,6 +80,22 @@ impl RootLink {
         }
     }
 
+    fn over(socket: AsyncFd<OwnedFd>, limit: Duration) -> Self {
+        let (call_tx, call_rx) = mpsc::channel(QUEUE);
+        let gone = CancellationToken::new();
+        let task = tokio::spawn(run(socket, call_rx, gone.clone()));
+
+        Self {
+            version: String::new(),
+            pid: 0,
+            ends: false,
+            call_tx,
+            limit,
+            gone,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+
     /// One request and its reply; a refusal is a fault.
     pub(super) async fn call(
         &self,
@@ -94,15 +103,19 @@ impl RootLink {
         fd: Option<OwnedFd>,
     ) -> Result<(Reply, Vec<OwnedFd>), Fault> {
         let (answer, answered) = oneshot::channel();
-        self.call_tx
-            .send(Call {
-                request,
-                fd,
-                answer,
-            })
+        let call = Call {
+            request,
+            fd,
+            answer,
+        };
+        let reply = async {
+            self.call_tx.send(call).await.map_err(|_| died())?;
+            answered.await.map_err(|_| died())?
+        };
+        match timeout(self.limit, reply)
             .await
-            .map_err(|_| died())?;
-        match answered.await.map_err(|_| died())?? {
+            .map_err(|_| slow(self.limit))??
+        {
             (Reply::Refused { kind, message }, _) => Err(Fault::new(fault_kind(kind), message)),
             reply => Ok(reply),
         }
@@ -125,20 +138,12 @@ async fn run(socket: AsyncFd<OwnedFd>, mut call_rx: mpsc::Receiver<Call>, gone: 
             // Nothing comes unasked but the end.
             _ = receive(&socket) => return,
         };
-        let reply = match timeout(ANSWER_LIMIT, exchange(&socket, &call)).await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "Root daemon's connection failed");
-                Err(died())
-            }
-            Err(_) => Err(Fault::new(
-                FaultKind::Unavailable,
-                format!(
-                    "the root daemon does not answer within {} s",
-                    ANSWER_LIMIT.as_secs()
-                ),
-            )),
-        };
+        // However long it takes: the connection is the lease of everything, and every reply belongs
+        // to the request before it.
+        let reply = exchange(&socket, &call).await.map_err(|error| {
+            tracing::debug!(%error, "Root daemon's connection failed");
+            died()
+        });
         let is_over = reply.is_err();
         // A caller that is no longer there has lost interest, not the lease.
         drop(call.answer.send(reply));
@@ -225,6 +230,13 @@ fn absent(path: &std::path::Path, error: &io::Error) -> Fault {
     }
 }
 
+fn slow(limit: Duration) -> Fault {
+    Fault::new(
+        FaultKind::Unavailable,
+        format!("the root daemon does not answer within {limit:?}"),
+    )
+}
+
 fn died() -> Fault {
     Fault::new(
         FaultKind::Unavailable,
@@ -244,5 +256,70 @@ fn fault_kind(kind: RefusedKind) -> FaultKind {
         RefusedKind::Invalid | RefusedKind::Failed => FaultKind::Failed,
         RefusedKind::Permission => FaultKind::NoPermission,
         RefusedKind::Unsupported => FaultKind::Unavailable,
+    }
+}
+
+/// The other end of a link, played by a test.
+#[cfg(test)]
+pub(super) struct FakeRoot(AsyncFd<OwnedFd>);
+
+#[cfg(test)]
+impl FakeRoot {
+    pub(super) fn new(limit: Duration) -> (RootLink, Self) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (own, root) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                .expect("sockets can be made");
+
+        (
+            RootLink::over(sys::watched(own).expect("a runtime"), limit),
+            Self(sys::watched(root).expect("a runtime")),
+        )
+    }
+
+    pub(super) async fn request(&self) -> Request {
+        let read = |socket: &OwnedFd| {
+            let mut buffer = vec![0; MAX_PACKET];
+            let (len, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty())?;
+            buffer.truncate(len);
+            Ok(buffer)
+        };
+        let bytes = self.0.async_io(Interest::READABLE, read).await;
+
+        serde_json::from_slice(&bytes.expect("a request comes")).expect("requests are JSON")
+    }
+
+    pub(super) fn reply(&self, reply: &Reply) {
+        let bytes = serde_json::to_vec(reply).expect("replies can be written");
+        rustix::net::send(self.0.get_ref(), &bytes, SendFlags::NOSIGNAL).expect("somebody reads");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slow_root_daemon_costs_an_answer_and_not_the_connection() {
+        let (mut link, root) = FakeRoot::new(Duration::from_millis(50));
+
+        let fault = link.call(Request::Counters, None).await.unwrap_err();
+        assert!(fault.message.contains("does not answer"), "{fault}");
+
+        link.limit = ANSWER_LIMIT;
+        // Swapped in again, it answers what it was asked, then the next question.
+        assert_eq!(root.request().await, Request::Counters);
+        root.reply(&Reply::Done);
+        let close = link.call(Request::Close, None);
+        let answer = async {
+            assert_eq!(root.request().await, Request::Close);
+            let (kind, message) = (RefusedKind::Failed, "the last one".to_owned());
+            root.reply(&Reply::Refused { kind, message });
+        };
+        let (answered, ()) = tokio::join!(close, answer);
+        assert_eq!(answered.unwrap_err().message, "the last one");
+
+        drop(root);
+        link.gone().cancelled().await;
     }
 }

@@ -22,7 +22,6 @@ use tp_proto::{
 use tp_transport::ipc::Presence;
 
 use super::{
-    cluster::Place,
     connection::Connection,
     progress::{Progress, Stage},
     root_link::RootLink,
@@ -194,7 +193,7 @@ impl Service {
                     // The API server may have to be asked, and `tp quit` must not wait for it.
                     same::check(&connection, request).await?;
                     if self.state.lock().await.keep(&connection, request) {
-                        return Ok(Event::Connected(connected(&connection.place, true)));
+                        return Ok(Event::Connected(connected(&connection, true)));
                     }
                 }
                 Met::Lost(down) => {
@@ -212,7 +211,7 @@ impl Service {
             Ok(connection) => {
                 let wanted = self.state.lock().await.succeed(&connection);
                 match wanted {
-                    Some(()) => Ok(connected(&connection.place, false)),
+                    Some(()) => Ok(connected(&connection, false)),
                     None => {
                         connection.close().await;
                         self.state.lock().await.fail();
@@ -265,12 +264,15 @@ async fn follow(mut stage: watch::Receiver<Stage>, events: &Events) -> Result<Ev
     }
 }
 
-fn connected(place: &Place, already: bool) -> Connected {
+fn connected(connection: &Connection, already: bool) -> Connected {
+    let place = &connection.place;
+
     Connected {
         context: place.context.clone(),
         server: place.server.clone(),
         namespace: place.namespace.clone(),
         already,
+        notices: connection.steered.borrow().notices(),
     }
 }
 

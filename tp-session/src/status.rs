@@ -13,12 +13,7 @@ pub(super) async fn of(connection: &Connection) -> Status {
     let shared = &connection.shared;
     let up = shared.up();
     let place = &connection.place;
-    let networks = shared
-        .networks
-        .borrow()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let steered = connection.steered.borrow().clone();
     let reason = shared.reason.borrow().clone();
 
     Status {
@@ -45,13 +40,14 @@ pub(super) async fn of(connection: &Connection) -> Status {
             version: up.version.clone(),
         }),
         dns: Some(dns(shared).await),
-        subnets: networks,
+        subnets: steered.networks.iter().map(ToString::to_string).collect(),
         also_proxy: connection.request.also_proxy.clone(),
         never_proxy: connection.request.never_proxy.clone(),
         intercepts: Vec::new(),
         transport: transport(shared),
         datapath: Some(datapath(connection).await),
         session_pid: std::process::id(),
+        notices: steered.notices(),
     }
 }
 

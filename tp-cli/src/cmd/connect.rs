@@ -14,6 +14,8 @@ use tp_proto::{
     local::{self, ConnectRequest, Connected},
 };
 
+use cgroup::CommandCgroup;
+
 use crate::{
     cli::{ConnectArgs, Transport},
     exit::Interrupted,
@@ -25,6 +27,7 @@ use crate::{
 use attempt::Attempt;
 
 mod attempt;
+mod cgroup;
 mod command;
 
 /// How long a new installation may refuse.
@@ -32,7 +35,13 @@ const NEW_INSTALLATION: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let request = request(&args)?;
+    let mut request = request(&args)?;
+    let cgroup = (!args.command.is_empty())
+        .then(CommandCgroup::make)
+        .flatten();
+    if let Some(cgroup) = &cgroup {
+        request.command_cgroup = cgroup.path();
+    }
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mut progress = Progress::on_terminal(output);
     let mut attempt = Attempt::default();
@@ -51,6 +60,9 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
         }
     };
     progress.clear();
+    for notice in &connected.notices {
+        note(&format!("note: {notice}"));
+    }
 
     if args.command.is_empty() {
         output.print(&connected, &format!("{}\n", sentence(&connected)))?;
@@ -58,6 +70,11 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     }
     if output.format() == Format::Text {
         note(&sentence(&connected));
+    }
+    if let Some(cgroup) = &cgroup {
+        cgroup
+            .enter()
+            .with_context(|| format!("cannot enter cgroup {}", cgroup.path()))?;
     }
     let code = command::run(&args.command, &mut signals).await;
     attempt.give_up().await;
@@ -183,6 +200,7 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
         manager_namespace: args.manager_namespace.clone(),
         cgroup: String::new(),
         for_command: !args.command.is_empty(),
+        command_cgroup: String::new(),
     })
 }
 

@@ -12,6 +12,9 @@ use crate::{
     output::{Block, Output, bytes},
 };
 
+/// More fill a screen.
+const MAX_SUBNETS: usize = 32;
+
 pub(crate) async fn run(output: Output) -> anyhow::Result<ExitCode> {
     let status = match client::find().await? {
         Some(mut session) => client::ask(session.status(StatusRequest {})).await?,
@@ -156,7 +159,7 @@ fn dns_text(dns: &DnsStatus) -> String {
 
 fn datapath_text(status: &Status, datapath: &DatapathStatus) -> String {
     Block::new("Network")
-        .line("Subnets", status.subnets.join(", "))
+        .line("Subnets", networks(&status.subnets))
         .line("Also proxied", status.also_proxy.join(", "))
         .line("Never proxied", status.never_proxy.join(", "))
         .line("Hooks", datapath.hooks.join(", "))
@@ -183,7 +186,19 @@ fn datapath_text(status: &Status, datapath: &DatapathStatus) -> String {
         .line("Last failed dial", &datapath.last_failed_dial)
         .line("Dropped packets", counts(&datapath.drops))
         .line("Not steered", counts(&datapath.not_steered))
+        .line("Notes", status.notices.join("; "))
         .finish()
+}
+
+/// As many as a person reads; all are in the other formats.
+fn networks(networks: &[String]) -> String {
+    let shown = networks.len().min(MAX_SUBNETS);
+    let mut text = networks[..shown].join(", ");
+    if shown < networks.len() {
+        text.push_str(&format!(" and {} more", networks.len() - shown));
+    }
+
+    text
 }
 
 fn counts(counts: &[Count]) -> String {

@@ -3,15 +3,15 @@
 
 use std::{
     fs::{self, File},
-    hash::{BuildHasher, Hasher, RandomState},
     io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context;
+use ipnet::IpNet;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
 use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
@@ -21,6 +21,7 @@ use super::{
     aliases::{self, Namespaces, Recycler},
     diag,
     links::{HOST_MAC, INNER_MAC, MTU, Netlink},
+    living::{Living, Place},
     netns::NetNamespace,
     ranges::{self, Range},
     refusal::Refusal,
@@ -44,6 +45,10 @@ static CHOOSING_RANGE: Mutex<()> = Mutex::new(());
 pub(super) struct Request<'a> {
     pub(super) host: NetNamespace,
     pub(super) scope: ResolvedScope,
+    /// Networks that the aliases must not be of, beside those that this machine knows.
+    pub(super) avoid: &'a [IpNet],
+    pub(super) living: &'a Arc<Living>,
+    pub(super) uid: u32,
     pub(super) offsets: KernelOffsets,
     pub(super) hierarchy: &'a Hierarchy,
     pub(super) tuning: Tuning,
@@ -55,6 +60,8 @@ pub(super) struct Tuning {
     /// A power of two.
     pub(super) alias_count: u32,
     pub(super) quarantine: Duration,
+    /// Attach as on a kernel before 6.6.
+    pub(super) clsact: bool,
 }
 
 impl Default for Tuning {
@@ -62,6 +69,7 @@ impl Default for Tuning {
         Self {
             alias_count: ALIAS_TABLE_LEN as u32,
             quarantine: aliases::QUARANTINE,
+            clsact: false,
         }
     }
 }
@@ -76,18 +84,25 @@ pub(super) struct Descriptors {
 }
 
 /// A live bundle; dropping it restores the machine.
+///
+/// Fields drop in this order: no alias is freed any more, the link ends the sockets that use it
+/// while the guards still stand, then the programs go.
 pub(super) struct Bundle {
     recycler: Recycler,
-    data_path: DataPath,
     _link: Link,
+    data_path: DataPath,
+    _place: Place,
 }
 
 impl Bundle {
     pub(super) fn open(request: Request<'_>) -> Result<(Self, root::Bundle, Descriptors), Refusal> {
+        let place = request.living.take(request.uid)?;
         let inner = NetNamespace::private().context("cannot make a network namespace")?;
+        // Before anything else gives it an id of its own choice.
+        place.note_namespace(&inner)?;
         let cookie = request.host.run(host_cookie)?;
         let host = request.host.try_clone()?;
-        let link = Link::make(request.host, &inner, request.tuning.alias_count)?;
+        let link = Link::make(request.host, &inner, request.avoid, request.tuning)?;
         let devices = inner.run(|| make_devices(&link.range))?;
 
         let plan = Plan {
@@ -99,8 +114,10 @@ impl Bundle {
             alias_count: link.range.alias_count(),
             interfaces: devices.interfaces,
             offsets: request.offsets,
+            clsact: request.tuning.clsact,
         };
         let mut data_path = DataPath::load(&plan)?;
+        place.note_maps(&data_path.maps().shared_ids()?);
         inner.run(|| {
             let (listener, udp) = (&devices.listener, &devices.udp);
             data_path.attach_inner(inner.as_fd(), INNER_VETH, TUN, listener, udp)?;
@@ -133,8 +150,9 @@ impl Bundle {
                 Namespaces { host, inner },
                 request.tuning.quarantine,
             )?,
-            data_path,
             _link: link,
+            data_path,
+            _place: place,
         };
 
         Ok((bundle, description, descriptors))
@@ -156,7 +174,7 @@ impl Bundle {
 
 impl Drop for Bundle {
     fn drop(&mut self) {
-        // No new socket is steered; then the link ends those that are, then the rest goes.
+        // No new socket is steered from here on.
         self.data_path.detach_cgroup();
     }
 }
@@ -172,17 +190,28 @@ struct Link {
 
 impl Link {
     /// Makes the pair and gives it its addresses; the workstation's end stays down.
-    fn make(host: NetNamespace, inner: &NetNamespace, alias_count: u32) -> Result<Self, Refusal> {
+    fn make(
+        host: NetNamespace,
+        inner: &NetNamespace,
+        avoid: &[IpNet],
+        tuning: Tuning,
+    ) -> Result<Self, Refusal> {
         let netlink = host.run(Netlink::open)?;
         let _choosing = CHOOSING_RANGE
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let range = ranges::choose(&netlink.networks()?).ok_or_else(|| {
+        let mut in_use = netlink.networks()?;
+        in_use.extend(avoid.iter().filter_map(|network| match network {
+            IpNet::V4(network) => Some(network.trunc()),
+            IpNet::V6(_) => None,
+        }));
+        let range = ranges::choose(&in_use, super::random() as u32).ok_or_else(|| {
             Refusal::unsupported(
-                "no address range is free for aliases: 198.18.0.0/15 and 240.0.0.0/10 are in use",
+                "no address range is free for aliases: routes, rules and addresses of this \
+                 machine or networks of the cluster take all of 240.0.0.0/4",
             )
         })?;
-        let range = range.limited_to(alias_count);
+        let range = range.limited_to(tuning.alias_count);
         let name = unused_name(&netlink)?;
         netlink.add_veth(&name, INNER_VETH, inner.as_fd())?;
         let index = netlink.index_of(&name)?;
@@ -330,9 +359,7 @@ fn host_cookie() -> Result<u64, Refusal> {
 /// A name that nothing here has: the index of an interface may be taken again, its name not.
 fn unused_name(netlink: &Netlink) -> Result<String, Refusal> {
     for _ in 0..16 {
-        // Keyed at random, so the hash of nothing is a random number.
-        let random = RandomState::new().build_hasher().finish() as u32;
-        let name = format!("tp{random:08x}");
+        let name = format!("tp{:08x}", super::random() as u32);
         if netlink.index_of(&name).is_err() {
             return Ok(name);
         }

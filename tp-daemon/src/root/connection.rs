@@ -13,10 +13,11 @@ use std::{
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use tp_ebpf_loader::{CounterKind, KernelOffsets};
-use tp_proto::root::{Counters, MAX_PACKET, OpenBundle, Reply, Request};
+use tp_proto::root::{Counters, MAX_NETWORKS, MAX_PACKET, OpenBundle, Reply, Request, Steer};
 
 use super::{
     bundle::{self, Bundle, Descriptors, Tuning},
+    living::Living,
     netns::NetNamespace,
     packet::{self, Received},
     peer::Peer,
@@ -34,6 +35,7 @@ pub(super) struct Context {
     pub(super) hierarchy: Hierarchy,
     pub(super) lifetime: Lifetime,
     pub(super) tuning: Tuning,
+    pub(super) living: Arc<Living>,
     /// Set once any connection was, or was to become, that of a session.
     pub(super) has_served: AtomicBool,
 }
@@ -43,6 +45,9 @@ pub(super) struct Connection {
     peer: Peer,
     context: Arc<Context>,
     bundle: Option<Bundle>,
+    has_had_bundle: bool,
+    /// Parts of the networks of the next request to steer.
+    parts: Steer,
 }
 
 impl Connection {
@@ -52,6 +57,8 @@ impl Connection {
             peer,
             context,
             bundle: None,
+            has_had_bundle: false,
+            parts: Steer::default(),
         }
     }
 
@@ -123,9 +130,13 @@ impl Connection {
                 })
             }
             Request::Open(_) => unreachable!("answered by the caller, with descriptors"),
+            Request::SteerPart(part) => self.keep(part).map(|()| Reply::Done),
             Request::Steer(steer) => {
+                let Steer {
+                    include, exclude, ..
+                } = self.whole(steer)?;
                 let maps = self.bundle_mut()?.data_path_mut().maps_mut();
-                maps.steer(&steer.include, &steer.exclude)?;
+                maps.steer(&include, &exclude)?;
                 Ok(Reply::Done)
             }
             Request::NameServers { servers } => {
@@ -146,8 +157,10 @@ impl Connection {
         open: &OpenBundle,
         fds: Vec<OwnedFd>,
     ) -> Result<(tp_proto::root::Bundle, Descriptors), Refusal> {
-        if self.bundle.is_some() {
-            return Err(Refusal::invalid("this connection has a bundle already"));
+        if self.has_had_bundle {
+            return Err(Refusal::invalid(
+                "this connection has or had a bundle already: connect again for another",
+            ));
         }
         let started = Instant::now();
         let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
@@ -168,6 +181,7 @@ impl Connection {
                 "the descriptor is not the network namespace that the session runs in",
             ));
         }
+        self.peer.check_is_there()?;
         // The guard of the aliases compares numbers as the namespace's owner sees them.
         if !host.has_our_users()? {
             return Err(Refusal::unsupported(
@@ -179,16 +193,56 @@ impl Connection {
         let (bundle, description, descriptors) = Bundle::open(bundle::Request {
             host,
             scope,
+            avoid: &open.avoid,
+            living: &self.context.living,
+            uid: self.peer.uid,
             offsets: self.context.offsets,
             hierarchy: &self.context.hierarchy,
             tuning: self.context.tuning,
         })?;
         self.bundle = Some(bundle);
+        self.has_had_bundle = true;
         self.context.has_served.store(true, Ordering::Relaxed);
         let elapsed = started.elapsed();
         tracing::info!(uid = self.peer.uid, ?elapsed, "Opened a bundle");
 
         Ok((description, descriptors))
+    }
+
+    /// Keeps a part until the request that it belongs to.
+    fn keep(&mut self, part: Steer) -> Result<(), Refusal> {
+        self.bundle_mut()?;
+        let kept = &mut self.parts;
+        let count = [&kept.include, &kept.exclude, &part.include, &part.exclude]
+            .iter()
+            .map(|networks| networks.len())
+            .sum::<usize>();
+        if count > MAX_NETWORKS {
+            self.parts = Steer::default();
+            return Err(Refusal::invalid(format!(
+                "more than {MAX_NETWORKS} networks cannot be steered"
+            )));
+        }
+        kept.include.extend(part.include);
+        kept.exclude.extend(part.exclude);
+        kept.parts += 1;
+
+        Ok(())
+    }
+
+    /// The request with its parts; what an earlier one left behind belongs to none.
+    fn whole(&mut self, last: Steer) -> Result<Steer, Refusal> {
+        let mut whole = std::mem::take(&mut self.parts);
+        if last.parts == 0 {
+            return Ok(last);
+        }
+        if last.parts != whole.parts {
+            return Err(Refusal::invalid("parts of the request are missing"));
+        }
+        whole.include.extend(last.include);
+        whole.exclude.extend(last.exclude);
+
+        Ok(whole)
     }
 
     fn close(&mut self) {

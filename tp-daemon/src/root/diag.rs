@@ -65,13 +65,16 @@ const MAX_ANSWERS: usize = 1 << 20;
 /// returns how many there were.
 pub(super) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
     let mut destroyed = 0;
+    let Ok(mut netlink) = open() else {
+        return destroyed;
+    };
     for (family, protocol) in KINDS {
         // A kernel without the module for one kind still has the others.
         let Ok(ids) = sockets_to(aliases, family, protocol) else {
             continue;
         };
         for id in ids {
-            if destroy(family, protocol, &id).is_ok() {
+            if destroy(&mut netlink, family, protocol, &id).is_ok() {
                 destroyed += 1;
             }
         }
@@ -169,8 +172,7 @@ fn dump(mut request: Vec<u8>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     Err(io::Error::other("the kernel lists sockets without end"))
 }
 
-fn destroy(family: u8, protocol: u8, id: &SocketId) -> io::Result<()> {
-    let mut netlink = open()?;
+fn destroy(netlink: &mut Socket, family: u8, protocol: u8, id: &SocketId) -> io::Result<()> {
     netlink.write_all(&request(SOCK_DESTROY, family, protocol, OWNED, id))?;
     let mut buffer = [0; 1024];
     let len = netlink.read(&mut buffer)?;

@@ -3,23 +3,30 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use futures::TryStreamExt;
+use futures::{StreamExt as _, TryStreamExt as _};
 use ipnet::Ipv4Net;
 use rtnetlink::{
-    Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
+    Handle, IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    new_connection,
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        address::AddressAttribute,
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressScope},
         link::{InfoData, InfoVeth, LinkAttribute},
         neighbour::NeighbourState,
-        route::{RouteAddress, RouteAttribute, RouteScope, RouteType},
+        nsid::{NsidAttribute, NsidMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType},
+        rule::RuleAttribute,
     },
 };
 use tokio::runtime::{self, Runtime};
+
+use super::netns::NetNamespace;
 
 /// A request that the kernel has not answered by then never will be.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +35,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const MTU: u32 = 65521;
 
 const TABLE_LOCAL: u32 = 255;
+
+/// A wide route that leads nowhere is a precaution, not somebody's range.
+const SHORTEST_TO_NOWHERE: u8 = 8;
 
 /// Link addresses are constants: the link has two ends and no neighbour discovery.
 pub(super) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -127,8 +137,11 @@ impl Netlink {
             .context("cannot delete an interface")
     }
 
+    /// Adds an address for this link only: no program takes it for one of the machine's own that
+    /// others could reach.
     pub(super) fn add_address(&self, index: u32, address: Ipv4Addr) -> anyhow::Result<()> {
-        let request = self.handle.address().add(index, IpAddr::V4(address), 32);
+        let mut request = self.handle.address().add(index, IpAddr::V4(address), 32);
+        request.message_mut().header.scope = AddressScope::Link;
 
         self.wait(request.execute())
             .context("cannot add an address")
@@ -211,20 +224,24 @@ impl Netlink {
             .context("cannot make the aliases local")
     }
 
-    /// Every IPv4 network that a route of any table or an address here speaks of.
+    /// Every IPv4 network that a route of any table, a rule or an address here speaks of.
     pub(super) fn networks(&self) -> anyhow::Result<Vec<Ipv4Net>> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes: Vec<_> = self.wait(self.handle.route().get(filter).execute().try_collect())?;
+        let rules = self.handle.rule().get(IpVersion::V4).execute();
+        let rules: Vec<_> = self.wait(rules.try_collect())?;
         let addresses: Vec<_> = self.wait(self.handle.address().get().execute().try_collect())?;
 
-        let of_routes = routes.iter().flat_map(|route| {
-            let prefix_len = route.header.destination_prefix_length;
-            route.attributes.iter().filter_map(move |attribute| {
-                let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute else {
-                    return None;
-                };
-                Ipv4Net::new(*address, prefix_len).ok()
-            })
+        let of_routes = routes.iter().filter_map(destination);
+        let of_rules = rules.iter().filter_map(|rule| {
+            rule.attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RuleAttribute::Destination(IpAddr::V4(address)) => {
+                        Ipv4Net::new(*address, rule.header.dst_len).ok()
+                    }
+                    _ => None,
+                })
         });
         let of_addresses = addresses.iter().flat_map(|message| {
             let prefix_len = message.header.prefix_len;
@@ -237,9 +254,57 @@ impl Netlink {
         });
 
         Ok(of_routes
+            .chain(of_rules)
             .chain(of_addresses)
             .map(|network| network.trunc())
             .collect())
+    }
+
+    /// Gives a namespace an id in this one, where it has none yet.
+    pub(super) fn set_namespace_id(&self, namespace: &NetNamespace, id: i32) -> anyhow::Result<()> {
+        let fd = u32::try_from(namespace.as_fd().as_raw_fd()).expect("descriptors are positive");
+        let attributes = vec![NsidAttribute::Fd(fd), NsidAttribute::Id(id)];
+        let answer = self.ask_namespace(attributes, RouteNetlinkMessage::NewNsId, NLM_F_ACK)?;
+
+        match answer {
+            None => Ok(()),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the namespace with this id still lives.
+    pub(super) fn knows_namespace(&self, id: i32) -> anyhow::Result<bool> {
+        let attributes = vec![NsidAttribute::Id(id)];
+        let answer = self.ask_namespace(attributes, RouteNetlinkMessage::GetNsId, 0)?;
+
+        match answer {
+            None => Ok(true),
+            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    /// The error in the kernel's answer, if it is one.
+    fn ask_namespace(
+        &self,
+        attributes: Vec<NsidAttribute>,
+        kind: impl FnOnce(NsidMessage) -> RouteNetlinkMessage,
+        flags: u16,
+    ) -> anyhow::Result<Option<io::Error>> {
+        let mut message = NsidMessage::default();
+        message.attributes.extend(attributes);
+        let mut request = NetlinkMessage::from(kind(message));
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut answers = self.handle.clone().request(request)?;
+        let answer = self.wait(async { Ok(answers.next().await) })?;
+
+        match answer
+            .context("the kernel closed the netlink socket")?
+            .payload
+        {
+            NetlinkPayload::Error(error) if error.code.is_some() => Ok(Some(error.to_io())),
+            _ => Ok(None),
+        }
     }
 
     fn wait<T>(
@@ -254,4 +319,25 @@ impl Netlink {
             Err(_) => bail!("the kernel does not answer over netlink"),
         }
     }
+}
+
+fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
+    let prefix_len = route.header.destination_prefix_length;
+    let leads_nowhere = matches!(
+        route.header.kind,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw
+    );
+    if leads_nowhere && prefix_len < SHORTEST_TO_NOWHERE {
+        return None;
+    }
+
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                Ipv4Net::new(*address, prefix_len).ok()
+            }
+            _ => None,
+        })
 }

@@ -2,18 +2,28 @@
 
 use std::{
     fs, io,
-    os::{fd::AsFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
 };
 
 use super::{refusal::Refusal, sys};
 
 /// The process that connected, as the kernel recorded it then.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Peer {
     pub(super) pid: u32,
     pub(super) uid: u32,
     gid: u32,
     groups: Vec<u32>,
+    /// The process itself: its number may be another's later.
+    process: Option<OwnedFd>,
 }
 
 impl Peer {
@@ -26,18 +36,51 @@ impl Peer {
             uid,
             gid,
             groups,
+            process: process_of(&socket, pid),
         })
     }
 
     /// Permitted capabilities of the process in the user namespace of that number. In another one
     /// it may have them all, and none here.
-    pub(super) fn capabilities_in(&self, user_ns: u32) -> io::Result<u64> {
+    pub(super) fn capabilities_in(&self, user_ns: u32) -> Result<u64, Refusal> {
         if user_namespace(&self.pid.to_string())? != user_ns {
             return Ok(0);
         }
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        self.check_is_there()?;
+        let capabilities = parse_capabilities(&status);
 
-        parse_capabilities(&status).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        capabilities.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData).into())
+    }
+
+    /// Fails once the process has ended. What was read of its number before was then its own.
+    pub(super) fn check_is_there(&self) -> Result<(), Refusal> {
+        let has_ended = match &self.process {
+            Some(process) => {
+                let mut ends = [PollFd::new(process, PollFlags::IN)];
+                poll(&mut ends, Some(&Timespec::default())).map_err(io::Error::from)? > 0
+            }
+            None => true,
+        };
+        if has_ended {
+            return Err(Refusal::permission(
+                "the process that connected to the root daemon has ended",
+            ));
+        }
+
+        Ok(())
+    }
+}
+
+/// The process that connected. A kernel before 6.5 does not hand it over; then it is whoever has
+/// its number at the moment of the connection.
+fn process_of(socket: impl AsFd, pid: u32) -> Option<OwnedFd> {
+    match sys::peer_process(socket) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+            let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+            pidfd_open(pid, PidfdFlags::empty()).ok()
+        }
+        process => process.ok(),
     }
 }
 
@@ -78,7 +121,7 @@ impl Admission {
             }
             Self::Group { .. } => Err(Refusal::permission(
                 "only root and members of the group tp may use the root daemon: add your user \
-                 to the group and log in again",
+                 to the group (`sudo usermod -aG tp $USER`) and log in again",
             )),
         }
     }
@@ -121,6 +164,7 @@ mod tests {
             uid,
             gid,
             groups: groups.to_vec(),
+            process: None,
         }
     }
 }

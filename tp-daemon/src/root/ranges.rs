@@ -1,11 +1,30 @@
 //! Which addresses a bundle uses for its aliases and for its own link.
+//!
+//! They are of 240.0.0.0/4, which is reserved and which Linux routes like any other. Others take
+//! parts of it too: clouds for pods and nodes, proxies and meshes for addresses that stand for
+//! names. So a block is drawn at random from what is left beside their usual ones, and only if
+//! nothing on this machine or in the cluster speaks of it.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// Routes shorter than this are defaults in disguise (a VPN's 0.0.0.0/1), not somebody's range.
-const SHORTEST_RANGE: u8 = 8;
+/// Routes shorter than this are defaults in disguise: a VPN's 0.0.0.0/1, or 224.0.0.0/3 where all
+/// but private networks are listed.
+const SHORTEST_RANGE: u8 = 4;
+/// The same where no block is left otherwise.
+const SHORTEST_RANGE_AT_NEED: u8 = 8;
+
+/// First octets of the blocks. Left out: 240 (pods and nodes of clouds, automatic addresses of
+/// meshes), 246 and 250 (virtual networks of other tools), 253 and 255 (tunnels, broadcast).
+const FIRST_OCTETS: [u8; 10] = [241, 242, 243, 244, 245, 247, 248, 249, 251, 252];
+/// Second octets are even: the odd half of each pair of blocks has the link.
+const SECOND_OCTETS: u32 = 126;
+const CANDIDATES: u32 = FIRST_OCTETS.len() as u32 * SECOND_OCTETS;
+/// Coprime to the number of candidates, so that steps of this size meet each of them once, and
+/// far from each other.
+const STEP: u32 = 367;
+const PREFIX_LEN: u8 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
@@ -17,13 +36,15 @@ pub(super) struct Range {
 }
 
 impl Range {
-    fn new(aliases: (u8, u8, u8), prefix_len: u8, link: (u8, u8, u8)) -> Self {
-        let aliases = Ipv4Addr::new(aliases.0, aliases.1, aliases.2, 0);
+    fn candidate(number: u32) -> Self {
+        let first = FIRST_OCTETS[(number / SECOND_OCTETS) as usize % FIRST_OCTETS.len()];
+        let second = 2 + 2 * (number % SECOND_OCTETS) as u8;
 
         Self {
-            aliases: Ipv4Net::new(aliases, prefix_len).expect("a constant prefix length"),
-            host: Ipv4Addr::new(link.0, link.1, link.2, 1),
-            gateway: Ipv4Addr::new(link.0, link.1, link.2, 2),
+            aliases: Ipv4Net::new(Ipv4Addr::new(first, second, 0, 0), PREFIX_LEN)
+                .expect("a constant prefix length"),
+            host: Ipv4Addr::new(first, second + 1, 255, 1),
+            gateway: Ipv4Addr::new(first, second + 1, 255, 2),
         }
     }
 
@@ -48,28 +69,25 @@ impl Range {
             .trunc()
     }
 
-    fn is_free(&self, in_use: &[Ipv4Net]) -> bool {
+    fn is_free(&self, in_use: &[Ipv4Net], shortest: u8) -> bool {
         in_use
             .iter()
-            .filter(|network| network.prefix_len() >= SHORTEST_RANGE)
+            .filter(|network| network.prefix_len() >= shortest)
             .all(|network| !overlap(network, &self.aliases) && !overlap(network, &self.link()))
     }
 }
 
-/// Chooses the first range that overlaps nothing: of 198.18.0.0/15, which is reserved for
-/// measuring networks, then of 240.0.0.0/4, which nobody routes.
-pub(super) fn choose(in_use: &[Ipv4Net]) -> Option<Range> {
-    candidates().find(|range| range.is_free(in_use))
+/// Chooses a range that overlaps nothing; `seed` decides which one.
+pub(super) fn choose(in_use: &[Ipv4Net], seed: u32) -> Option<Range> {
+    [SHORTEST_RANGE, SHORTEST_RANGE_AT_NEED]
+        .into_iter()
+        .find_map(|shortest| candidates(seed).find(|range| range.is_free(in_use, shortest)))
 }
 
-fn candidates() -> impl Iterator<Item = Range> {
-    let benchmarking = [
-        Range::new((198, 18, 0), 16, (198, 19, 255)),
-        Range::new((198, 19, 0), 17, (198, 19, 254)),
-    ];
-    let reserved = (0..64).map(|n| Range::new((240, n, 0), 16, (241, n, 255)));
+fn candidates(seed: u32) -> impl Iterator<Item = Range> {
+    let start = seed % CANDIDATES;
 
-    benchmarking.into_iter().chain(reserved)
+    (0..CANDIDATES).map(move |n| Range::candidate((start + n * STEP) % CANDIDATES))
 }
 
 fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
@@ -78,49 +96,111 @@ fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn first_choice_is_the_benchmarking_range() {
-        let range = choose(&[net("10.0.0.0/8"), net("192.168.1.0/24")]).unwrap();
+    fn no_candidate_is_a_range_that_others_are_known_to_use() {
+        let known = [
+            // What proxies give out for names that they resolve themselves.
+            "198.18.0.0/15",
+            // Pods and nodes of clouds, meshes.
+            "240.0.0.0/8",
+            // Other tools of this kind.
+            "246.246.0.0/16",
+            "250.250.0.0/16",
+            "253.0.0.0/8",
+            // Limited broadcast.
+            "255.0.0.0/8",
+            "0.0.0.0/1",
+            "127.0.0.0/8",
+            "224.0.0.0/4",
+        ];
+        let all: BTreeSet<_> = candidates(0).map(|range| range.aliases).collect();
 
-        assert_eq!(range.aliases, net("198.18.0.0/16"));
-        assert_eq!(range.host, Ipv4Addr::new(198, 19, 255, 1));
-        assert_eq!(range.alias_count(), 65536);
+        assert_eq!(all.len(), CANDIDATES as usize, "each once");
+        for range in candidates(0) {
+            assert!(net("240.0.0.0/4").contains(&range.link()));
+            assert!(!overlap(&range.aliases, &range.link()));
+            for other in known.map(net) {
+                assert!(!overlap(&other, &range.aliases), "{range:?}, {other}");
+                assert!(!overlap(&other, &range.link()), "{range:?}, {other}");
+            }
+        }
     }
 
     #[test]
-    fn two_bundles_never_share_addresses() {
+    fn the_seed_decides_which_range_is_taken() {
+        let seeds = [0, 1, 1000, u32::MAX];
+        let chosen: BTreeSet<_> = seeds
+            .iter()
+            .map(|seed| choose(&[], *seed).unwrap().aliases)
+            .collect();
+
+        assert_eq!(chosen.len(), seeds.len());
+        assert!(chosen.iter().all(|aliases| aliases.prefix_len() == 16));
+    }
+
+    #[test]
+    fn what_somebody_speaks_of_is_left_alone() {
+        let first = choose(&[], 7).unwrap();
+        for taken in [
+            first.aliases,
+            first.link(),
+            Ipv4Net::new(first.host, 32).unwrap(),
+            Ipv4Net::new(first.aliases.addr(), 8).unwrap().trunc(),
+        ] {
+            let range = choose(&[taken], 7).unwrap();
+
+            assert!(!overlap(&taken, &range.aliases), "{taken}");
+            assert!(!overlap(&taken, &range.link()), "{taken}");
+        }
+    }
+
+    #[test]
+    fn bundles_never_share_addresses() {
         let mut in_use = Vec::new();
 
         for _ in 0..40 {
-            let range = choose(&in_use).unwrap();
-            in_use.extend([range.aliases, net(&format!("{}/32", range.gateway))]);
+            let range = choose(&in_use, 3).unwrap();
+            in_use.extend([
+                range.aliases,
+                net(&format!("{}/32", range.host)),
+                net(&format!("{}/32", range.gateway)),
+            ]);
         }
-
-        assert!(in_use.contains(&net("198.19.0.0/17")));
-        assert!(in_use.contains(&net("240.0.0.0/16")));
+        for (n, one) in in_use.iter().enumerate() {
+            assert!(in_use[n + 1..].iter().all(|other| !overlap(one, other)));
+        }
     }
 
     #[test]
-    fn a_split_default_route_is_nobodys_range() {
-        let range = choose(&[net("0.0.0.0/1"), net("128.0.0.0/1")]).unwrap();
+    fn a_default_route_in_disguise_is_nobodys_range() {
+        let disguised = ["0.0.0.0/1", "128.0.0.0/1", "192.0.0.0/2", "224.0.0.0/3"].map(net);
 
-        assert_eq!(range.aliases, net("198.18.0.0/16"));
+        assert_eq!(choose(&disguised, 5), choose(&[], 5));
+        // Of two evils: a whole class may be somebody's, but without a range nothing works.
+        assert_eq!(choose(&[net("240.0.0.0/4")], 5), choose(&[], 5));
     }
 
     #[test]
-    fn a_vpn_in_the_benchmarking_range_is_left_alone() {
-        let range = choose(&[net("198.18.0.0/15")]).unwrap();
+    fn there_is_none_where_all_is_taken() {
+        let all: Vec<Ipv4Net> = (240..=255).map(|n| net(&format!("{n}.0.0.0/8"))).collect();
 
-        assert_eq!(range.aliases, net("240.0.0.0/16"));
+        assert_eq!(choose(&all, 0), None);
     }
 
     #[test]
     fn a_range_can_be_made_smaller() {
-        let range = choose(&[]).unwrap();
+        let range = choose(&[], 0).unwrap();
 
-        assert_eq!(range.limited_to(512).aliases, net("198.18.0.0/23"));
+        let aliases = range.limited_to(512).aliases;
+
+        assert_eq!(
+            (aliases.addr(), aliases.prefix_len()),
+            (range.aliases.addr(), 23)
+        );
         assert_eq!(range.limited_to(1 << 20).aliases, range.aliases);
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use tp_ebpf_loader::{CgroupScope, UserScope};
 use tp_proto::root::Scope;
 
@@ -44,19 +45,28 @@ impl Hierarchy {
         File::open(&self.root)
     }
 
+    /// Nothing outside of the hierarchy is looked at: whoever asks learns nothing of it, and no
+    /// file system that hangs is waited for.
     fn cgroup(&self, path: &str, uid: u32) -> Result<CgroupScope, Refusal> {
-        let full = fs::canonicalize(path)
-            .map_err(|error| Refusal::invalid(format!("cgroup {path} cannot be used: {error}")))?;
-        let below = full
+        let none = || Refusal::invalid(format!("{path} is not a cgroup v2 directory"));
+        let below = Path::new(path)
             .strip_prefix(&self.root)
-            .map_err(|_| Refusal::invalid(format!("{path} is not a cgroup v2 directory")))?;
+            .map_err(|_| none())?;
         let level = below.components().count();
         if level == 0 {
             return Err(Refusal::invalid(
                 "the root cgroup is no scope; ask for the system scope instead",
             ));
         }
-        let metadata = fs::metadata(&full)?;
+        let directory = openat2(
+            self.open()?,
+            below,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+        )
+        .map_err(|_| none())?;
+        let metadata = File::from(directory).metadata()?;
         if uid != 0 && (metadata.uid() != uid || metadata.mode() & OWNER_MAY_WRITE == 0) {
             return Err(Refusal::permission(format!(
                 "cgroup {path} does not belong to the user of this session"
@@ -79,7 +89,7 @@ pub(super) fn resolve(
     let user = || {
         // That of the network namespace too, as was checked.
         let user_ns = peer::user_namespace("self")?;
-        Ok::<_, io::Error>(UserScope {
+        Ok::<_, Refusal>(UserScope {
             uid: peer.uid,
             capabilities: peer.capabilities_in(user_ns)?,
             user_ns,

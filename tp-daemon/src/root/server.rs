@@ -28,11 +28,15 @@ use super::{
     refusal::Refusal,
 };
 
+/// Connections that are served; those that are refused have room of their own.
 const MAX_CONNECTIONS: usize = 64;
-const MAX_CONNECTIONS_PER_UID: usize = 8;
-/// Refusals under way beyond that; more are closed without a word.
+pub(super) const MAX_CONNECTIONS_PER_UID: usize = 8;
+/// Refusals under way; more are closed without a word.
 const MAX_REFUSALS: usize = 16;
+const MAX_REFUSALS_PER_UID: usize = 4;
 const ACCEPT_QUEUE: usize = 8;
+/// Between attempts to accept while the machine lacks what that needs.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// A peer that does not read its reply for so long loses its connection.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,8 +64,9 @@ pub(super) struct Server {
 }
 
 struct Served {
-    /// Whose it is, unless it is only refused.
+    /// Whose it is, if the kernel said so.
     uid: Option<u32>,
+    is_refused: bool,
     socket: Arc<OwnedFd>,
     thread: JoinHandle<()>,
 }
@@ -126,15 +131,15 @@ impl Server {
     }
 
     fn admit(&mut self, socket: OwnedFd) {
-        let admitted = Peer::of(&socket)
-            .map_err(Refusal::from)
-            .and_then(|peer| self.check(&peer).map(|()| peer));
         let socket = Arc::new(socket);
         let started = set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT))
             .map_err(std::io::Error::from)
-            .and_then(|()| match admitted {
-                Ok(peer) => self.serve(socket, peer),
-                Err(refusal) => self.refuse(socket, refusal),
+            .and_then(|()| match Peer::of(&socket) {
+                Ok(peer) => match self.check(&peer) {
+                    Ok(()) => self.serve(socket, peer),
+                    Err(refusal) => self.refuse(socket, Some(peer.uid), refusal),
+                },
+                Err(error) => self.refuse(socket, None, error.into()),
             });
         if let Err(error) = started {
             tracing::debug!(%error, "Cannot serve a connection");
@@ -143,42 +148,60 @@ impl Server {
 
     fn check(&self, peer: &Peer) -> Result<(), Refusal> {
         self.admission.check(peer)?;
-        let of_uid = self
-            .connections
-            .values()
-            .filter(|served| served.uid == Some(peer.uid))
-            .count();
-        if self.connections.len() >= MAX_CONNECTIONS || of_uid >= MAX_CONNECTIONS_PER_UID {
-            return Err(Refusal::permission(format!(
-                "too many sessions: at most {MAX_CONNECTIONS_PER_UID} per user and \
-                 {MAX_CONNECTIONS} in all; end one with `tp quit`"
+        if self.count(false, Some(peer.uid)) >= MAX_CONNECTIONS_PER_UID {
+            return Err(Refusal::unsupported(format!(
+                "this user has {MAX_CONNECTIONS_PER_UID} sessions already, as many as one may \
+                 have: end one with `tp quit`"
+            )));
+        }
+        if self.count(false, None) >= MAX_CONNECTIONS {
+            return Err(Refusal::unsupported(format!(
+                "the users of this machine have {MAX_CONNECTIONS} sessions, as many as there may \
+                 be: one of them must run `tp quit` first"
             )));
         }
 
         Ok(())
     }
 
+    /// Connections that are served, or refused, of everybody or of one user.
+    fn count(&self, is_refused: bool, uid: Option<u32>) -> usize {
+        self.connections
+            .values()
+            .filter(|it| it.is_refused == is_refused && (uid.is_none() || it.uid == uid))
+            .count()
+    }
+
     fn serve(&mut self, socket: Arc<OwnedFd>, peer: Peer) -> std::io::Result<()> {
         let uid = peer.uid;
         let connection = Connection::new(Arc::clone(&socket), peer, Arc::clone(&self.context));
 
-        self.start(socket, Some(uid), move || connection.serve())
+        self.start(socket, Some(uid), false, move || connection.serve())
     }
 
-    fn refuse(&mut self, socket: Arc<OwnedFd>, refusal: Refusal) -> std::io::Result<()> {
+    fn refuse(
+        &mut self,
+        socket: Arc<OwnedFd>,
+        uid: Option<u32>,
+        refusal: Refusal,
+    ) -> std::io::Result<()> {
         tracing::debug!(reason = %refusal, "Refusing a connection");
-        if self.connections.len() >= MAX_CONNECTIONS + MAX_REFUSALS {
+        let of_uid = uid.map_or(0, |uid| self.count(true, Some(uid)));
+        if self.count(true, None) >= MAX_REFUSALS || of_uid >= MAX_REFUSALS_PER_UID {
             return Ok(());
         }
         let refused = Arc::clone(&socket);
 
-        self.start(socket, None, move || Connection::refuse(&refused, refusal))
+        self.start(socket, uid, true, move || {
+            Connection::refuse(&refused, refusal)
+        })
     }
 
     fn start(
         &mut self,
         socket: Arc<OwnedFd>,
         uid: Option<u32>,
+        is_refused: bool,
         work: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<()> {
         let id = self.next_id;
@@ -194,6 +217,7 @@ impl Server {
             id,
             Served {
                 uid,
+                is_refused,
                 socket,
                 thread,
             },
@@ -274,6 +298,15 @@ impl Drop for Acceptor {
     }
 }
 
+/// For what the kernel tells nobody of.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing is notified when descriptors, memory or a namespace are free again"
+)]
+pub(super) fn pause(duration: Duration) {
+    thread::sleep(duration);
+}
+
 fn accept_all(listener: &OwnedFd, accepted_tx: &mpsc::Sender<OwnedFd>) {
     loop {
         match accept_with(listener, SocketFlags::CLOEXEC) {
@@ -284,6 +317,12 @@ fn accept_all(listener: &OwnedFd, accepted_tx: &mpsc::Sender<OwnedFd>) {
             }
             // The peer has gone again, or a signal came.
             Err(Errno::CONNABORTED | Errno::INTR) => {}
+            // It passes, and those who are served have nothing to do with it. The end is noticed
+            // all the same: a socket that does not listen any more fails otherwise.
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                tracing::warn!(%error, "Cannot accept a connection at the moment");
+                pause(ACCEPT_PAUSE);
+            }
             Err(error) => {
                 tracing::debug!(%error, "Accepting ends");
                 return;

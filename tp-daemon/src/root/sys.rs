@@ -17,6 +17,7 @@ const NS_GET_USERNS: libc::Ioctl = 0xb701;
 /// `_IOW('T', 202, int)`.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const SO_NETNS_COOKIE: libc::c_int = 71;
+const SO_PEERPIDFD: libc::c_int = 77;
 const SO_PEERGROUPS: libc::c_int = 59;
 const MAX_GROUPS: usize = 65536;
 
@@ -103,6 +104,15 @@ pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<(u32, u32, u32)>
     Ok((words[0], words[1], words[2]))
 }
 
+/// The peer's process. From Linux 6.5 on.
+pub(super) fn peer_process(socket: impl AsFd) -> io::Result<OwnedFd> {
+    let mut fd = [0_i32];
+    read_option(socket, SO_PEERPIDFD, &mut fd)?;
+
+    // SAFETY: the kernel has just made it for us, with close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd[0]) })
+}
+
 /// Supplementary groups of the peer at the time it connected.
 pub(super) fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
     let mut groups = vec![0_u32; 64];
@@ -146,6 +156,7 @@ fn read_option<T: Integer>(
 
 /// Types of which every bit pattern is a value.
 trait Integer {}
+impl Integer for i32 {}
 impl Integer for u32 {}
 impl Integer for u64 {}
 

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write as _},
+    net::Ipv4Addr,
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
@@ -13,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::process;
 
+/// The first ones are never given out.
+const FIRST_ALIAS: u32 = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A program that says one JSON object per line; killed when dropped.
@@ -105,6 +108,16 @@ impl Process {
     #[track_caller]
     pub fn ask(&mut self, request: &Value) -> Value {
         self.tell(&request.to_string())["reply"].take()
+    }
+
+    /// The n-th alias that the session's bundle gives out.
+    #[track_caller]
+    pub fn alias(&self, n: u32) -> String {
+        let base = self.greeting["bundle"]["alias_base"].as_str();
+        let base: Option<Ipv4Addr> = base.and_then(|base| base.parse().ok());
+        let base = base.unwrap_or_else(|| panic!("no bundle in {}", self.greeting));
+
+        Ipv4Addr::from(u32::from(base) + FIRST_ALIAS + n).to_string()
     }
 
     /// The value of a counter of the session's bundle.

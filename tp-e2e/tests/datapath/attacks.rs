@@ -14,15 +14,14 @@ use crate::machine;
 const SPOOFED: &str = "203.0.113.9";
 const STEER_SPOOFED: &str = r#"{"include":["203.0.113.0/24"],"exclude":[]}"#;
 const SERVERS: &str = r#"["203.0.113.53:53"]"#;
-/// The first aliases that are given out, in this order.
-const ALIAS: &str = "198.18.1.0";
 const PORT: &str = "7777";
 
 #[test]
 fn a_listener_that_turns_client_reaches_no_server() {
     let (machine, mut rogue, mut victim) = attacked();
+    let alias = rogue.alias(0);
 
-    let seen = rogue.tell(&format!("listener {ALIAS} {PORT}"));
+    let seen = rogue.tell(&format!("listener {alias} {PORT}"));
 
     assert_eq!(seen["connected"], false);
     assert_hears_only_the_greeting(&machine, &mut victim);
@@ -32,8 +31,9 @@ fn a_listener_that_turns_client_reaches_no_server() {
 #[test]
 fn a_datagram_from_the_private_namespace_reaches_no_server() {
     let (machine, mut rogue, mut victim) = attacked();
+    let alias = rogue.alias(0);
 
-    let seen = rogue.tell(&format!("pktinfo {ALIAS} {PORT}"));
+    let seen = rogue.tell(&format!("pktinfo {alias} {PORT}"));
 
     assert_eq!(seen["sent"], true);
     dropped(&mut rogue, "unasked", 1);
@@ -43,10 +43,11 @@ fn a_datagram_from_the_private_namespace_reaches_no_server() {
 #[test]
 fn a_datagram_out_of_the_tun_reaches_no_server() {
     let (machine, mut rogue, mut victim) = attacked();
+    let alias = rogue.alias(0);
     let server = name_servers_alias(&machine, &mut rogue);
 
     // From an alias to which nobody sent datagrams, and from a name server's.
-    rogue.tell(&format!("datagram {ALIAS}:53 {PORT}"));
+    rogue.tell(&format!("datagram {alias}:53 {PORT}"));
     rogue.tell(&format!("datagram {server}:53 {PORT}"));
 
     dropped(&mut rogue, "forbidden_reply", 1);
@@ -72,10 +73,11 @@ fn a_datagram_to_somebody_elses_query_is_not_heard() {
 #[test]
 fn segments_out_of_the_tun_reach_no_server() {
     let (machine, mut rogue, mut victim) = attacked();
+    let alias = rogue.alias(0);
 
     // SYN, SYN with ACK, data, FIN with ACK, and a reset.
     for flags in ["02", "12", "18", "11", "04"] {
-        rogue.tell(&format!("segment {ALIAS}:80 {PORT} {flags}"));
+        rogue.tell(&format!("segment {alias}:80 {PORT} {flags}"));
     }
 
     dropped(&mut rogue, "forbidden_reply", 3);
@@ -89,8 +91,9 @@ fn segments_out_of_the_tun_reach_no_server() {
 #[test]
 fn a_refusal_of_what_nobody_sent_reaches_no_server() {
     let (machine, mut rogue, mut victim) = attacked();
+    let alias = rogue.alias(0);
 
-    rogue.tell(&format!("unreachable {ALIAS}:53 {PORT}"));
+    rogue.tell(&format!("unreachable {alias}:53 {PORT}"));
 
     dropped(&mut rogue, "unasked", 1);
     assert_hears_only_the_greeting(&machine, &mut victim);
@@ -105,7 +108,10 @@ fn this_machine_accepts_no_connection_from_an_alias() {
     let own = format!("{host}:40000");
     let before = session.counter("unexpected_packet");
 
-    let seen = machine.app(0, &["segment", &own, "198.18.1.0:80", "12"]);
+    let seen = machine.app(
+        0,
+        &["segment", &own, &format!("{}:80", session.alias(0)), "12"],
+    );
 
     assert_eq!(seen["sent"], true);
     dropped(&mut session, "unexpected_packet", before + 1);
@@ -163,7 +169,8 @@ fn attacked() -> (Machine, Process, Process) {
     let words = machine.helper_words(MEMBER, &["rogue", &socket, STEER_SPOOFED, SERVERS]);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut rogue = Process::start(&mut machine.command(&words));
-    assert_eq!(rogue.object()["event"], "ready");
+    rogue.greeting = rogue.object();
+    assert_eq!(rogue.greeting["event"], "ready");
     // From here on the first alias stands for this address.
     let target = format!("{SPOOFED}:9");
     let seen = machine.app(MEMBER, &["connect", &target, "timeout=300"]);

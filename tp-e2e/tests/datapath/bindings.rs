@@ -134,9 +134,10 @@ fn an_alias_is_no_address_to_connect_to() {
     let mut session = machine.session();
     machine.app(MEMBER, &["connect", TARGET]);
 
+    let alias = format!("{}:80", session.alias(0));
     for uid in [MEMBER, OUTSIDER, 0] {
         for flags in [&["timeout=300"][..], &["timeout=300", "bind=172.31.0.2"]] {
-            let seen = machine.app(uid, &[&["connect", "198.18.1.0:80"], flags].concat());
+            let seen = machine.app(uid, &[&["connect", alias.as_str()], flags].concat());
             assert_eq!(seen["errno"], "ETIMEDOUT", "uid {uid} {flags:?}");
         }
     }

@@ -3,25 +3,33 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use tp_e2e::{datapath::Machine, process::eventually};
 
 mod aliases;
 mod attacks;
 mod bindings;
+mod bounds;
 mod circles;
 mod connects;
 mod credentials;
 mod ends;
 mod names;
 mod privacy;
+mod ranges;
 mod requests;
 
 const HELPER: &str = env!("CARGO_BIN_EXE_datapath");
 
 fn machine() -> Machine {
     Machine::new(Path::new(HELPER))
+}
+
+#[track_caller]
+fn sh(command: &str) {
+    let done = Command::new("sh").args(["-c", command]).status();
+    assert!(done.is_ok_and(|status| status.success()), "{command}");
 }
 
 /// A cgroup of one user's; removed when dropped.

@@ -7,16 +7,24 @@ use tp_e2e::datapath::{Bridge, MEMBER, Machine, Network, OUTSIDER, Process, STEE
 
 use crate::{Cgroup, HELPER, machine};
 
+/// The first alias, with a port of the web and with one of names.
+fn alias(session: &Process) -> (String, String) {
+    let alias = session.alias(0);
+
+    (format!("{alias}:80"), format!("{alias}:53"))
+}
+
 #[test]
 fn another_user_is_not_steered_and_cannot_use_the_aliases() {
     let machine = machine();
     let mut session = machine.session();
     machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
 
+    let (tcp_alias, udp_alias) = alias(&session);
     for uid in [OUTSIDER, 0] {
         let steered = machine.app(uid, &["connect", "10.96.1.2:80"]);
-        let tcp = machine.app(uid, &["connect", "198.18.1.0:80", "timeout=400"]);
-        let udp = machine.app(uid, &["udp", "198.18.1.0:53", "timeout=300"]);
+        let tcp = machine.app(uid, &["connect", &tcp_alias, "timeout=400"]);
+        let udp = machine.app(uid, &["udp", &udp_alias, "timeout=300"]);
 
         assert_eq!(steered["errno"], "EHOSTUNREACH", "uid {uid}");
         assert_eq!(tcp["errno"], "ETIMEDOUT", "uid {uid}");
@@ -46,8 +54,9 @@ fn a_neighbour_cannot_use_the_aliases() {
     let mut session = machine.session();
     machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
 
-    let tcp = machine.neighbours_app(MEMBER, &["connect", "198.18.1.0:80", "timeout=400"]);
-    let udp = machine.neighbours_app(MEMBER, &["udp", "198.18.1.0:53", "timeout=300"]);
+    let (tcp_alias, udp_alias) = alias(&session);
+    let tcp = machine.neighbours_app(MEMBER, &["connect", &tcp_alias, "timeout=400"]);
+    let udp = machine.neighbours_app(MEMBER, &["udp", &udp_alias, "timeout=300"]);
 
     assert_eq!(tcp["errno"], "ETIMEDOUT");
     assert_eq!(udp["errno"], "EAGAIN");
@@ -76,7 +85,7 @@ fn a_container_is_not_steered_and_cannot_use_the_aliases() {
 
     // A user has the same number inside of a container and outside.
     for uid in [MEMBER, OUTSIDER, 0] {
-        assert_is_left_out(&machine, Network::Bridge(&bridge), uid);
+        assert_is_left_out(&machine, &session, Network::Bridge(&bridge), uid);
     }
 
     assert!(session.counter("forwarded") >= 6);
@@ -92,7 +101,7 @@ fn a_container_of_another_user_on_the_hosts_network_cannot_use_the_aliases() {
     let steered = session.counter("steered");
 
     for uid in [OUTSIDER, 0] {
-        assert_is_left_out(&machine, Network::Host, uid);
+        assert_is_left_out(&machine, &session, Network::Host, uid);
     }
 
     assert!(session.counter("foreign_socket") >= 4);
@@ -104,13 +113,14 @@ fn a_container_of_another_user_on_the_hosts_network_cannot_use_the_aliases() {
 /// A container is not steered, by address or by name, and the alias that somebody else uses
 /// leads it nowhere.
 #[track_caller]
-fn assert_is_left_out(machine: &Machine, network: Network<'_>, uid: u32) {
+fn assert_is_left_out(machine: &Machine, session: &Process, network: Network<'_>, uid: u32) {
     let see = |words: &[&str]| machine.containers_app(network, uid, words);
 
     let cluster = see(&["connect", "10.96.1.2:80"]);
     let query = see(&["udp", "172.31.0.53:53", "timeout=300"]);
-    let tcp = see(&["connect", "198.18.1.0:80", "timeout=400"]);
-    let udp = see(&["udp", "198.18.1.0:53", "timeout=300"]);
+    let (tcp_alias, udp_alias) = alias(session);
+    let tcp = see(&["connect", &tcp_alias, "timeout=400"]);
+    let udp = see(&["udp", &udp_alias, "timeout=300"]);
 
     assert_eq!(cluster["errno"], "EHOSTUNREACH", "uid {uid}");
     assert!(query["errno"].is_string(), "uid {uid}: {query}");
@@ -161,7 +171,8 @@ fn the_system_scope_is_for_root_and_for_everybody() {
         let seen = machine.app(uid, &["connect", "10.96.1.2:80"]);
         assert_eq!(seen["greeting"], "10.96.1.2:80", "uid {uid}");
     }
-    let neighbour = machine.neighbours_app(0, &["connect", "198.18.1.0:80", "timeout=400"]);
+    let tcp_alias = alias(&session).0;
+    let neighbour = machine.neighbours_app(0, &["connect", &tcp_alias, "timeout=400"]);
     assert_eq!(neighbour["errno"], "ETIMEDOUT");
     assert!(session.counter("forwarded") >= 1);
 }
@@ -179,7 +190,7 @@ fn a_cgroup_scope_reaches_no_further_than_the_cgroup() {
     let mut words = vec!["sh", "-c", &enter, "sh"];
     words.extend(app.iter().map(String::as_str));
     let inside = Process::start(&mut machine.command(&words)).object();
-    let alias = machine.app(MEMBER, &["connect", "198.18.1.0:80", "timeout=400"]);
+    let alias = machine.app(MEMBER, &["connect", &alias(&session).0, "timeout=400"]);
 
     assert_eq!(outside["errno"], "EHOSTUNREACH");
     assert_eq!(inside["greeting"], "10.96.1.2:80");

@@ -16,6 +16,14 @@ pub(super) async fn check(connection: &Connection, request: &ConnectRequest) -> 
     let wanted = Cluster::load(request).await?;
     let mut differences = places(&connection.place, &wanted.place);
     differences.extend(flags(&connection.request, request));
+    // It would not be steered, and nobody would say so.
+    if connection.cgroup != connection.request.cgroup && connection.cgroup != request.command_cgroup
+    {
+        differences.push(format!(
+            "another command (not what runs in cgroup {})",
+            connection.cgroup
+        ));
+    }
     // Another file may hold another user's credentials under the same names.
     if differences.is_empty() && request.kubeconfig != connection.request.kubeconfig {
         differences.extend(users(&connection.user, &wanted.user().await?));
@@ -146,6 +154,7 @@ mod tests {
         Place {
             context: "lab".into(),
             server: "https://192.0.2.1:6443".into(),
+            proxy: String::new(),
             namespace: "shop".into(),
             manager_namespace: "tp-system".into(),
             user: "dev".into(),
@@ -159,6 +168,7 @@ mod tests {
         let other = Place {
             context: "prod".into(),
             server: "https://192.0.2.2:6443".into(),
+            proxy: String::new(),
             namespace: "team-b".into(),
             manager_namespace: "elsewhere".into(),
             user: "bob".into(),

@@ -70,7 +70,7 @@ const HOMES: [(&str, &[&str]); 10] = [
         &["tp-cli", "tp-kube", "tp-manager", "tp-proto", "tp-session"],
     ),
     ("quinn", &["tp-transport"]),
-    ("rtnetlink", &["tp-daemon"]),
+    ("rtnetlink", &["tp-daemon", "tp-session"]),
     ("rustls", &["tp-transport"]),
     (
         "tokio",

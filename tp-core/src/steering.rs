@@ -1,0 +1,251 @@
+//! Which networks are steered: the cluster's, without what is this machine's own.
+//!
+//! What the kernel compares is the longest prefix; where an included network and an excluded one
+//! are the same, it is excluded.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+/// Sentences about one kind of network; a machine with more is described by their number.
+const MAX_NOTICES: usize = 8;
+
+/// This machine's own: loopback, "this network", link-local, multicast, limited broadcast.
+const NEVER: [(Ipv4Addr, u8); 5] = [
+    (Ipv4Addr::LOCALHOST, 8),
+    (Ipv4Addr::UNSPECIFIED, 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::BROADCAST, 32),
+];
+
+/// What the user wants beside the cluster's networks, and what the session itself needs.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// `--also-proxy`
+    pub also: Vec<IpNet>,
+    /// `--never-proxy`
+    pub never: Vec<IpNet>,
+    /// The API server, and the proxy on the way to it.
+    pub spared: BTreeSet<IpNet>,
+}
+
+/// What this machine's own network says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Local {
+    pub own: BTreeSet<Ipv4Addr>,
+    /// Networks of its interfaces.
+    pub connected: Vec<Link>,
+    /// Networks that routes lead to, by whatever way.
+    pub routed: Vec<Link>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    pub network: Ipv4Net,
+    pub interface: String,
+}
+
+impl Link {
+    /// Whether they have addresses in common.
+    pub fn overlaps(&self, network: &IpNet) -> bool {
+        let own = IpNet::V4(self.network);
+
+        own.contains(network) || network.contains(&own)
+    }
+}
+
+/// What is steered, and what the user should know about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decision {
+    pub include: Vec<IpNet>,
+    pub exclude: Vec<IpNet>,
+    pub notices: Vec<String>,
+}
+
+/// Whether this can be steered for nobody, whatever they ask for.
+pub fn is_always_local(network: &IpNet) -> bool {
+    match network {
+        IpNet::V4(network) => never().any(|local| local.contains(network)),
+        IpNet::V6(_) => false,
+    }
+}
+
+pub fn decide(networks: &[IpNet], wishes: &Wishes, local: &Local) -> Decision {
+    let links: Vec<&Link> = local
+        .connected
+        .iter()
+        .filter(|link| !wishes.also.contains(&link.network.into()))
+        .collect();
+    let is_on_link = |network: &IpNet| {
+        links.iter().any(|link| within(network, &link.network))
+            && !wishes.also.iter().any(|also| also.contains(network))
+    };
+
+    let mut include: BTreeSet<IpNet> = networks
+        .iter()
+        .filter(|network| !is_on_link(network))
+        .chain(&wishes.also)
+        .copied()
+        .filter(|network| !is_always_local(network))
+        .collect();
+    let covers = |include: &BTreeSet<IpNet>, network: Ipv4Net| {
+        include.iter().any(|it| it.contains(&IpNet::V4(network)))
+    };
+    let own = local.own.iter().map(|address| Ipv4Net::from(*address));
+    let exclude: BTreeSet<IpNet> = never()
+        .chain(own)
+        .chain(links.iter().map(|link| link.network))
+        .filter(|network| covers(&include, *network))
+        .map(IpNet::V4)
+        .chain(wishes.never.iter().copied())
+        .chain(wishes.spared.iter().copied())
+        .collect();
+    // What is the same counts as excluded; two lists that agree are easier to read.
+    include.retain(|network| !exclude.contains(network));
+
+    let notices = notices(networks, wishes, local, &links);
+
+    Decision {
+        include: include.into_iter().collect(),
+        exclude: exclude.into_iter().collect(),
+        notices,
+    }
+}
+
+fn notices(networks: &[IpNet], wishes: &Wishes, local: &Local, links: &[&Link]) -> Vec<String> {
+    let asked = || networks.iter().chain(&wishes.also);
+    let is_covered = |network: Ipv4Net| asked().any(|it| it.contains(&IpNet::V4(network)));
+    let is_settled = |network: IpNet| {
+        is_always_local(&network)
+            || [&wishes.never, &wishes.also]
+                .iter()
+                .any(|named| named.contains(&network))
+            || wishes.never.iter().any(|never| never.contains(&network))
+    };
+    let mut notices = Vec::new();
+
+    let own: Vec<String> = local
+        .own
+        .iter()
+        .filter(|address| is_covered(Ipv4Net::from(**address)))
+        .filter(|address| !is_settled(IpNet::from(std::net::IpAddr::V4(**address))))
+        .map(ToString::to_string)
+        .collect();
+    if !own.is_empty() {
+        notices.push(format!(
+            "{} of this machine itself {} in the cluster's networks: never steered",
+            list(&own),
+            if own.len() == 1 { "is" } else { "are" },
+        ));
+    }
+    let mut of_links = Vec::new();
+    for link in links {
+        let Link { network, interface } = link;
+        if is_covered(*network) && !is_settled((*network).into()) {
+            of_links.push(format!(
+                "{network} is directly connected ({interface}) and in the cluster's networks: it \
+                 is left alone; `--also-proxy {network}` leads it to the cluster"
+            ));
+        }
+        for inner in networks.iter().filter(|inner| within(inner, network)) {
+            if *inner != IpNet::V4(*network) && !is_settled(*inner) {
+                of_links.push(format!(
+                    "{inner} of the cluster lies in {network}, which is directly connected \
+                     ({interface}): it is left alone; `--also-proxy {inner}` leads it to the \
+                     cluster"
+                ));
+            }
+        }
+    }
+    append(&mut notices, of_links, "directly connected networks");
+    let of_routes = local
+        .routed
+        .iter()
+        .filter(|route| {
+            let network = IpNet::V4(route.network);
+            networks.iter().any(|it| it.contains(&network)) && !is_settled(network)
+        })
+        .map(|Link { network, interface }| {
+            format!(
+                "{network}, which has a route through {interface}, is in the cluster's networks: \
+                 it is steered; `--never-proxy {network}` leaves it to {interface}"
+            )
+        })
+        .collect();
+    append(&mut notices, of_routes, "networks with routes");
+
+    notices
+}
+
+/// What else has come to use the addresses that stand for the cluster's.
+pub fn collisions(aliases: &[Ipv4Net], networks: &[IpNet], local: &Local) -> Vec<String> {
+    let collides = |network: &Ipv4Net| {
+        aliases
+            .iter()
+            .any(|aliases| aliases.contains(network) || network.contains(aliases))
+    };
+    let mut of_machine: Vec<String> = local
+        .connected
+        .iter()
+        .chain(&local.routed)
+        .filter(|link| collides(&link.network))
+        .map(|Link { network, interface }| format!("{network} ({interface})"))
+        .collect();
+    of_machine.extend(
+        local
+            .own
+            .iter()
+            .filter(|address| collides(&Ipv4Net::from(**address)))
+            .map(ToString::to_string),
+    );
+    of_machine.dedup();
+    let of_cluster = networks.iter().filter_map(|network| match network {
+        IpNet::V4(network) if collides(network) => Some(format!("{network} (the cluster)")),
+        _ => None,
+    });
+    let all: Vec<String> = of_machine.into_iter().chain(of_cluster).collect();
+    if all.is_empty() {
+        return Vec::new();
+    }
+
+    vec![format!(
+        "{} came to use addresses that this session uses for its own ends: programs do not reach \
+         them there; `tp quit` and `tp connect` take others",
+        list(&all)
+    )]
+}
+
+fn append(notices: &mut Vec<String>, mut more: Vec<String>, what: &str) {
+    more.dedup();
+    let surplus = more.len().saturating_sub(MAX_NOTICES);
+    notices.extend(more.into_iter().take(MAX_NOTICES));
+    if surplus > 0 {
+        notices.push(format!("the same holds for {surplus} more {what}"));
+    }
+}
+
+fn list(words: &[String]) -> String {
+    let surplus = words.len().saturating_sub(MAX_NOTICES);
+    let shown = words[..words.len() - surplus].join(", ");
+    if surplus > 0 {
+        format!("{shown} and {surplus} more")
+    } else {
+        shown
+    }
+}
+
+fn within(network: &IpNet, outer: &Ipv4Net) -> bool {
+    IpNet::V4(*outer).contains(network)
+}
+
+fn never() -> impl Iterator<Item = Ipv4Net> {
+    NEVER.into_iter().map(net)
+}
+
+fn net((address, prefix_len): (Ipv4Addr, u8)) -> Ipv4Net {
+    Ipv4Net::new_assert(address, prefix_len).trunc()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! One user cannot take what the others need.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::json;
+use tp_e2e::{
+    datapath::{MEMBER, Machine, Process, STEER},
+    process::eventually,
+};
+
+use crate::{HELPER, machine, sh};
+
+/// Opens bundles, each on a connection of its own, and keeps one descriptor of each.
+const HOARD: &str = r#"
+import array, json, os, socket, sys
+def ask(root, request, fds=[]):
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', fds))] if fds else []
+    root.sendmsg([json.dumps(request).encode()], control)
+    data, control, _, _ = root.recvmsg(65536, socket.CMSG_SPACE(20))
+    got = array.array('i')
+    for _, _, part in control: got.frombytes(part[:len(part) - len(part) % 4])
+    return json.loads(data), list(got)
+path, which, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+kept, netns = [], os.open('/proc/self/ns/net', 0)
+for _ in range(rounds):
+    root = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    root.connect(path)
+    reply, fds = ask(root, {'request': 'open', 'scope': 'user'}, [netns])
+    if reply['reply'] != 'opened':
+        break
+    kept.append(fds[which])
+    for n, fd in enumerate(fds):
+        if n != which: os.close(fd)
+    ask(root, {'request': 'close'})
+    again, _ = ask(root, {'request': 'open', 'scope': 'user'}, [netns])
+    root.close()
+print(json.dumps({'kept': len(kept), 'reply': reply, 'again': again}), flush=True)
+sys.stdin.read()
+"#;
+
+/// Connections that say nothing, renewed all the time until the input ends.
+const IDLE: &str = r#"
+import select, socket, sys
+path, count = sys.argv[1], int(sys.argv[2])
+while True:
+    held = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
+    for it in held:
+        it.setblocking(False)
+        try: it.connect(path)
+        except OSError: pass
+    print('{}', flush=True)
+    if select.select([sys.stdin], [], [], 1.5)[0]: break
+    for it in held: it.close()
+"#;
+
+fn python(machine: &Machine, uid: u32, script: &str, words: &[&str]) -> Process {
+    let uid = uid.to_string();
+    let socket = machine.socket();
+    let own = [
+        "setpriv",
+        "--reuid",
+        &uid,
+        "--regid",
+        &uid,
+        "--clear-groups",
+        "--",
+        "python3",
+        "-c",
+        script,
+        &socket,
+    ];
+    Process::start(&mut machine.command(&[&own, words].concat()))
+}
+
+#[test]
+fn private_networks_and_tables_that_somebody_keeps_are_bounded() {
+    let machine = machine();
+    // The listener keeps the namespace, the table of aliases only itself.
+    for which in ["0", "3"] {
+        let mut hoarder = python(&machine, MEMBER, HOARD, &[which, "40"]);
+        let said = hoarder.object();
+
+        assert_eq!(said["kept"], 16, "{said}");
+        assert_eq!(said["reply"]["kind"], "unsupported", "{said}");
+        let message = said["reply"]["message"].as_str().unwrap();
+        assert!(message.contains("at most 16"), "{message}");
+        assert_eq!(
+            said["again"]["kind"], "invalid",
+            "one connection, one bundle"
+        );
+        let mut of_root = machine.session_of(0, r#""user""#, STEER);
+        assert_eq!(
+            machine.app(0, &["connect", "10.96.1.2:80"])["greeting"],
+            "10.96.1.2:80"
+        );
+        of_root.kill();
+
+        hoarder.kill();
+        eventually("room again", Duration::from_secs(10), || {
+            let mut session = machine.try_session(MEMBER, "/proc/self/ns/net", r#""user""#, STEER);
+            let said = session.object();
+            if said["event"] == "ready" {
+                Ok(())
+            } else {
+                Err(said.to_string())
+            }
+        });
+    }
+}
+
+#[test]
+fn connections_that_are_refused_take_no_room_of_others() {
+    let machine = machine();
+    let mut idle = python(&machine, MEMBER, IDLE, &["80"]);
+
+    for _ in 0..4 {
+        idle.object();
+        let session = machine.session_of(0, r#""user""#, STEER);
+        assert_eq!(
+            machine.app(0, &["connect", "10.96.1.2:80"])["greeting"],
+            "10.96.1.2:80"
+        );
+        drop(session);
+    }
+}
+
+#[test]
+fn a_root_daemon_without_descriptors_goes_on_when_it_has_some_again() {
+    let mut machine = machine();
+    machine.may_warn();
+    let session = machine.session();
+    let daemon = machine.daemon_mut().pid();
+    let limit = |count: &str| sh(&format!("prlimit --pid {daemon} --nofile={count}:4096"));
+    let open = std::fs::read_dir(format!("/proc/{daemon}/fd"))
+        .unwrap()
+        .count();
+    limit(&(open + 2).to_string());
+
+    let mut idle = python(&machine, MEMBER, IDLE, &["6"]);
+    idle.object();
+    machine
+        .daemon_mut()
+        .wait_for_line("Cannot accept a connection at the moment");
+    idle.kill();
+    limit("1024");
+
+    assert_eq!(
+        machine.app(MEMBER, &["connect", "10.96.1.2:80"])["greeting"],
+        "10.96.1.2:80"
+    );
+    drop(session);
+    eventually("a new session", Duration::from_secs(5), || {
+        let mut session = machine.try_session(MEMBER, "/proc/self/ns/net", r#""user""#, STEER);
+        let said = session.object();
+        if said["event"] == "ready" {
+            Ok(())
+        } else {
+            Err(said.to_string())
+        }
+    });
+}
+
+#[test]
+fn thousands_of_networks_are_steered() {
+    let machine = machine();
+    let mut session = machine.session();
+    // Every other address, so that no two make one network.
+    let part = |n: u32| {
+        let networks: Vec<String> = (0..1000)
+            .map(|host| format!("10.{}.{}.{}/32", 96 + n, host / 125, host % 125 * 2))
+            .collect();
+        networks
+    };
+    let connect = |address: &str| machine.app(MEMBER, &["connect", address])["errno"].clone();
+    let tell = |session: &mut Process, parts: u32, claimed: u32| {
+        for n in 0..parts {
+            let told = json!({"request": "steer_part", "include": part(n), "exclude": []});
+            assert_eq!(session.ask(&told)["reply"], "done");
+        }
+        let last = part(parts);
+        session.ask(&json!({
+            "request": "steer", "include": last, "exclude": [], "parts": claimed,
+        }))
+    };
+
+    assert_eq!(tell(&mut session, 5, 5)["reply"], "done");
+    for steered in ["10.96.0.0:80", "10.100.7.248:80", "10.101.3.2:80"] {
+        assert_eq!(connect(steered), json!(null), "{steered}");
+    }
+    assert_eq!(connect("10.96.0.1:80"), "EHOSTUNREACH");
+
+    // A part that got lost is noticed, and nothing of it stays.
+    assert_eq!(tell(&mut session, 1, 2)["kind"], "invalid");
+    assert_eq!(connect("10.100.7.248:80"), json!(null), "as before");
+    assert_eq!(tell(&mut session, 0, 0)["reply"], "done");
+    assert_eq!(connect("10.96.0.0:80"), json!(null));
+    assert_eq!(connect("10.100.7.248:80"), "EHOSTUNREACH");
+
+    let mut refused = json!(null);
+    for n in 0..17 {
+        let told = json!({"request": "steer_part", "include": part(n), "exclude": []});
+        refused = session.ask(&told);
+    }
+    assert_eq!(refused["kind"], "invalid", "{refused}");
+}
+
+#[test]
+fn ending_a_session_touches_no_filter_of_the_machine() {
+    for kernel in [&[][..], &["--clsact"]] {
+        let mut machine = Machine::without_daemon(Path::new(HELPER));
+        let group = MEMBER.to_string();
+        machine.start_daemon(&[&["--group", &group], kernel].concat());
+        let run = |words: &str| {
+            let words: Vec<&str> = words.split(' ').collect();
+            let output = machine.command(&words).output().unwrap();
+            assert!(output.status.success(), "{words:?}: {output:?}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        // Numbers of interfaces, preference and handle that those of a private namespace have.
+        for index in 2..8 {
+            if index > 2 {
+                run(&format!("ip link add d{index} index {index} type dummy"));
+            }
+            let name = if index == 2 {
+                "e0".to_owned()
+            } else {
+                format!("d{index}")
+            };
+            assert_eq!(
+                run(&format!("cat /sys/class/net/{name}/ifindex")).trim(),
+                index.to_string()
+            );
+        }
+        let names = ["e0", "d3", "d4", "d5", "d6", "d7"];
+        for name in names {
+            run(&format!("tc qdisc add dev {name} clsact"));
+            for way in ["ingress", "egress"] {
+                run(&format!(
+                    "tc filter add dev {name} {way} protocol all pref 49152 handle 0x1 matchall \
+                     action ok"
+                ));
+            }
+        }
+        let filters = || -> Vec<String> {
+            names
+                .iter()
+                .flat_map(|name| ["ingress", "egress"].map(|way| (name, way)))
+                .map(|(name, way)| run(&format!("tc filter show dev {name} {way}")))
+                .collect()
+        };
+        let before = filters();
+        assert!(
+            before.iter().all(|it| it.contains("matchall")),
+            "{before:?}"
+        );
+
+        let mut session = machine.session();
+        let hooks = session.greeting["bundle"]["hooks"].to_string();
+        assert_eq!(hooks.contains("tcx/"), kernel.is_empty(), "{hooks}");
+        assert_eq!(
+            machine.app(MEMBER, &["connect", "10.96.1.2:80"])["greeting"],
+            "10.96.1.2:80"
+        );
+        assert_eq!(session.ask(&json!({"request": "close"}))["reply"], "done");
+
+        assert_eq!(filters(), before, "{kernel:?}");
+    }
+}

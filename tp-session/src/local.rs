@@ -1,0 +1,264 @@
+//! What of the network is this machine's own, by rtnetlink, which tells it to every user.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    io,
+    net::Ipv4Addr,
+    time::Duration,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use ipnet::Ipv4Net;
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    packet_route::{
+        link::LinkAttribute,
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    },
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tp_core::steering::{Link, Local};
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    root::Bundle,
+};
+
+/// The kernel answers in microseconds; beyond this it does not.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Changes come in bursts; they are looked at together.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Messages can be lost when many come at once, so it is looked without one as well.
+const LOOK: Duration = Duration::from_secs(30);
+/// Of a machine that carries the routes of the internet only so many are looked at.
+const MAX_ROUTES: usize = 65_536;
+/// Routes shorter than this are defaults in disguise.
+const SHORTEST_ROUTE: u8 = 4;
+
+/// The networks that a bundle uses itself.
+pub(super) fn of_bundle(bundle: &Bundle) -> [Ipv4Net; 2] {
+    let prefix_len = 32 - bundle.alias_count.checked_ilog2().unwrap_or_default() as u8;
+    let net = |address, len| Ipv4Net::new(address, len).unwrap_or_default().trunc();
+
+    [
+        net(bundle.alias_base, prefix_len),
+        net(bundle.host_address, 24),
+    ]
+}
+
+/// Reads the network of this namespace, and again whenever it changes.
+pub(super) struct Observer {
+    handle: Handle,
+    changes: futures::channel::mpsc::UnboundedReceiver<Change>,
+    _connection: AbortOnDropHandle<()>,
+    own_address: Ipv4Addr,
+}
+
+type Change = (
+    rtnetlink::packet_core::NetlinkMessage<rtnetlink::packet_route::RouteNetlinkMessage>,
+    rtnetlink::sys::SocketAddr,
+);
+
+impl Observer {
+    /// `own_address` is of the interface of the session's own bundle, which does not count.
+    pub(super) fn open(own_address: Ipv4Addr) -> io::Result<Self> {
+        let groups = [
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Link,
+        ];
+        let (connection, handle, changes) = new_multicast_connection(&groups)?;
+
+        Ok(Self {
+            handle,
+            changes,
+            _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
+            own_address,
+        })
+    }
+
+    pub(super) async fn read(&self) -> Result<Local, Fault> {
+        let unreadable = |error: &dyn Display| {
+            let message = format!("routes and addresses of this machine cannot be read: {error}");
+            Fault::new(FaultKind::Failed, message)
+        };
+        let read = async {
+            let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+            let routes = self.handle.route().get(filter).execute();
+            let routes: Vec<_> = routes.take(MAX_ROUTES).try_collect().await?;
+            let links: Vec<_> = self.handle.link().get().execute().try_collect().await?;
+            let names = links
+                .into_iter()
+                .filter_map(|link| {
+                    let name = link.attributes.into_iter().find_map(|it| match it {
+                        LinkAttribute::IfName(name) => Some(name),
+                        _ => None,
+                    })?;
+                    Some((link.header.index, name))
+                })
+                .collect();
+
+            Ok::<_, rtnetlink::Error>(sorted(&routes, &names, self.own_address))
+        };
+
+        match timeout(ANSWER_LIMIT, read).await {
+            Ok(found) => found.map_err(|error| unreadable(&error)),
+            Err(_) => Err(unreadable(&"the kernel does not answer")),
+        }
+    }
+
+    /// Publishes every change until aborted.
+    pub(super) async fn watch(mut self, local: watch::Sender<Local>) {
+        let mut pause = SETTLE;
+        loop {
+            match timeout(LOOK, self.changes.next()).await {
+                Ok(Some(_)) => {
+                    sleep(pause).await;
+                    while self.changes.try_recv().is_ok() {}
+                }
+                Err(_) => {}
+                Ok(None) => sleep(LOOK).await,
+            }
+            let begun = Instant::now();
+            let found = self.read().await;
+            // Where there are many routes and they change all the time, most of it stays unused.
+            pause = SETTLE.max(10 * begun.elapsed());
+            match found {
+                Ok(found) => {
+                    local.send_if_modified(|old| {
+                        let is_new = *old != found;
+                        *old = found;
+                        is_new
+                    });
+                }
+                Err(fault) => tracing::info!(reason = %fault, "The network cannot be read"),
+            }
+        }
+    }
+}
+
+/// What the routes say. The kernel keeps a local route for each of its addresses, and one of its
+/// own for the network of each interface that is up.
+fn sorted(routes: &[RouteMessage], names: &BTreeMap<u32, String>, own: Ipv4Addr) -> Local {
+    let mut local = Local::default();
+    let mut connected = BTreeSet::new();
+    let mut routed = BTreeSet::new();
+    let own_index = routes
+        .iter()
+        .find(|route| {
+            route.header.kind == RouteType::Local && destination(route) == Some(own.into())
+        })
+        .and_then(interface);
+    for route in routes {
+        let Some(network) = destination(route) else {
+            continue;
+        };
+        let index = interface(route);
+        if own_index.is_some() && index == own_index {
+            continue;
+        }
+        let interface = index
+            .and_then(|index| names.get(&index))
+            .cloned()
+            .unwrap_or_else(|| "several interfaces".to_owned());
+        let link = Link { network, interface };
+        match route.header.kind {
+            RouteType::Local if network.prefix_len() == 32 => {
+                local.own.insert(network.addr());
+            }
+            RouteType::Local => {
+                connected.insert(link);
+            }
+            RouteType::Unicast if network.prefix_len() < SHORTEST_ROUTE => {}
+            RouteType::Unicast
+                if route.header.protocol == RouteProtocol::Kernel
+                    && route.header.scope == RouteScope::Link =>
+            {
+                connected.insert(link);
+            }
+            RouteType::Unicast => {
+                routed.insert(link);
+            }
+            _ => {}
+        }
+    }
+    local.connected = connected.into_iter().collect();
+    local.routed = routed.into_iter().collect();
+
+    local
+}
+
+fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
+    let prefix_len = route.header.destination_prefix_length;
+
+    route.attributes.iter().find_map(|it| match it {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+            Ipv4Net::new(*address, prefix_len).ok()
+        }
+        _ => None,
+    })
+}
+
+fn interface(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|it| match it {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_networks_and_routes_are_told_apart() {
+        let kernel = |mut route: RouteMessage| {
+            route.header.protocol = RouteProtocol::Kernel;
+            route.header.scope = RouteScope::Link;
+            route
+        };
+        let routes = [
+            route("10.1.1.2/32", RouteType::Local, 2),
+            route("127.0.0.0/8", RouteType::Local, 1),
+            kernel(route("10.1.1.0/24", RouteType::Unicast, 2)),
+            route("10.96.0.0/12", RouteType::Unicast, 3),
+            route("128.0.0.0/1", RouteType::Unicast, 3),
+            route("10.2.0.0/16", RouteType::BlackHole, 0),
+            route("10.1.1.255/32", RouteType::Broadcast, 2),
+            // The session's own.
+            route("243.1.255.1/32", RouteType::Local, 9),
+            route("243.0.0.0/16", RouteType::Unicast, 9),
+        ];
+        let names = [(1, "lo"), (2, "e0"), (3, "vpn0"), (9, "tp0")];
+        let names = names.map(|(index, name)| (index, name.to_owned())).into();
+
+        let local = sorted(&routes, &names, "243.1.255.1".parse().unwrap());
+
+        assert_eq!(local.own, BTreeSet::from(["10.1.1.2".parse().unwrap()]));
+        assert_eq!(
+            local.connected,
+            [link("10.1.1.0/24", "e0"), link("127.0.0.0/8", "lo")]
+        );
+        assert_eq!(local.routed, [link("10.96.0.0/12", "vpn0")]);
+    }
+
+    fn link(network: &str, interface: &str) -> Link {
+        Link {
+            network: network.parse().unwrap(),
+            interface: interface.to_owned(),
+        }
+    }
+
+    fn route(network: &str, kind: RouteType, interface: u32) -> RouteMessage {
+        let network: Ipv4Net = network.parse().unwrap();
+        RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(network.addr(), network.prefix_len())
+            .kind(kind)
+            .output_interface(interface)
+            .build()
+    }
+}

@@ -1,0 +1,110 @@
+//! What the root daemon hands over for one connection.
+
+use std::{
+    fs::File,
+    io,
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use tp_core::steering::Wishes;
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    local::ConnectRequest,
+    root::{MAX_NETWORKS_PER_PACKET, OpenBundle, Reply, Request, Scope},
+};
+
+use super::{
+    datapath::Descriptors,
+    local::{self, Observer},
+    node,
+    root_link::{self, RootLink},
+    steer,
+};
+
+pub(super) struct Opened {
+    pub(super) root: Arc<RootLink>,
+    /// To which steering is limited; empty if it is not.
+    pub(super) cgroup: String,
+    pub(super) descriptors: Descriptors,
+}
+
+impl Opened {
+    pub(super) async fn open(
+        root: RootLink,
+        cgroup: &str,
+        avoid: &[IpNet],
+    ) -> Result<Self, Fault> {
+        let scope = if cgroup.is_empty() {
+            Scope::User
+        } else {
+            Scope::Cgroup {
+                path: cgroup.to_owned(),
+            }
+        };
+        let namespace = File::open("/proc/self/ns/net")
+            .map_err(|error| failed("the network namespace cannot be opened", &error))?;
+        let avoid = avoid.iter().take(MAX_NETWORKS_PER_PACKET).copied();
+        let request = Request::Open(OpenBundle {
+            scope,
+            avoid: avoid.collect(),
+        });
+        let (reply, fds) = root.call(request, Some(namespace.into())).await?;
+        let Reply::Opened(bundle) = reply else {
+            return Err(root_link::unexpected());
+        };
+
+        Ok(Self {
+            root: Arc::new(root),
+            cgroup: cgroup.to_owned(),
+            descriptors: Descriptors::new(bundle, fds)?,
+        })
+    }
+
+    /// The same, or another one that suits what is known only now: the cluster's networks, and
+    /// whether parts of it run on this machine.
+    pub(super) async fn suited(
+        self,
+        request: &ConnectRequest,
+        wishes: &Wishes,
+        networks: &[IpNet],
+    ) -> Result<Self, Fault> {
+        let mut cgroup = request.cgroup.clone();
+        if cgroup.is_empty() && rustix::process::geteuid().is_root() {
+            cgroup = around_the_cluster(request, networks).await?;
+        }
+        if cgroup == self.cgroup && !steer::collides(&local::of_bundle(self.descriptors.bundle()), networks) {
+            return Ok(self);
+        }
+        // The first goes when the second is there: a root daemon may end with its last session.
+        let root = RootLink::connect().await?;
+        Self::open(root, &cgroup, &[networks, &wishes.also].concat()).await
+    }
+}
+
+/// The cgroup to which a session of root keeps, where it would take connections of the cluster's
+/// own components otherwise.
+async fn around_the_cluster(request: &ConnectRequest, networks: &[IpNet]) -> Result<String, Fault> {
+    let local = Observer::open(Ipv4Addr::UNSPECIFIED)
+        .map_err(|error| failed("the network of this machine cannot be read", &error))?
+        .read()
+        .await?;
+    let Some(found) = node::found(networks, &local) else {
+        return Ok(String::new());
+    };
+    if request.command_cgroup.is_empty() {
+        let message = format!(
+            "this machine is part of a cluster ({found}), whose own connections a session of root \
+             would take along: run `tp connect -- COMMAND`, which steers that command alone, or \
+             connect as another user"
+        );
+        return Err(Fault::new(FaultKind::Usage, message));
+    }
+
+    Ok(request.command_cgroup.clone())
+}
+
+fn failed(what: &str, error: &io::Error) -> Fault {
+    Fault::new(FaultKind::Failed, format!("{what}: {error}"))
+}

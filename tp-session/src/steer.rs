@@ -1,0 +1,389 @@
+//! Tells the root daemon which networks and name servers are steered, and again whenever that
+//! changes.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use tokio::{sync::watch, time::sleep};
+use tp_core::steering::{Decision, Local, Wishes, collisions, decide, is_always_local};
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    local::ConnectRequest,
+    root::{MAX_NETWORKS, MAX_NETWORKS_PER_PACKET, Request, Steer},
+};
+
+use super::{root_link::RootLink, shared::Shared};
+
+/// Before a change is told again that the root daemon did not take.
+pub(super) const RETRY: Duration = Duration::from_secs(5);
+
+/// What the root daemon was told last, and took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Steered {
+    pub(super) networks: Vec<IpNet>,
+    /// Sentences.
+    pub(super) notices: Vec<String>,
+    /// Why the last change was not taken.
+    problem: Option<String>,
+}
+
+impl Steered {
+    pub(super) fn notices(&self) -> Vec<String> {
+        self.notices.iter().chain(&self.problem).cloned().collect()
+    }
+}
+
+/// What the user added to and took from the cluster's networks.
+pub(super) fn wishes(request: &ConnectRequest) -> Result<Wishes, Fault> {
+    let parse = |flag: &str, texts: &[String]| {
+        texts
+            .iter()
+            .map(|text| {
+                text.parse::<IpNet>()
+                    .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+                    .map(|network| network.trunc())
+                    .map_err(|_| {
+                        let message = format!(
+                            "{flag} {text} is no network: write it as 10.0.0.0/8 or 10.1.2.3"
+                        );
+                        Fault::new(FaultKind::Usage, message)
+                    })
+            })
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let also = parse("--also-proxy", &request.also_proxy)?;
+    if let Some(local) = also.iter().find(|network| is_always_local(network)) {
+        let message = format!("--also-proxy {local} cannot be: it is always this machine's own");
+        return Err(Fault::new(FaultKind::Usage, message));
+    }
+
+    Ok(Wishes {
+        also,
+        never: parse("--never-proxy", &request.never_proxy)?,
+        spared: BTreeSet::new(),
+    })
+}
+
+/// Whether networks of the cluster, or wanted ones, are the aliases of a bundle.
+pub(super) fn collides(bundle: &[Ipv4Net], networks: &[IpNet]) -> bool {
+    !collisions(bundle, networks, &Local::default()).is_empty()
+}
+
+/// All that decides, and who is told.
+pub(super) struct Follower {
+    pub(super) root: Arc<RootLink>,
+    pub(super) wishes: Wishes,
+    /// Networks of the bundle.
+    pub(super) bundle: [Ipv4Net; 2],
+    pub(super) networks: watch::Receiver<Vec<IpNet>>,
+    pub(super) name_servers: watch::Receiver<Vec<SocketAddrV4>>,
+    pub(super) local: watch::Receiver<Local>,
+    pub(super) spared: watch::Receiver<BTreeSet<IpNet>>,
+    /// Outside of the cluster's networks, where names of the cluster lead.
+    pub(super) leads: watch::Receiver<Vec<Ipv4Addr>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) steered: watch::Sender<Steered>,
+    pub(super) retry: Duration,
+}
+
+impl Follower {
+    /// Steers for the first time. Whatever changes from here on is seen by [`Self::run`].
+    pub(super) async fn begin(&mut self) -> Result<(), Fault> {
+        self.steer().await?;
+        self.tell_name_servers().await
+    }
+
+    /// Tells every change, and again what was not taken, until the senders are gone.
+    pub(super) async fn run(mut self) {
+        let (mut networks_due, mut servers_due) = (false, false);
+        loop {
+            tokio::select! {
+                Ok(()) = self.networks.changed() => networks_due = true,
+                Ok(()) = self.local.changed() => networks_due = true,
+                Ok(()) = self.spared.changed() => networks_due = true,
+                Ok(()) = self.leads.changed() => networks_due = true,
+                Ok(()) = self.name_servers.changed() => servers_due = true,
+                () = sleep(self.retry), if networks_due || servers_due => {}
+                else => return,
+            }
+            let mut problem = None;
+            if networks_due {
+                match self.steer().await {
+                    Ok(()) => networks_due = false,
+                    Err(fault) => problem = Some(format!("steered networks: {fault}")),
+                }
+            }
+            if servers_due {
+                match self.tell_name_servers().await {
+                    Ok(()) => servers_due = false,
+                    Err(fault) => problem = Some(format!("name servers: {fault}")),
+                }
+            }
+            self.note(problem);
+        }
+    }
+
+    fn note(&self, problem: Option<String>) {
+        let problem = problem.map(|reason| {
+            tracing::info!(%reason, "The root daemon has not taken a change");
+            format!("the root daemon has not taken the last change of {reason}; it is told again")
+        });
+        self.steered.send_if_modified(|steered| {
+            let is_new = steered.problem != problem;
+            steered.problem = problem;
+            is_new
+        });
+    }
+
+    async fn steer(&mut self) -> Result<(), Fault> {
+        let networks = self.networks.borrow_and_update().clone();
+        let local = self.local.borrow_and_update().clone();
+        self.wishes
+            .spared
+            .clone_from(&self.spared.borrow_and_update());
+        let leads = self.leads.borrow_and_update().clone();
+        let outside = allowed(&leads, &self.wishes);
+        let wanted = [networks.as_slice(), &outside].concat();
+        let Decision {
+            include,
+            exclude,
+            mut notices,
+        } = decide(&wanted, &self.wishes, &local);
+        notices.extend(collisions(&self.bundle, &networks, &local));
+        for request in requests(&include, &exclude)? {
+            self.root.call(request, None).await?;
+        }
+        self.shared.leads.is_steered(leads);
+        let others = [self.wishes.also.as_slice(), &outside].concat();
+        let networks = include.into_iter().filter(|it| !others.contains(it));
+        self.steered.send_replace(Steered {
+            networks: networks.collect(),
+            notices,
+            problem: None,
+        });
+
+        Ok(())
+    }
+
+    async fn tell_name_servers(&mut self) -> Result<(), Fault> {
+        let servers = self.name_servers.borrow_and_update().clone();
+        let servers = servers.into_iter().map(Into::into).collect();
+        self.root
+            .call(Request::NameServers { servers }, None)
+            .await
+            .map(drop)
+    }
+}
+
+/// Where names of the cluster lead to, without what the user keeps out of it.
+fn allowed(leads: &[Ipv4Addr], wishes: &Wishes) -> Vec<IpNet> {
+    leads
+        .iter()
+        .map(|address| IpNet::from(IpAddr::from(*address)))
+        .filter(|lead| !wishes.never.iter().any(|never| never.contains(lead)))
+        .collect()
+}
+
+/// As many packets as it takes.
+fn requests(include: &[IpNet], exclude: &[IpNet]) -> Result<Vec<Request>, Fault> {
+    let count = include.len() + exclude.len();
+    if count > MAX_NETWORKS {
+        let message = format!(
+            "the cluster has {count} separate networks, and more than {MAX_NETWORKS} cannot be \
+             steered"
+        );
+        return Err(Fault::new(FaultKind::Unavailable, message));
+    }
+    let part = |include: &[IpNet], exclude: &[IpNet]| Steer {
+        include: include.to_vec(),
+        exclude: exclude.to_vec(),
+        parts: 0,
+    };
+    let mut parts: Vec<Steer> = include
+        .chunks(MAX_NETWORKS_PER_PACKET)
+        .map(|include| part(include, &[]))
+        .chain(
+            exclude
+                .chunks(MAX_NETWORKS_PER_PACKET)
+                .map(|exclude| part(&[], exclude)),
+        )
+        .collect();
+    if count <= MAX_NETWORKS_PER_PACKET {
+        parts = vec![part(include, exclude)];
+    }
+    let mut last = parts.pop().unwrap_or_default();
+    last.parts = u32::try_from(parts.len()).expect("at most MAX_NETWORKS");
+
+    Ok(parts
+        .into_iter()
+        .map(Request::SteerPart)
+        .chain([Request::Steer(last)])
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::task::AbortOnDropHandle;
+    use tp_core::dns::Zone;
+    use tp_proto::root::{RefusedKind, Reply};
+
+    use super::{super::root_link::FakeRoot, *};
+
+    #[test]
+    fn what_is_no_network_is_named_with_its_flag() {
+        for (network, flag) in [
+            ("10.0.0/8", "--also-proxy 10.0.0/8"),
+            ("127.0.0.1", "--also-proxy 127.0.0.1/32"),
+        ] {
+            let request = ConnectRequest {
+                also_proxy: vec!["10.1.2.3".to_owned(), network.to_owned()],
+                ..ConnectRequest::default()
+            };
+
+            let fault = wishes(&request).map(drop).unwrap_err();
+
+            assert_eq!(fault.kind, FaultKind::Usage);
+            assert!(fault.message.contains(flag), "{fault}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_never_proxied_is_not_steered_because_a_name_leads_there() {
+        let request = ConnectRequest {
+            never_proxy: vec!["192.0.2.0/24".to_owned()],
+            ..ConnectRequest::default()
+        };
+        let leads = ["192.0.2.10", "203.0.113.10"].map(|it| it.parse().unwrap());
+
+        let allowed = allowed(&leads, &wishes(&request).unwrap());
+
+        assert_eq!(allowed, ["203.0.113.10/32".parse::<IpNet>().unwrap()]);
+    }
+
+    #[test]
+    fn few_networks_are_one_request() {
+        let include = networks(3);
+
+        let requests = requests(&include, &include[..1]).unwrap();
+
+        let whole = Steer {
+            include: include.clone(),
+            exclude: include[..1].to_vec(),
+            parts: 0,
+        };
+        assert_eq!(requests, [Request::Steer(whole)]);
+    }
+
+    #[test]
+    fn thousands_of_networks_are_told_in_parts_and_none_is_lost() {
+        let (include, exclude) = (networks(4_200), networks(1_100));
+
+        let requests = requests(&include, &exclude).unwrap();
+
+        let (mut told, mut spared) = (Vec::new(), Vec::new());
+        let count = requests.len();
+        for (n, request) in requests.into_iter().enumerate() {
+            let size = serde_json::to_vec(&request).unwrap().len();
+            assert!(size <= tp_proto::root::MAX_PACKET, "{size}");
+            match request {
+                Request::SteerPart(part) if n + 1 < count => {
+                    told.extend(part.include);
+                    spared.extend(part.exclude);
+                }
+                Request::Steer(last) if n + 1 == count => {
+                    assert_eq!(last.parts as usize, n);
+                    told.extend(last.include);
+                    spared.extend(last.exclude);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((told, spared), (include, exclude));
+    }
+
+    #[test]
+    fn too_many_networks_are_said_to_be_too_many() {
+        let fault = requests(&networks(MAX_NETWORKS as u32 + 1), &[]).unwrap_err();
+
+        assert!(fault.message.contains("16385"), "{fault}");
+    }
+
+    fn follower(root: RootLink) -> (Follower, watch::Sender<Vec<IpNet>>) {
+        let networks = watch::Sender::new(networks(1));
+        let follower = Follower {
+            root: Arc::new(root),
+            wishes: Wishes::default(),
+            bundle: ["243.2.0.0/16", "243.3.255.0/24"].map(|it| it.parse().unwrap()),
+            networks: networks.subscribe(),
+            name_servers: watch::Sender::default().subscribe(),
+            local: watch::Sender::default().subscribe(),
+            spared: watch::Sender::default().subscribe(),
+            leads: watch::Sender::default().subscribe(),
+            shared: Arc::new(Shared::new(Zone::new("cluster.local", "shop", []))),
+            steered: watch::Sender::default(),
+            retry: Duration::from_millis(20),
+        };
+
+        (follower, networks)
+    }
+
+    fn steer(request: Request) -> Vec<IpNet> {
+        match request {
+            Request::Steer(steer) => steer.include,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_that_is_not_taken_is_told_again() {
+        let (link, root) = FakeRoot::new(Duration::from_secs(10));
+        let (mut follower, changes) = follower(link);
+        let steered = follower.steered.subscribe();
+        let answers = async {
+            assert_eq!(steer(root.request().await), networks(1));
+            // In the middle of the first one.
+            changes.send_replace(networks(2));
+            root.reply(&Reply::Done);
+            root.request().await;
+            root.reply(&Reply::Done);
+        };
+        let (begun, ()) = tokio::join!(follower.begin(), answers);
+        begun.unwrap();
+        assert_eq!(steered.borrow().networks, networks(1));
+        let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
+
+        for _ in 0..2 {
+            assert_eq!(steer(root.request().await), networks(2));
+            let (kind, message) = (RefusedKind::Failed, "not now".to_owned());
+            root.reply(&Reply::Refused { kind, message });
+        }
+        assert_eq!(steer(root.request().await), networks(2));
+        // What is told is what is steered.
+        assert_eq!(steered.borrow().networks, networks(1));
+        let notices = steered.borrow().notices();
+        assert!(
+            notices.len() == 1 && notices[0].contains("not now"),
+            "{notices:?}"
+        );
+
+        changes.send_replace(networks(3));
+        root.reply(&Reply::Done);
+        assert_eq!(steer(root.request().await), networks(3));
+        root.reply(&Reply::Done);
+        let mut seen = steered.clone();
+        let both = seen.wait_for(|it| it.networks.len() == 3 && it.notices().is_empty());
+        both.await.unwrap();
+        drop(task);
+    }
+
+    fn networks(count: u32) -> Vec<IpNet> {
+        (0..count)
+            .map(|n| IpNet::from(IpAddr::from((0x0b00_0000 + n * 2).to_be_bytes())))
+            .collect()
+    }
+}
