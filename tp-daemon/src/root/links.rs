@@ -298,11 +298,9 @@ impl Netlink {
         let mut answers = self.handle.clone().request(request)?;
         let answer = self.wait(async { Ok(answers.next().await) })?;
 
-        match answer
-            .context("the kernel closed the netlink socket")?
-            .payload
-        {
-            NetlinkPayload::Error(error) if error.code.is_some() => Ok(Some(error.to_io())),
+        match answer.map(|answer| answer.payload) {
+            Some(NetlinkPayload::Error(error)) if error.code.is_some() => Ok(Some(error.to_io())),
+            // An acknowledgement ends the answers and is none of them.
             _ => Ok(None),
         }
     }
