@@ -203,7 +203,10 @@ impl Connection {
         // The hooks begin to steer only when everything behind them runs.
         follower.begin().await?;
         tasks.spawn("the link to the root daemon", follower.run());
-        tasks.spawn("the watch over this machine's networks", observer.watch(local));
+        tasks.spawn(
+            "the watch over this machine's networks",
+            observer.watch(local),
+        );
         let spared = around.spared.watch(spared);
         tasks.spawn("the watch over the API server's addresses", spared);
 

@@ -1,11 +1,6 @@
 //! What the root daemon hands over for one connection.
 
-use std::{
-    fs::File,
-    io,
-    net::Ipv4Addr,
-    sync::Arc,
-};
+use std::{fs::File, io, net::Ipv4Addr, sync::Arc};
 
 use ipnet::IpNet;
 use tp_core::steering::Wishes;
@@ -31,11 +26,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) async fn open(
-        root: RootLink,
-        cgroup: &str,
-        avoid: &[IpNet],
-    ) -> Result<Self, Fault> {
+    pub(super) async fn open(root: RootLink, cgroup: &str, avoid: &[IpNet]) -> Result<Self, Fault> {
         let scope = if cgroup.is_empty() {
             Scope::User
         } else {
@@ -74,7 +65,9 @@ impl Opened {
         if cgroup.is_empty() && rustix::process::geteuid().is_root() {
             cgroup = around_the_cluster(request, networks).await?;
         }
-        if cgroup == self.cgroup && !steer::collides(&local::of_bundle(self.descriptors.bundle()), networks) {
+        if cgroup == self.cgroup
+            && !steer::collides(&local::of_bundle(self.descriptors.bundle()), networks)
+        {
             return Ok(self);
         }
         // The first goes when the second is there: a root daemon may end with its last session.
