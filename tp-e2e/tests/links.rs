@@ -1,0 +1,137 @@
+//! What the tunnel does to a link of a limited rate, and to those who use it too.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tp_e2e::{
+    link::{Direction, LimitedLink, TcpBeside},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// Of what arrives, with headers and everything that is sent again.
+const SENT: f64 = 1.15;
+/// Of the link, in bytes of the application.
+const CARRIED: f64 = 0.85;
+/// Of the link, for each of two that share it.
+const SHARE: f64 = 0.30;
+/// The base round trip is below a millisecond, so that this is the larger bound.
+const QUEUE: Duration = Duration::from_millis(10);
+/// Looks at the queue that belong to the start.
+const START: usize = 20;
+/// How long a transfer takes when it has the link for itself.
+const ALONE: Duration = Duration::from_secs(6);
+/// Beside TCP: about half of the link for ten seconds.
+const BESIDE: Duration = Duration::from_secs(5);
+
+/// A link belongs to everybody behind it.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A session on UDP that has carried a bulk transfer each way without any limit.
+fn warmed_up() -> Workstation {
+    let workstation = Workstation::new(Account::Member, "dev");
+    workstation.connect(&["--namespace", "shop", "--transport", "quic"]);
+    for direction in [Direction::FromWorkstation, Direction::ToWorkstation] {
+        transfer(&workstation, direction, 64 << 20);
+    }
+    workstation
+}
+
+/// Moves so many bytes of the application; returns how long it took.
+#[track_caller]
+fn transfer(workstation: &Workstation, direction: Direction, size: u64) -> Duration {
+    let size = size.to_string();
+    let words = match direction {
+        Direction::FromWorkstation => ["talk", "-send", &size, "echo:7001", "take", &size],
+        Direction::ToWorkstation => ["talk", "-timeout", "60s", "echo:7001", "give", &size],
+    };
+    let seen = workstation.echo(&words);
+    assert_eq!(seen["error"], "", "{seen}");
+    assert_eq!(seen["end"], "fin", "{seen}");
+
+    Duration::from_secs_f64(seen["elapsed_ms"].as_f64().expect("a number") / 1e3)
+}
+
+#[track_caller]
+fn alone_on(direction: Direction, mbit: u64, queue_ms: u64) {
+    let _alone = alone();
+    let workstation = warmed_up();
+    let link = LimitedLink::new(direction, mbit, Duration::from_millis(queue_ms));
+    let size = link.bytes_in(ALONE);
+
+    let before = link.counters();
+    let (took, waits) = link.watch(|| transfer(&workstation, direction, size));
+    let after = link.counters();
+
+    let packet = 1500;
+    let sent = after.bytes - before.bytes + packet * (after.dropped - before.dropped);
+    let sent = sent as f64 / size as f64;
+    let carried = size as f64 / link.bytes_in(took) as f64;
+    let longest = waits.iter().skip(START).max().copied().unwrap_or_default();
+    let told = format!("sent {sent:.3} of what arrived, carried {carried:.3}, queue {longest:?}");
+    println!("{direction:?} {mbit} Mbit/s, {queue_ms} ms of queue: {told}");
+    assert!(sent <= SENT, "{told}");
+    assert!(carried >= CARRIED, "{told}");
+    assert!(longest <= QUEUE, "{told}: {waits:?}");
+}
+
+#[test]
+fn an_upload_fills_a_link_and_not_its_queue() {
+    alone_on(Direction::FromWorkstation, 100, 20);
+}
+
+#[test]
+fn an_upload_fills_a_faster_link_and_not_its_queue() {
+    alone_on(Direction::FromWorkstation, 300, 20);
+}
+
+#[test]
+fn an_upload_leaves_a_deep_queue_empty() {
+    alone_on(Direction::FromWorkstation, 100, 200);
+}
+
+#[test]
+fn a_download_fills_a_link_and_not_its_queue() {
+    alone_on(Direction::ToWorkstation, 100, 20);
+}
+
+#[test]
+fn a_download_leaves_a_deep_queue_empty() {
+    alone_on(Direction::ToWorkstation, 100, 200);
+}
+
+#[track_caller]
+fn beside_tcp(direction: Direction, mbit: u64, queue_ms: u64) {
+    let _alone = alone();
+    let workstation = warmed_up();
+    let link = LimitedLink::new(direction, mbit, Duration::from_millis(queue_ms));
+    let size = link.bytes_in(BESIDE);
+    let tcp = TcpBeside::start(direction);
+    tcp.wait_until_it_fills(&link);
+
+    let before = tcp.received();
+    let took = transfer(&workstation, direction, size);
+    let of_tcp = tcp.received() - before;
+
+    let possible = link.bytes_in(took) as f64;
+    let (ours, of_tcp) = (size as f64 / possible, of_tcp as f64 / possible);
+    let told = format!("tp has {ours:.3} of the link, TCP {of_tcp:.3}, in {took:?}");
+    println!("{direction:?} {mbit} Mbit/s, {queue_ms} ms of queue: {told}");
+    assert!(ours >= SHARE, "{told}");
+    assert!(of_tcp >= SHARE, "{told}");
+}
+
+#[test]
+fn an_upload_and_tcp_share_a_link() {
+    beside_tcp(Direction::FromWorkstation, 100, 20);
+}
+
+#[test]
+fn a_download_and_tcp_share_a_link() {
+    beside_tcp(Direction::ToWorkstation, 100, 20);
+}
