@@ -1,0 +1,44 @@
+//! Programs that stop reading hold up nobody but themselves.
+
+use std::time::{Duration, Instant};
+
+use tp_e2e::{
+    readers::{StalledDownloads, StalledUploads},
+    user::Account,
+    workstation::Workstation,
+};
+
+const STALLED: u64 = 200;
+/// More than the kernels on the way keep for one connection.
+const SIZE: u64 = 32 << 20;
+const BEYOND: &str = "10.77.0.2";
+/// For what a person waits for.
+const AT_ONCE: Duration = Duration::from_secs(1);
+const TRANSFERS: Duration = Duration::from_secs(150);
+
+#[test]
+fn with_200_stalled_downloads_and_200_stalled_uploads_all_else_answers_at_once_and_they_go_on() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let beyond = format!("{BEYOND}/32");
+    workstation.connect(&["--namespace", "shop", "--also-proxy", &beyond]);
+    workstation.reaches_again(AT_ONCE * 10);
+    let downloads = StalledDownloads::start(&workstation, STALLED, SIZE);
+    let uploads = StalledUploads::start(&workstation, BEYOND, STALLED, SIZE);
+
+    at_once(&workstation, &["curl", "-sS", "http://web/"]);
+    at_once(&workstation, &["getent", "ahostsv4", "cell-0.cells.shop"]);
+    at_once(&workstation, &["tp", "list"]);
+    at_once(&workstation, &["tp", "status"]);
+
+    uploads.read_all(TRANSFERS);
+    downloads.read_all(TRANSFERS);
+}
+
+#[track_caller]
+fn at_once(workstation: &Workstation, words: &[&str]) {
+    let begun = Instant::now();
+    workstation.run(words).expect_success();
+    let took = begun.elapsed();
+
+    assert!(took < AT_ONCE, "{words:?} took {took:?}");
+}
