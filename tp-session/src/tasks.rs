@@ -129,7 +129,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_fails_ends_or_panics_is_lost_with_its_name_and_reason() {
-        let cases: [(&str, Box<dyn FnOnce(&Tasks)>); 3] = [
+        type Start = Box<dyn FnOnce(&Tasks)>;
+        let cases: [(&str, Start); 3] = [
             (
                 "the relay of the session has ended (gone)",
                 Box::new(|tasks| tasks.spawn("the relay", async { Err(io::Error::other("gone")) })),

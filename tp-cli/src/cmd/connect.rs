@@ -300,6 +300,7 @@ mod tests {
             server: "https://192.0.2.1:6443".into(),
             namespace: "shop".into(),
             already: true,
+            notices: Vec::new(),
         };
 
         assert_eq!(

@@ -37,7 +37,7 @@ pub(super) enum Phase {
         /// Why there is no connection any more; empty if there was none.
         reason: String,
     },
-    Connecting(Attempt),
+    Connecting(Box<Attempt>),
     Connected {
         connection: Arc<Connection>,
         /// Until `tp quit`, whoever goes.
@@ -113,7 +113,7 @@ impl State {
         }
         match &mut self.phase {
             Phase::Idle { .. } => {
-                let attempt = Attempt::new(user, request);
+                let attempt = Box::new(Attempt::new(user, request));
                 let handle = attempt.handle.clone();
                 self.phase = Phase::Connecting(attempt);
                 Met::Nothing(handle)
