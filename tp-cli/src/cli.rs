@@ -118,7 +118,7 @@ pub(crate) struct ConnectArgs {
     )]
     pub(crate) manager_namespace: String,
 
-    /// Namespaces to reach, separated by commas; all that the user may reach by default
+    /// Namespaces whose names resolve, separated by commas; all that the user may reach by default
     #[arg(
         long,
         value_name = "NAMESPACES",

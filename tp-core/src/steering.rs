@@ -46,6 +46,17 @@ pub struct Link {
     pub interface: String,
 }
 
+impl Local {
+    /// Whether this machine has the address, or a network that it is connected to.
+    pub fn has(&self, address: Ipv4Addr) -> bool {
+        self.own.contains(&address)
+            || self
+                .connected
+                .iter()
+                .any(|it| it.network.contains(&address))
+    }
+}
+
 impl Link {
     /// Whether they have addresses in common.
     pub fn overlaps(&self, network: &IpNet) -> bool {

@@ -109,7 +109,7 @@ impl StalledDownloads {
         let words = format!("give {size}");
         let arguments = [&count_word, "echo", "7001", &words, &size_word];
         let mut command =
-            workstation.command(&[&["python3", "-c", READER], &arguments[..]].concat());
+            workstation.command(&[&["/usr/bin/python3", "-c", READER], &arguments[..]].concat());
         let mut program = Running::start(&mut command);
         program.wait_for("all are open", START);
         let input = program.stdin().expect("it is not taken yet");
@@ -142,12 +142,15 @@ impl StalledUploads {
     /// The workstation must be connected with `--also-proxy` for the address.
     #[track_caller]
     pub fn start(workstation: &Workstation, address: &str, count: u64, size: u64) -> Self {
-        let mut server = FarHost::start(address, &["python3", "-c", HOLDER, address, HOLD_PORT]);
+        let mut server = FarHost::start(
+            address,
+            &["/usr/bin/python3", "-c", HOLDER, address, HOLD_PORT],
+        );
         server.server.wait_for("listens", START);
         let (count_word, size_word) = (count.to_string(), size.to_string());
         let arguments = [&count_word, address, HOLD_PORT, &size_word];
         let mut command =
-            workstation.command(&[&["python3", "-c", WRITER], &arguments[..]].concat());
+            workstation.command(&[&["/usr/bin/python3", "-c", WRITER], &arguments[..]].concat());
         let mut program = Running::start(&mut command);
         program.wait_for("stopped after", START);
 

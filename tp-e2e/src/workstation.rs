@@ -391,17 +391,15 @@ impl Workstation {
         fs::set_permissions(&hosts, fs::Permissions::from_mode(0o644)).expect("own file");
     }
 
-    /// Puts these lines in place of the one that names the API server.
+    /// Sets fields of the kubeconfig's cluster, such as `server` and `proxy-url`.
     #[track_caller]
-    pub fn name_server(&self, lines: &[&str]) {
+    pub fn set_cluster(&self, fields: &[(&str, &str)]) {
         let text = fs::read_to_string(&self.kubeconfig).expect("there is a kubeconfig");
-        let old = text
-            .lines()
-            .find(|line| line.trim_start().starts_with("server: "))
-            .expect("a kubeconfig names a server");
-        let indent = &old[..old.len() - old.trim_start().len()];
-        let new: Vec<String> = lines.iter().map(|line| format!("{indent}{line}")).collect();
-        fs::write(&self.kubeconfig, text.replace(old, &new.join("\n"))).expect("own file");
+        let mut config: Value = serde_json::from_str(&text).expect("the testbed's are JSON");
+        for (name, value) in fields {
+            config["clusters"][0]["cluster"][name] = (*value).into();
+        }
+        fs::write(&self.kubeconfig, config.to_string()).expect("own file");
     }
 
     pub fn kubeconfig(&self) -> &Path {

@@ -77,7 +77,7 @@ fn connected() -> Workstation {
 
 #[track_caller]
 fn server(program: &str) -> FarHost {
-    let mut beyond = FarHost::start(ADDRESS, &["python3", "-c", program, ADDRESS, PORT]);
+    let mut beyond = FarHost::start(ADDRESS, &["/usr/bin/python3", "-c", program, ADDRESS, PORT]);
     beyond.server.wait_for("listens", START);
 
     beyond
@@ -85,7 +85,7 @@ fn server(program: &str) -> FarHost {
 
 #[track_caller]
 fn waiter(workstation: &Workstation, times: &[&str]) -> Running {
-    let words = ["python3", "-c", WAITER, ADDRESS, PORT];
+    let words = ["/usr/bin/python3", "-c", WAITER, ADDRESS, PORT];
     let mut waiter = Running::start(&mut workstation.command(&[&words, times].concat()));
     waiter.wait_for("waits", START);
 
@@ -121,7 +121,7 @@ fn urgent_bytes_stay_in_their_place_in_both_directions() {
     let workstation = connected();
     let _beyond = server(URGENT_SERVER);
 
-    let seen = workstation.run(&["python3", "-c", URGENT_CLIENT, ADDRESS, PORT]);
+    let seen = workstation.run(&["/usr/bin/python3", "-c", URGENT_CLIENT, ADDRESS, PORT]);
 
     assert_eq!(seen.expect_success().trim(), "abc!def");
 }

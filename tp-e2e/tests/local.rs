@@ -12,6 +12,8 @@ use std::{
 use tp_e2e::{
     cluster::testbed,
     conditions::{Lan, Server, inside},
+    far_host::FarHost,
+    name_server::Route,
     netns,
     process::{PATIENCE, Running, eventually, run},
     user::Account,
@@ -70,7 +72,8 @@ fn the_office_and_own_addresses_in_the_clusters_networks_stay_and_are_told() {
             Err(page)
         }
     });
-    assert_eq!(workstation.status()["notices"].to_string(), "[]");
+    let told = workstation.status()["notices"].to_string();
+    assert!(!told.contains(network), "{told}");
     let lan = begin();
     eventually("the printer", Duration::from_secs(10), || {
         let page = page(&workstation, &printer_url);
@@ -143,7 +146,10 @@ fn the_api_server_is_reached_as_before_also_by_a_name_that_leads_into_the_cluste
     let _way = WayIn::open();
     let workstation = Workstation::new(Account::Member, "dev");
     workstation.set_hosts("127.0.0.1 localhost\n10.96.0.1 api.lab\n");
-    workstation.name_server(&["server: https://api.lab", "tls-server-name: kubernetes"]);
+    workstation.set_cluster(&[
+        ("server", "https://api.lab"),
+        ("tls-server-name", "kubernetes"),
+    ]);
     let kubectl = [
         "kubectl",
         "--request-timeout=5s",
@@ -189,26 +195,12 @@ while True: threading.Thread(target=serve, args=(listener.accept()[0],), daemon=
 fn a_proxy_on_the_way_to_the_api_server_is_reached_as_before() {
     let _alone = alone();
     let address = "10.96.77.77";
-    let neighbour = testbed().neighbour();
-    inside(
-        &neighbour,
-        &[&format!("ip address add {address}/32 dev lo")],
-    );
-    let route = format!("{address}/32 via 172.30.0.210");
-    inside(
-        &testbed().workstation(),
-        &[&format!("ip route add {route}")],
-    );
-    let mut proxy = testbed().inside(&neighbour);
-    let mut proxy = Running::start(proxy.args(["python3", "-c", PROXY, address]));
-    proxy.wait_for("ready", PATIENCE);
+    let mut proxy = FarHost::start(address, &["/usr/bin/python3", "-c", PROXY, address]);
+    proxy.server.wait_for("ready", PATIENCE);
+    let _route = Route::add(&format!("{address}/32 via 172.30.0.210"));
     let workstation = Workstation::new(Account::Member, "dev");
-    let text = fs::read_to_string(workstation.kubeconfig()).unwrap();
-    let server = text
-        .lines()
-        .find(|line| line.trim_start().starts_with("server: "));
-    let through = format!("proxy-url: http://{address}:3128");
-    workstation.name_server(&[server.unwrap().trim(), &through]);
+    let through = format!("http://{address}:3128");
+    workstation.set_cluster(&[("proxy-url", &through)]);
     let kubectl = [
         "kubectl",
         "--request-timeout=5s",
@@ -217,21 +209,11 @@ fn a_proxy_on_the_way_to_the_api_server_is_reached_as_before() {
         "/version",
     ];
 
-    let before = workstation.run(&kubectl);
-    workstation.connect(&["--namespace", "shop"]);
-    let connected = workstation.run(&kubectl);
-    workstation.tp(&["quit"]).expect_success();
+    workstation.run(&kubectl).expect_success();
 
-    inside(
-        &testbed().workstation(),
-        &[&format!("ip route del {route}")],
-    );
-    inside(
-        &neighbour,
-        &[&format!("ip address del {address}/32 dev lo")],
-    );
-    before.expect_success();
-    connected.expect_success();
+    workstation.connect(&["--namespace", "shop"]);
+
+    workstation.run(&kubectl).expect_success();
 }
 
 /// Root on the first node of the cluster, with a root daemon there.
@@ -274,10 +256,14 @@ impl OnNode {
         command
     }
 
-    fn tp(&self, words: &[&str]) -> tp_e2e::process::Finished {
+    fn tp_command(&self, words: &[&str]) -> std::process::Command {
         let mut command = Self::command(self.home.path());
         command.arg(programs().join("tp")).args(words);
-        run(&mut command, Duration::from_secs(60))
+        command
+    }
+
+    fn tp(&self, words: &[&str]) -> tp_e2e::process::Finished {
+        run(&mut self.tp_command(words), Duration::from_secs(60))
     }
 }
 
@@ -299,16 +285,15 @@ fn a_session_of_root_on_a_node_leaves_the_clusters_own_components_alone() {
         "{refused}"
     );
 
-    // The kubelet's probes go on beside the command: they meet a steered network and are not
-    // steered. All that is dialled is the command's own.
-    let tp = programs().join("tp").display().to_string();
+    let (tp, go) = (programs().join("tp"), node.home.path().join("go"));
     let script = format!(
         "curl -sS -m 10 http://$0/ && for n in $(seq 300); do \
-         {tp} status | grep -q other_cgroup && break; sleep 0.1; done; \
-         {tp} status --output json"
+         [ -e {} ] && break; sleep 0.1; done; {} status --output json",
+        go.display(),
+        tp.display()
     );
     let web = testbed().service_ip("shop", "web");
-    let done = node.tp(&[
+    let words = [
         "connect",
         "--namespace",
         "shop",
@@ -317,8 +302,16 @@ fn a_session_of_root_on_a_node_leaves_the_clusters_own_components_alone() {
         "-c",
         &script,
         &web,
-    ]);
-    let said = done.expect_success();
+    ];
+    let mut command = Running::start(&mut node.tp_command(&words));
+    command.wait_for("nginx of", Duration::from_secs(30));
+    // As the cluster's own components do: they meet a steered network and are not steered.
+    let mut component = OnNode::command(node.home.path());
+    component.args(["curl", "-sS", "-m", "10", &format!("http://{web}/")]);
+    let beside = run(&mut component, PATIENCE).expect_success();
+    assert!(beside.contains("nginx of"), "{beside}");
+    fs::write(go, "").unwrap();
+    let said = command.finish(Duration::from_secs(40)).expect_success();
 
     let (page, status) = said.split_at(said.find("\n{").unwrap());
     assert!(page.contains("nginx of"), "{said}");

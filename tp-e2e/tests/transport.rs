@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tp_e2e::{
     api_server::OlderApiServer,
     cluster::{Impairment, testbed, text},
@@ -96,6 +96,8 @@ fn the_port_forward_alone_is_used_when_told_so() {
     let transport = on_path(&workstation, "portforward");
 
     assert_ne!(transport["reason"], "", "{transport}");
+    let remote = text(&transport["remote"]);
+    assert!(remote.starts_with("tp-manager-"), "{transport}");
     let log = workstation.session_log();
     assert!(log.contains("SPDY/3.1+portforward.k8s.io"), "{log}");
 }
@@ -184,6 +186,71 @@ fn the_api_server_away_does_not_stop_flows_on_udp() {
     for _ in 0..3 {
         transfers_are_whole(&workstation);
     }
+}
+
+/// The managers' UDP ports are open inside the cluster only, until this is dropped.
+struct Unexposed(Vec<(String, u64)>);
+
+impl Unexposed {
+    fn begin() -> Self {
+        let words = ["get", "services", "--namespace=tp-system", "--output=json"];
+        let services: Value =
+            serde_json::from_str(&testbed().kubectl(&words)).expect("kubectl speaks JSON");
+        let exposed: Vec<_> = services["items"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter(|service| service["spec"]["type"] == "NodePort")
+            .map(|service| {
+                let port = &service["spec"]["ports"][0]["nodePort"];
+                let port = port.as_u64().expect("a number");
+                (text(&service["metadata"]["name"]), port)
+            })
+            .collect();
+        assert!(!exposed.is_empty(), "{services}");
+        for (name, _) in &exposed {
+            Self::patch(name, &json!([replace("/spec/type", "ClusterIP")]));
+        }
+
+        Self(exposed)
+    }
+
+    fn patch(service: &str, patch: &Value) {
+        testbed().kubectl(&[
+            "patch",
+            "service",
+            service,
+            "--namespace=tp-system",
+            "--type=json",
+            &format!("--patch={patch}"),
+        ]);
+    }
+}
+
+impl Drop for Unexposed {
+    fn drop(&mut self) {
+        for (name, port) in &self.0 {
+            let port = json!({"op": "add", "path": "/spec/ports/0/nodePort", "value": port});
+            Self::patch(name, &json!([replace("/spec/type", "NodePort"), port]));
+        }
+    }
+}
+
+fn replace(path: &str, value: &str) -> Value {
+    json!({"op": "replace", "path": path, "value": value})
+}
+
+#[test]
+fn a_way_by_udp_that_is_opened_while_connected_is_taken() {
+    let _alone = alone();
+    let unexposed = Unexposed::begin();
+    let workstation = connected(&[]);
+    on_path(&workstation, "portforward");
+
+    drop(unexposed);
+
+    on_path(&workstation, "udp");
+    transfers_are_whole(&workstation);
 }
 
 #[test]

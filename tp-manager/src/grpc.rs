@@ -10,7 +10,7 @@ mod wire;
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, future::BoxFuture};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
@@ -21,9 +21,10 @@ use tonic::{Request, Response, Status};
 use tp_proto::{
     VERSION,
     tunnel::{
-        HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse, ResolveRequest,
-        ResolveResponse, TableEvent, WatchTableRequest,
+        Candidates, HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse,
+        ResolveRequest, ResolveResponse, TableEvent, WatchTableRequest,
         manager_server::{Manager, ManagerServer},
+        table_event::Event,
     },
 };
 use tp_transport::FlowIo;
@@ -134,7 +135,18 @@ impl Manager for Control {
             self.user.clone(),
         );
 
-        Ok(Response::new(Box::pin(events)))
+        let candidates = candidates::changes(Arc::clone(&self.replica), self.model.clone());
+        let candidates = candidates.map(|endpoints| {
+            let event = Event::Candidates(Candidates { endpoints });
+            Ok(TableEvent { event: Some(event) })
+        });
+        // Clients take the snapshot first.
+        let all = Box::pin(events)
+            .into_future()
+            .map(|(snapshot, rest)| stream::iter(snapshot).chain(stream::select(rest, candidates)))
+            .flatten_stream();
+
+        Ok(Response::new(Box::pin(all)))
     }
 
     async fn resolve(

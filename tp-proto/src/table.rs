@@ -27,6 +27,8 @@ pub fn apply(zone: &mut Zone, event: Event) {
             zone.apply(&service.namespace, &service.name, entry(&service));
         }
         Event::ServiceRemoved(name) => zone.remove(&name.namespace, &name.name),
+        // Of the tunnel, not of names.
+        Event::Candidates(_) => {}
     }
 }
 

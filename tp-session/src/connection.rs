@@ -176,7 +176,8 @@ impl Connection {
         let observer = Observer::open(bundle.host_address).map_err(broken)?;
         let bundle = local::of_bundle(bundle);
         self.shared.name_servers.send_replace(servers::current());
-        let local = watch::Sender::new(observer.read().await?);
+        let local = self.shared.local.clone();
+        local.send_replace(observer.read().await?);
         let spared = watch::Sender::new(around.found);
         let mut follower = Follower {
             root: Arc::clone(&self.root),

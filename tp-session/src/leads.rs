@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::ifaddrs::getifaddrs;
 use tokio::{
     sync::watch,
     time::{interval, timeout},
@@ -40,20 +39,15 @@ impl Leads {
         let mut found = dns::addresses(answer, MOST_OF_ONE);
         shared.zone(|zone| found.retain(|it| !zone.is_cluster_address((*it).into())));
         if !found.is_empty() {
-            self.steer(found, shared, &local_networks()).await;
+            self.steer(found, shared).await;
         }
     }
 
-    async fn steer(
-        &self,
-        mut found: Vec<Ipv4Addr>,
-        shared: &Shared,
-        local: &[(Ipv4Addr, Ipv4Addr)],
-    ) {
+    async fn steer(&self, mut found: Vec<Ipv4Addr>, shared: &Shared) {
         found.retain(|address| {
             let is_server = |server: &SocketAddrV4| server.ip() == address;
             outside::is_elsewhere(*address)
-                && !local.iter().any(|(of, mask)| same(*of, *address, *mask))
+                && !shared.local.borrow().has(*address)
                 && !shared.name_servers.borrow().iter().any(is_server)
         });
         let now = Instant::now();
@@ -112,28 +106,12 @@ impl Leads {
     }
 }
 
-/// This machine's addresses, each with the mask of its network: whoever is in there is reached
-/// without a cluster.
-fn local_networks() -> Vec<(Ipv4Addr, Ipv4Addr)> {
-    let Ok(interfaces) = getifaddrs() else {
-        return Vec::new();
-    };
-    interfaces
-        .filter_map(|interface| {
-            let address = interface.address?.as_sockaddr_in()?.ip();
-            let mask = interface.netmask?.as_sockaddr_in()?.ip();
-            (!mask.is_unspecified()).then_some((address, mask))
-        })
-        .collect()
-}
-
-fn same(one: Ipv4Addr, other: Ipv4Addr, mask: Ipv4Addr) -> bool {
-    one.to_bits() & mask.to_bits() == other.to_bits() & mask.to_bits()
-}
-
 #[cfg(test)]
 mod tests {
-    use tp_core::dns::Zone;
+    use tp_core::{
+        dns::Zone,
+        steering::{Link, Local},
+    };
 
     use super::*;
 
@@ -157,7 +135,7 @@ mod tests {
             shared.leads.is_steered(addresses);
         };
 
-        tokio::join!(shared.leads.steer(vec![ELSEWHERE], &shared, &[]), root);
+        tokio::join!(shared.leads.steer(vec![ELSEWHERE], &shared), root);
 
         assert_eq!(shared.leads.steered(), [ELSEWHERE]);
     }
@@ -168,22 +146,21 @@ mod tests {
         let wanted = shared.leads.wanted();
         let found = ["127.0.0.1", "169.254.169.254", "192.0.2.53", "198.51.100.7"];
         let found = found.map(|it| it.parse().unwrap()).to_vec();
-        let mask = Ipv4Addr::new(255, 255, 255, 0);
-        let local = [(Ipv4Addr::new(198, 51, 100, 1), mask)];
+        let local = Local {
+            connected: vec![Link {
+                network: "198.51.100.0/24".parse().unwrap(),
+                interface: "e0".to_owned(),
+            }],
+            ..Local::default()
+        };
+        shared.local.send_replace(local.clone());
 
-        shared.leads.steer(found, &shared, &local).await;
+        shared.leads.steer(found, &shared).await;
         assert!(wanted.borrow().is_empty());
 
         let shared = self::shared();
-        shared.leads.steer(vec![ELSEWHERE], &shared, &local).await;
+        shared.local.send_replace(local);
+        shared.leads.steer(vec![ELSEWHERE], &shared).await;
         assert_eq!(*shared.leads.wanted().borrow(), [ELSEWHERE]);
-    }
-
-    #[test]
-    fn the_loopback_network_is_one_of_this_machine() {
-        let in_loopback =
-            |(of, mask): &(Ipv4Addr, Ipv4Addr)| same(*of, Ipv4Addr::new(127, 9, 9, 9), *mask);
-
-        assert!(local_networks().iter().any(in_loopback));
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tonic::transport::Channel;
-use tp_core::{dns::Zone, net::Verdict};
+use tp_core::{dns::Zone, net::Verdict, steering::Local};
 use tp_proto::{
     local::Count,
     table,
@@ -41,6 +41,8 @@ pub struct Shared {
     pub(super) reason: watch::Sender<String>,
     /// The cluster's service and pod networks.
     pub(super) networks: watch::Sender<Vec<IpNet>>,
+    /// This machine's own networks.
+    pub(super) local: watch::Sender<Local>,
     /// The servers whose queries are answered; the root daemon is told of them apart.
     pub name_servers: watch::Sender<Vec<SocketAddrV4>>,
     pub(super) leads: Leads,
@@ -115,6 +117,7 @@ impl Shared {
             up: watch::Sender::new(None),
             reason: watch::Sender::new(String::new()),
             networks: watch::Sender::new(Vec::new()),
+            local: watch::Sender::default(),
             name_servers: watch::Sender::new(Vec::new()),
             leads: Leads::default(),
             counters: Counters::default(),

@@ -86,10 +86,10 @@ fn transport(shared: &Shared) -> Option<TransportStatus> {
     Some(TransportStatus {
         path: name.to_owned(),
         reason: path.reason,
+        // The far end of a port-forward is the pod.
         remote: path
             .remote
-            .map(|remote| remote.to_string())
-            .unwrap_or_default(),
+            .map_or_else(|| up.replica.clone(), |remote| remote.to_string()),
         rtt_ms: stats.rtt.as_secs_f64() * 1e3,
         bytes_sent: stats.bytes_sent,
         bytes_received: stats.bytes_received,

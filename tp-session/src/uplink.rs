@@ -11,7 +11,7 @@ use tp_proto::{
     fault::{Fault, FaultKind},
     table,
     tunnel::{
-        HelloRequest, TableEvent, WatchTableRequest, manager_client::ManagerClient,
+        Endpoint, HelloRequest, TableEvent, WatchTableRequest, manager_client::ManagerClient,
         table_event::Event,
     },
     version,
@@ -143,15 +143,7 @@ impl Uplink {
         if !hello.cluster_domain.is_empty() {
             self.shared.set_domain(&hello.cluster_domain);
         }
-        let candidates: Vec<SocketAddr> = hello
-            .candidates
-            .iter()
-            .filter_map(|it| {
-                let port = u16::try_from(it.port).ok()?;
-                Some(SocketAddr::new(table::address(&it.address)?, port))
-            })
-            .collect();
-        tunnel.set_candidates(candidates);
+        tunnel.set_candidates(addresses(&hello.candidates));
         let mut events = bounded(manager.watch_table(WatchTableRequest {}))
             .await?
             .into_inner();
@@ -254,6 +246,9 @@ impl Uplink {
                 never = &mut renewal => match never {},
                 event = events.message() => match event {
                     // An event without content is of a kind that came later.
+                    Ok(Some(TableEvent { event: Some(Event::Candidates(found)) })) => {
+                        up.tunnel.set_candidates(addresses(&found.endpoints));
+                    }
                     Ok(Some(event)) => event.event.into_iter().for_each(|it| self.shared.apply(it)),
                     Ok(None) => return "the traffic manager ended the table".to_owned(),
                     Err(status) => return format!("the table broke: {}", status.message()),
@@ -297,6 +292,15 @@ impl Established {
     pub(super) fn session(&self) -> &SessionRef {
         &self.session
     }
+}
+
+fn addresses(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
+    let address = |it: &Endpoint| {
+        let port = u16::try_from(it.port).ok()?;
+        Some(SocketAddr::new(table::address(&it.address)?, port))
+    };
+
+    endpoints.iter().filter_map(address).collect()
 }
 
 /// Where no data may take the port-forward, a tunnel that UDP does not reach is of no use.

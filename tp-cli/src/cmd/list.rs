@@ -56,13 +56,13 @@ mod tests {
                 namespace: "shop".into(),
                 ready: 2,
                 desired: 3,
-                ports: vec!["http 80/TCP".into(), "8081/TCP".into()],
+                ports: vec!["http:80/TCP".into(), "8081/TCP".into()],
             }],
         };
 
         assert_eq!(
             text(&response, None),
-            "KIND        NAME  READY  PORTS\nDeployment  web   2/3    http 80/TCP,8081/TCP\n"
+            "KIND        NAME  READY  PORTS\nDeployment  web   2/3    http:80/TCP,8081/TCP\n"
         );
     }
 

@@ -219,7 +219,7 @@ fn ending_a_session_touches_no_filter_of_the_machine() {
         // Numbers of interfaces, preference and handle that those of a private namespace have.
         for index in 2..8 {
             if index > 2 {
-                run(&format!("ip link add d{index} index {index} type dummy"));
+                run(&format!("ip link add d{index} index {index} type bridge"));
             }
             let name = if index == 2 {
                 "e0".to_owned()

@@ -42,6 +42,7 @@ fn addresses_that_proxies_give_out_stay_theirs() {
 #[test]
 fn an_address_of_the_range_never_leads_to_what_it_stands_for() {
     let machine = machine();
+    let before = machine.snapshot();
     let mut session = machine.session();
     let used = machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
     assert_eq!(used["greeting"], "10.96.1.2:80");
@@ -58,6 +59,7 @@ fn an_address_of_the_range_never_leads_to_what_it_stands_for() {
     assert_eq!(session.counter("steered"), 1);
     session.kill();
 
+    machine.assert_as(&before);
     assert_neighbours(&machine, &alias, "afterwards");
 }
 

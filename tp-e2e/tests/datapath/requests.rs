@@ -110,7 +110,9 @@ fn sessions_of_one_user_are_bounded() {
         .try_session(MEMBER, "/proc/self/ns/net", r#""user""#, STEER)
         .object();
 
-    assert_eq!(refused["reply"]["kind"], "permission");
+    assert_eq!(refused["reply"]["kind"], "unsupported", "{refused}");
+    let message = refused["reply"]["message"].to_string();
+    assert!(message.contains("8 sessions already"), "{message}");
     drop(sessions);
 }
 

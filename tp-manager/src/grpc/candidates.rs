@@ -2,10 +2,16 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
-use tokio::{net::lookup_host, time::timeout};
+use futures::{Stream, stream};
+use tokio::{
+    net::lookup_host,
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tp_proto::{crd::UDP_PORT, tunnel::Endpoint};
 
 use super::{Replica, wire};
@@ -14,69 +20,158 @@ use crate::model::{Ingress, Model, ObjectName, SharedModel};
 /// More are not worth the client's probes.
 const MAX_CANDIDATES: usize = 8;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Addresses of a load balancer's name come and go; cloud providers keep them for a minute.
+const LOOKUP_AGAIN: Duration = Duration::from_secs(60);
+/// Most changes of the cluster concern no candidate.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// How this replica is exposed at one moment.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Exposed {
+    /// Of load balancers.
+    addresses: Vec<SocketAddr>,
+    /// Of load balancers that say no address.
+    names: Vec<String>,
+    /// On nodes, with addresses that the internet knows.
+    external: Vec<SocketAddr>,
+    /// On nodes, with addresses of the cluster's own network.
+    internal: Vec<SocketAddr>,
+}
 
 pub(super) async fn candidates(replica: &Replica, model: &SharedModel) -> Vec<Endpoint> {
-    let (mut found, names) = known(replica, &model.read());
-    for name in names {
-        let looked_up = timeout(LOOKUP_TIMEOUT, lookup_host((name.as_str(), UDP_PORT))).await;
-        match looked_up {
-            Ok(Ok(addresses)) => found.extend(addresses),
-            Ok(Err(error)) => tracing::debug!(%error, "A load balancer's name has no address"),
-            Err(_) => tracing::debug!("Looking a load balancer's name up took too long"),
-        }
-    }
-    found.truncate(MAX_CANDIDATES);
+    let exposed = Exposed::of(replica, &model.read());
 
-    found.into_iter().map(wire::endpoint).collect()
+    exposed.candidates().await
 }
 
-/// Addresses, and the names of load balancers that have none.
-fn known(replica: &Replica, model: &Model) -> (Vec<SocketAddr>, Vec<String>) {
-    let own = ObjectName::new(&replica.namespace, &replica.pod);
-    let Some(service) = model.service(&own) else {
-        return (Vec::new(), Vec::new());
+/// The candidates of this moment, and again whenever they have become others.
+pub(super) fn changes(
+    replica: Arc<Replica>,
+    model: SharedModel,
+) -> impl Stream<Item = Vec<Endpoint>> + Send {
+    let watch = Watch {
+        changes: model.changes(),
+        replica,
+        model,
+        exposed: None,
+        told: None,
     };
-    let mut found = Vec::new();
-    let mut names = Vec::new();
-    for ingress in &service.exposure.ingress {
-        match ingress {
-            Ingress::Address(address) => found.push(SocketAddr::new(*address, UDP_PORT)),
-            Ingress::Name(name) => names.push(name.clone()),
-        }
-    }
-    if let Some(port) = service.exposure.node_port {
-        let addresses = node_addresses(replica, model);
-        found.extend(addresses.into_iter().map(|ip| SocketAddr::new(ip, port)));
-    }
 
-    (found, names)
+    stream::unfold(watch, |mut watch| async move {
+        let candidates = watch.next().await;
+        Some((candidates, watch))
+    })
 }
 
-/// Those that the internet knows before those of the cluster's own network; within each, the node
-/// of this pod, which saves a hop.
-fn node_addresses(replica: &Replica, model: &Model) -> Vec<IpAddr> {
-    let mut addresses = Vec::new();
-    for external in [true, false] {
-        for own in [true, false] {
-            for (name, node) in model.nodes() {
-                if (name == replica.node) == own {
-                    let of_kind = if external {
-                        &node.external
-                    } else {
-                        &node.internal
-                    };
-                    addresses.extend_from_slice(of_kind);
+struct Watch {
+    changes: watch::Receiver<u64>,
+    replica: Arc<Replica>,
+    model: SharedModel,
+    exposed: Option<Exposed>,
+    told: Option<Vec<Endpoint>>,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Vec<Endpoint> {
+        loop {
+            let has_names = self.exposed.as_ref().is_some_and(|it| !it.names.is_empty());
+            let is_due = if self.exposed.is_none() {
+                true
+            } else {
+                tokio::select! {
+                    Ok(()) = self.changes.changed() => {
+                        sleep(GATHER).await;
+                        false
+                    }
+                    () = sleep(LOOKUP_AGAIN), if has_names => true,
+                    else => std::future::pending().await,
                 }
+            };
+            self.changes.mark_unchanged();
+            let exposed = Exposed::of(&self.replica, &self.model.read());
+            if !is_due && self.exposed.as_ref() == Some(&exposed) {
+                continue;
+            }
+            let candidates = exposed.candidates().await;
+            self.exposed = Some(exposed);
+            if self.told.as_ref() != Some(&candidates) {
+                self.told = Some(candidates.clone());
+                return candidates;
             }
         }
     }
+}
 
-    addresses
+impl Exposed {
+    fn of(replica: &Replica, model: &Model) -> Self {
+        let mut exposed = Self::default();
+        let own = ObjectName::new(&replica.namespace, &replica.pod);
+        let Some(service) = model.service(&own) else {
+            return exposed;
+        };
+        for ingress in &service.exposure.ingress {
+            match ingress {
+                Ingress::Address(address) => {
+                    exposed.addresses.push(SocketAddr::new(*address, UDP_PORT));
+                }
+                Ingress::Name(name) => exposed.names.push(name.clone()),
+            }
+        }
+        if let Some(port) = service.exposure.node_port {
+            let at = |ip: &IpAddr| SocketAddr::new(*ip, port);
+            // The node of this pod saves a hop.
+            for own in [true, false] {
+                let nodes = model.nodes();
+                for (_, node) in nodes.filter(|(name, _)| (*name == replica.node) == own) {
+                    exposed.external.extend(node.external.iter().map(at));
+                    exposed.internal.extend(node.internal.iter().map(at));
+                }
+            }
+            exposed.external.truncate(MAX_CANDIDATES);
+            exposed.internal.truncate(MAX_CANDIDATES);
+        }
+
+        exposed
+    }
+
+    async fn candidates(&self) -> Vec<Endpoint> {
+        let mut balancers = self.addresses.clone();
+        for name in &self.names {
+            let looked_up = timeout(LOOKUP_TIMEOUT, lookup_host((name.as_str(), UDP_PORT))).await;
+            match looked_up {
+                Ok(Ok(addresses)) => balancers.extend(addresses),
+                Ok(Err(error)) => tracing::debug!(%error, "A load balancer's name has no address"),
+                Err(_) => tracing::debug!("Looking a load balancer's name up took too long"),
+            }
+        }
+
+        self.best(balancers)
+            .into_iter()
+            .map(wire::endpoint)
+            .collect()
+    }
+
+    /// Load balancers, then what the internet knows, then the cluster's own network. Where there
+    /// are too many, each of these gets its share: a client behind a VPN reaches the last only.
+    fn best(&self, balancers: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let mut found = Vec::with_capacity(MAX_CANDIDATES);
+        let kinds = [&balancers, &self.external, &self.internal];
+        for (place, kind) in kinds.iter().enumerate() {
+            let room = MAX_CANDIDATES - found.len();
+            let rest: usize = kinds[place + 1..].iter().map(|it| it.len()).sum();
+            let share = room - rest.min(room / 2);
+            found.extend(kind.iter().take(share));
+        }
+
+        found
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures::future::BoxFuture;
+    use std::pin::pin;
+
+    use futures::{StreamExt as _, future::BoxFuture};
 
     use super::*;
     use crate::{
@@ -133,7 +228,8 @@ mod tests {
 
     #[test]
     fn external_addresses_come_first_then_the_own_node() {
-        let (found, _) = known(&replica(), &model(Vec::new()));
+        let exposed = Exposed::of(&replica(), &model(Vec::new()));
+        let found = exposed.best(Vec::new());
 
         let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -149,16 +245,60 @@ mod tests {
             Ingress::Name("lb.example.com".into()),
         ];
 
-        let (found, names) = known(&replica(), &model(ingress));
+        let exposed = Exposed::of(&replica(), &model(ingress));
+        let found = exposed.best(exposed.addresses.clone());
 
         assert_eq!(found[0].to_string(), "192.0.2.9:7071");
-        assert_eq!(names, ["lb.example.com"]);
+        assert_eq!(exposed.names, ["lb.example.com"]);
+    }
+
+    #[test]
+    fn of_many_addresses_each_kind_gets_its_share() {
+        let all = |network: &str| -> Vec<SocketAddr> {
+            let at = |n| format!("{network}.{n}:30000").parse().unwrap();
+            (1..=9).map(at).collect()
+        };
+        let exposed = Exposed {
+            external: all("192.0.2"),
+            internal: all("10.0.0"),
+            ..Exposed::default()
+        };
+        let kinds = |found: Vec<SocketAddr>| {
+            ["198.51.100", "192.0.2", "10.0.0"].map(|network| {
+                let is_of = |it: &&SocketAddr| it.to_string().starts_with(network);
+                found.iter().filter(is_of).count()
+            })
+        };
+
+        assert_eq!(kinds(exposed.best(Vec::new())), [0, 4, 4]);
+        assert_eq!(kinds(exposed.best(all("198.51.100"))), [4, 2, 2]);
+        assert_eq!(
+            kinds(exposed.best(all("198.51.100")[..1].to_vec())),
+            [1, 4, 3]
+        );
+    }
+
+    #[tokio::test]
+    async fn candidates_are_told_once_and_again_when_they_change() {
+        let shared = SharedModel::new();
+        let mut told = pin!(changes(Arc::new(replica()), shared.clone()));
+        let mut next = async || timeout(10 * GATHER, told.next()).await.unwrap().unwrap();
+        assert_eq!(next().await, []);
+
+        shared.update(|it| *it = model(Vec::new()));
+        let first = next().await;
+        assert_eq!(first.len(), 3);
+
+        // Of no concern.
+        shared.update(|it| it.update_namespaces(Update::Applied("new".into(), ())));
+        shared.update(|it| it.update_nodes(Update::Removed("node1".into())));
+        assert_eq!(next().await, [first[1].clone()]);
     }
 
     #[test]
     fn a_replica_that_is_not_exposed_has_no_candidates() {
-        let (found, names) = known(&replica(), &Model::default());
+        let exposed = Exposed::of(&replica(), &Model::default());
 
-        assert!(found.is_empty() && names.is_empty());
+        assert_eq!(exposed, Exposed::default());
     }
 }

@@ -5,7 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Removed when dropped, unless the command left something running in it.
+/// Of the name of such a cgroup, before the number of the `tp` that made it.
+const PREFIX: &str = "tp-";
+
+/// Removed when dropped, unless the command left something running in it; that of a `tp` that was
+/// killed, by the next.
 pub(super) struct CommandCgroup {
     parent: PathBuf,
     own: PathBuf,
@@ -20,7 +24,8 @@ impl CommandCgroup {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let cgroup = fs::read_to_string("/proc/self/cgroup").ok()?;
         let parent = place(&mounts, &cgroup)?;
-        let own = parent.join(format!("tp-{}", std::process::id()));
+        sweep(&parent);
+        let own = parent.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&own).ok()?;
 
         Some(Self { parent, own })
@@ -38,9 +43,25 @@ impl CommandCgroup {
 
 impl Drop for CommandCgroup {
     fn drop(&mut self) {
-        // Whatever fails here leaves an empty directory behind, which the next boot clears.
+        // Whatever fails here leaves an empty directory behind, which the next command removes.
         let _ = join(&self.parent);
         let _ = fs::remove_dir(&self.own);
+    }
+}
+
+/// Removes what is of no `tp` any more. Where something still runs the kernel keeps the directory.
+fn sweep(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid: Option<u32> = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 
@@ -66,6 +87,23 @@ fn place(mounts: &str, cgroup: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_tp_has_left_is_removed_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let own = format!("tp-{}", std::process::id());
+        // No process has the largest number that a cgroup's name can say.
+        for name in [own.as_str(), "tp-4294967295", "tp-web", "other"] {
+            fs::create_dir(parent.path().join(name)).unwrap();
+        }
+
+        sweep(parent.path());
+
+        for name in [own.as_str(), "tp-web", "other"] {
+            assert!(parent.path().join(name).exists(), "{name}");
+        }
+        assert!(!parent.path().join("tp-4294967295").exists());
+    }
 
     #[test]
     fn the_own_cgroup_is_found_beside_the_old_hierarchies() {

@@ -1,0 +1,111 @@
+//! Short names with the search lists of companies: they lead where README says, or `tp status`
+//! says what wins and which form is not concerned.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tp_e2e::{
+    cluster::testbed,
+    name_server::{NameServer, ResolvConf},
+    process::Finished,
+    user::Account,
+    workstation::Workstation,
+};
+
+const SERVER: &str = "127.0.0.9";
+/// Has every name below it (a wildcard).
+const WILDCARD: &str = "corp.test";
+/// The company's name server has nothing below these.
+const DOMAINS: &str = "eu.example.test us.example.test ad.example.test lab.example.test \
+                       dev.example.test example.test";
+
+/// resolv.conf concerns every session.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A session of a machine whose company answers, with this search list and these options.
+fn connected(search: &str, options: &str) -> (Workstation, NameServer, ResolvConf) {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let server = NameServer::start(&workstation, &[SERVER]);
+    let conf = format!("nameserver {SERVER}\nsearch {search}\noptions {options}\n");
+    let changed = ResolvConf::write(&conf);
+    workstation.connect(&["--namespace", "shop"]);
+
+    (workstation, server, changed)
+}
+
+fn look_up(workstation: &Workstation, name: &str) -> Finished {
+    workstation.run(&["getent", "ahostsv4", name])
+}
+
+#[track_caller]
+fn leads_to(workstation: &Workstation, name: &str, address: &str) {
+    let found = look_up(workstation, name);
+    assert!(found.stdout.starts_with(address), "{name}: {found}");
+}
+
+fn not_covered(workstation: &Workstation) -> String {
+    workstation.status()["dns"]["not_covered"].to_string()
+}
+
+#[test]
+fn short_names_lead_to_the_cluster_behind_six_search_domains_and_five_dots() {
+    let _alone = alone();
+    let web = testbed().service_ip("shop", "web");
+    for options in ["ndots:1", "ndots:5"] {
+        let (workstation, _server, _changed) = connected(DOMAINS, options);
+
+        for name in ["web", "web.shop", "web.shop.svc.cluster.local"] {
+            leads_to(&workstation, name, &web);
+        }
+        assert_eq!(not_covered(&workstation), "[]", "{options}");
+    }
+}
+
+#[test]
+fn a_wildcard_among_the_search_domains_is_named_with_the_form_that_it_does_not_concern() {
+    let _alone = alone();
+    let web = testbed().service_ip("shop", "web");
+    let search = format!("example.test {WILDCARD}");
+    for (options, form, stated) in [
+        ("ndots:1", "web.shop", "such as web.shop, are not concerned"),
+        (
+            "ndots:5",
+            "web.shop.svc.cluster.local.",
+            "such as web.shop.svc.cluster.local., are not concerned",
+        ),
+    ] {
+        let (workstation, _server, _changed) = connected(&search, options);
+
+        let told = not_covered(&workstation);
+        assert!(
+            told.contains(&format!("search domain {WILDCARD}")),
+            "{told}"
+        );
+        assert!(told.contains(stated), "{told}");
+        leads_to(&workstation, form, &web);
+        // What is told is so: the company's address comes first.
+        leads_to(&workstation, "web", "192.0.2.10");
+    }
+}
+
+#[test]
+fn a_company_server_that_is_away_is_named_and_names_that_end_in_a_dot_are_not_kept_waiting() {
+    let _alone = alone();
+    let web = testbed().service_ip("shop", "web");
+    // Nobody answers there, and nobody refuses.
+    let workstation = Workstation::new(Account::Member, "dev");
+    let conf = format!("nameserver 192.0.2.53\nsearch {DOMAINS}\noptions ndots:5\n");
+    let _changed = ResolvConf::write(&conf);
+    workstation.connect(&["--namespace", "shop"]);
+
+    let told = not_covered(&workstation);
+    assert!(
+        told.contains("no name server answers for the search domain"),
+        "{told}"
+    );
+    let found = look_up(&workstation, "web.shop.svc.cluster.local.");
+    assert!(found.stdout.starts_with(&web), "{found}");
+    assert!(found.elapsed.as_secs() < 2, "{found}");
+}
