@@ -67,10 +67,11 @@ struct Around {
 }
 
 impl Connection {
-    /// Connects, or leaves nothing behind.
+    /// Connects, or leaves nothing behind; goes on no further when it is `unwanted`.
     pub(super) async fn open(
         request: ConnectRequest,
         progress: &Progress,
+        unwanted: &CancellationToken,
     ) -> Result<Arc<Self>, Fault> {
         let choice = match request.transport() {
             Transport::Auto => PathChoice::Auto,
@@ -78,19 +79,23 @@ impl Connection {
             Transport::Portforward => PathChoice::StreamOnly,
         };
         let wishes = steer::wishes(&request)?;
-        let cluster = Arc::new(Cluster::load(&request).await?);
-        let place = cluster.place.clone();
-        let mut spared = Spared::of(&[&place.server, &place.proxy]);
         // First, and before anybody hears of a step: from then on a root daemon that ends with its
         // last session waits for this one.
         let root = RootLink::connect().await?;
         tp_proto::version::check("the root daemon", &root.version)?;
+        // Its login may be a program that asks the user.
+        progress.step("reading the kubeconfig".to_owned());
+        let cluster = Arc::new(Cluster::load(&request).await?);
+        let place = cluster.place.clone();
+        let mut spared = Spared::of(&[&place.server, &place.proxy]);
+        wanted(unwanted)?;
         progress.step(format!("logging in to {}", place.server));
         let (user, (), replicas) = tokio::try_join!(
             cluster.user(),
             cluster.check_namespace(),
             cluster.replicas()
         )?;
+        wanted(unwanted)?;
         let mapped = request.mapped_namespaces.iter().cloned();
         let shared = Arc::new(Shared::new(Zone::new(
             CLUSTER_DOMAIN,
@@ -111,6 +116,7 @@ impl Connection {
             spared.look()
         );
         let opened = match (&established, opened) {
+            (Ok(_), Ok(_)) if unwanted.is_cancelled() => Err(ended()),
             (Ok(_), Ok(opened)) => {
                 let networks = shared.networks.borrow().clone();
                 opened.suited(&request, &wishes, &networks).await
@@ -271,4 +277,21 @@ impl Connection {
             cluster.delete_session(&session).await;
         }
     }
+}
+
+fn wanted(unwanted: &CancellationToken) -> Result<(), Fault> {
+    if unwanted.is_cancelled() {
+        return Err(ended());
+    }
+
+    Ok(())
+}
+
+/// What those hear who took part in an attempt that was given up.
+pub(super) fn ended() -> Fault {
+    Fault::new(
+        FaultKind::Failed,
+        "this attempt to connect was ended, by `tp quit` or because the session was told to end: \
+         run `tp connect` again",
+    )
 }

@@ -53,8 +53,18 @@ pub(super) struct Dns {
 
 struct Known {
     server: SocketAddrV4,
-    /// When a resolver that asked this server was last told to come back by TCP.
-    sent_to_tcp: Option<Instant>,
+    /// When a resolver that asked this server was last told to come back by TCP, and how many have
+    /// not come yet.
+    sent_to_tcp: Option<(Instant, usize)>,
+}
+
+impl Known {
+    /// Resolvers that are to come by TCP.
+    fn awaited(&self) -> usize {
+        self.sent_to_tcp
+            .filter(|(sent, _)| sent.elapsed() < COME_BACK)
+            .map_or(0, |(_, awaited)| awaited)
+    }
 }
 
 /// What becomes of a query.
@@ -105,18 +115,23 @@ impl Dns {
         self.with_servers(|servers| {
             let known = servers.iter_mut().find(|known| known.server == server);
             if let Some(known) = known {
-                known.sent_to_tcp = Some(Instant::now());
+                let before = known.awaited();
+                known.sent_to_tcp = Some((Instant::now(), before + 1));
             }
         });
     }
 
+    /// Whether somebody who was sent to TCP comes; nobody else is served by other than the server.
     fn is_expected_by_tcp(&self, server: SocketAddrV4) -> bool {
         self.with_servers(|servers| {
-            servers
-                .iter()
-                .filter(|known| known.server == server)
-                .filter_map(|known| known.sent_to_tcp)
-                .any(|sent| sent.elapsed() < COME_BACK)
+            let known = servers.iter_mut().find(|known| known.server == server);
+            let Some(known) = known.filter(|known| known.awaited() > 0) else {
+                return false;
+            };
+            if let Some((_, awaited)) = &mut known.sent_to_tcp {
+                *awaited -= 1;
+            }
+            true
         })
     }
 

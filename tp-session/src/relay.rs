@@ -5,10 +5,12 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, SocketAddrV4},
+    panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use futures::FutureExt as _;
 use tokio::{
     io::unix::AsyncFd,
     net::{TcpListener, TcpStream},
@@ -206,7 +208,12 @@ impl Relay {
                     // Cancelled with its attempt.
                     Err(_) => continue,
                 },
-                Some(_) = attempts.flows.join_next() => continue,
+                Some(ended) = attempts.flows.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "Flow lost");
+                    }
+                    continue;
+                }
                 () = sleep_until(due.into()) => Input::Timeout,
             };
             return Ok(input);
@@ -241,30 +248,30 @@ impl Relay {
             self.verdict(attempts, attempt, Verdict::HostUnreachable);
             return;
         };
-        let dial = if self.dns.is_name_server(target) {
-            let dns = Arc::clone(&self.dns);
-            attempts.dials.spawn(async move {
+        let (dns, shared) = (Arc::clone(&self.dns), Arc::clone(&self.shared));
+        let dial = async move {
+            if dns.is_name_server(target) {
                 let (verdict, server) = dns.dial(target).await;
-                let ready = server.map(Ready::NameServer);
-                Dialling {
-                    attempt,
-                    verdict,
-                    ready,
-                }
-            })
-        } else {
-            let shared = Arc::clone(&self.shared);
-            attempts.dials.spawn(async move {
-                let (verdict, flow) = dial(&shared, target).await;
-                shared.counters.dialled(verdict);
-                let ready = flow.map(Ready::Flow);
-                Dialling {
-                    attempt,
-                    verdict,
-                    ready,
-                }
-            })
+                return (verdict, server.map(Ready::NameServer));
+            }
+            let (verdict, flow) = dial(&shared, target).await;
+            shared.counters.dialled(verdict);
+
+            (verdict, flow.map(Ready::Flow))
         };
+        let dial = attempts.dials.spawn(async move {
+            // Without a verdict the application would wait for its own time-out.
+            let dialled = AssertUnwindSafe(dial).catch_unwind().await;
+            let (verdict, ready) = dialled.unwrap_or_else(|_| {
+                tracing::error!(%target, "Dial lost");
+                (Verdict::HostUnreachable, None)
+            });
+            Dialling {
+                attempt,
+                verdict,
+                ready,
+            }
+        });
         attempts.dialling.insert(attempt, dial);
     }
 

@@ -1,8 +1,8 @@
 //! The session's answers to `tp`.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
 
-use futures::Stream;
+use futures::{FutureExt as _, Stream};
 use tokio::{
     sync::{Mutex, mpsc, watch},
     time::timeout,
@@ -22,7 +22,7 @@ use tp_proto::{
 use tp_transport::ipc::Presence;
 
 use super::{
-    connection::Connection,
+    connection::{self, Connection},
     progress::{Progress, Stage},
     root_link::RootLink,
     status,
@@ -57,10 +57,13 @@ impl Service {
     /// Ends a session that has no connection for long, and a connection that can go on no longer.
     pub(super) async fn supervise(&self) {
         loop {
-            let state = self.state.lock().await;
+            let mut state = self.state.lock().await;
             let connection = match &state.phase {
                 Phase::Idle { since, .. } if since.elapsed() >= UNUSED && !state.is_used() => {
                     tracing::info!("Nobody connects: ending");
+                    // Whoever asks from here on is told to ask another session.
+                    state.end();
+                    self.stop.cancel();
                     return;
                 }
                 Phase::Connected { connection, .. } => Some(Arc::clone(connection)),
@@ -95,8 +98,8 @@ impl Service {
 
     /// Takes the connection down, whatever its phase.
     pub(super) async fn end(&self) {
-        let phase = self.state.lock().await.end();
-        phase.take_down().await;
+        let rest = self.state.lock().await.end();
+        self.finish(rest).await;
     }
 
     async fn connected(&self) -> Result<Arc<Connection>, Fault> {
@@ -122,13 +125,13 @@ impl Service {
         // Ends with the connection that it watches.
         tokio::spawn(async move {
             presence.gone().await;
-            this.leave(presence.id()).await;
+            this.leave(presence.id(), false).await;
         });
     }
 
     /// The user wants nothing any more. Whether the session goes on, for others.
-    async fn leave(&self, user: u64) -> bool {
-        let Some(rest) = self.state.lock().await.leave(user) else {
+    async fn leave(&self, user: u64, withdraws: bool) -> bool {
+        let Some(rest) = self.state.lock().await.leave(user, withdraws) else {
             return true;
         };
         self.finish(rest).await;
@@ -192,7 +195,7 @@ impl Service {
                     events.step("comparing with the connection there is").await;
                     // The API server may have to be asked, and `tp quit` must not wait for it.
                     same::check(&connection, request).await?;
-                    if self.state.lock().await.keep(&connection, request) {
+                    if self.state.lock().await.keep(user, &connection, request) {
                         return Ok(Event::Connected(connected(&connection, true)));
                     }
                 }
@@ -207,7 +210,10 @@ impl Service {
     async fn attempt(self, request: ConnectRequest, handle: Handle) {
         let _over = handle.over.drop_guard();
         let progress = Progress::new(handle.stage.clone());
-        let result = match Connection::open(request, &progress).await {
+        let opened = Connection::open(request, &progress, &handle.unwanted);
+        let opened = AssertUnwindSafe(opened).catch_unwind().await;
+        let opened = opened.unwrap_or_else(|_| Err(broken_off()));
+        let result = match opened {
             Ok(connection) => {
                 let wanted = self.state.lock().await.succeed(&connection);
                 match wanted {
@@ -215,7 +221,7 @@ impl Service {
                     None => {
                         connection.close().await;
                         self.state.lock().await.fail();
-                        Err(users::ended())
+                        Err(connection::ended())
                     }
                 }
             }
@@ -258,10 +264,14 @@ async fn follow(mut stage: watch::Receiver<Stage>, events: &Events) -> Result<Ev
             Stage::Over(result) => return result.map(Event::Connected),
         }
         if stage.changed().await.is_err() {
-            let message = "the attempt to connect broke off: see the session's log";
-            return Err(Fault::new(FaultKind::Failed, message));
+            return Err(broken_off());
         }
     }
+}
+
+fn broken_off() -> Fault {
+    let message = "the attempt to connect broke off: see the session's log";
+    Fault::new(FaultKind::Failed, message)
 }
 
 fn connected(connection: &Connection, already: bool) -> Connected {
@@ -315,7 +325,7 @@ impl Session for Service {
             _ => false,
         };
         let goes_on = if request.into_inner().unless_used {
-            self.leave(user).await
+            self.leave(user, true).await
         } else {
             let rest = self.state.lock().await.end();
             self.finish(rest).await;

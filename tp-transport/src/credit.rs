@@ -25,8 +25,8 @@ use crate::{
     flow::{self, CONTROL_PRIORITY, FlowError},
 };
 
-/// Flows in one message.
-const MESSAGE_FLOWS: usize = 64;
+/// What one message says of flows; at 23 bytes each at most it is shorter than a message may be.
+const MESSAGE_UPDATES: usize = 64;
 /// More than any honest peer grants one flow.
 const MOST_CREDIT: u64 = 1 << 30;
 /// What an idle flow keeps; the rest is given back for others.
@@ -176,7 +176,7 @@ impl Ledger {
                     },
                 };
                 let Ok(frame) = flow::frame(&updates) else {
-                    return;
+                    return self.violated("an update of credit does not fit its message");
                 };
                 if stream.write_chunk(frame).await.is_err() {
                     // The connection is lost, or the peer ends it: its other half says so.
@@ -220,16 +220,22 @@ async fn read(stream: &mut RecvStream) -> Result<FlowUpdates, FlowError> {
 impl State {
     /// The next message for the peer.
     fn take_updates(&mut self) -> Option<FlowUpdates> {
+        let room = MESSAGE_UPDATES;
+        let granted: Vec<_> = take(&mut self.granted, room)
+            .map(|(flow, bytes)| Credit { flow, bytes })
+            .collect();
+        let room = room - granted.len();
+        let returned: Vec<_> = take(&mut self.returned, room)
+            .map(|(flow, bytes)| Credit { flow, bytes })
+            .collect();
+        let room = room - returned.len();
+        let keep_alives = take(&mut self.keep_alives, room)
+            .map(|(flow, seconds)| KeepAlive { flow, seconds })
+            .collect();
         let updates = FlowUpdates {
-            granted: take(&mut self.granted)
-                .map(|(flow, bytes)| Credit { flow, bytes })
-                .collect(),
-            returned: take(&mut self.returned)
-                .map(|(flow, bytes)| Credit { flow, bytes })
-                .collect(),
-            keep_alives: take(&mut self.keep_alives)
-                .map(|(flow, seconds)| KeepAlive { flow, seconds })
-                .collect(),
+            granted,
+            returned,
+            keep_alives,
         };
 
         Some(updates).filter(|updates| *updates != FlowUpdates::default())
@@ -285,9 +291,8 @@ impl State {
     }
 }
 
-/// So many of them that a message stays short.
-fn take<T>(told: &mut BTreeMap<u64, T>) -> impl Iterator<Item = (u64, T)> {
-    std::iter::from_fn(|| told.pop_first()).take(MESSAGE_FLOWS)
+fn take<T>(told: &mut BTreeMap<u64, T>, most: usize) -> impl Iterator<Item = (u64, T)> {
+    std::iter::from_fn(|| told.pop_first()).take(most)
 }
 
 /// What one flow's receiver has granted. Dropped, its part is there for others.

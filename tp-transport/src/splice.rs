@@ -148,6 +148,9 @@ async fn upward(
     let mut stopped = Box::pin(send.stopped());
     loop {
         if send.credit_left() == 0 {
+            // Nor does one that waits for its reader: what was split off shares the allocation.
+            buffer = BytesMut::new();
+            size = FIRST_READ_SIZE;
             tokio::select! {
                 credit = send.credit() => credit?,
                 error = failed(tcp) => return Err(error.into()),
@@ -163,7 +166,7 @@ async fn upward(
             continue;
         }
         if buffer.capacity() < LEAST_ROOM {
-            buffer = BytesMut::with_capacity(size);
+            buffer = BytesMut::with_capacity(size.min(most).max(LEAST_ROOM));
         }
         match tcp.try_read_buf(&mut (&mut buffer).limit(most.min(size))) {
             Ok(0) => break,

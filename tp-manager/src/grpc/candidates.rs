@@ -10,7 +10,7 @@ use futures::{Stream, stream};
 use tokio::{
     net::lookup_host,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tp_proto::{crd::UDP_PORT, tunnel::Endpoint};
 
@@ -54,6 +54,7 @@ pub(super) fn changes(
         replica,
         model,
         exposed: None,
+        look_up_at: Instant::now(),
         told: None,
     };
 
@@ -68,6 +69,7 @@ struct Watch {
     replica: Arc<Replica>,
     model: SharedModel,
     exposed: Option<Exposed>,
+    look_up_at: Instant,
     told: Option<Vec<Endpoint>>,
 }
 
@@ -75,23 +77,20 @@ impl Watch {
     async fn next(&mut self) -> Vec<Endpoint> {
         loop {
             let has_names = self.exposed.as_ref().is_some_and(|it| !it.names.is_empty());
-            let is_due = if self.exposed.is_none() {
-                true
-            } else {
+            if self.exposed.is_some() {
                 tokio::select! {
-                    Ok(()) = self.changes.changed() => {
-                        sleep(GATHER).await;
-                        false
-                    }
-                    () = sleep(LOOKUP_AGAIN), if has_names => true,
+                    Ok(()) = self.changes.changed() => sleep(GATHER).await,
+                    () = sleep_until(self.look_up_at), if has_names => {}
                     else => std::future::pending().await,
                 }
-            };
+            }
             self.changes.mark_unchanged();
             let exposed = Exposed::of(&self.replica, &self.model.read());
+            let is_due = has_names && Instant::now() >= self.look_up_at;
             if !is_due && self.exposed.as_ref() == Some(&exposed) {
                 continue;
             }
+            self.look_up_at = Instant::now() + LOOKUP_AGAIN;
             let candidates = exposed.candidates().await;
             self.exposed = Some(exposed);
             if self.told.as_ref() != Some(&candidates) {

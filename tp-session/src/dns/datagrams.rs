@@ -82,8 +82,12 @@ impl Datagrams {
                 _ = beat.tick() => heartbeat.beat(Part::Dns),
                 Some(()) = waiting.passed_on.join_next() => {}
                 Some(asked) = waiting.asked.join_next() => {
-                    if let Ok(Asked { ends, query, fate }) = asked {
-                        self.settle(ends, &query, fate, &mut waiting);
+                    match asked {
+                        Ok(Asked { ends, query, fate }) => {
+                            self.settle(ends, &query, fate, &mut waiting);
+                        }
+                        // The resolver asks again.
+                        Err(error) => tracing::error!(%error, "Query lost"),
                     }
                 }
                 received = receive(&socket, &mut buffer) => {

@@ -16,12 +16,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tp_proto::{
-    fault::{Fault, FaultKind},
-    local::ConnectRequest,
-};
+use tp_proto::local::ConnectRequest;
 
-use super::super::{connection::Connection, progress::Stage};
+use super::super::{
+    connection::{self, Connection},
+    progress::Stage,
+};
 
 /// For an attempt that nobody wants any more to undo what it has done.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
@@ -40,8 +40,8 @@ pub(super) enum Phase {
     Connecting(Box<Attempt>),
     Connected {
         connection: Arc<Connection>,
-        /// Until `tp quit`, whoever goes.
-        stays: bool,
+        /// Who connected to stay; until `tp quit`, though they go.
+        stays: BTreeSet<u64>,
         /// Cancelled when it is lost and has been taken down.
         down: CancellationToken,
     },
@@ -133,7 +133,8 @@ impl State {
     }
 
     /// The end of `user`'s interest; returns what is left to take down if that was the last one.
-    pub(super) fn leave(&mut self, user: u64) -> Option<Phase> {
+    /// Who `withdraws` wants nothing to stay either.
+    pub(super) fn leave(&mut self, user: u64, withdraws: bool) -> Option<Phase> {
         self.users.remove(&user);
         let stays = match &mut self.phase {
             Phase::Connecting(attempt) => {
@@ -143,7 +144,12 @@ impl State {
                 }
                 false
             }
-            Phase::Connected { stays, .. } => *stays,
+            Phase::Connected { stays, .. } => {
+                if withdraws {
+                    stays.remove(&user);
+                }
+                !stays.is_empty()
+            }
             Phase::Idle { .. } | Phase::Lost { .. } | Phase::Ending => false,
         };
 
@@ -163,10 +169,11 @@ impl State {
         if attempt.handle.unwanted.is_cancelled() {
             return None;
         }
-        let stays = attempt
-            .participants
-            .values()
-            .any(|for_command| !for_command);
+        let participants = attempt.participants.iter();
+        let stays = participants
+            .filter(|(_, for_command)| !**for_command)
+            .map(|(user, _)| *user)
+            .collect();
         self.phase = Phase::Connected {
             connection: Arc::clone(connection),
             stays,
@@ -184,12 +191,19 @@ impl State {
     }
 
     /// Whether `wanted` is still the connection; it stays if the request is not for a command.
-    pub(super) fn keep(&mut self, wanted: &Arc<Connection>, request: &ConnectRequest) -> bool {
+    pub(super) fn keep(
+        &mut self,
+        user: u64,
+        wanted: &Arc<Connection>,
+        request: &ConnectRequest,
+    ) -> bool {
         match &mut self.phase {
             Phase::Connected {
                 connection, stays, ..
             } if Arc::ptr_eq(connection, wanted) && !connection.is_lost() => {
-                *stays |= !request.for_command;
+                if !request.for_command {
+                    stays.insert(user);
+                }
                 true
             }
             _ => false,
@@ -255,7 +269,10 @@ impl Phase {
             Self::Connected { connection, .. } => connection.close().await,
             Self::Connecting(attempt) => {
                 attempt.handle.unwanted.cancel();
-                attempt.handle.stage.send_replace(Stage::Over(Err(ended())));
+                attempt
+                    .handle
+                    .stage
+                    .send_replace(Stage::Over(Err(connection::ended())));
                 if timeout(ATTEMPT_LIMIT, attempt.handle.over.cancelled())
                     .await
                     .is_err()
@@ -278,14 +295,6 @@ pub(super) fn idle(reason: String) -> Phase {
         since: Instant::now(),
         reason,
     }
-}
-
-/// What those hear who took part in an attempt that was given up.
-pub(super) fn ended() -> Fault {
-    Fault::new(
-        FaultKind::Failed,
-        "`tp quit` has ended this attempt to connect: run `tp connect` again",
-    )
 }
 
 #[cfg(test)]
@@ -333,9 +342,9 @@ mod tests {
         let attempt = begin(&mut state, 1, &request("shop", false));
         enter(&mut state, 2, &request("shop", false));
 
-        assert!(state.leave(1).is_none());
+        assert!(state.leave(1, false).is_none());
         assert!(!attempt.unwanted.is_cancelled());
-        assert!(matches!(state.leave(2), Some(Phase::Connecting(_))));
+        assert!(matches!(state.leave(2, false), Some(Phase::Connecting(_))));
         assert!(attempt.unwanted.is_cancelled());
         assert!(matches!(
             enter(&mut state, 3, &request("shop", false)),
@@ -349,7 +358,7 @@ mod tests {
         let attempt = begin(&mut state, 1, &request("shop", false));
         enter(&mut state, 2, &request("team-b", false));
 
-        assert!(state.leave(1).is_none());
+        assert!(state.leave(1, false).is_none());
         assert!(attempt.unwanted.is_cancelled());
         // Nobody takes part in what is being undone.
         assert!(matches!(
@@ -367,11 +376,11 @@ mod tests {
         enter(&mut state, 2, &request("shop", false));
         state.fail();
 
-        assert!(state.leave(2).is_none());
-        assert!(matches!(state.leave(1), Some(Phase::Idle { .. })));
+        assert!(state.leave(2, false).is_none());
+        assert!(matches!(state.leave(1, false), Some(Phase::Idle { .. })));
         assert!(
             state
-                .leave(1)
+                .leave(1, false)
                 .is_some_and(|phase| matches!(phase, Phase::Ending))
         );
     }
@@ -380,7 +389,7 @@ mod tests {
     fn a_user_who_has_gone_begins_nothing() {
         let mut state = State::new();
         state.enter(1);
-        state.leave(1);
+        state.leave(1, false);
 
         assert!(matches!(state.meet(1, &request("shop", false)), Met::End));
     }

@@ -225,6 +225,8 @@ impl Bbr {
         self.max_rate = MaxFilter::default();
         self.bound = None;
         self.answered = now;
+        let delivered = self.sampler.delivered();
+        self.round = Round::new(delivered, delivered);
         self.state = State::Startup {
             best_rate: 0.0,
             rounds: 0,
@@ -260,7 +262,9 @@ impl Bbr {
         let judged = delivered - round.start_delivered + round.lost;
         let is_excess =
             round.lost as f64 > LOSS_THRESHOLD * judged as f64 + CHANCE_LOSSES * self.mtu as f64;
-        self.round = Round::new(delivered, delivered + self.sampler.in_flight());
+        // After a switch the bytes of the other path are in flight as well, and say nothing here.
+        let in_flight = self.sampler.in_flight().min(self.window);
+        self.round = Round::new(delivered, delivered + in_flight);
         if judged < MIN_JUDGED * self.mtu && !is_excess {
             // Too few to judge: counted together with those of the next round.
             self.round.lost = round.lost;
@@ -275,6 +279,12 @@ impl Bbr {
         self.judge_up(now, &round, is_excess);
         let is_probing = matches!(self.state, State::Drain { .. } | State::ProbeRtt { .. });
         if !is_probing && !round.is_app_limited {
+            if self.state == State::Cruise && self.is_long(&round) {
+                // With a queue that stands the latest rate is the path's; an older one that was
+                // higher, by what a token bucket had saved or before the path became slower, would
+                // keep the queue for ten of its long round trips.
+                self.max_rate.keep_latest();
+            }
             self.max_rate.advance();
             self.aggregation.advance();
         }
@@ -397,16 +407,21 @@ impl Bbr {
 
     fn wants_probe(&mut self, now: Instant, round: &Round) -> bool {
         let since = now.saturating_duration_since(self.probe_rtt_at);
-        let expected = self.base_rtt().mul_f64(WINDOW_GAIN)
-            + self.allowance()
-            + Duration::from_secs_f64(self.min_window() as f64 / self.max_rate.get().max(1.0));
-        let is_long = round
-            .lowest_rtt
-            .is_some_and(|lowest| lowest > expected.mul_f64(1.5));
 
         since >= PROBE_RTT_INTERVAL
             || self.soon.is_some_and(|round| self.rounds >= round)
-            || is_long && since >= self.probe_rtt_pause
+            || self.is_long(round) && since >= self.probe_rtt_pause
+    }
+
+    /// Whether all of a round trip waited longer than the window accounts for.
+    fn is_long(&self, round: &Round) -> bool {
+        let expected = self.base_rtt().mul_f64(WINDOW_GAIN)
+            + self.allowance()
+            + Duration::from_secs_f64(self.min_window() as f64 / self.max_rate.get().max(1.0));
+
+        round
+            .lowest_rtt
+            .is_some_and(|lowest| lowest > expected.mul_f64(1.5))
     }
 
     fn drain(&mut self, now: Instant) {

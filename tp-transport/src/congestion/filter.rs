@@ -23,6 +23,13 @@ impl MaxFilter {
         self.rounds[self.current].max(self.rounds[before])
     }
 
+    /// Forgets all but [`Self::latest`].
+    pub(super) fn keep_latest(&mut self) {
+        let latest = self.latest();
+        self.rounds = [0.0; ROUNDS];
+        self.rounds[self.current] = latest;
+    }
+
     pub(super) fn update(&mut self, value: f64) {
         self.rounds[self.current] = self.rounds[self.current].max(value);
     }

@@ -338,3 +338,26 @@ async fn a_peer_of_a_version_without_credit_is_served_as_before() {
 
     assert_eq!(pair.ledger.held(), 0);
 }
+
+#[test]
+fn an_update_of_many_flows_with_long_numbers_fits_its_message() {
+    let first = 1 << 60;
+    let mut state = State {
+        pool: Pool::new(SMALL),
+        receiving: HashMap::new(),
+        sending: HashMap::new(),
+        granted: (0..100).map(|n| (first + n, MOST_CREDIT)).collect(),
+        returned: (0..100).map(|n| (first + n, MOST_CREDIT)).collect(),
+        keep_alives: (0..100).map(|n| (first + n, u32::MAX)).collect(),
+        newest: None,
+    };
+
+    let (mut credits, mut probes) = (0, 0);
+    while let Some(updates) = state.take_updates() {
+        flow::frame(&updates).unwrap();
+        credits += updates.granted.len() + updates.returned.len();
+        probes += updates.keep_alives.len();
+    }
+
+    assert_eq!((credits, probes), (200, 100));
+}

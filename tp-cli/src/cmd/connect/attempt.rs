@@ -19,8 +19,10 @@ use crate::{
 
 /// Longest wait for another `tp` that starts the programs: its sudo may ask for a password.
 const TURN: Duration = Duration::from_secs(60);
-/// How long sessions are met that are about to exit, or exit, before that is an error.
+/// How long sessions are met that exit as soon as they are asked, before that is an error.
 const AGAIN: Duration = Duration::from_secs(30);
+/// A session that lived this long had something to do, for others.
+const SERVED: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// This command's part in a connection. What others have begun, or take part in, is theirs.
@@ -40,12 +42,16 @@ impl Attempt {
         request: &ConnectRequest,
         progress: &mut Progress,
     ) -> anyhow::Result<Connected> {
-        let end = Instant::now() + AGAIN;
+        let mut end = Instant::now() + AGAIN;
         loop {
+            let asked = Instant::now();
             if let Some((first, events)) = self.ask(request, progress).await?
                 && let Some(connected) = follow(first, events, progress).await?
             {
                 return Ok(connected);
+            }
+            if asked.elapsed() > SERVED {
+                end = Instant::now() + AGAIN;
             }
             if Instant::now() >= end {
                 let message = "sessions end as fast as they are started: see their log in";

@@ -71,6 +71,9 @@ fn paths() -> Vec<Path> {
         with_jitter(near, 1),
         near_and_fast,
         with_jitter(near_and_fast, 3),
+        with_gather(near, 4),
+        with_gather(near, 10),
+        with_gather(near_and_fast, 4),
         home,
         with_jitter(home, 2),
         Path::new(1000, 10, 10),
@@ -95,7 +98,8 @@ fn judge(path: Path, wire: &Wire, end: Duration) -> Result<(), String> {
     println!("{told}");
     let is_kept = sent <= SENT
         && carried >= CARRIED
-        && queue <= path.rtt.mul_f64(1.5).max(ms(10))
+        // What the far end lets wait is in flight as well.
+        && queue <= path.rtt.mul_f64(1.5).max(ms(10)) + path.gather
         && wire.lost.is_empty();
 
     is_kept.then_some(()).ok_or(told)
