@@ -1,6 +1,6 @@
 //! One question to the root daemon: do you answer, and who are you?
 
-use std::{path::PathBuf, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use rustix::{
     fd::OwnedFd,
@@ -85,13 +85,24 @@ fn ask(connects: bool) -> Answer {
         },
         Err(Errno::NOENT | Errno::CONNREFUSED) => Answer::Absent,
         Err(Errno::CONNRESET | Errno::PIPE) => Answer::Ending,
-        Err(Errno::ACCESS | Errno::PERM) => Answer::Denied(
-            "it serves root and members of the group tp (`sudo usermod -aG tp $USER`, then log \
-             in again)"
-                .into(),
-        ),
+        Err(Errno::ACCESS | Errno::PERM) => Answer::Denied(who_is_served()),
         Err(Errno::AGAIN) => Answer::Broken(format!("no answer within {} s", WAIT.as_secs())),
         Err(errno) => Answer::Broken(errno.to_string()),
+    }
+}
+
+/// Whom the root daemon serves, by its socket, which this user may not open.
+fn who_is_served() -> String {
+    // Of a group it is writable by that.
+    match std::fs::metadata(socket_path()) {
+        Ok(socket) if socket.mode() & 0o060 == 0 => format!(
+            "it was started for the user with the number {} alone; wait until that user has quit, \
+             or run one for the group tp with `sudo tp-daemon install`",
+            socket.uid()
+        ),
+        _ => "it serves root and members of the group tp (`sudo usermod -aG tp $USER`, then log \
+              in again)"
+            .to_owned(),
     }
 }
 

@@ -232,10 +232,7 @@ async fn running() -> Result<Option<Running>, Fault> {
             ),
             Answer::Denied(reason) => (
                 FaultKind::NoPermission,
-                format!(
-                    "the root daemon at {socket} refuses this user: {reason} (`sudo usermod -aG \
-                     tp $USER`)"
-                ),
+                format!("the root daemon at {socket} refuses this user: {reason}"),
             ),
             Answer::Broken(reason) => (
                 FaultKind::Unavailable,

@@ -88,6 +88,7 @@ pub fn decide(networks: &[IpNet], wishes: &Wishes, local: &Local) -> Decision {
         .iter()
         .filter(|link| !wishes.also.contains(&link.network.into()))
         .collect();
+    let is_unwanted = |network: &&IpNet| wishes.never.iter().any(|never| never.contains(*network));
     let is_on_link = |network: &IpNet| {
         links.iter().any(|link| within(network, &link.network))
             && !wishes.also.iter().any(|also| also.contains(network))
@@ -96,6 +97,8 @@ pub fn decide(networks: &[IpNet], wishes: &Wishes, local: &Local) -> Decision {
     let mut include: BTreeSet<IpNet> = networks
         .iter()
         .filter(|network| !is_on_link(network))
+        // The longest match would be the cluster's.
+        .filter(|network| !is_unwanted(network))
         .chain(&wishes.also)
         .copied()
         .filter(|network| !is_always_local(network))
@@ -134,7 +137,16 @@ fn notices(networks: &[IpNet], wishes: &Wishes, local: &Local, links: &[&Link]) 
                 .any(|named| named.contains(&network))
             || wishes.never.iter().any(|never| never.contains(&network))
     };
-    let mut notices = Vec::new();
+    let mut notices: Vec<String> = networks
+        .iter()
+        .filter_map(|network| {
+            let never = wishes.never.iter().find(|never| never.contains(network))?;
+            Some(format!(
+                "{network} of the cluster is left alone, as `--never-proxy {never}` has it"
+            ))
+        })
+        .take(MAX_NOTICES)
+        .collect();
 
     let own: Vec<String> = local
         .own

@@ -81,10 +81,6 @@ pub(crate) struct RootArgs {
     /// How long an alias rests before it stands for another address.
     #[arg(long, hide = true, value_name = "MILLISECONDS")]
     alias_quarantine: Option<u64>,
-
-    /// Attach to interfaces as on a kernel before 6.6.
-    #[arg(long, hide = true)]
-    clsact: bool,
 }
 
 impl RootArgs {
@@ -96,7 +92,6 @@ impl RootArgs {
             quarantine: self
                 .alias_quarantine
                 .map_or(usual.quarantine, Duration::from_millis),
-            clsact: self.clsact,
         }
     }
 }

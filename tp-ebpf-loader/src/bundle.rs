@@ -14,9 +14,8 @@ use aya::{
         cgroup_sock_addr::CgroupSockAddrLink,
         sk_lookup::SkLookupLink,
         tc,
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
+        tc::{NlOptions, TcAttachOptions},
     },
-    util::KernelVersion,
 };
 use tp_ebpf_common::{
     ALIAS_TABLE_LEN, KernelOffsets, LISTENER_SLOT, ProcessName, Settings, UDP_SLOT, scope,
@@ -44,9 +43,6 @@ const VETH_INGRESS: &str = "tp_veth_ingress";
 const TUN_INGRESS: &str = "tp_tun_ingress";
 const LOOKUP: &str = "tp_lookup";
 
-/// TCX, which ends with its descriptor; before it, a filter on the interface does.
-const FIRST_WITH_TCX: KernelVersion = KernelVersion::new(6, 6, 0);
-
 /// Whose sockets are steered. Both limits apply when both are given, none means everybody's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan {
@@ -60,8 +56,6 @@ pub struct Plan {
     pub alias_count: u32,
     pub interfaces: Interfaces,
     pub offsets: KernelOffsets,
-    /// Attach to interfaces by filters, as before TCX, also where the kernel has that.
-    pub clsact: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -119,8 +113,6 @@ impl Plan {
 pub struct DataPath {
     // Fields drop in this order: links before the programs and maps they use.
     cgroup_links: Vec<CgroupSockAddrLink>,
-    tcx_links: Vec<SchedClassifierLink>,
-    has_tcx: bool,
     lookup_link: Option<SkLookupLink>,
     hooks: Vec<String>,
     maps: Maps,
@@ -159,9 +151,6 @@ impl DataPath {
 
         Ok(Self {
             cgroup_links: Vec::new(),
-            tcx_links: Vec::new(),
-            has_tcx: !plan.clsact
-                && KernelVersion::current().is_ok_and(|version| version >= FIRST_WITH_TCX),
             lookup_link: None,
             hooks: Vec::new(),
             maps,
@@ -234,24 +223,14 @@ impl DataPath {
         interface: &str,
         kind: TcAttachType,
     ) -> Result<(), LoadError> {
-        if !self.has_tcx {
-            add_clsact(interface)?;
-        }
+        add_clsact(interface)?;
         let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
-        let family = if self.has_tcx {
-            let id = program.attach(interface, kind).map_err(refused(name))?;
-            let link = program.take_link(id).map_err(refused(name))?;
-            self.tcx_links.push(link);
-            "tcx"
-        } else {
-            attach_filter(program, interface, kind).map_err(refused(name))?;
-            "tc"
-        };
+        attach_filter(program, interface, kind).map_err(refused(name))?;
         let direction = match kind {
             TcAttachType::Ingress => "ingress",
             TcAttachType::Egress | TcAttachType::Custom(_) => "egress",
         };
-        self.hooks.push(format!("{family}/{direction} {interface}"));
+        self.hooks.push(format!("tc/{direction} {interface}"));
 
         Ok(())
     }
@@ -273,7 +252,8 @@ fn process_name(name: &CStr) -> ProcessName {
     padded
 }
 
-/// Attaches by a filter, which the interface takes along.
+/// Attaches by a filter, which is there as long as the interface: whoever kills the root daemon and
+/// keeps the private namespace does not get rid of it, as of a TCX link.
 ///
 /// The link is forgotten: dropping it removes, by its number, whatever filter an interface of the
 /// same number has in the namespace of the thread that drops it.

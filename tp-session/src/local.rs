@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 
@@ -13,13 +13,14 @@ use ipnet::Ipv4Net;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
     packet_route::{
+        address::{AddressAttribute, AddressMessage},
         link::LinkAttribute,
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
 use tp_core::steering::{Link, Local};
@@ -90,6 +91,8 @@ impl Observer {
             let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
             let routes = self.handle.route().get(filter).execute();
             let routes: Vec<_> = routes.take(MAX_ROUTES).try_collect().await?;
+            let addresses = self.handle.address().get().execute();
+            let addresses: Vec<_> = addresses.try_collect().await?;
             let links: Vec<_> = self.handle.link().get().execute().try_collect().await?;
             let names = links
                 .into_iter()
@@ -102,7 +105,8 @@ impl Observer {
                 })
                 .collect();
 
-            Ok::<_, rtnetlink::Error>(sorted(&routes, &names, self.own_address))
+            let found = sorted(&addresses, &routes, &names, self.own_address);
+            Ok::<_, rtnetlink::Error>(found)
         };
 
         match timeout(ANSWER_LIMIT, read).await {
@@ -117,8 +121,9 @@ impl Observer {
         loop {
             match timeout(LOOK, self.changes.next()).await {
                 Ok(Some(_)) => {
-                    sleep(pause).await;
-                    while self.changes.try_recv().is_ok() {}
+                    // Read all the while: what is not read waits in memory.
+                    let due = Instant::now() + pause;
+                    while let Ok(Some(_)) = timeout_at(due, self.changes.next()).await {}
                 }
                 Err(_) => {}
                 Ok(None) => sleep(LOOK).await,
@@ -141,30 +146,45 @@ impl Observer {
     }
 }
 
-/// What the routes say. The kernel keeps a local route for each of its addresses, and one of its
-/// own for the network of each interface that is up.
-fn sorted(routes: &[RouteMessage], names: &BTreeMap<u32, String>, own: Ipv4Addr) -> Local {
+/// What addresses and routes say. Who made the route to the network of an address, the kernel or a
+/// DHCP client, does not matter, nor whether there is one.
+fn sorted(
+    addresses: &[AddressMessage],
+    routes: &[RouteMessage],
+    names: &BTreeMap<u32, String>,
+    own: Ipv4Addr,
+) -> Local {
     let mut local = Local::default();
-    let mut connected = BTreeSet::new();
-    let mut routed = BTreeSet::new();
-    let own_index = routes
+    let addresses: Vec<_> = addresses.iter().filter_map(address).collect();
+    let own_index = addresses
         .iter()
-        .find(|route| {
-            route.header.kind == RouteType::Local && destination(route) == Some(own.into())
-        })
-        .and_then(interface);
-    for route in routes {
-        let Some(network) = destination(route) else {
-            continue;
-        };
-        let index = interface(route);
-        if own_index.is_some() && index == own_index {
-            continue;
-        }
-        let interface = index
+        .find(|(_, address, _)| *address == own)
+        .map(|(index, _, _)| *index);
+    let is_own = |index: Option<u32>| own_index.is_some() && index == own_index;
+    let name = |index: Option<u32>| {
+        index
             .and_then(|index| names.get(&index))
             .cloned()
-            .unwrap_or_else(|| "several interfaces".to_owned());
+            .unwrap_or_else(|| "several interfaces".to_owned())
+    };
+    let mut connected = BTreeSet::new();
+    for (index, address, network) in addresses {
+        if is_own(Some(index)) {
+            continue;
+        }
+        local.own.insert(address);
+        if network.prefix_len() < 32 {
+            let interface = name(Some(index));
+            connected.insert(Link { network, interface });
+        }
+    }
+    let mut routed = BTreeSet::new();
+    for route in routes {
+        let (network, index) = (destination(route), interface(route));
+        let Some(network) = network.filter(|_| !is_own(index)) else {
+            continue;
+        };
+        let interface = name(index);
         let link = Link { network, interface };
         match route.header.kind {
             RouteType::Local if network.prefix_len() == 32 => {
@@ -174,13 +194,7 @@ fn sorted(routes: &[RouteMessage], names: &BTreeMap<u32, String>, own: Ipv4Addr)
                 connected.insert(link);
             }
             RouteType::Unicast if network.prefix_len() < SHORTEST_ROUTE => {}
-            RouteType::Unicast
-                if route.header.protocol == RouteProtocol::Kernel
-                    && route.header.scope == RouteScope::Link =>
-            {
-                connected.insert(link);
-            }
-            RouteType::Unicast => {
+            RouteType::Unicast if !connected.contains(&link) => {
                 routed.insert(link);
             }
             _ => {}
@@ -190,6 +204,22 @@ fn sorted(routes: &[RouteMessage], names: &BTreeMap<u32, String>, own: Ipv4Addr)
     local.routed = routed.into_iter().collect();
 
     local
+}
+
+/// The interface, the own address on it, and the network or the peer that it connects to.
+fn address(message: &AddressMessage) -> Option<(u32, Ipv4Addr, Ipv4Net)> {
+    let (mut own, mut peer) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(IpAddr::V4(address)) => own = Some(*address),
+            AddressAttribute::Address(IpAddr::V4(address)) => peer = Some(*address),
+            _ => {}
+        }
+    }
+    let own = own.or(peer)?;
+    let network = Ipv4Net::new(peer.unwrap_or(own), message.header.prefix_len).ok()?;
+
+    Some((message.header.index, own, network.trunc()))
 }
 
 fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
@@ -216,34 +246,49 @@ mod tests {
 
     #[test]
     fn addresses_networks_and_routes_are_told_apart() {
-        let kernel = |mut route: RouteMessage| {
-            route.header.protocol = RouteProtocol::Kernel;
-            route.header.scope = RouteScope::Link;
-            route
-        };
+        let addresses = [
+            own("127.0.0.1/8", 1),
+            own("10.1.1.2/24", 2),
+            own("10.5.5.5/32", 2),
+            // The session's own.
+            own("243.1.255.1/24", 9),
+        ];
         let routes = [
             route("10.1.1.2/32", RouteType::Local, 2),
             route("127.0.0.0/8", RouteType::Local, 1),
-            kernel(route("10.1.1.0/24", RouteType::Unicast, 2)),
+            // Of a DHCP client, in place of the kernel's.
+            route("10.1.1.0/24", RouteType::Unicast, 2),
             route("10.96.0.0/12", RouteType::Unicast, 3),
             route("128.0.0.0/1", RouteType::Unicast, 3),
             route("10.2.0.0/16", RouteType::BlackHole, 0),
             route("10.1.1.255/32", RouteType::Broadcast, 2),
-            // The session's own.
             route("243.1.255.1/32", RouteType::Local, 9),
             route("243.0.0.0/16", RouteType::Unicast, 9),
         ];
         let names = [(1, "lo"), (2, "e0"), (3, "vpn0"), (9, "tp0")];
         let names = names.map(|(index, name)| (index, name.to_owned())).into();
 
-        let local = sorted(&routes, &names, "243.1.255.1".parse().unwrap());
+        let local = sorted(&addresses, &routes, &names, "243.1.255.1".parse().unwrap());
 
-        assert_eq!(local.own, BTreeSet::from(["10.1.1.2".parse().unwrap()]));
+        let own = ["10.1.1.2", "10.5.5.5", "127.0.0.1"].map(|it| it.parse().unwrap());
+        assert_eq!(local.own, BTreeSet::from(own));
         assert_eq!(
             local.connected,
             [link("10.1.1.0/24", "e0"), link("127.0.0.0/8", "lo")]
         );
         assert_eq!(local.routed, [link("10.96.0.0/12", "vpn0")]);
+    }
+
+    fn own(address: &str, interface: u32) -> AddressMessage {
+        let network: Ipv4Net = address.parse().unwrap();
+        let mut message = AddressMessage::default();
+        message.header.index = interface;
+        message.header.prefix_len = network.prefix_len();
+        message.attributes = vec![
+            AddressAttribute::Address(network.addr().into()),
+            AddressAttribute::Local(network.addr().into()),
+        ];
+        message
     }
 
     fn link(network: &str, interface: &str) -> Link {

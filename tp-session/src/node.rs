@@ -23,11 +23,11 @@ const COMPONENTS: [&str; 12] = [
 ];
 /// Interfaces by which network plugins connect the pods of a node.
 const INTERFACES: [&str; 12] = [
-    "cni",
+    "cni0",
     "flannel",
     "cali",
-    "cilium",
-    "lxc",
+    "cilium_",
+    "lxc_",
     "weave",
     "kube-",
     "ovn-k8s",

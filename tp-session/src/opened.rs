@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, net::Ipv4Addr, sync::Arc};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use tp_core::steering::Wishes;
 use tp_proto::{
     fault::{Fault, FaultKind},
@@ -36,7 +36,11 @@ impl Opened {
         };
         let namespace = File::open("/proc/self/ns/net")
             .map_err(|error| failed("the network namespace cannot be opened", &error))?;
-        let avoid = avoid.iter().take(MAX_NETWORKS_PER_PACKET).copied();
+        let avoid = avoid
+            .iter()
+            .filter(|network| may_hold_aliases(network))
+            .take(MAX_NETWORKS_PER_PACKET)
+            .copied();
         let request = Request::Open(OpenBundle {
             scope,
             avoid: avoid.collect(),
@@ -76,6 +80,16 @@ impl Opened {
     }
 }
 
+/// Only these matter to whoever chooses aliases.
+fn may_hold_aliases(network: &IpNet) -> bool {
+    const RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 4);
+
+    match network {
+        IpNet::V4(network) => RANGE.contains(network) || network.contains(&RANGE),
+        IpNet::V6(_) => false,
+    }
+}
+
 /// The cgroup to which a session of root keeps, where it would take connections of the cluster's
 /// own components otherwise.
 async fn around_the_cluster(request: &ConnectRequest, networks: &[IpNet]) -> Result<String, Fault> {
@@ -86,6 +100,14 @@ async fn around_the_cluster(request: &ConnectRequest, networks: &[IpNet]) -> Res
     let Some(found) = node::found(networks, &local) else {
         return Ok(String::new());
     };
+    if request.command_cgroup.is_empty() && request.for_command {
+        let message = format!(
+            "this machine is part of a cluster ({found}), whose own connections a session of root \
+             would take along, and no cgroup can be made for the command alone: connect as \
+             another user"
+        );
+        return Err(Fault::new(FaultKind::Failed, message));
+    }
     if request.command_cgroup.is_empty() {
         let message = format!(
             "this machine is part of a cluster ({found}), whose own connections a session of root \

@@ -76,6 +76,23 @@ fn never_proxy_says_that_the_user_knows() {
 }
 
 #[test]
+fn networks_of_the_cluster_within_what_is_never_steered_are_left_alone_and_told() {
+    let never = wishes(&["10.96.0.10/32"], &["10.0.0.0/8"]);
+    let networks = nets(&["10.96.0.0/12", "10.244.0.0/16", "172.20.0.0/16"]);
+
+    let decision = decide(&networks, &never, &Local::default());
+
+    for left in ["10.96.0.1", "10.244.1.9"] {
+        assert!(!reaches(&decision, left), "{left}");
+    }
+    for steered in ["10.96.0.10", "172.20.0.1"] {
+        assert!(reaches(&decision, steered), "{steered}");
+    }
+    assert_eq!(decision.notices.len(), 2, "{:?}", decision.notices);
+    assert!(decision.notices[0].contains("--never-proxy 10.0.0.0/8"));
+}
+
+#[test]
 fn all_of_the_internet_is_without_what_is_local() {
     let local = local(
         &["172.30.0.200", "127.0.0.1"],

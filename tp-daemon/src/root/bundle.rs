@@ -60,8 +60,6 @@ pub(super) struct Tuning {
     /// A power of two.
     pub(super) alias_count: u32,
     pub(super) quarantine: Duration,
-    /// Attach as on a kernel before 6.6.
-    pub(super) clsact: bool,
 }
 
 impl Default for Tuning {
@@ -69,7 +67,6 @@ impl Default for Tuning {
         Self {
             alias_count: ALIAS_TABLE_LEN as u32,
             quarantine: aliases::QUARANTINE,
-            clsact: false,
         }
     }
 }
@@ -114,7 +111,6 @@ impl Bundle {
             alias_count: link.range.alias_count(),
             interfaces: devices.interfaces,
             offsets: request.offsets,
-            clsact: request.tuning.clsact,
         };
         let mut data_path = DataPath::load(&plan)?;
         place.note_maps(&data_path.maps().shared_ids()?);

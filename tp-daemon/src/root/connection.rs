@@ -30,6 +30,8 @@ use super::{
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What all connections share.
+const DNS_PORT: u16 = 53;
+
 pub(super) struct Context {
     pub(super) offsets: KernelOffsets,
     pub(super) hierarchy: Hierarchy,
@@ -65,6 +67,7 @@ impl Connection {
     /// Serves until the peer is gone, then drops the bundle.
     pub(super) fn serve(mut self) {
         let mut buffer = vec![0; MAX_PACKET];
+        let mut foreign = Vec::new();
         loop {
             let received = match packet::receive(&self.socket, &mut buffer) {
                 Ok(received) => received,
@@ -77,6 +80,13 @@ impl Connection {
                 Received::Closed => break,
                 Received::Malformed(refusal) => self.send(&refusal.into_reply()),
                 Received::Request(request, fds) => self.answer(request, fds),
+                Received::Foreign(fds) => {
+                    foreign = fds;
+                    let message = "a descriptor came that is not a namespace";
+                    // The connection ends either way.
+                    let _ = self.send(&Refusal::invalid(message).into_reply());
+                    break;
+                }
             };
             if let Err(error) = sent {
                 tracing::debug!(%error, "Cannot reply");
@@ -84,6 +94,7 @@ impl Connection {
             }
         }
         self.close();
+        drop(foreign);
     }
 
     /// Tells a peer that is not served why, in reply to its first request: a packet that is sent
@@ -140,6 +151,9 @@ impl Connection {
                 Ok(Reply::Done)
             }
             Request::NameServers { servers } => {
+                if servers.iter().any(|server| server.port() != DNS_PORT) {
+                    return Err(Refusal::invalid("a name server is asked at port 53"));
+                }
                 let maps = self.bundle_mut()?.data_path_mut().maps_mut();
                 maps.set_name_servers(&servers)?;
                 Ok(Reply::Done)

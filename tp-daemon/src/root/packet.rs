@@ -4,13 +4,15 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use rustix::{
+    fs::fstatfs,
     io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt::set_socket_linger,
     },
 };
 use tp_proto::root::{MAX_PACKET, Reply, Request};
@@ -21,11 +23,13 @@ use super::refusal::Refusal;
 const MAX_RECEIVED_FDS: usize = 4;
 const MAX_SENT_FDS: usize = 5;
 
-/// What came: nothing any more, a request, or something that is none.
+/// What came: nothing any more, a request, something that is none, or what no request carries.
 pub(super) enum Received {
     Closed,
     Request(Request, Vec<OwnedFd>),
     Malformed(Refusal),
+    /// To be closed last: its owner decides how long that takes.
+    Foreign(Vec<OwnedFd>),
 }
 
 /// Waits for one packet.
@@ -49,6 +53,13 @@ pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Receiv
         })
         .flatten()
         .collect();
+    if !fds.iter().all(is_namespace) {
+        for fd in &fds {
+            // Fails for what is no socket. One that lingers would hold up whoever closes it.
+            let _ = set_socket_linger(fd, Some(Duration::ZERO));
+        }
+        return Ok(Received::Foreign(fds));
+    }
     if message.bytes == 0 {
         return Ok(Received::Closed);
     }
@@ -67,6 +78,11 @@ pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Receiv
             "the request cannot be read; are session and root daemon of the same version? {error}"
         )))),
     }
+}
+
+/// A file of nsfs, whose end nobody can delay.
+fn is_namespace(fd: &OwnedFd) -> bool {
+    fstatfs(fd).is_ok_and(|found| found.f_type == libc::NSFS_MAGIC)
 }
 
 pub(super) fn send(socket: impl AsFd, reply: &Reply, fds: &[BorrowedFd<'_>]) -> io::Result<()> {

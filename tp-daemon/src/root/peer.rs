@@ -40,15 +40,19 @@ impl Peer {
         })
     }
 
-    /// Permitted capabilities of the process in the user namespace of that number. In another one
-    /// it may have them all, and none here.
+    /// Capabilities that the session's programs may have without having gained them, in the user
+    /// namespace of that number. In another one it may have them all, and none here.
+    ///
+    /// For others than root these are the ambient ones: the kernel clears them when a program that
+    /// grants privileges is executed (capabilities(7)), which the process that connected may have
+    /// become since.
     pub(super) fn capabilities_in(&self, user_ns: u32) -> Result<u64, Refusal> {
         if user_namespace(&self.pid.to_string())? != user_ns {
             return Ok(0);
         }
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         self.check_is_there()?;
-        let capabilities = parse_capabilities(&status);
+        let capabilities = parse_capabilities(&status, self.uid);
 
         capabilities.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData).into())
     }
@@ -91,12 +95,15 @@ pub(super) fn user_namespace(process: &str) -> io::Result<u32> {
     u32::try_from(number).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-fn parse_capabilities(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapPrm:"))?;
+fn parse_capabilities(status: &str, uid: u32) -> Option<u64> {
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
+    let mut ids = field("Uid:")?.split_whitespace();
+    if !ids.all(|id| id.parse() == Ok(uid)) {
+        return Some(0);
+    }
+    let set = if uid == 0 { "CapPrm:" } else { "CapAmb:" };
 
-    u64::from_str_radix(line.trim(), 16).ok()
+    u64::from_str_radix(field(set)?.trim(), 16).ok()
 }
 
 /// Who is served.
@@ -152,10 +159,18 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_from_the_status_of_a_process() {
-        let status = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t00000000a80425fb\n";
+        let status = |ids| {
+            format!(
+                "Name:\tx\nUid:\t{ids}\nCapInh:\t0000000000000000\n\
+                 CapPrm:\t00000000a80425fb\nCapAmb:\t0000000000002000\n"
+            )
+        };
 
-        assert_eq!(parse_capabilities(status), Some(0xa804_25fb));
-        assert_eq!(parse_capabilities("Name:\tx\n"), None);
+        assert_eq!(parse_capabilities(&status("0 0 0 0"), 0), Some(0xa804_25fb));
+        assert_eq!(parse_capabilities(&status("7 7 7 7"), 7), Some(0x2000));
+        // It has become a program of root's since.
+        assert_eq!(parse_capabilities(&status("7 0 0 0"), 7), Some(0));
+        assert_eq!(parse_capabilities("Name:\tx\n", 7), None);
     }
 
     fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use rustix::{
     io::Errno,
     net::{
@@ -19,7 +18,7 @@ use rustix::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
@@ -40,6 +39,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// A peer that does not read its reply for so long loses its connection.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// For all bundles to be taken down at the end. What is not down by then goes with the process.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Under sudo: how long to wait for whoever had it started, who was killed if nobody comes. Longer
 /// than `tp connect` waits.
@@ -75,6 +77,8 @@ enum Input {
     Accepted(OwnedFd),
     Ended(u64),
     Stop,
+    /// Nobody can connect any more.
+    Broken,
 }
 
 impl Server {
@@ -99,6 +103,7 @@ impl Server {
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut result = Ok(());
         let first_session_due = Instant::now() + FIRST_SESSION_TIMEOUT;
         while !self.is_over() {
             let waits_for_first = self.context.lifetime == Lifetime::WithLastSession
@@ -109,7 +114,7 @@ impl Server {
                 _ = interrupt.recv() => Input::Stop,
                 ended = self.ended_rx.recv() => Input::Ended(ended.expect("we hold a sender")),
                 accepted = self.acceptor.accepted_rx.recv() => {
-                    Input::Accepted(accepted.context("cannot accept connections any more")?)
+                    accepted.map_or(Input::Broken, Input::Accepted)
                 }
                 () = sleep_until(first_session_due), if waits_for_first => Input::Stop,
             };
@@ -117,11 +122,15 @@ impl Server {
                 Input::Accepted(socket) => self.admit(socket),
                 Input::Ended(id) => self.reap(id),
                 Input::Stop => break,
+                Input::Broken => {
+                    result = Err(anyhow::anyhow!("cannot accept connections any more"));
+                    break;
+                }
             }
         }
-        self.close();
+        self.close().await;
 
-        Ok(())
+        result
     }
 
     fn is_over(&self) -> bool {
@@ -236,13 +245,21 @@ impl Server {
     }
 
     /// Ends every connection as if its peer had gone, and waits for the machine to be restored.
-    fn close(&mut self) {
+    async fn close(&mut self) {
         for served in self.connections.values() {
             // Fails only if the peer is gone already.
             let _ = shutdown(&served.socket, Shutdown::Both);
         }
-        for id in self.connections.keys().copied().collect::<Vec<_>>() {
-            self.reap(id);
+        let due = Instant::now() + CLOSE_LIMIT;
+        while !self.connections.is_empty() {
+            match timeout_at(due, self.ended_rx.recv()).await {
+                Ok(Some(id)) => self.reap(id),
+                Ok(None) | Err(_) => {
+                    let left = self.connections.len();
+                    tracing::warn!(left, "Connections did not end in time");
+                    return;
+                }
+            }
         }
     }
 }
