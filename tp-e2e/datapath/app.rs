@@ -1,13 +1,9 @@
 //! Applications: each does one thing with sockets and says what came of it.
 
 use std::{
-    fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::{
-        IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6, TcpStream, UdpSocket,
-    },
+    io::{BufRead, BufReader, Read},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -23,12 +19,12 @@ use rustix::{
 use serde_json::{Value, json};
 
 use crate::{
-    attack,
+    attack, credentials, crowd,
     session::say,
     sys::{self, Departure},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(words: &[&str]) {
     let event = match words {
@@ -36,15 +32,12 @@ pub(crate) fn run(words: &[&str]) {
         ["connect", target, flags @ ..] => tcp(&parse(flags), target),
         ["udp", target, flags @ ..] => udp(&parse(flags), target),
         ["hold", target] => return hold(target),
-        ["crowd", first, count] => return crowd(first, count.parse().expect("a number")),
+        ["crowd", first, count] => return crowd::hold(first, count.parse().expect("a number")),
         ["late", target] => return late(target),
-        ["bench", target, count] => bench(target, count.parse().expect("a number")),
-        ["many", first, count] => many(first, count.parse().expect("a number"), None),
-        ["many", first, count, "mptcp"] => many(
-            first,
-            count.parse().expect("a number"),
-            Some(ipproto::MPTCP),
-        ),
+        ["bench", target, count] => crowd::bench(target, count.parse().expect("a number")),
+        ["many", first, count, flags @ ..] => {
+            crowd::visit(&parse(flags), first, count.parse().expect("a number"))
+        }
         ["serve", own] => return serve(own),
         ["victim", port] => return attack::victim(port),
         ["greet", target] => attack::greet(target),
@@ -53,32 +46,27 @@ pub(crate) fn run(words: &[&str]) {
         ["take", path] => attack::take(path),
         ["give", kind, target, path] => attack::give(kind, target, path),
         ["segment", from, to, flags] => attack::raw_segment(from, to, flags),
-        ["pass", target, program] => pass(target, program),
+        ["pass", target, program] => credentials::pass(target, program),
+        ["inherit"] => credentials::inherit(),
         // A program with privileges that has laid them down for a while.
         ["dropped", rest @ ..] => {
             sys::lay_down_ids();
             return run(rest);
         }
-        ["in-roots-user-namespace", uid, rest @ ..] => return in_roots_user_namespace(uid, rest),
-        ["unshared", rest @ ..] => {
-            sys::unshare_users();
-            say(&json!({"event": "unshared"}));
-            let mut line = String::new();
-            std::io::stdin()
-                .read_line(&mut line)
-                .expect("input is text");
-            sys::become_user(0);
-            return run(rest);
+        ["in-roots-user-namespace", uid, rest @ ..] => {
+            return credentials::run_in_roots_user_namespace(uid, rest);
         }
-        ["before-setuid", uid, target] => before_setuid(uid.parse().expect("a number"), target),
-        ["inherit"] => inherit(),
+        ["unshared", rest @ ..] => return credentials::run_unshared(rest),
+        ["before-setuid", uid, target] => {
+            credentials::connect_after_setuid(uid.parse().expect("a number"), target)
+        }
         _ => panic!("no such application: {words:?}"),
     };
     say(&event);
 }
 
 /// How an application uses its socket.
-struct Options {
+pub(crate) struct Options {
     is_nonblocking: bool,
     is_mapped: bool,
     is_connected: bool,
@@ -172,7 +160,7 @@ fn tcp(options: &Options, target: &str) -> Value {
     })
 }
 
-fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Errno> {
+pub(crate) fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = if target.is_ipv6() {
         AddressFamily::INET6
     } else {
@@ -269,43 +257,6 @@ fn hold(target: &str) {
     say(&json!({"event": "ended", "errno": ended.err().map(|error| errno(&error))}));
 }
 
-/// Holds connections to many addresses, and says of each line it is told how many of them still
-/// show their peer and give the line back.
-fn crowd(first: &str, count: u32) {
-    let mut streams: Vec<(SocketAddr, BufReader<TcpStream>)> = addresses(first, count)
-        .map(|target| {
-            let stream = TcpStream::connect(target).expect("the session approves");
-            stream.set_read_timeout(Some(PATIENCE)).expect("a bound");
-            (target.into(), BufReader::new(stream))
-        })
-        .collect();
-    let greeted = streams
-        .iter_mut()
-        .filter_map(|(target, stream)| (line_of(stream)? == target.to_string()).then_some(()))
-        .count();
-    say(&json!({"event": "held", "greeted": greeted}));
-    for line in std::io::stdin().lines() {
-        let line = line.expect("input is text");
-        let right = streams
-            .iter_mut()
-            .filter_map(|(target, stream)| {
-                let socket = stream.get_mut();
-                let is_peer = socket.peer_addr().is_ok_and(|peer| peer == *target);
-                writeln!(socket, "{line}").ok()?;
-                (is_peer && line_of(stream)? == line).then_some(())
-            })
-            .count();
-        say(&json!({"event": "held", "right": right}));
-    }
-}
-
-fn line_of(stream: &mut BufReader<TcpStream>) -> Option<String> {
-    let mut line = String::new();
-    stream.read_line(&mut line).ok()?;
-
-    Some(line.trim_end().to_owned())
-}
-
 /// Sends a datagram, and reads the answer when it is told to.
 fn late(target: &str) {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket can be bound");
@@ -324,131 +275,6 @@ fn late(target: &str) {
         "answer": String::from_utf8_lossy(&buffer[..len]),
         "from": canonical(from),
     }));
-}
-
-/// Measures connects one after the other.
-fn bench(target: &str, count: usize) -> Value {
-    let target: SocketAddr = target.parse().expect("an address");
-    let mut nanos: Vec<u128> = (0..count)
-        .map(|_| {
-            let begin = Instant::now();
-            let stream = TcpStream::connect(target).expect("the session approves");
-            let elapsed = begin.elapsed().as_nanos();
-            let _ = stream.shutdown(Shutdown::Both);
-            elapsed
-        })
-        .collect();
-    nanos.sort_unstable();
-
-    json!({
-        "median_us": nanos[count / 2] as f64 / 1000.0,
-        "p99_us": nanos[count * 99 / 100] as f64 / 1000.0,
-    })
-}
-
-/// Connects to many addresses and says how often which error came.
-fn many(first: &str, count: u32, protocol: Option<Protocol>) -> Value {
-    let mut greeted = 0_u32;
-    let mut wrong = 0_u32;
-    let mut errors = std::collections::BTreeMap::<String, u32>::new();
-    let options = Options {
-        protocol,
-        ..options()
-    };
-    for target in addresses(first, count) {
-        match open(&options, target.into()) {
-            Err(error) => *errors.entry(name(error)).or_default() += 1,
-            Ok(socket) => {
-                let stream = TcpStream::from(socket);
-                let mut greeting = String::new();
-                let _ = BufReader::new(&stream).read_line(&mut greeting);
-                if greeting.trim_end() == target.to_string() {
-                    greeted += 1;
-                } else {
-                    wrong += 1;
-                }
-            }
-        }
-    }
-
-    json!({"greeted": greeted, "wrong": wrong, "errors": errors})
-}
-
-fn addresses(first: &str, count: u32) -> impl Iterator<Item = SocketAddrV4> {
-    let first: SocketAddrV4 = first.parse().expect("an address");
-
-    (0..count).map(move |n| SocketAddrV4::new((u32::from(*first.ip()) + n).into(), first.port()))
-}
-
-/// Connects and hands the socket to another program.
-fn pass(target: &str, program: &str) -> Value {
-    let stream = TcpStream::connect(target).expect("the session approves");
-    let output = Command::new(program)
-        .args(["app", "inherit"])
-        .stdin(OwnedFd::from(stream))
-        .output()
-        .expect("the program starts");
-
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
-/// Says who the peer of standard input is, and who asks.
-fn inherit() -> Value {
-    let peer = getpeername(std::io::stdin()).ok().flatten();
-    let peer = peer.and_then(|address| SocketAddr::try_from(address).ok());
-
-    json!({
-        "peer": peer.map(canonical),
-        "euid": rustix::process::geteuid().as_raw(),
-    })
-}
-
-/// Runs another application in a user namespace of root's, in which that user is root.
-fn in_roots_user_namespace(uid: &str, words: &[&str]) {
-    let mut child = Command::new("/proc/self/exe")
-        .args(["app", "unshared"])
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    let mut output = BufReader::new(child.stdout.take().expect("piped"));
-    let mut line = String::new();
-    output.read_line(&mut line).expect("output is text");
-    for map in ["uid_map", "gid_map"] {
-        let path = format!("/proc/{}/{map}", child.id());
-        fs::write(path, format!("0 {uid} 1")).expect("root may");
-    }
-    let mut input = child.stdin.take().expect("piped");
-    writeln!(input, "mapped").expect("the program reads");
-    line.clear();
-    output.read_line(&mut line).expect("output is text");
-    child.wait().expect("a child can be waited for");
-
-    say(&serde_json::from_str(&line).expect("JSON"));
-}
-
-/// Makes a socket as root, and uses it as somebody else.
-fn before_setuid(uid: u32, target: &str) -> Value {
-    let target: SocketAddr = target.parse().expect("an address");
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .expect("a socket can be made");
-    let timeout = Some(PATIENCE);
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, timeout).expect("a bound");
-    sys::become_user(uid);
-    match connect(&socket, &target) {
-        Err(error) => json!({"errno": name(error)}),
-        Ok(()) => {
-            let mut greeting = String::new();
-            let read = BufReader::new(TcpStream::from(socket)).read_line(&mut greeting);
-            json!({"errno": null, "read": read.is_ok(), "greeting": greeting.trim_end()})
-        }
-    }
 }
 
 /// A server of the machine's own that answers datagrams and says of each whose it is.
@@ -474,7 +300,7 @@ fn destination(options: &Options, target: &str) -> SocketAddr {
     }
 }
 
-fn canonical(address: SocketAddr) -> String {
+pub(crate) fn canonical(address: SocketAddr) -> String {
     let ip: IpAddr = address.ip().to_canonical();
 
     SocketAddr::new(ip, address.port()).to_string()
@@ -487,7 +313,7 @@ fn errno(error: &std::io::Error) -> String {
     )
 }
 
-fn name(errno: Errno) -> String {
+pub(crate) fn name(errno: Errno) -> String {
     let name = match errno {
         Errno::CONNREFUSED => "ECONNREFUSED",
         Errno::HOSTUNREACH => "EHOSTUNREACH",

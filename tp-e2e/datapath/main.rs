@@ -5,6 +5,8 @@ use std::env;
 
 mod app;
 mod attack;
+mod credentials;
+mod crowd;
 mod packets;
 mod passing;
 mod root_client;
