@@ -7,19 +7,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hickory_proto::rr::RecordType;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{
-        AddressFamily, Protocol, SocketFlags, SocketType, bind, connect, getpeername, getsockname,
-        ipproto, socket_with, sockopt,
+        AddressFamily, SendFlags, SocketFlags, SocketType, bind, connect, connect_unspec,
+        getpeername, getsockname, ipproto, sendto, socket_with, sockopt,
     },
     time::Timespec,
 };
 use serde_json::{Value, json};
 
 use crate::{
-    attack, credentials, crowd,
+    attack, credentials, crowd, names,
     session::say,
     sys::{self, Departure},
 };
@@ -31,14 +32,16 @@ pub(crate) fn run(words: &[&str]) {
         ["connect", target] => tcp(&options(), target),
         ["connect", target, flags @ ..] => tcp(&parse(flags), target),
         ["udp", target, flags @ ..] => udp(&parse(flags), target),
+        ["drain", target] => drain(target),
         ["hold", target] => return hold(target),
         ["crowd", first, count] => return crowd::hold(first, count.parse().expect("a number")),
-        ["late", target] => return late(target),
+        ["dns", server, name, flags @ ..] => names::ask(server, name, flags),
+        ["late", server, name] => return names::late(server, name),
         ["bench", target, count] => crowd::bench(target, count.parse().expect("a number")),
         ["many", first, count, flags @ ..] => {
             crowd::visit(&parse(flags), first, count.parse().expect("a number"))
         }
-        ["serve", own] => return serve(own),
+        ["serve", own] => return names::serve(own),
         ["victim", port] => return attack::victim(port),
         ["greet", target] => attack::greet(target),
         ["greet-udp", target] => attack::greet_by_datagram(target),
@@ -70,7 +73,7 @@ pub(crate) struct Options {
     is_nonblocking: bool,
     is_mapped: bool,
     is_connected: bool,
-    protocol: Option<Protocol>,
+    kind: Kind,
     bind: Option<Ipv4Addr>,
     /// SO_BINDTODEVICE.
     device: Option<String>,
@@ -78,7 +81,23 @@ pub(crate) struct Options {
     departure: Option<Departure>,
     /// IP_UNICAST_IF.
     unicast_interface: Option<u32>,
+    /// TCP_SYNCNT.
+    retries: Option<u32>,
+    /// What a datagram asks for, instead of saying "ping".
+    name: Option<String>,
     timeout: Duration,
+}
+
+/// Ways to make a TCP connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    /// MPTCP, which falls back where the other end has none.
+    Multipath,
+    /// The first write connects (`MSG_FASTOPEN`).
+    FastOpen,
+    /// Connects, disconnects by AF_UNSPEC, and connects again.
+    Again,
 }
 
 fn options() -> Options {
@@ -86,11 +105,13 @@ fn options() -> Options {
         is_nonblocking: false,
         is_mapped: false,
         is_connected: false,
-        protocol: None,
+        kind: Kind::Plain,
         bind: None,
         device: None,
         departure: None,
         unicast_interface: None,
+        retries: None,
+        name: None,
         timeout: PATIENCE,
     }
 }
@@ -102,7 +123,9 @@ fn parse(flags: &[&str]) -> Options {
             None if *flag == "nonblocking" => options.is_nonblocking = true,
             None if *flag == "mapped" => options.is_mapped = true,
             None if *flag == "connected" => options.is_connected = true,
-            None if *flag == "mptcp" => options.protocol = Some(ipproto::MPTCP),
+            None if *flag == "mptcp" => options.kind = Kind::Multipath,
+            None if *flag == "fastopen" => options.kind = Kind::FastOpen,
+            None if *flag == "again" => options.kind = Kind::Again,
             Some(("bind", address)) => options.bind = Some(address.parse().expect("an address")),
             Some(("device", name)) => options.device = Some((*name).to_owned()),
             Some(("source", address)) => {
@@ -116,6 +139,8 @@ fn parse(flags: &[&str]) -> Options {
             Some(("unicast-interface", index)) => {
                 options.unicast_interface = Some(index.parse().expect("a number"));
             }
+            Some(("retries", count)) => options.retries = Some(count.parse().expect("a number")),
+            Some(("name", name)) => options.name = Some((*name).to_owned()),
             Some(("timeout", ms)) => {
                 options.timeout = Duration::from_millis(ms.parse().expect("a number"));
             }
@@ -134,7 +159,13 @@ fn tcp(options: &Options, target: &str) -> Value {
     let elapsed_ms = begin.elapsed().as_millis();
     let socket = match connected {
         Ok(socket) => socket,
-        Err(errno) => return json!({"errno": name(errno), "elapsed_ms": elapsed_ms}),
+        Err(failed) => {
+            return json!({
+                "errno": failed.name(),
+                "gave_up": failed == Failed::OwnBound,
+                "elapsed_ms": elapsed_ms,
+            });
+        }
     };
     let peer = getpeername(&socket)
         .ok()
@@ -160,7 +191,31 @@ fn tcp(options: &Options, target: &str) -> Value {
     })
 }
 
-pub(crate) fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Errno> {
+/// Why there is no connection.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Failed {
+    Kernel(Errno),
+    /// The kernel was still trying when [`Options::timeout`] had passed. An ETIMEDOUT to whoever
+    /// asks, as nothing has come by then.
+    OwnBound,
+}
+
+impl Failed {
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Kernel(errno) => name(*errno),
+            Self::OwnBound => name(Errno::TIMEDOUT),
+        }
+    }
+}
+
+impl From<Errno> for Failed {
+    fn from(errno: Errno) -> Self {
+        Self::Kernel(errno)
+    }
+}
+
+pub(crate) fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Failed> {
     let family = if target.is_ipv6() {
         AddressFamily::INET6
     } else {
@@ -170,7 +225,8 @@ pub(crate) fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Err
     if options.is_nonblocking {
         flags |= SocketFlags::NONBLOCK;
     }
-    let socket = socket_with(family, SocketType::STREAM, flags, options.protocol)?;
+    let protocol = (options.kind == Kind::Multipath).then_some(ipproto::MPTCP);
+    let socket = socket_with(family, SocketType::STREAM, flags, protocol)?;
     if let Some(address) = options.bind {
         let address = if options.is_mapped {
             IpAddr::from(address.to_ipv6_mapped())
@@ -180,27 +236,50 @@ pub(crate) fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Err
         bind(&socket, &SocketAddr::from((address, 0)))?;
     }
     if let Some(device) = &options.device {
-        sys::bind_to_device(&socket, device)
-            .map_err(|error| Errno::from_io_error(&error).expect("the kernel says why"))?;
+        sys::bind_to_device(&socket, device).map_err(|error| by_the_kernel(&error))?;
     }
-    let timeout = Timespec::try_from(options.timeout).expect("short");
+    if let Some(retries) = options.retries {
+        sys::set_syn_retries(&socket, retries).map_err(|error| by_the_kernel(&error))?;
+    }
     if !options.is_nonblocking {
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(options.timeout))?;
     }
-    match connect(&socket, &target) {
-        Err(Errno::INPROGRESS) if options.is_nonblocking => {
-            let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::OUT)];
-            if poll(&mut fds, Some(&timeout))? == 0 {
-                return Err(Errno::TIMEDOUT);
-            }
-            sockopt::socket_error(&socket)??;
+    match options.kind {
+        Kind::Plain | Kind::Multipath => establish(options, &socket, target)?,
+        Kind::FastOpen => {
+            let flag = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
+            // Comes back behind the greeting.
+            sendto(&socket, b"first\n", flag, &target)?;
         }
-        // What a blocking connect says when its own bound has passed.
-        Err(Errno::INPROGRESS) => return Err(Errno::TIMEDOUT),
-        result => result?,
+        Kind::Again => {
+            establish(options, &socket, target)?;
+            connect_unspec(&socket)?;
+            establish(options, &socket, target)?;
+        }
     }
 
     Ok(socket)
+}
+
+fn by_the_kernel(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).expect("the kernel says why")
+}
+
+fn establish(options: &Options, socket: &OwnedFd, target: SocketAddr) -> Result<(), Failed> {
+    match connect(socket, &target) {
+        Err(Errno::INPROGRESS) if options.is_nonblocking => {
+            let timeout = Timespec::try_from(options.timeout).expect("short");
+            let mut fds = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::OUT)];
+            if poll(&mut fds, Some(&timeout))? == 0 {
+                return Err(Failed::OwnBound);
+            }
+            sockopt::socket_error(socket)??;
+            Ok(())
+        }
+        // What a blocking connect says when its own bound has passed.
+        Err(Errno::INPROGRESS) => Err(Failed::OwnBound),
+        result => Ok(result?),
+    }
 }
 
 /// Sends a datagram and waits for the answer.
@@ -218,13 +297,19 @@ fn udp(options: &Options, target: &str) -> Value {
     if let Some(index) = options.unicast_interface {
         sys::set_ip_option(&socket, libc::IP_UNICAST_IF, index.to_be()).expect("an interface");
     }
+    let payload = match &options.name {
+        Some(name) => names::query(name, RecordType::A),
+        None => b"ping".to_vec(),
+    };
     let sent = match (options.departure, target) {
-        (Some(departure), SocketAddr::V4(target)) => sys::send_with(&socket, departure, target),
+        (Some(departure), SocketAddr::V4(target)) => {
+            sys::send_with(&socket, departure, target, &payload)
+        }
         _ if options.is_connected => socket
             .connect(target)
-            .and_then(|()| socket.send(b"ping"))
+            .and_then(|()| socket.send(&payload))
             .map(drop),
-        _ => socket.send_to(b"ping", target).map(drop),
+        _ => socket.send_to(&payload, target).map(drop),
     };
     if let Err(error) = sent {
         return json!({"errno": errno(&error)});
@@ -232,14 +317,28 @@ fn udp(options: &Options, target: &str) -> Value {
     let mut buffer = vec![0; 65536];
     match socket.recv_from(&mut buffer) {
         Err(error) => json!({"errno": errno(&error)}),
-        Ok((len, from)) => json!({
-            "errno": null,
-            "len": len,
-            "answer": String::from_utf8_lossy(&buffer[..len]),
-            "from": canonical(from),
-            "peer": socket.peer_addr().ok().map(canonical),
-        }),
+        Ok((len, from)) => {
+            let mut seen = names::describe(&buffer[..len]);
+            seen["errno"] = Value::Null;
+            seen["len"] = len.into();
+            seen["from"] = canonical(from).into();
+            seen["peer"] = socket.peer_addr().ok().map(canonical).into();
+            seen
+        }
     }
+}
+
+/// Connects, reads to the end, and reports how it came.
+fn drain(target: &str) -> Value {
+    let mut stream = match TcpStream::connect(target) {
+        Ok(stream) => stream,
+        Err(error) => return json!({"connect": errno(&error)}),
+    };
+    stream.set_read_timeout(Some(PATIENCE)).expect("a bound");
+    let mut received = Vec::new();
+    let ended = stream.read_to_end(&mut received);
+
+    json!({"errno": ended.err().map(|error| errno(&error)), "received": received.len()})
 }
 
 /// Connects, says so, and reports how the connection ends.
@@ -255,39 +354,6 @@ fn hold(target: &str) {
     let mut rest = Vec::new();
     let ended = stream.read_to_end(&mut rest);
     say(&json!({"event": "ended", "errno": ended.err().map(|error| errno(&error))}));
-}
-
-/// Sends a datagram, and reads the answer when it is told to.
-fn late(target: &str) {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket can be bound");
-    socket.set_read_timeout(Some(PATIENCE)).expect("a bound");
-    socket
-        .send_to(b"ping", target)
-        .expect("the session takes it");
-    say(&json!({"event": "sent"}));
-    let mut line = String::new();
-    std::io::stdin()
-        .read_line(&mut line)
-        .expect("input is text");
-    let mut buffer = [0; 2048];
-    let (len, from) = socket.recv_from(&mut buffer).expect("an answer");
-    say(&json!({
-        "answer": String::from_utf8_lossy(&buffer[..len]),
-        "from": canonical(from),
-    }));
-}
-
-/// A server of the machine's own that answers datagrams and says of each whose it is.
-fn serve(own: &str) {
-    let socket = UdpSocket::bind(own).expect("a socket can be bound");
-    say(&json!({"event": "serving"}));
-    let mut buffer = [0; 2048];
-    while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-        say(&json!({"heard": String::from_utf8_lossy(&buffer[..len]), "from": from.to_string()}));
-        let answer = [b"own|", &buffer[..len]].concat();
-        // Who asked may have gone.
-        let _ = socket.send_to(&answer, from);
-    }
 }
 
 fn destination(options: &Options, target: &str) -> SocketAddr {
@@ -306,7 +372,7 @@ pub(crate) fn canonical(address: SocketAddr) -> String {
     SocketAddr::new(ip, address.port()).to_string()
 }
 
-fn errno(error: &std::io::Error) -> String {
+pub(crate) fn errno(error: &std::io::Error) -> String {
     error.raw_os_error().map_or_else(
         || error.to_string(),
         |code| name(Errno::from_raw_os_error(code)),

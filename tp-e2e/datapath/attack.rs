@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use hickory_proto::rr::RecordType;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -27,6 +28,7 @@ use rustix::{
 use serde_json::{Value, json};
 
 use crate::{
+    far_side, names,
     packets::{self, Ends},
     root_client::RootClient,
     session::say,
@@ -123,7 +125,7 @@ impl Rogue {
         };
         let to = SocketAddrV4::new(self.host, port);
 
-        json!({"sent": sys::send_with(&self.udp, departure, to).is_ok()})
+        json!({"sent": sys::send_with(&self.udp, departure, to, b"ping").is_ok()})
     }
 
     fn write(&self, packet: &[u8]) -> Value {
@@ -289,7 +291,7 @@ pub(crate) fn give(kind: &str, target: &str, path: &str) -> Value {
     } else {
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket can be bound");
         socket
-            .send_to(b"ping", target)
+            .send_to(&names::query(far_side::WEB_NAME, RecordType::A), target)
             .expect("the session takes it");
         socket.into()
     };

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    app::{Options, PATIENCE, name, open},
+    app::{Options, PATIENCE, open},
     session::say,
 };
 
@@ -58,7 +58,7 @@ pub(crate) fn visit(options: &Options, first: &str, count: u32) -> Value {
     let mut errors = BTreeMap::<String, u32>::new();
     for target in addresses(first, count) {
         match open(options, target.into()) {
-            Err(error) => *errors.entry(name(error)).or_default() += 1,
+            Err(failed) => *errors.entry(failed.name()).or_default() += 1,
             Ok(socket) => {
                 let stream = TcpStream::from(socket);
                 let mut greeting = String::new();

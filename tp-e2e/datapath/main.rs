@@ -1,5 +1,6 @@
-//! Both ends of the data path for tests, without a cluster: a session that decides about SYNs by
-//! their destination port, sessions that pass queries on or attack, and applications that report what they saw, one JSON object per line.
+//! Both ends of the data path for tests, without a cluster: the session's real relay and DNS
+//! service over a tunnel to a dialler that decides by the port, a session that attacks, and
+//! applications that report what they saw, one JSON object per line.
 
 use std::env;
 
@@ -7,8 +8,9 @@ mod app;
 mod attack;
 mod credentials;
 mod crowd;
+mod far_side;
+mod names;
 mod packets;
-mod passing;
 mod root_client;
 mod session;
 mod sys;
@@ -18,20 +20,12 @@ fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["session", rest @ ..] => {
-            take_sessions_name();
+            // As the session of `tp-daemon` does: it is not steered.
+            rustix::thread::set_name(c"tp-daemon").expect("a process may name itself");
             session::run(rest);
-        }
-        ["passing", rest @ ..] => {
-            take_sessions_name();
-            passing::run(rest);
         }
         ["rogue", rest @ ..] => attack::run(rest),
         ["app", rest @ ..] => app::run(rest),
-        _ => panic!("say session or app"),
+        _ => panic!("say session, rogue or app"),
     }
-}
-
-/// As the session of `tp-daemon` does: it is not steered.
-fn take_sessions_name() {
-    rustix::thread::set_name(c"tp-daemon").expect("a process may name itself");
 }

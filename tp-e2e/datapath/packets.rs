@@ -26,21 +26,6 @@ impl Ends {
     }
 }
 
-/// Refuses a SYN.
-pub(crate) fn reset(syn: &[u8]) -> Vec<u8> {
-    let ends = Ends::of(syn).reversed();
-    let sequence = u32::from_be_bytes(syn[24..28].try_into().expect("four bytes"));
-    let mut tcp = vec![0; 20];
-    tcp[0..2].copy_from_slice(&ends.source.1.to_be_bytes());
-    tcp[2..4].copy_from_slice(&ends.destination.1.to_be_bytes());
-    tcp[8..12].copy_from_slice(&sequence.wrapping_add(1).to_be_bytes());
-    tcp[12] = 5 << 4;
-    tcp[13] = 0x14;
-    with_checksum(&mut tcp, 16, ends, 6);
-
-    ip(ends, 6, &tcp)
-}
-
 /// A segment without data.
 pub(crate) fn segment(ends: Ends, flags: u8) -> Vec<u8> {
     let mut tcp = vec![0; 20];

@@ -1,44 +1,17 @@
-//! The maps of the bundle, mapped into memory, and datagrams with their destination.
+//! System calls without a safe wrapper.
 
 use std::{
     io, mem,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsRawFd, OwnedFd},
     ptr,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
     mm::{MapFlags, ProtFlags, mmap},
     time::{ClockId, clock_gettime},
 };
-
-/// Aliases to real addresses; mapped until the process ends.
-pub(crate) struct AliasTable(&'static [AtomicU32]);
-
-impl AliasTable {
-    pub(crate) fn map(fd: &OwnedFd, count: usize) -> Self {
-        let bytes = count * size_of::<u32>();
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let start = unsafe {
-            mmap(
-                ptr::null_mut(),
-                bytes,
-                ProtFlags::READ,
-                MapFlags::SHARED,
-                fd,
-                0,
-            )
-        };
-        let start = start.expect("the alias table can be mapped");
-        // SAFETY: `count` aligned words that stay mapped.
-        Self(unsafe { std::slice::from_raw_parts(start.cast(), count) })
-    }
-
-    pub(crate) fn real(&self, index: usize) -> [u8; 4] {
-        self.0[index].load(Ordering::Acquire).to_ne_bytes()
-    }
-}
 
 /// The sign of life; mapped until the process ends.
 pub(crate) struct Heartbeat(&'static AtomicU64);
@@ -133,6 +106,7 @@ pub(crate) fn send_with(
     socket: &impl AsRawFd,
     departure: Departure,
     to: SocketAddrV4,
+    payload: &[u8],
 ) -> io::Result<()> {
     let source = departure.source.unwrap_or(Ipv4Addr::UNSPECIFIED);
     let info = libc::in_pktinfo {
@@ -142,17 +116,9 @@ pub(crate) fn send_with(
         },
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
-    let mut to = libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: to.port().to_be(),
-        sin_addr: libc::in_addr {
-            s_addr: u32::from_ne_bytes(to.ip().octets()),
-        },
-        sin_zero: [0; 8],
-    };
-    let mut payload = *b"ping";
+    let mut to = socket_address(libc::AF_INET, to);
     let mut slice = libc::iovec {
-        iov_base: payload.as_mut_ptr().cast(),
+        iov_base: payload.as_ptr().cast_mut().cast(),
         iov_len: payload.len(),
     };
     let mut control = [0_u64; 8];
@@ -182,14 +148,60 @@ pub(crate) fn send_with(
     Ok(())
 }
 
+/// Sends to an IPv4 address that says to be of no family.
+pub(crate) fn send_to_unspec(
+    socket: &impl AsRawFd,
+    to: SocketAddrV4,
+    payload: &[u8],
+) -> io::Result<()> {
+    let to = socket_address(libc::AF_UNSPEC, to);
+    let len = u32::try_from(size_of_val(&to)).expect("small");
+    // SAFETY: both pointers lead to live memory of the size beside them.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            payload.as_ptr().cast(),
+            payload.len(),
+            0,
+            (&raw const to).cast(),
+            len,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+
+    Ok(())
+}
+
+fn socket_address(family: i32, address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: u16::try_from(family).expect("small"),
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(address.ip().octets()),
+        },
+        sin_zero: [0; 8],
+    }
+}
+
+/// Sets how often the kernel repeats a SYN.
+pub(crate) fn set_syn_retries(socket: &impl AsRawFd, count: u32) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_SYNCNT, count)
+}
+
 /// Sets an option of IP that is a number.
 pub(crate) fn set_ip_option(socket: &impl AsRawFd, option: i32, value: u32) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, option, value)
+}
+
+fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: u32) -> io::Result<()> {
     let len = u32::try_from(size_of::<u32>()).expect("small");
     // SAFETY: the value lives through the call and has the size that is passed.
     let status = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
+            level,
             option,
             (&raw const value).cast(),
             len,

@@ -16,7 +16,7 @@ use crate::process;
 
 /// The first ones are never given out.
 const FIRST_ALIAS: u32 = 256;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A program that says one JSON object per line; killed when dropped.
 pub struct Process {
@@ -94,7 +94,13 @@ impl Process {
     #[track_caller]
     pub fn tell(&mut self, line: &str) -> Value {
         self.say(line);
-        self.object()
+        loop {
+            let answer = self.object();
+            // What a session says unasked.
+            if answer["event"] != "lost" {
+                return answer;
+            }
+        }
     }
 
     /// Says a line to which there is no answer.

@@ -3,7 +3,7 @@
 
 use tp_e2e::datapath::{MEMBER, OUTSIDER};
 
-use crate::{aliases::with_few_aliases, machine};
+use crate::{WEB, WEB_ADDRESS, aliases::with_few_aliases, machine};
 
 const TARGET: &str = "10.96.1.2:80";
 /// Of the machine under test.
@@ -14,6 +14,7 @@ fn a_socket_bound_to_an_own_address_is_steered() {
     let machine = machine();
     let mut session = machine.session();
     let bind = format!("bind={OWN}");
+    let name = format!("name={WEB}");
 
     for flags in [&[&*bind][..], &[&*bind, "mapped"], &[&*bind, "nonblocking"]] {
         let seen = machine.app(MEMBER, &[&["connect", TARGET], flags].concat());
@@ -22,11 +23,12 @@ fn a_socket_bound_to_an_own_address_is_steered() {
     }
     let refused = machine.app(MEMBER, &["connect", "10.96.1.2:7001", &bind]);
     let unreachable = machine.app(MEMBER, &["connect", "10.96.1.2:7003", &bind]);
-    let answered = machine.app(MEMBER, &["udp", "172.31.0.53:53", &bind]);
+    let answered = machine.app(MEMBER, &["udp", "172.31.0.53:53", &name, &bind]);
 
     assert_eq!(refused["errno"], "ECONNREFUSED");
     assert_eq!(unreachable["errno"], "EHOSTUNREACH");
     assert_eq!(answered["from"], "172.31.0.53:53");
+    assert_eq!(answered["addresses"][0], WEB_ADDRESS);
     assert_eq!(session.counter("steered"), 6);
 }
 
@@ -49,9 +51,10 @@ fn a_query_with_a_source_of_its_own_is_answered() {
     let machine = machine();
     let mut session = machine.session();
 
-    let seen = machine.app(MEMBER, &["udp", "127.0.0.53:53", &format!("source={OWN}")]);
+    let (name, source) = (format!("name={WEB}"), format!("source={OWN}"));
+    let seen = machine.app(MEMBER, &["udp", "127.0.0.53:53", &name, &source]);
 
-    assert_eq!(seen["answer"], "127.0.0.53:53|ping", "{seen}");
+    assert_eq!(seen["addresses"][0], WEB_ADDRESS, "{seen}");
     assert_eq!(seen["from"], "127.0.0.53:53");
     assert_eq!(session.counter("steered"), 1);
 }
@@ -80,7 +83,7 @@ fn a_query_that_must_leave_by_an_interface_is_answered_as_without_a_session() {
         let mut words = vec!["udp", "127.0.0.53:53"];
         words.extend(flags.iter().map(String::as_str));
         let seen = machine.app(MEMBER, &words);
-        assert_eq!(seen["answer"], "own|ping", "{flags:?}: {seen}");
+        assert_eq!(seen["answer"], "ping|own", "{flags:?}: {seen}");
         assert_eq!(seen["from"], "127.0.0.53:53");
     }
     assert_eq!(session.counter("bound_device"), 3);
@@ -101,7 +104,7 @@ fn a_new_name_server_passes_while_the_alias_table_is_full() {
 
     let seen = machine.app(MEMBER, &["udp", "127.0.0.54:53"]);
 
-    assert_eq!(seen["answer"], "own|ping", "{seen}");
+    assert_eq!(seen["answer"], "ping|own", "{seen}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tp_e2e::datapath::{MEMBER, Machine, Process};
+use tp_e2e::datapath::{MEMBER, Machine, Process, STEER};
 
 use crate::{HELPER, machine};
 
@@ -14,8 +14,8 @@ const SERVERS: &str = r#"["172.31.0.1:53"]"#;
 fn a_query_of_a_user_with_two_sessions_reaches_the_server_once() {
     let machine = machine();
     let socket = machine.socket();
-    let _first = passing(&machine, &socket);
-    let _second = passing(&machine, &socket);
+    let _first = start(&machine, &socket);
+    let _second = start(&machine, &socket);
 
     assert_query_arrives_once(&machine);
 }
@@ -28,8 +28,8 @@ fn a_query_of_a_user_with_sessions_of_two_root_daemons_reaches_the_server_once()
     let mut command = machine.daemon_command_at(&other, &["--group", &group]);
     let mut daemon = Process::start(&mut command);
     daemon.wait_for_line("Root daemon is ready");
-    let _first = passing(&machine, &machine.socket());
-    let _second = passing(&machine, &other);
+    let _first = start(&machine, &machine.socket());
+    let _second = start(&machine, &other);
 
     assert_query_arrives_once(&machine);
 }
@@ -38,8 +38,12 @@ fn a_query_of_a_user_with_sessions_of_two_root_daemons_reaches_the_server_once()
 fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespace() {
     let machine = Machine::without_daemon(Path::new(HELPER));
     let socket = machine.socket();
-    let words = machine.helper_words(MEMBER, &["passing", &socket, SERVERS]);
-    let session = words.join(" ").replace(SERVERS, "\"$2\"");
+    let words = machine.helper_words(MEMBER, &session(&socket));
+    let session = words
+        .iter()
+        .map(|word| format!("'{word}'"))
+        .collect::<Vec<_>>();
+    let session = session.join(" ");
     // The shell stays the first process of the namespace, so that all others end with it: whoever
     // changes its user is not told of its parent's end any more.
     let script = format!(
@@ -48,7 +52,7 @@ fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespa
     );
     let daemon = machine.dir().join("tp-daemon").display().to_string();
     let isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    let shell = ["sh", "-c", &script, &daemon, &socket, SERVERS];
+    let shell = ["sh", "-c", &script, &daemon, &socket];
     let mut session = Process::start(&mut machine.command(&[&isolated[..], &shell].concat()));
     assert_eq!(session.object()["event"], "ready");
 
@@ -56,13 +60,20 @@ fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespa
 }
 
 #[track_caller]
-fn passing(machine: &Machine, socket: &str) -> Process {
-    let words = machine.helper_words(MEMBER, &["passing", socket, SERVERS]);
+fn start(machine: &Machine, socket: &str) -> Process {
+    let words = machine.helper_words(MEMBER, &session(socket));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut session = Process::start(&mut machine.command(&words));
     assert_eq!(session.object()["event"], "ready");
 
     session
+}
+
+/// A session whose name server is the neighbour.
+fn session(socket: &str) -> [&str; 6] {
+    let own = "/proc/self/ns/net";
+
+    ["session", socket, own, r#""user""#, STEER, SERVERS]
 }
 
 #[track_caller]
@@ -71,12 +82,12 @@ fn assert_query_arrives_once(machine: &Machine) {
     assert_eq!(server.object()["event"], "serving");
 
     let seen = machine.app(MEMBER, &["udp", SERVER]);
-    assert_eq!(seen["answer"], "own|ping", "{seen}");
+    assert_eq!(seen["answer"], "ping|own", "{seen}");
     assert_eq!(seen["from"], SERVER);
 
     // Whatever else is still on its way would come before this.
     let marker = machine.app(0, &["udp", SERVER]);
-    assert_eq!(marker["answer"], "own|ping", "{marker}");
+    assert_eq!(marker["answer"], "ping|own", "{marker}");
     let heard = [server.object(), server.object()];
     for heard in heard {
         assert_eq!(heard["heard"], "ping");

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tp_e2e::datapath::MEMBER;
 
-use crate::machine;
+use crate::{WEB, WEB_ADDRESS, machine};
 
 #[test]
 fn connect_is_steered_and_the_application_sees_the_real_address() {
@@ -25,11 +25,12 @@ fn a_mapped_address_is_steered_and_reversed() {
     let _session = machine.session();
 
     let tcp = machine.app(MEMBER, &["connect", "10.96.1.2:80", "mapped"]);
-    let udp = machine.app(MEMBER, &["udp", "127.0.0.53:53", "mapped"]);
+    let dns = machine.app(MEMBER, &["dns", "127.0.0.53:53", WEB, "way=mapped"]);
 
     assert_eq!(tcp["greeting"], "10.96.1.2:80");
     assert_eq!(tcp["peer"], "[::ffff:10.96.1.2]:80");
-    assert_eq!(udp["from"], "127.0.0.53:53");
+    assert_eq!(dns["from"], "127.0.0.53:53");
+    assert_eq!(dns["addresses"][0], WEB_ADDRESS);
 }
 
 #[test]
@@ -43,6 +44,8 @@ fn the_verdict_of_the_far_side_is_the_error_of_connect() {
         ("7003", "EHOSTUNREACH"),
         ("7006", "EHOSTUNREACH"),
         ("7009", "ENETUNREACH"),
+        ("7010", "EHOSTUNREACH"),
+        ("7011", "EHOSTUNREACH"),
     ] {
         let target = format!("10.96.1.2:{port}");
         let blocking = machine.app(MEMBER, &["connect", &target]);
@@ -63,10 +66,80 @@ fn a_silent_far_side_times_out() {
     let machine = machine();
     let _session = machine.session();
 
-    for flags in [&["timeout=600"][..], &["timeout=600", "nonblocking"]] {
-        let seen = machine.app(MEMBER, &[&["connect", "10.96.1.2:7004"], flags].concat());
+    // One that never decides, and one that gave up itself.
+    for port in ["7004", "7012"] {
+        for flags in [&["retries=1"][..], &["retries=1", "nonblocking"]] {
+            let target = format!("10.96.1.2:{port}");
+            let seen = machine.app(MEMBER, &[&["connect", &target], flags].concat());
 
-        assert_eq!(seen["errno"], "ETIMEDOUT");
+            assert_eq!(seen["errno"], "ETIMEDOUT", "port {port}: {seen}");
+            assert_eq!(seen["gave_up"], false, "it is the kernel's: {seen}");
+            // The SYN, one more after 1 s, and 2 s for that one.
+            let elapsed = seen["elapsed_ms"].as_u64().unwrap();
+            assert!((2500..4500).contains(&elapsed), "port {port}: {elapsed} ms");
+        }
+    }
+}
+
+#[test]
+fn a_dial_that_outlasts_repeated_syns_is_made_once() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    let connected = machine.app(MEMBER, &["connect", "10.96.1.2:7007"]);
+    let refused = machine.app(MEMBER, &["connect", "10.96.1.2:7008", "nonblocking"]);
+
+    assert_eq!(connected["greeting"], "10.96.1.2:7007");
+    assert_eq!(refused["errno"], "ECONNREFUSED");
+    for (seen, target) in [(connected, "10.96.1.2:7007"), (refused, "10.96.1.2:7008")] {
+        // The kernel repeats its SYN after 1 s and 3 s.
+        let elapsed = seen["elapsed_ms"].as_u64().unwrap();
+        assert!((3400..5000).contains(&elapsed), "{target}: {elapsed} ms");
+        let dials = session.tell(&format!("dials {target}"));
+        assert_eq!(dials["dials"], 1, "{target}");
+    }
+}
+
+#[test]
+fn a_transfer_that_the_far_side_cuts_ends_in_a_reset() {
+    let machine = machine();
+    let _session = machine.session();
+
+    let seen = machine.app(MEMBER, &["drain", "10.96.1.2:7013"]);
+
+    assert_eq!(seen["errno"], "ECONNRESET", "{seen}");
+    assert!(seen["received"].as_u64().unwrap() <= 1 << 20);
+}
+
+#[test]
+fn without_a_tunnel_the_cluster_is_unreachable_at_once() {
+    let machine = machine();
+    let mut session = machine.session();
+    session.tell("disconnect");
+
+    let tcp = machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
+    let name = machine.app(MEMBER, &["dns", "127.0.0.53:53", WEB]);
+
+    assert_eq!(tcp["errno"], "EHOSTUNREACH");
+    assert!(tcp["elapsed_ms"].as_u64().unwrap() < 1000, "{tcp}");
+    assert_eq!(name["code"], "Server Failure");
+}
+
+#[test]
+fn every_way_to_make_a_tcp_connection_is_steered() {
+    let machine = machine();
+    let mut session = machine.session();
+
+    for (number, way) in ["mptcp", "fastopen", "again", "mapped"].iter().enumerate() {
+        let target = format!("10.96.2.{number}:80");
+        let seen = machine.app(MEMBER, &["connect", &target, way]);
+
+        assert_eq!(seen["greeting"], target, "{way}: {seen}");
+        let peer = seen["peer"].as_str().unwrap().replace(['[', ']'], "");
+        assert_eq!(peer.trim_start_matches("::ffff:"), target, "{way}");
+        let dials = if *way == "again" { 2 } else { 1 };
+        let made = session.tell(&format!("dials {target}"));
+        assert_eq!(made["dials"], dials, "{way}");
     }
 }
 
@@ -107,12 +180,13 @@ fn networks_and_name_servers_can_be_replaced() {
     let no_more = machine.app(MEMBER, &["connect", "10.96.0.1:80"]);
     let servers = json!({"request": "name_servers", "servers": ["10.200.0.1:53", "[fd00::1]:53"]});
     assert_eq!(session.ask(&servers)["reply"], "done");
-    let new_server = machine.app(MEMBER, &["udp", "10.200.0.1:53"]);
+    let new_server = machine.app(MEMBER, &["dns", "10.200.0.1:53", WEB]);
 
     assert_eq!(excluded_on_a_tie["errno"], "EHOSTUNREACH");
     assert_eq!(included["greeting"], "10.97.0.1:80");
     assert_eq!(no_more["errno"], "EHOSTUNREACH");
     assert_eq!(new_server["from"], "10.200.0.1:53");
+    assert_eq!(new_server["addresses"][0], WEB_ADDRESS);
 }
 
 #[test]

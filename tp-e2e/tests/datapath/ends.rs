@@ -1,12 +1,12 @@
 //! However a session or the root daemon ends, the machine is as before.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::json;
-use tp_e2e::datapath::MEMBER;
+use tp_e2e::{datapath::MEMBER, private::PrivateNamespace, process::eventually};
 
-use crate::machine;
+use crate::{WEB, WEB_ADDRESS, machine};
 
 #[test]
 fn closing_restores_the_machine_and_ends_held_connections() {
@@ -19,7 +19,8 @@ fn closing_restores_the_machine_and_ends_held_connections() {
 
     assert_eq!(session.ask(&json!({"request": "close"}))["reply"], "done");
 
-    assert_eq!(app.object()["errno"], "ECONNABORTED");
+    // The session resets what it carries before the root daemon aborts what is left.
+    assert_eq!(app.object()["errno"], "ECONNRESET");
     drop(session);
     machine.assert_as(&before);
 }
@@ -69,6 +70,38 @@ fn nothing_is_left_when_both_are_killed() {
 
     machine.assert_as(&before);
     assert!(app.object()["errno"].is_string());
+}
+
+#[test]
+fn a_part_of_a_session_that_dies_is_told_and_takes_no_name_down() {
+    let machine = machine();
+    let mut server = machine.start_app(0, &["serve", "127.0.0.53:53"]);
+    server.object();
+    let deaths: [(&str, fn(&PrivateNamespace)); 2] = [
+        ("the relay of the session", PrivateNamespace::delete_tun),
+        (
+            "the DNS service of the session",
+            PrivateNamespace::abort_udp,
+        ),
+    ];
+    for (part, die) in deaths {
+        let mut session = machine.session();
+        let ask = || machine.app(MEMBER, &["dns", "127.0.0.53:53", WEB, "timeout=200"]);
+        assert_eq!(ask()["addresses"][0], WEB_ADDRESS);
+
+        die(&PrivateNamespace::of(session.pid()));
+
+        let lost = session.object();
+        let reason = lost["reason"].as_str().unwrap();
+        assert!(reason.starts_with(part), "{lost}");
+        // This session goes on without it; the hooks must not.
+        eventually("the machine's own server", Duration::from_secs(4), || {
+            let seen = ask();
+            (seen["addresses"][0] == "192.0.2.53")
+                .then_some(())
+                .ok_or_else(|| seen.to_string())
+        });
+    }
 }
 
 #[test]

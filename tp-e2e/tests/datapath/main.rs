@@ -1,5 +1,6 @@
 //! The data path of the workstation in network namespaces, without a cluster: real root daemon,
-//! real kernel, a session that decides by port. Needs root.
+//! real kernel, the relay and DNS service of the session over a tunnel whose far side decides by
+//! the port. Needs root.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -19,6 +20,10 @@ mod names;
 mod privacy;
 mod ranges;
 mod requests;
+
+/// A service of the far side's table.
+const WEB: &str = "web.shop.svc.cluster.local.";
+const WEB_ADDRESS: &str = "10.96.1.2";
 
 const HELPER: &str = env!("CARGO_BIN_EXE_datapath");
 

@@ -23,7 +23,10 @@ const EDGES: [(&str, &[&str]); 13] = [
         "tp-daemon",
         &["tp-proto", "tp-session", "tp-transport", "tp-ebpf-loader"],
     ),
-    ("tp-e2e", &[]),
+    (
+        "tp-e2e",
+        &["tp-core", "tp-proto", "tp-session", "tp-transport"],
+    ),
     ("tp-ebpf-common", &[]),
     ("tp-ebpf-loader", &["tp-ebpf-common"]),
     ("tp-kube", &["tp-proto"]),
@@ -64,7 +67,7 @@ const HOMES: [(&str, &[&str]); 10] = [
             "xtask",
         ],
     ),
-    ("hickory-proto", &["tp-core", "tp-manager"]),
+    ("hickory-proto", &["tp-core", "tp-e2e", "tp-manager"]),
     (
         "kube",
         &["tp-cli", "tp-kube", "tp-manager", "tp-proto", "tp-session"],
@@ -78,6 +81,7 @@ const HOMES: [(&str, &[&str]); 10] = [
             "tp-agent",
             "tp-cli",
             "tp-daemon",
+            "tp-e2e",
             "tp-manager",
             "tp-session",
             "tp-transport",
@@ -152,7 +156,7 @@ pub(super) fn check(metadata: &Metadata) -> Vec<Problem> {
             let on = dependency.name.as_str();
             let is_ours = EDGES.iter().any(|(from, _)| *from == on);
             let is_dev = dependency.kind.as_deref() == Some("dev");
-            if is_ours && on != name && !allowed.contains(&on) && !(is_dev && name == "tp-e2e") {
+            if is_ours && on != name && !allowed.contains(&on) {
                 problems.push(format!("{name} must not depend on {on}"));
             }
             if name == PURE.0 && !is_dev && !PURE.1.contains(&on) {
