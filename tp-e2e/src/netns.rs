@@ -2,7 +2,19 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, process::Command, time::Duration};
 
+use serde_json::Value;
+
 use crate::{cluster::testbed, process::eventually};
+
+/// Maps of a session, by the names that the kernel shows.
+const OUR_MAPS: [&str; 6] = [
+    "ALIASES",
+    "ALIAS_TABLE",
+    "COUNTERS",
+    "HEARTBEAT",
+    "NAME_SERVERS",
+    "STEER4",
+];
 
 /// How fast a machine must be as before, whatever has died.
 pub const AS_BEFORE: Duration = Duration::from_secs(1);
@@ -16,8 +28,12 @@ pub struct Snapshot {
     rules: String,
     nftables: String,
     resolv_conf: String,
+    /// Numbers of other namespaces that this one has links to.
+    namespaces: String,
     /// Links of eBPF programs on this machine, by id.
     bpf_links: BTreeSet<u64>,
+    /// Programs and maps of ours, by id, whoever holds them.
+    bpf_objects: BTreeSet<(&'static str, u64)>,
 }
 
 impl Snapshot {
@@ -30,7 +46,13 @@ impl Snapshot {
             nftables: inside(&["nft", "list", "ruleset"]),
             resolv_conf: std::fs::read_to_string(testbed().resolv_conf())
                 .expect("the testbed has a resolv.conf"),
-            bpf_links: bpf_links(),
+            namespaces: inside(&["ip", "netns", "list-id"]),
+            bpf_links: ids("link", |_| true),
+            bpf_objects: ours("prog")
+                .into_iter()
+                .map(|id| ("program", id))
+                .chain(ours("map").into_iter().map(|id| ("map", id)))
+                .collect(),
         }
     }
 
@@ -45,6 +67,7 @@ impl Snapshot {
             ("rules", &self.rules, &before.rules),
             ("nftables", &self.nftables, &before.nftables),
             ("resolv.conf", &self.resolv_conf, &before.resolv_conf),
+            ("namespaces", &self.namespaces, &before.namespaces),
         ] {
             let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
             let (now, then) = (lines(now), lines(then));
@@ -57,6 +80,9 @@ impl Snapshot {
         }
         for id in self.bpf_links.difference(&before.bpf_links) {
             let _ = writeln!(text, "eBPF link {id} is new");
+        }
+        for (what, id) in self.bpf_objects.difference(&before.bpf_objects) {
+            let _ = writeln!(text, "eBPF {what} {id} is new");
         }
         text
     }
@@ -123,17 +149,25 @@ fn without_counters(links: &str) -> String {
         .fold(String::new(), |text, line| text + line + "\n")
 }
 
-fn bpf_links() -> BTreeSet<u64> {
+/// Ids of eBPF objects of a kind ("prog", "map") that have one of our names.
+fn ours(kind: &str) -> BTreeSet<u64> {
+    ids(kind, |object| {
+        let name = object["name"].as_str().unwrap_or_default();
+        name.starts_with("tp_") || OUR_MAPS.contains(&name)
+    })
+}
+
+fn ids(kind: &str, is_wanted: impl Fn(&Value) -> bool) -> BTreeSet<u64> {
     let output = Command::new("bpftool")
-        .args(["-j", "link", "list"])
+        .args(["-j", kind, "list"])
         .output()
         .expect("bpftool starts");
     assert!(output.status.success(), "bpftool: {output:?}");
-    let list: serde_json::Value =
-        serde_json::from_slice(&output.stdout).expect("bpftool prints JSON");
+    let list: Value = serde_json::from_slice(&output.stdout).expect("bpftool prints JSON");
     list.as_array()
         .expect("bpftool prints a list")
         .iter()
-        .filter_map(|link| link["id"].as_u64())
+        .filter(|object| is_wanted(object))
+        .filter_map(|object| object["id"].as_u64())
         .collect()
 }

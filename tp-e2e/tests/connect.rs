@@ -9,6 +9,9 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
+/// `O_CLOEXEC`, as /proc shows it.
+const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+
 const MEBI: u64 = 1 << 20;
 
 #[test]
@@ -338,11 +341,43 @@ fn never_proxy_leaves_an_address_alone_and_also_proxy_adds_one() {
 
     let left = workstation.echo(&["connect", "-timeout", "2s", &format!("{web}:80")]);
     assert_ne!(left["error"], "", "{left}");
+    let dials = &workstation.status()["datapath"]["dials"];
+    assert_eq!(dials.as_array().map(Vec::len), Some(0), "{dials}");
+    // Nobody is there, in the cluster no more than here: what counts is who was asked.
+    workstation.echo(&["connect", "-timeout", "2s", "192.0.2.77:80"]);
+    let asked = workstation.status();
+    let failed = text(&asked["datapath"]["last_failed_dial"]);
+    assert!(failed.starts_with("192.0.2.77:80"), "{asked}");
     let steered = workstation.echo(&["connect", &lone]);
     assert_eq!(steered["error"], "", "{steered}");
     let status = workstation.status();
     assert_eq!(status["also_proxy"][0], "192.0.2.0/24", "{status}");
     assert!(status["never_proxy"].to_string().contains(&web), "{status}");
+}
+
+#[test]
+fn programs_that_a_daemon_starts_inherit_none_of_its_descriptors() {
+    let workstation = Workstation::shared();
+
+    for pid in [workstation.session_pid(), workstation.root_pid()] {
+        let mut seen = 0;
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap() {
+            let entry = entry.unwrap();
+            let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
+            // One that was closed meanwhile is no longer open to anybody.
+            let Ok(info) = fs::read_to_string(entry.path()) else {
+                continue;
+            };
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+            seen += 1;
+            assert!(
+                number <= 2 || flags & CLOSE_ON_EXEC != 0,
+                "process {pid}, descriptor {number}: {info}"
+            );
+        }
+        assert!(seen > 3, "process {pid} has {seen} descriptors");
+    }
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::{
 
 use rustix::process::Signal;
 use tp_e2e::{
-    cluster::testbed,
+    cluster::{testbed, text},
     netns::{self, Snapshot},
+    private::PrivateNamespace,
     process::{Running, run, signal},
     transfers::Transfers,
     user::Account,
@@ -156,6 +157,32 @@ fn the_machine_is_as_before_when_a_session_of_root_is_killed() {
 
     before.assert_restored();
     transfers.assert_broken(HEARD);
+}
+
+#[test]
+fn a_session_whose_relay_or_dns_service_dies_says_so_and_ends_its_connection() {
+    let _alone = alone();
+    let deaths: [(&str, fn(&PrivateNamespace)); 2] = [
+        ("the relay", PrivateNamespace::delete_tun),
+        ("the DNS service", PrivateNamespace::abort_udp),
+    ];
+    for (part, die) in deaths {
+        let (before, workstation) = connected(Account::Member, "dev");
+        let pid = workstation.session_pid();
+        let transfers = Transfers::start(&workstation);
+
+        die(&PrivateNamespace::of(pid));
+
+        before.assert_restored();
+        transfers.assert_broken(HEARD);
+        let status = workstation.tp(&["status", "--output", "json"]);
+        let reason = format!("{part} of the session has ended");
+        assert_eq!(status.json()["state"], "disconnected", "{status}");
+        assert!(text(&status.json()["reason"]).contains(&reason), "{status}");
+        let log = workstation.session_log();
+        assert!(log.contains(&reason), "{log}");
+        connects_and_reaches_the_cluster(&workstation);
+    }
 }
 
 #[test]
