@@ -26,8 +26,8 @@ use super::{
     netns::NetNamespace,
 };
 
-/// How long an alias rests. Longer than any hook runs, and than any application reads a name from
-/// a message about a connection that it has closed.
+/// How long an alias rests. Longer than any hook runs, than the kernel keeps a closed connection in
+/// TIME_WAIT, and than any application reads a name from a message about one that it has closed.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(120);
 /// Between two looks at the aliases.
 const PAUSE: Duration = Duration::from_secs(5);

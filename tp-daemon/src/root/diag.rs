@@ -34,10 +34,8 @@ const ID_IN_ANSWER: usize = 4;
 const SOURCE_IN_ID: usize = 4;
 const DESTINATION_IN_ID: usize = 20;
 
-/// All but LISTEN (10).
-const CONNECTED: u32 = 0x1fff & !(1 << 10);
-/// TIME_WAIT (6) is nobody's any more.
-const OWNED: u32 = CONNECTED & !(1 << 6);
+/// All but LISTEN (10), and TIME_WAIT (6), which is nobody's any more.
+const OWNED: u32 = 0x1fff & !(1 << 10) & !(1 << 6);
 
 /// Length of a condition of a filter with the jump behind it.
 const CONDITION_LEN: usize = 20;
@@ -119,7 +117,7 @@ pub(super) fn addresses_in_use(addresses: &[Ipv4Addr], end: End) -> io::Result<B
                 SOCK_DIAG_BY_FAMILY,
                 family,
                 IPPROTO_TCP,
-                CONNECTED,
+                OWNED,
                 &[0; ID_LEN],
             );
             dump(with_filter(request, &filter), |body| {
