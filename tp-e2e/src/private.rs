@@ -50,6 +50,12 @@ impl PrivateNamespace {
         self.run(&["ip", "link", "delete", "tun0"]);
     }
 
+    /// Aborts the socket that connections arrive at.
+    #[track_caller]
+    pub fn abort_listener(&self) {
+        self.run(&["ss", "--kill", "--listening", "--tcp", "--no-header"]);
+    }
+
     /// Aborts the socket that queries arrive at.
     #[track_caller]
     pub fn abort_udp(&self) {

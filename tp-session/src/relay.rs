@@ -29,7 +29,7 @@ use tp_transport::{Dialed, Flow, splice_observed};
 use super::{
     dns::{self, Dns},
     shared::{FlowCount, Shared},
-    sys::{self, AliasTable, BEAT, Heartbeat, Part},
+    sys::{self, AliasTable, BEAT, Heartbeat, INPUT_OR_ERROR, Part},
 };
 
 /// As many as the listener's backlog.
@@ -58,12 +58,9 @@ impl Tun {
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let mut guard = self.0.readable().await?;
-            if let Ok(result) = guard.try_io(|file| file.get_ref().read(buffer)) {
-                return result;
-            }
-        }
+        self.0
+            .async_io(INPUT_OR_ERROR, |mut file| file.read(buffer))
+            .await
     }
 
     fn try_read(&self, buffer: &mut [u8]) -> Option<usize> {
@@ -196,6 +193,10 @@ impl Relay {
                 length = self.tun.read(buffer) => Input::Packet(length?),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => Input::Accepted(stream, peer),
+                    // It listens no longer, and never will again.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                        return Err(error);
+                    }
                     Err(error) => {
                         // Without room for a descriptor the connection waits in the backlog.
                         tracing::info!(%error, "Connection not accepted");

@@ -11,8 +11,15 @@ use std::{
 };
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use tokio::{io::unix::AsyncFd, net::TcpStream};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::TcpStream,
+};
 use tp_core::keep_alive::Segments;
+
+/// What to wait for before reading: a device that is deleted, or a socket that is aborted, has
+/// nothing to read, only an error.
+pub(super) const INPUT_OR_ERROR: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Registers a descriptor with the runtime.
 pub(super) fn watched<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {

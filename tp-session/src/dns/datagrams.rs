@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     relay::{Aliases, Tun},
-    sys::{self, BEAT, Heartbeat, Part},
+    sys::{self, BEAT, Heartbeat, INPUT_OR_ERROR, Part},
 };
 
 /// Queries passed on that no server has answered yet. One more makes the oldest forgotten: a
@@ -190,12 +190,9 @@ async fn receive(
     socket: &AsyncFd<UdpSocket>,
     buffer: &mut [u8],
 ) -> io::Result<Option<(usize, SocketAddrV4, SocketAddrV4)>> {
-    loop {
-        let mut guard = socket.readable().await?;
-        if let Ok(result) = guard.try_io(|socket| receive_now(socket.get_ref(), buffer)) {
-            return result;
-        }
-    }
+    socket
+        .async_io(INPUT_OR_ERROR, |socket| receive_now(socket, buffer))
+        .await
 }
 
 fn receive_now(
