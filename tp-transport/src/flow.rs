@@ -266,7 +266,11 @@ pub(crate) async fn open_dial(
         return Ok((flow, verdict(Outcome::Exhausted, TOO_MANY)));
     };
     flow.recv.use_credit(Some(credit));
-    let verdict = ask(&mut flow, dial, start).await?;
+    let verdict = match ask(&mut flow, dial, start).await {
+        // A reset discards what came before it. Only who was connected can have been reset.
+        Err(FlowError::Reset(ResetCode::Reset)) => verdict(Outcome::Connected, ""),
+        answer => answer?,
+    };
     match verdict.credit {
         // A version that does not know of credit, or a refusal.
         0 => flow.recv.use_credit(None),

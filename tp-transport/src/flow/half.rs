@@ -134,6 +134,8 @@ impl Drop for SendHalf {
 pub struct RecvHalf {
     pub(super) stream: RecvStream,
     pub(super) ended: bool,
+    /// What the stream failed with. QUIC says so once, and calls it the end from then on.
+    failure: Option<FlowError>,
     /// None where the other end does not keep to any.
     credit: Option<ReceiveCredit>,
 }
@@ -143,6 +145,7 @@ impl RecvHalf {
         Self {
             stream,
             ended: false,
+            failure: None,
             credit: None,
         }
     }
@@ -157,7 +160,7 @@ impl RecvHalf {
         self.settle()?;
         let read = self.stream.read_chunk(max, true).await;
         self.ended |= !matches!(read, Ok(Some(_)));
-        let bytes = read?.map(|chunk| chunk.bytes);
+        let bytes = self.kept(read)?.map(|chunk| chunk.bytes);
         self.hand_over(bytes.as_slice());
 
         Ok(bytes)
@@ -169,13 +172,23 @@ impl RecvHalf {
         self.settle()?;
         let read = self.stream.read_chunks(chunks).await;
         self.ended |= !matches!(read, Ok(Some(_)));
-        let count = read?;
+        let count = self.kept(read)?;
         self.hand_over(&chunks[..count.unwrap_or(0)]);
 
         Ok(count)
     }
 
+    fn kept<T>(&mut self, read: Result<T, impl Into<FlowError>>) -> Result<T, FlowError> {
+        let read = read.map_err(Into::into);
+        self.failure = read.as_ref().err().cloned();
+
+        read
+    }
+
     fn settle(&mut self) -> Result<(), FlowError> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
         self.credit.as_mut().map_or(Ok(()), ReceiveCredit::settle)
     }
 
@@ -193,14 +206,15 @@ impl RecvHalf {
     }
 
     pub(super) async fn read_message<M: Message + Default>(&mut self) -> Result<M, FlowError> {
-        let frame = read_frame(&mut self.stream)
+        let read = read_frame(&mut self.stream)
             .await
             .map_err(|error| match error {
                 ReadExactError::FinishedEarly(_) => {
                     FlowError::Malformed("the stream ends within a message")
                 }
                 ReadExactError::ReadError(error) => error.into(),
-            })?;
+            });
+        let frame = self.kept(read)?;
         let frame = frame.ok_or(FlowError::Malformed("a message is too long"))?;
 
         M::decode(frame.as_slice()).map_err(|_| FlowError::Malformed("a message cannot be decoded"))

@@ -7,7 +7,7 @@ use tp_proto::tunnel::{
     manager_client::ManagerClient,
     manager_server::{Manager, ManagerServer},
 };
-use tp_transport::{Accepted, Dialed, FlowError, PathChoice, Peer, ResetCode, Tunnel};
+use tp_transport::{Accepted, Dialed, FlowError, OpenError, PathChoice, Peer, ResetCode, Tunnel};
 
 use crate::support::{Lab, echo, flow_pair, pattern, target, within};
 
@@ -107,6 +107,41 @@ async fn a_flow_that_is_dropped_never_looks_complete() {
     })
     .await;
     assert_eq!(error, FlowError::Reset(ResetCode::Aborted));
+}
+
+#[tokio::test]
+async fn a_reset_right_behind_the_verdict_is_one_of_a_connection() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let server = async {
+        let Some(Accepted::Dial { pending, .. }) = peer.accept().await else {
+            panic!("no dial");
+        };
+        pending.accept().await.unwrap().reset(ResetCode::Reset);
+    };
+
+    let both = async { tokio::join!(tunnel.dial(target()), server) };
+    let (dialed, ()) = within("dial", both).await;
+
+    let Dialed::Connected(flow) = dialed.unwrap() else {
+        panic!("refused");
+    };
+    let (_send, mut recv) = flow.split();
+    let read = within("reset", recv.read_chunk(100)).await;
+    assert_eq!(read, Err(FlowError::Reset(ResetCode::Reset)));
+}
+
+#[tokio::test]
+async fn a_dial_that_is_dropped_without_a_verdict_is_no_connection() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    let server = async { drop(peer.accept().await) };
+
+    let both = async { tokio::join!(tunnel.dial(target()), server) };
+    let (dialed, ()) = within("dial", both).await;
+
+    let error = OpenError::Flow(FlowError::Reset(ResetCode::Aborted));
+    assert_eq!(dialed.err(), Some(error));
 }
 
 #[tokio::test]
