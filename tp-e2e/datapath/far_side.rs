@@ -52,8 +52,8 @@ const LINK: usize = 256 << 10;
 enum Decision {
     /// Greets, then echoes.
     Connect,
-    /// Sends [`TRUNCATED`] bytes, then resets.
-    Truncate,
+    /// Sends so many bytes, then resets.
+    Truncate(usize),
     Refuse(Outcome),
     /// Never decides.
     Silence,
@@ -76,7 +76,8 @@ fn decide(port: u16) -> (Decision, Duration) {
         7010 => (Decision::Refuse(Outcome::Prohibited), Duration::ZERO),
         7011 => (Decision::Refuse(Outcome::Exhausted), Duration::ZERO),
         7012 => (Decision::Refuse(Outcome::TimedOut), DELAY),
-        7013 => (Decision::Truncate, Duration::ZERO),
+        7013 => (Decision::Truncate(TRUNCATED), Duration::ZERO),
+        7014 => (Decision::Truncate(0), Duration::ZERO),
         _ => (Decision::Connect, Duration::ZERO),
     }
 }
@@ -159,10 +160,10 @@ async fn dialled(target: SocketAddr, dial: PendingFlow) {
                 let _ = greet_and_echo(flow, target).await;
             }
         }
-        Decision::Truncate => {
+        Decision::Truncate(length) => {
             if let Ok(flow) = dial.accept().await {
                 let (mut send, mut recv) = flow.split();
-                let _ = send.write_all(&vec![b'x'; TRUNCATED]).await;
+                let _ = send.write_all(&vec![b'x'; length]).await;
                 send.reset(ResetCode::Reset);
                 recv.stop(ResetCode::Reset);
             }

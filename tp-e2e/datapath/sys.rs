@@ -39,7 +39,6 @@ pub(crate) fn is_writable(fd: &OwnedFd) -> bool {
 }
 
 pub(crate) struct Datagram {
-    pub(crate) len: usize,
     pub(crate) source: ([u8; 4], u16),
     pub(crate) destination: ([u8; 4], u16),
 }
@@ -61,8 +60,10 @@ pub(crate) fn receive_datagram(socket: &OwnedFd, buffer: &mut [u8]) -> Option<Da
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
     // SAFETY: every pointer of the message leads to live memory of the size beside it.
-    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
-    let len = usize::try_from(len).ok()?;
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    if received < 0 {
+        return None;
+    }
 
     // SAFETY: the kernel has filled the message; its control data is walked as documented, and
     // IP_ORIGDSTADDR carries a `sockaddr_in`.
@@ -79,7 +80,6 @@ pub(crate) fn receive_datagram(socket: &OwnedFd, buffer: &mut [u8]) -> Option<Da
     let end = |a: libc::sockaddr_in| (a.sin_addr.s_addr.to_ne_bytes(), u16::from_be(a.sin_port));
 
     Some(Datagram {
-        len,
         source: end(source),
         destination: end(destination),
     })
