@@ -152,15 +152,21 @@ impl Lan {
     pub const PAGE: &str = "page of the printer";
     pub const INTERFACE: &str = "lan0";
 
-    /// `own` is the workstation's address and its prefix length.
+    /// `own` is the workstation's address and its prefix length, 24.
     #[track_caller]
     pub fn begin(own: &str, printer: &str) -> Self {
         let mut place = Place::new("office", Self::INTERFACE, "true");
+        // The route as of a DHCP client that makes it itself.
+        let (address, prefix_len) = own.split_once('/').expect("a prefix length");
+        let (network, _) = address.rsplit_once('.').expect("an IPv4 address");
+        let network = format!("{network}.0/{prefix_len}");
         inside(
             &testbed().workstation(),
-            &[&format!("ip address add {own} dev lan0")],
+            &[
+                &format!("ip address add {own} dev lan0 noprefixroute"),
+                &format!("ip route add {network} dev lan0 proto dhcp scope link src {address}"),
+            ],
         );
-        let prefix_len = own.split('/').nth(1).expect("a prefix length");
         let address = format!("ip address add {printer}/{prefix_len} dev e0");
         inside(&place.namespace, &[&address]);
         place.server = Some(Server::start(&place.namespace, printer, 80, Self::PAGE));

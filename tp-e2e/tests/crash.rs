@@ -162,7 +162,8 @@ fn the_machine_is_as_before_when_a_session_of_root_is_killed() {
 #[test]
 fn a_session_whose_relay_or_dns_service_dies_says_so_and_ends_its_connection() {
     let _alone = alone();
-    let deaths: [(&str, fn(&PrivateNamespace)); 2] = [
+    type Death = fn(&PrivateNamespace);
+    let deaths: [(&str, Death); 2] = [
         ("the relay", PrivateNamespace::delete_tun),
         ("the DNS service", PrivateNamespace::abort_udp),
     ];

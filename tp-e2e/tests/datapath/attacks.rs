@@ -41,6 +41,20 @@ fn a_datagram_from_the_private_namespace_reaches_no_server() {
 }
 
 #[test]
+fn a_session_that_outlives_the_root_daemon_reaches_no_server_either() {
+    let (mut machine, mut rogue, mut victim) = attacked();
+    let alias = rogue.alias(0);
+
+    machine.daemon_mut().kill();
+
+    // What it was handed is still its own, and the link is there as long as that.
+    for attack in ["listener", "pktinfo"] {
+        rogue.tell(&format!("{attack} {alias} {PORT}"));
+    }
+    assert_hears_only_the_greeting(&machine, &mut victim);
+}
+
+#[test]
 fn a_datagram_out_of_the_tun_reaches_no_server() {
     let (machine, mut rogue, mut victim) = attacked();
     let alias = rogue.alias(0);

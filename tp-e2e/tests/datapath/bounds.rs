@@ -1,14 +1,15 @@
 //! One user cannot take what the others need.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
 use tp_e2e::{
     datapath::{MEMBER, Machine, Process, STEER},
     process::eventually,
 };
 
-use crate::{HELPER, machine, sh};
+use crate::{machine, sh};
 
 /// Opens bundles, each on a connection of its own, and keeps one descriptor of each.
 const HOARD: &str = r#"
@@ -204,66 +205,101 @@ fn thousands_of_networks_are_steered() {
     assert_eq!(refused["kind"], "invalid", "{refused}");
 }
 
+/// Leaves root the last descriptor of a socket whose end takes hours: its peer does not read, and it
+/// is to linger.
+const LINGER: &str = r#"
+import array, json, os, socket, struct, sys
+def ask(request, fd):
+    rights = array.array('i', [fd])
+    root.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+root = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+root.connect(sys.argv[1])
+ask({'request': 'open', 'scope': 'user'}, os.open('/proc/self/ns/net', 0))
+root.recv(65536)
+listener = socket.create_server(('127.0.0.1', 0))
+full = socket.create_connection(listener.getsockname())
+silent = listener.accept()[0]
+full.setblocking(False)
+try:
+    while True: full.send(bytes(65536))
+except BlockingIOError: pass
+full.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 10000))
+ask({'request': 'counters'}, full.fileno())
+full.close()
+print(root.recv(65536).decode(), flush=True)
+sys.stdin.read()
+"#;
+
+#[test]
+fn a_descriptor_that_is_slow_to_close_holds_up_nobody() {
+    let mut machine = machine();
+    let before = machine.snapshot();
+    let mut lingering = python(&machine, MEMBER, LINGER, &[]);
+
+    let said = lingering.object();
+    assert_eq!(said["kind"], "invalid", "{said}");
+    machine.assert_as(&before);
+
+    machine.daemon_mut().signal(Signal::TERM);
+    assert!(machine.daemon_mut().wait());
+}
+
 #[test]
 fn ending_a_session_touches_no_filter_of_the_machine() {
-    for kernel in [&[][..], &["--clsact"]] {
-        let mut machine = Machine::without_daemon(Path::new(HELPER));
-        let group = MEMBER.to_string();
-        machine.start_daemon(&[&["--group", &group], kernel].concat());
-        let run = |words: &str| {
-            let words: Vec<&str> = words.split(' ').collect();
-            let output = machine.command(&words).output().unwrap();
-            assert!(output.status.success(), "{words:?}: {output:?}");
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        };
-        // Numbers of interfaces, preference and handle that those of a private namespace have.
-        for index in 2..8 {
-            if index > 2 {
-                run(&format!("ip link add d{index} index {index} type bridge"));
-            }
-            let name = if index == 2 {
-                "e0".to_owned()
-            } else {
-                format!("d{index}")
-            };
-            let shown = run(&format!("ip -o link show dev {name}"));
-            assert!(shown.starts_with(&format!("{index}: ")), "{shown}");
+    let machine = machine();
+    let run = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        let output = machine.command(&words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    // Numbers of interfaces, preference and handle that those of a private namespace have.
+    for index in 2..8 {
+        if index > 2 {
+            run(&format!("ip link add d{index} index {index} type bridge"));
         }
-        // Matches nothing, on any kernel.
-        let program = machine.dir().join("filter").display().to_string();
-        std::fs::write(&program, "1,6 0 0 0").unwrap();
-        let names = ["e0", "d3", "d4", "d5", "d6", "d7"];
-        for name in names {
-            run(&format!("tc qdisc add dev {name} clsact"));
-            for way in ["ingress", "egress"] {
-                run(&format!(
-                    "tc filter add dev {name} {way} protocol all pref 49152 handle 0x1 \
-                     bpf bytecode-file {program}"
-                ));
-            }
-        }
-        let filters = || -> Vec<String> {
-            names
-                .iter()
-                .flat_map(|name| ["ingress", "egress"].map(|way| (name, way)))
-                .map(|(name, way)| run(&format!("tc filter show dev {name} {way}")))
-                .collect()
+        let name = if index == 2 {
+            "e0".to_owned()
+        } else {
+            format!("d{index}")
         };
-        let before = filters();
-        assert!(
-            before.iter().all(|it| it.contains("handle 0x1 ")),
-            "{before:?}"
-        );
-
-        let mut session = machine.session();
-        let hooks = session.greeting["bundle"]["hooks"].to_string();
-        assert_eq!(hooks.contains("tcx/"), kernel.is_empty(), "{hooks}");
-        assert_eq!(
-            machine.app(MEMBER, &["connect", "10.96.1.2:80"])["greeting"],
-            "10.96.1.2:80"
-        );
-        assert_eq!(session.ask(&json!({"request": "close"}))["reply"], "done");
-
-        assert_eq!(filters(), before, "{kernel:?}");
+        let shown = run(&format!("ip -o link show dev {name}"));
+        assert!(shown.starts_with(&format!("{index}: ")), "{shown}");
     }
+    // Matches nothing, on any kernel.
+    let program = machine.dir().join("filter").display().to_string();
+    std::fs::write(&program, "1,6 0 0 0").unwrap();
+    let names = ["e0", "d3", "d4", "d5", "d6", "d7"];
+    for name in names {
+        run(&format!("tc qdisc add dev {name} clsact"));
+        for way in ["ingress", "egress"] {
+            run(&format!(
+                "tc filter add dev {name} {way} protocol all pref 49152 handle 0x1 \
+                 bpf bytecode-file {program}"
+            ));
+        }
+    }
+    let filters = || -> Vec<String> {
+        names
+            .iter()
+            .flat_map(|name| ["ingress", "egress"].map(|way| (name, way)))
+            .map(|(name, way)| run(&format!("tc filter show dev {name} {way}")))
+            .collect()
+    };
+    let before = filters();
+    assert!(
+        before.iter().all(|it| it.contains("handle 0x1 ")),
+        "{before:?}"
+    );
+
+    let mut session = machine.session();
+    let hooks = session.greeting["bundle"]["hooks"].to_string();
+    assert!(hooks.contains("tc/ingress"), "{hooks}");
+    assert_eq!(
+        machine.app(MEMBER, &["connect", "10.96.1.2:80"])["greeting"],
+        "10.96.1.2:80"
+    );
+    assert_eq!(session.ask(&json!({"request": "close"}))["reply"], "done");
+
+    assert_eq!(filters(), before);
 }

@@ -77,7 +77,8 @@ fn a_part_of_a_session_that_dies_is_told_and_takes_no_name_down() {
     let machine = machine();
     let mut server = machine.start_app(0, &["serve", "127.0.0.53:53"]);
     server.object();
-    let deaths: [(&str, fn(&PrivateNamespace)); 3] = [
+    type Death = fn(&PrivateNamespace);
+    let deaths: [(&str, Death); 3] = [
         ("the relay of the session", PrivateNamespace::delete_tun),
         ("the relay of the session", PrivateNamespace::abort_listener),
         (
