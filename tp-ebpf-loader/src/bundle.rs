@@ -173,6 +173,8 @@ impl DataPath {
         let id = lookup.attach(netns).map_err(refused(LOOKUP))?;
         self.lookup_link = Some(lookup.take_link(id).map_err(refused(LOOKUP))?);
         self.hooks.push("sk_lookup".to_owned());
+        add_clsact(veth)?;
+        add_clsact(tun)?;
         self.attach_tc(VETH_INGRESS, veth, TcAttachType::Ingress)?;
         self.attach_tc(TUN_INGRESS, tun, TcAttachType::Ingress)
     }
@@ -180,6 +182,7 @@ impl DataPath {
     /// Attaches what guards the workstation's end of the veth. The calling thread must be in its
     /// namespace.
     pub fn attach_host(&mut self, veth: &str) -> Result<(), LoadError> {
+        add_clsact(veth)?;
         self.attach_tc(HOST_INGRESS, veth, TcAttachType::Ingress)?;
         self.attach_tc(HOST_EGRESS, veth, TcAttachType::Egress)
     }
@@ -223,7 +226,6 @@ impl DataPath {
         interface: &str,
         kind: TcAttachType,
     ) -> Result<(), LoadError> {
-        add_clsact(interface)?;
         let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
         attach_filter(program, interface, kind).map_err(refused(name))?;
         let direction = match kind {
@@ -269,14 +271,12 @@ fn attach_filter(
     Ok(())
 }
 
+/// Makes room for filters on an interface that is new.
 fn add_clsact(interface: &str) -> Result<(), LoadError> {
-    match tc::qdisc_add_clsact(interface) {
-        Ok(()) | Err(tc::TcError::AlreadyAttached) => Ok(()),
-        Err(source) => Err(LoadError::Interface {
-            interface: interface.to_owned(),
-            source: Box::new(source),
-        }),
-    }
+    tc::qdisc_add_clsact(interface).map_err(|source| LoadError::Interface {
+        interface: interface.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
