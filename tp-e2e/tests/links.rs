@@ -19,8 +19,9 @@ const CARRIED: f64 = 0.85;
 const SHARE: f64 = 0.30;
 /// The base round trip is below a millisecond, so that this is the larger bound.
 const QUEUE: Duration = Duration::from_millis(10);
-/// Looks at the queue that belong to the start.
-const START: usize = 20;
+/// Of the looks at the queue, after the first third of a transfer. What a token bucket saves while the
+/// controller looks for an empty queue passes at once, and is a queue for some round trips.
+const LOOKS: f64 = 0.9;
 /// How long a transfer takes when it has the link for itself.
 const ALONE: Duration = Duration::from_secs(6);
 /// Beside TCP: about half of the link for ten seconds.
@@ -72,7 +73,9 @@ fn alone_on(direction: Direction, mbit: u64, queue_ms: u64) {
     let sent = after.bytes - before.bytes + packet * (after.dropped - before.dropped);
     let sent = sent as f64 / size as f64;
     let carried = size as f64 / link.bytes_in(took) as f64;
-    let longest = waits.iter().skip(START).max().copied().unwrap_or_default();
+    let mut later = waits[waits.len() / 3..].to_vec();
+    later.sort_unstable();
+    let longest = later[(later.len() as f64 * LOOKS) as usize];
     let told = format!("sent {sent:.3} of what arrived, carried {carried:.3}, queue {longest:?}");
     println!("{direction:?} {mbit} Mbit/s, {queue_ms} ms of queue: {told}");
     assert!(sent <= SENT, "{told}");
