@@ -68,7 +68,7 @@ print(seen.decode())
 "#;
 
 fn connected() -> Workstation {
-    let workstation = Workstation::new(Account::Member, "dev");
+    let workstation = Workstation::new(Account::Member, "admin");
     let beyond = format!("{ADDRESS}/32");
     workstation.connect(&["--namespace", "shop", "--also-proxy", &beyond]);
 

@@ -18,7 +18,7 @@ const TRANSFERS: Duration = Duration::from_secs(150);
 
 #[test]
 fn with_200_stalled_downloads_and_200_stalled_uploads_all_else_answers_at_once_and_they_go_on() {
-    let workstation = Workstation::new(Account::Member, "dev");
+    let workstation = Workstation::new(Account::Member, "admin");
     let beyond = format!("{BEYOND}/32");
     workstation.connect(&["--namespace", "shop", "--also-proxy", &beyond]);
     workstation.reaches_again(AT_ONCE * 10);
