@@ -219,13 +219,16 @@ impl Machine {
         Process::start(&mut in_netns(&self.neighbour, &as_strs(&words)))
     }
 
+    /// A command on this machine of a user without groups.
+    pub fn command_of(&self, uid: u32, words: &[&str]) -> Command {
+        self.command(&as_strs(&unprivileged(uid, words)))
+    }
+
     /// What an application saw whose program belongs to root and is set-user-id.
     #[track_caller]
     pub fn setuid_app(&self, words: &[&str]) -> Value {
         let program = self.setuid_helper().display().to_string();
-        let words = [&["app"], words].concat();
-        let words = unprivileged(MEMBER, &program, &words);
-        Process::start(&mut self.command(&as_strs(&words))).object()
+        Process::start(&mut self.command_of(MEMBER, &[&[&program, "app"], words].concat())).object()
     }
 
     pub fn setuid_helper(&self) -> PathBuf {
@@ -256,7 +259,7 @@ impl Machine {
                 .collect();
         }
 
-        unprivileged(uid, &program, words)
+        unprivileged(uid, &[&[program.as_str()], words].concat())
     }
 
     #[track_caller]
@@ -294,7 +297,8 @@ impl Drop for Machine {
     }
 }
 
-fn unprivileged(uid: u32, program: &str, words: &[&str]) -> Vec<String> {
+/// Words that run these as a user without groups.
+fn unprivileged(uid: u32, words: &[&str]) -> Vec<String> {
     let uid = uid.to_string();
     let identity = [
         "setpriv",
@@ -304,7 +308,6 @@ fn unprivileged(uid: u32, program: &str, words: &[&str]) -> Vec<String> {
         &uid,
         "--clear-groups",
         "--",
-        program,
     ];
 
     [&identity, words]

@@ -55,22 +55,9 @@ while True:
 "#;
 
 fn python(machine: &Machine, uid: u32, script: &str, words: &[&str]) -> Process {
-    let uid = uid.to_string();
     let socket = machine.socket();
-    let own = [
-        "setpriv",
-        "--reuid",
-        &uid,
-        "--regid",
-        &uid,
-        "--clear-groups",
-        "--",
-        "/usr/bin/python3",
-        "-c",
-        script,
-        &socket,
-    ];
-    Process::start(&mut machine.command(&[&own, words].concat()))
+    let own = ["/usr/bin/python3", "-c", script, &socket];
+    Process::start(&mut machine.command_of(uid, &[&own, words].concat()))
 }
 
 #[test]

@@ -104,18 +104,9 @@ fn a_socket_that_is_older_than_its_programs_user_is_steered() {
 /// The helper as the member, inside of something else.
 fn start(machine: &Machine, isolated: &[&str], words: &[&str]) -> Process {
     let program = machine.dir().join("datapath").display().to_string();
-    let uid = MEMBER.to_string();
-    let identity = [
-        "setpriv",
-        "--reuid",
-        &uid,
-        "--regid",
-        &uid,
-        "--clear-groups",
-    ];
-    let words = [&identity[..], &["--"], isolated, &[&program], words].concat();
+    let words = [isolated, &[&program], words].concat();
 
-    Process::start(&mut machine.command(&words))
+    Process::start(&mut machine.command_of(MEMBER, &words))
 }
 
 /// What an application of the member's saw whose program belongs to root and has this mode.
@@ -124,16 +115,7 @@ fn with_mode(machine: &Machine, mode: u32, words: &[&str]) -> Value {
     fs::copy(machine.dir().join("datapath"), &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
     let program = program.display().to_string();
-    let uid = MEMBER.to_string();
-    let identity = [
-        "setpriv",
-        "--reuid",
-        &uid,
-        "--regid",
-        &uid,
-        "--clear-groups",
-    ];
-    let words = [&identity[..], &["--", &program, "app"], words].concat();
+    let words = [&[&program, "app"], words].concat();
 
-    Process::start(&mut machine.command(&words)).object()
+    Process::start(&mut machine.command_of(MEMBER, &words)).object()
 }
