@@ -137,7 +137,8 @@ pub(crate) struct ConnectArgs {
 
     /// Networks to leave alone, in CIDR notation, separated by commas
     ///
-    /// The longest match wins; on a tie the network is left alone.
+    /// The longest match wins; what is the same as, or contains, a network of the cluster leaves that
+    /// alone.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network,
         help_heading = "Network")]
     pub(crate) never_proxy: Vec<String>,
