@@ -74,7 +74,9 @@ fn connecting_changes_no_route_to_the_cluster_and_no_file_and_no_firewall() {
     for line in changes.lines() {
         let allowed = line.starts_with("links: new")
             || line.starts_with("addresses: new")
-            || line.starts_with("eBPF link")
+            || line.starts_with("eBPF ")
+            // The number of the private namespace at the other end of the link.
+            || line.starts_with("namespaces: new: nsid")
             || (line.starts_with("routes: new")
                 && (is_to_aliases(line)
                     || ["fe80:", "multicast"].iter().any(|own| line.contains(own))));
@@ -88,7 +90,7 @@ fn is_to_aliases(route: &str) -> bool {
         .split_whitespace()
         .find_map(|word| word.split('/').next()?.parse::<std::net::Ipv4Addr>().ok());
 
-    network.is_some_and(|network| network.octets()[0] > 240) && route.contains(" dev tp")
+    network.is_some_and(|network| network.octets()[0] >= 240) && route.contains(" dev tp")
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn the_api_server_is_reached_as_before_also_by_a_name_that_leads_into_the_cluste
     workstation.set_hosts("127.0.0.1 localhost\n10.96.0.1 api.lab\n");
     workstation.set_cluster(&[
         ("server", "https://api.lab"),
-        ("tls-server-name", "kubernetes"),
+        ("tls-server-name", "kubernetes.default"),
     ]);
     let kubectl = [
         "kubectl",
