@@ -140,6 +140,22 @@ impl Drop for WayIn {
     }
 }
 
+#[track_caller]
+fn kubectl_works_before_and_while_connected(workstation: &Workstation) {
+    let words = [
+        "kubectl",
+        "--request-timeout=5s",
+        "get",
+        "--raw",
+        "/version",
+    ];
+    workstation.run(&words).expect_success();
+
+    workstation.connect(&["--namespace", "shop"]);
+
+    workstation.run(&words).expect_success();
+}
+
 #[test]
 fn the_api_server_is_reached_as_before_also_by_a_name_that_leads_into_the_cluster() {
     let _alone = alone();
@@ -150,20 +166,7 @@ fn the_api_server_is_reached_as_before_also_by_a_name_that_leads_into_the_cluste
         ("server", "https://api.lab"),
         ("tls-server-name", "kubernetes.default"),
     ]);
-    let kubectl = [
-        "kubectl",
-        "--request-timeout=5s",
-        "-n",
-        "shop",
-        "get",
-        "--raw",
-        "/version",
-    ];
-    workstation.run(&kubectl).expect_success();
-
-    workstation.connect(&["--namespace", "shop"]);
-
-    workstation.run(&kubectl).expect_success();
+    kubectl_works_before_and_while_connected(&workstation);
     assert!(page(&workstation, "http://web/").contains("nginx of"));
 }
 
@@ -201,19 +204,8 @@ fn a_proxy_on_the_way_to_the_api_server_is_reached_as_before() {
     let workstation = Workstation::new(Account::Member, "dev");
     let through = format!("http://{address}:3128");
     workstation.set_cluster(&[("proxy-url", &through)]);
-    let kubectl = [
-        "kubectl",
-        "--request-timeout=5s",
-        "get",
-        "--raw",
-        "/version",
-    ];
 
-    workstation.run(&kubectl).expect_success();
-
-    workstation.connect(&["--namespace", "shop"]);
-
-    workstation.run(&kubectl).expect_success();
+    kubectl_works_before_and_while_connected(&workstation);
 }
 
 /// Root on the first node of the cluster, with a root daemon there.

@@ -7,7 +7,7 @@ use tp_proto::local::{
 };
 use tp_transport::PathKind;
 
-use super::{connection::Connection, dns::servers, shared::Shared};
+use super::{connection::Connection, dns::servers, local, shared::Shared};
 
 pub(super) async fn of(connection: &Connection) -> Status {
     let shared = &connection.shared;
@@ -116,7 +116,7 @@ async fn datapath(connection: &Connection) -> DatapathStatus {
 
     DatapathStatus {
         hooks: connection.bundle.hooks.clone(),
-        alias_network: alias_network(connection),
+        alias_network: local::of_bundle(&connection.bundle)[0].to_string(),
         aliases: kernel.aliases,
         flows_open: load(&counters.flows_open),
         flows_total: load(&counters.flows_total),
@@ -128,13 +128,6 @@ async fn datapath(connection: &Connection) -> DatapathStatus {
         dials: counters.dials(),
         last_failed_dial: counters.last_failed_dial(),
     }
-}
-
-fn alias_network(connection: &Connection) -> String {
-    let bundle = &connection.bundle;
-    let prefix = 32 - bundle.alias_count.checked_ilog2().unwrap_or_default();
-
-    format!("{}/{prefix}", bundle.alias_base)
 }
 
 fn load(counter: &AtomicU64) -> u64 {

@@ -60,6 +60,20 @@ fn python(machine: &Machine, uid: u32, script: &str, words: &[&str]) -> Process 
     Process::start(&mut machine.command_of(uid, &[&own, words].concat()))
 }
 
+/// The member gets a session, within the bound.
+#[track_caller]
+fn serves_again(machine: &Machine, bound: Duration) {
+    eventually("room for a session", bound, || {
+        let mut session = machine.try_session(MEMBER, "/proc/self/ns/net", r#""user""#, STEER);
+        let said = session.object();
+        if said["event"] == "ready" {
+            Ok(())
+        } else {
+            Err(said.to_string())
+        }
+    });
+}
+
 #[test]
 fn private_networks_and_tables_that_somebody_keeps_are_bounded() {
     let machine = machine();
@@ -84,15 +98,7 @@ fn private_networks_and_tables_that_somebody_keeps_are_bounded() {
         of_root.kill();
 
         hoarder.kill();
-        eventually("room again", Duration::from_secs(10), || {
-            let mut session = machine.try_session(MEMBER, "/proc/self/ns/net", r#""user""#, STEER);
-            let said = session.object();
-            if said["event"] == "ready" {
-                Ok(())
-            } else {
-                Err(said.to_string())
-            }
-        });
+        serves_again(&machine, Duration::from_secs(10));
     }
 }
 
@@ -137,15 +143,7 @@ fn a_root_daemon_without_descriptors_goes_on_when_it_has_some_again() {
         "10.96.1.2:80"
     );
     drop(session);
-    eventually("a new session", Duration::from_secs(5), || {
-        let mut session = machine.try_session(MEMBER, "/proc/self/ns/net", r#""user""#, STEER);
-        let said = session.object();
-        if said["event"] == "ready" {
-            Ok(())
-        } else {
-            Err(said.to_string())
-        }
-    });
+    serves_again(&machine, Duration::from_secs(5));
 }
 
 #[test]
