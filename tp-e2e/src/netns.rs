@@ -57,8 +57,8 @@ impl Snapshot {
     }
 
     /// What is there in `self` that was not in `before`, or the other way round; empty if the
-    /// machine is as before. eBPF links that have gone belong to others, and the number of a namespace
-    /// goes with the namespace, at a time of the kernel's own.
+    /// machine is as before. eBPF links that have gone belong to others, and a namespace's number
+    /// goes when the kernel gets to it.
     pub fn differences(&self, before: &Self) -> String {
         let mut text = String::new();
         for (what, now, then) in [

@@ -6,9 +6,9 @@
 //! - The window is `max_bw · (1.25 · min_rtt + allowance)`. As it is above what fits in the path,
 //!   the delivery rate rises by itself when the path gets faster; the queue that it leaves standing
 //!   is the allowance and a quarter of `min_rtt`.
-//! - ProbeRTT (section 5.3.4) is one round trip at half of what fits, every two seconds, and what
-//!   it measures replaces a `min_rtt` that it contradicts twice: the path got longer, or somebody
-//!   else fills the queue, and the share next to them is kept by counting in their queue.
+//! - ProbeRTT (section 5.3.4) is one round trip at a quarter of what fits, every two seconds, and
+//!   what it measures replaces a `min_rtt` that it contradicts twice: the path got longer, or
+//!   somebody else fills the queue, and the share next to them is kept by counting in their queue.
 //! - ProbeBW_UP (section 5.3.3) follows each of these at a gain of 2, for as long as the rate grows.
 
 use std::time::{Duration, Instant};
@@ -37,7 +37,9 @@ const MAX_ALLOWANCE: Duration = Duration::from_millis(8);
 /// MinRTTFilterLen, section 2.16.1.
 const MIN_RTT_LIFETIME: Duration = Duration::from_secs(10);
 const PROBE_RTT_INTERVAL: Duration = Duration::from_secs(2);
-const PROBE_RTT_GAIN: f64 = 0.5;
+/// The draft's ProbeRTTCwndGain is a half. What is left of ours in a queue counts as the path, so
+/// with less of it others keep more of their share.
+const PROBE_RTT_GAIN: f64 = 0.25;
 /// After a probe that contradicts, before the next.
 const SOON: u64 = 4;
 /// Between probes that a long round trip asks for.

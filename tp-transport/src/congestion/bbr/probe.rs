@@ -33,7 +33,7 @@ impl Bbr {
     }
 
     pub(super) fn drain(&mut self, now: Instant) {
-        // Of a path that has become slower, half of what used to fit would fill the queue.
+        // Of a path that has become slower, a part of what used to fit would fill the queue.
         let bytes = self.max_rate.latest() * self.base_rtt().as_secs_f64() * PROBE_RTT_GAIN;
         let window = (bytes as u64).max(self.min_window());
         let patience = self
