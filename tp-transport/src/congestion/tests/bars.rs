@@ -297,6 +297,33 @@ fn two_tunnels_share_a_path() {
 }
 
 #[test]
+fn many_tunnels_share_a_path() {
+    let second = Duration::from_secs(1);
+    let path = Path::new(100, 20, 20);
+    for count in [5, 8] {
+        let run = Run {
+            quic: (0..count)
+                .map(|at| (ours(), Demand::From(at * second / 4)))
+                .collect(),
+            length: 12 * second,
+            ..Run::new(path, ours())
+        };
+        let (from, end) = (4 * second, run.length);
+
+        let wire = run.go();
+
+        let fair = path.bytes_per_second() * (end - from).as_secs_f64() / f64::from(count);
+        let shares: Vec<_> = (0..count as usize)
+            .map(|flow| wire.arrived(flow, from, end) / fair)
+            .collect();
+        assert!(
+            shares.iter().all(|share| *share >= 0.5),
+            "{count}: {shares:.3?}"
+        );
+    }
+}
+
+#[test]
 fn a_queue_that_tcp_has_left_is_emptied() {
     let path = Path::new(100, 20, 100);
     let second = Duration::from_secs(1);
