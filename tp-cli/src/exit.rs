@@ -32,11 +32,14 @@ Errors: text on standard error; with --output json or yaml, the object
 usage, not_connected, already_connected, not_installed, unavailable, temporary_failure,
 no_permission, config.";
 
-/// `tp` was asked to stop while it worked, and has undone what it had begun.
+/// `tp` was asked to stop while it worked, and has undone what it had begun, or could not.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; nothing is left behind")]
+#[error("{}", if *is_undone { "interrupted; nothing is left behind" } else {
+    "interrupted; the session does not answer, and may go on: see `tp status`"
+})]
 pub(crate) struct Interrupted {
     pub(crate) signal: i32,
+    pub(crate) is_undone: bool,
 }
 
 #[derive(Debug, Serialize)]

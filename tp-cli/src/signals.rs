@@ -12,6 +12,9 @@ pub(crate) struct Signals {
     quit: Signal,
     user1: Signal,
     user2: Signal,
+    /// Never waited for. Where whoever started `tp` ignores SIGCHLD, the kernel would throw the exit
+    /// code of the command away (wait(2)).
+    _child: Signal,
 }
 
 impl Signals {
@@ -24,6 +27,7 @@ impl Signals {
             quit: signal(SignalKind::quit())?,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
+            _child: signal(SignalKind::child())?,
         })
     }
 

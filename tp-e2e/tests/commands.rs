@@ -282,6 +282,23 @@ fn a_command_runs_connected_and_its_exit_code_is_the_commands() {
     workstation.tp(&["status"]).expect_code(3);
 }
 
+/// As some supervisors and CI agents start what they run.
+#[test]
+fn the_exit_code_arrives_also_where_the_signal_of_a_childs_end_is_ignored() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); \
+                    os.execvp(sys.argv[1], sys.argv[1:])";
+    let connect = ["tp", "connect", "--namespace", "shop", "--"];
+    let words = [
+        &["/usr/bin/python3", "-c", ignoring],
+        &connect[..],
+        &["sh", "-c", "exit 42"],
+    ]
+    .concat();
+
+    workstation.run(&words).expect_code(42);
+}
+
 #[test]
 fn a_command_leaves_a_connection_that_was_there() {
     let workstation = Workstation::shared();

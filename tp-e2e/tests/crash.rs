@@ -188,6 +188,76 @@ fn a_session_whose_relay_or_dns_service_dies_says_so_and_ends_its_connection() {
     }
 }
 
+/// A firewall's tool, a network manager or a person: without its interface a session would steer
+/// connections, and the machine's own queries, to where nobody answers.
+#[test]
+fn an_interface_that_another_program_changes_ends_the_connection_with_a_reason() {
+    let _alone = alone();
+    for change in [
+        "ip link set dev LINK down",
+        "ip address flush dev LINK",
+        "ip route flush table local dev LINK root 240.0.0.0/4",
+        "ip link delete dev LINK",
+    ] {
+        let (before, workstation) = connected(Account::Member, "dev");
+        let transfers = Transfers::start(&workstation);
+        let link = own_link(&workstation);
+
+        let change = change.replace("LINK", &link);
+        let mut command = testbed().inside(&testbed().workstation());
+        command.args(change.split(' '));
+        run(&mut command, Duration::from_secs(5)).expect_success();
+
+        transfers.assert_broken(HEARD);
+        before.assert_restored();
+        let status = workstation.tp(&["status", "--output", "json"]);
+        assert_eq!(status.json()["state"], "disconnected", "{change}: {status}");
+        let reason = text(&status.json()["reason"]);
+        assert!(
+            reason.contains("was changed by another program"),
+            "{change}: {reason}"
+        );
+        workstation
+            .run(&["getent", "ahostsv4", "intranet.corp.test"])
+            .expect_success();
+        connects_and_reaches_the_cluster(&workstation);
+    }
+}
+
+/// The interface that the aliases lead to.
+fn own_link(workstation: &Workstation) -> String {
+    let network = text(&workstation.status()["datapath"]["alias_network"]);
+    let mut command = testbed().inside(&testbed().workstation());
+    command.args(["ip", "route", "show", "table", "local", &network]);
+    let route = run(&mut command, Duration::from_secs(5)).expect_success();
+    let words: Vec<_> = route.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "dev");
+
+    words[at.expect("the route names an interface") + 1].to_owned()
+}
+
+/// The last log-out of a user takes the runtime directory away, and the socket in it.
+#[test]
+fn a_session_whose_socket_is_gone_ends() {
+    let _alone = alone();
+    let (before, workstation) = connected(Account::Member, "dev");
+    let pid = workstation.session_pid();
+    let socket = workstation.session_socket();
+
+    std::fs::remove_dir_all(socket.parent().expect("it has a directory"))
+        .expect("the directory is there");
+
+    tp_e2e::process::eventually("the session to end", Duration::from_secs(10), || {
+        if lives(pid) {
+            Err("it lives".to_owned())
+        } else {
+            Ok(())
+        }
+    });
+    before.assert_restored();
+    connects_and_reaches_the_cluster(&workstation);
+}
+
 #[test]
 fn a_hung_session_takes_no_foreign_name_down() {
     let _alone = alone();

@@ -204,8 +204,16 @@ fn unusable(files: &str, error: &KubeconfigError) -> Fault {
 /// In its own words; of a credential plugin that failed only the last of what it told people. Its
 /// arguments and its output may hold what is to stay secret.
 fn why_unusable(error: &Error, plugin: &str) -> String {
-    let Error::Auth(AuthError::AuthExecRun { out, .. }) = error else {
-        return chain(error);
+    let out = match error {
+        Error::Auth(AuthError::AuthExecRun { out, .. }) => out,
+        // Its own text quotes what the plugin printed.
+        Error::Auth(AuthError::AuthExecParse(_)) => {
+            return format!("its credential plugin {plugin} printed no ExecCredential");
+        }
+        Error::Auth(AuthError::AuthExecStart(error)) => {
+            return format!("its credential plugin {plugin} cannot be run: {error}");
+        }
+        other => return chain(other),
     };
     let words = String::from_utf8_lossy(&out.stderr);
     let last = words.lines().rfind(|line| !line.trim().is_empty());
@@ -329,6 +337,31 @@ mod tests {
         let auth = chosen.config.auth_info;
         assert_eq!(auth.impersonate.as_deref(), Some("jane"));
         assert_eq!(auth.impersonate_groups, Some(vec!["ops".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn nor_is_what_cannot_be_understood() {
+        for output in [
+            "token: secret-1: x: y",
+            r#"{\"status\":{\"token\":\"secret-2\""#,
+        ] {
+            let mut config = kubeconfig();
+            config["users"][0]["user"] = json!({"exec": {
+                "apiVersion": "client.authentication.k8s.io/v1",
+                "command": "sh",
+                "args": ["-c", format!("echo \"{output}\"")],
+                "interactiveMode": "Never",
+            }});
+            let (_dir, choice) = written(&config);
+
+            let chosen = choice.load().await.unwrap();
+            let Err(fault) = chosen.client(Client::try_from) else {
+                panic!("{output} is no ExecCredential");
+            };
+
+            let words = "its credential plugin sh printed no ExecCredential";
+            assert!(fault.message.ends_with(words), "{fault}");
+        }
     }
 
     #[tokio::test]

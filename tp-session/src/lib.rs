@@ -70,6 +70,7 @@ pub fn run(args: SessionArgs) -> anyhow::Result<()> {
 
 async fn serve() -> anyhow::Result<()> {
     let listener = ipc::Listener::bind(&ipc::socket_path()).await?;
+    let unreachable = listener.lost();
     let stop = CancellationToken::new();
     let service = service::Service::new(stop.clone());
     let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
@@ -83,6 +84,7 @@ async fn serve() -> anyhow::Result<()> {
     tokio::select! {
         served = &mut server => served.context("the session's socket failed")?,
         () = stop.cancelled() => {}
+        () = unreachable => tracing::info!("The session's socket is gone, and nobody can reach it"),
         () = service.supervise() => {}
         _ = terminate.recv() => tracing::info!("Told to end"),
         _ = interrupt.recv() => tracing::info!("Told to end"),

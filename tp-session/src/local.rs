@@ -14,7 +14,7 @@ use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
     packet_route::{
         address::{AddressAttribute, AddressMessage},
-        link::LinkAttribute,
+        link::{LinkAttribute, LinkFlags, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
 };
@@ -35,6 +35,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_millis(200);
 /// Messages can be lost when many come at once, so it is looked without one as well.
 const LOOK: Duration = Duration::from_secs(30);
+/// Before what seems broken is looked at again.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Of a machine that carries the routes of the internet only so many are looked at.
 const MAX_ROUTES: usize = 65_536;
 /// Routes shorter than this are defaults in disguise.
@@ -83,6 +85,12 @@ impl Observer {
     }
 
     pub(super) async fn read(&self) -> Result<Local, Fault> {
+        let (local, _) = self.read_all().await?;
+
+        Ok(local)
+    }
+
+    async fn read_all(&self) -> Result<(Local, Own), Fault> {
         let unreadable = |error: &dyn Display| {
             let message = format!("routes and addresses of this machine cannot be read: {error}");
             Fault::new(FaultKind::Failed, message)
@@ -94,6 +102,7 @@ impl Observer {
             let addresses = self.handle.address().get().execute();
             let addresses: Vec<_> = addresses.try_collect().await?;
             let links: Vec<_> = self.handle.link().get().execute().try_collect().await?;
+            let own = Own::of(&addresses, &routes, &links, self.own_address);
             let names = links
                 .into_iter()
                 .filter_map(|link| {
@@ -106,7 +115,7 @@ impl Observer {
                 .collect();
 
             let found = sorted(&addresses, &routes, &names, self.own_address);
-            Ok::<_, rtnetlink::Error>(found)
+            Ok::<_, rtnetlink::Error>((found, own))
         };
 
         match timeout(ANSWER_LIMIT, read).await {
@@ -115,34 +124,94 @@ impl Observer {
         }
     }
 
-    /// Publishes every change until aborted.
-    pub(super) async fn watch(mut self, local: watch::Sender<Local>) {
+    /// Publishes every change until aborted. Ends when somebody has taken from the bundle's own
+    /// interface what steered connections need.
+    pub(super) async fn watch(mut self, local: watch::Sender<Local>) -> io::Result<()> {
         let mut pause = SETTLE;
+        let (mut whole, mut is_broken) = (None, false);
         loop {
-            match timeout(LOOK, self.changes.next()).await {
-                Ok(Some(_)) => {
-                    // Read all the while: what is not read waits in memory.
-                    let due = Instant::now() + pause;
-                    while let Ok(Some(_)) = timeout_at(due, self.changes.next()).await {}
-                }
-                Err(_) => {}
-                Ok(None) => sleep(LOOK).await,
-            }
             let begun = Instant::now();
-            let found = self.read().await;
+            let found = self.read_all().await;
             // Where there are many routes and they change all the time, most of it stays unused.
-            pause = SETTLE.max(10 * begun.elapsed());
+            pause = pause.max(10 * begun.elapsed());
             match found {
-                Ok(found) => {
+                Ok((found, own)) => {
                     local.send_if_modified(|old| {
                         let is_new = *old != found;
                         *old = found;
                         is_new
                     });
+                    let is_whole = own.has_all_of(whole.get_or_insert_with(|| own.clone()));
+                    // A dump that changes meanwhile may lack what is there: it is read twice.
+                    if !is_whole && is_broken {
+                        return Err(io::Error::other(
+                            "the interface of this connection was changed by another program",
+                        ));
+                    }
+                    is_broken = !is_whole;
                 }
                 Err(fault) => tracing::info!(reason = %fault, "The network cannot be read"),
             }
+            self.changed(pause, is_broken).await;
+            pause = SETTLE;
         }
+    }
+
+    /// Waits for a change, and then `pause` for those that come with it.
+    async fn changed(&mut self, pause: Duration, is_hurried: bool) {
+        if is_hurried {
+            return sleep(AGAIN).await;
+        }
+        match timeout(LOOK, self.changes.next()).await {
+            Ok(Some(_)) => {
+                // Read all the while: what is not read waits in memory.
+                let due = Instant::now() + pause;
+                while let Ok(Some(_)) = timeout_at(due, self.changes.next()).await {}
+            }
+            Err(_) => {}
+            Ok(None) => sleep(LOOK).await,
+        }
+    }
+}
+
+/// What the bundle's own interface has. Without it the aliases lead nowhere, or out of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Own {
+    is_up: bool,
+    has_address: bool,
+    routes: BTreeSet<Ipv4Net>,
+}
+
+impl Own {
+    fn of(
+        addresses: &[AddressMessage],
+        routes: &[RouteMessage],
+        links: &[LinkMessage],
+        own: Ipv4Addr,
+    ) -> Self {
+        let found = addresses.iter().filter_map(address);
+        let Some((index, ..)) = found.into_iter().find(|(_, address, _)| *address == own) else {
+            return Self::default();
+        };
+        let up = LinkFlags::Up | LinkFlags::LowerUp;
+
+        Self {
+            is_up: links
+                .iter()
+                .any(|link| link.header.index == index && link.header.flags.contains(up)),
+            has_address: true,
+            routes: routes
+                .iter()
+                .filter(|route| interface(route) == Some(index))
+                .filter_map(destination)
+                .collect(),
+        }
+    }
+
+    fn has_all_of(&self, before: &Self) -> bool {
+        self.is_up >= before.is_up
+            && self.has_address >= before.has_address
+            && self.routes.is_superset(&before.routes)
     }
 }
 
@@ -277,6 +346,39 @@ mod tests {
             [link("10.1.1.0/24", "e0"), link("127.0.0.0/8", "lo")]
         );
         assert_eq!(local.routed, [link("10.96.0.0/12", "vpn0")]);
+    }
+
+    #[test]
+    fn what_is_taken_from_the_bundles_interface_is_noticed() {
+        let addresses = [own("10.1.1.2/24", 2), own("243.1.255.1/24", 9)];
+        let routes = [
+            route("10.1.1.0/24", RouteType::Unicast, 2),
+            route("243.0.0.0/16", RouteType::Unicast, 9),
+        ];
+        let up = |index, flags| {
+            let mut link = LinkMessage::default();
+            link.header.index = index;
+            link.header.flags = flags;
+            link
+        };
+        let links = [
+            up(2, LinkFlags::Up | LinkFlags::LowerUp),
+            up(9, LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
+        ];
+        let of = |addresses: &[_], routes: &[_], links: &[_]| {
+            Own::of(addresses, routes, links, "243.1.255.1".parse().unwrap())
+        };
+        let before = of(&addresses, &routes, &links);
+
+        assert!(of(&addresses, &routes[1..], &links[1..]).has_all_of(&before));
+        for broken in [
+            of(&addresses[..1], &routes, &links),
+            of(&addresses, &routes[..1], &links),
+            of(&addresses, &routes, &links[..1]),
+            of(&addresses, &routes, &[up(9, LinkFlags::Up)]),
+        ] {
+            assert!(!broken.has_all_of(&before), "{broken:?}");
+        }
     }
 
     fn own(address: &str, interface: u32) -> AddressMessage {

@@ -47,16 +47,16 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     let mut attempt = Attempt::default();
 
     let result = tokio::select! {
-        signal = signals.next() => Err(Interrupted { signal }.into()),
-        result = establish(&args, &request, output, &mut progress, &mut attempt) => result,
+        signal = signals.next() => Err(Err(signal)),
+        result = establish(&args, &request, output, &mut progress, &mut attempt) => result.map_err(Ok),
     };
     let connected = match result {
         Ok(connected) => connected,
-        Err(error) => {
+        Err(ended) => {
             progress.step("undoing");
-            attempt.give_up().await;
+            let is_undone = attempt.give_up().await;
             progress.clear();
-            return Err(error);
+            return Err(ended.unwrap_or_else(|signal| Interrupted { signal, is_undone }.into()));
         }
     };
     progress.clear();

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     os::unix::net::UnixStream,
     time::Duration,
 };
@@ -15,6 +15,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
 const NSCD_SOCKETS: [&str; 2] = ["/run/nscd/socket", "/var/run/nscd/socket"];
 const PORT: u16 = 53;
+/// The C library asks three, resolv.conf(5), and nobody many more.
+const MOST: usize = 32;
 /// The file is replaced, linked and mounted over by many programs; reading it is cheap and misses
 /// none of that.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,9 +26,11 @@ pub(crate) fn current() -> Vec<SocketAddrV4> {
     parse(&read(RESOLV_CONF))
         .into_iter()
         .filter_map(|address| match address {
+            // Which is no address that an alias could stand for.
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) | IpAddr::V6(_) => None,
             IpAddr::V4(v4) => Some(SocketAddrV4::new(v4, PORT)),
-            IpAddr::V6(_) => None,
         })
+        .take(MOST)
         .collect()
 }
 
@@ -57,17 +61,20 @@ pub(crate) async fn not_covered() -> Vec<String> {
 
 /// The resolver asks in this order, and believes the first that answers.
 fn unread(servers: &[IpAddr]) -> Vec<String> {
-    let of_ipv6 = servers
+    let not_read = servers
         .iter()
         .enumerate()
-        .filter(|(_, address)| address.is_ipv6());
-    of_ipv6
+        .filter(|(_, address)| address.is_ipv6() || address.is_unspecified());
+    not_read
         .map(|(place, address)| {
-            let first = "queries to the IPv6 name server";
+            let first = match address {
+                IpAddr::V4(_) => "queries to the name server",
+                IpAddr::V6(_) => "queries to the IPv6 name server",
+            };
             if place == 0 {
                 format!(
                     "{first} {address} are not read, and it is asked first: cluster names do not \
-                     resolve unless an IPv4 name server stands before it in {RESOLV_CONF}"
+                     resolve unless another IPv4 name server stands before it in {RESOLV_CONF}"
                 )
             } else {
                 format!("{first} {address} are not read")
@@ -184,6 +191,7 @@ mod tests {
         assert!(first[0].contains("asked first"), "{first:?}");
         assert!(!second[0].contains("asked first"), "{second:?}");
         assert_eq!(unread(&servers(["172.30.0.53", "1.1.1.1"])), [""; 0]);
+        assert!(unread(&servers(["0.0.0.0", "1.1.1.1"]))[0].contains("0.0.0.0 are not read"));
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -29,13 +32,14 @@ const LOCK_NAME: &str = "session.lock";
 /// Others hold the lock for as long as it takes to bind a socket.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
+const FILE_LOOK: Duration = Duration::from_secs(2);
 
 /// A stream of connections from processes of the same user, to be handed to tonic's
 /// `serve_with_incoming`. Dropping it removes the socket.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
-    _file: SocketFile,
+    file: Arc<SocketFile>,
 }
 
 impl Listener {
@@ -59,8 +63,19 @@ impl Listener {
 
         Ok(Self {
             listener,
-            _file: SocketFile::of(path, &lock_path).map_err(failed)?,
+            file: Arc::new(SocketFile::of(path, &lock_path).map_err(failed)?),
         })
+    }
+
+    /// Resolves when nobody can reach the listener any more: its file is gone, with the runtime
+    /// directory of a user who logged out, say, or another has taken its place.
+    pub fn lost(&self) -> impl Future<Output = ()> + use<> {
+        let file = Arc::downgrade(&self.file);
+        async move {
+            while file.upgrade().is_some_and(|file| file.is_there()) {
+                sleep(FILE_LOOK).await;
+            }
+        }
     }
 
     /// The next connection of a process of the same user; others are hung up on.
@@ -247,6 +262,20 @@ mod tests {
         drop(first);
         assert!(!path.exists());
         Listener::bind(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_listener_whose_file_is_gone_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tp").join(NAME);
+        let listener = Listener::bind(&path).await.unwrap();
+        let lost = listener.lost();
+        tokio::pin!(lost);
+        assert!(futures::poll!(&mut lost).is_pending());
+
+        fs::remove_dir_all(dir.path().join("tp")).unwrap();
+
+        tokio::time::timeout(3 * FILE_LOOK, lost).await.unwrap();
     }
 
     #[tokio::test]

@@ -24,7 +24,10 @@ impl Lock {
     /// Nothing if somebody else holds it.
     pub fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let file = rustix::fs::open(path, flags, mode)?;
+        // A file that the umask has closed to everybody would stop every program after this one.
+        let _ = rustix::fs::fchmod(&file, mode);
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(Errno::WOULDBLOCK) => Ok(None),
@@ -87,13 +90,22 @@ impl SocketFile {
         let Some(_lock) = Lock::try_acquire(&self.lock)? else {
             return Ok(());
         };
-        let found = rustix::fs::lstat(&self.path)?;
-        let ours = rustix::fs::fstat(&self.file)?;
-        if (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino) {
+        if !self.is_there() {
             return Ok(());
         }
 
         fs::remove_file(&self.path)
+    }
+
+    /// False also when another file has its name.
+    pub(super) fn is_there(&self) -> bool {
+        let same = || {
+            let found = rustix::fs::lstat(&self.path)?;
+            let ours = rustix::fs::fstat(&self.file)?;
+            rustix::io::Result::Ok((found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino))
+        };
+
+        same().unwrap_or_default()
     }
 }
 

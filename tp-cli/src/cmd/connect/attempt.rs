@@ -107,18 +107,22 @@ impl Attempt {
         Ok(first?.filter(|(event, _)| !matches!(event, Event::Ending(_))))
     }
 
-    /// Ends this command's part, and waits for the end of what ends with it.
-    pub(super) async fn give_up(mut self) {
+    /// Ends this command's part, and waits for the end of what ends with it. False if the session
+    /// does not answer.
+    pub(super) async fn give_up(mut self) -> bool {
         self.started.end().await;
         let Some(session) = self.session.take() else {
-            return;
+            return true;
         };
-        // What was asked for has failed already, or its end is seen to by the kernel.
-        if let Ok(response) = client::leave(session).await
-            && !response.goes_on
-            && (self.root_daemon_ends || response.root_daemon_ends)
-        {
-            let _ = quit::root_daemon_ended(false).await;
+        match client::leave(session).await {
+            Ok(response) => {
+                if !response.goes_on && (self.root_daemon_ends || response.root_daemon_ends) {
+                    let _ = quit::root_daemon_ended(false).await;
+                }
+                true
+            }
+            // What was asked for has failed already, or its end is seen to by the kernel.
+            Err(fault) => fault.kind != FaultKind::Unavailable || !ipc::socket_path().exists(),
         }
     }
 }

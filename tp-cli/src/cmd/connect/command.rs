@@ -1,6 +1,6 @@
 //! A command that runs connected.
 
-use std::{ffi::OsString, io, os::unix::process::ExitStatusExt, process::ExitStatus};
+use std::{ffi::OsString, fs::File, io, os::unix::process::ExitStatusExt, process::ExitStatus};
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use tokio::process::Command;
@@ -54,8 +54,13 @@ fn to_hand_on(signal: i32) -> Option<Signal> {
     (!(of_terminal && is_foreground())).then_some(signal)
 }
 
+/// Of the controlling terminal, whatever standard input is.
 fn is_foreground() -> bool {
-    rustix::termios::tcgetpgrp(io::stdin()).is_ok_and(|group| group == getpgrp())
+    let Ok(terminal) = File::open("/dev/tty") else {
+        return false;
+    };
+
+    rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp())
 }
 
 fn not_started(program: &OsString, error: &io::Error) -> u8 {
