@@ -10,6 +10,9 @@ use crate::{
 
 /// Opens connections, reads nothing until it is told to, and then everything.
 ///
+/// SO_RCVBUF stays as it is: a fixed small buffer drops what the kernel has offered room for (skmem's
+/// `d` in ss(8)), and the sender then tries again after ever longer pauses, whoever it is.
+///
 /// Arguments: how many, host, port, what is sent on each, how many bytes are expected.
 const READER: &str = r#"
 import socket, sys, threading
@@ -17,7 +20,6 @@ count, host, port, words, size = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 held = []
 for _ in range(count):
     s = socket.socket()
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
     s.settimeout(20)
     s.connect((host, port))
     s.sendall(words.encode() + b"\n")
@@ -74,7 +76,6 @@ const HOLDER: &str = r#"
 import socket, sys, threading
 l = socket.socket()
 l.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-l.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
 l.bind((sys.argv[1], int(sys.argv[2])))
 l.listen(1000)
 go = threading.Event()
