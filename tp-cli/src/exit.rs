@@ -34,8 +34,10 @@ no_permission, config.";
 
 /// `tp` was asked to stop while it worked, and has undone what it had begun, or could not.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", if *is_undone { "interrupted; nothing is left behind" } else {
-    "interrupted; the session does not answer, and may go on: see `tp status`"
+#[error("interrupted; {}", if *is_undone {
+    "nothing is left behind"
+} else {
+    "the session does not answer, and may go on: see `tp status`"
 })]
 pub(crate) struct Interrupted {
     pub(crate) signal: i32,

@@ -163,7 +163,7 @@ impl Testbed {
         let image = format!("--image={image}");
         let mut command = self.inside(&self.workstation());
         command
-            .arg(crate::workstation::programs().join("tp"))
+            .arg(crate::programs::programs().join("tp"))
             .args(["install", &image, "--image-pull-policy=Never", "--wait=60s"])
             .env("KUBECONFIG", self.kubeconfig("admin"));
         run(&mut command, Duration::from_secs(90)).expect_success();

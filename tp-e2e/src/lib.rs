@@ -20,6 +20,7 @@ pub mod objects;
 #[expect(unsafe_code, reason = "an ioctl without a safe wrapper")]
 pub mod private;
 pub mod process;
+pub mod programs;
 pub mod readers;
 pub mod terminal;
 pub mod transfers;

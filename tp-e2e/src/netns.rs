@@ -29,7 +29,7 @@ pub struct Snapshot {
     nftables: String,
     resolv_conf: String,
     /// Numbers of other namespaces that this one has links to.
-    namespaces: String,
+    namespaces: BTreeSet<String>,
     /// Links of eBPF programs on this machine, by id.
     bpf_links: BTreeSet<u64>,
     /// Programs and maps of ours, by id, whoever holds them.
@@ -46,7 +46,10 @@ impl Snapshot {
             nftables: inside(&["nft", "list", "ruleset"]),
             resolv_conf: std::fs::read_to_string(testbed().resolv_conf())
                 .expect("the testbed has a resolv.conf"),
-            namespaces: inside(&["ip", "netns", "list-id"]),
+            namespaces: inside(&["ip", "netns", "list-id"])
+                .lines()
+                .map(str::to_owned)
+                .collect(),
             bpf_links: ids("link", |_| true),
             bpf_objects: ours("prog")
                 .into_iter()
@@ -68,19 +71,18 @@ impl Snapshot {
             ("rules", &self.rules, &before.rules),
             ("nftables", &self.nftables, &before.nftables),
             ("resolv.conf", &self.resolv_conf, &before.resolv_conf),
-            ("namespaces", &self.namespaces, &before.namespaces),
         ] {
             let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
             let (now, then) = (lines(now), lines(then));
             for line in now.difference(&then) {
                 let _ = writeln!(text, "{what}: new: {line}");
             }
-            if what == "namespaces" {
-                continue;
-            }
             for line in then.difference(&now) {
                 let _ = writeln!(text, "{what}: gone: {line}");
             }
+        }
+        for id in self.namespaces.difference(&before.namespaces) {
+            let _ = writeln!(text, "namespaces: new: {id}");
         }
         for id in self.bpf_links.difference(&before.bpf_links) {
             let _ = writeln!(text, "eBPF link {id} is new");

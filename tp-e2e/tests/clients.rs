@@ -4,7 +4,8 @@ use std::path::Path;
 
 use tp_e2e::{
     cluster::{testbed, text},
-    workstation::{Workstation, readable_by_all},
+    programs::readable_by_all,
+    workstation::Workstation,
 };
 
 fn client(file: &str) -> String {

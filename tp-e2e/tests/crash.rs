@@ -11,7 +11,7 @@ use tp_e2e::{
     cluster::{testbed, text},
     netns::{self, Snapshot},
     private::PrivateNamespace,
-    process::{Running, run, signal},
+    process::{PATIENCE, Running, eventually, run, signal},
     transfers::Transfers,
     user::Account,
     workstation::Workstation,
@@ -203,10 +203,7 @@ fn an_interface_that_another_program_changes_ends_the_connection_with_a_reason()
         let transfers = Transfers::start(&workstation);
         let link = own_link(&workstation);
 
-        let change = change.replace("LINK", &link);
-        let mut command = testbed().inside(&testbed().workstation());
-        command.args(change.split(' '));
-        run(&mut command, Duration::from_secs(5)).expect_success();
+        on_the_workstation(&change.replace("LINK", &link));
 
         transfers.assert_broken(HEARD);
         before.assert_restored();
@@ -224,12 +221,17 @@ fn an_interface_that_another_program_changes_ends_the_connection_with_a_reason()
     }
 }
 
+#[track_caller]
+fn on_the_workstation(command: &str) -> String {
+    let mut inside = testbed().inside(&testbed().workstation());
+
+    run(inside.args(command.split(' ')), PATIENCE).expect_success()
+}
+
 /// The interface that the aliases lead to.
 fn own_link(workstation: &Workstation) -> String {
     let network = text(&workstation.status()["datapath"]["alias_network"]);
-    let mut command = testbed().inside(&testbed().workstation());
-    command.args(["ip", "route", "show", "table", "local", &network]);
-    let route = run(&mut command, Duration::from_secs(5)).expect_success();
+    let route = on_the_workstation(&format!("ip route show table local {network}"));
     let words: Vec<_> = route.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "dev");
 
@@ -247,7 +249,7 @@ fn a_session_whose_socket_is_gone_ends() {
     std::fs::remove_dir_all(socket.parent().expect("it has a directory"))
         .expect("the directory is there");
 
-    tp_e2e::process::eventually("the session to end", Duration::from_secs(10), || {
+    eventually("the session to end", Duration::from_secs(10), || {
         if lives(pid) {
             Err("it lives".to_owned())
         } else {
@@ -305,7 +307,7 @@ fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
         Running::start(&mut workstation.command(&["tp", "connect", "--namespace", "shop"]));
     // setpriv and unshare replace themselves: the process is tp.
     let pid = connecting.pid();
-    tp_e2e::process::eventually("tp to run", Duration::from_secs(5), || {
+    eventually("tp to run", Duration::from_secs(5), || {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let session = workstation.session_socket();
         if name.trim() == "tp" && session.exists() {

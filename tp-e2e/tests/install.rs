@@ -15,8 +15,9 @@ use tp_e2e::{
     cluster::{Testbed, testbed},
     objects,
     process::{Finished, PATIENCE, run},
+    programs::programs,
     user::Account,
-    workstation::{Workstation, programs},
+    workstation::Workstation,
 };
 
 /// A rollout, and the removal of namespaces.

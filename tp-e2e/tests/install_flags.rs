@@ -10,8 +10,9 @@ use serde_json::Value;
 use tp_e2e::{
     cluster::{testbed, text},
     process::{Finished, PATIENCE, run},
+    programs::programs,
     user::Account,
-    workstation::{Workstation, programs},
+    workstation::Workstation,
 };
 
 /// A rollout, and the removal of namespaces.

@@ -8,7 +8,7 @@ use tempfile::NamedTempFile;
 use tp_e2e::{
     cluster::testbed,
     process::{PATIENCE, run},
-    workstation::programs,
+    programs::programs,
 };
 
 const COMMANDS: [&[&str]; 2] = [&["install", "--image=localhost/tp:1"], &["uninstall"]];

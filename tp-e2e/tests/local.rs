@@ -16,8 +16,9 @@ use tp_e2e::{
     name_server::Route,
     netns,
     process::{PATIENCE, Running, eventually, run},
+    programs::programs,
     user::Account,
-    workstation::{Workstation, programs},
+    workstation::Workstation,
 };
 
 /// What these tests change concerns every session.

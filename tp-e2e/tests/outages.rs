@@ -11,9 +11,10 @@ use serde_json::Value;
 use tp_e2e::{
     cluster::{Impairment, testbed, text},
     process::{Finished, PATIENCE, eventually, run, signal},
+    programs::programs,
     transfers::Transfers,
     user::Account,
-    workstation::{Workstation, programs},
+    workstation::Workstation,
 };
 
 /// How long finding the better path, or another one, may take.

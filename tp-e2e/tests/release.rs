@@ -11,8 +11,9 @@ use std::{
 use tempfile::TempDir;
 use tp_e2e::{
     process::{Finished, PATIENCE, run},
+    programs::release,
     user::Account,
-    workstation::{Workstation, release},
+    workstation::Workstation,
 };
 
 /// What `tp-daemon install` makes below its root, and from which file of the archive it is.

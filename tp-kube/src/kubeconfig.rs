@@ -339,46 +339,28 @@ mod tests {
         assert_eq!(auth.impersonate_groups, Some(vec!["ops".to_owned()]));
     }
 
-    #[tokio::test]
-    async fn nor_is_what_cannot_be_understood() {
-        for output in [
-            "token: secret-1: x: y",
-            r#"{\"status\":{\"token\":\"secret-2\""#,
-        ] {
-            let mut config = kubeconfig();
-            config["users"][0]["user"] = json!({"exec": {
-                "apiVersion": "client.authentication.k8s.io/v1",
-                "command": "sh",
-                "args": ["-c", format!("echo \"{output}\"")],
-                "interactiveMode": "Never",
-            }});
-            let (_dir, choice) = written(&config);
-
-            let chosen = choice.load().await.unwrap();
-            let Err(fault) = chosen.client(Client::try_from) else {
-                panic!("{output} is no ExecCredential");
-            };
-
-            let words = "its credential plugin sh printed no ExecCredential";
-            assert!(fault.message.ends_with(words), "{fault}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_a_credential_plugin_prints_is_not_told() {
+    /// Why a plugin that runs this script gives no client.
+    async fn fault_of_plugin(script: &str) -> Fault {
         let mut config = kubeconfig();
         config["users"][0]["user"] = json!({"exec": {
             "apiVersion": "client.authentication.k8s.io/v1",
             "command": "sh",
-            "args": ["-c", "echo secret-output; echo first >&2; echo log in >&2; exit 3", "secret-word"],
+            "args": ["-c", script, "secret-word"],
             "interactiveMode": "Never",
         }});
         let (_dir, choice) = written(&config);
 
         let chosen = choice.load().await.unwrap();
-        let Err(fault) = chosen.client(Client::try_from) else {
-            panic!("a plugin that fails gives no client");
-        };
+        match chosen.client(Client::try_from) {
+            Err(fault) => fault,
+            Ok(_) => panic!("a plugin that fails gives no client"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_credential_plugin_prints_is_not_told() {
+        let script = "echo secret-output; echo first >&2; echo log in >&2; exit 3";
+        let fault = fault_of_plugin(script).await;
 
         assert!(
             fault.message.contains("credential plugin sh failed"),
@@ -386,5 +368,18 @@ mod tests {
         );
         assert!(fault.message.ends_with("log in"), "{fault}");
         assert!(!fault.message.contains("secret"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn what_a_credential_plugin_prints_is_not_told_when_it_is_no_credential() {
+        for output in [
+            "token: secret-1: x: y",
+            r#"{\"status\":{\"token\":\"secret-2\""#,
+        ] {
+            let fault = fault_of_plugin(&format!("echo \"{output}\"")).await;
+
+            let words = "its credential plugin sh printed no ExecCredential";
+            assert!(fault.message.ends_with(words), "{fault}");
+        }
     }
 }

@@ -179,7 +179,7 @@ impl Connection {
         };
         let Opened { descriptors, .. } = opened;
         let bundle = descriptors.bundle();
-        let observer = Observer::open(bundle.host_address).map_err(broken)?;
+        let mut observer = Observer::open(bundle.host_address).map_err(broken)?;
         let bundle = local::of_bundle(bundle);
         self.shared.name_servers.send_replace(servers::current());
         let local = self.shared.local.clone();

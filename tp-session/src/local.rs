@@ -59,6 +59,7 @@ pub(super) struct Observer {
     changes: futures::channel::mpsc::UnboundedReceiver<Change>,
     _connection: AbortOnDropHandle<()>,
     own_address: Ipv4Addr,
+    own: Own,
 }
 
 type Change = (
@@ -81,16 +82,19 @@ impl Observer {
             changes,
             _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
             own_address,
+            own: Own::default(),
         })
     }
 
-    pub(super) async fn read(&self) -> Result<Local, Fault> {
-        let (local, _) = self.read_all().await?;
+    /// What [`Self::watch`] begins with.
+    pub(super) async fn read(&mut self) -> Result<Local, Fault> {
+        let (local, own) = self.look().await?;
+        self.own = own;
 
         Ok(local)
     }
 
-    async fn read_all(&self) -> Result<(Local, Own), Fault> {
+    async fn look(&self) -> Result<(Local, Own), Fault> {
         let unreadable = |error: &dyn Display| {
             let message = format!("routes and addresses of this machine cannot be read: {error}");
             Fault::new(FaultKind::Failed, message)
@@ -125,15 +129,25 @@ impl Observer {
     }
 
     /// Publishes every change until aborted. Ends when somebody has taken from the bundle's own
-    /// interface what steered connections need.
+    /// interface what it had at [`Self::read`].
     pub(super) async fn watch(mut self, local: watch::Sender<Local>) -> io::Result<()> {
         let mut pause = SETTLE;
-        let (mut whole, mut is_broken) = (None, false);
+        let mut is_broken = false;
         loop {
+            let look = if is_broken { AGAIN } else { LOOK };
+            match timeout(look, self.changes.next()).await {
+                Ok(Some(_)) => {
+                    // Read all the while: what is not read waits in memory.
+                    let due = Instant::now() + pause;
+                    while let Ok(Some(_)) = timeout_at(due, self.changes.next()).await {}
+                }
+                Err(_) => {}
+                Ok(None) => sleep(look).await,
+            }
             let begun = Instant::now();
-            let found = self.read_all().await;
+            let found = self.look().await;
             // Where there are many routes and they change all the time, most of it stays unused.
-            pause = pause.max(10 * begun.elapsed());
+            pause = SETTLE.max(10 * begun.elapsed());
             match found {
                 Ok((found, own)) => {
                     local.send_if_modified(|old| {
@@ -141,7 +155,7 @@ impl Observer {
                         *old = found;
                         is_new
                     });
-                    let is_whole = own.has_all_of(whole.get_or_insert_with(|| own.clone()));
+                    let is_whole = own.has_all_of(&self.own);
                     // A dump that changes meanwhile may lack what is there: it is read twice.
                     if !is_whole && is_broken {
                         return Err(io::Error::other(
@@ -152,45 +166,26 @@ impl Observer {
                 }
                 Err(fault) => tracing::info!(reason = %fault, "The network cannot be read"),
             }
-            self.changed(pause, is_broken).await;
-            pause = SETTLE;
-        }
-    }
-
-    /// Waits for a change, and then `pause` for those that come with it.
-    async fn changed(&mut self, pause: Duration, is_hurried: bool) {
-        if is_hurried {
-            return sleep(AGAIN).await;
-        }
-        match timeout(LOOK, self.changes.next()).await {
-            Ok(Some(_)) => {
-                // Read all the while: what is not read waits in memory.
-                let due = Instant::now() + pause;
-                while let Ok(Some(_)) = timeout_at(due, self.changes.next()).await {}
-            }
-            Err(_) => {}
-            Ok(None) => sleep(LOOK).await,
         }
     }
 }
 
 /// What the bundle's own interface has. Without it the aliases lead nowhere, or out of the machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Own {
     is_up: bool,
-    has_address: bool,
     routes: BTreeSet<Ipv4Net>,
 }
 
 impl Own {
+    /// Nothing if no interface has the address.
     fn of(
         addresses: &[AddressMessage],
         routes: &[RouteMessage],
         links: &[LinkMessage],
         own: Ipv4Addr,
     ) -> Self {
-        let found = addresses.iter().filter_map(address);
-        let Some((index, ..)) = found.into_iter().find(|(_, address, _)| *address == own) else {
+        let Some(index) = index_of(addresses, own) else {
             return Self::default();
         };
         let up = LinkFlags::Up | LinkFlags::LowerUp;
@@ -199,7 +194,6 @@ impl Own {
             is_up: links
                 .iter()
                 .any(|link| link.header.index == index && link.header.flags.contains(up)),
-            has_address: true,
             routes: routes
                 .iter()
                 .filter(|route| interface(route) == Some(index))
@@ -209,10 +203,17 @@ impl Own {
     }
 
     fn has_all_of(&self, before: &Self) -> bool {
-        self.is_up >= before.is_up
-            && self.has_address >= before.has_address
-            && self.routes.is_superset(&before.routes)
+        self.is_up >= before.is_up && self.routes.is_superset(&before.routes)
     }
+}
+
+/// The interface that has the address.
+fn index_of(addresses: &[AddressMessage], own: Ipv4Addr) -> Option<u32> {
+    let mut found = addresses.iter().filter_map(address);
+
+    found
+        .find(|(_, address, _)| *address == own)
+        .map(|(index, _, _)| index)
 }
 
 /// What addresses and routes say. Who made the route to the network of an address, the kernel or a
@@ -224,11 +225,7 @@ fn sorted(
     own: Ipv4Addr,
 ) -> Local {
     let mut local = Local::default();
-    let addresses: Vec<_> = addresses.iter().filter_map(address).collect();
-    let own_index = addresses
-        .iter()
-        .find(|(_, address, _)| *address == own)
-        .map(|(index, _, _)| *index);
+    let own_index = index_of(addresses, own);
     let is_own = |index: Option<u32>| own_index.is_some() && index == own_index;
     let name = |index: Option<u32>| {
         index
@@ -237,7 +234,7 @@ fn sorted(
             .unwrap_or_else(|| "several interfaces".to_owned())
     };
     let mut connected = BTreeSet::new();
-    for (index, address, network) in addresses {
+    for (index, address, network) in addresses.iter().filter_map(address) {
         if is_own(Some(index)) {
             continue;
         }

@@ -47,16 +47,19 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     let mut attempt = Attempt::default();
 
     let result = tokio::select! {
-        signal = signals.next() => Err(Err(signal)),
-        result = establish(&args, &request, output, &mut progress, &mut attempt) => result.map_err(Ok),
+        signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
+        result = establish(&args, &request, output, &mut progress, &mut attempt) => result,
     };
     let connected = match result {
         Ok(connected) => connected,
-        Err(ended) => {
+        Err(mut error) => {
             progress.step("undoing");
             let is_undone = attempt.give_up().await;
             progress.clear();
-            return Err(ended.unwrap_or_else(|signal| Interrupted { signal, is_undone }.into()));
+            if let Some(interrupted) = error.downcast_mut::<Interrupted>() {
+                interrupted.is_undone = is_undone;
+            }
+            return Err(error);
         }
     };
     progress.clear();

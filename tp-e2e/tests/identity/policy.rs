@@ -6,7 +6,7 @@ use serde_json::json;
 use tp_e2e::{
     cluster::{testbed, text},
     process::{PATIENCE, eventually, run},
-    workstation::programs,
+    programs::programs,
 };
 
 use super::support::{Forward, Made, POLICY, create, key, made, ready, session};

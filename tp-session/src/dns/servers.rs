@@ -21,17 +21,25 @@ const MOST: usize = 32;
 /// none of that.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The IPv4 name servers in use at this moment.
+/// The name servers in use at this moment, as far as they are read.
 pub(crate) fn current() -> Vec<SocketAddrV4> {
-    parse(&read(RESOLV_CONF))
-        .into_iter()
-        .filter_map(|address| match address {
-            // Which is no address that an alias could stand for.
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED) | IpAddr::V6(_) => None,
-            IpAddr::V4(v4) => Some(SocketAddrV4::new(v4, PORT)),
-        })
+    steered(&parse(&read(RESOLV_CONF)))
+}
+
+fn steered(servers: &[IpAddr]) -> Vec<SocketAddrV4> {
+    let read = servers.iter().filter_map(as_steered);
+
+    read.map(|address| SocketAddrV4::new(address, PORT))
         .take(MOST)
         .collect()
+}
+
+/// 0.0.0.0 is no address that an alias could stand for.
+fn as_steered(server: &IpAddr) -> Option<Ipv4Addr> {
+    match server {
+        IpAddr::V4(address) => Some(*address).filter(|it| !it.is_unspecified()),
+        IpAddr::V6(_) => None,
+    }
 }
 
 /// Publishes every change until aborted.
@@ -64,7 +72,7 @@ fn unread(servers: &[IpAddr]) -> Vec<String> {
     let not_read = servers
         .iter()
         .enumerate()
-        .filter(|(_, address)| address.is_ipv6() || address.is_unspecified());
+        .filter(|(_, address)| as_steered(address).is_none());
     not_read
         .map(|(place, address)| {
             let first = match address {
@@ -191,7 +199,26 @@ mod tests {
         assert!(first[0].contains("asked first"), "{first:?}");
         assert!(!second[0].contains("asked first"), "{second:?}");
         assert_eq!(unread(&servers(["172.30.0.53", "1.1.1.1"])), [""; 0]);
-        assert!(unread(&servers(["0.0.0.0", "1.1.1.1"]))[0].contains("0.0.0.0 are not read"));
+    }
+
+    #[test]
+    fn what_no_alias_can_stand_for_is_left_out_and_told() {
+        let servers = ["0.0.0.0", "172.30.0.53", "::"].map(|it| it.parse().unwrap());
+
+        assert_eq!(steered(&servers), ["172.30.0.53:53".parse().unwrap()]);
+        assert!(unread(&servers)[0].contains("0.0.0.0 are not read"));
+    }
+
+    #[test]
+    fn of_very_many_name_servers_the_first_are_steered() {
+        let many: Vec<IpAddr> = (1..=100)
+            .map(|at| Ipv4Addr::new(192, 0, 2, at).into())
+            .collect();
+
+        let steered = steered(&many);
+
+        assert_eq!(steered.len(), MOST);
+        assert_eq!(*steered[0].ip(), many[0]);
     }
 
     #[test]
