@@ -30,6 +30,8 @@ use super::{
 use users::{Handle, Met, Phase, State};
 
 mod same;
+#[cfg(test)]
+mod tests;
 mod users;
 
 /// Events that wait for a slow reader; when full, whoever is told waits with it.
@@ -141,13 +143,16 @@ impl Service {
 
     /// Takes down what is left and lets the process end; somebody else may be doing so.
     async fn finish(&self, rest: Phase) {
-        match rest {
-            Phase::Ending => self.stop.cancelled().await,
-            rest => {
+        if !matches!(rest, Phase::Ending) {
+            let stop = self.stop.clone().drop_guard();
+            // Every step has a bound. A task of its own, because a request ends with the `tp` that
+            // made it, and nobody else can take this down.
+            tokio::spawn(async move {
                 rest.take_down().await;
-                self.stop.cancel();
-            }
+                drop(stop);
+            });
         }
+        self.stop.cancelled().await;
     }
 
     /// Tells `events` what becomes of the request, step by step.

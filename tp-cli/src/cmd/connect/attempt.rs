@@ -23,7 +23,8 @@ const TURN: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(30);
 /// A session that lived this long had something to do, for others.
 const SERVED: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(10);
+/// Pause before the first look for another session, and the longest: each look may start programs.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
 /// This command's part in a connection. What others have begun, or take part in, is theirs.
 #[derive(Debug, Default)]
@@ -43,6 +44,7 @@ impl Attempt {
         progress: &mut Progress,
     ) -> anyhow::Result<Connected> {
         let mut end = Instant::now() + AGAIN;
+        let (mut pause, longest) = LOOKS;
         loop {
             let asked = Instant::now();
             if let Some((first, events)) = self.ask(request, progress).await?
@@ -52,13 +54,15 @@ impl Attempt {
             }
             if asked.elapsed() > SERVED {
                 end = Instant::now() + AGAIN;
+                pause = LOOKS.0;
             }
             if Instant::now() >= end {
                 let message = "sessions end as fast as they are started: see their log in";
                 let message = format!("{message} {}", ipc::state_dir().display());
                 return Err(Fault::new(FaultKind::TemporaryFailure, message).into());
             }
-            sleep(LOOK).await;
+            sleep(pause).await;
+            pause = longest.min(pause * 2);
         }
     }
 
