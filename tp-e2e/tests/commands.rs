@@ -299,6 +299,37 @@ fn the_exit_code_arrives_also_where_the_signal_of_a_childs_end_is_ignored() {
     workstation.run(&words).expect_code(42);
 }
 
+/// The terminal sends its signal to `tp` and to the command alike.
+#[test]
+fn an_interrupt_of_the_terminal_reaches_the_command_once_whatever_standard_input_is() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let on_a_terminal = "import os, pty, sys\n\
+        pid, terminal = pty.fork()\n\
+        if pid == 0:\n    \
+            os.dup2(os.open('/dev/null', os.O_RDONLY), 0)\n    \
+            os.execvp(sys.argv[1], sys.argv[1:])\n\
+        said = b''\n\
+        while b'ready' not in said: said += os.read(terminal, 1000)\n\
+        os.write(terminal, b'\\x03')\n\
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
+    // Blocked signals wait to be taken; within this second no other may arrive.
+    let command = "import signal, sys\n\
+        interrupt = {signal.SIGINT}\n\
+        signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)\n\
+        print('ready', flush=True)\n\
+        signal.sigwait(interrupt)\n\
+        sys.exit(1 if signal.sigtimedwait(interrupt, 1) else 42)";
+    let connect = ["tp", "connect", "--namespace", "shop", "--"];
+    let words = [
+        &["/usr/bin/python3", "-c", on_a_terminal],
+        &connect[..],
+        &["/usr/bin/python3", "-c", command],
+    ]
+    .concat();
+
+    workstation.run(&words).expect_code(42);
+}
+
 #[test]
 fn a_command_leaves_a_connection_that_was_there() {
     let workstation = Workstation::shared();

@@ -8,7 +8,8 @@ use std::{
 
 use rustix::process::Signal;
 use tp_e2e::{
-    cluster::{testbed, text},
+    cluster::{Impairment, testbed, text},
+    daemons::{self, Role},
     netns::{self, Snapshot},
     private::PrivateNamespace,
     process::{PATIENCE, Running, eventually, run, signal},
@@ -296,13 +297,8 @@ fn an_application_that_outlives_the_session_can_connect_elsewhere() {
     assert_eq!(found.stdout.trim(), "192.0.2.10", "{found}");
 }
 
-#[test]
-fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
-    let _alone = alone();
-    let before = netns::idle();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _away = testbed().impair(tp_e2e::cluster::Impairment::ApiServerAway);
-
+/// A `tp connect` in its midst: the API server does not answer.
+fn connecting(workstation: &Workstation) -> Running {
     let connecting =
         Running::start(&mut workstation.command(&["tp", "connect", "--namespace", "shop"]));
     // setpriv and unshare replace themselves: the process is tp.
@@ -316,9 +312,46 @@ fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
             Err(name)
         }
     });
-    signal(pid, Signal::INT);
+
+    connecting
+}
+
+#[test]
+fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
+    let _alone = alone();
+    let before = netns::idle();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let _away = testbed().impair(Impairment::ApiServerAway);
+    let connecting = connecting(&workstation);
+
+    signal(connecting.pid(), Signal::INT);
 
     let finished = connecting.finish(Duration::from_secs(20));
     assert_eq!(finished.code(), 130, "{finished}");
+    before.assert_restored();
+}
+
+#[test]
+fn a_command_that_is_interrupted_while_its_session_hangs_says_that_it_may_go_on() {
+    let _alone = alone();
+    let before = netns::idle();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let _away = testbed().impair(Impairment::ApiServerAway);
+    let connecting = connecting(&workstation);
+    let session = daemons::only(&workstation, Role::Session);
+
+    signal(session, Signal::STOP);
+    signal(connecting.pid(), Signal::INT);
+
+    let finished = connecting.finish(Duration::from_secs(30));
+    signal(session, Signal::CONT);
+    assert_eq!(finished.code(), 130, "{finished}");
+    assert!(finished.stderr.contains("may go on"), "{finished}");
+    // Woken, it notices that nobody wants it any more.
+    eventually("the session to end", Duration::from_secs(10), || {
+        (!lives(session))
+            .then_some(())
+            .ok_or_else(|| "it lives".to_owned())
+    });
     before.assert_restored();
 }
