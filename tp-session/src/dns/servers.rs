@@ -140,7 +140,11 @@ fn name_cache() -> Option<String> {
         // The file may have outlived the process.
         UnixStream::connect(path)
             .and_then(|stream| rustix::net::sockopt::socket_peercred(stream).map_err(Into::into))
-            .is_ok_and(|peer| peer.uid != rustix::process::geteuid())
+            .is_ok_and(|peer| {
+                let started_by = peer.uid.as_raw();
+                let runs_as = user_of(&read(&format!("/proc/{}/status", peer.pid)));
+                runs_as.unwrap_or(started_by) != rustix::process::geteuid().as_raw()
+            })
     })?;
 
     Some(format!(
@@ -148,6 +152,13 @@ fn name_cache() -> Option<String> {
          they see cluster names after `enable-cache hosts no` in /etc/nscd.conf and a restart of \
          nscd, or when nscd is stopped"
     ))
+}
+
+/// The effective user in a `/proc/PID/status`: a daemon may have taken another since it listens.
+fn user_of(status: &str) -> Option<u32> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+
+    ids.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn read(path: &str) -> String {
@@ -219,6 +230,14 @@ mod tests {
 
         assert_eq!(steered.len(), MOST);
         assert_eq!(*steered[0].ip(), many[0]);
+    }
+
+    #[test]
+    fn the_user_of_a_daemon_is_the_one_it_asks_as() {
+        let status = "Name:\tnscd\nUid:\t0\t65534\t0\t65534\nGid:\t0\t0\t0\t0\n";
+
+        assert_eq!(user_of(status), Some(65534));
+        assert_eq!(user_of(""), None);
     }
 
     #[test]
