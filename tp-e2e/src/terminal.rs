@@ -87,6 +87,13 @@ impl Terminal {
         writeln!(self.keyboard, "{line}").expect("a terminal takes a line");
     }
 
+    /// Ctrl-C.
+    pub fn interrupt(&mut self) {
+        self.keyboard
+            .write_all(b"\x03")
+            .expect("a terminal takes a key");
+    }
+
     /// Waits for the end; the exit code, and all that was on the screen.
     #[track_caller]
     pub fn finish(mut self, bound: Duration) -> (Option<i32>, String) {

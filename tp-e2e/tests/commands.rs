@@ -6,7 +6,12 @@ use std::{
 };
 
 use serde_json::Value;
-use tp_e2e::{process::run, user::Account, workstation::Workstation};
+use tp_e2e::{
+    process::{PATIENCE, run},
+    terminal::Terminal,
+    user::Account,
+    workstation::Workstation,
+};
 
 #[track_caller]
 fn has(value: &Value, names: &[&str]) {
@@ -303,15 +308,6 @@ fn the_exit_code_arrives_also_where_the_signal_of_a_childs_end_is_ignored() {
 #[test]
 fn an_interrupt_of_the_terminal_reaches_the_command_once_whatever_standard_input_is() {
     let workstation = Workstation::new(Account::Member, "dev");
-    let on_a_terminal = "import os, pty, sys\n\
-        pid, terminal = pty.fork()\n\
-        if pid == 0:\n    \
-            os.dup2(os.open('/dev/null', os.O_RDONLY), 0)\n    \
-            os.execvp(sys.argv[1], sys.argv[1:])\n\
-        said = b''\n\
-        while b'ready' not in said: said += os.read(terminal, 1000)\n\
-        os.write(terminal, b'\\x03')\n\
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
     // Blocked signals wait to be taken; within this second no other may arrive.
     let command = "import signal, sys\n\
         interrupt = {signal.SIGINT}\n\
@@ -319,15 +315,23 @@ fn an_interrupt_of_the_terminal_reaches_the_command_once_whatever_standard_input
         print('ready', flush=True)\n\
         signal.sigwait(interrupt)\n\
         sys.exit(1 if signal.sigtimedwait(interrupt, 1) else 42)";
+    let on_its_own_terminal = ["setsid", "--ctty", "--wait"];
+    let without_input = ["sh", "-c", "exec \"$0\" \"$@\" </dev/null"];
     let connect = ["tp", "connect", "--namespace", "shop", "--"];
     let words = [
-        &["/usr/bin/python3", "-c", on_a_terminal],
-        &connect[..],
+        &on_its_own_terminal[..],
+        &without_input,
+        &connect,
         &["/usr/bin/python3", "-c", command],
     ]
     .concat();
 
-    workstation.run(&words).expect_code(42);
+    let mut terminal = Terminal::start(&mut workstation.command(&words));
+    terminal.wait_for("ready", PATIENCE);
+    terminal.interrupt();
+
+    let (code, screen) = terminal.finish(PATIENCE);
+    assert_eq!(code, Some(42), "{screen}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::process::Signal;
 use tp_e2e::{
-    cluster::{Impairment, testbed, text},
+    cluster::{Impaired, Impairment, testbed, text},
     daemons::{self, Role},
     netns::{self, Snapshot},
     private::PrivateNamespace,
@@ -47,6 +47,17 @@ fn connected(account: Account, person: &str) -> (Snapshot, Workstation) {
 fn lives(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/status"))
         .is_ok_and(|status| !status.contains("State:\tZ"))
+}
+
+#[track_caller]
+fn assert_ends(session: u32) {
+    eventually("the session to end", Duration::from_secs(10), || {
+        if lives(session) {
+            Err("it lives".to_owned())
+        } else {
+            Ok(())
+        }
+    });
 }
 
 #[test]
@@ -250,13 +261,7 @@ fn a_session_whose_socket_is_gone_ends() {
     std::fs::remove_dir_all(socket.parent().expect("it has a directory"))
         .expect("the directory is there");
 
-    eventually("the session to end", Duration::from_secs(10), || {
-        if lives(pid) {
-            Err("it lives".to_owned())
-        } else {
-            Ok(())
-        }
-    });
+    assert_ends(pid);
     before.assert_restored();
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -298,7 +303,10 @@ fn an_application_that_outlives_the_session_can_connect_elsewhere() {
 }
 
 /// A `tp connect` in its midst: the API server does not answer.
-fn connecting(workstation: &Workstation) -> Running {
+fn connecting() -> (Snapshot, Workstation, Impaired, Running) {
+    let before = netns::idle();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let away = testbed().impair(Impairment::ApiServerAway);
     let connecting =
         Running::start(&mut workstation.command(&["tp", "connect", "--namespace", "shop"]));
     // setpriv and unshare replace themselves: the process is tp.
@@ -313,16 +321,13 @@ fn connecting(workstation: &Workstation) -> Running {
         }
     });
 
-    connecting
+    (before, workstation, away, connecting)
 }
 
 #[test]
 fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
     let _alone = alone();
-    let before = netns::idle();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _away = testbed().impair(Impairment::ApiServerAway);
-    let connecting = connecting(&workstation);
+    let (before, _workstation, _away, connecting) = connecting();
 
     signal(connecting.pid(), Signal::INT);
 
@@ -334,10 +339,7 @@ fn a_command_that_is_interrupted_while_connecting_leaves_nothing() {
 #[test]
 fn a_command_that_is_interrupted_while_its_session_hangs_says_that_it_may_go_on() {
     let _alone = alone();
-    let before = netns::idle();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _away = testbed().impair(Impairment::ApiServerAway);
-    let connecting = connecting(&workstation);
+    let (before, workstation, _away, connecting) = connecting();
     let session = daemons::only(&workstation, Role::Session);
 
     signal(session, Signal::STOP);
@@ -348,10 +350,6 @@ fn a_command_that_is_interrupted_while_its_session_hangs_says_that_it_may_go_on(
     assert_eq!(finished.code(), 130, "{finished}");
     assert!(finished.stderr.contains("may go on"), "{finished}");
     // Woken, it notices that nobody wants it any more.
-    eventually("the session to end", Duration::from_secs(10), || {
-        (!lives(session))
-            .then_some(())
-            .ok_or_else(|| "it lives".to_owned())
-    });
+    assert_ends(session);
     before.assert_restored();
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
+use tp_core::backoff::Backoff;
 use tp_proto::{
     fault::{Fault, FaultKind, is_said},
     local::{ConnectEvent, ConnectRequest, Connected, connect_event::Event},
@@ -23,8 +24,9 @@ const TURN: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(30);
 /// A session that lived this long had something to do, for others.
 const SERVED: Duration = Duration::from_secs(2);
-/// Pause before the first look for another session, and the longest: each look may start programs.
-const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// Before another session is looked for: each look may start programs.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// This command's part in a connection. What others have begun, or take part in, is theirs.
 #[derive(Debug, Default)]
@@ -44,7 +46,7 @@ impl Attempt {
         progress: &mut Progress,
     ) -> anyhow::Result<Connected> {
         let mut end = Instant::now() + AGAIN;
-        let (mut pause, longest) = LOOKS;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let asked = Instant::now();
             if let Some((first, events)) = self.ask(request, progress).await?
@@ -54,15 +56,14 @@ impl Attempt {
             }
             if asked.elapsed() > SERVED {
                 end = Instant::now() + AGAIN;
-                pause = LOOKS.0;
+                backoff.reset();
             }
             if Instant::now() >= end {
                 let message = "sessions end as fast as they are started: see their log in";
                 let message = format!("{message} {}", ipc::state_dir().display());
                 return Err(Fault::new(FaultKind::TemporaryFailure, message).into());
             }
-            sleep(pause).await;
-            pause = longest.min(pause * 2);
+            sleep(backoff.pause(0.0)).await;
         }
     }
 
