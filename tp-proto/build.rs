@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         )
         .type_attribute(".tp.local.v1", "#[serde(rename_all = \"snake_case\")]")
         .bytes(".tp.tunnel.v1")
+        .btree_map(".tp.local.v1")
+        // Its values are secrets.
+        .skip_debug([".tp.local.v1.Shell"])
         .compile_fds(descriptors)?;
 
     Ok(())

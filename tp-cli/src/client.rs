@@ -13,7 +13,7 @@ use rustix::{
 use tonic::transport::Channel;
 use tp_proto::{
     fault::{Fault, FaultKind, chain},
-    local::{QuitRequest, QuitResponse, session_client::SessionClient},
+    local::{QuitRequest, QuitResponse, StatusRequest, session_client::SessionClient},
 };
 use tp_transport::ipc::{self, IpcError};
 
@@ -65,6 +65,16 @@ pub(crate) fn not_connected() -> Fault {
     let message = format!("not connected{}: run `tp connect` first", elsewhere());
 
     Fault::new(FaultKind::NotConnected, message)
+}
+
+/// Whether there is a connection that a further request would only be compared with.
+pub(crate) async fn is_connected() -> bool {
+    let Ok(Some(mut session)) = find().await else {
+        return false;
+    };
+    let status = ask(session.status(StatusRequest {})).await;
+
+    status.is_ok_and(|status| status.state == "connected")
 }
 
 /// Where a user may have connected who is not connected here.

@@ -6,7 +6,7 @@
 mod apply;
 mod args;
 mod checks;
-mod cluster;
+pub(crate) mod cluster;
 mod manifests;
 mod object;
 mod rollout;
@@ -33,9 +33,10 @@ pub(crate) async fn install(args: InstallArgs, output: Output) -> anyhow::Result
         return print(&objects, output);
     }
 
+    // Before anything is shown: a credential plugin may use the terminal.
+    let cluster = Cluster::connect(&args.cluster).await?;
     let mut progress = Progress::new(output);
     progress.step("asking the API server for its version");
-    let cluster = Cluster::connect(&args.cluster).await?;
     checks::kubernetes_version(&cluster).await?;
     checks::no_downgrade(&cluster, &parameters.namespace).await?;
     checks::no_other_installation(&cluster, &parameters.namespace).await?;

@@ -1,28 +1,35 @@
 //! The kubeconfig, read as kubectl reads it.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use kube::{
-    Client, Config, Error,
-    client::AuthError,
-    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+    Client, Config,
+    config::{Kubeconfig, KubeconfigError},
 };
 use tp_proto::fault::{Fault, FaultKind, chain};
+
+use crate::{
+    client, config,
+    credential::Credential,
+    identity,
+    login::Login,
+    plugin::{Place, Plugin},
+    proxy::Environment,
+    shell::Shell,
+};
 
 /// What is asked for; what is left empty is as the kubeconfig says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// Of several, what an earlier one says stands. None: those of the environment, else that of
-    /// the home directory, else the service account of a pod.
+    /// Of several, what an earlier one says stands. None: the service account of a pod.
     pub kubeconfigs: Vec<PathBuf>,
     pub context: Option<String>,
     pub cluster: Option<String>,
     pub user: Option<String>,
     pub impersonate_user: Option<String>,
     pub impersonate_groups: Vec<String>,
+    /// Its variables decide about proxies, and credential plugins inherit them.
+    pub shell: Shell,
 }
 
 /// What the kubeconfig gives for a [`Choice`].
@@ -33,30 +40,17 @@ pub struct Chosen {
     pub context: String,
     /// Its name in the kubeconfig; empty for the service account of a pod.
     pub user: String,
-}
-
-/// The files that KUBECONFIG names; empty without it.
-pub fn of_environment() -> Vec<PathBuf> {
-    let Some(list) = env::var_os("KUBECONFIG") else {
-        return Vec::new();
-    };
-    let mut paths: Vec<PathBuf> = env::split_paths(&list)
-        .filter(|path| !path.as_os_str().is_empty())
-        .collect();
-    if paths.len() > 1 {
-        // As kubectl does; one that stands alone is missed by name.
-        paths.retain(|path| path.exists());
-    }
-
-    paths
+    plugin: Option<Plugin>,
 }
 
 impl Choice {
     /// Reads the kubeconfig; asks nobody. Errors are of [`FaultKind::Config`] and name the files.
-    pub async fn load(&self) -> Result<Chosen, Fault> {
-        let mut chosen = match self.files() {
-            files if files.is_empty() => in_cluster()?,
-            files => self.of_files(&files).await?,
+    ///
+    /// `place` is where its credential plugin would run.
+    pub fn load(&self, place: Place) -> Result<Chosen, Fault> {
+        let mut chosen = match self.kubeconfigs.as_slice() {
+            [] => in_cluster()?,
+            files => self.of_files(files, place)?,
         };
         let auth = &mut chosen.config.auth_info;
         if self.impersonate_user.is_some() {
@@ -69,23 +63,7 @@ impl Choice {
         Ok(chosen)
     }
 
-    fn files(&self) -> Vec<PathBuf> {
-        if !self.kubeconfigs.is_empty() {
-            return self.kubeconfigs.clone();
-        }
-        let named = of_environment();
-        if !named.is_empty() {
-            return named;
-        }
-
-        env::var_os("HOME")
-            .map(|home| Path::new(&home).join(".kube/config"))
-            .filter(|path| path.exists())
-            .into_iter()
-            .collect()
-    }
-
-    async fn of_files(&self, files: &[PathBuf]) -> Result<Chosen, Fault> {
+    fn of_files(&self, files: &[PathBuf], place: Place) -> Result<Chosen, Fault> {
         let names: Vec<String> = files
             .iter()
             .map(|path| path.display().to_string())
@@ -98,21 +76,44 @@ impl Choice {
             .reduce(|merged, next| merged?.merge(next?))
             .unwrap_or_else(|| Ok(Kubeconfig::default()))
             .map_err(wrong)?;
-        let context = self.check_names(&kubeconfig, &names)?;
-        let user = self.user.clone().or_else(|| user_of(&kubeconfig, &context));
-        let options = KubeConfigOptions {
-            context: Some(context.clone()),
-            cluster: self.cluster.clone(),
-            user: self.user.clone(),
-        };
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options)
-            .await
-            .map_err(wrong)?;
+        let name = self.check_names(&kubeconfig, &names)?;
+        let context = found(&kubeconfig.contexts, |it| {
+            (it.name == name).then_some(&it.context)
+        });
+        let context = context.unwrap_or_default();
+        let cluster_name = self.cluster.as_ref().unwrap_or(&context.cluster);
+        let cluster = found(&kubeconfig.clusters, |it| {
+            (it.name == *cluster_name).then_some(&it.cluster)
+        });
+        let cluster = cluster.ok_or_else(|| {
+            let message = format!(
+                "the kubeconfig {names} has no cluster {cluster_name}, which its context {name} \
+                 names: repair it or choose another with --context"
+            );
+            Fault::new(FaultKind::Config, message)
+        })?;
+        let user = self.user.clone().or(context.user).unwrap_or_default();
+        // As kubectl has it, a user that is not there is one without credentials.
+        let credentials = found(&kubeconfig.auth_infos, |it| {
+            (it.name == user).then_some(&it.auth_info)
+        });
+        let proxies = Environment::read(|name| self.shell.variable(name).map(str::to_owned));
+        let config = config::of(&cluster, credentials.unwrap_or_default(), &proxies);
+        let mut config = config.map_err(|wrong| {
+            let message = format!("the kubeconfig {names}: cluster {cluster_name}: {wrong}");
+            Fault::new(FaultKind::Config, message)
+        })?;
+        if let Some(namespace) = context.namespace.filter(|it| !it.is_empty()) {
+            config.default_namespace = namespace;
+        }
+
+        let plugin = plugin(&mut config, &self.shell, place);
 
         Ok(Chosen {
             config,
-            context,
-            user: user.unwrap_or_default(),
+            context: name,
+            user,
+            plugin,
         })
     }
 
@@ -169,19 +170,61 @@ impl Chosen {
         server.trim_end_matches('/').to_owned()
     }
 
-    /// The client that `build` makes; it runs the credential plugin if there is one.
-    pub fn client(
-        self,
-        build: impl FnOnce(Config) -> Result<Client, Error>,
-    ) -> Result<Client, Fault> {
-        let plugin = self.config.auth_info.exec.as_ref();
-        let plugin = plugin.and_then(|plugin| plugin.command.clone());
-        build(self.config).map_err(|error| {
-            let why = why_unusable(&error, &plugin.unwrap_or_default());
-            let message = format!("context {} cannot be used: {why}", self.context);
-            Fault::new(FaultKind::Config, message)
-        })
+    /// Whether it takes a program to log in.
+    pub fn has_plugin(&self) -> bool {
+        self.plugin.is_some()
     }
+
+    /// Runs the credential plugin, if there is one.
+    pub async fn log_in(&self) -> Result<Option<Credential>, Fault> {
+        let Some(plugin) = &self.plugin else {
+            return Ok(None);
+        };
+        let credential = plugin.run().await;
+
+        credential
+            .map(Some)
+            .map_err(|why| unusable_context(&self.context, &why.to_string()))
+    }
+
+    /// The client. Runs the credential plugin, if there is one and no `credential` of it.
+    pub async fn client(mut self, credential: Option<Credential>) -> Result<Client, Fault> {
+        let (context, user) = (self.context, self.user);
+        let login = self.plugin.map(|plugin| Login::new(plugin, credential));
+        if let Some(login) = &login {
+            let credential = login.credential().await;
+            let credential =
+                credential.map_err(|why| unusable_context(&context, &why.to_string()))?;
+            credential.identify(&mut self.config.auth_info);
+        }
+        let auth = &mut self.config.auth_info;
+        let identity = identity::of(auth)
+            .map_err(|wrong| unusable_context(&context, &format!("user {user}: {wrong}")))?;
+        // Else kube would read it as well.
+        auth.client_certificate = None;
+        auth.client_certificate_data = None;
+        auth.client_key = None;
+        auth.client_key_data = None;
+
+        client::client(self.config, identity, login)
+            .map_err(|error| unusable_context(&context, &chain(&error)))
+    }
+}
+
+/// Takes the credential plugin out of `config`, where it counts.
+fn plugin(config: &mut Config, shell: &Shell, place: Place) -> Option<Plugin> {
+    let auth = &mut config.auth_info;
+    let plugin = auth.exec.take()?;
+    // As for kubectl, what is written down comes first.
+    let is_written = auth.token.is_some() || auth.token_file.is_some() || auth.username.is_some();
+
+    (!is_written).then(|| Plugin::new(plugin, shell.clone(), place))
+}
+
+fn unusable_context(context: &str, why: &str) -> Fault {
+    let message = format!("context {context} cannot be used: {why}");
+
+    Fault::new(FaultKind::Config, message)
 }
 
 fn unusable(files: &str, error: &KubeconfigError) -> Fault {
@@ -201,36 +244,9 @@ fn unusable(files: &str, error: &KubeconfigError) -> Fault {
     Fault::new(FaultKind::Config, message)
 }
 
-/// In its own words; of a credential plugin that failed only the last of what it told people. Its
-/// arguments and its output may hold what is to stay secret.
-fn why_unusable(error: &Error, plugin: &str) -> String {
-    let out = match error {
-        Error::Auth(AuthError::AuthExecRun { out, .. }) => out,
-        // Its own text quotes what the plugin printed.
-        Error::Auth(AuthError::AuthExecParse(_)) => {
-            return format!("its credential plugin {plugin} printed no ExecCredential");
-        }
-        Error::Auth(AuthError::AuthExecStart(error)) => {
-            return format!("its credential plugin {plugin} cannot be run: {error}");
-        }
-        other => return chain(other),
-    };
-    let words = String::from_utf8_lossy(&out.stderr);
-    let last = words.lines().rfind(|line| !line.trim().is_empty());
-
-    format!(
-        "its credential plugin {plugin} failed ({}): {}",
-        out.status,
-        last.unwrap_or("it said nothing").trim()
-    )
-}
-
-fn user_of(kubeconfig: &Kubeconfig, context: &str) -> Option<String> {
-    kubeconfig
-        .contexts
-        .iter()
-        .find(|known| known.name == context)
-        .and_then(|known| known.context.as_ref()?.user.clone())
+/// What stands under the first name that `is_wanted` knows.
+fn found<N, T: Clone>(named: &[N], is_wanted: impl Fn(&N) -> Option<&Option<T>>) -> Option<T> {
+    named.iter().find_map(is_wanted)?.clone()
 }
 
 fn in_cluster() -> Result<Chosen, Fault> {
@@ -245,6 +261,7 @@ fn in_cluster() -> Result<Chosen, Fault> {
         config,
         context: "in-cluster".to_owned(),
         user: String::new(),
+        plugin: None,
     })
 }
 
@@ -278,11 +295,11 @@ mod tests {
         (dir, choice)
     }
 
-    #[tokio::test]
-    async fn unknown_names_are_refused_with_the_known_ones_and_the_file() {
+    #[test]
+    fn unknown_names_are_refused_with_the_known_ones_and_the_file() {
         let (dir, choice) = written(&kubeconfig());
         let text = |text: &str| Some(text.to_owned());
-        choice.load().await.unwrap();
+        choice.load(Place::Background).unwrap();
 
         for (context, cluster, user, words) in [
             (
@@ -300,7 +317,7 @@ mod tests {
                 user,
                 ..choice.clone()
             };
-            let fault = choice.load().await.unwrap_err();
+            let fault = choice.load(Place::Background).unwrap_err();
             assert_eq!(fault.kind, FaultKind::Config);
             assert!(fault.message.contains(words), "{fault}");
             let file = dir.path().join("k").display().to_string();
@@ -308,20 +325,20 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn without_a_current_context_the_known_ones_are_told() {
+    #[test]
+    fn without_a_current_context_the_known_ones_are_told() {
         let mut config = kubeconfig();
         config["current-context"] = json!("");
         let (_dir, choice) = written(&config);
 
-        let fault = choice.load().await.unwrap_err();
+        let fault = choice.load(Place::Background).unwrap_err();
 
         let words = "has no current context: choose one with --context (prod)";
         assert!(fault.message.contains(words), "{fault}");
     }
 
-    #[tokio::test]
-    async fn the_choice_replaces_what_the_context_says() {
+    #[test]
+    fn the_choice_replaces_what_the_context_says() {
         let (_dir, choice) = written(&kubeconfig());
         let choice = Choice {
             cluster: Some("other".to_owned()),
@@ -330,7 +347,7 @@ mod tests {
             ..choice
         };
 
-        let chosen = choice.load().await.unwrap();
+        let chosen = choice.load(Place::Background).unwrap();
 
         assert_eq!(chosen.server(), "https://192.0.2.2:6443");
         assert_eq!((&*chosen.context, &*chosen.user), ("prod", "u"));
@@ -339,47 +356,100 @@ mod tests {
         assert_eq!(auth.impersonate_groups, Some(vec!["ops".to_owned()]));
     }
 
-    /// Why a plugin that runs this script gives no client.
-    async fn fault_of_plugin(script: &str) -> Fault {
+    fn with(field: &str, value: Value) -> (tempfile::TempDir, Choice) {
+        let mut config = kubeconfig();
+        config["clusters"][0]["cluster"][field] = value;
+        written(&config)
+    }
+
+    #[test]
+    fn a_server_without_a_scheme_is_http_as_for_kubectl() {
+        let (_dir, choice) = with("server", json!("192.0.2.1:8080"));
+
+        assert_eq!(
+            choice.load(Place::Background).unwrap().server(),
+            "http://192.0.2.1:8080"
+        );
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_used_is_named_with_the_file_and_the_cluster() {
+        let secret = "https://me:secret@proxy";
+        for (field, value) in [
+            ("server", "unix:///x"),
+            ("proxy-url", "proxy:3128"),
+            ("proxy-url", &*format!("{secret}:99999")),
+            ("certificate-authority", "/nowhere/ca.pem"),
+            ("certificate-authority-data", "?"),
+            ("certificate-authority-data", "bm90aGluZw=="),
+        ] {
+            let (dir, choice) = with(field, json!(value));
+
+            let fault = choice.load(Place::Background).unwrap_err();
+
+            assert_eq!(fault.kind, FaultKind::Config);
+            let file = dir.path().join("k").display().to_string();
+            for words in [&file, "cluster c", field] {
+                assert!(fault.message.contains(words), "{words}: {fault}");
+            }
+            assert!(!fault.message.contains("secret"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn one_damaged_certificate_does_not_spoil_a_bundle() {
+        let good = rcgen::generate_simple_self_signed(["ca".to_owned()])
+            .unwrap()
+            .cert;
+        let damaged = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
+        let bundle = format!("{damaged}{}{damaged}", good.pem());
+        let (dir, choice) = with("certificate-authority", json!("ca.pem"));
+        std::fs::write(dir.path().join("ca.pem"), bundle).unwrap();
+
+        let chosen = choice.load(Place::Background).unwrap();
+
+        assert_eq!(chosen.config.root_cert, Some(vec![good.der().to_vec()]));
+    }
+
+    #[test]
+    fn a_context_whose_cluster_is_missing_says_so() {
+        let mut config = kubeconfig();
+        config["contexts"][0]["context"]["cluster"] = json!("gone");
+        let (_dir, choice) = written(&config);
+
+        let fault = choice.load(Place::Background).unwrap_err();
+
+        let words = "has no cluster gone, which its context prod names";
+        assert!(fault.message.contains(words), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_fails_is_told_with_the_context() {
         let mut config = kubeconfig();
         config["users"][0]["user"] = json!({"exec": {
             "apiVersion": "client.authentication.k8s.io/v1",
-            "command": "sh",
-            "args": ["-c", script, "secret-word"],
+            "command": "false",
             "interactiveMode": "Never",
         }});
         let (_dir, choice) = written(&config);
 
-        let chosen = choice.load().await.unwrap();
-        match chosen.client(Client::try_from) {
-            Err(fault) => fault,
-            Ok(_) => panic!("a plugin that fails gives no client"),
-        }
+        let chosen = choice.load(Place::Background).unwrap();
+        assert!(chosen.has_plugin());
+        let Err(fault) = chosen.client(None).await else {
+            panic!("a plugin that fails gives no client");
+        };
+
+        assert_eq!(fault.kind, FaultKind::Config);
+        let words = "context prod cannot be used: its credential plugin false failed";
+        assert!(fault.message.starts_with(words), "{fault}");
     }
 
-    #[tokio::test]
-    async fn what_a_credential_plugin_prints_is_not_told() {
-        let script = "echo secret-output; echo first >&2; echo log in >&2; exit 3";
-        let fault = fault_of_plugin(script).await;
+    #[test]
+    fn what_is_written_down_comes_before_a_plugin() {
+        let mut config = kubeconfig();
+        config["users"][0]["user"] = json!({"token": "t", "exec": {"command": "false"}});
+        let (_dir, choice) = written(&config);
 
-        assert!(
-            fault.message.contains("credential plugin sh failed"),
-            "{fault}"
-        );
-        assert!(fault.message.ends_with("log in"), "{fault}");
-        assert!(!fault.message.contains("secret"), "{fault}");
-    }
-
-    #[tokio::test]
-    async fn what_a_credential_plugin_prints_is_not_told_when_it_is_no_credential() {
-        for output in [
-            "token: secret-1: x: y",
-            r#"{\"status\":{\"token\":\"secret-2\""#,
-        ] {
-            let fault = fault_of_plugin(&format!("echo \"{output}\"")).await;
-
-            let words = "its credential plugin sh printed no ExecCredential";
-            assert!(fault.message.ends_with(words), "{fault}");
-        }
+        assert!(!choice.load(Place::Background).unwrap().has_plugin());
     }
 }

@@ -3,6 +3,19 @@
 
 #![forbid(unsafe_code)]
 
+mod client;
+mod config;
+mod credential;
+mod identity;
 mod kubeconfig;
+mod login;
+mod plugin;
+mod proxy;
+mod server;
+mod shell;
+mod trust;
 
-pub use kubeconfig::{Choice, Chosen, of_environment};
+pub use credential::Credential;
+pub use kubeconfig::{Choice, Chosen};
+pub use plugin::Place;
+pub use shell::Shell;

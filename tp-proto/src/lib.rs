@@ -23,6 +23,12 @@ pub mod local {
         reason = "generated"
     )]
     tonic::include_proto!("tp.local.v1");
+
+    impl std::fmt::Debug for Shell {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Shell").finish_non_exhaustive()
+        }
+    }
 }
 
 /// A session and the traffic manager, over the tunnel.

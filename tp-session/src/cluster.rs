@@ -1,6 +1,6 @@
 //! The API server as this user sees it: kubeconfig, identity, the Session object, port-forwards.
 
-use std::{env, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
@@ -14,7 +14,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
-use tp_kube::Choice;
+use tp_kube::{Choice, Chosen, Credential, Shell};
 use tp_proto::{
     crd::{
         GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, Session, SessionSpec,
@@ -27,7 +27,6 @@ use tp_transport::{Identity, KeyHash, SessionRef};
 
 use faults::{Doing, api_fault};
 
-mod client;
 mod faults;
 mod forward;
 mod reason;
@@ -64,10 +63,15 @@ pub(super) struct Replica {
     pub(super) key: KeyHash,
 }
 
-impl Cluster {
-    /// Reads the kubeconfig, as kubectl would; asks nobody yet.
-    pub(super) async fn load(request: &ConnectRequest) -> Result<Self, Fault> {
-        let mut chosen = choice(request).load().await?;
+/// What a kubeconfig names, before anybody logs in.
+pub(super) struct Named {
+    pub(super) place: Place,
+    chosen: Chosen,
+}
+
+impl Named {
+    pub(super) fn read(request: &ConnectRequest) -> Result<Self, Fault> {
+        let mut chosen = choice(request).load(tp_kube::Place::Background)?;
         chosen.config.connect_timeout = Some(CONNECT_LIMIT);
         let config = &chosen.config;
         let or = |given: &str, default: &str| {
@@ -93,12 +97,31 @@ impl Cluster {
             impersonate_groups: auth.impersonate_groups.clone().unwrap_or_default(),
         };
 
-        Ok(Self {
-            place,
-            client: chosen.client(client::client)?,
-        })
+        Ok(Self { place, chosen })
     }
 
+    /// Whether the shell's variables decide who logs in.
+    pub(super) fn has_plugin(&self) -> bool {
+        self.chosen.has_plugin()
+    }
+
+    pub(super) async fn client(self, request: &ConnectRequest) -> Result<Cluster, Fault> {
+        let given = request.shell.as_ref();
+        let credential = given.and_then(|shell| Credential::from_bytes(&shell.credential));
+
+        Ok(Cluster {
+            place: self.place,
+            client: self.chosen.client(credential).await?,
+        })
+    }
+}
+
+impl Cluster {
+    /// Reads the kubeconfig, as kubectl would, and runs its credential plugin if the request has
+    /// nothing of it; asks nobody yet.
+    pub(super) async fn load(request: &ConnectRequest) -> Result<Self, Fault> {
+        Named::read(request)?.client(request).await
+    }
     /// Who the API server says we are.
     pub(super) async fn user(&self) -> Result<UserInfo, Fault> {
         let api = Api::<SelfSubjectReview>::all(self.client.clone());
@@ -173,6 +196,17 @@ impl Cluster {
         }
     }
 
+    /// Why no port is forwarded to a pod: it is not ready, or else `fault`.
+    pub(super) async fn not_forwarded(&self, pod_name: &str, fault: Fault) -> Fault {
+        let api = Api::<Pod>::namespaced(self.client.clone(), &self.place.manager_namespace);
+        match timeout(REQUEST_LIMIT, api.get_opt(pod_name)).await {
+            Ok(Ok(pod)) if !pod.as_ref().is_some_and(reason::is_ready) => {
+                self.not_ready(pod_name).await
+            }
+            _ => fault,
+        }
+    }
+
     /// Why the manager does not serve, in its pod's own words.
     pub(super) async fn not_ready(&self, pod_name: &str) -> Fault {
         let namespace = &self.place.manager_namespace;
@@ -198,26 +232,41 @@ impl Cluster {
         user: &UserInfo,
         identity: &Identity,
     ) -> Result<SessionRef, Fault> {
-        let spec = SessionSpec {
-            user: user.clone(),
-            key_hash: identity.key_hash().to_string(),
-            client_version: tp_proto::VERSION.to_owned(),
-            renews: None,
-        };
-        let suffix = &identity.key_hash().to_string()[..10];
-        let session = Session::new(&format!("{}-{suffix}", slug(&user.username)), spec);
-        let made = self
-            .ask(
-                Doing::CreateSession,
-                self.sessions().create(&PostParams::default(), &session),
-            )
-            .await?;
+        let key = identity.key_hash();
+        let name = format!("{}-{}", slug(&user.username), &key.to_string()[..10]);
+        let make = |user| Session::new(&name, spec(user, &key));
+        let made = self.create(user, make).await?;
 
         Ok(SessionRef {
             namespace: self.place.namespace.clone(),
             uid: made.uid().unwrap_or_default(),
             name: made.name_any(),
         })
+    }
+
+    /// Creates what the API server compares with who asks. A credential that was renewed since
+    /// `user` was asked for is somebody else's to it: tokens have numbers of their own.
+    async fn create(
+        &self,
+        user: &UserInfo,
+        make: impl Fn(UserInfo) -> Session,
+    ) -> Result<Session, Fault> {
+        let (api, how) = (self.sessions(), PostParams::default());
+        let object = make(user.clone());
+        let refusal = match self
+            .ask(Doing::CreateSession, api.create(&how, &object))
+            .await
+        {
+            Err(fault) if faults::is_of_policy(&fault) => fault,
+            made => return made,
+        };
+        let now = self.user().await?;
+        if now == *user || now.username != user.username {
+            return Err(refusal);
+        }
+
+        self.ask(Doing::CreateSession, api.create(&how, &make(now)))
+            .await
     }
 
     /// Deletes the object; that it is gone already is fine.
@@ -238,17 +287,8 @@ impl Cluster {
         user: UserInfo,
         key: &KeyHash,
     ) -> Result<SessionRef, Fault> {
-        let spec = SessionSpec {
-            user,
-            key_hash: key.to_string(),
-            client_version: tp_proto::VERSION.to_owned(),
-            renews: None,
-        };
-        let renewal = Session::renewal(&session.name, &session.uid, spec);
-        let (api, how) = (self.sessions(), PostParams::default());
-        let made = self
-            .ask(Doing::CreateSession, api.create(&how, &renewal))
-            .await?;
+        let make = |user| Session::renewal(&session.name, &session.uid, spec(user, key));
+        let made = self.create(&user, make).await?;
 
         Ok(SessionRef {
             namespace: session.namespace.clone(),
@@ -290,15 +330,28 @@ impl Cluster {
 fn choice(request: &ConnectRequest) -> Choice {
     let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
 
+    let shell = request.shell.clone().unwrap_or_default();
+
     Choice {
-        kubeconfigs: env::split_paths(&request.kubeconfig)
-            .filter(|path| !path.as_os_str().is_empty())
-            .collect(),
+        kubeconfigs: request.kubeconfigs.iter().map(PathBuf::from).collect(),
         context: some(&request.context),
         cluster: some(&request.cluster),
         user: some(&request.user),
         impersonate_user: some(&request.impersonate_user),
         impersonate_groups: request.impersonate_groups.clone(),
+        shell: Shell {
+            variables: shell.variables,
+            directory: shell.directory.into(),
+        },
+    }
+}
+
+fn spec(user: UserInfo, key: &KeyHash) -> SessionSpec {
+    SessionSpec {
+        user,
+        key_hash: key.to_string(),
+        client_version: tp_proto::VERSION.to_owned(),
+        renews: None,
     }
 }
 

@@ -8,16 +8,14 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{
-    runtime::Handle,
     sync::watch,
-    task::spawn_blocking,
     time::{sleep, timeout},
 };
 use tp_core::backoff::Backoff;
 use tp_proto::{
     crd::{SESSION_LIFETIME_SECONDS, SESSION_RENEWAL_SECONDS, UserInfo},
     fault::{Fault, FaultKind},
-    local::ConnectRequest,
+    local::{ConnectRequest, Shell},
 };
 use tp_transport::{KeyHash, SessionRef};
 
@@ -51,6 +49,11 @@ impl Login {
         let request = ConnectRequest {
             context: cluster.place.context.clone(),
             namespace: cluster.place.namespace.clone(),
+            // The login of the day, not of then.
+            shell: request.shell.map(|shell| Shell {
+                credential: Vec::new(),
+                ..shell
+            }),
             ..request
         };
         Self {
@@ -107,17 +110,13 @@ impl Login {
 
     /// Nothing if it leads elsewhere by now, or nowhere.
     async fn reload(&self) -> Option<Arc<Cluster>> {
-        let request = self.request.clone();
-        let runtime = Handle::current();
-        // Programs that log in are waited for by blocking.
-        let load = spawn_blocking(move || runtime.block_on(Cluster::load(&request)));
-        let loaded = match timeout(RELOAD_LIMIT, load).await {
-            Ok(Ok(Ok(loaded))) => loaded,
-            Ok(Ok(Err(fault))) => {
+        let loaded = match timeout(RELOAD_LIMIT, Cluster::load(&self.request)).await {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(fault)) => {
                 tracing::info!(reason = %fault, "The kubeconfig cannot be used any more");
                 return None;
             }
-            Ok(Err(_)) | Err(_) => {
+            Err(_) => {
                 tracing::info!("The kubeconfig could not be read in time");
                 return None;
             }

@@ -63,7 +63,7 @@ impl Uplink {
         for replica in replicas {
             match self.establish_with(user, replica, progress).await {
                 Ok(established) => return Ok(established),
-                Err(fault) if fault.kind == FaultKind::TemporaryFailure => failure = Some(fault),
+                Err(fault) if is_of_replica(&fault) => failure = Some(fault),
                 Err(fault) => return Err(fault),
             }
         }
@@ -91,7 +91,7 @@ impl Uplink {
             let link = match link {
                 Ok(link) => link,
                 Err(fault) if fault.kind == FaultKind::NoPermission => return Err(fault),
-                Err(_) => return Err(cluster.not_ready(&replica.pod).await),
+                Err(fault) => return Err(cluster.not_forwarded(&replica.pod, fault).await),
             };
             progress.step("opening the tunnel".to_owned());
             let config = TunnelConfig {
@@ -334,6 +334,14 @@ async fn bounded<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Res
             "the traffic manager does not answer through the tunnel",
         )),
     }
+}
+
+/// Whether another replica may serve: no port can be forwarded to a node that is gone.
+fn is_of_replica(fault: &Fault) -> bool {
+    matches!(
+        fault.kind,
+        FaultKind::TemporaryFailure | FaultKind::Unavailable
+    )
 }
 
 fn temporary(message: &str) -> Fault {

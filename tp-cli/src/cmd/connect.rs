@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::Context as _;
 use tokio::time::{Instant, sleep};
+use tp_kube::Place;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{self, ConnectRequest, Connected},
@@ -18,6 +19,7 @@ use cgroup::CommandCgroup;
 
 use crate::{
     cli::{ConnectArgs, Transport},
+    client,
     exit::Interrupted,
     install::{self, InstallArgs},
     output::{Format, Output},
@@ -48,7 +50,10 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
 
     let result = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
-        result = establish(&args, &request, output, &mut progress, &mut attempt) => result,
+        result = async {
+            log_in(&args, &mut request, &mut progress).await?;
+            establish(&args, &request, output, &mut progress, &mut attempt).await
+        } => result,
     };
     let connected = match result {
         Ok(connected) => connected,
@@ -83,6 +88,28 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     attempt.give_up().await;
 
     Ok(ExitCode::from(code?))
+}
+
+/// Runs the credential plugin here, where it can ask whoever typed the command.
+async fn log_in(
+    args: &ConnectArgs,
+    request: &mut ConnectRequest,
+    progress: &mut Progress,
+) -> Result<(), Fault> {
+    // What is wrong with the kubeconfig the session tells, if it has no more to tell.
+    let Ok(chosen) = install::cluster::choice(&args.cluster).load(Place::Foreground) else {
+        return Ok(());
+    };
+    if !chosen.has_plugin() || client::is_connected().await {
+        return Ok(());
+    }
+    progress.clear();
+    let credential = chosen.log_in().await?;
+    if let (Some(credential), Some(shell)) = (credential, &mut request.shell) {
+        shell.credential = credential.to_bytes();
+    }
+
+    Ok(())
 }
 
 /// Connects; installs in between if that is wanted.
@@ -178,13 +205,16 @@ fn sentence(connected: &Connected) -> String {
 fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
     let cluster = &args.cluster;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let kubeconfig = match &cluster.kubeconfig {
-        Some(path) => absolute(path)?,
-        None => kubeconfig_of_environment()?,
-    };
+    let choice = install::cluster::choice(cluster);
+    let kubeconfigs = choice.kubeconfigs.iter().map(|path| utf8(path));
 
     Ok(ConnectRequest {
-        kubeconfig,
+        kubeconfigs: kubeconfigs.collect::<Result<_, _>>()?,
+        shell: Some(local::Shell {
+            directory: utf8(&choice.shell.directory)?,
+            variables: choice.shell.variables,
+            credential: Vec::new(),
+        }),
         context: text(&cluster.context),
         cluster: text(&cluster.cluster),
         user: text(&cluster.user),
@@ -207,23 +237,10 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
     })
 }
 
-/// The session has another working directory and keeps the environment it was started with.
-fn kubeconfig_of_environment() -> anyhow::Result<String> {
-    let paths = tp_kube::of_environment()
-        .iter()
-        .map(|path| absolute(path))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-
-    Ok(paths.join(":"))
-}
-
-fn absolute(path: &Path) -> anyhow::Result<String> {
-    let path: PathBuf = std::path::absolute(path)
-        .with_context(|| format!("cannot find the directory of {}", path.display()))?;
-
-    path.into_os_string().into_string().map_err(|path| {
+fn utf8(path: &Path) -> Result<String, Fault> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
         let message = format!("the path {} is not UTF-8", path.display());
-        Fault::new(FaultKind::Config, message).into()
+        Fault::new(FaultKind::Config, message)
     })
 }
 
@@ -247,8 +264,8 @@ mod tests {
 
         let here = std::env::current_dir().unwrap();
         assert_eq!(
-            Path::new(&request.kubeconfig),
-            here.join("some/config").as_path()
+            request.kubeconfigs,
+            [here.join("some/config").to_str().unwrap()]
         );
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kube::Client;
-use tp_kube::Choice;
+use tp_kube::{Choice, Place, Shell};
 use tp_proto::fault::{Fault, FaultKind, chain};
 
 use crate::cli::ClusterArgs;
@@ -23,13 +23,13 @@ impl Cluster {
 
     /// `answer`: how long the API server may say nothing.
     async fn connect_within(args: &ClusterArgs, answer: Duration) -> Result<Self, Fault> {
-        let mut chosen = choice(args).load().await?;
+        let mut chosen = choice(args).load(Place::Foreground)?;
         chosen.config.connect_timeout = Some(CONNECT_TIMEOUT);
         chosen.config.read_timeout = Some(answer);
 
         Ok(Self {
             server: chosen.server(),
-            client: chosen.client(Client::try_from)?,
+            client: chosen.client(None).await?,
         })
     }
 
@@ -78,14 +78,21 @@ impl Cluster {
     }
 }
 
-fn choice(args: &ClusterArgs) -> Choice {
+/// What the flags ask for, in the shell of this process.
+pub(crate) fn choice(args: &ClusterArgs) -> Choice {
+    let shell = Shell::current();
+
     Choice {
-        kubeconfigs: args.kubeconfig.iter().cloned().collect(),
+        kubeconfigs: match &args.kubeconfig {
+            Some(path) => vec![shell.absolute(path)],
+            None => shell.kubeconfigs(),
+        },
         context: args.context.clone(),
         cluster: args.cluster.clone(),
         user: args.user.clone(),
         impersonate_user: args.impersonate_user.clone(),
         impersonate_groups: args.impersonate_groups.clone(),
+        shell,
     }
 }
 
@@ -116,12 +123,13 @@ mod tests {
 
         let text = |text: &str| Some(text.to_owned());
         let expected = Choice {
-            kubeconfigs: vec!["k".into()],
+            kubeconfigs: vec![std::env::current_dir().unwrap().join("k")],
             context: text("staging"),
             cluster: text("other"),
             user: text("u"),
             impersonate_user: text("jane"),
             impersonate_groups: vec!["ops".to_owned(), "dev".to_owned()],
+            shell: Shell::current(),
         };
         assert_eq!(choice(&args.cluster), expected);
     }

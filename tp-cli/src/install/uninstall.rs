@@ -60,9 +60,10 @@ pub(crate) async fn uninstall(
         return tell(&objects, args.everything, output);
     }
 
+    // Before anything is shown: a credential plugin may use the terminal.
+    let cluster = Cluster::connect(&args.cluster).await?;
     let mut progress = Progress::new(output);
     progress.step("looking for connections");
-    let cluster = Cluster::connect(&args.cluster).await?;
     let others = others(&cluster).await?;
     if !others.is_empty() && !args.yes {
         progress.clear();

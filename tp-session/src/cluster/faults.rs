@@ -7,7 +7,10 @@ use tp_proto::{
     fault::{Fault, FaultKind, chain},
 };
 
-use super::Place;
+use super::{Place, forward::NotPassed};
+
+/// In the words of the API server where an admission policy refuses.
+const POLICY: &str = "ValidatingAdmissionPolicy";
 
 /// What was asked of the API server.
 pub(super) enum Doing {
@@ -24,6 +27,19 @@ pub(super) fn api_fault(doing: &Doing, place: &Place, error: kube::Error) -> Fau
             return Fault::new(
                 FaultKind::Unavailable,
                 format!("no {}: {error}", doing.phrase(place)),
+            );
+        }
+        kube::Error::Service(error) if error.is::<NotPassed>() => {
+            return Fault::new(
+                FaultKind::Unavailable,
+                format!("no {}: {error}", doing.phrase(place)),
+            );
+        }
+        // Of the login: it knows better.
+        kube::Error::Service(error) if error.is::<Fault>() => {
+            return error.downcast().map_or_else(
+                |error| unreachable(place, &error.to_string()),
+                |fault| *fault,
             );
         }
         error => return unreachable(place, &chain(&error)),
@@ -55,7 +71,8 @@ pub(super) fn api_fault(doing: &Doing, place: &Place, error: kube::Error) -> Fau
         (_, doing) => Fault::new(
             FaultKind::Failed,
             format!(
-                "the API server refuses {}: {}",
+                "the API server {} refuses {}: {}",
+                place.server,
                 doing.phrase(place),
                 status.message
             ),
@@ -75,7 +92,7 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
              there, ask an administrator to grant it (the role tp-connect there); if it is \
              elsewhere, name that namespace with --manager-namespace"
         ),
-        Doing::CreateSession if said.contains("ValidatingAdmissionPolicy") => {
+        Doing::CreateSession if said.contains(POLICY) => {
             format!("the API server refuses the session: {said}")
         }
         Doing::CreateSession => format!(
@@ -90,6 +107,11 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
     };
 
     Fault::new(FaultKind::NoPermission, message)
+}
+
+/// Whether an admission policy refuses, not a missing right.
+pub(super) fn is_of_policy(fault: &Fault) -> bool {
+    fault.kind == FaultKind::NoPermission && fault.message.contains(POLICY)
 }
 
 pub(super) fn not_installed(place: &Place) -> Fault {

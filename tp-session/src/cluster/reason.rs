@@ -2,6 +2,14 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
+pub(super) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| &status.conditions);
+
+    conditions
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 pub(super) fn of(pod: &Pod) -> String {
     let Some(status) = &pod.status else {
         return "it has no status yet".to_owned();

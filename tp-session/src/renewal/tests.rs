@@ -139,7 +139,7 @@ async fn a_kubeconfig_is_read_again_as_long_as_it_leads_to_the_same_place() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let write = |text: String| fs::write(file.path(), text).unwrap();
     let request = ConnectRequest {
-        kubeconfig: file.path().display().to_string(),
+        kubeconfigs: vec![file.path().display().to_string()],
         ..ConnectRequest::default()
     };
     write(kubeconfig("lab", "192.0.2.1", "old"));
@@ -223,7 +223,7 @@ async fn a_renewal_carries_the_groups_of_the_day_and_replaces_the_last_one() {
     let log_in = |token| fs::write(file.path(), kubeconfig("lab", &server.to_string(), token));
     log_in("monday").unwrap();
     let request = ConnectRequest {
-        kubeconfig: file.path().display().to_string(),
+        kubeconfigs: vec![file.path().display().to_string()],
         namespace: "shop".to_owned(),
         ..ConnectRequest::default()
     };

@@ -7,13 +7,29 @@ use tp_proto::{
 };
 
 use super::super::{
-    cluster::{Cluster, Place},
+    cluster::{Named, Place},
     connection::Connection,
 };
 
+/// Variables that differ from shell to shell and mean nothing to a credential plugin.
+const OF_A_TERMINAL: [&str; 12] = [
+    "_",
+    "COLUMNS",
+    "LINES",
+    "OLDPWD",
+    "PWD",
+    "SHLVL",
+    "SSH_TTY",
+    "TERM",
+    "TMUX",
+    "TMUX_PANE",
+    "TTY",
+    "WINDOWID",
+];
+
 /// Refuses a request for anything but what `connection` is, and says what differs.
 pub(super) async fn check(connection: &Connection, request: &ConnectRequest) -> Result<(), Fault> {
-    let wanted = Cluster::load(request).await?;
+    let wanted = Named::read(request)?;
     let mut differences = places(&connection.place, &wanted.place);
     differences.extend(flags(&connection.request, request));
     // It would not be steered, and nobody would say so.
@@ -24,8 +40,8 @@ pub(super) async fn check(connection: &Connection, request: &ConnectRequest) -> 
             connection.cgroup
         ));
     }
-    // Another file may hold another user's credentials under the same names.
-    if differences.is_empty() && request.kubeconfig != connection.request.kubeconfig {
+    if differences.is_empty() && may_be_another(&connection.request, request, wanted.has_plugin()) {
+        let wanted = wanted.client(request).await?;
         differences.extend(users(&connection.user, &wanted.user().await?));
     }
     if differences.is_empty() {
@@ -33,6 +49,18 @@ pub(super) async fn check(connection: &Connection, request: &ConnectRequest) -> 
     }
 
     Err(refusal(&connection.place, &differences))
+}
+
+/// Whether the same names may lead to another user: another file may hold other credentials, and
+/// credential plugins go by variables of the shell.
+fn may_be_another(here: &ConnectRequest, wanted: &ConnectRequest, has_plugin: bool) -> bool {
+    let telling = |request: &ConnectRequest| {
+        let mut variables = request.shell.clone().unwrap_or_default().variables;
+        variables.retain(|name, _| !OF_A_TERMINAL.contains(&name.as_str()));
+        variables
+    };
+
+    here.kubeconfigs != wanted.kubeconfigs || (has_plugin && telling(here) != telling(wanted))
 }
 
 fn refusal(here: &Place, differences: &[String]) -> Fault {

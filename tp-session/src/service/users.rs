@@ -255,6 +255,8 @@ impl Attempt {
     fn is_for(&self, request: &ConnectRequest) -> bool {
         let wanted = ConnectRequest {
             for_command: self.request.for_command,
+            // Who is named the same logs in once.
+            shell: self.request.shell.clone(),
             ..request.clone()
         };
 

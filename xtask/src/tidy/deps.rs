@@ -74,7 +74,7 @@ const HOMES: [(&str, &[&str]); 10] = [
     ),
     ("quinn", &["tp-transport"]),
     ("rtnetlink", &["tp-daemon", "tp-session"]),
-    ("rustls", &["tp-transport"]),
+    ("rustls", &["tp-kube", "tp-transport"]),
     (
         "tokio",
         &[
@@ -82,6 +82,7 @@ const HOMES: [(&str, &[&str]); 10] = [
             "tp-cli",
             "tp-daemon",
             "tp-e2e",
+            "tp-kube",
             "tp-manager",
             "tp-session",
             "tp-transport",

@@ -1,8 +1,9 @@
-//! The opening handshake of a WebSocket (RFC 6455, section 4.1) by way of kube's client, with
-//! subprotocols of our choice: `Client::connect` of kube offers its own ones only.
+//! The opening handshakes by way of kube's client: of a WebSocket (RFC 6455, section 4.1), with
+//! subprotocols of our choice, as `Client::connect` of kube offers its own ones only; and of SPDY by
+//! HTTP/1.1's Upgrade, as kubectl spoke it before Kubernetes 1.30 (client-go, `transport/spdy`).
 
 use hyper::{
-    HeaderMap, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode,
     header::{self, HeaderName, HeaderValue},
     http::Error as HttpError,
     upgrade::Upgraded,
@@ -21,30 +22,112 @@ use tokio_tungstenite::{
     },
 };
 
+pub(super) const SPDY: &str = "SPDY/3.1";
+/// Of the port-forward's two streams, as they follow in SPDY.
+const PORT_FORWARD: &str = "portforward.k8s.io";
+const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+/// Of the words of somebody unknown.
+const WORDS_LIMIT: usize = 100;
+
+/// No upgrade, said by something that is not the API server or has not understood it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("{status}{}", if .words.is_empty() { String::new() } else { format!(": {words}") })]
+    Answer { status: StatusCode, words: String },
+    #[error(transparent)]
+    Handshake(UpgradeConnectionError),
+}
+
+/// Why a request became no byte stream.
+#[derive(Debug)]
+pub(super) enum NoUpgrade {
+    Refused(Refusal),
+    Failed(Error),
+}
+
+impl From<Error> for NoUpgrade {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<UpgradeConnectionError> for NoUpgrade {
+    fn from(error: UpgradeConnectionError) -> Self {
+        Self::Refused(Refusal::Handshake(error))
+    }
+}
+
+type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
+
 /// Makes a WebSocket of a request. Returns that one of `protocols` which the server chose.
-pub(super) async fn upgrade(
+pub(super) async fn websocket(
     client: &Client,
     request: Request<Vec<u8>>,
     protocols: &[&'static str],
-) -> Result<(WebSocketStream<TokioIo<Upgraded>>, &'static str), Error> {
+) -> Result<(WebSocket, &'static str), NoUpgrade> {
     let key = generate_key();
     let (mut parts, body) = request.into_parts();
     offer(&mut parts.headers, &key, protocols).map_err(Error::HttpError)?;
-    let response = client
-        .send(Request::from_parts(parts, Body::from(body)))
-        .await?;
-    let status = response.status();
-    if status.is_client_error() || status.is_server_error() {
-        return Err(refusal(response).await?);
+    let request = Request::from_parts(parts, Body::from(body));
+    let response = send(client, request).await?;
+    let protocol = verify(&response, &key, protocols)?;
+    let upgraded = upgraded(response).await?;
+    let websocket = WebSocketStream::from_raw_socket(upgraded, Role::Client, None).await;
+
+    Ok((websocket, protocol))
+}
+
+/// Makes a SPDY connection of a request.
+pub(super) async fn spdy(
+    client: &Client,
+    request: Request<Vec<u8>>,
+) -> Result<TokioIo<Upgraded>, NoUpgrade> {
+    let (mut parts, body) = request.into_parts();
+    parts.method = Method::POST;
+    for (name, value) in [
+        (header::CONNECTION, "Upgrade"),
+        (header::UPGRADE, SPDY),
+        (STREAM_PROTOCOL, PORT_FORWARD),
+    ] {
+        parts.headers.insert(name, HeaderValue::from_static(value));
     }
-    let protocol = verify(&response, &key, protocols).map_err(Error::UpgradeConnection)?;
+    let request = Request::from_parts(parts, Body::from(body));
+    let response = send(client, request).await?;
+    switches_to(&response, SPDY)?;
+
+    Ok(upgraded(response).await?)
+}
+
+/// What the API server refuses is an error; what something before it refuses is not yet one.
+async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>, NoUpgrade> {
+    let response = client.send(request).await?;
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return Ok(response);
+    }
+    let body = response.into_body().collect_bytes().await?;
+    if let Ok(status) = serde_json::from_slice::<Status>(&body)
+        && status.code != 0
+    {
+        return Err(Error::Api(Box::new(status)).into());
+    }
+    let words = String::from_utf8_lossy(&body);
+    let first = words.lines().map(str::trim).find(|line| !line.is_empty());
+    let words = first
+        .unwrap_or_default()
+        .chars()
+        .take(WORDS_LIMIT)
+        .collect();
+
+    Err(NoUpgrade::Refused(Refusal::Answer { status, words }))
+}
+
+async fn upgraded(response: Response<Body>) -> Result<TokioIo<Upgraded>, Error> {
     let upgraded = hyper::upgrade::on(response).await.map_err(|error| {
         Error::UpgradeConnection(UpgradeConnectionError::GetPendingUpgrade(error))
     })?;
-    let websocket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await;
 
-    Ok((websocket, protocol))
+    Ok(TokioIo::new(upgraded))
 }
 
 fn offer(headers: &mut HeaderMap, key: &str, protocols: &[&str]) -> Result<(), HttpError> {
@@ -66,35 +149,12 @@ fn offer(headers: &mut HeaderMap, key: &str, protocols: &[&str]) -> Result<(), H
     Ok(())
 }
 
-/// What the server says instead: a `metav1.Status`, or the words of something before it.
-async fn refusal(response: Response<Body>) -> Result<Error, Error> {
-    let code = response.status().as_u16();
-    let body = response.into_body().collect_bytes().await?;
-    let status = serde_json::from_slice(&body).unwrap_or_else(|_| {
-        Status::failure(String::from_utf8_lossy(&body).trim(), "no status").with_code(code)
-    });
-
-    Ok(Error::Api(Box::new(status)))
-}
-
 fn verify(
     response: &Response<Body>,
     key: &str,
     protocols: &[&'static str],
 ) -> Result<&'static str, UpgradeConnectionError> {
-    let has = |name: HeaderName, value: &str| {
-        let found = response.headers().get(name);
-        found.is_some_and(|found| found.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
-    };
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(UpgradeConnectionError::ProtocolSwitch(response.status()));
-    }
-    if !has(header::UPGRADE, "websocket") {
-        return Err(UpgradeConnectionError::MissingUpgradeWebSocketHeader);
-    }
-    if !has(header::CONNECTION, "Upgrade") {
-        return Err(UpgradeConnectionError::MissingConnectionUpgradeHeader);
-    }
+    switches_to(response, "websocket")?;
     let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
     if accept.is_none_or(|accept| accept != &derive_accept_key(key.as_bytes())) {
         return Err(UpgradeConnectionError::SecWebSocketAcceptKeyMismatch);
@@ -102,7 +162,79 @@ fn verify(
 
     protocols
         .iter()
-        .find(|protocol| has(header::SEC_WEBSOCKET_PROTOCOL, protocol))
+        .find(|protocol| has(response, &header::SEC_WEBSOCKET_PROTOCOL, protocol))
         .copied()
         .ok_or(UpgradeConnectionError::SecWebSocketProtocolMismatch)
+}
+
+fn switches_to(response: &Response<Body>, protocol: &str) -> Result<(), UpgradeConnectionError> {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(UpgradeConnectionError::ProtocolSwitch(response.status()));
+    }
+    if !has(response, &header::UPGRADE, protocol) {
+        return Err(UpgradeConnectionError::MissingUpgradeWebSocketHeader);
+    }
+    // One of several, where a proxy adds its own (RFC 9110, section 7.6.1).
+    let connection = response.headers().get_all(header::CONNECTION).iter();
+    let mut options = connection
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    if !options.any(|option| option.trim().eq_ignore_ascii_case("Upgrade")) {
+        return Err(UpgradeConnectionError::MissingConnectionUpgradeHeader);
+    }
+
+    Ok(())
+}
+
+fn has(response: &Response<Body>, name: &HeaderName, value: &str) -> bool {
+    let found = response.headers().get(name);
+
+    found.is_some_and(|found| found.as_bytes().eq_ignore_ascii_case(value.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&str, &str)]) -> Response<Body> {
+        let mut response = Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+
+        response.body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn an_upgrade_may_stand_among_other_options_of_the_connection() {
+        for connection in [
+            &[("connection", "Upgrade")][..],
+            &[("connection", "keep-alive, upgrade")],
+            &[("connection", "keep-alive"), ("connection", "Upgrade")],
+        ] {
+            let headers = [connection, &[("upgrade", "SPDY/3.1")]].concat();
+
+            assert!(
+                switches_to(&answer(101, &headers), SPDY).is_ok(),
+                "{headers:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_upgrade_is_none() {
+        let connection = ("connection", "Upgrade");
+        for (status, headers) in [
+            (200, &[connection, ("upgrade", "SPDY/3.1")][..]),
+            (101, &[connection]),
+            (101, &[connection, ("upgrade", "websocket")]),
+            (101, &[("upgrade", "SPDY/3.1")]),
+            (101, &[("connection", "close"), ("upgrade", "SPDY/3.1")]),
+        ] {
+            assert!(
+                switches_to(&answer(status, headers), SPDY).is_err(),
+                "{headers:?}"
+            );
+        }
+    }
 }

@@ -1,0 +1,135 @@
+//! From a cluster and a user of a kubeconfig to the settings of a client.
+//!
+//! kube has the same step, but takes `server` without a scheme for a path, asks an API server that
+//! NO_PROXY names through the proxy, and gives a whole bundle up for one certificate in it
+//! (kube-client 5.0.0, `config/mod.rs` and `config/file_loader.rs`), where kubectl connects.
+
+use std::fs;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use kube::{
+    Config,
+    config::{AuthInfo, Cluster, ExecAuthCluster},
+};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
+
+use crate::{
+    proxy::{self, Environment},
+    server,
+};
+
+/// A field of a cluster or of a user that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("its {field} cannot be used: {why}")]
+pub(crate) struct Wrong {
+    field: &'static str,
+    why: String,
+}
+
+impl Wrong {
+    pub(crate) fn new(field: &'static str, why: impl ToString) -> Self {
+        Self {
+            field,
+            why: why.to_string(),
+        }
+    }
+}
+
+pub(crate) fn of(
+    cluster: &Cluster,
+    mut user: AuthInfo,
+    environment: &Environment,
+) -> Result<Config, Wrong> {
+    let url = server::url(cluster.server.as_deref().unwrap_or_default())
+        .map_err(|why| Wrong::new("server", why))?;
+    let proxy = match cluster.proxy_url.as_deref().filter(|it| !it.is_empty()) {
+        Some(proxy) => {
+            Some(proxy::of_kubeconfig(proxy).map_err(|why| Wrong::new("proxy-url", why))?)
+        }
+        None => environment.proxy(&url),
+    };
+    let authorities = authorities(cluster)?;
+    if let Some(plugin) = &mut user.exec
+        && plugin.provide_cluster_info
+    {
+        let shown = ExecAuthCluster::try_from(cluster);
+        plugin.cluster = Some(shown.map_err(|why| Wrong::new("certificate-authority", why))?);
+    }
+
+    let mut config = Config::new(url);
+    config.proxy_url = proxy;
+    config.root_cert = authorities;
+    config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or_default();
+    config.disable_compression = cluster.disable_compression.unwrap_or_default();
+    config.tls_server_name = cluster.tls_server_name.clone().filter(|it| !it.is_empty());
+    config.auth_info = user;
+
+    Ok(config)
+}
+
+/// The certificates that the server's may lead to; `None` for those of the machine. What is no
+/// certificate that can be used is left out as long as one is left, as Go's `x509` does.
+fn authorities(cluster: &Cluster) -> Result<Option<Vec<Vec<u8>>>, Wrong> {
+    const FIELDS: [&str; 2] = ["certificate-authority-data", "certificate-authority"];
+
+    let data = cluster.certificate_authority_data.as_deref();
+    let Some(bundle) = text(FIELDS, data, cluster.certificate_authority.as_deref())? else {
+        return Ok(None);
+    };
+    let found: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(&bundle.bytes)
+        .filter_map(Result::ok)
+        .collect();
+    let (mut usable, mut last) = (Vec::new(), "it holds no certificate in PEM".to_owned());
+    for certificate in found {
+        match RootCertStore::empty().add(certificate.clone()) {
+            Ok(()) => usable.push(certificate.to_vec()),
+            Err(error) => last = format!("a certificate in it is not accepted: {error}"),
+        }
+    }
+    if usable.is_empty() {
+        return Err(Wrong::new(bundle.field, last));
+    }
+
+    Ok(Some(usable))
+}
+
+/// What a field holds, or the file that it names.
+pub(crate) struct Text {
+    pub(crate) field: &'static str,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Of a pair of fields, the first of which holds base64, and the second the path of a file.
+pub(crate) fn text(
+    [data_field, file_field]: [&'static str; 2],
+    data: Option<&str>,
+    file: Option<&str>,
+) -> Result<Option<Text>, Wrong> {
+    if let Some(data) = data.filter(|it| !it.is_empty()) {
+        let data: String = data.split_ascii_whitespace().collect();
+        return match BASE64_STANDARD.decode(data) {
+            Ok(bytes) => Ok(Some(Text {
+                field: data_field,
+                bytes,
+            })),
+            Err(error) => Err(Wrong::new(data_field, format!("it is not base64: {error}"))),
+        };
+    }
+    let Some(path) = file.filter(|it| !it.is_empty()) else {
+        return Ok(None);
+    };
+
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(Text {
+            field: file_field,
+            bytes,
+        })),
+        Err(error) => Err(Wrong::new(
+            file_field,
+            format!("{path} cannot be read: {error}"),
+        )),
+    }
+}

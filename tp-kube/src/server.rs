@@ -1,0 +1,133 @@
+//! The field `server` of a cluster, taken as kubectl takes it (`DefaultServerURL` of client-go's
+//! `rest/url_utils.go`, as its kubeconfig loader calls it): what names no scheme is HTTP.
+
+use http::{Uri, uri::Scheme};
+
+/// What kubectl asks where the field is empty.
+const DEFAULT: &str = "http://localhost:8080";
+
+/// Why a `server` cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Wrong {
+    #[error("it must be a URL, or HOST:PORT, which is taken for http")]
+    Malformed,
+    #[error("its scheme must be http or https")]
+    Scheme,
+}
+
+/// The URL that is meant, without a query, and without credentials: the API server takes none from
+/// a URL.
+pub(crate) fn url(server: &str) -> Result<Uri, Wrong> {
+    if server.is_empty() {
+        return DEFAULT.parse().map_err(|_| Wrong::Malformed);
+    }
+    let Some((scheme, rest)) = server.split_once("://") else {
+        let url = without_extras("http", server)?;
+        // Only a URL may have a path.
+        return match url.path() {
+            "" | "/" => Ok(url),
+            _ => Err(Wrong::Malformed),
+        };
+    };
+    let scheme = scheme.to_ascii_lowercase();
+    if rest.is_empty() || rest.starts_with('/') {
+        return Err(Wrong::Malformed);
+    }
+    if scheme != "http" && scheme != "https" {
+        return Err(Wrong::Scheme);
+    }
+
+    without_extras(&scheme, rest)
+}
+
+fn without_extras(scheme: &str, rest: &str) -> Result<Uri, Wrong> {
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, ""),
+    };
+    let address = authority.rsplit_once('@').map_or(authority, |(_, it)| it);
+    let url: Uri = format!("{scheme}://{address}{path}")
+        .parse()
+        .map_err(|_| Wrong::Malformed)?;
+
+    let host = url.host().unwrap_or_default();
+    // A port that is none would be left out without a word.
+    let has_odd_port = address.len() > host.len() && url.port_u16().is_none();
+
+    match host.is_empty() || has_odd_port {
+        true => Err(Wrong::Malformed),
+        false => Ok(url),
+    }
+}
+
+/// The port that a connection goes to.
+pub(crate) fn port(url: &Uri) -> u16 {
+    url.port_u16().unwrap_or({
+        if url.scheme() == Some(&Scheme::HTTPS) {
+            443
+        } else {
+            80
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As kubectl 1.32 does with each, seen with `-v=6`.
+    #[test]
+    fn a_server_is_taken_as_kubectl_takes_it() {
+        for (server, expected) in [
+            ("https://192.0.2.1:6443", "https://192.0.2.1:6443/"),
+            ("https://192.0.2.1:6443/", "https://192.0.2.1:6443/"),
+            ("HTTPS://192.0.2.1:6443", "https://192.0.2.1:6443/"),
+            ("https://[2001:db8::1]:6443", "https://[2001:db8::1]:6443/"),
+            (
+                "https://rancher.corp.test/k8s/clusters/c-xyz",
+                "https://rancher.corp.test/k8s/clusters/c-xyz",
+            ),
+            ("https://192.0.2.1:6443?x=1", "https://192.0.2.1:6443/"),
+            (
+                "https://me:secret@192.0.2.1:6443/x",
+                "https://192.0.2.1:6443/x",
+            ),
+            ("192.0.2.1:6443", "http://192.0.2.1:6443/"),
+            ("192.0.2.1:6443/", "http://192.0.2.1:6443/"),
+            ("localhost:8080", "http://localhost:8080/"),
+            ("api.corp.test", "http://api.corp.test/"),
+            ("", "http://localhost:8080/"),
+        ] {
+            assert_eq!(url(server).unwrap().to_string(), expected, "{server}");
+        }
+    }
+
+    #[test]
+    fn what_kubectl_refuses_is_refused() {
+        for (server, why) in [
+            ("192.0.2.1:6443/x", Wrong::Malformed),
+            ("unix:///x", Wrong::Malformed),
+            ("https:///x", Wrong::Malformed),
+            ("https://", Wrong::Malformed),
+            ("//192.0.2.1:6443", Wrong::Malformed),
+            (" https://192.0.2.1:6443", Wrong::Scheme),
+            ("ftp://192.0.2.1:6443", Wrong::Scheme),
+            ("https://192.0.2.1:99999", Wrong::Malformed),
+            (":6443", Wrong::Malformed),
+        ] {
+            assert_eq!(url(server), Err(why), "{server}");
+        }
+    }
+
+    #[test]
+    fn the_port_follows_the_scheme() {
+        for (server, expected) in [
+            ("https://a", 443),
+            ("http://a", 80),
+            ("https://a:6443", 6443),
+        ] {
+            assert_eq!(port(&url(server).unwrap()), expected);
+        }
+    }
+}
