@@ -1,0 +1,156 @@
+//! The two programs side by side.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tp_e2e::{
+    process::{Finished, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// For one of the two programs: kubectl gives up first.
+const BOUND: Duration = Duration::from_secs(40);
+
+/// One workstation at a time: proxies and forwarders have ports of their own.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A developer with kubeconfigs of their own making.
+pub(crate) struct Desk {
+    pub(crate) workstation: Workstation,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// What became of one kubeconfig.
+pub(crate) struct Both {
+    pub(crate) kubectl: Finished,
+    pub(crate) tp: Finished,
+}
+
+impl Desk {
+    pub(crate) fn new() -> Self {
+        let alone = alone();
+        let mut workstation = Workstation::new(Account::Member, "dev");
+        workstation.may_warn();
+
+        Self {
+            workstation,
+            _alone: alone,
+        }
+    }
+
+    /// The developer's kubeconfig, as JSON.
+    pub(crate) fn kubeconfig(&self) -> Value {
+        let text = fs::read_to_string(self.workstation.kubeconfig()).unwrap();
+
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Writes a file below the home directory, readable for the developer alone.
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.workstation.home().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        // The first folder below the home directory, with all that is in it.
+        let first = Path::new(name).components().next().unwrap();
+        Account::Member.own(&self.workstation.home().join(first));
+
+        path
+    }
+
+    /// Another shell of the developer's.
+    pub(crate) fn command(&self, words: &[&str], variables: &[(&str, &str)]) -> Command {
+        let mut command = self.workstation.command(words);
+        command.envs(variables.iter().copied());
+
+        command
+    }
+
+    pub(crate) fn kubectl(&self, flags: &[&str], variables: &[(&str, &str)]) -> Finished {
+        let words = ["kubectl", "--request-timeout=5s", "auth", "whoami"];
+        let words = [&words[..], &["-o", "name"], flags].concat();
+
+        run(&mut self.command(&words, variables), BOUND)
+    }
+
+    pub(crate) fn tp(&self, words: &[&str], variables: &[(&str, &str)]) -> Finished {
+        run(
+            &mut self.command(&[&["tp"], words].concat(), variables),
+            BOUND,
+        )
+    }
+
+    /// Logs in with both, which must go the same way, and quits.
+    #[track_caller]
+    pub(crate) fn both(&self, name: &str, flags: &[&str], variables: &[(&str, &str)]) -> Both {
+        let kubectl = self.kubectl(flags, variables);
+        let connect = [&["connect", "--namespace", "shop"], flags].concat();
+        let tp = self.tp(&connect, variables);
+        if tp.status.success() {
+            self.tp(&["quit"], &[]).expect_success();
+        }
+
+        let both = Both { kubectl, tp };
+        assert_eq!(
+            both.kubectl.status.success(),
+            both.tp.status.success(),
+            "{name}\n{}\n{}\n{}",
+            both.kubectl,
+            both.tp,
+            self.workstation.session_log()
+        );
+
+        both
+    }
+
+    /// The same with this kubeconfig.
+    #[track_caller]
+    pub(crate) fn with(&self, name: &str, kubeconfig: &Value) -> Both {
+        let file = self.write("tried/config", &kubeconfig.to_string());
+
+        self.both(name, &["--kubeconfig", file.to_str().unwrap()], &[])
+    }
+}
+
+impl Both {
+    #[track_caller]
+    pub(crate) fn expect_success(self, name: &str) {
+        assert!(self.tp.status.success(), "{name}: {}", self.tp);
+    }
+
+    /// Refused by both, and by `tp` with this code, in one sentence with these words.
+    #[track_caller]
+    pub(crate) fn expect_refusal(self, name: &str, code: i32, words: &[&str]) {
+        assert_eq!(self.tp.code(), code, "{name}: {}", self.tp);
+        for word in words {
+            let is_said = self.tp.stderr.contains(word);
+            assert!(is_said, "{name}: {word:?} is missing: {}", self.tp);
+        }
+        assert_eq!(
+            self.tp.stderr.matches("tp: ").count(),
+            1,
+            "{name}: {}",
+            self.tp
+        );
+        assert!(!self.tp.stderr.contains("panicked"), "{name}: {}", self.tp);
+    }
+}
+
+/// The field of the first cluster.
+pub(crate) fn cluster<'a>(kubeconfig: &'a mut Value, field: &str) -> &'a mut Value {
+    &mut kubeconfig["clusters"][0]["cluster"][field]
+}
+
+/// What the first user logs in with.
+pub(crate) fn user(kubeconfig: &mut Value) -> &mut Value {
+    &mut kubeconfig["users"][0]["user"]
+}
