@@ -7,6 +7,7 @@
 use std::fs;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::uri::Scheme;
 use kube::{
     Config,
     config::{AuthInfo, Cluster, ExecAuthCluster},
@@ -15,6 +16,8 @@ use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, pem::PemObject as _},
 };
+
+use secrecy::ExposeSecret as _;
 
 use crate::{
     proxy::{self, Environment},
@@ -51,7 +54,25 @@ pub(crate) fn of(
         }
         None => environment.proxy(&url),
     };
+    let mut config = Config::new(url);
+    config.proxy_url = proxy;
+    if config.cluster_url.scheme() != Some(&Scheme::HTTPS) {
+        // As kubectl does it: nobody is shown credentials where everybody can read them
+        // (client-go, `tools/clientcmd/client_config.go`).
+        config.auth_info = AuthInfo {
+            impersonate: user.impersonate,
+            impersonate_groups: user.impersonate_groups,
+            ..AuthInfo::default()
+        };
+        return Ok(config);
+    }
     let authorities = authorities(cluster)?;
+    let trusts_anybody = cluster.insecure_skip_tls_verify.unwrap_or_default();
+    if trusts_anybody && authorities.is_some() {
+        let why = "a certificate-authority is given beside it: remove one of the two";
+        return Err(Wrong::new("insecure-skip-tls-verify", why));
+    }
+    without_empty(&mut user);
     if let Some(plugin) = &mut user.exec
         && plugin.provide_cluster_info
     {
@@ -59,15 +80,33 @@ pub(crate) fn of(
         plugin.cluster = Some(shown.map_err(|why| Wrong::new("certificate-authority", why))?);
     }
 
-    let mut config = Config::new(url);
-    config.proxy_url = proxy;
     config.root_cert = authorities;
-    config.accept_invalid_certs = cluster.insecure_skip_tls_verify.unwrap_or_default();
+    config.accept_invalid_certs = trusts_anybody;
     config.disable_compression = cluster.disable_compression.unwrap_or_default();
     config.tls_server_name = cluster.tls_server_name.clone().filter(|it| !it.is_empty());
     config.auth_info = user;
 
     Ok(config)
+}
+
+/// A field that holds nothing is one that is not there, as Go has it.
+fn without_empty(user: &mut AuthInfo) {
+    for field in [
+        &mut user.token_file,
+        &mut user.username,
+        &mut user.client_certificate,
+        &mut user.client_certificate_data,
+        &mut user.client_key,
+    ] {
+        field.take_if(|text| text.is_empty());
+    }
+    for secret in [
+        &mut user.token,
+        &mut user.password,
+        &mut user.client_key_data,
+    ] {
+        secret.take_if(|secret| secret.expose_secret().is_empty());
+    }
 }
 
 /// The certificates that the server's may lead to; `None` for those of the machine. What is no

@@ -48,7 +48,11 @@ impl Credential {
             _ => false,
         };
 
-        (answer.kind == "ExecCredential" && is_whole).then_some(credential)
+        // It is to stand in a header.
+        let token = credential.token.as_deref().unwrap_or_default();
+        let is_one_word = token.bytes().all(|byte| byte.is_ascii_graphic());
+
+        (answer.kind == "ExecCredential" && is_whole && is_one_word).then_some(credential)
     }
 
     /// Its certificate becomes that of `user`, if it has one.
@@ -117,6 +121,7 @@ mod tests {
             (r#"{"token": "t", "clientKeyData": "k"}"#, false),
             ("{}", false),
             (r#"{"token": ""}"#, false),
+            (r#"{"token": "t\n"}"#, false),
             ("null", false),
         ] {
             assert_eq!(of(status).is_some(), is_credential, "{status}");

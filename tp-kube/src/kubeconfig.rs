@@ -72,7 +72,12 @@ impl Choice {
         let wrong = |error: KubeconfigError| unusable(&names, &error);
         let kubeconfig = files
             .iter()
-            .map(Kubeconfig::read_from)
+            .map(|file| {
+                let mut read = Kubeconfig::read_from(file)?;
+                // Else it would hide that of the next file.
+                read.current_context.take_if(|name| name.is_empty());
+                Ok(read)
+            })
             .reduce(|merged, next| merged?.merge(next?))
             .unwrap_or_else(|| Ok(Kubeconfig::default()))
             .map_err(wrong)?;
@@ -215,8 +220,12 @@ impl Chosen {
 fn plugin(config: &mut Config, shell: &Shell, place: Place) -> Option<Plugin> {
     let auth = &mut config.auth_info;
     let plugin = auth.exec.take()?;
-    // As for kubectl, what is written down comes first.
-    let is_written = auth.token.is_some() || auth.token_file.is_some() || auth.username.is_some();
+    // As for kubectl, what is written down comes first (client-go, `plugin/pkg/client/auth/exec`).
+    let has_certificate = (auth.client_certificate.is_some()
+        || auth.client_certificate_data.is_some())
+        && (auth.client_key.is_some() || auth.client_key_data.is_some());
+    let has_token = auth.token.is_some() || auth.token_file.is_some();
+    let is_written = has_token || has_certificate || auth.username.is_some();
 
     (!is_written).then(|| Plugin::new(plugin, shell.clone(), place))
 }

@@ -12,16 +12,30 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
+    crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
 };
-use x509_parser::{prelude::FromDer as _, time::ASN1Time};
+use x509_parser::{
+    certificate::X509Certificate,
+    der_parser::Oid,
+    extensions::X509Extension,
+    oid_registry::{
+        OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_KEY_USAGE,
+        OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_SUBJECT_ALT_NAME,
+    },
+    prelude::FromDer as _,
+    time::ASN1Time,
+    x509::X509Version,
+};
 
-/// Trusts what leads to one of `authorities`, and each of them itself.
+/// Trusts what leads to one of `authorities` that may issue, and each of them itself.
 #[derive(Debug)]
 pub(crate) struct Verifier {
-    issued: Arc<WebPkiServerVerifier>,
+    /// None where none of them may issue.
+    issued: Option<Arc<WebPkiServerVerifier>>,
     authorities: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
@@ -33,39 +47,73 @@ impl Verifier {
             .map(CertificateDer::from)
             .collect();
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(authorities.iter().cloned());
-        let issued = WebPkiServerVerifier::builder(Arc::new(roots)).build();
+        let issuers = authorities.iter().filter(|it| may_issue(it)).cloned();
+        roots.add_parsable_certificates(issuers);
+        let issued = (!roots.is_empty())
+            .then(|| WebPkiServerVerifier::builder(Arc::new(roots)).build())
+            .transpose();
 
         Ok(Self {
             issued: issued.map_err(|error| Error::General(error.to_string()))?,
             authorities,
+            algorithms: ring::default_provider().signature_verification_algorithms,
         })
     }
-
-    /// What remains to be checked of a certificate that is trusted itself.
-    fn check(
-        &self,
-        own: &CertificateDer<'_>,
-        name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        verify_server_name(&ParsedCertificate::try_from(own)?, name)?;
-        let malformed = || Error::from(CertificateError::BadEncoding);
-        let (_, certificate) =
-            x509_parser::certificate::X509Certificate::from_der(own).map_err(|_| malformed())?;
-        let now = i64::try_from(now.as_secs()).map_err(|_| malformed())?;
-        let now = ASN1Time::from_timestamp(now).map_err(|_| malformed())?;
-        let validity = certificate.validity();
-        if now < validity.not_before {
-            return Err(CertificateError::NotValidYet.into());
-        }
-        if now > validity.not_after {
-            return Err(CertificateError::Expired.into());
-        }
-
-        Ok(())
-    }
 }
+
+/// Whether it may be the issuer of another. webpki takes every trust anchor for one; Go asks for
+/// `CA:TRUE` and the key usage from X.509 version 3 on (`CheckSignatureFrom`).
+fn may_issue(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+        return false;
+    };
+    let (Ok(constraints), Ok(usage)) = (certificate.basic_constraints(), certificate.key_usage())
+    else {
+        return false;
+    };
+    let is_ca = match constraints {
+        Some(constraints) => constraints.value.ca,
+        None => certificate.version() != X509Version::V3,
+    };
+
+    is_ca && usage.is_none_or(|usage| usage.value.key_cert_sign())
+}
+
+/// What remains to be checked of a certificate that is trusted itself.
+fn check(own: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> Result<(), Error> {
+    verify_server_name(&ParsedCertificate::try_from(own)?, name)?;
+    let malformed = || Error::from(CertificateError::BadEncoding);
+    let (_, certificate) = X509Certificate::from_der(own).map_err(|_| malformed())?;
+    let now = i64::try_from(now.as_secs()).map_err(|_| malformed())?;
+    let now = ASN1Time::from_timestamp(now).map_err(|_| malformed())?;
+    let validity = certificate.validity();
+    if now < validity.not_before {
+        return Err(CertificateError::NotValidYet.into());
+    }
+    if now > validity.not_after {
+        return Err(CertificateError::Expired.into());
+    }
+    let usage = certificate.extended_key_usage().map_err(|_| malformed())?;
+    if usage.is_some_and(|usage| !usage.value.server_auth && !usage.value.any) {
+        return Err(CertificateError::InvalidPurpose.into());
+    }
+    let is_odd =
+        |extension: &X509Extension<'_>| extension.critical && !KNOWN.contains(&extension.oid);
+    if certificate.extensions().iter().any(is_odd) {
+        return Err(CertificateError::UnhandledCriticalExtension.into());
+    }
+
+    Ok(())
+}
+
+/// Extensions that are checked, or say nothing about a server's own certificate.
+const KNOWN: [Oid<'static>; 5] = [
+    OID_X509_EXT_BASIC_CONSTRAINTS,
+    OID_X509_EXT_EXTENDED_KEY_USAGE,
+    OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_NAME_CONSTRAINTS,
+    OID_X509_EXT_SUBJECT_ALT_NAME,
+];
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
@@ -76,16 +124,17 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let issued = self
-            .issued
-            .verify_server_cert(own, intermediates, name, ocsp, now);
-        if issued.is_err()
-            && self
-                .authorities
+        let issued = match &self.issued {
+            Some(issued) => issued.verify_server_cert(own, intermediates, name, ocsp, now),
+            None => Err(CertificateError::UnknownIssuer.into()),
+        };
+        let is_known = || {
+            self.authorities
                 .iter()
                 .any(|known| known.as_ref() == own.as_ref())
-        {
-            self.check(own, name, now)?;
+        };
+        if issued.is_err() && is_known() {
+            check(own, name, now)?;
             return Ok(ServerCertVerified::assertion());
         }
 
@@ -98,8 +147,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.issued
-            .verify_tls12_signature(message, certificate, signature)
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -108,12 +156,11 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.issued
-            .verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.issued.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
@@ -121,7 +168,9 @@ impl ServerCertVerifier for Verifier {
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
 
     use super::*;
 
@@ -194,5 +243,28 @@ mod tests {
         let own = parameters().signed_by(&key, &issuer).unwrap();
 
         assert_eq!(verify(&authority, own.der(), NAME, NOW), Ok(()));
+    }
+
+    #[test]
+    fn a_servers_own_certificate_issues_no_other() {
+        let key = KeyPair::generate().unwrap();
+        let own = parameters();
+        let authority = own.self_signed(&key).unwrap().der().clone();
+        let issuer = Issuer::new(own, key);
+        let forged_key = KeyPair::generate().unwrap();
+        let forged = parameters().signed_by(&forged_key, &issuer).unwrap();
+
+        assert!(verify(&authority, forged.der(), NAME, NOW).is_err());
+        assert_eq!(verify(&authority, &authority, NAME, NOW), Ok(()));
+    }
+
+    #[test]
+    fn a_certificate_for_clients_only_is_no_servers() {
+        let mut own = parameters();
+        own.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let own = own.self_signed(&key).unwrap().der().clone();
+
+        assert!(verify(&own, &own, NAME, NOW).is_err());
     }
 }

@@ -107,6 +107,9 @@ async fn log_in(
     let credential = chosen.log_in().await?;
     if let (Some(credential), Some(shell)) = (credential, &mut request.shell) {
         shell.credential = credential.to_bytes();
+        // It is of this user there, whatever has become the current context meanwhile.
+        request.context = chosen.context;
+        request.user = chosen.user;
     }
 
     Ok(())

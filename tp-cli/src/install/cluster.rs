@@ -81,16 +81,17 @@ impl Cluster {
 /// What the flags ask for, in the shell of this process.
 pub(crate) fn choice(args: &ClusterArgs) -> Choice {
     let shell = Shell::current();
+    let some = |flag: &Option<String>| flag.clone().filter(|text| !text.is_empty());
 
     Choice {
         kubeconfigs: match &args.kubeconfig {
             Some(path) => vec![shell.absolute(path)],
             None => shell.kubeconfigs(),
         },
-        context: args.context.clone(),
-        cluster: args.cluster.clone(),
-        user: args.user.clone(),
-        impersonate_user: args.impersonate_user.clone(),
+        context: some(&args.context),
+        cluster: some(&args.cluster),
+        user: some(&args.user),
+        impersonate_user: some(&args.impersonate_user),
         impersonate_groups: args.impersonate_groups.clone(),
         shell,
     }

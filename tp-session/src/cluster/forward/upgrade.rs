@@ -116,6 +116,7 @@ async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>,
     let words = first
         .unwrap_or_default()
         .chars()
+        .filter(|it| !it.is_control())
         .take(WORDS_LIMIT)
         .collect();
 
