@@ -71,7 +71,9 @@ impl Login {
     pub(super) async fn user(&self) -> Result<UserInfo, Fault> {
         match self.ask(&self.cluster()).await {
             // They have run out, or were taken back: perhaps there are new ones.
-            Err(fault) if fault.kind == FaultKind::NoPermission => self.fresh_user().await,
+            Err(fault) if matches!(fault.kind, FaultKind::NoPermission | FaultKind::Config) => {
+                self.fresh_user().await
+            }
             asked => asked,
         }
     }

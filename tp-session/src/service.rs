@@ -185,7 +185,12 @@ impl Service {
                     tokio::spawn(self.clone().attempt(request.clone(), handle));
                     return follow(stage, events).await;
                 }
-                Met::Same(stage) => return follow(stage, events).await,
+                Met::Same(stage) => {
+                    let event = follow(stage, events).await?;
+                    // Of the same name, but perhaps of another shell.
+                    same::check(&*self.connected().await?, request).await?;
+                    return Ok(event);
+                }
                 Met::Other(mut stage) => {
                     events.step("waiting for another `tp connect`").await;
                     // An attempt that broke off is over as well.

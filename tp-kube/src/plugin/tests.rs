@@ -70,7 +70,7 @@ async fn a_plugin_that_is_not_there_is_named_with_the_hint_of_the_kubeconfig() {
 async fn a_plugin_runs_in_the_shell_that_asked_and_not_in_this_process() {
     let directory = tempfile::tempdir().unwrap();
     let plugin = plugin(
-        &giving("$PROFILE $OWN $(basename \"$PWD\") ${CARGO_MANIFEST_DIR:-none}"),
+        &giving("$PROFILE,$OWN,$(basename \"$PWD\"),${CARGO_MANIFEST_DIR:-none}"),
         |config, shell| {
             shell.directory = directory.path().to_owned();
             shell.variables.clear();
@@ -86,7 +86,7 @@ async fn a_plugin_runs_in_the_shell_that_asked_and_not_in_this_process() {
     );
 
     let name = directory.path().file_name().unwrap().to_str().unwrap();
-    assert_eq!(token(&plugin).await, format!("b yes {name} none"));
+    assert_eq!(token(&plugin).await, format!("b,yes,{name},none"));
 }
 
 #[tokio::test]

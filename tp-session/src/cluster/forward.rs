@@ -19,7 +19,7 @@ use tokio_util::{
 
 use channels::Channels;
 use spdy::Frames;
-use upgrade::NoUpgrade;
+use upgrade::{NoUpgrade, Refusal};
 
 mod channels;
 mod spdy;
@@ -35,8 +35,8 @@ const READ_SIZE: usize = 64 << 10;
      ({spdy})"
 )]
 pub(super) struct NotPassed {
-    websocket: upgrade::Refusal,
-    spdy: upgrade::Refusal,
+    websocket: Refusal,
+    spdy: Refusal,
 }
 
 /// Opens a byte stream to `port` of a pod, whose objects are below `pods`.
@@ -55,6 +55,7 @@ pub(super) async fn open(
     match over_spdy(client, pods, pod, port).await {
         Ok(forwarded) => Ok(Either::Right(forwarded)),
         Err(NoUpgrade::Failed(error)) => Err(error),
+        Err(NoUpgrade::Refused(Refusal::ApiServer(said))) => Err(Error::Api(said)),
         Err(NoUpgrade::Refused(spdy)) => Err(Error::Service(NotPassed { websocket, spdy }.into())),
     }
 }

@@ -36,6 +36,8 @@ pub(super) enum Refusal {
     Answer { status: StatusCode, words: String },
     #[error(transparent)]
     Handshake(UpgradeConnectionError),
+    #[error("{}", .0.message)]
+    ApiServer(Box<Status>),
 }
 
 /// Why a request became no byte stream.
@@ -98,7 +100,8 @@ pub(super) async fn spdy(
     Ok(upgraded(response).await?)
 }
 
-/// What the API server refuses is an error; what something before it refuses is not yet one.
+/// Whoever refuses, another way may be passed: a gateway that takes Upgrade away makes the API server
+/// itself refuse. Only who may not log in, or asks for a pod that is not there, need not try.
 async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>, NoUpgrade> {
     let response = client.send(request).await?;
     let status = response.status();
@@ -106,10 +109,13 @@ async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>,
         return Ok(response);
     }
     let body = response.into_body().collect_bytes().await?;
-    if let Ok(status) = serde_json::from_slice::<Status>(&body)
-        && status.code != 0
-    {
-        return Err(Error::Api(Box::new(status)).into());
+    let said = serde_json::from_slice::<Status>(&body).ok();
+    let said = said.filter(|said| said.code != 0).map(Box::new);
+    if let Some(said) = said {
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND) {
+            return Err(Error::Api(said).into());
+        }
+        return Err(NoUpgrade::Refused(Refusal::ApiServer(said)));
     }
     let words = String::from_utf8_lossy(&body);
     let first = words.lines().map(str::trim).find(|line| !line.is_empty());
