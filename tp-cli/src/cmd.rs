@@ -21,7 +21,7 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Exit
         Command::List(args) => list::run(args, output).await?,
         Command::Version(_) => version::run(output).await?,
         Command::GatherLogs(args) => gather_logs::run(args, output).await?,
-        Command::Install(args) => crate::install::install(*args, output).await?,
+        Command::Install(args) => crate::install::install(*args, None, output).await?,
         Command::Uninstall(args) => uninstall::run(*args, output).await?,
         Command::Completions(args) => completions::run(&args, output)?,
     }

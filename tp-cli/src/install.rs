@@ -13,6 +13,7 @@ mod rollout;
 mod uninstall;
 
 use anyhow::Context as _;
+use tp_kube::Credential;
 use tp_proto::VERSION;
 
 pub(crate) use args::{InstallArgs, UninstallArgs};
@@ -26,7 +27,13 @@ use cluster::Cluster;
 use manifests::Parameters;
 
 /// Applies everything, removes what an earlier installation with other flags left, and waits.
-pub(crate) async fn install(args: InstallArgs, output: Output) -> anyhow::Result<()> {
+///
+/// `credential`: of a login that has been.
+pub(crate) async fn install(
+    args: InstallArgs,
+    credential: Option<Credential>,
+    output: Output,
+) -> anyhow::Result<()> {
     let parameters = Parameters::from_args(&args)?;
     let objects = manifests::render(&parameters);
     if args.dry_run {
@@ -34,7 +41,7 @@ pub(crate) async fn install(args: InstallArgs, output: Output) -> anyhow::Result
     }
 
     // Before anything is shown: a credential plugin may use the terminal.
-    let cluster = Cluster::connect(&args.cluster).await?;
+    let cluster = Cluster::connect(&args.cluster, credential).await?;
     let mut progress = Progress::new(output);
     progress.step("asking the API server for its version");
     checks::kubernetes_version(&cluster).await?;

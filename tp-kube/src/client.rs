@@ -33,7 +33,7 @@ use rustls::{
 };
 use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer};
 
-use crate::{login::Login, trust::Verifier};
+use crate::{login::Login, server, trust::Verifier};
 
 /// As whom a client asks.
 struct Who {
@@ -43,14 +43,19 @@ struct Who {
 
 /// A client of `config`.
 ///
-/// `identity` is shown to the API server; `login` gives what a credential plugin gave; what else the kubeconfig has for logging in is in
-/// `config`.
+/// `identity` is shown to the API server, or else what a credential plugin gave to `login`. What
+/// else the kubeconfig has for logging in is in `config`.
 pub(crate) fn client(
-    config: Config,
+    mut config: Config,
     identity: Option<CertifiedKey>,
     login: Option<Login>,
 ) -> Result<Client, Error> {
-    let tls = tls(&config, identity)?;
+    let mut tls = tls(&config)?;
+    if let Some(identity) = identity {
+        tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(identity));
+    } else if let Some(login) = &login {
+        tls.client_auth_cert_resolver = Arc::new(login.clone());
+    }
     let who = Who { tls, login };
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -59,6 +64,8 @@ pub(crate) fn client(
     let Some(proxy) = config.proxy_url.clone() else {
         return over(tcp, config, who);
     };
+    // Else CONNECT asks for 443 where HTTP means 80.
+    config.cluster_url = server::with_port(&config.cluster_url);
     let credentials = credentials(&proxy);
     match proxy.scheme_str() {
         Some("socks5" | "socks5h") => {
@@ -71,7 +78,8 @@ pub(crate) fn client(
         }
         Some("https") => {
             let proxy_tls = HttpsConnectorBuilder::new()
-                .with_tls_config(Config::new(proxy.clone()).rustls_client_config()?)
+                // As for kubectl, the same certificates are trusted and shown (Go, net/http).
+                .with_tls_config(who.tls.clone())
                 .https_only()
                 .enable_http1()
                 .wrap_connector(tcp);
@@ -154,7 +162,7 @@ fn with_tls<C>(
     Ok(builder.enable_http1().wrap_connector(connector))
 }
 
-fn tls(config: &Config, identity: Option<CertifiedKey>) -> Result<ClientConfig, Error> {
+fn tls(config: &Config) -> Result<ClientConfig, Error> {
     let mut tls = config.rustls_client_config()?;
     // In a pod the bundle is a file that kube reads again by itself.
     let authorities = config
@@ -167,9 +175,6 @@ fn tls(config: &Config, identity: Option<CertifiedKey>) -> Result<ClientConfig, 
         let verifier = Verifier::new(authorities);
         let verifier = verifier.map_err(|error| Error::Service(error.into()))?;
         tls.dangerous().set_certificate_verifier(Arc::new(verifier));
-    }
-    if let Some(identity) = identity {
-        tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(identity));
     }
 
     Ok(tls)

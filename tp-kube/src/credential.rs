@@ -55,6 +55,10 @@ impl Credential {
         (answer.kind == "ExecCredential" && is_whole && is_one_word).then_some(credential)
     }
 
+    pub(crate) fn has_certificate(&self) -> bool {
+        self.client_certificate_data.is_some()
+    }
+
     /// Its certificate becomes that of `user`, if it has one.
     pub(crate) fn identify(&self, user: &mut AuthInfo) {
         let (Some(certificate), Some(key)) = (&self.client_certificate_data, &self.client_key_data)

@@ -24,15 +24,10 @@ pub(crate) fn of(user: &AuthInfo) -> Result<Option<CertifiedKey>, Wrong> {
     let data = user.client_key_data.as_ref().map(|key| key.expose_secret());
     let key = text(KEY, data, user.client_key.as_deref())?;
     let (certificate, key) = match (certificate, key) {
-        (None, None) => return Ok(None),
+        // As for kubectl, a key alone is no login.
+        (None, _) => return Ok(None),
         (Some(certificate), Some(key)) => (certificate, key),
         (Some(_), None) => return Err(Wrong::new(KEY[1], "there is a certificate and no key")),
-        (None, Some(_)) => {
-            return Err(Wrong::new(
-                CERTIFICATE[1],
-                "there is a key and no certificate",
-            ));
-        }
     };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&certificate.bytes)
         .filter_map(Result::ok)
@@ -90,6 +85,7 @@ mod tests {
                 .is_some()
         );
         assert!(of(&AuthInfo::default()).unwrap().is_none());
+        assert!(of(&user("", &key)).unwrap().is_none());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The kubeconfig, read as kubectl reads it.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use kube::{
     Client, Config,
@@ -33,7 +33,7 @@ pub struct Choice {
 }
 
 /// What the kubeconfig gives for a [`Choice`].
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Chosen {
     pub config: Config,
     /// `in-cluster` for the service account of a pod.
@@ -168,6 +168,16 @@ impl Choice {
     }
 }
 
+/// The rest may be secrets, and a proxy's URL holds its password.
+impl fmt::Debug for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chosen")
+            .field("context", &self.context)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Chosen {
     /// The API server, as a person knows it.
     pub fn server(&self) -> String {
@@ -196,15 +206,18 @@ impl Chosen {
     pub async fn client(mut self, credential: Option<Credential>) -> Result<Client, Fault> {
         let (context, user) = (self.context, self.user);
         let login = self.plugin.map(|plugin| Login::new(plugin, credential));
+        let mut shown = self.config.auth_info.clone();
         if let Some(login) = &login {
             let credential = login.credential().await;
             let credential =
                 credential.map_err(|why| unusable_context(&context, &why.to_string()))?;
-            credential.identify(&mut self.config.auth_info);
+            credential.identify(&mut shown);
         }
+        // That of a login changes, and is checked here because nobody is told later.
+        let identity = identity::of(&shown)
+            .map_err(|wrong| unusable_context(&context, &format!("user {user}: {wrong}")))?
+            .filter(|_| login.is_none());
         let auth = &mut self.config.auth_info;
-        let identity = identity::of(auth)
-            .map_err(|wrong| unusable_context(&context, &format!("user {user}: {wrong}")))?;
         // Else kube would read it as well.
         auth.client_certificate = None;
         auth.client_certificate_data = None;

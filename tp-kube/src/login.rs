@@ -3,57 +3,136 @@
 use std::{
     mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{AUTHORIZATION, CONNECTION},
+};
 use jiff::Timestamp;
-use tokio::sync::Mutex;
+use kube::config::AuthInfo;
+use rustls::{SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 use tower::{BoxError, Layer, Service};
 use tp_proto::fault::{Fault, FaultKind};
 
 use crate::{
     credential::Credential,
+    identity,
     plugin::{Failure, Plugin},
 };
 
 /// One login. The plugin runs again when what it gave has run out or is refused, for the next
-/// request. Clones share it.
+/// request. Clones share it; the last one ends a plugin that runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Login {
     plugin: Arc<Plugin>,
-    /// Nothing once it was refused.
-    credential: Arc<Mutex<Option<Credential>>>,
+    state: Arc<Mutex<State>>,
 }
+
+#[derive(Debug, Default)]
+struct State {
+    /// Nothing once it was refused.
+    credential: Option<Credential>,
+    run: Option<Run>,
+}
+
+/// A plugin that runs. It is not the affair of the request that needed it first, which may have less
+/// patience than the plugin takes.
+#[derive(Debug)]
+struct Run {
+    _task: AbortOnDropHandle<()>,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+type Outcome = Result<Credential, Arc<Failure>>;
 
 impl Login {
     pub(crate) fn new(plugin: Plugin, credential: Option<Credential>) -> Self {
+        let state = State {
+            credential,
+            run: None,
+        };
+
         Self {
             plugin: Arc::new(plugin),
-            credential: Arc::new(Mutex::new(credential)),
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
     /// The credential that is valid now. Whoever asks meanwhile waits for the same.
-    pub(crate) async fn credential(&self) -> Result<Credential, Failure> {
-        let mut held = self.credential.lock().await;
-        if let Some(credential) = &*held
-            && !credential.has_run_out(Timestamp::now())
-        {
-            return Ok(credential.clone());
-        }
-        let fresh = self.plugin.run().await?;
+    pub(crate) async fn credential(&self) -> Outcome {
+        let mut outcome = {
+            let mut state = self.state();
+            if let Some(credential) = &state.credential
+                && !credential.has_run_out(Timestamp::now())
+            {
+                return Ok(credential.clone());
+            }
+            let run = state.run.get_or_insert_with(|| self.start());
+            run.outcome.clone()
+        };
+        let outcome = outcome.wait_for(Option::is_some).await;
 
-        Ok(held.insert(fresh).clone())
+        outcome
+            .ok()
+            .and_then(|outcome| outcome.clone())
+            .unwrap_or_else(|| Err(self.plugin.broken_off().into()))
+    }
+
+    fn start(&self) -> Run {
+        let (sender, outcome) = watch::channel(None);
+        let (plugin, state) = (self.plugin.clone(), Arc::downgrade(&self.state));
+        let task = tokio::spawn(async move {
+            let outcome = plugin.run().await.map_err(Arc::new);
+            let Some(state) = state.upgrade() else {
+                return;
+            };
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(credential) = &outcome {
+                state.credential = Some(credential.clone());
+            }
+            sender.send_replace(Some(outcome));
+            state.run = None;
+        });
+
+        Run {
+            _task: AbortOnDropHandle::new(task),
+            outcome,
+        }
     }
 
     /// Forgets `refused`, unless there is another by now.
-    async fn forget(&self, refused: &Credential) {
-        let mut held = self.credential.lock().await;
-        if held.as_ref() == Some(refused) {
-            *held = None;
-        }
+    fn forget(&self, refused: &Credential) {
+        self.state()
+            .credential
+            .take_if(|credential| credential == refused);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change of it is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection shows the certificate of the day.
+impl ResolvesClientCert for Login {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let mut user = AuthInfo::default();
+        self.state().credential.as_ref()?.identify(&mut user);
+        let identity = identity::of(&user).unwrap_or_else(|wrong| {
+            tracing::warn!(%wrong, "The certificate of a credential plugin cannot be used");
+            None
+        });
+
+        identity.map(Arc::new)
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 
@@ -108,9 +187,14 @@ where
                 value.set_sensitive(true);
                 request.headers_mut().insert(AUTHORIZATION, value);
             }
+            if credential.has_certificate() && !request.headers().contains_key(CONNECTION) {
+                // A connection is as long somebody's as it lives: the next may be of a new certificate.
+                let close = HeaderValue::from_static("close");
+                request.headers_mut().insert(CONNECTION, close);
+            }
             let response = inner.call(request).await?;
             if response.status() == StatusCode::UNAUTHORIZED {
-                login.forget(&credential).await;
+                login.forget(&credential);
             }
 
             Ok(response)

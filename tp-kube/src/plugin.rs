@@ -6,20 +6,32 @@
 //! `client/auth/mod.rs`; <https://github.com/kube-rs/kube/issues/1088>).
 
 use std::{
+    fs::File,
+    future::pending,
     io::{self, IsTerminal as _},
-    process::{ExitStatus, Output, Stdio},
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 
 use kube::config::{ExecAuthCluster, ExecConfig, ExecInteractiveMode};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    process::{ChildStderr, ChildStdout, Command},
+    time::timeout,
+};
 
 use crate::{credential::Credential, shell::Shell};
 
 /// For a plugin that can ask nobody.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Of what a plugin prints. Tokens fit into a header, which servers bound to 1 MiB at most.
+const OUTPUT_LIMIT: usize = 4 << 20;
+/// Of what a plugin tells people.
+const WORDS_LIMIT: usize = 4 << 10;
+/// For the rest of it, once the plugin has failed.
+const WORDS_WAIT: Duration = Duration::from_secs(1);
 const INFORMATION: &str = "KUBERNETES_EXEC_INFO";
 
 /// Where a plugin runs, which decides whom it can ask.
@@ -30,6 +42,14 @@ pub enum Place {
     Foreground,
     /// In a program that nobody sees.
     Background,
+}
+
+/// What became of a plugin.
+struct Ended {
+    status: ExitStatus,
+    output: Vec<u8>,
+    /// The end of what it told people, unless they have seen it.
+    words: Vec<u8>,
 }
 
 /// A plugin and what it is run with.
@@ -63,15 +83,19 @@ enum Why {
     },
     #[error("printed no ExecCredential")]
     Unreadable,
+    #[error("printed more than {} KiB", OUTPUT_LIMIT >> 10)]
+    Long,
     #[error("did not end within {} s", LIMIT.as_secs())]
     Slow,
+    #[error("was broken off")]
+    BrokenOff,
     #[error("wants to ask somebody (interactiveMode: Always), and there is no terminal: {0}")]
     NoTerminal(&'static str),
 }
 
 fn advice(hint: &Option<String>) -> String {
     hint.as_ref()
-        .map(|hint| format!("; {}", hint.trim()))
+        .map(|hint| format!("; {}", hint.trim().replace(char::is_control, " ")))
         .unwrap_or_default()
 }
 
@@ -104,28 +128,45 @@ impl Plugin {
 
     /// Runs it once. Dropping the future ends what it started.
     pub(crate) async fn run(&self) -> Result<Credential, Failure> {
-        self.try_run().await.map_err(|why| Failure {
+        self.try_run().await.map_err(|why| self.failure(why))
+    }
+
+    /// Why there is nothing of a run whose task is gone.
+    pub(crate) fn broken_off(&self) -> Failure {
+        self.failure(Why::BrokenOff)
+    }
+
+    fn failure(&self, why: Why) -> Failure {
+        Failure {
             command: self.config.command.clone().unwrap_or_default(),
             why,
-        })
+        }
     }
 
     async fn try_run(&self) -> Result<Credential, Why> {
         let is_interactive = self.is_interactive()?;
-        let output = match self.place {
-            Place::Foreground => self.end(is_interactive).await,
-            Place::Background => timeout(LIMIT, self.end(is_interactive))
+        let ended = match self.has_terminal() {
+            true => self.end(is_interactive).await,
+            false => timeout(LIMIT, self.end(is_interactive))
                 .await
                 .unwrap_or(Err(Why::Slow)),
         }?;
-        if !output.status.success() {
+        if !ended.status.success() {
             return Err(Why::Failed {
-                status: output.status,
-                words: self.words(&output),
+                status: ended.status,
+                words: (self.place == Place::Background).then(|| last_line(&ended.words)),
             });
         }
+        if ended.output.len() > OUTPUT_LIMIT {
+            return Err(Why::Long);
+        }
 
-        Credential::of_plugin(&output.stdout).ok_or(Why::Unreadable)
+        Credential::of_plugin(&ended.output).ok_or(Why::Unreadable)
+    }
+
+    /// Whether somebody can be asked, though perhaps not on standard input, and can interrupt.
+    fn has_terminal(&self) -> bool {
+        self.place == Place::Foreground && File::open("/dev/tty").is_ok()
     }
 
     fn is_interactive(&self) -> Result<bool, Why> {
@@ -144,9 +185,9 @@ impl Plugin {
         }
     }
 
-    async fn end(&self, is_interactive: bool) -> Result<Output, Why> {
+    async fn end(&self, is_interactive: bool) -> Result<Ended, Why> {
         let child = self.command(is_interactive).spawn();
-        let child = child.map_err(|error| Why::NotStarted {
+        let mut child = child.map_err(|error| Why::NotStarted {
             error,
             hint: self.config.install_hint.clone(),
         })?;
@@ -154,12 +195,32 @@ impl Plugin {
             .id()
             .and_then(|pid| i32::try_from(pid).ok())
             .and_then(Pid::from_raw)
-            .filter(|_| self.place == Place::Background);
+            .filter(|_| !self.has_terminal());
         let group = Group(group);
-        let output = child.wait_with_output().await;
+        let (stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+        let (mut output, mut words) = (Vec::new(), Vec::new());
+        let ended = tokio::select! {
+            ended = async {
+                read(stdout, &mut output).await?;
+                child.wait().await
+            } => ended,
+            () = async {
+                keep_last(&mut stderr, &mut words).await;
+                pending().await
+            } => unreachable!("it does not end"),
+        };
         group.leave();
+        let status = ended.map_err(|error| Why::NotStarted { error, hint: None })?;
+        if !status.success() {
+            // What it leaves running may keep it open, which is nothing to wait for.
+            let _ = timeout(WORDS_WAIT, keep_last(&mut stderr, &mut words)).await;
+        }
 
-        output.map_err(|error| Why::NotStarted { error, hint: None })
+        Ok(Ended {
+            status,
+            output,
+            words,
+        })
     }
 
     fn command(&self, is_interactive: bool) -> Command {
@@ -176,10 +237,12 @@ impl Plugin {
             Place::Foreground => command.stderr(Stdio::inherit()),
             Place::Background => command
                 .stderr(Stdio::piped())
-                .process_group(0)
                 .env_clear()
                 .envs(&self.shell.variables),
         };
+        if !self.has_terminal() {
+            command.process_group(0);
+        }
         if self.shell.directory.is_dir() {
             command.current_dir(&self.shell.directory);
         }
@@ -203,20 +266,39 @@ impl Plugin {
 
         serde_json::to_string(&information).expect("strings, numbers and JSON")
     }
+}
 
-    /// The last that it told people, unless they have seen it.
-    fn words(&self, output: &Output) -> Option<String> {
-        if self.place == Place::Foreground {
-            return None;
-        }
-        let words = String::from_utf8_lossy(&output.stderr);
-        let last = words.lines().rfind(|line| !line.trim().is_empty());
+/// Up to the end of `source`, or to what is too long.
+async fn read(source: Option<ChildStdout>, output: &mut Vec<u8>) -> io::Result<()> {
+    let Some(source) = source else { return Ok(()) };
+    let limit = u64::try_from(OUTPUT_LIMIT + 1).unwrap_or(u64::MAX);
+    source.take(limit).read_to_end(output).await?;
 
-        Some(last.unwrap_or("it said nothing").trim().to_owned())
+    Ok(())
+}
+
+/// Keeps the end of what comes from `source`.
+async fn keep_last(source: &mut Option<ChildStderr>, words: &mut Vec<u8>) {
+    let Some(source) = source else { return };
+    while let Ok(1..) = source.read_buf(words).await {
+        let excess = words.len().saturating_sub(WORDS_LIMIT);
+        words.drain(..excess);
     }
 }
 
-/// The process group of a plugin in the background, which has no terminal to end it.
+/// The last line that says something, without what a terminal would obey.
+fn last_line(words: &[u8]) -> String {
+    let words = String::from_utf8_lossy(words);
+    let last = words.lines().rfind(|line| !line.trim().is_empty());
+
+    last.unwrap_or("it said nothing")
+        .trim()
+        .chars()
+        .filter(|it| !it.is_control())
+        .collect()
+}
+
+/// The process group of a plugin that has no terminal to end it.
 struct Group(Option<Pid>);
 
 impl Group {

@@ -72,6 +72,15 @@ pub(crate) fn port(url: &Uri) -> u16 {
     })
 }
 
+/// `url` with the port that it means.
+pub(crate) fn with_port(url: &Uri) -> Uri {
+    let mut parts = url.clone().into_parts();
+    let host = url.host().unwrap_or_default();
+    parts.authority = format!("{host}:{}", port(url)).parse().ok();
+
+    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +137,12 @@ mod tests {
             ("https://a:6443", 6443),
         ] {
             assert_eq!(port(&url(server).unwrap()), expected);
+        }
+        for (server, expected) in [
+            ("http://a/x", "http://a:80/x"),
+            ("https://[2001:db8::1]", "https://[2001:db8::1]:443/"),
+        ] {
+            assert_eq!(with_port(&url(server).unwrap()).to_string(), expected);
         }
     }
 }

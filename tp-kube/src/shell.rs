@@ -1,10 +1,14 @@
 //! The shell that a command was typed in, as far as a kubeconfig and a login depend on it.
 
 use std::{
-    collections::BTreeMap,
-    env, fmt,
+    collections::{BTreeMap, BTreeSet},
+    env,
+    ffi::OsString,
+    fmt,
     path::{Path, PathBuf},
 };
+
+use tp_proto::fault::{Fault, FaultKind};
 
 /// What a command inherits. The program that reads the kubeconfig may live longer than the shell,
 /// and have been started by another.
@@ -12,44 +16,73 @@ use std::{
 pub struct Shell {
     /// Those that are UTF-8.
     pub variables: BTreeMap<String, String>,
+    /// Empty if there is none: then only absolute paths lead anywhere.
     pub directory: PathBuf,
+    /// The names of the others.
+    odd_variables: BTreeSet<String>,
 }
 
 impl Shell {
+    pub fn new(variables: BTreeMap<String, String>, directory: PathBuf) -> Self {
+        Self {
+            variables,
+            directory,
+            odd_variables: BTreeSet::new(),
+        }
+    }
+
     /// That of this process.
     pub fn current() -> Self {
-        let variables = env::vars_os().filter_map(|(name, value)| {
-            let name = name.into_string().ok()?;
-            Some((name, value.into_string().ok()?))
-        });
+        let mut shell = Self::new(BTreeMap::new(), env::current_dir().unwrap_or_default());
+        shell.take(env::vars_os());
 
-        Self {
-            variables: variables.collect(),
-            // Without one only absolute paths lead anywhere.
-            directory: env::current_dir().unwrap_or_default(),
+        shell
+    }
+
+    fn take(&mut self, variables: impl Iterator<Item = (OsString, OsString)>) {
+        for (name, value) in variables {
+            let Ok(name) = name.into_string() else {
+                continue;
+            };
+            match value.into_string() {
+                Ok(value) => drop(self.variables.insert(name, value)),
+                Err(_) => drop(self.odd_variables.insert(name)),
+            }
         }
     }
 
     /// The files that kubectl would read in this shell, absolute: those of KUBECONFIG, else that of
-    /// the home directory if it is there.
-    pub fn kubeconfigs(&self) -> Vec<PathBuf> {
+    /// the home directory if it is there. Refuses what it cannot read: another file would lead to
+    /// another cluster.
+    pub fn kubeconfigs(&self) -> Result<Vec<PathBuf>, Fault> {
+        self.check("KUBECONFIG")?;
         let listed = self.variable("KUBECONFIG").unwrap_or_default();
         let paths: Vec<PathBuf> = env::split_paths(listed)
             .filter(|path| !path.as_os_str().is_empty())
             .map(|path| self.absolute(&path))
             .collect();
         if paths.is_empty() {
+            self.check("HOME")?;
             let home = self.variable("HOME").filter(|home| !home.is_empty());
-            return home
-                .map(|home| self.absolute(Path::new(home)).join(".kube/config"))
-                .filter(|path| path.exists())
-                .into_iter()
-                .collect();
+            let path = home.map(|home| self.absolute(Path::new(home)).join(".kube/config"));
+            return Ok(path.filter(|path| path.exists()).into_iter().collect());
         }
         let there: Vec<PathBuf> = paths.iter().filter(|path| path.exists()).cloned().collect();
 
         // kubectl passes over what is missing; where nothing is left, it is missed by name.
-        if there.is_empty() { paths } else { there }
+        Ok(if there.is_empty() { paths } else { there })
+    }
+
+    fn check(&self, variable: &str) -> Result<(), Fault> {
+        if !self.odd_variables.contains(variable) {
+            return Ok(());
+        }
+        let message = format!(
+            "the environment variable {variable} is not UTF-8, so its path is not taken: name the \
+             kubeconfig with --kubeconfig"
+        );
+
+        Err(Fault::new(FaultKind::Config, message))
     }
 
     pub fn absolute(&self, path: &Path) -> PathBuf {
@@ -72,15 +105,14 @@ impl fmt::Debug for Shell {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
     use super::*;
 
     fn shell(variables: &[(&str, &str)]) -> Shell {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
 
-        Shell {
-            variables: variables.iter().map(owned).collect(),
-            directory: "/here".into(),
-        }
+        Shell::new(variables.iter().map(owned).collect(), "/here".into())
     }
 
     fn paths(paths: &[&str]) -> Vec<PathBuf> {
@@ -94,7 +126,10 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let list = format!("/absent:{}:", path.display());
 
-        assert_eq!(shell(&[("KUBECONFIG", &list)]).kubeconfigs(), [path]);
+        assert_eq!(
+            shell(&[("KUBECONFIG", &list)]).kubeconfigs().unwrap(),
+            [path]
+        );
     }
 
     #[test]
@@ -105,13 +140,31 @@ mod tests {
         let home = home.path().to_str().unwrap();
 
         let named = shell(&[("HOME", home), ("KUBECONFIG", "/absent:other")]);
-        assert_eq!(named.kubeconfigs(), paths(&["/absent", "/here/other"]));
+        assert_eq!(
+            named.kubeconfigs().unwrap(),
+            paths(&["/absent", "/here/other"])
+        );
         let unnamed = shell(&[("HOME", home), ("KUBECONFIG", "")]);
         assert_eq!(
-            unnamed.kubeconfigs(),
+            unnamed.kubeconfigs().unwrap(),
             [Path::new(home).join(".kube/config")]
         );
-        assert_eq!(shell(&[]).kubeconfigs(), paths(&[]));
+        assert_eq!(shell(&[]).kubeconfigs().unwrap(), paths(&[]));
+    }
+
+    #[test]
+    fn a_variable_that_is_not_utf_8_does_not_lead_to_another_file() {
+        let odd = |name: &str| {
+            let mut shell = shell(&[]);
+            shell.take([(name.into(), OsString::from_vec(b"/caf\xe9".to_vec()))].into_iter());
+            shell.kubeconfigs()
+        };
+
+        for name in ["KUBECONFIG", "HOME"] {
+            let fault = odd(name).unwrap_err();
+            assert!(fault.message.contains(name), "{fault}");
+        }
+        assert_eq!(odd("OTHER").unwrap(), paths(&[]));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use hyper::Uri;
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
     core::v1::{ConfigMap, Namespace, Pod},
@@ -88,7 +89,7 @@ impl Named {
             proxy: config
                 .proxy_url
                 .as_ref()
-                .map(ToString::to_string)
+                .map(without_user)
                 .unwrap_or_default(),
             namespace: or(&request.namespace, &config.default_namespace),
             manager_namespace: or(&request.manager_namespace, MANAGER_NAMESPACE),
@@ -339,11 +340,19 @@ fn choice(request: &ConnectRequest) -> Choice {
         user: some(&request.user),
         impersonate_user: some(&request.impersonate_user),
         impersonate_groups: request.impersonate_groups.clone(),
-        shell: Shell {
-            variables: shell.variables,
-            directory: shell.directory.into(),
-        },
+        shell: Shell::new(shell.variables, shell.directory.into()),
     }
+}
+
+/// A URL without the user and password that may stand in it.
+fn without_user(url: &Uri) -> String {
+    let url = url.to_string();
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url;
+    };
+    let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
+
+    format!("{scheme}://{address}")
 }
 
 fn spec(user: UserInfo, key: &KeyHash) -> SessionSpec {

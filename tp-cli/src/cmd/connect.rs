@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::time::{Instant, sleep};
-use tp_kube::Place;
+use tp_kube::{Credential, Place};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{self, ConnectRequest, Connected},
@@ -97,7 +97,8 @@ async fn log_in(
     progress: &mut Progress,
 ) -> Result<(), Fault> {
     // What is wrong with the kubeconfig the session tells, if it has no more to tell.
-    let Ok(chosen) = install::cluster::choice(&args.cluster).load(Place::Foreground) else {
+    let choice = install::cluster::choice(&args.cluster)?;
+    let Ok(chosen) = choice.load(Place::Foreground) else {
         return Ok(());
     };
     if !chosen.has_plugin() || client::is_connected().await {
@@ -134,7 +135,9 @@ async fn establish(
     let Some(image) = image_to_install(args, fault)? else {
         return Err(error);
     };
-    install::install(install_args(args, image), output.silent()).await?;
+    let shell = request.shell.as_ref();
+    let credential = shell.and_then(|shell| Credential::from_bytes(&shell.credential));
+    install::install(install_args(args, image), credential, output.silent()).await?;
 
     connect_to_new(request, progress, attempt).await
 }
@@ -208,13 +211,14 @@ fn sentence(connected: &Connected) -> String {
 fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
     let cluster = &args.cluster;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let choice = install::cluster::choice(cluster);
-    let kubeconfigs = choice.kubeconfigs.iter().map(|path| utf8(path));
+    let choice = install::cluster::choice(cluster)?;
+    let kubeconfigs = choice.kubeconfigs.iter().map(|path| absolute(path));
 
     Ok(ConnectRequest {
         kubeconfigs: kubeconfigs.collect::<Result<_, _>>()?,
         shell: Some(local::Shell {
-            directory: utf8(&choice.shell.directory)?,
+            // Not everybody has a plugin, and not every plugin looks around.
+            directory: utf8(&choice.shell.directory).unwrap_or_default(),
             variables: choice.shell.variables,
             credential: Vec::new(),
         }),
@@ -238,6 +242,19 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
         for_command: !args.command.is_empty(),
         command_cgroup: String::new(),
     })
+}
+
+/// The session has another directory.
+fn absolute(path: &Path) -> Result<String, Fault> {
+    if !path.is_absolute() {
+        let message = format!(
+            "the path {} leads nowhere: the current directory is gone",
+            path.display()
+        );
+        return Err(Fault::new(FaultKind::Config, message));
+    }
+
+    utf8(path)
 }
 
 fn utf8(path: &Path) -> Result<String, Fault> {

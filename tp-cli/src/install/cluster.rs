@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kube::Client;
-use tp_kube::{Choice, Place, Shell};
+use tp_kube::{Choice, Credential, Place, Shell};
 use tp_proto::fault::{Fault, FaultKind, chain};
 
 use crate::cli::ClusterArgs;
@@ -17,19 +17,27 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) async fn connect(args: &ClusterArgs) -> Result<Self, Fault> {
-        Self::connect_within(args, ANSWER_TIMEOUT).await
+    /// Logs in, unless somebody has a `credential` of that already.
+    pub(crate) async fn connect(
+        args: &ClusterArgs,
+        credential: Option<Credential>,
+    ) -> Result<Self, Fault> {
+        Self::connect_within(args, credential, ANSWER_TIMEOUT).await
     }
 
     /// `answer`: how long the API server may say nothing.
-    async fn connect_within(args: &ClusterArgs, answer: Duration) -> Result<Self, Fault> {
-        let mut chosen = choice(args).load(Place::Foreground)?;
+    async fn connect_within(
+        args: &ClusterArgs,
+        credential: Option<Credential>,
+        answer: Duration,
+    ) -> Result<Self, Fault> {
+        let mut chosen = choice(args)?.load(Place::Foreground)?;
         chosen.config.connect_timeout = Some(CONNECT_TIMEOUT);
         chosen.config.read_timeout = Some(answer);
 
         Ok(Self {
             server: chosen.server(),
-            client: chosen.client(None).await?,
+            client: chosen.client(credential).await?,
         })
     }
 
@@ -79,14 +87,14 @@ impl Cluster {
 }
 
 /// What the flags ask for, in the shell of this process.
-pub(crate) fn choice(args: &ClusterArgs) -> Choice {
+pub(crate) fn choice(args: &ClusterArgs) -> Result<Choice, Fault> {
     let shell = Shell::current();
     let some = |flag: &Option<String>| flag.clone().filter(|text| !text.is_empty());
 
-    Choice {
+    Ok(Choice {
         kubeconfigs: match &args.kubeconfig {
             Some(path) => vec![shell.absolute(path)],
-            None => shell.kubeconfigs(),
+            None => shell.kubeconfigs()?,
         },
         context: some(&args.context),
         cluster: some(&args.cluster),
@@ -94,7 +102,7 @@ pub(crate) fn choice(args: &ClusterArgs) -> Choice {
         impersonate_user: some(&args.impersonate_user),
         impersonate_groups: args.impersonate_groups.clone(),
         shell,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -132,7 +140,7 @@ mod tests {
             impersonate_groups: vec!["ops".to_owned(), "dev".to_owned()],
             shell: Shell::current(),
         };
-        assert_eq!(choice(&args.cluster), expected);
+        assert_eq!(choice(&args.cluster).unwrap(), expected);
     }
 
     #[tokio::test]
@@ -152,7 +160,7 @@ mod tests {
             ..ClusterArgs::default()
         };
         let answer = Duration::from_millis(100);
-        let cluster = Cluster::connect_within(&args, answer).await.unwrap();
+        let cluster = Cluster::connect_within(&args, None, answer).await.unwrap();
 
         let asked = tokio::time::timeout(BOUND, cluster.client().apiserver_version()).await;
 

@@ -61,7 +61,7 @@ pub(crate) async fn uninstall(
     }
 
     // Before anything is shown: a credential plugin may use the terminal.
-    let cluster = Cluster::connect(&args.cluster).await?;
+    let cluster = Cluster::connect(&args.cluster, None).await?;
     let mut progress = Progress::new(output);
     progress.step("looking for connections");
     let others = others(&cluster).await?;

@@ -1,6 +1,7 @@
 use std::{fs, path::Path};
 
 use super::*;
+use crate::login::Login;
 
 fn plugin(script: &str, change: impl FnOnce(&mut ExecConfig, &mut Shell)) -> Plugin {
     let mut config: ExecConfig = serde_json::from_value(serde_json::json!({
@@ -130,6 +131,17 @@ fn lives(pid: &str) -> bool {
         .is_ok_and(|status| !status.contains("State:\tZ"))
 }
 
+async fn gone(pid: &str) {
+    let gone = async {
+        while lives(pid) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), gone)
+        .await
+        .expect("it was killed with the plugin");
+}
+
 #[tokio::test]
 async fn nothing_is_left_of_a_plugin_that_nobody_waits_for_any_more() {
     let directory = tempfile::tempdir().unwrap();
@@ -142,12 +154,60 @@ async fn nothing_is_left_of_a_plugin_that_nobody_waits_for_any_more() {
         child = process(&file) => child,
     };
 
-    let gone = async {
-        while lives(&child) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    gone(&child).await;
+}
+
+#[tokio::test]
+async fn what_a_plugin_leaves_running_is_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pid");
+    let agent = format!("sleep 300 >/dev/null & echo $! >{}; ", file.display());
+    let plugin = plugin(&format!("{agent}{}", giving("t")), |_, _| {});
+
+    let token = timeout(Duration::from_secs(5), token(&plugin)).await;
+    let agent = process(&file).await;
+
+    assert_eq!(token.expect("only its output is waited for"), "t");
+    assert!(lives(&agent), "it was killed");
+    let pid = agent.parse().ok().and_then(Pid::from_raw).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_login_goes_on_without_the_request_that_needed_it_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    let (started, go_on) = (file("started"), file("go-on"));
+    let script = format!(
+        "echo $$ >>{started}; while ! test -e {go_on}; do sleep 0.01; done; {}",
+        giving("t")
+    );
+    let login = Login::new(plugin(&script, |_, _| {}), None);
+    tokio::select! {
+        got = login.credential() => panic!("{got:?}"),
+        _ = process(Path::new(&started)) => {}
+    }
+
+    fs::write(&go_on, "").unwrap();
+    let token = login.credential().await.unwrap().token;
+
+    assert_eq!(token.as_deref(), Some("t"));
+    let runs = fs::read_to_string(&started).unwrap();
+    assert_eq!(runs.lines().count(), 1, "{runs}");
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_login_that_nobody_holds_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pid");
+    let script = format!("echo $$ >{}; exec sleep 300", file.display());
+    let login = Login::new(plugin(&script, |_, _| {}), None);
+    let child = tokio::select! {
+        got = login.credential() => panic!("{got:?}"),
+        child = process(&file) => child,
     };
-    timeout(Duration::from_secs(5), gone)
-        .await
-        .expect("it was killed with the plugin");
+
+    drop(login);
+
+    gone(&child).await;
 }

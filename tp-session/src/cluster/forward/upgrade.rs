@@ -34,6 +34,8 @@ const WORDS_LIMIT: usize = 100;
 pub(super) enum Refusal {
     #[error("{status}{}", if .words.is_empty() { String::new() } else { format!(": {words}") })]
     Answer { status: StatusCode, words: String },
+    #[error("the answer does not switch to {0}")]
+    NoSwitch(&'static str),
     #[error(transparent)]
     Handshake(UpgradeConnectionError),
     #[error("{}", .0.message)]
@@ -53,9 +55,9 @@ impl From<Error> for NoUpgrade {
     }
 }
 
-impl From<UpgradeConnectionError> for NoUpgrade {
-    fn from(error: UpgradeConnectionError) -> Self {
-        Self::Refused(Refusal::Handshake(error))
+impl From<Refusal> for NoUpgrade {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
@@ -160,37 +162,34 @@ fn verify(
     response: &Response<Body>,
     key: &str,
     protocols: &[&'static str],
-) -> Result<&'static str, UpgradeConnectionError> {
+) -> Result<&'static str, Refusal> {
     switches_to(response, "websocket")?;
     let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
     if accept.is_none_or(|accept| accept != &derive_accept_key(key.as_bytes())) {
-        return Err(UpgradeConnectionError::SecWebSocketAcceptKeyMismatch);
+        let error = UpgradeConnectionError::SecWebSocketAcceptKeyMismatch;
+        return Err(Refusal::Handshake(error));
     }
 
     protocols
         .iter()
         .find(|protocol| has(response, &header::SEC_WEBSOCKET_PROTOCOL, protocol))
         .copied()
-        .ok_or(UpgradeConnectionError::SecWebSocketProtocolMismatch)
+        .ok_or(Refusal::Handshake(
+            UpgradeConnectionError::SecWebSocketProtocolMismatch,
+        ))
 }
 
-fn switches_to(response: &Response<Body>, protocol: &str) -> Result<(), UpgradeConnectionError> {
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(UpgradeConnectionError::ProtocolSwitch(response.status()));
-    }
-    if !has(response, &header::UPGRADE, protocol) {
-        return Err(UpgradeConnectionError::MissingUpgradeWebSocketHeader);
-    }
+fn switches_to(response: &Response<Body>, protocol: &'static str) -> Result<(), Refusal> {
     // One of several, where a proxy adds its own (RFC 9110, section 7.6.1).
     let connection = response.headers().get_all(header::CONNECTION).iter();
     let mut options = connection
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
-    if !options.any(|option| option.trim().eq_ignore_ascii_case("Upgrade")) {
-        return Err(UpgradeConnectionError::MissingConnectionUpgradeHeader);
-    }
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && has(response, &header::UPGRADE, protocol)
+        && options.any(|option| option.trim().eq_ignore_ascii_case("Upgrade"));
 
-    Ok(())
+    switches.then_some(()).ok_or(Refusal::NoSwitch(protocol))
 }
 
 fn has(response: &Response<Body>, name: &HeaderName, value: &str) -> bool {
