@@ -303,6 +303,18 @@ impl Workstation {
         finished.json()
     }
 
+    /// Waits until `tp status` says so, of a session that may not be there yet.
+    #[track_caller]
+    pub fn expect_soon(&self, state: &str) {
+        eventually(state, Duration::from_secs(10), || {
+            let status = self.tp(&["status", "--output", "json"]);
+            match status.json()["state"].clone() {
+                told if told == state => Ok(()),
+                told => Err(told.to_string()),
+            }
+        });
+    }
+
     pub fn account(&self) -> Account {
         self.account
     }

@@ -309,17 +309,7 @@ fn connecting() -> (Snapshot, Workstation, Impaired, Running) {
     let away = testbed().impair(Impairment::ApiServerAway);
     let connecting =
         Running::start(&mut workstation.command(&["tp", "connect", "--namespace", "shop"]));
-    // setpriv and unshare replace themselves: the process is tp.
-    let pid = connecting.pid();
-    eventually("tp to run", Duration::from_secs(5), || {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let session = workstation.session_socket();
-        if name.trim() == "tp" && session.exists() {
-            Ok(())
-        } else {
-            Err(name)
-        }
-    });
+    workstation.expect_soon("connecting");
 
     (before, workstation, away, connecting)
 }

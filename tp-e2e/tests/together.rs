@@ -42,20 +42,6 @@ fn finish(running: Vec<Running>) -> Vec<Finished> {
         .collect()
 }
 
-/// Waits until `tp status` tells this state.
-#[track_caller]
-fn is_soon(workstation: &Workstation, state: &str) {
-    eventually(state, SOON, || {
-        let status = workstation.tp(&["status", "--output", "json"]);
-        let told = status.json()["state"].clone();
-        if told == state {
-            Ok(())
-        } else {
-            Err(told.to_string())
-        }
-    });
-}
-
 /// With a root daemon that stays, and with none, so that each `tp` may have to start it.
 fn workstations() -> [Workstation; 2] {
     testbed().install_tp();
@@ -104,7 +90,7 @@ fn an_interrupted_connect_leaves_the_attempt_to_those_who_take_part() {
     for workstation in workstations() {
         let away = testbed().impair(Impairment::ApiServerAway);
         let first = start(&workstation, &CONNECT);
-        is_soon(&workstation, "connecting");
+        workstation.expect_soon("connecting");
         let second = start(&workstation, &[&CONNECT[..], &["--", "true"]].concat());
         let third = start(&workstation, &CONNECT);
         // All the three are connected to the session.
@@ -157,7 +143,7 @@ fn who_wants_another_place_waits_and_is_told_the_difference() {
     let workstation = Workstation::new(Account::Member, "dev");
     let away = testbed().impair(Impairment::ApiServerAway);
     let first = start(&workstation, &CONNECT);
-    is_soon(&workstation, "connecting");
+    workstation.expect_soon("connecting");
     let other = start(&workstation, &["tp", "connect", "--namespace", "team-b"]);
     peers_are_soon(daemons::only(&workstation, Role::Session), 2);
     drop(away);
@@ -227,7 +213,7 @@ fn quitting_ends_an_attempt_and_whoever_takes_part_is_told() {
     for workstation in workstations() {
         let away = testbed().impair(Impairment::ApiServerAway);
         let connecting = start(&workstation, &CONNECT);
-        is_soon(&workstation, "connecting");
+        workstation.expect_soon("connecting");
 
         workstation.tp(&["quit"]).expect_success();
 

@@ -76,6 +76,7 @@ impl Choice {
                 let mut read = Kubeconfig::read_from(file)?;
                 // Else it would hide that of the next file.
                 read.current_context.take_if(|name| name.is_empty());
+                without_folders(&mut read);
                 Ok(read)
             })
             .reduce(|merged, next| merged?.merge(next?))
@@ -229,6 +230,26 @@ impl Chosen {
     }
 }
 
+/// kube makes the folder of the kubeconfig, with a slash, of a path that is empty, which for kubectl
+/// is one that is not there (kube-client 5.0.0, `config/file_config.rs`).
+fn without_folders(kubeconfig: &mut Kubeconfig) {
+    let clusters = kubeconfig.clusters.iter_mut();
+    let authorities = clusters
+        .filter_map(|it| it.cluster.as_mut())
+        .map(|it| &mut it.certificate_authority);
+    let users = kubeconfig.auth_infos.iter_mut();
+    let files = users.filter_map(|it| it.auth_info.as_mut()).flat_map(|it| {
+        [
+            &mut it.client_certificate,
+            &mut it.client_key,
+            &mut it.token_file,
+        ]
+    });
+    for path in authorities.chain(files) {
+        path.take_if(|path| path.ends_with('/'));
+    }
+}
+
 /// Takes the credential plugin out of `config`, where it counts.
 fn plugin(config: &mut Config, shell: &Shell, place: Place) -> Option<Plugin> {
     let auth = &mut config.auth_info;
@@ -288,190 +309,4 @@ fn in_cluster() -> Result<Chosen, Fault> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn kubeconfig() -> Value {
-        json!({
-            "current-context": "prod",
-            "contexts": [{"name": "prod", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [
-                {"name": "c", "cluster": {"server": "https://192.0.2.1:6443"}},
-                {"name": "other", "cluster": {"server": "https://192.0.2.2:6443"}},
-            ],
-            "users": [{"name": "u", "user": {}}],
-        })
-    }
-
-    /// A folder with a kubeconfig, and the choice of it.
-    fn written(kubeconfig: &Value) -> (tempfile::TempDir, Choice) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("k");
-        std::fs::write(&path, kubeconfig.to_string()).unwrap();
-        let choice = Choice {
-            kubeconfigs: vec![path],
-            ..Choice::default()
-        };
-        (dir, choice)
-    }
-
-    #[test]
-    fn unknown_names_are_refused_with_the_known_ones_and_the_file() {
-        let (dir, choice) = written(&kubeconfig());
-        let text = |text: &str| Some(text.to_owned());
-        choice.load(Place::Background).unwrap();
-
-        for (context, cluster, user, words) in [
-            (
-                text("staging"),
-                None,
-                None,
-                "no context staging: it has prod",
-            ),
-            (None, text("mars"), None, "no cluster mars: it has c, other"),
-            (None, None, text("nobody"), "no user nobody: it has u"),
-        ] {
-            let choice = Choice {
-                context,
-                cluster,
-                user,
-                ..choice.clone()
-            };
-            let fault = choice.load(Place::Background).unwrap_err();
-            assert_eq!(fault.kind, FaultKind::Config);
-            assert!(fault.message.contains(words), "{fault}");
-            let file = dir.path().join("k").display().to_string();
-            assert!(fault.message.contains(&file), "{fault}");
-        }
-    }
-
-    #[test]
-    fn without_a_current_context_the_known_ones_are_told() {
-        let mut config = kubeconfig();
-        config["current-context"] = json!("");
-        let (_dir, choice) = written(&config);
-
-        let fault = choice.load(Place::Background).unwrap_err();
-
-        let words = "has no current context: choose one with --context (prod)";
-        assert!(fault.message.contains(words), "{fault}");
-    }
-
-    #[test]
-    fn the_choice_replaces_what_the_context_says() {
-        let (_dir, choice) = written(&kubeconfig());
-        let choice = Choice {
-            cluster: Some("other".to_owned()),
-            impersonate_user: Some("jane".to_owned()),
-            impersonate_groups: vec!["ops".to_owned()],
-            ..choice
-        };
-
-        let chosen = choice.load(Place::Background).unwrap();
-
-        assert_eq!(chosen.server(), "https://192.0.2.2:6443");
-        assert_eq!((&*chosen.context, &*chosen.user), ("prod", "u"));
-        let auth = chosen.config.auth_info;
-        assert_eq!(auth.impersonate.as_deref(), Some("jane"));
-        assert_eq!(auth.impersonate_groups, Some(vec!["ops".to_owned()]));
-    }
-
-    fn with(field: &str, value: Value) -> (tempfile::TempDir, Choice) {
-        let mut config = kubeconfig();
-        config["clusters"][0]["cluster"][field] = value;
-        written(&config)
-    }
-
-    #[test]
-    fn a_server_without_a_scheme_is_http_as_for_kubectl() {
-        let (_dir, choice) = with("server", json!("192.0.2.1:8080"));
-
-        assert_eq!(
-            choice.load(Place::Background).unwrap().server(),
-            "http://192.0.2.1:8080"
-        );
-    }
-
-    #[test]
-    fn a_field_that_cannot_be_used_is_named_with_the_file_and_the_cluster() {
-        let secret = "https://me:secret@proxy";
-        for (field, value) in [
-            ("server", "unix:///x"),
-            ("proxy-url", "proxy:3128"),
-            ("proxy-url", &*format!("{secret}:99999")),
-            ("certificate-authority", "/nowhere/ca.pem"),
-            ("certificate-authority-data", "?"),
-            ("certificate-authority-data", "bm90aGluZw=="),
-        ] {
-            let (dir, choice) = with(field, json!(value));
-
-            let fault = choice.load(Place::Background).unwrap_err();
-
-            assert_eq!(fault.kind, FaultKind::Config);
-            let file = dir.path().join("k").display().to_string();
-            for words in [&file, "cluster c", field] {
-                assert!(fault.message.contains(words), "{words}: {fault}");
-            }
-            assert!(!fault.message.contains("secret"), "{fault}");
-        }
-    }
-
-    #[test]
-    fn one_damaged_certificate_does_not_spoil_a_bundle() {
-        let good = rcgen::generate_simple_self_signed(["ca".to_owned()])
-            .unwrap()
-            .cert;
-        let damaged = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
-        let bundle = format!("{damaged}{}{damaged}", good.pem());
-        let (dir, choice) = with("certificate-authority", json!("ca.pem"));
-        std::fs::write(dir.path().join("ca.pem"), bundle).unwrap();
-
-        let chosen = choice.load(Place::Background).unwrap();
-
-        assert_eq!(chosen.config.root_cert, Some(vec![good.der().to_vec()]));
-    }
-
-    #[test]
-    fn a_context_whose_cluster_is_missing_says_so() {
-        let mut config = kubeconfig();
-        config["contexts"][0]["context"]["cluster"] = json!("gone");
-        let (_dir, choice) = written(&config);
-
-        let fault = choice.load(Place::Background).unwrap_err();
-
-        let words = "has no cluster gone, which its context prod names";
-        assert!(fault.message.contains(words), "{fault}");
-    }
-
-    #[tokio::test]
-    async fn a_plugin_that_fails_is_told_with_the_context() {
-        let mut config = kubeconfig();
-        config["users"][0]["user"] = json!({"exec": {
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "command": "false",
-            "interactiveMode": "Never",
-        }});
-        let (_dir, choice) = written(&config);
-
-        let chosen = choice.load(Place::Background).unwrap();
-        assert!(chosen.has_plugin());
-        let Err(fault) = chosen.client(None).await else {
-            panic!("a plugin that fails gives no client");
-        };
-
-        assert_eq!(fault.kind, FaultKind::Config);
-        let words = "context prod cannot be used: its credential plugin false failed";
-        assert!(fault.message.starts_with(words), "{fault}");
-    }
-
-    #[test]
-    fn what_is_written_down_comes_before_a_plugin() {
-        let mut config = kubeconfig();
-        config["users"][0]["user"] = json!({"token": "t", "exec": {"command": "false"}});
-        let (_dir, choice) = written(&config);
-
-        assert!(!choice.load(Place::Background).unwrap().has_plugin());
-    }
-}
+mod tests;

@@ -178,6 +178,30 @@ fn whom_kubectl_trusts_is_trusted() {
     );
 }
 
+#[test]
+fn whomever_to_trust_and_an_authority_are_not_taken_together() {
+    let desk = Desk::new();
+    desk.write("tried/leaf.pem", &leaf(&desk));
+    let skip = |it: &mut Value| *cluster(it, "insecure-skip-tls-verify") = true.into();
+    let refusal = Some((78, &["tried/config", "insecure-skip-tls-verify"][..]));
+
+    try_all(
+        &desk,
+        &[
+            ("beside data", &skip, refusal),
+            (
+                "beside a file",
+                &|it| {
+                    skip(it);
+                    *cluster(it, "certificate-authority-data") = Value::Null;
+                    *cluster(it, "certificate-authority") = "leaf.pem".into();
+                },
+                refusal,
+            ),
+        ],
+    );
+}
+
 /// A key on `curve`, as `openssl ecparam` writes it, and a certificate of the developer's for it.
 fn client(desk: &Desk, curve: &str) {
     let pki = testbed().dir().join("pki");
@@ -265,4 +289,16 @@ fn the_shell_that_asks_says_which_kubeconfig_it_is() {
         assert_eq!(second.code(), 4, "{second}");
         assert!(second.stderr.contains("https://192.0.2.1:6443"), "{second}");
     }
+}
+
+#[test]
+fn an_empty_current_context_leaves_it_to_the_next_file() {
+    let desk = Desk::new();
+    let own = desk.workstation.kubeconfig().to_str().unwrap();
+    let unset = json!({"apiVersion": "v1", "kind": "Config", "current-context": ""});
+    let first = desk.write("unset", &unset.to_string());
+    let list = format!("{}:{own}", first.display());
+
+    desk.both("a list", &[], &[("KUBECONFIG", &list)])
+        .expect_success("a list");
 }

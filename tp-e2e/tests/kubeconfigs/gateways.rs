@@ -1,8 +1,8 @@
 //! What stands before an API server and passes less than it.
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tp_e2e::{
     process::{PATIENCE, Running},
     user::Account,
@@ -10,11 +10,12 @@ use tp_e2e::{
 
 use super::support::{Desk, cluster, user};
 
-/// A gateway at port 8443 that logs in as the user of a kubeconfig. To requests that ask for one of
-/// the named upgrades it answers 403 with a page.
+/// A gateway by HTTP at port 8443 that logs in as the user of a kubeconfig, and writes down the heads
+/// of the requests. To those that ask for one of the named upgrades it gives an answer of its own; where
+/// that is empty, it takes the upgrade out of the request.
 const GATEWAY: &str = r#"
 import asyncio, base64, json, ssl, sys, tempfile
-config, refused = json.load(open(sys.argv[1])), sys.argv[2:]
+config, log, answer, refused = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3], sys.argv[4:]
 cluster, user = config['clusters'][0]['cluster'], config['users'][0]['user']
 def file(data):
     it = tempfile.NamedTemporaryFile(delete=False)
@@ -32,13 +33,16 @@ async def copy(reader, writer):
     finally: writer.close()
 async def serve(reader, writer):
     head = (await reader.readuntil(b'\r\n\r\n')).decode()
-    upgrade = [line[8:].strip() for line in head.split('\r\n') if line.lower().startswith('upgrade:')]
+    with open(log, 'a') as file: file.write(head)
+    lines = head.split('\r\n')
+    upgrade = [line[8:].strip() for line in lines if line.lower().startswith('upgrade:')]
     if any(it.lower() in refused for it in upgrade):
-        page = b'\n<html>Not through this gateway.</html>'
-        size = str(len(page)).encode()
-        writer.write(b'HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: ' + size)
-        writer.write(b'\r\n\r\n' + page)
-        return writer.close()
+        if answer:
+            writer.write(answer.encode())
+            return writer.close()
+        upgrade = []
+        taken = ('upgrade:', 'connection:')
+        head = '\r\n'.join(line for line in lines if not line.lower().startswith(taken))
     # Each connection is looked at once.
     if not upgrade: head = head.replace('\r\n', '\r\nConnection: close\r\n', 1)
     there, away = await asyncio.open_connection('172.30.0.11', 6443, ssl=tls)
@@ -51,27 +55,111 @@ async def main():
 asyncio.run(main())
 "#;
 
-/// The gateway, and flags that lead to it.
-fn gateway(desk: &Desk, refused: &[&str]) -> (Running, [String; 2]) {
-    let config = desk.workstation.kubeconfig().to_str().unwrap();
-    let words = [&["/usr/bin/python3", "-c", GATEWAY, config], refused].concat();
-    let mut running = Running::start(&mut desk.workstation.command_as(Account::Root, &words));
-    running.wait_for("ready", PATIENCE);
+const PAGE: &str = "\n<html>Not through this gateway.</html>";
+
+/// The gateway at the developer's machine.
+struct Gateway {
+    log: PathBuf,
+    _running: Running,
+}
+
+impl Gateway {
+    fn start(desk: &Desk, answer: &str, refused: &[&str]) -> Self {
+        let log = desk.workstation.home().join("asked");
+        fs::write(&log, "").unwrap();
+        let config = desk.workstation.kubeconfig().to_str().unwrap();
+        let program = ["/usr/bin/python3", "-c", GATEWAY];
+        let words = [config, log.to_str().unwrap(), answer];
+        let words = [&program[..], &words, refused].concat();
+        let mut running = Running::start(&mut desk.workstation.command_as(Account::Root, &words));
+        running.wait_for("ready", PATIENCE);
+
+        Self {
+            log,
+            _running: running,
+        }
+    }
+
+    /// The heads of the requests since the last time, in lower case.
+    fn asked(&self) -> String {
+        let heads = fs::read_to_string(&self.log).unwrap();
+        fs::write(&self.log, "").unwrap();
+
+        heads.to_ascii_lowercase()
+    }
+}
+
+/// A kubeconfig that leads to the gateway, for somebody who has nothing to log in with.
+fn kubeconfig(desk: &Desk) -> Value {
     let mut kubeconfig = desk.kubeconfig();
     *cluster(&mut kubeconfig, "server") = "http://127.0.0.1:8443".into();
     *user(&mut kubeconfig) = json!({});
-    let file = desk.write("tried/config", &kubeconfig.to_string());
 
-    (
-        running,
-        ["--kubeconfig".to_owned(), file.display().to_string()],
-    )
+    kubeconfig
+}
+
+/// Flags that lead to the gateway.
+fn flags(desk: &Desk) -> [String; 2] {
+    let file = desk.write("tried/config", &kubeconfig(desk).to_string());
+
+    ["--kubeconfig".to_owned(), file.display().to_string()]
+}
+
+/// An answer of HTTP.
+fn answer(status: &str, body: &str) -> String {
+    let size = body.len();
+
+    format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n{body}")
+}
+
+/// In the words of an API server.
+fn status(code: u16, reason: &str) -> String {
+    let status = json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "message": "not by this way",
+        "reason": reason,
+        "code": code,
+    });
+
+    answer(&format!("{code} {reason}"), &status.to_string())
 }
 
 #[test]
-fn a_gateway_that_passes_no_websocket_is_passed_by_spdy_as_kubectl_does() {
+fn nobody_is_shown_credentials_where_everybody_can_read_them() {
     let desk = Desk::new();
-    let (_gateway, flags) = gateway(&desk, &["websocket"]);
+    let gateway = Gateway::start(&desk, "", &[]);
+    let plugin = json!({
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "false",
+        "interactiveMode": "IfAvailable",
+    });
+
+    for (name, credentials) in [
+        ("a token", json!({"token": "secret"})),
+        (
+            "a password",
+            json!({"username": "me", "password": "secret"}),
+        ),
+        ("a plugin, which fails", json!({"exec": plugin})),
+    ] {
+        let mut kubeconfig = kubeconfig(&desk);
+        *user(&mut kubeconfig) = credentials;
+        desk.with(name, &kubeconfig).expect_success(name);
+
+        let asked = gateway.asked();
+        let logins = asked.matches("/selfsubjectreviews").count();
+        assert!(logins >= 2, "{name}: by kubectl and by tp: {asked}");
+        assert!(!asked.contains("\r\nauthorization:"), "{name}: {asked}");
+    }
+}
+
+#[track_caller]
+fn is_passed_by_spdy(name: &str, answer: &str) {
+    let desk = Desk::new();
+    let _gateway = Gateway::start(&desk, answer, &["websocket"]);
+    let flags = flags(&desk);
     let flags = flags.each_ref().map(String::as_str);
     let forward = [
         "kubectl",
@@ -85,36 +173,42 @@ fn a_gateway_that_passes_no_websocket_is_passed_by_spdy_as_kubectl_does() {
     reference.wait_for("Forwarding from", PATIENCE);
     drop(reference);
 
-    let connect = [
-        "connect",
-        "--namespace",
-        "shop",
-        "--transport",
-        "portforward",
-    ];
-    desk.tp(&[&connect[..], &flags].concat(), &[])
-        .expect_success();
+    let transport = ["--transport", "portforward"];
+    let connected = desk.connect(&[&transport[..], &flags].concat(), &[]);
+    assert!(connected.status.success(), "{name}: {connected}");
 
     let page = desk
         .workstation
         .run(&["curl", "-sS", "--max-time", "10", "http://web/"]);
-    assert!(page.expect_success().contains("nginx of"));
+    assert!(page.expect_success().contains("nginx of"), "{name}");
     let log = desk.workstation.session_log();
-    assert!(log.contains("protocol=\"SPDY/3.1\""), "{log}");
+    assert!(log.contains("protocol=\"SPDY/3.1\""), "{name}: {log}");
     desk.tp(&["quit"], &[]).expect_success();
+}
+
+#[test]
+fn a_gateway_that_passes_no_websocket_is_passed_by_spdy_as_kubectl_does() {
+    for (name, answer) in [
+        ("a page", answer("403 Forbidden", PAGE)),
+        ("a page that is no error", answer("200 OK", PAGE)),
+        ("a bad request", status(400, "BadRequest")),
+        // As it is for who may create port-forwards and not get them.
+        ("forbidden", status(403, "Forbidden")),
+        ("the API server's, which is not asked", String::new()),
+    ] {
+        is_passed_by_spdy(name, &answer);
+    }
 }
 
 #[test]
 fn a_gateway_that_passes_no_upgrade_at_all_is_named_as_the_reason() {
     let desk = Desk::new();
-    let (_gateway, flags) = gateway(&desk, &["websocket", "spdy/3.1"]);
-    let flags = flags.each_ref().map(String::as_str);
+    let page = answer("403 Forbidden", PAGE);
+    let _gateway = Gateway::start(&desk, &page, &["websocket", "spdy/3.1"]);
+    let flags = flags(&desk);
 
     let begin = std::time::Instant::now();
-    let refused = desk.tp(
-        &[&["connect", "--namespace", "shop"], &flags[..]].concat(),
-        &[],
-    );
+    let refused = desk.connect(&flags.each_ref().map(String::as_str), &[]);
 
     assert_eq!(refused.code(), 69, "{refused}");
     for words in [

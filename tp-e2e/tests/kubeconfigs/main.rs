@@ -5,6 +5,8 @@
 
 mod files;
 mod gateways;
+mod login;
 mod plugins;
 mod proxies;
+mod shells;
 mod support;

@@ -1,111 +1,16 @@
 //! Programs that log in: `client.authentication.k8s.io`.
 
-use std::{fs, path::PathBuf, time::Duration};
-
-use serde_json::{Value, json};
+use rustix::process::Signal;
+use serde_json::json;
 use tp_e2e::{
-    cluster::testbed,
-    process::{PATIENCE, eventually},
+    process::{PATIENCE, signal},
     terminal::Terminal,
-    user::Account,
 };
 
-use super::support::{Both, Desk, user};
-
-/// Functions for plugins. Each run leaves a line in `runs`.
-const FUNCTIONS: &str = r#"#!/bin/sh
-here=$(dirname "$0")
-echo "$$" >>"$here/runs"
-give() {
-    printf '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
-        "status": {"token": "%s" %s}}' "$(cat "$here/token-$1")" "$2"
-}
-"#;
-
-/// A desk with a plugin and the tokens `token-1` and `token-2` of a service account.
-struct Login {
-    desk: Desk,
-    kubeconfig: Value,
-}
-
-/// Once for all tests: a service account of `shop` that may connect there.
-fn robot() {
-    testbed().install_tp();
-    testbed().kubectl_apply(
-        r#"
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: robot, namespace: shop}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: tp-robot, namespace: shop}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{kind: ServiceAccount, name: robot, namespace: shop}]
-"#,
-    );
-}
-
-impl Login {
-    /// `script` is the plugin, after [`FUNCTIONS`].
-    fn new(script: &str, mode: &str) -> Self {
-        robot();
-        let desk = Desk::new();
-        for token in ["token-1", "token-2"] {
-            let text = testbed().kubectl(&["-n", "shop", "create", "token", "robot"]);
-            desk.write(&format!("tried/{token}"), text.trim());
-        }
-        let file = desk.write("tried/login.sh", &format!("{FUNCTIONS}{script}\n"));
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        fs::set_permissions(&file, permissions).unwrap();
-        Account::Member.own(&file);
-        let mut kubeconfig = desk.kubeconfig();
-        *user(&mut kubeconfig) = json!({"exec": {
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "command": "./login.sh",
-            "interactiveMode": mode,
-        }});
-
-        Self { desk, kubeconfig }
-    }
-
-    /// With both programs; kubectl has run the plugin then as well.
-    #[track_caller]
-    fn both(&self, name: &str) -> Both {
-        self.desk.with(name, &self.kubeconfig)
-    }
-
-    fn file(&self) -> PathBuf {
-        self.desk
-            .write("tried/config", &self.kubeconfig.to_string())
-    }
-
-    /// Process numbers of the runs until now.
-    fn runs(&self) -> Vec<String> {
-        let runs = self.desk.workstation.home().join("tried/runs");
-        let runs = fs::read_to_string(runs).unwrap_or_default();
-
-        runs.lines().map(str::to_owned).collect()
-    }
-
-    fn forget_runs(&self) {
-        let _ = fs::remove_file(self.desk.workstation.home().join("tried/runs"));
-    }
-
-    /// `tp connect` on a terminal that is its own.
-    fn on_a_terminal(&self) -> Terminal {
-        let file = self.file();
-        let words = ["setsid", "--ctty", "--wait", "tp", "connect"];
-        let flags = [
-            "--namespace",
-            "shop",
-            "--kubeconfig",
-            file.to_str().unwrap(),
-        ];
-
-        Terminal::start(&mut self.desk.command(&[&words[..], &flags].concat(), &[]))
-    }
-}
+use super::{
+    login::{Login, expect_end},
+    support::user,
+};
 
 #[test]
 fn a_plugin_runs_once_for_a_login() {
@@ -139,7 +44,7 @@ fn a_plugin_asks_on_the_terminal_of_the_command() {
     "#;
     let login = Login::new(script, "IfAvailable");
 
-    let mut terminal = login.on_a_terminal();
+    let mut terminal = login.on_a_terminal(&[]);
     terminal.wait_for("enter the code ABCD", PATIENCE);
     terminal.enter("ABCD");
 
@@ -147,43 +52,57 @@ fn a_plugin_asks_on_the_terminal_of_the_command() {
     assert_eq!(code, Some(0), "{screen}");
     assert_eq!(login.runs().len(), 1, "{screen}");
     // Asked again, it is the connection there is, and nobody logs in for it.
-    let file = login.file();
-    let flags = [
-        "connect",
-        "--namespace",
-        "shop",
-        "--kubeconfig",
-        file.to_str().unwrap(),
-    ];
-    login.desk.tp(&flags, &[]).expect_success();
+    login.connect(&[]).expect_success();
     assert_eq!(login.runs().len(), 1);
     login.desk.tp(&["quit"], &[]).expect_success();
 }
 
 #[test]
 fn nothing_is_left_of_a_login_that_is_interrupted() {
+    // Ctrl-C goes to the plugin as well, and the kernel hangs the terminal up when `tp` ends: a
+    // plugin that heeds neither is ended by `tp` or by nobody.
     let script = r#"
+        trap '' INT HUP
         echo "waiting for you" >&2
-        sleep 300
-        give 1
+        exec sleep 300
+    "#;
+    let login = Login::new(script, "IfAvailable");
+    let stops: [(fn(&Login, &mut Terminal), i32); 2] = [
+        (|_, terminal| terminal.interrupt(), 130),
+        (
+            |login, _| signal(login.process("parent"), Signal::TERM),
+            143,
+        ),
+    ];
+
+    for (stop, expected) in stops {
+        let mut terminal = login.on_a_terminal(&[]);
+        terminal.wait_for("waiting for you", PATIENCE);
+        stop(&login, &mut terminal);
+
+        let (code, screen) = terminal.finish(PATIENCE);
+        assert_eq!(code, Some(expected), "{screen}");
+        expect_end("the plugin", login.runs().pop().unwrap());
+        login.desk.tp(&["status"], &[]).expect_code(3);
+    }
+}
+
+#[test]
+fn nothing_is_left_of_a_login_without_a_terminal_that_is_interrupted() {
+    let script = r#"
+        sleep 300 &
+        echo "$!" >"$here/child"
+        wait
     "#;
     let login = Login::new(script, "IfAvailable");
 
-    let mut terminal = login.on_a_terminal();
-    terminal.wait_for("waiting for you", PATIENCE);
-    terminal.interrupt();
+    let connect = login.start(&[]);
+    let child = login.process("child");
+    signal(login.process("parent"), Signal::TERM);
 
-    let (code, screen) = terminal.finish(PATIENCE);
-    assert_eq!(code, Some(130), "{screen}");
-    let pid = login.runs().pop().unwrap();
-    eventually(
-        "the plugin to end",
-        Duration::from_secs(5),
-        || match fs::read_to_string(format!("/proc/{pid}/status")) {
-            Ok(status) if !status.contains("State:\tZ") => Err(status),
-            _ => Ok(()),
-        },
-    );
+    connect.finish(PATIENCE).expect_code(143);
+    expect_end("the plugin", login.runs().pop().unwrap());
+    expect_end("what the plugin runs", child);
     login.desk.tp(&["status"], &[]).expect_code(3);
 }
 
@@ -213,25 +132,31 @@ fn a_plugin_that_fails_is_named_and_its_words_are_seen() {
 }
 
 #[test]
-fn a_plugin_goes_by_the_shell_that_asks() {
-    let login = Login::new(r#"[ "$PROFILE" = robot ] && give 1"#, "IfAvailable");
-    let file = login.file();
-    let connect = [
-        "connect",
-        "--namespace",
-        "shop",
-        "--kubeconfig",
-        file.to_str().unwrap(),
-    ];
+fn what_is_written_down_comes_before_a_plugin() {
+    let mut login = Login::new("give 1", "IfAvailable");
+    let token = login.text("token-1");
+    let certificate = user(&mut login.desk.kubeconfig()).clone();
+    let plugin = user(&mut login.kubeconfig).clone();
+    let empty = json!({
+        "token": "",
+        "tokenFile": "",
+        "username": "",
+        "client-certificate": "",
+        "client-key": "",
+    });
 
-    // The session that is started here has the other shell's environment.
-    let other = login.desk.tp(&connect, &[("PROFILE", "nobody")]);
-    assert_eq!(other.code(), 78, "{other}");
-    let robot = login.desk.tp(&connect, &[("PROFILE", "robot")]);
-    assert!(robot.status.success(), "{robot}");
-    login.forget_runs();
-    let other = login.desk.tp(&connect, &[("PROFILE", "nobody")]);
-    assert_eq!(other.code(), 78, "{other}");
-    assert_eq!(login.runs().len(), 1);
-    login.desk.tp(&["quit"], &[]).expect_success();
+    for (name, written, runs) in [
+        ("a token", json!({"token": token}), 0),
+        ("a file with a token", json!({"tokenFile": "token-1"}), 0),
+        ("a certificate", certificate, 0),
+        ("an empty token", json!({"token": ""}), 2),
+        ("empty fields", empty, 2),
+    ] {
+        login.forget_runs();
+        let fields = [&plugin, &written].map(|it| it.as_object().unwrap().clone());
+        *user(&mut login.kubeconfig) = fields.into_iter().flatten().collect();
+
+        login.both(name).expect_success(name);
+        assert_eq!(login.runs().len(), runs, "{name}: kubectl's and tp's");
+    }
 }

@@ -89,15 +89,29 @@ impl Desk {
         )
     }
 
+    /// `tp connect` to the namespace `shop`.
+    pub(crate) fn connect(&self, flags: &[&str], variables: &[(&str, &str)]) -> Finished {
+        let connect = [&["connect", "--namespace", "shop"], flags].concat();
+
+        self.tp(&connect, variables)
+    }
+
+    /// The same, and quits.
+    #[track_caller]
+    pub(crate) fn connect_once(&self, flags: &[&str], variables: &[(&str, &str)]) -> Finished {
+        let connected = self.connect(flags, variables);
+        if connected.status.success() {
+            self.tp(&["quit"], &[]).expect_success();
+        }
+
+        connected
+    }
+
     /// Logs in with both, which must go the same way, and quits.
     #[track_caller]
     pub(crate) fn both(&self, name: &str, flags: &[&str], variables: &[(&str, &str)]) -> Both {
         let kubectl = self.kubectl(flags, variables);
-        let connect = [&["connect", "--namespace", "shop"], flags].concat();
-        let tp = self.tp(&connect, variables);
-        if tp.status.success() {
-            self.tp(&["quit"], &[]).expect_success();
-        }
+        let tp = self.connect_once(flags, variables);
 
         let both = Both { kubectl, tp };
         assert_eq!(

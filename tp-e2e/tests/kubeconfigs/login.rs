@@ -1,0 +1,196 @@
+//! A developer whose kubeconfig names a program to log in with.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tp_e2e::{
+    cluster::testbed,
+    process::{Finished, PATIENCE, Running, eventually},
+    terminal::Terminal,
+    user::Account,
+};
+
+use super::support::{Both, Desk, user};
+
+/// For a process that was told to end.
+const END: Duration = Duration::from_secs(5);
+
+/// Functions for plugins. Each run leaves a line in `runs`, and the number of the program that ran
+/// it in `parent`.
+const FUNCTIONS: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+echo "$PPID" >"$here/parent"
+echo "$$" >>"$here/runs"
+give() {
+    printf '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",
+        "status": {"token": "%s" %s}}' "$(cat "$here/token-$1")" "$2"
+}
+"#;
+
+/// A desk with a plugin, the tokens `token-1` and `token-2` of a service account that may connect to
+/// `shop`, and the token `token-other` of another.
+pub(crate) struct Login {
+    pub(crate) desk: Desk,
+    pub(crate) kubeconfig: Value,
+    _robot: Robot,
+}
+
+/// A service account of `shop` that may connect there.
+struct Robot;
+
+const ROBOT: &str = r#"
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: robot, namespace: shop}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: tp-robot, namespace: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
+subjects: [{kind: ServiceAccount, name: robot, namespace: shop}]
+"#;
+
+impl Robot {
+    fn make() -> Self {
+        testbed().install_tp();
+        testbed().kubectl_apply(ROBOT);
+
+        Self
+    }
+}
+
+impl Drop for Robot {
+    fn drop(&mut self) {
+        let objects = ["serviceaccount/robot", "rolebinding/tp-robot"];
+        testbed().kubectl(&[&["-n", "shop", "delete"], &objects[..]].concat());
+    }
+}
+
+impl Login {
+    /// `script` is the plugin, after [`FUNCTIONS`].
+    pub(crate) fn new(script: &str, mode: &str) -> Self {
+        let robot = Robot::make();
+        let desk = Desk::new();
+        for (name, account) in [("1", "robot"), ("2", "robot"), ("other", "default")] {
+            let text = testbed().kubectl(&["-n", "shop", "create", "token", account]);
+            desk.write(&format!("tried/token-{name}"), text.trim());
+        }
+        let file = desk.write("tried/login.sh", &format!("{FUNCTIONS}{script}\n"));
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(&file, permissions).unwrap();
+        Account::Member.own(&file);
+        let mut kubeconfig = desk.kubeconfig();
+        *user(&mut kubeconfig) = json!({"exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": "./login.sh",
+            "interactiveMode": mode,
+        }});
+
+        Self {
+            desk,
+            kubeconfig,
+            _robot: robot,
+        }
+    }
+
+    /// With both programs; kubectl has run the plugin then as well.
+    #[track_caller]
+    pub(crate) fn both(&self, name: &str) -> Both {
+        self.desk.with(name, &self.kubeconfig)
+    }
+
+    /// `tp connect` in a shell with these variables.
+    #[track_caller]
+    pub(crate) fn connect(&self, variables: &[(&str, &str)]) -> Finished {
+        let flags = self.flags();
+
+        self.desk
+            .connect(&flags.each_ref().map(String::as_str), variables)
+    }
+
+    /// The same without a terminal, also where the test has one, while the test goes on.
+    #[track_caller]
+    pub(crate) fn start(&self, variables: &[(&str, &str)]) -> Running {
+        let flags = self.flags();
+        let words = ["setsid", "--wait", "tp", "connect", "--namespace", "shop"];
+        let words = [&words[..], &flags.each_ref().map(String::as_str)].concat();
+
+        Running::start(&mut self.desk.command(&words, variables))
+    }
+
+    /// The same on a terminal that is its own.
+    #[track_caller]
+    pub(crate) fn on_a_terminal(&self, variables: &[(&str, &str)]) -> Terminal {
+        let flags = self.flags();
+        let terminal = ["setsid", "--ctty", "--wait"];
+        let words = ["tp", "connect", "--namespace", "shop", &flags[0], &flags[1]];
+
+        Terminal::start(
+            &mut self
+                .desk
+                .command(&[&terminal[..], &words].concat(), variables),
+        )
+    }
+
+    /// Those that lead to the kubeconfig. A session may read what is there already.
+    fn flags(&self) -> [String; 2] {
+        let text = self.kubeconfig.to_string();
+        let file = self.path("config");
+        if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+            self.desk.write("tried/config", &text);
+        }
+
+        ["--kubeconfig".to_owned(), file.display().to_string()]
+    }
+
+    /// A file in the folder of the plugin.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.desk.workstation.home().join("tried").join(name)
+    }
+
+    /// What stands in it; nothing if it is not there.
+    pub(crate) fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// The process whose number the plugin writes into a file.
+    #[track_caller]
+    pub(crate) fn process(&self, name: &str) -> u32 {
+        eventually(&format!("a process in {name}"), PATIENCE, || {
+            let text = self.text(name);
+            match text.strip_suffix('\n').map(str::parse) {
+                Some(Ok(pid)) => Ok(pid),
+                _ => Err(text),
+            }
+        })
+    }
+
+    /// Process numbers of the runs until now.
+    pub(crate) fn runs(&self) -> Vec<u32> {
+        let runs = self.text("runs");
+
+        runs.lines().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    pub(crate) fn forget_runs(&self) {
+        let _ = fs::remove_file(self.path("runs"));
+    }
+}
+
+/// Waits for the end of a process that is not ours to wait for.
+#[track_caller]
+pub(crate) fn expect_end(what: &str, pid: u32) {
+    let status = Path::new("/proc").join(pid.to_string()).join("status");
+    eventually(
+        &format!("the end of {what}"),
+        END,
+        || match fs::read_to_string(&status) {
+            Ok(status) if !status.contains("State:\tZ") => Err(status),
+            _ => Ok(()),
+        },
+    );
+}
