@@ -85,7 +85,7 @@ impl Login {
 
     fn start(&self) -> Run {
         let (sender, outcome) = watch::channel(None);
-        let (plugin, state) = (self.plugin.clone(), Arc::downgrade(&self.state));
+        let (plugin, state) = (Arc::clone(&self.plugin), Arc::downgrade(&self.state));
         let task = tokio::spawn(async move {
             let outcome = plugin.run().await.map_err(Arc::new);
             let Some(state) = state.upgrade() else {

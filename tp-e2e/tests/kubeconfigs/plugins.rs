@@ -2,10 +2,7 @@
 
 use rustix::process::Signal;
 use serde_json::json;
-use tp_e2e::{
-    process::{PATIENCE, signal},
-    terminal::Terminal,
-};
+use tp_e2e::process::{PATIENCE, signal};
 
 use super::{
     login::{Login, expect_end},
@@ -67,18 +64,14 @@ fn nothing_is_left_of_a_login_that_is_interrupted() {
         exec sleep 300
     "#;
     let login = Login::new(script, "IfAvailable");
-    let stops: [(fn(&Login, &mut Terminal), i32); 2] = [
-        (|_, terminal| terminal.interrupt(), 130),
-        (
-            |login, _| signal(login.process("parent"), Signal::TERM),
-            143,
-        ),
-    ];
 
-    for (stop, expected) in stops {
+    for (is_by_terminal, expected) in [(true, 130), (false, 143)] {
         let mut terminal = login.on_a_terminal(&[]);
         terminal.wait_for("waiting for you", PATIENCE);
-        stop(&login, &mut terminal);
+        match is_by_terminal {
+            true => terminal.interrupt(),
+            false => signal(login.process("parent"), Signal::TERM),
+        }
 
         let (code, screen) = terminal.finish(PATIENCE);
         assert_eq!(code, Some(expected), "{screen}");

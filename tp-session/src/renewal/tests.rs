@@ -3,9 +3,13 @@ use std::{fs, future::pending, net::SocketAddr};
 use futures::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
     sync::mpsc,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{ServerConfig, pki_types::PrivateKeyDer},
 };
 use tp_core::dns::Zone;
 
@@ -122,8 +126,12 @@ fn a_renewal_that_fails_is_repeated_and_told_of_when_the_end_is_near() {
 
 fn kubeconfig(current: &str, server: &str, token: &str) -> String {
     let context = |name| format!("{{name: {name}, context: {{cluster: {name}, user: me}}}}");
-    let cluster =
-        |name, server| format!("{{name: {name}, cluster: {{server: 'http://{server}'}}}}");
+    let cluster = |name, server| {
+        format!(
+            "{{name: {name}, cluster: {{server: 'https://{server}', \
+                 insecure-skip-tls-verify: true}}}}"
+        )
+    };
     format!(
         "current-context: {current}\ncontexts: [{}, {}]\nclusters: [{}, {}]\nusers: [{{name: me, \
          user: {{token: {token}}}}}]\n",
@@ -164,11 +172,13 @@ async fn a_kubeconfig_is_read_again_as_long_as_it_leads_to_the_same_place() {
 /// An API server to which everybody is alice, in the group that their token names.
 async fn api_server() -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let acceptor = acceptor();
     let address = listener.local_addr().unwrap();
     let (seen_tx, seen) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut made = 0;
         while let Ok((stream, _)) = listener.accept().await {
+            let stream = acceptor.accept(stream).await.unwrap();
             let (head, body, mut stream) = request(stream).await;
             let line = head.split('?').next().unwrap().to_owned();
             let mut answer = body.clone();
@@ -189,6 +199,7 @@ async fn api_server() -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) 
                  connection: close\r\n\r\n"
             );
             stream.write_all((head + &answer).as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
             seen_tx.send((line, body)).unwrap();
         }
     });
@@ -196,7 +207,18 @@ async fn api_server() -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) 
     (address, seen)
 }
 
-async fn request(mut stream: TcpStream) -> (String, Value, TcpStream) {
+/// Nobody is shown credentials without TLS.
+fn acceptor() -> TlsAcceptor {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key);
+
+    TlsAcceptor::from(Arc::new(config.unwrap()))
+}
+
+async fn request<S: AsyncRead + Unpin>(mut stream: S) -> (String, Value, S) {
     let mut bytes = Vec::new();
     loop {
         stream.read_buf(&mut bytes).await.unwrap();
