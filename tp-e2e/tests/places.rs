@@ -242,3 +242,35 @@ fn a_token_of_the_user_never_reaches_the_manager() {
     // The session has it, so that the search would have found it.
     assert!(memory_holds(workstation.session_pid(), &signature));
 }
+
+/// What lies in a directory and below, with its owner.
+fn owners(directory: &Path) -> Vec<String> {
+    let directory = directory.display().to_string();
+    let found = run(
+        std::process::Command::new("find").args([&directory, "-printf", "%p %U\\n"]),
+        PATIENCE,
+    );
+    let mut lines: Vec<String> = found.stdout.lines().map(str::to_owned).collect();
+    lines.sort();
+
+    lines
+}
+
+#[test]
+fn root_with_the_environment_of_a_user_leaves_nothing_in_their_directories() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let run_directory = workstation.home().join("run");
+    let before = owners(workstation.home());
+    let tp = |words: &[&str]| {
+        let mut command = workstation.command_as(Account::Root, &[&["tp"], words].concat());
+        command.env_remove("TP_STATE_DIR");
+        run(&mut command, PATIENCE)
+    };
+
+    tp(&["connect", "--namespace", "shop"]).expect_success();
+    tp(&["quit"]).expect_success();
+
+    assert_eq!(owners(workstation.home()), before);
+    assert!(run_directory.is_dir(), "the variable led there");
+    workstation.connect(&["--namespace", "shop"]);
+}

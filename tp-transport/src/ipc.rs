@@ -119,13 +119,22 @@ fn directory() -> PathBuf {
 
 fn directory_in(runtime_dir: Option<PathBuf>) -> PathBuf {
     match runtime_dir {
-        Some(dir) if dir.is_absolute() && dir.is_dir() => dir.join("tp"),
+        Some(dir) if dir.is_absolute() && dir.is_dir() && is_own(&dir) => dir.join("tp"),
         _ => PathBuf::from(format!("/tmp/tp-{}", geteuid().as_raw())),
     }
 }
 
+/// Whether `dir`, or the nearest above it that is there, is this user's: by `sudo -E` and `su -m` the
+/// variables of another user lead into that user's directories, where nothing of ours may be left.
+fn is_own(dir: &Path) -> bool {
+    let nearest = dir.ancestors().find_map(|dir| fs::metadata(dir).ok());
+
+    nearest.is_some_and(|metadata| metadata.uid() == geteuid().as_raw())
+}
+
 /// Logs of this user's programs: `$TP_STATE_DIR`, `$XDG_STATE_HOME/tp`, `~/.local/state/tp`, or
-/// below `/tmp/tp-UID`. The directory need not exist yet.
+/// below `/tmp/tp-UID`; of these variables the last two only if they lead to what is the user's. The
+/// directory need not exist yet.
 pub fn state_dir() -> PathBuf {
     state_dir_in(|name| std::env::var_os(name).map(PathBuf::from))
 }
@@ -133,9 +142,11 @@ pub fn state_dir() -> PathBuf {
 fn state_dir_in(variable: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
     let absolute = |name| variable(name).filter(|path| path.is_absolute());
 
+    let own = |name| absolute(name).filter(|path| is_own(path));
+
     absolute("TP_STATE_DIR")
-        .or_else(|| Some(absolute("XDG_STATE_HOME")?.join("tp")))
-        .or_else(|| Some(absolute("HOME")?.join(".local/state/tp")))
+        .or_else(|| Some(own("XDG_STATE_HOME")?.join("tp")))
+        .or_else(|| Some(own("HOME")?.join(".local/state/tp")))
         .unwrap_or_else(|| directory_in(None).join("state"))
 }
 
@@ -269,7 +280,8 @@ mod tests {
 
         assert_eq!(directory_in(None), expected);
         assert_eq!(directory_in(Some("relative".into())), expected);
-        assert_eq!(directory_in(Some("/".into())), PathBuf::from("/tp"));
+        let own = tempfile::tempdir().unwrap();
+        assert_eq!(directory_in(Some(own.path().into())), own.path().join("tp"));
     }
 
     #[test]
@@ -280,15 +292,40 @@ mod tests {
                 Some(PathBuf::from(value))
             })
         };
-        let home = ("HOME", "/home/dev");
-        let state_home = ("XDG_STATE_HOME", "/state");
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let (home_path, state_path) = (path("home"), path("state"));
+        let home = ("HOME", home_path.as_str());
+        let state_home = ("XDG_STATE_HOME", state_path.as_str());
         let own = ("TP_STATE_DIR", "/own");
 
         assert_eq!(dir_with(&[home, state_home, own]), Path::new("/own"));
-        assert_eq!(dir_with(&[home, state_home]), Path::new("/state/tp"));
-        let at_home = Path::new("/home/dev/.local/state/tp");
+        assert_eq!(
+            dir_with(&[home, state_home]),
+            directory.path().join("state/tp")
+        );
+        let at_home = directory.path().join("home/.local/state/tp");
         assert_eq!(dir_with(&[home, ("XDG_STATE_HOME", "state")]), at_home);
         assert_eq!(dir_with(&[]), directory_in(None).join("state"));
+    }
+
+    #[test]
+    fn nothing_is_left_in_the_directories_of_another_user() {
+        // As whoever runs this test is not.
+        let foreign = tempfile::tempdir().unwrap();
+        let uid = geteuid().as_raw() + 1;
+        if std::os::unix::fs::chown(foreign.path(), Some(uid), None).is_err() {
+            assert_ne!(geteuid().as_raw(), 0);
+            return;
+        }
+        let path = foreign.path().to_owned();
+        let ours = directory_in(None);
+
+        assert_eq!(directory_in(Some(path.clone())), ours);
+        for name in ["HOME", "XDG_STATE_HOME"] {
+            let of_another = |asked: &str| (asked == name).then(|| path.join("not/there"));
+            assert_eq!(state_dir_in(of_another), ours.join("state"), "{name}");
+        }
     }
 
     #[test]
