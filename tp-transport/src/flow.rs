@@ -17,7 +17,7 @@ use tp_proto::tunnel::{Control, Dial, Open, Outcome, Verdict, open};
 
 use crate::{codes::ResetCode, credit::Ledger};
 
-pub(crate) use half::{frame, read_frame};
+pub(crate) use half::{FlowCount, frame, read_frame};
 pub use {
     half::{RecvHalf, SendHalf},
     io::FlowIo,
@@ -188,8 +188,12 @@ pub(crate) async fn accept(
     send: SendStream,
     recv: RecvStream,
     ledger: &Arc<Ledger>,
+    count: &FlowCount,
 ) -> Result<Accepted, FlowError> {
     let mut flow = Flow::new(send, recv);
+    let place = count.enter();
+    flow.send.keep(Arc::clone(&place));
+    flow.recv.keep(place);
     let open: Open = flow.recv.read_message().await?;
     match open.kind {
         Some(open::Kind::Control(Control {})) => {

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv6Addr, net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use tp_core::credit::Limits;
 
@@ -71,6 +71,11 @@ const SEND_WINDOW: u64 = 16 << 20;
 /// Streams that may be open at once; beyond it a dial waits. A manager refuses flows, with a
 /// reason, before.
 const MAX_FLOWS: u32 = 5120;
+/// The same of a connection that has few flows: quinn keeps 85 bytes for each that may be, from the
+/// beginning (quinn-proto 0.11, `connection/streams/state.rs`).
+const FIRST_FLOWS: u32 = 128;
+/// A manager opens no stream of this kind.
+const CLIENT_FLOWS: u32 = 16;
 /// Room for the welcome and for credit.
 const MAX_UNI_STREAMS: u32 = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -108,12 +113,36 @@ pub(crate) fn client_transport(epoch: &Arc<PathEpoch>, choice: PathChoice) -> Ar
         PathChoice::Auto | PathChoice::UdpOnly => FULL_SIZE,
     };
 
-    Arc::new(transport(epoch, largest, &CLIENT_WINDOWS))
+    let mut config = transport(epoch, largest, &CLIENT_WINDOWS);
+    config.max_concurrent_bidi_streams(VarInt::from_u32(CLIENT_FLOWS));
+
+    Arc::new(config)
 }
 
 /// Settings of a server's connection, which starts anew on every path that its client moves to.
 pub(crate) fn server_transport(epoch: &Arc<PathEpoch>) -> Arc<TransportConfig> {
-    Arc::new(transport(epoch, LARGEST_SIZE, &SERVER_WINDOWS))
+    let mut config = transport(epoch, LARGEST_SIZE, &SERVER_WINDOWS);
+    config.max_concurrent_bidi_streams(VarInt::from_u32(FIRST_FLOWS));
+
+    Arc::new(config)
+}
+
+/// Makes room for more flows while half of those that may be are there.
+#[derive(Debug)]
+pub(crate) struct FlowLimit(u32);
+
+impl FlowLimit {
+    pub(crate) fn new() -> Self {
+        Self(FIRST_FLOWS)
+    }
+
+    pub(crate) fn follow(&mut self, connection: &Connection, flows: usize) {
+        let flows = u32::try_from(flows).unwrap_or(u32::MAX);
+        if flows > self.0 / 2 && self.0 < MAX_FLOWS {
+            self.0 = self.0.saturating_mul(2).min(MAX_FLOWS);
+            connection.set_max_concurrent_bi_streams(VarInt::from_u32(self.0));
+        }
+    }
 }
 
 fn transport(epoch: &Arc<PathEpoch>, largest: u16, windows: &Windows) -> TransportConfig {
@@ -128,7 +157,6 @@ fn transport(epoch: &Arc<PathEpoch>, largest: u16, windows: &Windows) -> Transpo
         .stream_receive_window(VarInt::from_u32(windows.stream))
         .receive_window(VarInt::from_u32(windows.connection))
         .send_window(SEND_WINDOW)
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_FLOWS))
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_UNI_STREAMS))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(

@@ -2,52 +2,49 @@
 
 use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
-use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime};
+use quinn::{Connection, Endpoint, ServerConfig, TokioRuntime};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Mutex, mpsc, watch},
-    task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     codes::CloseCode,
-    congestion::PathEpoch,
     credit::Ledger,
     flow::Accepted,
-    keys::{Identity, KeyError, KeyHash, SessionRef, certificate_key},
+    keys::{Identity, KeyError, KeyHash, SessionRef},
     mux::{
         Mux,
         server::{PeerPaths, ServerLink, ServerSide},
         udp::Udp,
     },
     preface::{self, PrefaceError},
-    probe::ProbeKeys,
-    quic::{SERVER_CREDIT, endpoint_config, is_link_address, server_transport},
+    quic::{endpoint_config, is_link_address},
     status::{PathKind, PathStatus},
     tls::ServerTls,
 };
 
+mod handshake;
 mod peer;
+mod strangers;
 
+use handshake::Acceptor;
 pub use peer::Peer;
-use peer::{PeerInner, read_opens};
+use peer::read_opens;
+use strangers::Strangers;
 
 /// For the client to say who it is.
 const PREFACE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a session that is not known yet may become known, and how often that is asked.
 const KNOWN_LIMIT: Duration = Duration::from_secs(2);
 const KNOWN_PACE: Duration = Duration::from_millis(25);
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// For the client to show on a byte stream that it has the session's key: by a handshake, or by a
 /// probe on a stream that replaces another.
 const PROOF_LIMIT: Duration = Duration::from_secs(10);
-/// Handshakes at once; further ones are ignored and repeated by their clients.
-const MAX_HANDSHAKES: usize = 256;
 /// Sessions that may wait for [`TunnelServer::accept`].
 const MAX_UNACCEPTED: usize = 64;
-const MAX_UNACCEPTED_FLOWS: usize = 256;
 /// A session that is not heard of for so long has gone without saying so. A laptop may sleep
 /// meanwhile.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
@@ -114,6 +111,8 @@ pub enum AttachError {
     TooMany,
     #[error("nobody proved in time that the stream is the session's")]
     Unproven,
+    #[error("other streams needed its room before it named a session")]
+    Evicted,
 }
 
 /// Serves any number of sessions over one UDP socket and their byte streams.
@@ -121,6 +120,7 @@ pub struct TunnelServer {
     mux: Arc<Mux<ServerSide>>,
     admission: Arc<dyn Admission>,
     endpoint: Endpoint,
+    strangers: Strangers,
     peers: Mutex<mpsc::Receiver<Peer>>,
     _accepting: AbortOnDropHandle<()>,
     _flush: AbortOnDropHandle<()>,
@@ -165,6 +165,7 @@ impl TunnelServer {
             mux,
             admission,
             endpoint,
+            strangers: Strangers::default(),
             peers: Mutex::new(peers),
             _accepting: AbortOnDropHandle::new(tokio::spawn(acceptor.run())),
             _flush: AbortOnDropHandle::new(flush),
@@ -177,18 +178,13 @@ impl TunnelServer {
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<(), AttachError> {
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let session = match timeout(PREFACE_LIMIT, preface::read(&mut reader)).await {
-            Err(_) => return Err(AttachError::TimedOut),
-            Ok(Err(PrefaceError::Io(error))) => return Err(error.into()),
-            Ok(Err(PrefaceError::Malformed | PrefaceError::Version(_))) => {
-                return Err(AttachError::NotOurs);
-            }
-            Ok(Ok(session)) => session,
+        let stranger = self.strangers.enter();
+        let session = tokio::select! {
+            () = stranger.evicted() => return Err(AttachError::Evicted),
+            session = self.greet(&mut reader, &mut writer) => session?,
         };
-        if let Err(reason) = self.known(&session).await {
-            refuse(&mut reader, &mut writer, &reason).await;
-            return Err(AttachError::Refused(reason));
-        }
+        // From here on it takes the session's room.
+        drop(stranger);
         let Some(link) = self.mux.side().add_link(session) else {
             let reason = "the traffic manager serves as many streams as it can";
             refuse(&mut reader, &mut writer, reason).await;
@@ -212,9 +208,31 @@ impl TunnelServer {
             bytes
         });
         let (read, written, proven) =
-            tokio::join!(read, link.link.run_writer(writer), demand_proof(link));
+            tokio::join!(read, link.link.run_writer(writer), end_when_useless(link));
 
         proven.and(Ok(read.and(written)?))
+    }
+
+    /// Reads which session a stream is said to be of, and whether there is one.
+    async fn greet(
+        &self,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<SessionRef, AttachError> {
+        let session = match timeout(PREFACE_LIMIT, preface::read(reader)).await {
+            Err(_) => return Err(AttachError::TimedOut),
+            Ok(Err(PrefaceError::Io(error))) => return Err(error.into()),
+            Ok(Err(PrefaceError::Malformed | PrefaceError::Version(_))) => {
+                return Err(AttachError::NotOurs);
+            }
+            Ok(Ok(session)) => session,
+        };
+        if let Err(reason) = self.known(&session).await {
+            refuse(reader, writer, &reason).await;
+            return Err(AttachError::Refused(reason));
+        }
+
+        Ok(session)
     }
 
     async fn known(&self, session: &SessionRef) -> Result<(), String> {
@@ -267,15 +285,27 @@ impl Drop for Attached {
     }
 }
 
-/// Ends a byte stream that nobody proves to be the session's: it takes room from others.
-async fn demand_proof(link: &ServerLink) -> Result<(), AttachError> {
-    let ended = timeout(PROOF_LIMIT, link.link.ended().cancelled()).await;
-    if ended.is_ok() || link.is_proven() {
-        return Ok(());
+/// Ends a byte stream that nobody proves to be the session's, or whose connection has ended: it takes
+/// room from others.
+async fn end_when_useless(link: &ServerLink) -> Result<(), AttachError> {
+    let ended = link.link.ended();
+    tokio::select! {
+        () = link.proven() => {}
+        () = ended.cancelled() => return Ok(()),
+        () = sleep(PROOF_LIMIT) => {
+            link.link.end();
+            return Err(AttachError::Unproven);
+        }
     }
+    tokio::select! {
+        () = link.orphaned() => {}
+        () = ended.cancelled() => return Ok(()),
+    }
+    // What tells the client that it has ended may still be on its way.
+    let _ = timeout(CLOSE_LIMIT, ended.cancelled()).await;
     link.link.end();
 
-    Err(AttachError::Unproven)
+    Ok(())
 }
 
 /// Refuses a byte stream, with a sentence for the client's user.
@@ -302,103 +332,6 @@ async fn shutdown(
     while reader.read(&mut discarded).await? > 0 {}
 
     Ok(())
-}
-
-/// Does the handshakes.
-struct Acceptor {
-    mux: Arc<Mux<ServerSide>>,
-    endpoint: Endpoint,
-    tls: Arc<ServerTls>,
-    peers: mpsc::Sender<Peer>,
-}
-
-impl Acceptor {
-    async fn run(self) {
-        let mut handshakes = JoinSet::new();
-        while let Some(incoming) = self.endpoint.accept().await {
-            while handshakes.try_join_next().is_some() {}
-            let Some(link) = self.mux.side().link(&incoming.remote_address()) else {
-                // Its byte stream has just ended.
-                incoming.ignore();
-                continue;
-            };
-            if handshakes.len() >= MAX_HANDSHAKES {
-                tracing::debug!("Too many handshakes at once");
-                incoming.ignore();
-                continue;
-            }
-            let (mux, tls) = (Arc::clone(&self.mux), Arc::clone(&self.tls));
-            let peers = self.peers.clone();
-            handshakes.spawn(async move {
-                match timeout(HANDSHAKE_LIMIT, handshake(mux, &tls, &link, incoming)).await {
-                    Ok(Ok(peer)) => {
-                        // Full: the client's time-out applies. Closed: the server ends.
-                        let _ = peers.send(peer).await;
-                    }
-                    Ok(Err(error)) => tracing::debug!(%error, "Handshake failed"),
-                    Err(_) => tracing::debug!("Handshake took too long"),
-                }
-            });
-        }
-    }
-}
-
-async fn handshake(
-    mux: Arc<Mux<ServerSide>>,
-    tls: &ServerTls,
-    link: &ServerLink,
-    incoming: Incoming,
-) -> Result<Peer, quinn::ConnectionError> {
-    let epoch = Arc::new(PathEpoch::default());
-    let mut config = ServerConfig::with_crypto(Arc::new(tls.config(&link.session)));
-    config.transport_config(server_transport(&epoch));
-    let connection = incoming.accept_with(Arc::new(config))?.await?;
-    let key = peer_key(&connection).expect("a client certificate is mandatory and was parsed");
-
-    let paths = PeerPaths::new(ProbeKeys::of_connection(&connection), epoch);
-    mux.side().add_peer(&paths, link);
-    let (status, path) = watch::channel(path_status(&connection, &paths));
-    let (flows, flows_rx) = mpsc::channel(MAX_UNACCEPTED_FLOWS);
-    let registered = Registered {
-        mux: Arc::clone(&mux),
-        paths: Arc::clone(&paths),
-    };
-    let ledger = Ledger::new(connection.clone(), SERVER_CREDIT);
-    let keeper = keep(
-        connection.clone(),
-        Arc::clone(&ledger),
-        registered,
-        status,
-        flows,
-    );
-    let peer = Peer {
-        inner: Arc::new(PeerInner {
-            session: link.session.clone(),
-            key,
-            connection: connection.clone(),
-            ledger,
-            path,
-            flows: Mutex::new(flows_rx),
-            mux: Arc::downgrade(&mux),
-            _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)),
-        }),
-    };
-    // Tells the client that its certificate was accepted.
-    let mut welcome = connection.open_uni().await?;
-    if welcome.write_all(&[1]).await.is_ok() {
-        let _ = welcome.finish();
-    }
-
-    Ok(peer)
-}
-
-fn peer_key(connection: &Connection) -> Option<KeyHash> {
-    let identity = connection.peer_identity()?;
-    let chain = identity
-        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-        .ok()?;
-
-    certificate_key(chain.first()?).ok()
 }
 
 /// Takes a peer's probe keys off the socket with its connection.

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     Admission, Flow, Identity, KeyHash, Refusal, SessionRef,
     congestion::PathEpoch,
-    flow::Accepted,
+    flow::{Accepted, FlowCount},
     quic::{SERVER_CREDIT, SERVER_NAME, server_transport},
     tls::{self, ServerTls},
 };
@@ -93,7 +93,9 @@ impl Pair {
         };
         send.write_chunk(flow::frame(&open).unwrap()).await.unwrap();
         let (answer, question) = self.ledger.connection.accept_bi().await.unwrap();
-        let accepted = flow::accept(answer, question, &self.ledger).await.unwrap();
+        let accepted = flow::accept(answer, question, &self.ledger, &FlowCount::default())
+            .await
+            .unwrap();
         let Accepted::Dial { pending, .. } = accepted else {
             panic!("a control stream");
         };

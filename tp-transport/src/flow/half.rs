@@ -1,6 +1,9 @@
 //! The two directions of a flow, and the messages at their beginning.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -12,6 +15,31 @@ use crate::{
     credit::{ReceiveCredit, SendCredit},
 };
 
+/// How many flows there are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FlowCount(Arc<AtomicUsize>);
+
+/// One of those flows, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place(FlowCount);
+
+impl FlowCount {
+    pub(super) fn enter(&self) -> Arc<Place> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Place(self.clone()))
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Longest message on any stream.
 const MAX_MESSAGE: usize = 2048;
 
@@ -22,6 +50,8 @@ pub struct SendHalf {
     ended: bool,
     /// None where the other end grants none: QUIC's windows are all there is.
     credit: Option<Arc<SendCredit>>,
+    /// Counted for as long as one half lives, at the end that did not open it.
+    _place: Option<Arc<Place>>,
 }
 
 impl SendHalf {
@@ -30,11 +60,16 @@ impl SendHalf {
             stream,
             ended: false,
             credit: None,
+            _place: None,
         }
     }
 
     pub(super) fn flow(&self) -> u64 {
         quinn::VarInt::from(self.stream.id()).into_inner()
+    }
+
+    pub(super) fn keep(&mut self, place: Arc<Place>) {
+        self._place = Some(place);
     }
 
     pub(super) fn use_credit(&mut self, credit: SendCredit) {
@@ -138,6 +173,7 @@ pub struct RecvHalf {
     failure: Option<FlowError>,
     /// None where the other end does not keep to any.
     credit: Option<ReceiveCredit>,
+    _place: Option<Arc<Place>>,
 }
 
 impl RecvHalf {
@@ -147,7 +183,12 @@ impl RecvHalf {
             ended: false,
             failure: None,
             credit: None,
+            _place: None,
         }
+    }
+
+    pub(super) fn keep(&mut self, place: Arc<Place>) {
+        self._place = Some(place);
     }
 
     pub(super) fn use_credit(&mut self, credit: Option<ReceiveCredit>) {

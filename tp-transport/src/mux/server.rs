@@ -12,7 +12,8 @@ use std::{
     },
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     batching::PARTS,
@@ -37,6 +38,7 @@ const MAX_SESSION_LINKS: usize = 8;
 /// The paths of one connected session.
 #[derive(Debug)]
 pub(crate) struct PeerPaths {
+    session: SessionRef,
     keys: ProbeKeys,
     epoch: Arc<PathEpoch>,
     /// Whether several datagrams are sent to the client together.
@@ -49,8 +51,9 @@ pub(crate) struct PeerPaths {
 }
 
 impl PeerPaths {
-    pub(crate) fn new(keys: ProbeKeys, epoch: Arc<PathEpoch>) -> Arc<Self> {
+    pub(crate) fn new(session: SessionRef, keys: ProbeKeys, epoch: Arc<PathEpoch>) -> Arc<Self> {
         Arc::new(Self {
+            session,
             keys,
             epoch,
             is_batched: AtomicBool::new(true),
@@ -141,12 +144,44 @@ pub(crate) struct ServerLink {
     pub(crate) session: SessionRef,
     /// Whose it is, once the handshake is done or a genuine probe came.
     peer: OnceLock<Arc<PeerPaths>>,
+    proven: CancellationToken,
+    /// The connection that it was proven for has ended.
+    orphaned: CancellationToken,
+    /// One at once.
+    handshake: Arc<Semaphore>,
 }
 
 impl ServerLink {
     /// Whether whoever is at its other end has the session's key.
     pub(crate) fn is_proven(&self) -> bool {
         self.peer.get().is_some()
+    }
+
+    /// Resolves once that is known.
+    pub(crate) async fn proven(&self) {
+        self.proven.cancelled().await;
+    }
+
+    /// Resolves once it is of no use any more.
+    pub(crate) async fn orphaned(&self) {
+        self.orphaned.cancelled().await;
+    }
+
+    /// The first who proves to have the key keeps the stream.
+    fn prove(&self, peer: &Arc<PeerPaths>) {
+        let _ = self.peer.set(Arc::clone(peer));
+        self.proven.cancel();
+    }
+
+    /// Room for a handshake on it.
+    pub(crate) fn handshake(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.handshake).try_acquire_owned().ok()
+    }
+
+    fn is_of(&self, peer: &PeerPaths) -> bool {
+        let own = self.peer.get();
+
+        own.is_some_and(|own| own.keys.id() == peer.keys.id())
     }
 }
 
@@ -194,6 +229,9 @@ impl ServerSide {
             link: Link::new(link_address(id)),
             session,
             peer: OnceLock::new(),
+            proven: CancellationToken::new(),
+            orphaned: CancellationToken::new(),
+            handshake: Arc::new(Semaphore::new(1)),
         });
         links.insert(link.link.address(), Arc::clone(&link));
 
@@ -216,19 +254,30 @@ impl ServerSide {
 
     /// After the handshake: the peer's probes are recognised.
     pub(crate) fn add_peer(&self, peer: &Arc<PeerPaths>, link: &ServerLink) {
-        // Set by nobody else: the link's first probe needs the keys that this registers.
-        let _ = link.peer.set(Arc::clone(peer));
+        link.prove(peer);
         write(&self.peers).insert(peer.keys.id(), Arc::clone(peer));
     }
 
     pub(crate) fn remove_peer(&self, peer: &PeerPaths) {
         write(&self.peers).remove(&peer.keys.id());
+        // They are of no use any more, and take room from others.
+        let links = read(&self.links);
+        for link in links.values().filter(|link| link.is_of(peer)) {
+            link.orphaned.cancel();
+        }
+        drop(links);
         let addresses = std::mem::take(&mut *lock(&peer.remotes));
+        self.forget(peer, &addresses);
+    }
+
+    /// Takes those of `addresses` away that are still the peer's: behind one NAT another may have
+    /// them by now.
+    fn forget(&self, peer: &PeerPaths, addresses: &[SocketAddr]) {
         let mut remotes = write(&self.remotes);
         for address in addresses {
             let is_own = |remote: &Remote| remote.peer.keys.id() == peer.keys.id();
-            if remotes.get(&address).is_some_and(is_own) {
-                remotes.remove(&address);
+            if remotes.get(address).is_some_and(is_own) {
+                remotes.remove(address);
             }
         }
     }
@@ -238,9 +287,17 @@ impl ServerSide {
         let Some((peer, said)) = self.open(probe) else {
             return;
         };
+        // Another session's key proves nothing.
+        if peer.session != link.session {
+            return;
+        }
         peer.heard();
-        // The first genuine probe tells whose a later byte stream is.
-        let _ = link.peer.set(Arc::clone(&peer));
+        link.prove(&peer);
+        if !self.has(&peer) {
+            // It has ended meanwhile, and did not find this one.
+            link.orphaned.cancel();
+            return;
+        }
         let reply = peer.keys.seal(ProbeKind::Reply, said, 0);
         link.link.send_probe(&reply);
     }
@@ -250,6 +307,10 @@ impl ServerSide {
         if let Some(peer) = link.peer.get() {
             peer.arrived_by(PathKind::Stream);
         }
+    }
+
+    fn has(&self, peer: &PeerPaths) -> bool {
+        read(&self.peers).contains_key(&peer.keys.id())
     }
 
     fn open(&self, probe: &[u8]) -> Option<(Arc<PeerPaths>, Probe)> {
@@ -268,19 +329,21 @@ impl ServerSide {
         }
         let evicted = {
             let mut own = lock(&peer.remotes);
+            own.retain(|known| *known != address);
             own.push(address);
             (own.len() > MAX_REMOTES).then(|| own.remove(0))
         };
+        self.forget(peer, evicted.as_slice());
         let mut remotes = write(&self.remotes);
-        if let Some(evicted) = evicted.filter(|evicted| *evicted != address) {
-            remotes.remove(&evicted);
-        }
         let remote = Remote {
             peer: Arc::clone(peer),
             proven_ms: AtomicU64::new(now_ms()),
         };
         remotes.insert(address, remote);
         drop(remotes);
+        if !self.has(peer) {
+            self.forget(peer, &[address]);
+        }
         peer.moved.notify_one();
     }
 }
@@ -358,7 +421,8 @@ mod tests {
             .collect();
         let other = side.add_link(bob).unwrap();
         let keys = ProbeKeys::from_material(&[1; 72]);
-        side.add_peer(&PeerPaths::new(keys, Arc::default()), &links[0]);
+        let peer = PeerPaths::new(alice.clone(), keys, Arc::default());
+        side.add_peer(&peer, &links[0]);
 
         for _ in 0..2 * MAX_SESSION_LINKS {
             side.add_link(alice.clone()).unwrap();
@@ -369,6 +433,13 @@ mod tests {
         assert!(links[1..].iter().all(|link| has_ended(link)), "not proven");
         assert!(!has_ended(&other), "of another session");
         assert_eq!(read(&side.links).len(), MAX_SESSION_LINKS + 1);
+
+        side.remove_peer(&peer);
+        assert!(
+            links[0].orphaned.is_cancelled(),
+            "with its session's connection"
+        );
+        assert!(!other.orphaned.is_cancelled(), "of another session");
     }
 
     fn session(name: &str) -> SessionRef {

@@ -16,9 +16,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     codes::CloseCode,
     credit::Ledger,
-    flow::{self, Accepted, FlowError},
+    flow::{self, Accepted, FlowCount, FlowError},
     keys::{KeyHash, SessionRef},
     mux::{Mux, server::ServerSide},
+    quic::FlowLimit,
     status::{ClosedReason, PathStatus, TunnelStats},
 };
 
@@ -33,6 +34,7 @@ pub(super) async fn read_opens(
     flows: mpsc::Sender<Accepted>,
 ) {
     let mut opening = JoinSet::new();
+    let (mut limit, count) = (FlowLimit::new(), FlowCount::default());
     loop {
         let opened = tokio::select! {
             opened = connection.accept_bi(), if opening.len() < MAX_OPENING => opened,
@@ -41,9 +43,11 @@ pub(super) async fn read_opens(
         let Ok((send, recv)) = opened else {
             return;
         };
-        let (flows, ledger) = (flows.clone(), Arc::clone(ledger));
+        // Those whose task has not begun are not counted yet.
+        limit.follow(connection, count.get() + opening.len() + 1);
+        let (flows, ledger, count) = (flows.clone(), Arc::clone(ledger), count.clone());
         opening.spawn(async move {
-            match timeout(OPEN_LIMIT, flow::accept(send, recv, &ledger)).await {
+            match timeout(OPEN_LIMIT, flow::accept(send, recv, &ledger, &count)).await {
                 Ok(Ok(accepted)) => {
                     // Nobody accepts any more only when the peer is dropped.
                     let _ = flows.send(accepted).await;

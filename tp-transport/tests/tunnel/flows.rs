@@ -39,6 +39,25 @@ async fn a_flow_echoes() {
 }
 
 #[tokio::test]
+async fn dials_that_wait_for_their_targets_hold_up_no_other() {
+    let mut lab = Lab::new();
+    let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
+    // More than may be at the beginning of a connection.
+    let mut waiting = Vec::new();
+    for _ in 0..600 {
+        let tunnel = tunnel.clone();
+        let dial = tokio::spawn(async move { tunnel.dial(target()).await });
+        let Some(Accepted::Dial { pending, .. }) = within("a dial", peer.accept()).await else {
+            panic!("a dial is expected");
+        };
+        waiting.push((dial, pending));
+    }
+
+    let (_near, _far) = flow_pair(&tunnel, &peer).await;
+    assert!(waiting.iter().all(|(dial, _)| !dial.is_finished()));
+}
+
+#[tokio::test]
 async fn a_half_close_leaves_the_other_direction_open_both_ways() {
     let mut lab = Lab::new();
     let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
