@@ -3,6 +3,7 @@
 mod dial;
 mod peer;
 mod share;
+mod slots;
 mod target;
 
 use std::{
@@ -24,7 +25,9 @@ use crate::{
     publish::Publisher, sessions::Sessions,
 };
 
-const MAX_LINKS: usize = 1024;
+/// Eight of each of a thousand sessions, and those that are nobody's yet: the tunnel's server lets
+/// the oldest of these go.
+const MAX_LINKS: usize = 9216;
 
 /// What every connected session is served from.
 pub(crate) struct Gateway {

@@ -16,7 +16,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status};
 use tp_proto::{
     VERSION,
@@ -34,6 +34,10 @@ use crate::{
     model::{Owner, SharedModel, Workload},
 };
 pub(crate) use resolve::Resolver;
+
+const MAX_TABLES: usize = 4;
+const MAX_QUESTIONS: usize = 64;
+const MAX_LISTS: usize = 2;
 
 /// Lists the workloads of a namespace; `index` knows how.
 pub(crate) trait Workloads: Send + Sync + 'static {
@@ -56,6 +60,26 @@ pub(crate) struct Control {
     model: SharedModel,
     access: Arc<Access>,
     user: watch::Receiver<Arc<User>>,
+    room: Arc<Room>,
+}
+
+/// What the calls of one session, on all its control streams, may use at once: a second table while
+/// the first one's end is not noticed yet, and questions to a zone that is slow.
+#[derive(Debug)]
+pub(crate) struct Room {
+    tables: Arc<Semaphore>,
+    questions: Semaphore,
+    lists: Semaphore,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            tables: Arc::new(Semaphore::new(MAX_TABLES)),
+            questions: Semaphore::new(MAX_QUESTIONS),
+            lists: Semaphore::new(MAX_LISTS),
+        }
+    }
 }
 
 /// Serves gRPC on one stream until it ends.
@@ -74,12 +98,14 @@ impl Control {
         model: SharedModel,
         access: Arc<Access>,
         user: watch::Receiver<Arc<User>>,
+        room: Arc<Room>,
     ) -> Self {
         Self {
             replica,
             model,
             access,
             user,
+            room,
         }
     }
 
@@ -129,10 +155,16 @@ impl Manager for Control {
         &self,
         _request: Request<WatchTableRequest>,
     ) -> Result<Response<Self::WatchTableStream>, Status> {
+        let permit = Arc::clone(&self.room.tables).try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            let message = format!("this session watches {MAX_TABLES} tables, as many as it may");
+            Status::resource_exhausted(message)
+        })?;
         let events = table::events(
             self.model.clone(),
             Arc::clone(&self.access),
             self.user.clone(),
+            permit,
         );
 
         let candidates = candidates::changes(Arc::clone(&self.replica), self.model.clone());
@@ -159,7 +191,7 @@ impl Manager for Control {
             .ok_or_else(|| Status::invalid_argument("this is not a DNS query"))?;
         let response = if self.may_ask(&question).await? {
             resolver
-                .ask(&query)
+                .ask(&query, &self.room.questions)
                 .await
                 .map_err(|error| Status::unavailable(error.to_string()))?
         } else {
@@ -180,6 +212,7 @@ impl Manager for Control {
                 Scope::Namespace(namespace).right()
             )));
         }
+        let _permit = self.room.lists.acquire().await;
         let workloads = self
             .replica
             .workloads

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 
 use crate::model::{Model, SharedModel, Update};
 
+const WATCH_SECONDS: u32 = 15;
 /// The slice, and the Service, that name the API server.
 const API_SERVER: &str = "kubernetes";
 
@@ -34,9 +35,9 @@ pub(crate) fn tasks(
     model: &SharedModel,
     synced: &Synced,
 ) -> Vec<BoxFuture<'static, ()>> {
-    let all = watcher::Config::default;
+    let all = watch_config;
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
-    let api_server = watcher::Config::default().fields(&format!("metadata.name={API_SERVER}"));
+    let api_server = watch_config().fields(&format!("metadata.name={API_SERVER}"));
 
     vec![
         Box::pin(follow(
@@ -82,6 +83,12 @@ pub(crate) fn tasks(
             synced.part(),
         )),
     ]
+}
+
+/// A watch whose connection has died without a word is noticed when it should have ended
+/// (kube-runtime gives it five seconds more).
+pub(crate) fn watch_config() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS)
 }
 
 fn stream<K>(

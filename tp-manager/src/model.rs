@@ -7,6 +7,7 @@ pub(crate) mod table;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
     net::IpAddr,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
@@ -100,7 +101,12 @@ pub(crate) struct Model {
     node_addresses: BTreeSet<IpAddr>,
     api_servers: BTreeSet<IpAddr>,
     service_networks: Vec<IpNet>,
+    /// What nodes declare.
+    declared: Vec<IpNet>,
     pod_networks: Vec<IpNet>,
+    /// Something else than before is to be told to somebody. Most events of a cluster's objects are
+    /// about what nobody asks the manager for.
+    is_changed: bool,
 }
 
 /// Whose an address is.
@@ -122,11 +128,16 @@ pub(crate) enum Owner {
 
 impl Model {
     pub(crate) fn update_namespaces(&mut self, update: Update<String, ()>) {
-        step(&mut self.namespaces, update);
+        self.is_changed |= step(&mut self.namespaces, update);
     }
 
     pub(crate) fn update_services(&mut self, update: Update<ObjectName, Service>) {
         match update {
+            Update::Applied(name, service)
+                if self.services.get(&name).is_some_and(|it| **it == service) =>
+            {
+                return;
+            }
             Update::Applied(name, service) => {
                 self.forget_service(&name);
                 self.learn_service(name, service);
@@ -140,6 +151,7 @@ impl Model {
                 }
             }
         }
+        self.is_changed = true;
     }
 
     pub(crate) fn update_pods(&mut self, update: Update<ObjectName, Pod>) {
@@ -147,10 +159,18 @@ impl Model {
             // Most events of a pod are about something else.
             Update::Applied(name, pod) if self.pods.get(&name) == Some(&pod) => return,
             Update::Applied(name, pod) => {
-                self.forget_pod(&name);
+                let mut was_covered = self.is_declared(&pod);
+                was_covered &= self.forget_pod(&name);
                 self.learn_pod(name, pod);
+                if was_covered {
+                    return;
+                }
             }
-            Update::Removed(name) => self.forget_pod(&name),
+            Update::Removed(name) => {
+                if self.forget_pod(&name) {
+                    return;
+                }
+            }
             Update::Replaced(all) => {
                 self.pods.clear();
                 self.pod_of.clear();
@@ -163,7 +183,12 @@ impl Model {
     }
 
     pub(crate) fn update_nodes(&mut self, update: Update<String, Node>) {
-        step(&mut self.nodes, update);
+        if !step(&mut self.nodes, update) {
+            return;
+        }
+        self.is_changed = true;
+        let nodes = self.nodes.values();
+        self.declared = nodes.flat_map(|node| node.pod_networks.clone()).collect();
         self.node_addresses = self
             .nodes
             .values()
@@ -178,6 +203,7 @@ impl Model {
     }
 
     pub(crate) fn set_service_networks(&mut self, networks: Vec<IpNet>) {
+        self.is_changed |= self.service_networks != networks;
         self.service_networks = networks;
     }
 
@@ -267,9 +293,21 @@ impl Model {
         self.pods.insert(name, pod);
     }
 
-    fn forget_pod(&mut self, name: &ObjectName) {
+    /// Whether all addresses of a pod are in networks that nodes declare, and so change none.
+    fn is_declared(&self, pod: &Pod) -> bool {
+        let is_covered = |address| {
+            self.declared
+                .iter()
+                .any(|network| network.contains(address))
+        };
+
+        pod.addresses.iter().all(is_covered)
+    }
+
+    /// Whether that changes no network.
+    fn forget_pod(&mut self, name: &ObjectName) -> bool {
         let Some(pod) = self.pods.remove(name) else {
-            return;
+            return true;
         };
         for address in &pod.addresses {
             // A later pod may have the address by now.
@@ -277,32 +315,36 @@ impl Model {
                 self.pod_of.remove(address);
             }
         }
+
+        self.is_declared(&pod)
     }
 
     fn derive_pod_networks(&mut self) {
-        let declared: Vec<IpNet> = self
-            .nodes
-            .values()
-            .flat_map(|node| node.pod_networks.iter().copied())
-            .collect();
         let addresses = self.pod_of.keys().copied();
-        self.pod_networks = networks::pod_networks(&declared, addresses, &self.node_addresses);
+        let networks = networks::pod_networks(&self.declared, addresses, &self.node_addresses);
+        self.is_changed |= self.pod_networks != networks;
+        self.pod_networks = networks;
     }
 }
 
-fn step<K: Ord, V>(map: &mut BTreeMap<K, V>, update: Update<K, V>) {
+/// Whether the map is another now.
+fn step<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, update: Update<K, V>) -> bool {
     match update {
+        Update::Applied(name, value) if map.get(&name) == Some(&value) => false,
         Update::Applied(name, value) => {
             map.insert(name, value);
+            true
         }
-        Update::Removed(name) => {
-            map.remove(&name);
+        Update::Removed(name) => map.remove(&name).is_some(),
+        Update::Replaced(all) => {
+            let is_new = *map != all;
+            *map = all;
+            is_new
         }
-        Update::Replaced(all) => *map = all,
     }
 }
 
-/// The model, shared by everything that reads it; every change moves `revision`.
+/// The model, shared by everything that reads it; every change that somebody is told moves `revision`.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedModel {
     inner: Arc<RwLock<Model>>,
@@ -322,8 +364,13 @@ impl SharedModel {
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Model)) {
-        change(&mut self.inner.write().unwrap_or_else(PoisonError::into_inner));
-        self.revision.send_modify(|revision| *revision += 1);
+        let mut model = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut model);
+        let is_changed = mem::take(&mut model.is_changed);
+        drop(model);
+        if is_changed {
+            self.revision.send_modify(|revision| *revision += 1);
+        }
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -332,112 +379,4 @@ impl SharedModel {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    fn service(cluster_ip: &str) -> Service {
-        Service {
-            cluster_ips: vec![address(cluster_ip)],
-            exposure: Exposure::default(),
-        }
-    }
-
-    fn pod(ip: &str) -> Pod {
-        Pod {
-            addresses: vec![address(ip)],
-        }
-    }
-
-    fn model() -> Model {
-        let mut model = Model::default();
-        model.set_service_networks(vec!["10.96.0.0/16".parse().unwrap()]);
-        model.update_nodes(Update::Applied(
-            "node1".into(),
-            Node {
-                external: Vec::new(),
-                internal: vec![address("172.30.0.11")],
-                pod_networks: vec!["10.244.0.0/24".parse().unwrap()],
-            },
-        ));
-        model.update_services(Update::Applied(
-            ObjectName::new("shop", "web"),
-            service("10.96.1.2"),
-        ));
-        model.update_services(Update::Applied(
-            ObjectName::new("default", "kubernetes"),
-            service("10.96.0.1"),
-        ));
-        model.update_pods(Update::Applied(
-            ObjectName::new("shop", "web-0"),
-            pod("10.244.0.7"),
-        ));
-        model
-    }
-
-    #[test]
-    fn every_address_has_an_owner() {
-        let model = model();
-
-        let shop = Owner::Namespace("shop".into());
-        assert_eq!(model.owner(address("10.96.1.2")), shop);
-        assert_eq!(model.owner(address("::ffff:10.96.1.2")), shop);
-        assert_eq!(model.owner(address("10.244.0.7")), shop);
-        assert_eq!(model.owner(address("10.244.0.8")), Owner::Unknown);
-        assert_eq!(model.owner(address("10.96.9.9")), Owner::Unknown);
-        assert_eq!(model.owner(address("10.244.0.1")), Owner::Node);
-        assert_eq!(model.owner(address("172.30.0.11")), Owner::Node);
-        assert_eq!(model.owner(address("10.96.0.1")), Owner::ApiServer);
-        assert_eq!(model.owner(address("192.0.2.1")), Owner::External);
-        for nobodys in [
-            "127.0.0.1",
-            "169.254.169.254",
-            "::1",
-            "0.0.0.0",
-            "224.0.0.1",
-        ] {
-            assert_eq!(model.owner(address(nobodys)), Owner::Nobody, "{nobodys}");
-        }
-    }
-
-    #[test]
-    fn an_address_that_moved_to_another_pod_stays_there_when_the_old_pod_goes() {
-        let mut model = model();
-        let new = ObjectName::new("other", "job");
-
-        model.update_pods(Update::Applied(new, pod("10.244.0.7")));
-        model.update_pods(Update::Removed(ObjectName::new("shop", "web-0")));
-
-        let owner = model.owner(address("10.244.0.7"));
-        assert_eq!(owner, Owner::Namespace("other".into()));
-    }
-
-    #[test]
-    fn a_service_that_changes_its_address_leaves_the_old_one() {
-        let mut model = model();
-
-        model.update_services(Update::Applied(
-            ObjectName::new("shop", "web"),
-            service("10.96.1.3"),
-        ));
-
-        assert_eq!(model.owner(address("10.96.1.2")), Owner::Unknown);
-        assert_eq!(
-            model.owner(address("10.96.1.3")),
-            Owner::Namespace("shop".into())
-        );
-    }
-
-    #[test]
-    fn a_new_listing_forgets_what_is_not_in_it() {
-        let mut model = model();
-
-        model.update_services(Update::Replaced(BTreeMap::new()));
-
-        assert_eq!(model.services().count(), 0);
-        assert_eq!(model.owner(address("10.96.1.2")), Owner::Unknown);
-    }
-}
+mod tests;

@@ -28,6 +28,8 @@ use tp_proto::{
     crd::{POLICY_NAME, Session, SessionSpec, UserInfo},
 };
 
+use crate::index;
+
 /// A policy takes effect some tenths of a second after it was written, and time stamps have whole
 /// seconds: what was made within this time of it proves nothing.
 pub(crate) const GRACE: SignedDuration = SignedDuration::from_secs(3);
@@ -108,7 +110,7 @@ impl Policy {
 
 /// Watches and tests the policy until it is aborted.
 pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sender<Policy>) {
-    let by_name = || watcher::Config::default().fields(&format!("metadata.name={POLICY_NAME}"));
+    let by_name = || index::watch_config().fields(&format!("metadata.name={POLICY_NAME}"));
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     let of_policy = watcher(policies, by_name())

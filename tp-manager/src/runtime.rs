@@ -1,7 +1,7 @@
 //! Wires the parts together, and ends them in order.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -59,8 +59,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     ));
     let departed = Arc::new(Departed::default());
     let server = listen_udp(identity, &sessions)?;
-    let links = listen(Ipv4Addr::LOCALHOST, TUNNEL_PORT).await?;
-    let probes = listen(Ipv4Addr::UNSPECIFIED, HEALTH_PORT).await?;
+    // The kubelet forwards ports to it also where pods have no other address of IPv4.
+    let links = listen(Ipv4Addr::LOCALHOST.into(), TUNNEL_PORT).await?;
+    // The kubelet probes the first address of the pod, of whichever family that is.
+    let probes = match listen(Ipv6Addr::UNSPECIFIED.into(), HEALTH_PORT).await {
+        Ok(probes) => probes,
+        Err(_) => listen(Ipv4Addr::UNSPECIFIED.into(), HEALTH_PORT).await?,
+    };
     let gateway = Arc::new(Gateway {
         server: Arc::clone(&server),
         sessions: Arc::clone(&sessions),
@@ -134,14 +139,26 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn listen_udp(identity: Identity, sessions: &Arc<Sessions>) -> anyhow::Result<Arc<TunnelServer>> {
-    let udp = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, UDP_PORT))
+    let udp = std::net::UdpSocket::bind((unspecified(), UDP_PORT))
         .with_context(|| format!("cannot bind UDP port {UDP_PORT}"))?;
     let gate = Arc::new(Gate(Arc::clone(sessions)));
 
     TunnelServer::bind(Some(udp), identity, gate).context("cannot set the tunnel up")
 }
 
-async fn listen(address: Ipv4Addr, port: u16) -> anyhow::Result<TcpListener> {
+/// All addresses of the pod: of IPv6 where it has none of IPv4.
+fn unspecified() -> IpAddr {
+    // Asks the kernel for a route, and sends nothing (RFC 5737: nobody is there).
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+    let route = socket.and_then(|socket| socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)));
+
+    match route {
+        Ok(()) => Ipv4Addr::UNSPECIFIED.into(),
+        Err(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+async fn listen(address: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     TcpListener::bind((address, port))
         .await
         .with_context(|| format!("cannot bind TCP port {port}"))

@@ -24,7 +24,11 @@ use tokio::sync::watch;
 use tp_proto::crd::{SESSION_LIFETIME_SECONDS, Session, SessionSpec};
 use tp_transport::{Admission, KeyHash, Refusal, SessionRef};
 
-use crate::{access::User, index::SyncedPart, policy::Policy};
+use crate::{
+    access::User,
+    index::{self, SyncedPart},
+    policy::Policy,
+};
 
 const LIFETIME: SignedDuration = SignedDuration::from_secs(SESSION_LIFETIME_SECONDS);
 
@@ -299,7 +303,7 @@ impl Sessions {
     /// Keeps the Sessions until it is aborted.
     pub(crate) async fn follow(&self, client: Client, mut synced: SyncedPart) {
         let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Session>(&()));
-        let events = watcher(api, watcher::Config::default()).default_backoff();
+        let events = watcher(api, index::watch_config()).default_backoff();
         self.apply(events, || synced.done()).await;
     }
 

@@ -2,30 +2,29 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
+    future::pending,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use tokio::{
-    net::TcpStream,
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tp_proto::tunnel::Outcome;
 use tp_transport::{PendingFlow, SpliceCounters, keep_alive, splice};
 
-use super::target;
+use super::{
+    slots::{Slots, Turn},
+    target,
+};
 use crate::{
-    access::{Access, AccessError, Scope, User},
+    access::{Access, Review, Scope, User},
     args::Allow,
     model::SharedModel,
 };
 
-/// Dials of one session under way at once; more are told to come later.
-pub(super) const MAX_DIALS: usize = 512;
 /// As long as Linux itself tries by default.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(130);
 
@@ -38,7 +37,7 @@ pub(super) struct Dialler {
     pub(super) model: SharedModel,
     pub(super) allow: Vec<Allow>,
     pub(super) grants: Grants,
-    pub(super) dials: Semaphore,
+    pub(super) slots: Slots,
 }
 
 impl Dialler {
@@ -49,7 +48,7 @@ impl Dialler {
             () = cancelled => return,
             dialled = self.dial(target) => dialled,
         };
-        let (tcp, grant) = match dialled {
+        let Dialled { tcp, grant, asked } = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
                 tracing::debug!(%target, outcome = ?refusal.outcome, "A dial is refused");
@@ -65,33 +64,46 @@ impl Dialler {
             // Dropping the splice resets both ends.
             () = grant.token.cancelled() => tracing::debug!(%target, "A right was revoked"),
             end = splice(tcp, flow, &counters) => tracing::trace!(%target, ?end, "A flow ended"),
+            never = self.follow(asked, &grant.scope) => match never {},
         }
     }
 
-    async fn dial(&self, target: SocketAddr) -> Result<(TcpStream, Grant<'_>), Refusal> {
-        let Ok(_permit) = self.dials.try_acquire() else {
-            let reason = "this session has as many dials under way as it may";
-            return Err(Refusal::new(Outcome::Exhausted, reason));
-        };
+    /// Revokes the right if it turns out that it is gone, unless the user has other groups by now.
+    async fn follow(&self, asked: Option<(Arc<User>, Review)>, scope: &Scope) -> Infallible {
+        if let Some((user, review)) = asked
+            && let Ok(false) = review.outcome().await
+            && *self.user.borrow() == user
+        {
+            self.grants.revoke(scope);
+        }
+
+        pending().await
+    }
+
+    async fn dial(&self, target: SocketAddr) -> Result<Dialled<'_>, Refusal> {
         let address = target.ip();
         let owner = self.model.read().owner(address);
         let scope = target::scope(owner, address, &self.namespace, &self.allow)
             .map_err(|reason| Refusal::new(Outcome::Prohibited, reason))?;
         // Entered before it is asked for, so that no revocation falls between.
         let grant = self.grants.enter(&scope);
-        match self.allows(&scope).await {
-            Ok(true) => {}
-            Ok(false) => {
-                let reason = format!("the user may not {}", scope.right());
-                return Err(Refusal::new(Outcome::Prohibited, reason));
-            }
+        let user = Arc::clone(&self.user.borrow());
+        let right = self.access.at_once(&user, &scope).await;
+        let right = match right {
+            Ok(right) if right.allowed => right,
+            Ok(_) => return Err(Refusal::without(&scope)),
             Err(error) => {
                 tracing::debug!(%error, "Cannot ask for a right");
                 return Err(Refusal::new(Outcome::Prohibited, error.to_string()));
             }
-        }
+        };
 
-        match timeout(DIAL_TIMEOUT, TcpStream::connect(target)).await {
+        let connected = timeout(DIAL_TIMEOUT, self.connect(target)).await;
+        if !right.is_settled().await {
+            return Err(Refusal::without(&scope));
+        }
+        let asked = right.review.map(|review| (user, review));
+        match connected {
             Ok(Ok(tcp)) => {
                 if let Err(error) = tcp.set_nodelay(true) {
                     tracing::trace!(%error, "A connection keeps its delay");
@@ -99,28 +111,45 @@ impl Dialler {
                 if let Err(error) = keep_alive(&tcp) {
                     tracing::debug!(%error, "A quiet connection is not probed");
                 }
-                Ok((tcp, grant))
+                Ok(Dialled { tcp, grant, asked })
             }
             Ok(Err(error)) => Err(Refusal::new(outcome(&error), error.to_string())),
             Err(_) => Err(Refusal::new(Outcome::TimedOut, "nothing answers")),
         }
     }
 
-    async fn allows(&self, scope: &Scope) -> Result<bool, AccessError> {
-        let user = Arc::clone(&self.user.borrow());
-        self.access.allows(&user, scope).await
+    /// Tries until the target or the kernel has said something, in as many turns as it takes.
+    async fn connect(&self, target: SocketAddr) -> io::Result<TcpStream> {
+        let mut turn = Turn::First;
+        loop {
+            let slot = self.slots.enter(target.ip(), turn).await;
+            tokio::select! {
+                // First: what has answered is not asked again.
+                biased;
+                connected = TcpStream::connect(target) => return connected,
+                () = slot.wanted() => turn = Turn::Again,
+            }
+        }
     }
 
     /// Asks again for every right in use, and ends the flows of those that are gone.
     pub(super) async fn recheck(&self) {
         for scope in self.grants.in_use() {
-            match self.allows(&scope).await {
+            let user = Arc::clone(&self.user.borrow());
+            match self.access.allows(&user, &scope).await {
                 Ok(true) => {}
                 Ok(false) => self.grants.revoke(&scope),
                 Err(error) => tracing::debug!(%error, "Cannot ask again for a right"),
             }
         }
     }
+}
+
+/// A connection, and the right that it rests on, which may still be asked for.
+struct Dialled<'a> {
+    tcp: TcpStream,
+    grant: Grant<'a>,
+    asked: Option<(Arc<User>, Review)>,
 }
 
 struct Refusal {
@@ -134,6 +163,13 @@ impl Refusal {
             outcome,
             reason: reason.into(),
         }
+    }
+
+    fn without(scope: &Scope) -> Self {
+        Self::new(
+            Outcome::Prohibited,
+            format!("the user may not {}", scope.right()),
+        )
     }
 }
 

@@ -14,6 +14,7 @@ use tp_transport::{Accepted, CloseCode, Peer};
 use super::{
     Gateway,
     dial::{Dialler, Grants},
+    slots::Slots,
 };
 use crate::{
     access::User,
@@ -52,8 +53,9 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
         model: gateway.model.clone(),
         allow: gateway.allow.clone(),
         grants: Grants::default(),
-        dials: Semaphore::new(super::dial::MAX_DIALS),
+        slots: Slots::default(),
     });
+    let room = Arc::new(grpc::Room::default());
     let controls = Arc::new(Semaphore::new(MAX_CONTROL));
     // Dropped at the end, and with it every stream that is left.
     let mut tasks = JoinSet::new();
@@ -74,6 +76,7 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
                     gateway.model.clone(),
                     Arc::clone(&gateway.access),
                     user.clone(),
+                    Arc::clone(&room),
                 );
                 tasks.spawn(async move {
                     let _permit = permit;

@@ -19,7 +19,7 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const TRIES: usize = 2;
 const MAX_UDP: usize = 4096;
 /// Questions of all sessions under way at once; more wait, within their own bound.
-const MAX_QUESTIONS: usize = 256;
+const MAX_QUESTIONS: usize = 1024;
 const DEFAULT_DOMAIN: &str = "cluster.local";
 
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +74,11 @@ impl Resolver {
         &self.cluster_domain
     }
 
-    /// The answer, with the query's own identifier.
-    pub(crate) async fn ask(&self, query: &[u8]) -> Result<Bytes, ResolveError> {
+    /// The answer, with the query's own identifier. `share`: of whoever asks.
+    pub(crate) async fn ask(&self, query: &[u8], share: &Semaphore) -> Result<Bytes, ResolveError> {
         let bound = TRY_TIMEOUT.saturating_mul(u32::try_from(TRIES).unwrap_or(u32::MAX)) * 2;
         let asked = async {
+            let _own = share.acquire().await;
             let _permit = self.questions.acquire().await;
             self.ask_servers(query).await
         };
@@ -192,17 +193,19 @@ mod tests {
             assert_eq!(buffer[..2], [0, 99]);
             server.send_to(&buffer[..length], from).await.unwrap();
         };
-        let mut query = [0; 12];
+        let (mut query, share) = ([0; 12], Semaphore::new(1));
         query[..2].copy_from_slice(&[7, 8]);
 
-        let (response, ()) = tokio::join!(resolver.ask(&query), answering);
+        let (response, ()) = tokio::join!(resolver.ask(&query, &share), answering);
 
         assert_eq!(response.unwrap()[..2], [7, 8]);
     }
 
     #[tokio::test]
     async fn without_a_server_the_failure_is_at_once() {
-        let answer = Resolver::from_conf("").ask(&[0; 12]).await;
+        let answer = Resolver::from_conf("")
+            .ask(&[0; 12], &Semaphore::new(1))
+            .await;
 
         assert!(matches!(answer, Err(ResolveError::NoServer)));
     }

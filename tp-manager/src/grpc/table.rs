@@ -8,7 +8,7 @@ use std::{
 
 use futures::{Stream, StreamExt as _, stream};
 use tokio::{
-    sync::watch,
+    sync::{OwnedSemaphorePermit, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tonic::Status;
@@ -16,7 +16,7 @@ use tp_proto::tunnel::{TableEvent, table_event::Event};
 
 use super::wire;
 use crate::{
-    access::{Access, AccessError, Scope, User},
+    access::{Access, AccessError, Questions, Scope, User},
     model::{
         SharedModel,
         table::{Change, View},
@@ -43,7 +43,13 @@ struct Watch {
     namespaces: BTreeSet<String>,
     reviewed: BTreeSet<String>,
     review_at: Instant,
+    /// When what could not be asked is asked again.
+    retry_at: Option<Instant>,
+    /// The reviews of the last time.
+    cost: usize,
+    questions: Option<Questions>,
     ready: VecDeque<TableEvent>,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// One snapshot, then every change of it.
@@ -51,6 +57,7 @@ pub(super) fn events(
     model: SharedModel,
     access: Arc<Access>,
     user: watch::Receiver<Arc<User>>,
+    permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<TableEvent, Status>> + Send {
     let watch = Watch {
         changes: model.changes(),
@@ -61,7 +68,11 @@ pub(super) fn events(
         namespaces: BTreeSet::new(),
         reviewed: BTreeSet::new(),
         review_at: Instant::now(),
+        retry_at: None,
+        cost: 0,
+        questions: None,
         ready: VecDeque::new(),
+        _permit: permit,
     };
 
     stream::unfold(watch, |mut watch| async move {
@@ -82,66 +93,105 @@ impl Watch {
     }
 
     async fn wait(&mut self) {
+        let due = self.review_at.min(self.retry_at.unwrap_or(self.review_at));
         if self.known.is_none() {
             // The first look is due; after a failure, soon.
-            sleep_until(self.review_at).await;
+            sleep_until(due).await;
             return;
         }
         tokio::select! {
             Ok(()) = self.changes.changed() => sleep(GATHER).await,
             // In other groups, and so with other rights.
             Ok(()) = self.user.changed() => self.review_at = Instant::now(),
-            () = sleep_until(self.review_at) => {}
+            () = sleep_until(due) => {}
         }
         self.changes.mark_unchanged();
     }
 
     async fn look(&mut self) {
-        let all: Vec<String> = self.model.read().namespaces().map(String::from).collect();
-        let is_new = |name: &String| !self.reviewed.contains(name);
-        if Instant::now() >= self.review_at || all.iter().any(is_new) {
-            let user = Arc::clone(&self.user.borrow_and_update());
-            match self.reachable(&user, &all).await {
-                Ok(namespaces) => {
-                    self.namespaces = namespaces;
-                    self.reviewed = all.iter().cloned().collect();
-                    let cost = RIGHTS_PER_NAMESPACE
-                        .saturating_mul(u32::try_from(all.len()).unwrap_or(u32::MAX));
-                    self.review_at = Instant::now() + RIGHTS.max(cost);
-                }
-                Err(error) => {
-                    // What the client knows stays until the API server answers.
-                    tracing::debug!(%error, "Cannot ask what a user may see");
-                    self.review_at = Instant::now() + RETRY;
-                    return;
-                }
-            }
+        let all: BTreeSet<String> = self.model.read().namespaces().map(String::from).collect();
+        self.namespaces.retain(|name| all.contains(name));
+        self.reviewed.retain(|name| all.contains(name));
+        self.review(&all).await;
+        // A table without what could not be asked would take the names away from the client.
+        if self.known.is_none() && self.retry_at.is_some() {
+            return;
         }
-        let existing = all.into_iter().collect();
-        let visible = self.namespaces.intersection(&existing).cloned().collect();
-        let view = View::of(&self.model.read(), visible);
+        let view = View::of(&self.model.read(), self.namespaces.clone());
         self.ready.extend(events_to(self.known.as_ref(), &view));
         self.known = Some(view);
     }
 
-    /// The namespaces in which the user has the right, in one question where possible.
-    async fn reachable(
-        &self,
-        user: &User,
-        all: &[String],
-    ) -> Result<BTreeSet<String>, AccessError> {
-        if self.access.allows(user, &Scope::AllNamespaces).await? {
-            return Ok(all.iter().cloned().collect());
+    /// Asks for all namespaces when that is due, and else for those that are new. What the client
+    /// knows of those that cannot be asked stays until the API server answers.
+    async fn review(&mut self, all: &BTreeSet<String>) {
+        let now = Instant::now();
+        let is_due = now >= self.review_at;
+        let is_retry = self.retry_at.is_none_or(|at| now >= at);
+        let is_asked = |name: &&String| is_due || (is_retry && !self.reviewed.contains(*name));
+        let asked: Vec<String> = all.iter().filter(is_asked).cloned().collect();
+        if asked.is_empty() && !is_due {
+            return;
         }
-        let questions = stream::iter(all.iter().cloned()).map(|namespace| async move {
-            let scope = Scope::Namespace(namespace.clone());
-            let allowed = self.access.allows(user, &scope).await?;
-            Ok(allowed.then_some(namespace))
-        });
-        let answers: Vec<Result<Option<String>, AccessError>> =
-            questions.buffer_unordered(PARALLEL_REVIEWS).collect().await;
+        let answers = self.rights(&asked).await;
+        self.retry_at = None;
+        for (name, answer) in answers {
+            match answer {
+                Ok(true) => drop(self.namespaces.insert(name.clone())),
+                Ok(false) => drop(self.namespaces.remove(&name)),
+                Err(error) => {
+                    tracing::debug!(%error, namespace = name, "Cannot ask what a user may see");
+                    self.reviewed.remove(&name);
+                    self.retry_at = Some(Instant::now() + RETRY);
+                    continue;
+                }
+            }
+            self.reviewed.insert(name);
+        }
+        if is_due {
+            self.review_at = Instant::now() + self.pause();
+        }
+    }
 
-        answers.into_iter().filter_map(Result::transpose).collect()
+    /// Whether the user has the right in each, in one question where possible.
+    async fn rights(&mut self, asked: &[String]) -> Vec<(String, Result<bool, AccessError>)> {
+        let user = &Arc::clone(&self.user.borrow_and_update());
+        self.cost = 1;
+        let everywhere = self.has(user, &Scope::AllNamespaces).await;
+        if !matches!(everywhere, Ok(false)) {
+            let same = |name: &String| (name.clone(), everywhere.clone());
+            return asked.iter().map(same).collect();
+        }
+        self.cost += asked.len();
+        let this = &*self;
+        let questions = stream::iter(asked.iter().cloned()).map(|namespace| async move {
+            let scope = Scope::Namespace(namespace.clone());
+            let allowed = this.has(user, &scope).await;
+            (namespace, allowed)
+        });
+
+        questions.buffer_unordered(PARALLEL_REVIEWS).collect().await
+    }
+
+    async fn has(&self, user: &Arc<User>, scope: &Scope) -> Result<bool, AccessError> {
+        // The snapshot is waited for.
+        match self.known {
+            None => self.access.allows(user, scope).await,
+            Some(_) => self.access.allows_beside(user, scope).await,
+        }
+    }
+
+    /// Until the rights are looked at again.
+    fn pause(&mut self) -> Duration {
+        self.questions = None;
+        let user = Arc::clone(&self.user.borrow());
+        let (questions, of_all) = self.access.questions(&user, self.cost);
+        self.questions = Some(questions);
+        let count = u32::try_from(self.cost).unwrap_or(u32::MAX);
+
+        RIGHTS
+            .max(of_all)
+            .max(RIGHTS_PER_NAMESPACE.saturating_mul(count))
     }
 }
 

@@ -2,13 +2,30 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
 
-/// The metadata service of a large provider has an IPv6 address that is not link-local.
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// Metadata services of providers, as far as they are not link-local: they give credentials of the
+/// node to whoever asks from there. Azure's wire server, Alibaba Cloud's, Oracle's second one; those of
+/// AWS (metadata, name server, time, container credentials) and of Google by IPv6.
+const METADATA_V4: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+const METADATA_V6: [Ipv6Addr; 5] = [
+    aws(0x254),
+    aws(0x253),
+    aws(0x123),
+    aws(0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+];
+
+const fn aws(host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, host)
+}
 
 /// Addresses that mean the manager's own pod or node, or that no connection can have.
 pub(crate) fn is_nobodys(address: IpAddr) -> bool {
@@ -20,13 +37,14 @@ pub(crate) fn is_nobodys(address: IpAddr) -> bool {
                 || address.is_multicast()
                 || address.is_broadcast()
                 || address.octets()[0] == 0
+                || METADATA_V4.contains(&address)
         }
         IpAddr::V6(address) => {
             address.is_loopback()
                 || address.is_unspecified()
                 || address.is_unicast_link_local()
                 || address.is_multicast()
-                || address == METADATA_V6
+                || METADATA_V6.contains(&address)
         }
     }
 }
@@ -47,8 +65,11 @@ pub(crate) fn pod_networks(
 
     let mut networks = declared.to_vec();
     for (block, pods) in blocks {
-        // A node's own address must not be drawn into the tunnel.
-        if nodes.iter().any(|node| block.contains(node)) {
+        // Where nodes are, the pods share a network with them, and perhaps with databases and the API
+        // server: nothing but the pods is drawn into the tunnel.
+        let network = around(block);
+        let mut beside = nodes.range(network.network()..=network.broadcast());
+        if beside.next().is_some() {
             networks.extend(pods.into_iter().map(IpNet::from));
         } else {
             networks.push(block);
@@ -62,6 +83,16 @@ pub(crate) fn pod_networks(
 
 fn block(address: IpAddr) -> IpNet {
     let length = if address.is_ipv4() { 24 } else { 64 };
+    network(address, length)
+}
+
+/// What may be one network with `block`: clouds have subnets of up to 16,384 addresses.
+fn around(block: IpNet) -> IpNet {
+    let length = if block.addr().is_ipv4() { 18 } else { 64 };
+    network(block.addr(), length)
+}
+
+fn network(address: IpAddr, length: u8) -> IpNet {
     IpNet::new(address, length)
         .expect("the length fits the family")
         .trunc()
@@ -100,10 +131,17 @@ mod tests {
     #[test]
     fn pods_beside_nodes_are_covered_one_by_one() {
         let pods = addresses(&["10.1.2.3"]);
-        let nodes = addresses(&["10.1.2.200"]).into_iter().collect();
+        for (node, expected) in [
+            ("10.1.2.200", "10.1.2.3/32"),
+            // A database may be beside the pod.
+            ("10.1.60.1", "10.1.2.3/32"),
+            ("10.1.64.1", "10.1.2.0/24"),
+        ] {
+            let nodes = addresses(&[node]).into_iter().collect();
 
-        let found = pod_networks(&[], pods.into_iter(), &nodes);
+            let found = pod_networks(&[], pods.iter().copied(), &nodes);
 
-        assert_eq!(found, networks(&["10.1.2.3/32"]));
+            assert_eq!(found, networks(&[expected]), "{node}");
+        }
     }
 }

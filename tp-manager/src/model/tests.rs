@@ -1,0 +1,152 @@
+use super::*;
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn service(cluster_ip: &str) -> Service {
+    Service {
+        cluster_ips: vec![address(cluster_ip)],
+        exposure: Exposure::default(),
+    }
+}
+
+fn pod(ip: &str) -> Pod {
+    Pod {
+        addresses: vec![address(ip)],
+    }
+}
+
+fn model() -> Model {
+    let mut model = Model::default();
+    model.set_service_networks(vec!["10.96.0.0/16".parse().unwrap()]);
+    model.update_nodes(Update::Applied(
+        "node1".into(),
+        Node {
+            external: Vec::new(),
+            internal: vec![address("172.30.0.11")],
+            pod_networks: vec!["10.244.0.0/24".parse().unwrap()],
+        },
+    ));
+    model.update_services(Update::Applied(
+        ObjectName::new("shop", "web"),
+        service("10.96.1.2"),
+    ));
+    model.update_services(Update::Applied(
+        ObjectName::new("default", "kubernetes"),
+        service("10.96.0.1"),
+    ));
+    model.update_pods(Update::Applied(
+        ObjectName::new("shop", "web-0"),
+        pod("10.244.0.7"),
+    ));
+    model
+}
+
+#[test]
+fn every_address_has_an_owner() {
+    let model = model();
+
+    let shop = Owner::Namespace("shop".into());
+    assert_eq!(model.owner(address("10.96.1.2")), shop);
+    assert_eq!(model.owner(address("::ffff:10.96.1.2")), shop);
+    assert_eq!(model.owner(address("10.244.0.7")), shop);
+    assert_eq!(model.owner(address("10.244.0.8")), Owner::Unknown);
+    assert_eq!(model.owner(address("10.96.9.9")), Owner::Unknown);
+    assert_eq!(model.owner(address("10.244.0.1")), Owner::Node);
+    assert_eq!(model.owner(address("172.30.0.11")), Owner::Node);
+    assert_eq!(model.owner(address("10.96.0.1")), Owner::ApiServer);
+    assert_eq!(model.owner(address("192.0.2.1")), Owner::External);
+    for nobodys in [
+        "127.0.0.1",
+        "169.254.169.254",
+        "::1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "168.63.129.16",
+        "100.100.100.200",
+        "192.0.0.192",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "::ffff:100.100.100.200",
+    ] {
+        assert_eq!(model.owner(address(nobodys)), Owner::Nobody, "{nobodys}");
+    }
+}
+
+#[test]
+fn only_what_somebody_is_told_is_a_change() {
+    let shared = SharedModel::new();
+    shared.update(|it| *it = model());
+    let changes = shared.changes();
+    let is_told = |change: &dyn Fn(&mut Model)| {
+        let before = *changes.borrow();
+        shared.update(change);
+        *changes.borrow() != before
+    };
+    let web = || ObjectName::new("shop", "web");
+    let job = || ObjectName::new("shop", "job");
+
+    assert!(!is_told(
+        &|it: &mut Model| it.update_services(Update::Applied(web(), service("10.96.1.2")))
+    ));
+    assert!(is_told(
+        &|it: &mut Model| it.update_services(Update::Applied(web(), service("10.96.1.3")))
+    ));
+    assert!(!is_told(
+        &|it: &mut Model| it.update_pods(Update::Applied(job(), pod("10.244.0.9")))
+    ));
+    assert!(!is_told(
+        &|it: &mut Model| it.update_pods(Update::Removed(job()))
+    ));
+    assert!(is_told(
+        &|it: &mut Model| it.update_pods(Update::Applied(job(), pod("10.9.0.9")))
+    ));
+    assert!(is_told(
+        &|it: &mut Model| it.update_pods(Update::Applied(job(), pod("10.244.0.9")))
+    ));
+    assert!(is_told(
+        &|it: &mut Model| it.update_namespaces(Update::Applied("new".into(), ()))
+    ));
+    assert!(!is_told(
+        &|it: &mut Model| it.update_namespaces(Update::Applied("new".into(), ()))
+    ));
+}
+
+#[test]
+fn an_address_that_moved_to_another_pod_stays_there_when_the_old_pod_goes() {
+    let mut model = model();
+    let new = ObjectName::new("other", "job");
+
+    model.update_pods(Update::Applied(new, pod("10.244.0.7")));
+    model.update_pods(Update::Removed(ObjectName::new("shop", "web-0")));
+
+    let owner = model.owner(address("10.244.0.7"));
+    assert_eq!(owner, Owner::Namespace("other".into()));
+}
+
+#[test]
+fn a_service_that_changes_its_address_leaves_the_old_one() {
+    let mut model = model();
+
+    model.update_services(Update::Applied(
+        ObjectName::new("shop", "web"),
+        service("10.96.1.3"),
+    ));
+
+    assert_eq!(model.owner(address("10.96.1.2")), Owner::Unknown);
+    assert_eq!(
+        model.owner(address("10.96.1.3")),
+        Owner::Namespace("shop".into())
+    );
+}
+
+#[test]
+fn a_new_listing_forgets_what_is_not_in_it() {
+    let mut model = model();
+
+    model.update_services(Update::Replaced(BTreeMap::new()));
+
+    assert_eq!(model.services().count(), 0);
+    assert_eq!(model.owner(address("10.96.1.2")), Owner::Unknown);
+}
