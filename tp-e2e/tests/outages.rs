@@ -2,15 +2,16 @@
 //! is away, and that all is well again afterwards.
 
 use std::{
+    collections::BTreeSet,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
 use serde_json::Value;
 use tp_e2e::{
     cluster::{Impairment, testbed, text},
-    process::{Finished, PATIENCE, eventually, run, signal},
+    process::{Finished, PATIENCE, eventually, kill_if_there, run, signal},
     programs::programs,
     transfers::Transfers,
     user::Account,
@@ -291,4 +292,50 @@ fn with_two_replicas_the_other_serves_within_seconds_when_one_is_drained() {
     workstation.reaches_again(Duration::from_secs(10));
     let status = workstation.status();
     assert_ne!(status["manager"]["replica"], replica, "{status}");
+}
+
+/// A process that hangs, until this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn begin(pid: u32) -> Self {
+        signal(pid, Signal::STOP);
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_if_there(self.0, Signal::CONT);
+    }
+}
+
+#[test]
+fn people_are_spread_over_the_replicas_and_one_that_hangs_costs_a_second() {
+    let _alone = alone();
+    testbed().install_tp();
+    let _two = TwoReplicas::begin();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let connect = || {
+        let begun = Instant::now();
+        workstation.connect(&["--namespace", "shop"]);
+        let took = begun.elapsed();
+        let replica = text(&workstation.status()["manager"]["replica"]);
+        workstation.tp(&["quit"]).expect_success();
+        (replica, took)
+    };
+
+    let served: BTreeSet<String> = (0..12).map(|_| connect().0).collect();
+    assert_eq!(served.len(), 2, "{served:?}");
+
+    let managers = testbed().managers();
+    let (hanging, name) = managers.first().expect("there are two");
+    let stopped = Stopped::begin(*hanging);
+    for _ in 0..8 {
+        let (replica, took) = connect();
+        assert_ne!(replica, *name);
+        assert!(took < Duration::from_secs(4), "{took:?}");
+    }
+    drop(stopped);
+    testbed().manager_ready();
 }

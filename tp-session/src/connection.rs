@@ -111,7 +111,7 @@ impl Connection {
             stop: stop.clone(),
         });
         let (established, opened, found) = tokio::join!(
-            uplink.establish(&user, &replicas, progress),
+            uplink.establish(&user, &replicas, None, progress),
             Opened::open(root, &request.cgroup, &wishes.also),
             spared.look()
         );

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::{FutureExt as _, future::join_all};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -35,6 +36,10 @@ const UDP_LIMIT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+use attempt::{Attempt, race};
+
+mod attempt;
+
 pub(super) struct Uplink {
     pub(super) login: Arc<Login>,
     pub(super) choice: PathChoice,
@@ -51,81 +56,113 @@ pub(super) struct Established {
     events: Streaming<TableEvent>,
 }
 
+/// What a replica has said to a new tunnel.
+struct Greeted {
+    up: Up,
+    events: Streaming<TableEvent>,
+    table: Event,
+    domain: String,
+}
+
+/// What an attempt has come to.
+struct Opened {
+    greeted: Greeted,
+    session: SessionRef,
+    key: KeyHash,
+}
+
 impl Uplink {
-    /// Connects to one of `replicas`; nothing is left behind if that fails.
+    /// Connects to one of `replicas`, to each as likely, but to `lost` last; nothing is left behind
+    /// if that fails.
     pub(super) async fn establish(
         &self,
         user: &UserInfo,
         replicas: &[Replica],
+        lost: Option<&str>,
         progress: &Progress,
     ) -> Result<Established, Fault> {
-        let mut failure = None;
+        let mut attempts = Vec::new();
         for replica in replicas {
-            match self.establish_with(user, replica, progress).await {
-                Ok(established) => return Ok(established),
-                Err(fault) if is_of_replica(&fault) => failure = Some(fault),
-                Err(fault) => return Err(fault),
-            }
+            let identity = Identity::generate()
+                .map_err(|error| Fault::new(FaultKind::Failed, format!("no key: {error}")))?;
+            attempts.push(Attempt::new(self.login.cluster(), user, replica, identity));
         }
+        // The keys are random, and so is this order.
+        attempts.sort_by_key(|attempt| {
+            let is_lost = lost == Some(attempt.replica.pod.as_str());
+            (is_lost, attempt.identity.key_hash().to_string())
+        });
+        let open = |attempt| self.open(attempt, progress).boxed();
+        let (opened, begun) = race(attempts.iter().map(open).collect()).await;
+        let established = match opened {
+            Some(Ok(opened)) => Ok(self.take(opened)),
+            Some(Err(fault)) => Err(fault),
+            None => Err(temporary("no replica of the traffic manager serves")),
+        };
+        let key = established.as_ref().ok().map(|it| it.key);
+        let others = attempts[..begun]
+            .iter()
+            .filter(|attempt| Some(attempt.identity.key_hash()) != key)
+            .map(Attempt::withdraw);
+        join_all(others).await;
 
-        Err(failure.unwrap_or_else(|| temporary("no replica of the traffic manager serves")))
+        established
     }
 
-    async fn establish_with(
-        &self,
-        user: &UserInfo,
-        replica: &Replica,
-        progress: &Progress,
-    ) -> Result<Established, Fault> {
+    /// A tunnel of one attempt.
+    async fn open(&self, attempt: &Attempt<'_>, progress: &Progress) -> Result<Opened, Fault> {
+        let replica = attempt.replica;
         progress.step(format!("forwarding a port to {}", replica.pod));
-        let identity = Identity::generate()
-            .map_err(|error| Fault::new(FaultKind::Failed, format!("no key: {error}")))?;
-        let key = identity.key_hash();
-        let cluster = self.login.cluster();
-        let (link, session) = tokio::join!(
-            cluster.port_forward(&replica.pod),
-            cluster.create_session(user, &identity),
-        );
+        let cluster = &attempt.cluster;
+        let (link, session) =
+            tokio::join!(cluster.port_forward(&replica.pod), attempt.session.clone());
         let session = session?;
-        let result = async {
-            let link = match link {
-                Ok(link) => link,
-                Err(fault) if fault.kind == FaultKind::NoPermission => return Err(fault),
-                Err(fault) => return Err(cluster.not_forwarded(&replica.pod, fault).await),
-            };
-            progress.step("opening the tunnel".to_owned());
-            let config = TunnelConfig {
-                identity,
-                session: session.clone(),
-                manager_key: replica.key,
-                choice: self.choice,
-            };
-            let tunnel = match Tunnel::connect(link, config).await {
-                Ok(tunnel) => tunnel,
-                Err(error) => return Err(self.refused(replica, error).await),
-            };
-            self.greet(tunnel, replica).await
+        let link = match link {
+            Ok(link) => link,
+            Err(fault) if fault.kind == FaultKind::NoPermission => return Err(fault),
+            Err(fault) => return Err(cluster.not_forwarded(&replica.pod, fault).await),
+        };
+        progress.step("opening the tunnel".to_owned());
+        let config = TunnelConfig {
+            identity: attempt.identity.clone(),
+            session: session.clone(),
+            manager_key: replica.key,
+            choice: self.choice,
+        };
+        let tunnel = match Tunnel::connect(link, config).await {
+            Ok(tunnel) => tunnel,
+            Err(error) => return Err(self.refused(replica, error).await),
+        };
+        let greeted = self.greet(tunnel, replica).await?;
+
+        Ok(Opened {
+            greeted,
+            session,
+            key: attempt.identity.key_hash(),
+        })
+    }
+
+    fn take(&self, opened: Opened) -> Established {
+        let Greeted {
+            up,
+            events,
+            table,
+            domain,
+        } = opened.greeted;
+        if !domain.is_empty() {
+            self.shared.set_domain(&domain);
         }
-        .await;
-        match result {
-            Ok((up, events)) => Ok(Established {
-                up,
-                session,
-                key,
-                events,
-            }),
-            Err(fault) => {
-                cluster.delete_session(&session).await;
-                Err(fault)
-            }
+        self.shared.apply(table);
+
+        Established {
+            up,
+            session: opened.session,
+            key: opened.key,
+            events,
         }
     }
 
-    async fn greet(
-        &self,
-        tunnel: Tunnel,
-        replica: &Replica,
-    ) -> Result<(Up, Streaming<TableEvent>), Fault> {
+    async fn greet(&self, tunnel: Tunnel, replica: &Replica) -> Result<Greeted, Fault> {
         let io = tunnel
             .open_control()
             .await
@@ -140,18 +177,15 @@ impl Uplink {
         };
         let hello = bounded(manager.hello(hello)).await?.into_inner();
         version::check("the traffic manager", &hello.version)?;
-        if !hello.cluster_domain.is_empty() {
-            self.shared.set_domain(&hello.cluster_domain);
-        }
         tunnel.set_candidates(addresses(&hello.candidates));
         let mut events = bounded(manager.watch_table(WatchTableRequest {}))
             .await?
             .into_inner();
         let first = bounded(events.message()).await?;
-        match first.and_then(|event| event.event) {
-            Some(snapshot @ Event::Snapshot(_)) => self.shared.apply(snapshot),
-            _ => return Err(temporary("the traffic manager sent no table")),
-        }
+        let first = first.and_then(|event| event.event);
+        let Some(table @ Event::Snapshot(_)) = first else {
+            return Err(temporary("the traffic manager sent no table"));
+        };
         if matches!(self.choice, PathChoice::UdpOnly) {
             udp_answers(&tunnel).await?;
         }
@@ -162,7 +196,12 @@ impl Uplink {
             version: hello.version,
         };
 
-        Ok((up, events))
+        Ok(Greeted {
+            up,
+            events,
+            table,
+            domain: hello.cluster_domain,
+        })
     }
 
     async fn refused(&self, replica: &Replica, error: ConnectError) -> Fault {
@@ -193,15 +232,16 @@ impl Uplink {
             established.up.tunnel.close(CloseCode::Quit).await;
             let cluster = self.login.cluster();
             cluster.delete_session(&established.session).await;
-            established = self.again(&mut backoff).await;
+            let lost = established.up.replica;
+            established = self.again(&lost, &mut backoff).await;
             backoff.reset();
         }
     }
 
-    async fn again(&self, backoff: &mut Backoff) -> Established {
+    async fn again(&self, lost: &str, backoff: &mut Backoff) -> Established {
         loop {
             sleep(backoff.pause(jitter())).await;
-            match self.establish_anew().await {
+            match self.establish_anew(lost).await {
                 Ok(established) => return established,
                 Err(fault) => {
                     tracing::info!(reason = %fault, "Not connected, trying again");
@@ -213,11 +253,12 @@ impl Uplink {
 
     /// As the user is known by now: groups that have changed make the API server refuse a Session
     /// with the old ones.
-    async fn establish_anew(&self) -> Result<Established, Fault> {
+    async fn establish_anew(&self, lost: &str) -> Result<Established, Fault> {
         let user = self.login.user().await?;
         let replicas = self.login.cluster().replicas().await?;
 
-        self.establish(&user, &replicas, &Progress::silent()).await
+        let silent = Progress::silent();
+        self.establish(&user, &replicas, Some(lost), &silent).await
     }
 
     /// Follows the table, renews the Session and keeps path T alive; returns why the tunnel ended.
@@ -334,14 +375,6 @@ async fn bounded<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Res
             "the traffic manager does not answer through the tunnel",
         )),
     }
-}
-
-/// Whether another replica may serve: no port can be forwarded to a node that is gone.
-fn is_of_replica(fault: &Fault) -> bool {
-    matches!(
-        fault.kind,
-        FaultKind::TemporaryFailure | FaultKind::Unavailable
-    )
 }
 
 fn temporary(message: &str) -> Fault {

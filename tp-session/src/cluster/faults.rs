@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tp_proto::{
-    crd::{GROUP, MANAGER_CONFIG_MAP},
+    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAMESPACE},
     fault::{Fault, FaultKind, chain},
 };
 
@@ -89,24 +89,42 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
         ),
         Doing::ReadKeys => format!(
             "you may not get the ConfigMap {MANAGER_CONFIG_MAP} in the namespace {manager}: if tp is \
-             there, ask an administrator to grant it (the role tp-connect there); if it is \
-             elsewhere, name that namespace with --manager-namespace"
+             there, ask an administrator for `{}`; if it is elsewhere, name that namespace with \
+             --manager-namespace",
+            grant(place, said)
         ),
         Doing::CreateSession if said.contains(POLICY) => {
             format!("the API server refuses the session: {said}")
         }
         Doing::CreateSession => format!(
-            "you may not create sessions.{GROUP} in the namespace {}: ask an administrator for the \
-             ClusterRole tp-user there, or choose another one with --namespace",
-            place.namespace
+            "you may not create sessions.{GROUP} in the namespace {}: ask an administrator for \
+             `{}`, or choose another one with --namespace",
+            place.namespace,
+            grant(place, said)
         ),
         Doing::PortForward(pod) => format!(
             "you may not get and create pods/portforward for {pod} in the namespace {manager}: ask \
-             an administrator to grant it (the role tp-connect there)"
+             an administrator for `{}`",
+            grant(place, said)
         ),
     };
 
     Fault::new(FaultKind::NoPermission, message)
+}
+
+/// The command that gives what is missing. The API server says whom it knows: `… is forbidden: User
+/// "alice" cannot …`.
+fn grant(place: &Place, said: &str) -> String {
+    let user = said
+        .split_once("User \"")
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .map_or("USER", |(user, _)| user);
+    let elsewhere = match place.manager_namespace.as_str() {
+        MANAGER_NAMESPACE => String::new(),
+        namespace => format!(" --manager-namespace {namespace}"),
+    };
+
+    format!("tp grant {user} --namespace {}{elsewhere}", place.namespace)
 }
 
 /// Whether an admission policy refuses, not a missing right.

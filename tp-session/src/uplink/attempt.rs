@@ -1,0 +1,144 @@
+//! One attempt for each replica, and which of them is taken.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, Shared as SharedFuture},
+    stream::FuturesUnordered,
+};
+use tokio::time::sleep;
+use tp_proto::{
+    crd::UserInfo,
+    fault::{Fault, FaultKind},
+};
+use tp_transport::{Identity, SessionRef};
+
+use super::super::cluster::{Cluster, Replica};
+
+/// Of one replica before another is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(1);
+
+/// A connection to one replica, with a Session of its own: a replica deletes that of a connection
+/// which has left it.
+pub(super) struct Attempt<'a> {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) replica: &'a Replica,
+    pub(super) identity: Identity,
+    pub(super) session: SharedFuture<BoxFuture<'static, Result<SessionRef, Fault>>>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Begins when it is polled.
+    pub(super) fn new(
+        cluster: Arc<Cluster>,
+        user: &UserInfo,
+        replica: &'a Replica,
+        identity: Identity,
+    ) -> Self {
+        let (maker, user, key) = (Arc::clone(&cluster), user.clone(), identity.clone());
+        let session = async move { maker.create_session(&user, &key).await };
+
+        Self {
+            cluster,
+            replica,
+            identity,
+            session: session.boxed().shared(),
+        }
+    }
+
+    /// Takes back what the API server was asked for, though nobody waits for the answer any more.
+    pub(super) async fn withdraw(&self) {
+        if let Ok(session) = self.session.clone().await {
+            self.cluster.delete_session(&session).await;
+        }
+    }
+}
+
+/// The first of `attempts` that succeeds, and how many have begun. Each begins when those before it
+/// have failed for a reason of their replica, or have had a head start; the others are dropped. None
+/// if there are none.
+pub(super) async fn race<T>(
+    attempts: Vec<BoxFuture<'_, Result<T, Fault>>>,
+) -> (Option<Result<T, Fault>>, usize) {
+    let mut left = attempts.into_iter();
+    let mut running = FuturesUnordered::new();
+    let (mut failure, mut begun) = (None, 0);
+    loop {
+        if let Some(attempt) = left.next() {
+            running.push(attempt);
+            begun += 1;
+        }
+        let result = tokio::select! {
+            result = running.next() => result,
+            () = sleep(HEAD_START), if left.len() > 0 => continue,
+        };
+        match result {
+            Some(Ok(opened)) => return (Some(Ok(opened)), begun),
+            Some(Err(fault)) => {
+                // Whatever is wrong, those who run may do better; but no other is asked in vain.
+                if !is_of_replica(&fault) {
+                    left = Vec::new().into_iter();
+                }
+                failure = Some(Err(fault));
+            }
+            None => return (failure, begun),
+        }
+    }
+}
+
+/// Whether another replica may serve: no port can be forwarded to a node that is gone.
+fn is_of_replica(fault: &Fault) -> bool {
+    matches!(
+        fault.kind,
+        FaultKind::TemporaryFailure | FaultKind::Unavailable
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    type Attempt = BoxFuture<'static, Result<u8, Fault>>;
+
+    async fn first(attempts: Vec<Attempt>) -> Option<Result<u8, Fault>> {
+        let limit = Duration::from_secs(10);
+
+        timeout(limit, race(attempts)).await.expect("it ends").0
+    }
+
+    fn told(result: Result<u8, FaultKind>) -> Attempt {
+        ready(result.map_err(|kind| Fault::new(kind, "no"))).boxed()
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_says_nothing_is_not_waited_for() {
+        let attempts = vec![pending().boxed(), told(Ok(2)), told(Ok(3))];
+
+        assert_eq!(first(attempts).await, Some(Ok(2)));
+    }
+
+    #[tokio::test]
+    async fn what_another_replica_may_do_better_is_tried_there() {
+        for (kind, expected) in [
+            (FaultKind::TemporaryFailure, Some(Ok(2))),
+            (FaultKind::Unavailable, Some(Ok(2))),
+            (
+                FaultKind::NoPermission,
+                Some(Err(Fault::new(FaultKind::NoPermission, "no"))),
+            ),
+        ] {
+            assert_eq!(first(vec![told(Err(kind)), told(Ok(2))]).await, expected);
+        }
+        let failure = Fault::new(FaultKind::Unavailable, "no");
+        let all = vec![
+            told(Err(FaultKind::TemporaryFailure)),
+            told(Err(FaultKind::Unavailable)),
+        ];
+        assert_eq!(first(all).await, Some(Err(failure)));
+    }
+}
