@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use crate::{
     exit,
-    install::{InstallArgs, UninstallArgs},
+    install::{GrantArgs, InstallArgs, UninstallArgs},
     output::Format,
 };
 
@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Install(Box<InstallArgs>),
     #[command(after_help = UNINSTALL_EXAMPLES)]
     Uninstall(Box<UninstallArgs>),
+    #[command(after_help = GRANT_EXAMPLES)]
+    Grant(Box<GrantArgs>),
     Completions(CompletionsArgs),
 }
 
@@ -66,8 +68,14 @@ Examples:
   tp install --image registry.example/tp:0.1.0 --replicas 2 --expose loadbalancer
   tp install --image registry.example/tp:0.1.0 --dry-run -o yaml > tp.yaml
 
-Users need the cluster role tp-user in the namespaces they work in:
-  kubectl create rolebinding tp-alice --clusterrole=tp-user --user=alice --namespace=shop";
+Nobody may connect before they are allowed to:
+  tp grant alice --namespace shop";
+
+const GRANT_EXAMPLES: &str = "\
+Examples:
+  tp grant alice --namespace shop
+  tp grant --group developers -n shop -n bank
+  tp grant system:serviceaccount:ci:robot -n ci --dry-run -o yaml > grant.yaml";
 
 const UNINSTALL_EXAMPLES: &str = "\
 Examples:
@@ -86,7 +94,7 @@ Examples:
 
 The first connect starts what is missing: the root daemon (through sudo, unless `tp-daemon
 install` has installed it as a service) and this user's session. The user needs the permissions
-of the cluster role tp-user; `tp install` creates it.";
+that `tp grant` gives.";
 
 /// Connect to a cluster
 ///

@@ -22,6 +22,7 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Exit
         Command::Version(_) => version::run(output).await?,
         Command::GatherLogs(args) => gather_logs::run(args, output).await?,
         Command::Install(args) => crate::install::install(*args, None, output).await?,
+        Command::Grant(args) => crate::install::grant(*args, output).await?,
         Command::Uninstall(args) => uninstall::run(*args, output).await?,
         Command::Completions(args) => completions::run(&args, output)?,
     }

@@ -1,4 +1,4 @@
-//! `tp install` and `tp uninstall`: the objects of tp in a cluster.
+//! `tp install`, `tp grant` and `tp uninstall`: the objects of tp in a cluster.
 //!
 //! Manifests are YAML templates in `install/manifests`, applied server-side, so that a second run
 //! converges and other field managers keep what is theirs. Nothing secret passes through here.
@@ -7,6 +7,7 @@ mod apply;
 mod args;
 mod checks;
 pub(crate) mod cluster;
+mod grant;
 mod manifests;
 mod object;
 mod rollout;
@@ -17,6 +18,7 @@ use tp_kube::Credential;
 use tp_proto::VERSION;
 
 pub(crate) use args::{InstallArgs, UninstallArgs};
+pub(crate) use grant::{GrantArgs, grant};
 pub(crate) use uninstall::{Left, uninstall};
 
 use crate::{
@@ -66,7 +68,7 @@ pub(crate) async fn install(
     let mut text = format!(
         "tp {VERSION} is installed in {} (namespace {namespace}).\n\
          Let somebody use it in a namespace:\n  \
-         kubectl create rolebinding tp-NAME --clusterrole=tp-user --user=NAME --namespace=NAMESPACE\n\
+         tp grant USER --namespace NAMESPACE\n\
          Then, on their machine: tp connect\n",
         cluster.server(),
     );

@@ -167,6 +167,12 @@ impl Testbed {
             .args(["install", &image, "--image-pull-policy=Never", "--wait=60s"])
             .env("KUBECONFIG", self.kubeconfig("admin"));
         run(&mut command, Duration::from_secs(90)).expect_success();
+        self.everybody_may_reach_the_manager();
+    }
+
+    /// Whoever is logged in may forward a port to it: what is refused, is refused for another reason.
+    pub fn everybody_may_reach_the_manager(&self) {
+        self.kubectl_apply(CONNECT);
     }
 
     #[track_caller]
@@ -279,6 +285,14 @@ pub fn text(value: &Value) -> String {
         .unwrap_or_else(|| panic!("a text is expected instead of {value}"))
         .to_owned()
 }
+
+const CONNECT: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: e2e-connect, namespace: tp-system}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: tp-connect}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: \"system:authenticated\"}]
+";
 
 const GRANTS: &str = "
 apiVersion: rbac.authorization.k8s.io/v1

@@ -135,7 +135,7 @@ fn each_flag_makes_its_field_and_the_next_install_takes_it_away() {
             replicas: Some(1),
             pull_policy: "IfNotPresent".into(),
             arguments: Vec::new(),
-            connect_groups: owned(&["system:authenticated"]),
+            connect_groups: Vec::new(),
             exposed: Vec::new(),
         };
         assert_eq!(plain, expected);

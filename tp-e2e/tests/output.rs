@@ -151,6 +151,12 @@ fn every_command_prints_the_fields_of_the_page() {
     for shell in ["bash", "zsh", "fish"] {
         check(&workstation, "`tp completions`", &["completions", shell]);
     }
+    let grant = ["grant", "e2e-nobody", "--namespace", "shop"];
+    check(&workstation, "`tp grant`", &grant);
+    for (name, namespace) in [("use", "shop"), ("connect", "tp-system")] {
+        let binding = format!("rolebinding/tp-{name}-user-e2e-nobody");
+        testbed().kubectl(&["delete", &binding, "--namespace", namespace]);
+    }
     let dry = ["uninstall", "--dry-run"];
     check(&workstation, "`tp uninstall --dry-run`", &dry);
 }

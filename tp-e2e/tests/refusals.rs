@@ -106,6 +106,68 @@ fn a_stranger_to_the_cluster_is_told_which_rule_is_missing() {
     workstation.tp(&["status"]).expect_code(3);
 }
 
+/// Takes back what was granted, also after a failure.
+struct Granted<'a>(&'a str);
+
+impl Drop for Granted<'_> {
+    fn drop(&mut self) {
+        for (purpose, namespace) in [("use", "shop"), ("connect", "tp-system")] {
+            let name = format!("tp-{purpose}-user-{}", self.0);
+            let namespace = format!("--namespace={namespace}");
+            let delete = ["delete", "rolebinding", "--ignore-not-found"];
+            testbed().kubectl(&[&delete[..], &[&name, &namespace]].concat());
+        }
+    }
+}
+
+/// Nobody may forward a port to the manager without a grant, for as long as this lives.
+struct OnlyGranted;
+
+impl OnlyGranted {
+    fn begin() -> Self {
+        let delete = ["delete", "rolebinding", "e2e-connect", "-n", "tp-system"];
+        testbed().kubectl(&delete);
+        Self
+    }
+}
+
+impl Drop for OnlyGranted {
+    fn drop(&mut self) {
+        testbed().everybody_may_reach_the_manager();
+    }
+}
+
+#[test]
+fn a_refused_connect_names_the_command_that_grants_it() {
+    let _connect = OnlyGranted::begin();
+    let workstation = Workstation::new(Account::Member, "stranger");
+    let _granted = Granted("stranger");
+    let granting = "tp grant stranger --namespace shop";
+
+    let refused = workstation.tp(&["connect", "--namespace", "shop"]);
+    assert_eq!(refused.code(), 77, "{refused}");
+    assert!(
+        refused.stderr.contains(&format!("`{granting}`")),
+        "{refused}"
+    );
+
+    let words: Vec<&str> = granting.split(' ').collect();
+    let mut grant = workstation.command_as(Account::Root, &words);
+    run(
+        grant.env("KUBECONFIG", testbed().kubeconfig("admin")),
+        PATIENCE,
+    )
+    .expect_success();
+
+    eventually("the right to count", COUNTS, || {
+        let connected = workstation.tp(&["connect", "--namespace", "shop"]);
+        match connected.status.success() {
+            true => Ok(()),
+            false => Err(connected.to_string()),
+        }
+    });
+}
+
 #[test]
 fn a_user_outside_the_group_cannot_use_the_root_daemon() {
     let owner = Workstation::shared();

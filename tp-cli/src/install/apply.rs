@@ -50,7 +50,7 @@ pub(crate) async fn apply(
     Ok(foreign)
 }
 
-async fn apply_one(cluster: &Cluster, object: &Object) -> Result<(), Fault> {
+pub(crate) async fn apply_one(cluster: &Cluster, object: &Object) -> Result<(), Fault> {
     let params = PatchParams::apply(FIELD_MANAGER).force();
     object
         .api(cluster)

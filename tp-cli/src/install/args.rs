@@ -7,7 +7,6 @@ use tp_proto::crd::MANAGER_NAMESPACE;
 
 use crate::cli::ClusterArgs;
 
-const DEFAULT_CONNECT_GROUP: &str = "system:authenticated";
 const DEFAULT_WAIT: Duration = Duration::from_secs(120);
 
 /// Put tp into a cluster, or bring what is there to this version and these flags
@@ -48,8 +47,11 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "HOW", default_value = "nodeport")]
     pub(crate) expose: Expose,
 
-    /// Who may forward a port to the managers, which admit nobody without a Session (repeatable)
-    #[arg(long, value_name = "GROUP", default_value = DEFAULT_CONNECT_GROUP)]
+    /// Who may forward a port to the managers beside those whom `tp grant` lets (repeatable)
+    ///
+    /// The managers admit nobody without a Session. Mind that in some clouds everybody with any
+    /// account there is in the group system:authenticated.
+    #[arg(long, value_name = "GROUP")]
     pub(crate) connect_group: Vec<String>,
 
     /// Destinations that users may reach although they belong to the cluster itself (repeatable)
@@ -82,7 +84,7 @@ impl InstallArgs {
             namespace,
             replicas: 1,
             expose: Expose::NodePort,
-            connect_group: vec![DEFAULT_CONNECT_GROUP.into()],
+            connect_group: Vec::new(),
             allow: Vec::new(),
             dry_run: false,
             wait: Wait(DEFAULT_WAIT),

@@ -1,0 +1,226 @@
+//! `tp grant`: what an administrator makes for somebody who is to connect.
+
+use clap::Args;
+use kube::api::DynamicObject;
+use serde_json::json;
+use tp_proto::{
+    crd::MANAGER_NAMESPACE,
+    fault::{Fault, FaultKind},
+};
+
+use super::{apply, cluster::Cluster, object::Object, print};
+use crate::{cli::ClusterArgs, output::Output};
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+const CONNECT_ROLE: &str = "tp-connect";
+
+/// Let a user or a group connect, and reach what is in these namespaces
+///
+/// Makes a RoleBinding to the ClusterRole tp-user in each namespace, and one to the Role tp-connect
+/// in that of the traffic manager, for forwarding a port to it. With --dry-run the objects are
+/// printed instead. `kubectl delete rolebinding` takes a right back.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GrantArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Who may connect, by the name that the API server knows them by (`kubectl auth whoami`)
+    #[arg(value_name = "USER", required_unless_present = "group")]
+    pub(crate) user: Option<String>,
+
+    /// A group whose members may connect (repeatable)
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Vec<String>,
+
+    /// Where they may connect to (repeatable)
+    #[arg(
+        long,
+        short,
+        value_name = "NAMESPACE",
+        required = true,
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) namespace: Vec<String>,
+
+    /// Namespace of the traffic manager
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = MANAGER_NAMESPACE,
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) manager_namespace: String,
+
+    /// Print the objects instead of applying them: as YAML, or with --output json as one List
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Somebody to whom a role is bound.
+struct Subject<'a> {
+    kind: &'static str,
+    name: &'a str,
+}
+
+impl GrantArgs {
+    fn subjects(&self) -> impl Iterator<Item = Subject<'_>> {
+        let users = self.user.iter().map(|name| Subject { kind: "User", name });
+        users.chain(self.group.iter().map(|name| Subject {
+            kind: "Group",
+            name,
+        }))
+    }
+
+    fn objects(&self) -> Vec<Object> {
+        let mut objects = Vec::new();
+        for subject in self.subjects() {
+            objects.push(subject.binding(&self.manager_namespace, "connect", "Role", CONNECT_ROLE));
+            for namespace in &self.namespace {
+                objects.push(subject.binding(namespace, "use", "ClusterRole", "tp-user"));
+            }
+        }
+
+        objects
+    }
+}
+
+impl Subject<'_> {
+    /// One for each, so that a right is taken back by its name.
+    fn binding(&self, namespace: &str, purpose: &str, role_kind: &str, role: &str) -> Object {
+        // In the names of RBAC's objects all is allowed that is in a path's segment.
+        let name = self.name.replace(['/', '%'], "_");
+        let kind = self.kind.to_lowercase();
+
+        Object {
+            value: json!({
+                "apiVersion": format!("{RBAC}/v1"),
+                "kind": "RoleBinding",
+                "metadata": {"name": format!("tp-{purpose}-{kind}-{name}"), "namespace": namespace},
+                "roleRef": {"apiGroup": RBAC, "kind": role_kind, "name": role},
+                "subjects": [{"apiGroup": RBAC, "kind": self.kind, "name": self.name}],
+            }),
+        }
+    }
+}
+
+pub(crate) async fn grant(args: GrantArgs, output: Output) -> anyhow::Result<()> {
+    let objects = args.objects();
+    if args.dry_run {
+        return print(&objects, output);
+    }
+    let cluster = Cluster::connect(&args.cluster, None).await?;
+    check_installed(&cluster, &args.manager_namespace).await?;
+    for object in &objects {
+        apply::apply_one(&cluster, object).await?;
+    }
+
+    let titles: Vec<String> = objects.iter().map(Object::title).collect();
+    let granted = json!({
+        "server": cluster.server(),
+        "users": args.user.iter().collect::<Vec<_>>(),
+        "groups": args.group,
+        "namespaces": args.namespace,
+        "bindings": titles,
+    });
+
+    output.print(&granted, &sentence(&args, &titles))
+}
+
+fn sentence(args: &GrantArgs, bindings: &[String]) -> String {
+    let names: Vec<&str> = args.subjects().map(|subject| subject.name).collect();
+
+    format!(
+        "{} may connect with `tp connect --namespace {}`.\nMade: {}\n",
+        names.join(", "),
+        args.namespace.join("`, `tp connect --namespace "),
+        bindings.join(", "),
+    )
+}
+
+/// Bindings to roles that are not there would be made without a word.
+async fn check_installed(cluster: &Cluster, namespace: &str) -> Result<(), Fault> {
+    let role = Object {
+        value: json!({
+            "apiVersion": format!("{RBAC}/v1"),
+            "kind": "Role",
+            "metadata": {"name": CONNECT_ROLE, "namespace": namespace},
+        }),
+    };
+    let found: Option<DynamicObject> = role
+        .api(cluster)
+        .get_opt(role.name())
+        .await
+        .map_err(|error| cluster.fault(&format!("read {}", role.title()), &error))?;
+    if found.is_some() {
+        return Ok(());
+    }
+    let message = format!(
+        "tp is not installed in the namespace {namespace} of {}: `tp install --image REF` installs \
+         it, or name another one with --manager-namespace",
+        cluster.server()
+    );
+
+    Err(Fault::new(FaultKind::NotInstalled, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn bindings(line: &str) -> Vec<Value> {
+        let command = Cli::try_parse_from(line.split(' ')).unwrap().command;
+        let Command::Grant(args) = command else {
+            panic!("{command:?}");
+        };
+
+        args.objects().into_iter().map(|it| it.value).collect()
+    }
+
+    #[test]
+    fn each_namespace_and_that_of_the_manager_gets_a_binding() {
+        let made = bindings("tp grant alice@corp.test -n shop -n bank --manager-namespace m");
+
+        let told: Vec<_> = made
+            .iter()
+            .map(|it| (&it["metadata"]["namespace"], &it["roleRef"]["name"]))
+            .collect();
+        let expected = [
+            ("m", "tp-connect"),
+            ("shop", "tp-user"),
+            ("bank", "tp-user"),
+        ];
+        assert_eq!(told.len(), expected.len());
+        for ((namespace, role), (expected_namespace, expected_role)) in told.iter().zip(expected) {
+            assert_eq!(
+                (*namespace, *role),
+                (&json!(expected_namespace), &json!(expected_role))
+            );
+        }
+        for it in &made {
+            assert_eq!(it["subjects"][0]["kind"], "User");
+            assert_eq!(it["subjects"][0]["name"], "alice@corp.test");
+        }
+    }
+
+    #[test]
+    fn users_and_groups_of_one_name_have_bindings_of_their_own() {
+        let made = bindings("tp grant ops --group ops --group a/b -n shop");
+
+        let mut names: Vec<_> = made.iter().map(|it| &it["metadata"]["name"]).collect();
+        assert_eq!(names.len(), 6);
+        names.dedup();
+        assert!(names.contains(&&json!("tp-use-group-a_b")), "{names:?}");
+        assert!(names.contains(&&json!("tp-use-user-ops")), "{names:?}");
+    }
+
+    #[test]
+    fn somebody_and_a_namespace_are_needed() {
+        for line in ["tp grant -n shop", "tp grant alice"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

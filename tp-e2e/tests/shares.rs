@@ -1,0 +1,132 @@
+//! What one session, one stranger or one hanging server takes from the others: nothing.
+
+use std::{
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tp_e2e::{
+    cluster::testbed,
+    firewall::{Rule, named, of_process},
+    process::Running,
+    user::Account,
+    workstation::Workstation,
+};
+
+/// Each concerns every session.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connected(person: &str) -> Workstation {
+    let workstation = Workstation::new(Account::Member, person);
+    workstation.connect(&["--namespace", "shop"]);
+
+    workstation
+}
+
+/// Begins 600 connections to a port that says nothing, then makes one to `web.shop`; says how long
+/// that took in milliseconds, and how many of the others have ended.
+const BESIDE: &str = r#"
+import select, socket, sys, time
+silent = [socket.socket() for _ in range(600)]
+for s in silent:
+    s.setblocking(False)
+    s.connect_ex((sys.argv[1], 7999))
+time.sleep(2)
+begun = time.monotonic()
+socket.create_connection(("web.shop", 80), 10)
+took = time.monotonic() - begun
+print(int(took * 1000), len(select.select([], silent, [], 0)[1]))
+"#;
+
+#[test]
+fn a_silent_target_takes_nothing_from_the_others() {
+    let _alone = alone();
+    let workstation = connected("dev");
+    let silent = testbed().pod_ip("shop", "echo");
+    let nodes = ["1", "2"].map(|node| named(&testbed().namespace(node)));
+    let port = ["-p", "tcp", "-d", &silent, "--dport", "7999", "-j", "DROP"];
+    let _rule = Rule::insert(nodes, ["raw", "PREROUTING"], &port);
+
+    let told = workstation.run(&["/usr/bin/python3", "-c", BESIDE, &silent]);
+
+    let told = told.expect_success();
+    let (took, ended) = told.trim().split_once(' ').expect("two numbers");
+    let took: u64 = took.parse().unwrap();
+    assert!(took < 1500, "{took} ms");
+    assert_eq!(ended, "0", "as without tp, they wait");
+}
+
+/// Connects to the port for path T, over and over, and says nothing: as many as sys.argv[1] at once,
+/// each for four seconds.
+const STRANGER: &str = r#"
+import collections, resource, socket, sys, time
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+held, room = collections.deque(), int(sys.argv[1])
+while True:
+    held.append(socket.create_connection(("127.0.0.1", 7070), 5))
+    if len(held) == room: print("full", flush=True)
+    if len(held) > room: held.popleft().close()
+    if len(held) >= room: time.sleep(4 / room)
+"#;
+
+#[test]
+fn a_stranger_takes_no_room_from_those_who_connect() {
+    let _alone = alone();
+    testbed().install_tp();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let &[(manager, _)] = testbed().managers().as_slice() else {
+        panic!("one manager is expected");
+    };
+    let mut stranger = Command::new("nsenter");
+    stranger.args(of_process(manager));
+    stranger.args(["/usr/bin/python3", "-c", STRANGER, "3000"]);
+    let mut stranger = Running::start(&mut stranger);
+    stranger.wait_for("full", Duration::from_secs(30));
+
+    for _ in 0..12 {
+        let begun = Instant::now();
+        workstation.connect(&["--namespace", "shop"]);
+        let took = begun.elapsed();
+        workstation.tp(&["quit"]).expect_success();
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+
+    assert!(!stranger.has_ended(), "the stranger was there throughout");
+}
+
+/// Seconds that a connection to `web.shop` takes, in milliseconds.
+fn connects(workstation: &Workstation) -> u64 {
+    let script = "import socket, time; t = time.monotonic(); \
+                  socket.create_connection(('web.shop', 80), 20); \
+                  print(int((time.monotonic() - t) * 1000))";
+    let told = workstation.run(&["/usr/bin/python3", "-c", script]);
+
+    told.expect_success().trim().parse().expect("a number")
+}
+
+#[test]
+fn a_hanging_api_server_costs_a_dial_nothing() {
+    let _alone = alone();
+    let workstation = connected("dev");
+    connects(&workstation);
+    let managers = testbed().managers();
+    let places = managers.iter().map(|(pid, _)| of_process(*pid));
+    let silent = ["-p", "tcp", "-d", "10.96.0.1", "-j", "DROP"];
+    let rule = Rule::insert(places, ["filter", "OUTPUT"], &silent);
+    let end = Instant::now() + Duration::from_secs(12);
+
+    // Longer than what is known is fresh, and than a review may take.
+    let mut slowest = 0;
+    while Instant::now() < end {
+        slowest = slowest.max(connects(&workstation));
+    }
+    drop(rule);
+
+    assert!(slowest < 1000, "{slowest} ms");
+    testbed().manager_ready();
+}
