@@ -26,7 +26,7 @@ pub(crate) struct GrantArgs {
 
     /// Who may connect, by the name that the API server knows them by (`kubectl auth whoami`)
     #[arg(value_name = "USER", required_unless_present = "group")]
-    pub(crate) user: Option<String>,
+    pub(crate) person: Option<String>,
 
     /// A group whose members may connect (repeatable)
     #[arg(long, value_name = "GROUP")]
@@ -64,7 +64,10 @@ struct Subject<'a> {
 
 impl GrantArgs {
     fn subjects(&self) -> impl Iterator<Item = Subject<'_>> {
-        let users = self.user.iter().map(|name| Subject { kind: "User", name });
+        let users = self
+            .person
+            .iter()
+            .map(|name| Subject { kind: "User", name });
         users.chain(self.group.iter().map(|name| Subject {
             kind: "Group",
             name,
@@ -117,7 +120,7 @@ pub(crate) async fn grant(args: GrantArgs, output: Output) -> anyhow::Result<()>
     let titles: Vec<String> = objects.iter().map(Object::title).collect();
     let granted = json!({
         "server": cluster.server(),
-        "users": args.user.iter().collect::<Vec<_>>(),
+        "users": args.person.iter().collect::<Vec<_>>(),
         "groups": args.group,
         "namespaces": args.namespace,
         "bindings": titles,
