@@ -186,7 +186,7 @@ fn a_missing_permission_is_named() {
         &workstation,
         &["--namespace", "shop"],
         77,
-        &["create", "sessions", "shop", "tp-user"],
+        &["create", "sessions", "tp grant limited --namespace shop"],
     );
 }
 

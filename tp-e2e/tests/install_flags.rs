@@ -233,6 +233,15 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
         let refused = workstation.tp(&["connect", "--namespace", "shop"]);
         assert_eq!(refused.code(), 77, "{refused}");
         assert!(refused.stderr.contains("--manager-namespace"), "{refused}");
+        let grant = [
+            "grant",
+            "dev",
+            "-n",
+            "shop",
+            "--manager-namespace",
+            "tp-elsewhere",
+        ];
+        tp(&grant).expect_success();
         workstation.connect(&["--namespace", "shop", "--manager-namespace", "tp-elsewhere"]);
         assert_eq!(workstation.status()["manager"]["namespace"], "tp-elsewhere");
         let page = workstation
@@ -243,5 +252,6 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
 
         tp(&[&["uninstall", "--everything", "--yes"], &elsewhere[..]].concat()).expect_success();
         assert!(!namespaces().contains("tp-elsewhere"), "{}", namespaces());
+        testbed().kubectl(&["delete", "rolebinding", "tp-use-user-dev", "-n", "shop"]);
     });
 }
