@@ -11,8 +11,9 @@ use std::{
 
 use tp_e2e::{
     cluster::testbed,
-    conditions::{Lan, Server, inside},
+    conditions::{Lan, Server},
     far_host::FarHost,
+    firewall::{Rule, named},
     name_server::Route,
     netns,
     process::{PATIENCE, Running, eventually, run},
@@ -114,31 +115,12 @@ fn all_of_the_internet_through_the_cluster_is_without_loopback_and_the_office() 
 }
 
 /// Lets the workstation reach one address in the cluster without tp; undone when dropped.
-struct WayIn(&'static str);
+fn way_in() -> Rule {
+    let node = named(&testbed().namespace("1"));
+    let words = "-s 172.30.0.200 -d 10.96.0.1 -p tcp --dport 443 -j ACCEPT";
+    let words: Vec<&str> = words.split(' ').collect();
 
-impl WayIn {
-    const RULE: &'static str =
-        "PREROUTING -s 172.30.0.200 -d 10.96.0.1 -p tcp --dport 443 -j ACCEPT";
-
-    fn open() -> Self {
-        let rule = Self::RULE.replacen("PREROUTING", "PREROUTING 1", 1);
-        inside(
-            &testbed().namespace("1"),
-            &[&format!("iptables -w -t raw -I {rule}")],
-        );
-        Self(Self::RULE)
-    }
-}
-
-impl Drop for WayIn {
-    fn drop(&mut self) {
-        let words = format!("iptables -w -t raw -D {}", self.0);
-        let words: Vec<&str> = words.split(' ').collect();
-        run(
-            testbed().inside(&testbed().namespace("1")).args(words),
-            PATIENCE,
-        );
-    }
+    Rule::insert([node], ["raw", "PREROUTING"], &words)
 }
 
 #[track_caller]
@@ -160,7 +142,7 @@ fn kubectl_works_before_and_while_connected(workstation: &Workstation) {
 #[test]
 fn the_api_server_is_reached_as_before_also_by_a_name_that_leads_into_the_cluster() {
     let _alone = alone();
-    let _way = WayIn::open();
+    let _way = way_in();
     let workstation = Workstation::new(Account::Member, "dev");
     workstation.set_hosts("127.0.0.1 localhost\n10.96.0.1 api.lab\n");
     workstation.set_cluster(&[

@@ -8,7 +8,7 @@ use tp_e2e::{
     user::Account,
 };
 
-use super::support::{Desk, cluster, user};
+use super::support::{COPY, Desk, cluster, user};
 
 /// A gateway by HTTP at port 8443 that logs in as the user of a kubeconfig, and writes down the heads
 /// of the requests. To those that ask for one of the named upgrades it gives an answer of its own; where
@@ -24,13 +24,6 @@ def file(data):
     return it.name
 tls = ssl.create_default_context(cafile=file(cluster['certificate-authority-data']))
 tls.load_cert_chain(file(user['client-certificate-data']), file(user['client-key-data']))
-async def copy(reader, writer):
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except OSError: pass
-    finally: writer.close()
 async def serve(reader, writer):
     head = (await reader.readuntil(b'\r\n\r\n')).decode()
     with open(log, 'a') as file: file.write(head)
@@ -68,7 +61,8 @@ impl Gateway {
         let log = desk.workstation.home().join("asked");
         fs::write(&log, "").unwrap();
         let config = desk.workstation.kubeconfig().to_str().unwrap();
-        let program = ["/usr/bin/python3", "-c", GATEWAY];
+        let script = format!("{COPY}{GATEWAY}");
+        let program = ["/usr/bin/python3", "-c", &script];
         let words = [config, log.to_str().unwrap(), answer];
         let words = [&program[..], &words, refused].concat();
         let mut running = Running::start(&mut desk.workstation.command_as(Account::Root, &words));

@@ -7,20 +7,13 @@ use tp_e2e::{
     user::Account,
 };
 
-use super::support::{Desk, cluster};
+use super::support::{COPY, Desk, cluster};
 
 /// A proxy by CONNECT and by SOCKS5 (RFC 1928) at port 3128 that writes down whom it was asked for;
 /// where credentials are named, CONNECT needs them. Port 6443 leads to the API server.
 const PROXY: &str = r#"
 import asyncio, base64, sys
 log, credentials = sys.argv[1], sys.argv[2:]
-async def copy(reader, writer):
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except OSError: pass
-    finally: writer.close()
 async def join(reader, writer, host, port, words=b''):
     there, away = await asyncio.open_connection(host, port)
     writer.write(words)
@@ -67,7 +60,8 @@ impl Proxy {
     fn start(desk: &Desk, credentials: &[&str]) -> Self {
         let log = desk.workstation.home().join("proxied");
         fs::write(&log, "").unwrap();
-        let words = ["/usr/bin/python3", "-c", PROXY, log.to_str().unwrap()];
+        let script = format!("{COPY}{PROXY}");
+        let words = ["/usr/bin/python3", "-c", &script, log.to_str().unwrap()];
         let words = [&words[..], credentials].concat();
         let mut running = Running::start(&mut desk.workstation.command_as(Account::Root, &words));
         running.wait_for("ready", PATIENCE);

@@ -18,6 +18,17 @@ use tp_e2e::{
 /// For one of the two programs: kubectl gives up first.
 const BOUND: Duration = Duration::from_secs(40);
 
+/// Of the programs in Python that stand on the way to the API server: one direction of a connection.
+pub(crate) const COPY: &str = r#"
+async def copy(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError: pass
+    finally: writer.close()
+"#;
+
 /// One workstation at a time: proxies and forwarders have ports of their own.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
