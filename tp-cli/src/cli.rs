@@ -223,7 +223,7 @@ pub(crate) enum Transport {
 
 /// End the connection
 ///
-/// Returns when the machine is as before. Fails with exit code 3 when there is nothing to end.
+/// Returns when the machine is as before. That there is nothing to end is fine.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tp quit\n  tp quit --stop-daemons")]
 pub(crate) struct QuitArgs {
@@ -247,13 +247,17 @@ Without a session the state is `disconnected` and the exit code 3.";
 #[command(after_help = STATUS_HELP)]
 pub(crate) struct StatusArgs {}
 
-/// List the workloads of a namespace with their ready replicas and ports
+/// List the workloads of one namespace, or of all, with their ready replicas and ports
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tp list\n  tp list -n shop -o json")]
+#[command(after_help = "Examples:\n  tp list\n  tp list -A\n  tp list -n shop -o json")]
 pub(crate) struct ListArgs {
     /// Namespace; the connected one by default
     #[arg(long, short, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
+
+    /// All namespaces that the user may reach
+    #[arg(long, short = 'A', conflicts_with = "namespace")]
+    pub(crate) all_namespaces: bool,
 }
 
 /// Show the versions of client, session, root daemon and traffic manager

@@ -6,7 +6,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::ValueEnum;
+use clap::{
+    ValueEnum,
+    error::{ContextKind, ContextValue},
+};
 use serde::Serialize;
 use tp_proto::fault::{Fault, FaultKind};
 
@@ -27,10 +30,29 @@ Exit codes:
   78     the kubeconfig, or something it names, is wrong
   128+N  interrupted by signal N
 
-Errors: text on standard error; with --output json or yaml, the object
-{\"error\": {\"kind\": ..., \"message\": ...}} on standard output, where kind is one of failed,
-usage, not_connected, already_connected, not_installed, unavailable, temporary_failure,
-no_permission, config.";
+Errors are on standard error: text, or with --output json or yaml the object
+{\"error\": {\"kind\": ..., \"message\": ...}}, where kind is one of failed, usage, not_connected,
+already_connected, not_installed, unavailable, temporary_failure, no_permission, config.";
+
+/// What users of other tools type, and what they mean.
+const WORDS: [(&[&str], &str); 4] = [
+    (
+        &["helm", "upgrade"],
+        "`tp install` puts the traffic manager into a cluster, and brings it to this version",
+    ),
+    (
+        &["leave", "disconnect", "stop"],
+        "`tp quit` ends the connection",
+    ),
+    (
+        &["intercept", "ingest", "replace", "wiretap"],
+        "there are no intercepts yet: `tp connect` reaches the cluster",
+    ),
+    (
+        &["logs", "loglevel"],
+        "`tp gather-logs` collects the logs",
+    ),
+];
 
 /// `tp` was asked to stop while it worked, and has undone what it had begun, or could not.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +96,12 @@ pub(crate) fn report(error: &anyhow::Error, output: Output) -> ExitCode {
 }
 
 /// Prints what clap says: help and version on standard output, mistakes as errors.
-pub(crate) fn usage(error: &clap::Error, args: impl Iterator<Item = OsString>) -> ExitCode {
+pub(crate) fn usage(mut error: clap::Error, args: impl Iterator<Item = OsString>) -> ExitCode {
     let format = format_in(args);
+    if let Some(tip) = tip(&error) {
+        let tip = ContextValue::StyledStrs(vec![tip.into()]);
+        error.insert(ContextKind::Suggested, tip);
+    }
     if error.use_stderr() && format != Format::Text {
         let text = error.render().to_string();
         let text = text.trim().trim_start_matches("error: ");
@@ -93,6 +119,17 @@ pub(crate) fn usage(error: &clap::Error, args: impl Iterator<Item = OsString>) -
     })
 }
 
+fn tip(error: &clap::Error) -> Option<&'static str> {
+    let ContextValue::String(word) = error.get(ContextKind::InvalidSubcommand)? else {
+        return None;
+    };
+    let (_, tip) = WORDS
+        .iter()
+        .find(|(words, _)| words.contains(&word.as_str()))?;
+
+    Some(tip)
+}
+
 /// The exit code of a shell for a process that ended by this signal.
 pub(crate) fn of_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
@@ -107,7 +144,7 @@ fn print_error(kind: FaultKind, message: &str, output: Output) {
     let _ = match output.format() {
         Format::Text => writeln!(io::stderr().lock(), "tp: {message}"),
         Format::Json | Format::Yaml => output
-            .object(&ErrorObject { error })
+            .error(&ErrorObject { error })
             .map_err(io::Error::other),
     };
 }
@@ -161,6 +198,8 @@ fn format_in(args: impl Iterator<Item = OsString>) -> Format {
 mod tests {
     use anyhow::Context as _;
 
+    use clap::Parser as _;
+
     use super::*;
 
     fn format_of(line: &str) -> Format {
@@ -195,6 +234,19 @@ mod tests {
             error.downcast_ref::<Fault>().map(|fault| fault.kind),
             Some(FaultKind::Config)
         );
+    }
+
+    #[test]
+    fn words_of_other_tools_are_answered_with_ours() {
+        let of = |line: &str| {
+            let error = crate::cli::Cli::try_parse_from(line.split(' ')).unwrap_err();
+            tip(&error)
+        };
+
+        assert!(of("tp helm install").unwrap().contains("tp install"));
+        assert!(of("tp leave web").unwrap().contains("tp quit"));
+        assert_eq!(of("tp frob"), None);
+        assert_eq!(of("tp connect --frob"), None);
     }
 
     #[test]

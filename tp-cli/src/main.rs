@@ -27,7 +27,7 @@ mod spawn;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return exit::usage(&error, std::env::args_os()),
+        Err(error) => return exit::usage(error, std::env::args_os()),
     };
     let output = Output::new(cli.output);
 

@@ -54,6 +54,18 @@ impl Output {
 
     /// Prints `value` as JSON or YAML.
     pub(crate) fn object(self, value: &impl Serialize) -> anyhow::Result<()> {
+        print_all(&self.rendered(value)?)
+    }
+
+    /// The same on standard error.
+    pub(crate) fn error(self, value: &impl Serialize) -> anyhow::Result<()> {
+        let text = self.rendered(value)?;
+        let written = io::stderr().lock().write_all(text.as_bytes());
+
+        written.context("cannot write to standard error")
+    }
+
+    fn rendered(self, value: &impl Serialize) -> anyhow::Result<String> {
         let mut text = match self.format {
             Format::Yaml => serde_norway::to_string(value).context("cannot print YAML")?,
             Format::Text | Format::Json => {
@@ -64,7 +76,7 @@ impl Output {
             text.push('\n');
         }
 
-        print_all(&text)
+        Ok(text)
     }
 }
 

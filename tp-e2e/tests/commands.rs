@@ -175,6 +175,13 @@ fn list_shows_the_workloads_of_the_connected_namespace() {
         .tp(&["list", "--namespace", "team-b"])
         .expect_success();
     assert!(text.contains("echo") && !text.contains("mariadb"), "{text}");
+
+    let all = workstation.tp(&["list", "-A"]).expect_success();
+    let rows: BTreeSet<&str> = all
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(rows, BTreeSet::from(["NAMESPACE", "shop", "team-b"]), "{all}");
 }
 
 #[test]
@@ -405,6 +412,7 @@ fn help_is_there_for_every_command_and_fast() {
         "version",
         "gather-logs",
         "install",
+        "grant",
         "uninstall",
         "completions",
     ] {

@@ -96,11 +96,16 @@ fn assert_as_documented(title: &str, value: &Value) {
 /// The one object that a command printed.
 #[track_caller]
 fn object(format: &str, finished: &Finished) -> Value {
+    let text = match finished.status.success() || !finished.stdout.is_empty() {
+        true => &finished.stdout,
+        false => &finished.stderr,
+    };
     let value: Value = match format {
-        "json" => finished.json(),
+        "json" => serde_json::from_str(text)
+            .unwrap_or_else(|error| panic!("no JSON ({error}) from {finished}")),
         _ => {
-            assert!(!finished.stdout.starts_with('{'), "{finished}");
-            serde_norway::from_str(&finished.stdout)
+            assert!(!text.starts_with('{'), "{finished}");
+            serde_norway::from_str(text)
                 .unwrap_or_else(|error| panic!("no YAML ({error}) from {finished}"))
         }
     };

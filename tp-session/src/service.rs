@@ -2,14 +2,14 @@
 
 use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, Stream};
+use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, stream};
 use tokio::{
     sync::{Mutex, mpsc, watch},
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status as GrpcStatus};
+use tonic::{Request, Response, Status as GrpcStatus, transport::Channel};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{
@@ -17,7 +17,7 @@ use tp_proto::{
         QuitResponse, Status, StatusRequest, VersionRequest, VersionResponse, Workload,
         connect_event::Event, session_server::Session,
     },
-    tunnel::{ListWorkloadsRequest, WorkloadPort},
+    tunnel::{ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
 };
 use tp_transport::ipc::Presence;
 
@@ -36,6 +36,7 @@ mod users;
 
 /// Events that wait for a slow reader; when full, whoever is told waits with it.
 const EVENTS: usize = 16;
+const PARALLEL_LISTS: usize = 2;
 const LIST_LIMIT: Duration = Duration::from_secs(8);
 /// A session that nobody connects with ends.
 const UNUSED: Duration = Duration::from_secs(30);
@@ -371,43 +372,25 @@ impl Session for Service {
         request: Request<ListRequest>,
     ) -> Result<Response<ListResponse>, GrpcStatus> {
         let connection = self.connected().await?;
-        let namespace = match request.into_inner().namespace {
-            empty if empty.is_empty() => connection.place.namespace.clone(),
-            namespace => namespace,
+        let request = request.into_inner();
+        let namespaces = match request.namespace {
+            _ if request.all_namespaces => connection.shared.namespaces(),
+            empty if empty.is_empty() => vec![connection.place.namespace.clone()],
+            namespace => vec![namespace],
         };
-        let Some(mut up) = connection.shared.up() else {
+        let Some(up) = connection.shared.up() else {
             let reason = connection.shared.reason.borrow().clone();
             let message = format!("there is no tunnel at the moment: {reason}");
             return Err(Fault::new(FaultKind::Unavailable, message).into());
         };
-        let call = up
-            .manager
-            .list_workloads(ListWorkloadsRequest { namespace });
-        let listed = match timeout(LIST_LIMIT, call).await {
-            Ok(Ok(listed)) => listed.into_inner(),
-            Ok(Err(status)) if status.code() == tonic::Code::PermissionDenied => {
-                return Err(Fault::new(FaultKind::NoPermission, status.message()).into());
-            }
-            Ok(Err(status)) => {
-                return Err(Fault::new(FaultKind::Unavailable, status.message()).into());
-            }
-            Err(_) => {
-                let message = "the traffic manager does not list the workloads in time";
-                return Err(Fault::new(FaultKind::Unavailable, message).into());
-            }
-        };
-        let workloads = listed
-            .workloads
-            .into_iter()
-            .map(|it| Workload {
-                kind: it.kind,
-                name: it.name,
-                namespace: it.namespace,
-                ready: it.ready,
-                desired: it.desired,
-                ports: it.ports.iter().map(port).collect(),
-            })
-            .collect();
+        let listings = stream::iter(namespaces)
+            .map(|namespace| workloads(up.manager.clone(), namespace, request.all_namespaces))
+            .buffered(PARALLEL_LISTS);
+        let workloads = timeout(LIST_LIMIT, listings.try_concat());
+        let workloads = workloads.await.unwrap_or_else(|_| {
+            let message = "the traffic manager does not list the workloads in time";
+            Err(Fault::new(FaultKind::Unavailable, message))
+        })?;
 
         Ok(Response::new(ListResponse { workloads }))
     }
@@ -433,6 +416,38 @@ impl Session for Service {
 
         Ok(Response::new(versions))
     }
+}
+
+/// The workloads of a namespace, as the manager lists them.
+async fn workloads(
+    mut manager: ManagerClient<Channel>,
+    namespace: String,
+    is_one_of_all: bool,
+) -> Result<Vec<Workload>, Fault> {
+    let listed = manager.list_workloads(ListWorkloadsRequest { namespace });
+    let listed = match listed.await {
+        Ok(listed) => listed,
+        Err(status) if status.code() == tonic::Code::PermissionDenied => {
+            // A right that has just gone.
+            if is_one_of_all {
+                return Ok(Vec::new());
+            }
+            return Err(Fault::new(FaultKind::NoPermission, status.message()));
+        }
+        Err(status) => return Err(Fault::new(FaultKind::Unavailable, status.message())),
+    };
+    let workloads = listed.into_inner().workloads.into_iter();
+
+    Ok(workloads
+        .map(|it| Workload {
+            kind: it.kind,
+            name: it.name,
+            namespace: it.namespace,
+            ready: it.ready,
+            desired: it.desired,
+            ports: it.ports.iter().map(port).collect(),
+        })
+        .collect())
 }
 
 fn bare(state: &str, reason: &str) -> Status {

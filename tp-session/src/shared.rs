@@ -124,6 +124,11 @@ impl Shared {
         }
     }
 
+    /// Those that the user may reach.
+    pub(super) fn namespaces(&self) -> Vec<String> {
+        self.zone(|zone| zone.namespaces().map(str::to_owned).collect())
+    }
+
     pub(super) fn zone<T>(&self, look: impl FnOnce(&Zone) -> T) -> T {
         look(&self.zone.read().unwrap_or_else(PoisonError::into_inner))
     }

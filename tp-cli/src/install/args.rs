@@ -16,9 +16,6 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(120);
 /// the objects are printed instead, for a repository of manifests.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InstallArgs {
-    #[command(flatten)]
-    pub(crate) cluster: ClusterArgs,
-
     /// Image of the traffic manager, as the cluster's nodes pull it
     ///
     /// Every release, and `cargo xtask dist`, has it as tp-image.tar, to be pushed to a registry of
@@ -67,11 +64,14 @@ pub(crate) struct InstallArgs {
         long,
         value_name = "DURATION",
         num_args = 0..=1,
-        require_equals = true,
         default_value = "2m",
         default_missing_value = "2m"
     )]
     pub(crate) wait: Wait,
+
+    // Last: its heading is that of whatever follows.
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 }
 
 impl InstallArgs {
@@ -98,9 +98,6 @@ impl InstallArgs {
 /// --everything removes those as well.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct UninstallArgs {
-    #[command(flatten)]
-    pub(crate) cluster: ClusterArgs,
-
     /// Namespace of the traffic manager
     #[arg(
         long,
@@ -124,6 +121,10 @@ pub(crate) struct UninstallArgs {
     /// Do not ask, even when others are connected
     #[arg(long, short = 'y')]
     pub(crate) yes: bool,
+
+    // Last: its heading is that of whatever follows.
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -203,7 +204,10 @@ impl std::str::FromStr for Wait {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
     use super::*;
+    use crate::cli::{Cli, Command};
 
     #[test]
     fn a_wait_is_a_number_with_a_unit() {
@@ -212,5 +216,44 @@ mod tests {
         assert_eq!("0".parse(), Ok(Wait(Duration::ZERO)));
         assert!("soon".parse::<Wait>().is_err());
         assert!("".parse::<Wait>().is_err());
+    }
+
+    #[test]
+    fn a_wait_may_follow_its_flag() {
+        let minutes = Wait(Duration::from_secs(120));
+        for (flags, expected) in [
+            ("--wait 90s", Wait(Duration::from_secs(90))),
+            ("--wait=90s", Wait(Duration::from_secs(90))),
+            ("--wait", minutes),
+            ("--wait --replicas 2", minutes),
+            ("--replicas 2", minutes),
+        ] {
+            let line = format!("tp install --image x {flags}");
+            let command = Cli::try_parse_from(line.split(' ')).unwrap().command;
+            let Command::Install(args) = command else {
+                panic!("{command:?}");
+            };
+
+            assert_eq!(args.wait, expected, "{flags}");
+        }
+    }
+
+    #[test]
+    fn each_flag_stands_under_its_own_heading() {
+        let tp = Cli::command();
+        for (command, flag, heading) in [
+            ("install", "image", None),
+            ("install", "wait", None),
+            ("install", "namespace", Some("Kubernetes")),
+            ("install", "context", Some("Kubernetes")),
+            ("uninstall", "everything", None),
+            ("grant", "group", None),
+            ("grant", "kubeconfig", Some("Kubernetes")),
+        ] {
+            let command = tp.find_subcommand(command).unwrap();
+            let argument = command.get_arguments().find(|it| it.get_id() == flag);
+
+            assert_eq!(argument.unwrap().get_help_heading(), heading, "{flag}");
+        }
     }
 }

@@ -21,9 +21,6 @@ const CONNECT_ROLE: &str = "tp-connect";
 /// printed instead. `kubectl delete rolebinding` takes a right back.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GrantArgs {
-    #[command(flatten)]
-    pub(crate) cluster: ClusterArgs,
-
     /// Who may connect, by the name that the API server knows them by (`kubectl auth whoami`)
     #[arg(value_name = "USER", required_unless_present = "group")]
     pub(crate) person: Option<String>,
@@ -54,6 +51,10 @@ pub(crate) struct GrantArgs {
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    // Last: its heading is that of whatever follows.
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 }
 
 /// Somebody to whom a role is bound.

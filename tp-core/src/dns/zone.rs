@@ -138,6 +138,11 @@ impl Zone {
         self.namespaces.contains(namespace) && (is_chosen || !is_registry(namespace))
     }
 
+    /// Those of the cluster that are visible, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.iter().map(String::as_str)
+    }
+
     pub fn connected_namespace(&self) -> &str {
         &self.connected_namespace
     }
