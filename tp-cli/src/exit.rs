@@ -48,10 +48,7 @@ const WORDS: [(&[&str], &str); 4] = [
         &["intercept", "ingest", "replace", "wiretap"],
         "there are no intercepts yet: `tp connect` reaches the cluster",
     ),
-    (
-        &["logs", "loglevel"],
-        "`tp gather-logs` collects the logs",
-    ),
+    (&["logs", "loglevel"], "`tp gather-logs` collects the logs"),
 ];
 
 /// `tp` was asked to stop while it worked, and has undone what it had begun, or could not.

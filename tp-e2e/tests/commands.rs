@@ -181,7 +181,11 @@ fn list_shows_the_workloads_of_the_connected_namespace() {
         .lines()
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    assert_eq!(rows, BTreeSet::from(["NAMESPACE", "shop", "team-b"]), "{all}");
+    assert_eq!(
+        rows,
+        BTreeSet::from(["NAMESPACE", "shop", "team-b"]),
+        "{all}"
+    );
 }
 
 #[test]

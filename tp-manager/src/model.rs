@@ -100,6 +100,8 @@ pub(crate) struct Model {
     nodes: BTreeMap<String, Node>,
     node_addresses: BTreeSet<IpAddr>,
     api_servers: BTreeSet<IpAddr>,
+    /// None until they are found, and where they cannot be.
+    found_service_networks: Option<Vec<IpNet>>,
     service_networks: Vec<IpNet>,
     /// What nodes declare.
     declared: Vec<IpNet>,
@@ -152,6 +154,9 @@ impl Model {
             }
         }
         self.is_changed = true;
+        if self.services_are_covered() {
+            self.derive_service_networks();
+        }
     }
 
     pub(crate) fn update_pods(&mut self, update: Update<ObjectName, Pod>) {
@@ -202,17 +207,36 @@ impl Model {
         self.api_servers = addresses;
     }
 
-    pub(crate) fn set_service_networks(&mut self, networks: Vec<IpNet>) {
-        self.is_changed |= self.service_networks != networks;
-        self.service_networks = networks;
+    /// None where they cannot be found: then the services that are known are covered.
+    pub(crate) fn set_service_networks(&mut self, found: Option<Vec<IpNet>>) {
+        self.is_changed |= self.found_service_networks != found;
+        self.found_service_networks = found;
+        self.derive_service_networks();
+    }
+
+    pub(crate) fn services_are_covered(&self) -> bool {
+        self.found_service_networks.is_none()
     }
 
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.namespaces.keys().map(String::as_str)
     }
 
+    #[cfg(test)]
     pub(crate) fn services(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Service>)> {
         self.services.iter()
+    }
+
+    /// Those of one namespace.
+    pub(crate) fn services_in<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a Arc<Service>)> {
+        let first = ObjectName::new(namespace, "");
+
+        self.services
+            .range(first..)
+            .take_while(move |(name, _)| name.namespace == namespace)
     }
 
     pub(crate) fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
@@ -317,6 +341,16 @@ impl Model {
         }
 
         self.is_declared(&pod)
+    }
+
+    fn derive_service_networks(&mut self) {
+        self.service_networks = match &self.found_service_networks {
+            Some(found) => found.clone(),
+            None => {
+                let services = self.service_of.keys().copied();
+                networks::pod_networks(&[], services, &self.node_addresses)
+            }
+        };
     }
 
     fn derive_pod_networks(&mut self) {

@@ -128,6 +128,7 @@ fn the_table_of_names_is_read_by_every_version() {
         services: Vec::new(),
         service_networks: vec!["10.96.0.0/16".into()],
         pod_networks: vec!["10.244.0.0/16".into()],
+        services_are_covered: false,
     };
     let snapshot = Snapshot {
         services: vec![web.clone()],

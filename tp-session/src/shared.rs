@@ -5,7 +5,7 @@ use std::{
     net::SocketAddrV4,
     sync::{
         Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -47,6 +47,8 @@ pub struct Shared {
     pub name_servers: watch::Sender<Vec<SocketAddrV4>>,
     pub(super) leads: Leads,
     pub(super) counters: Counters,
+    /// The cluster does not tell its service networks.
+    services_are_covered: AtomicBool,
 }
 
 #[derive(Default)]
@@ -121,7 +123,19 @@ impl Shared {
             name_servers: watch::Sender::new(Vec::new()),
             leads: Leads::default(),
             counters: Counters::default(),
+            services_are_covered: AtomicBool::new(false),
         }
+    }
+
+    /// What the user is to know of the table: a sentence.
+    pub(super) fn notice(&self) -> Option<String> {
+        let is_covered = self.services_are_covered.load(Ordering::Relaxed);
+
+        is_covered.then(|| {
+            "the cluster does not tell its service networks: services are steered by the addresses \
+             that are known"
+                .to_owned()
+        })
     }
 
     /// Those that the user may reach.
@@ -147,6 +161,10 @@ impl Shared {
 
     /// Takes over what the manager says of its table.
     pub fn apply(&self, event: Event) {
+        if let Event::Snapshot(frame) | Event::Replaced(frame) = &event {
+            let covered = frame.services_are_covered;
+            self.services_are_covered.store(covered, Ordering::Relaxed);
+        }
         self.change(|zone| {
             table::apply(zone, event);
             self.networks.send_if_modified(|known| {

@@ -47,7 +47,11 @@ pub(super) async fn of(connection: &Connection) -> Status {
         transport: transport(shared),
         datapath: Some(datapath(connection).await),
         session_pid: std::process::id(),
-        notices: steered.notices(),
+        notices: steered
+            .notices()
+            .into_iter()
+            .chain(shared.notice())
+            .collect(),
     }
 }
 

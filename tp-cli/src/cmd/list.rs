@@ -23,7 +23,9 @@ fn text(response: &ListResponse, args: &ListArgs) -> String {
     if response.workloads.is_empty() {
         return match &args.namespace {
             Some(namespace) => format!("no workloads in the namespace {namespace}\n"),
-            None if args.all_namespaces => "no workloads in any namespace that you may reach\n".into(),
+            None if args.all_namespaces => {
+                "no workloads in any namespace that you may reach\n".into()
+            }
             None => "no workloads in the connected namespace\n".into(),
         };
     }

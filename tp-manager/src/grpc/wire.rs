@@ -44,6 +44,7 @@ pub(super) fn frame(view: &View) -> tunnel::Snapshot {
         services: Vec::new(),
         service_networks: texts(&view.service_networks),
         pod_networks: texts(&view.pod_networks),
+        services_are_covered: view.services_are_covered,
     }
 }
 

@@ -29,10 +29,17 @@ pub(crate) async fn follow(
     loop {
         let pause = match discover(&client, &namespace).await {
             Ok(networks) => {
-                if model.read().service_networks() != networks {
-                    tracing::info!(count = networks.len(), "Service networks found");
-                    model.update(|model| model.set_service_networks(networks));
-                }
+                let found = Some(networks).filter(|networks| !networks.is_empty());
+                tracing::debug!(?found, "Looked for the service networks");
+                model.update(|model| model.set_service_networks(found));
+                synced.done();
+                REFRESH
+            }
+            // A webhook, a quota, or an API server that tries nothing out: it will say so again.
+            Err(kube::Error::Api(status)) if (400..429).contains(&status.code) => {
+                let reason = status.message;
+                tracing::info!(reason, "The service networks cannot be found");
+                model.update(|model| model.set_service_networks(None));
                 synced.done();
                 REFRESH
             }

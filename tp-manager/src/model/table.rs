@@ -15,6 +15,7 @@ pub(crate) struct View {
     pub(crate) services: BTreeMap<ObjectName, Arc<Service>>,
     pub(crate) service_networks: Vec<IpNet>,
     pub(crate) pod_networks: Vec<IpNet>,
+    pub(crate) services_are_covered: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -28,9 +29,9 @@ pub(crate) enum Change {
 impl View {
     /// What is in `namespaces`.
     pub(crate) fn of(model: &Model, namespaces: BTreeSet<String>) -> Self {
-        let services = model
-            .services()
-            .filter(|(name, _)| namespaces.contains(&name.namespace))
+        let services = namespaces
+            .iter()
+            .flat_map(|namespace| model.services_in(namespace))
             .map(|(name, service)| (name.clone(), Arc::clone(service)))
             .collect();
 
@@ -39,6 +40,7 @@ impl View {
             services,
             service_networks: model.service_networks().to_vec(),
             pod_networks: model.pod_networks().to_vec(),
+            services_are_covered: model.services_are_covered(),
         }
     }
 
@@ -48,6 +50,7 @@ impl View {
         if self.namespaces != new.namespaces
             || self.service_networks != new.service_networks
             || self.pod_networks != new.pod_networks
+            || self.services_are_covered != new.services_are_covered
         {
             changes.push(Change::Frame);
         }

@@ -19,7 +19,7 @@ fn pod(ip: &str) -> Pod {
 
 fn model() -> Model {
     let mut model = Model::default();
-    model.set_service_networks(vec!["10.96.0.0/16".parse().unwrap()]);
+    model.set_service_networks(Some(vec!["10.96.0.0/16".parse().unwrap()]));
     model.update_nodes(Update::Applied(
         "node1".into(),
         Node {
@@ -139,6 +139,25 @@ fn a_service_that_changes_its_address_leaves_the_old_one() {
         model.owner(address("10.96.1.3")),
         Owner::Namespace("shop".into())
     );
+}
+
+#[test]
+fn where_the_service_networks_cannot_be_found_the_known_services_are_covered() {
+    let mut model = model();
+    model.set_service_networks(None);
+    let covers = |model: &Model, text: &str| {
+        let networks = model.service_networks().iter();
+        networks
+            .clone()
+            .any(|network| network.contains(&address(text)))
+    };
+    assert!(model.services_are_covered());
+    assert!(covers(&model, "10.96.1.2") && !covers(&model, "10.97.1.2"));
+
+    let late = ObjectName::new("shop", "late");
+    model.update_services(Update::Applied(late, service("10.97.1.2")));
+
+    assert!(covers(&model, "10.97.1.2"));
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl World {
         self.model.update_nodes(Update::Removed(node.to_owned()));
         let length = 16 + self.random.octet(3);
         let network = Ipv4Net::new(Ipv4Addr::new(10, 96, 0, 0), length).unwrap();
-        self.model.set_service_networks(vec![network.into()]);
+        self.model.set_service_networks(Some(vec![network.into()]));
     }
 
     /// With addresses that no other service has, as the API server hands them out, or headless.
