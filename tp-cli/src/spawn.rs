@@ -243,13 +243,14 @@ async fn running() -> Result<Option<Running>, Fault> {
     }
 }
 
-/// Starts the daemon in the background if that needs no password.
+/// Starts the daemon if that needs no password. It goes to the background by itself: not every sudo
+/// has `-b`, and some end what they started with their own terminal.
 fn sudo_daemon(program: &Path) -> Command {
     let mut command = Command::new("sudo");
     command
-        .args(["-n", "-b", "--"])
+        .args(["-n", "--"])
         .arg(program)
-        .args(["root", "--sudo"]);
+        .args(["root", "--sudo", "--detach"]);
     // sudo empties the environment.
     if let Some(socket) = std::env::var_os("TP_ROOT_SOCKET") {
         command.arg("--socket").arg(socket);

@@ -66,6 +66,14 @@ pub(crate) struct RootArgs {
     #[arg(long)]
     sudo: bool,
 
+    /// Go on in the background, and return once that needs neither sudo nor its terminal.
+    #[arg(long, hide = true)]
+    detach: bool,
+
+    /// Tell on standard output, and close it, when that is so.
+    #[arg(long, hide = true)]
+    detached: bool,
+
     /// Where to listen.
     #[arg(long, hide = true, env = "TP_ROOT_SOCKET", default_value = tp_proto::root::SOCKET_PATH)]
     socket: PathBuf,
@@ -108,7 +116,13 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         bail!("the root daemon needs root: start it with `sudo tp-daemon root --sudo`");
     }
     let socket = std::path::absolute(&args.socket).context("the socket needs a path")?;
+    if args.detach {
+        return background::detach("--detach", "--detached");
+    }
     background::enter(0o022);
+    if args.detached {
+        background::tell_detached().context("cannot let go of standard output")?;
+    }
     tracing_subscriber::fmt()
         .with_env_filter(log_filter())
         .with_writer(Mutex::new(Stderr::new()))

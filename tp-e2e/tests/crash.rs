@@ -13,6 +13,7 @@ use tp_e2e::{
     netns::{self, Snapshot},
     private::PrivateNamespace,
     process::{PATIENCE, Running, eventually, run, signal},
+    terminal::Terminal,
     transfers::Transfers,
     user::Account,
     workstation::Workstation,
@@ -300,6 +301,34 @@ fn an_application_that_outlives_the_session_can_connect_elsewhere() {
     let found = workstation.run(&["dig", "+short", "+time=2", "+tries=1", "intranet.corp.test"]);
 
     assert_eq!(found.stdout.trim(), "192.0.2.10", "{found}");
+}
+
+#[test]
+fn a_root_daemon_outlives_the_terminal_that_it_was_started_on() {
+    let _alone = alone();
+    let before = netns::idle();
+    let workstation = Workstation::without_root_daemon(Account::Root, "admin");
+    let on_a_terminal = ["setsid", "--ctty", "--wait"];
+    let daemon = ["tp-daemon", "root", "--sudo", "--detach"];
+    let mut command = workstation.command(&[&on_a_terminal[..], &daemon].concat());
+
+    // As sudo does it with `use_pty`: when the command returns, its terminal is hung up.
+    let terminal = Terminal::start(command.env("SUDO_UID", "0"));
+    let (code, screen) = terminal.finish(PATIENCE);
+    assert_eq!(code, Some(0), "{screen}");
+
+    eventually("the root daemon to listen", PATIENCE, || {
+        match workstation.root_socket().exists() {
+            true => Ok(()),
+            false => Err("there is no socket".to_owned()),
+        }
+    });
+    let daemon = daemons::only(&workstation, Role::Root);
+    connects_and_reaches_the_cluster(&workstation);
+    assert_eq!(workstation.root_pid(), daemon);
+    workstation.tp(&["quit"]).expect_success();
+    assert_ends(daemon);
+    before.assert_restored();
 }
 
 /// A `tp connect` in its midst: the API server does not answer.
