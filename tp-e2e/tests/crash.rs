@@ -317,12 +317,14 @@ fn a_root_daemon_outlives_the_terminal_that_it_was_started_on() {
     let (code, screen) = terminal.finish(PATIENCE);
     assert_eq!(code, Some(0), "{screen}");
 
-    eventually("the root daemon to listen", PATIENCE, || {
-        match workstation.root_socket().exists() {
+    eventually(
+        "the root daemon to listen",
+        PATIENCE,
+        || match workstation.root_socket().exists() {
             true => Ok(()),
             false => Err("there is no socket".to_owned()),
-        }
-    });
+        },
+    );
     let daemon = daemons::only(&workstation, Role::Root);
     connects_and_reaches_the_cluster(&workstation);
     assert_eq!(workstation.root_pid(), daemon);

@@ -124,7 +124,7 @@ impl Control {
             names::Question::Foreign => return Ok(false),
             names::Question::In(namespace) => namespace.clone(),
             names::Question::About(address) => match self.model.read().owner(*address) {
-                Owner::Namespace(namespace) => namespace,
+                Owner::Namespace(namespace) | Owner::Service { namespace, .. } => namespace,
                 _ => return Ok(false),
             },
         };

@@ -26,8 +26,6 @@ use tokio::sync::watch;
 use crate::model::{Model, SharedModel, Update};
 
 const WATCH_SECONDS: u32 = 15;
-/// The slice, and the Service, that name the API server.
-const API_SERVER: &str = "kubernetes";
 
 /// The tasks that keep the model; each runs until it is aborted.
 pub(crate) fn tasks(
@@ -36,8 +34,6 @@ pub(crate) fn tasks(
     synced: &Synced,
 ) -> Vec<BoxFuture<'static, ()>> {
     let all = watch_config;
-    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), "default");
-    let api_server = watch_config().fields(&format!("metadata.name={API_SERVER}"));
 
     vec![
         Box::pin(follow(
@@ -69,16 +65,9 @@ pub(crate) fn tasks(
             synced.part(),
         )),
         Box::pin(follow(
-            stream(slices, api_server),
-            convert::api_server,
-            |model, update: Update<(), _>| {
-                let addresses = match update {
-                    Update::Applied((), addresses) => addresses,
-                    Update::Removed(()) => Default::default(),
-                    Update::Replaced(all) => all.into_values().flatten().collect(),
-                };
-                model.set_api_servers(addresses);
-            },
+            stream::<EndpointSlice>(Api::all(client.clone()), all()),
+            convert::endpoints,
+            Model::update_endpoints,
             model.clone(),
             synced.part(),
         )),

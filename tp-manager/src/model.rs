@@ -2,7 +2,9 @@
 //!
 //! `index` writes it from Kubernetes objects, `grpc` and `gateway` read it; neither sees the other.
 
+pub(crate) mod endpoints;
 pub(crate) mod networks;
+mod owner;
 pub(crate) mod table;
 
 use std::{
@@ -12,8 +14,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
+use endpoints::{Endpoints, Slices};
 use ipnet::IpNet;
-use tokio::sync::watch;
+pub(crate) use owner::Owner;
+use tokio::sync::{Notify, watch};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectName {
@@ -51,10 +55,12 @@ pub(crate) enum Ingress {
     Name(String),
 }
 
-/// A pod with addresses of its own: those of the node's network are the node's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A pod with addresses of its own, or one that shares its node's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Pod {
     pub(crate) addresses: Vec<IpAddr>,
+    /// The ports that it declares at its node's addresses.
+    pub(crate) on_node: Vec<(IpAddr, u16)>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,9 +103,11 @@ pub(crate) struct Model {
     service_of: HashMap<IpAddr, ObjectName>,
     pods: BTreeMap<ObjectName, Pod>,
     pod_of: HashMap<IpAddr, ObjectName>,
+    /// How many pods declare them.
+    on_nodes: HashMap<(IpAddr, u16), usize>,
+    slices: Slices,
     nodes: BTreeMap<String, Node>,
     node_addresses: BTreeSet<IpAddr>,
-    api_servers: BTreeSet<IpAddr>,
     /// None until they are found, and where they cannot be.
     found_service_networks: Option<Vec<IpNet>>,
     service_networks: Vec<IpNet>,
@@ -109,23 +117,6 @@ pub(crate) struct Model {
     /// Something else than before is to be told to somebody. Most events of a cluster's objects are
     /// about what nobody asks the manager for.
     is_changed: bool,
-}
-
-/// Whose an address is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Owner {
-    /// A service or a pod of this namespace.
-    Namespace(String),
-    /// The API server.
-    ApiServer,
-    /// A node, or a pod that shares its network.
-    Node,
-    /// Inside the cluster's networks, and nobody's that is known.
-    Unknown,
-    /// Outside the cluster's networks.
-    External,
-    /// Nothing that anybody may reach through a manager: loopback, link-local, metadata.
-    Nobody,
 }
 
 impl Model {
@@ -179,6 +170,7 @@ impl Model {
             Update::Replaced(all) => {
                 self.pods.clear();
                 self.pod_of.clear();
+                self.on_nodes.clear();
                 for (name, pod) in all {
                     self.learn_pod(name, pod);
                 }
@@ -203,8 +195,8 @@ impl Model {
         self.derive_pod_networks();
     }
 
-    pub(crate) fn set_api_servers(&mut self, addresses: BTreeSet<IpAddr>) {
-        self.api_servers = addresses;
+    pub(crate) fn update_endpoints(&mut self, update: Update<ObjectName, Endpoints>) {
+        self.slices.update(update);
     }
 
     /// None where they cannot be found: then the services that are known are covered.
@@ -255,43 +247,6 @@ impl Model {
         &self.pod_networks
     }
 
-    /// Whose this address is, most telling first.
-    pub(crate) fn owner(&self, address: IpAddr) -> Owner {
-        let address = address.to_canonical();
-        if networks::is_nobodys(address) {
-            return Owner::Nobody;
-        }
-        if let Some(name) = self.service_of.get(&address) {
-            if name.namespace == "default" && name.name == "kubernetes" {
-                return Owner::ApiServer;
-            }
-            return Owner::Namespace(name.namespace.clone());
-        }
-        if let Some(name) = self.pod_of.get(&address) {
-            return Owner::Namespace(name.namespace.clone());
-        }
-        if self.api_servers.contains(&address) {
-            return Owner::ApiServer;
-        }
-        if self.node_addresses.contains(&address) || self.is_gateway(address) {
-            return Owner::Node;
-        }
-        let mut ours = self.service_networks.iter().chain(&self.pod_networks);
-        if ours.any(|network| network.contains(&address)) {
-            return Owner::Unknown;
-        }
-
-        Owner::External
-    }
-
-    /// Bridges of the common pod networks hold the first address: the node answers there.
-    fn is_gateway(&self, address: IpAddr) -> bool {
-        self.nodes
-            .values()
-            .flat_map(|node| &node.pod_networks)
-            .any(|network| network.hosts().next() == Some(address))
-    }
-
     fn learn_service(&mut self, name: ObjectName, service: Service) {
         for address in &service.cluster_ips {
             self.service_of.insert(*address, name.clone());
@@ -313,6 +268,9 @@ impl Model {
     fn learn_pod(&mut self, name: ObjectName, pod: Pod) {
         for address in &pod.addresses {
             self.pod_of.insert(*address, name.clone());
+        }
+        for port in &pod.on_node {
+            *self.on_nodes.entry(*port).or_default() += 1;
         }
         self.pods.insert(name, pod);
     }
@@ -337,6 +295,15 @@ impl Model {
             // A later pod may have the address by now.
             if self.pod_of.get(address) == Some(name) {
                 self.pod_of.remove(address);
+            }
+        }
+        for port in &pod.on_node {
+            // One pod may follow another before its own end is told.
+            if let Some(count) = self.on_nodes.get_mut(port) {
+                *count -= 1;
+                if *count == 0 {
+                    self.on_nodes.remove(port);
+                }
             }
         }
 
@@ -383,6 +350,8 @@ fn step<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, update: Update<K, V>) ->
 pub(crate) struct SharedModel {
     inner: Arc<RwLock<Model>>,
     revision: watch::Sender<u64>,
+    /// Of any update, also of one that nobody is told.
+    updated: Arc<Notify>,
 }
 
 impl SharedModel {
@@ -390,6 +359,7 @@ impl SharedModel {
         Self {
             inner: Arc::default(),
             revision: watch::Sender::new(0),
+            updated: Arc::default(),
         }
     }
 
@@ -402,6 +372,7 @@ impl SharedModel {
         change(&mut model);
         let is_changed = mem::take(&mut model.is_changed);
         drop(model);
+        self.updated.notify_waiters();
         if is_changed {
             self.revision.send_modify(|revision| *revision += 1);
         }

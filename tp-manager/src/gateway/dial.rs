@@ -17,7 +17,7 @@ use tp_transport::{PendingFlow, SpliceCounters, keep_alive, splice};
 
 use super::{
     slots::{Slots, Turn},
-    target,
+    target::{self, Refusal},
 };
 use crate::{
     access::{Access, Review, Scope, User},
@@ -82,9 +82,8 @@ impl Dialler {
 
     async fn dial(&self, target: SocketAddr) -> Result<Dialled<'_>, Refusal> {
         let address = target.ip();
-        let owner = self.model.read().owner(address);
-        let scope = target::scope(owner, address, &self.namespace, &self.allow)
-            .map_err(|reason| Refusal::new(Outcome::Prohibited, reason))?;
+        let owner = self.model.settled_owner(address).await;
+        let scope = target::scope(owner, address, &self.namespace, &self.allow)?;
         // Entered before it is asked for, so that no revocation falls between.
         let grant = self.grants.enter(&scope);
         let user = Arc::clone(&self.user.borrow());
@@ -150,27 +149,6 @@ struct Dialled<'a> {
     tcp: TcpStream,
     grant: Grant<'a>,
     asked: Option<(Arc<User>, Review)>,
-}
-
-struct Refusal {
-    outcome: Outcome,
-    reason: String,
-}
-
-impl Refusal {
-    fn new(outcome: Outcome, reason: impl Into<String>) -> Self {
-        Self {
-            outcome,
-            reason: reason.into(),
-        }
-    }
-
-    fn without(scope: &Scope) -> Self {
-        Self::new(
-            Outcome::Prohibited,
-            format!("the user may not {}", scope.right()),
-        )
-    }
 }
 
 /// The kernel's word for how a dial ended.

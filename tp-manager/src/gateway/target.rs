@@ -2,7 +2,33 @@
 
 use std::net::IpAddr;
 
+use tp_proto::tunnel::Outcome;
+
 use crate::{access::Scope, args::Allow, model::Owner};
+
+/// Why nothing is dialled, and the word for it that an application understands.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) outcome: Outcome,
+    pub(super) reason: String,
+}
+
+impl Refusal {
+    pub(super) fn new(outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            reason: reason.into(),
+        }
+    }
+
+    fn prohibited(reason: String) -> Self {
+        Self::new(Outcome::Prohibited, reason)
+    }
+
+    pub(super) fn without(scope: &Scope) -> Self {
+        Self::prohibited(format!("the user may not {}", scope.right()))
+    }
+}
 
 /// The right that dialling `address` takes, or why nobody has it.
 pub(super) fn scope(
@@ -10,22 +36,38 @@ pub(super) fn scope(
     address: IpAddr,
     session_namespace: &str,
     allow: &[Allow],
-) -> Result<Scope, String> {
+) -> Result<Scope, Refusal> {
     match owner {
         Owner::Namespace(namespace) => Ok(Scope::Namespace(namespace)),
-        Owner::Unknown => Ok(Scope::AllNamespaces),
+        Owner::Service { leads_to, .. } => {
+            for (endpoint, owner) in leads_to {
+                scope(owner, endpoint, session_namespace, allow).map_err(|refusal| Refusal {
+                    reason: format!("{address} leads to an endpoint: {}", refusal.reason),
+                    ..refusal
+                })?;
+            }
+            // What all of them take.
+            Ok(Scope::AllNamespaces)
+        }
         Owner::External => Ok(Scope::External(session_namespace.into())),
         Owner::Node if allow.contains(&Allow::Nodes) => Ok(Scope::AllNamespaces),
-        Owner::Node => Err(format!(
+        Owner::Node => Err(Refusal::prohibited(format!(
             "{address} is a node's: not reached through tp unless it is installed with --allow \
              nodes"
-        )),
+        ))),
         Owner::ApiServer if allow.contains(&Allow::ApiServer) => Ok(Scope::AllNamespaces),
-        Owner::ApiServer => Err(format!(
+        Owner::ApiServer => Err(Refusal::prohibited(format!(
             "{address} is the API server's: not reached through tp unless it is installed with \
              --allow api-server"
+        ))),
+        // Bridges and tunnels of nodes have addresses there that Kubernetes does not tell of.
+        Owner::Unknown => Err(Refusal::new(
+            Outcome::HostUnreachable,
+            format!("{address} is in the cluster's networks, and no pod or service has it"),
         )),
-        Owner::Nobody => Err(format!("{address} is no address of the cluster's")),
+        Owner::Nobody => Err(Refusal::prohibited(format!(
+            "{address} is no address of the cluster's"
+        ))),
     }
 }
 
@@ -33,7 +75,7 @@ pub(super) fn scope(
 mod tests {
     use super::*;
 
-    fn of(owner: Owner, allow: &[Allow]) -> Result<Scope, String> {
+    fn of(owner: Owner, allow: &[Allow]) -> Result<Scope, Refusal> {
         scope(owner, "192.0.2.1".parse().unwrap(), "shop", allow)
     }
 
@@ -50,8 +92,35 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_address_takes_the_right_in_all_namespaces() {
-        assert_eq!(of(Owner::Unknown, &[]), Ok(Scope::AllNamespaces));
+    fn an_address_that_nobody_has_is_unreachable() {
+        let refusal = of(Owner::Unknown, &[Allow::Nodes]).unwrap_err();
+
+        assert_eq!(refusal.outcome, Outcome::HostUnreachable);
+    }
+
+    #[test]
+    fn a_service_takes_what_its_endpoints_take() {
+        let to = |owners: &[Owner], allow: &[Allow]| {
+            let endpoint = "192.0.2.7".parse().unwrap();
+            let leads_to = owners.iter().map(|owner| (endpoint, owner.clone()));
+            let service = Owner::Service {
+                namespace: "shop".into(),
+                leads_to: leads_to.collect(),
+            };
+            of(service, allow)
+        };
+        let other = Owner::Namespace("bank".into());
+
+        assert_eq!(to(&[other.clone()], &[]), Ok(Scope::AllNamespaces));
+        assert_eq!(
+            to(&[Owner::Node], &[Allow::Nodes]),
+            Ok(Scope::AllNamespaces)
+        );
+        for forbidden in [Owner::Node, Owner::ApiServer, Owner::Nobody] {
+            let refusal = to(&[other.clone(), forbidden], &[]).unwrap_err();
+            assert_eq!(refusal.outcome, Outcome::Prohibited);
+            assert!(refusal.reason.contains("192.0.2.7"), "{refusal:?}");
+        }
     }
 
     #[test]

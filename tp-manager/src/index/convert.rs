@@ -1,12 +1,14 @@
 //! Kubernetes objects as the model has them.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
 use kube::ResourceExt as _;
 
-use crate::model::{Exposure, Ingress, Node, ObjectName, Pod, Service};
+use crate::model::{Exposure, Ingress, Node, ObjectName, Pod, Service, endpoints::Endpoints};
+
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 pub(super) fn namespace(namespace: &core::Namespace) -> (String, Option<()>) {
     (namespace.name_any(), Some(()))
@@ -36,13 +38,10 @@ pub(super) fn service(service: &core::Service) -> (ObjectName, Option<Service>) 
     (name(service), Some(converted))
 }
 
-/// Pods of the node's network and pods that ended hold no address of their own.
+/// Pods that ended hold no address, and pods of the node's network only ports there.
 pub(super) fn pod(pod: &core::Pod) -> (ObjectName, Option<Pod>) {
-    let on_host = pod
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.host_network)
-        .unwrap_or(false);
+    let spec = pod.spec.as_ref();
+    let on_host = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let status = pod.status.as_ref();
     let ended = status
         .and_then(|status| status.phase.as_deref())
@@ -53,9 +52,26 @@ pub(super) fn pod(pod: &core::Pod) -> (ObjectName, Option<Pod>) {
             .flat_map(|status| status.pod_ips.iter().flatten())
             .map(|ip| &ip.ip),
     );
-    let holds = !on_host && !ended && !addresses.is_empty();
+    let converted = if on_host {
+        let containers = spec.iter().flat_map(|spec| &spec.containers);
+        let ports: Vec<u16> = containers
+            .flat_map(|container| container.ports.iter().flatten())
+            .filter_map(|port| u16::try_from(port.container_port).ok())
+            .collect();
+        let at = |address| ports.iter().map(move |port| (address, *port));
+        Pod {
+            addresses: Vec::new(),
+            on_node: addresses.into_iter().flat_map(at).collect(),
+        }
+    } else {
+        Pod {
+            addresses,
+            on_node: Vec::new(),
+        }
+    };
+    let holds = !ended && converted != Pod::default();
 
-    (name(pod), holds.then_some(Pod { addresses }))
+    (name(pod), holds.then_some(converted))
 }
 
 pub(super) fn node(node: &core::Node) -> (String, Option<Node>) {
@@ -82,11 +98,25 @@ pub(super) fn node(node: &core::Node) -> (String, Option<Node>) {
     (node.name_any(), Some(converted))
 }
 
-pub(super) fn api_server(slice: &EndpointSlice) -> ((), Option<BTreeSet<IpAddr>>) {
-    let all = slice.endpoints.iter();
-    let found = addresses(all.flat_map(|endpoint| &endpoint.addresses));
+/// What connections to a service are sent to.
+pub(super) fn endpoints(slice: &EndpointSlice) -> (ObjectName, Option<Endpoints>) {
+    let service = slice.labels().get(SERVICE_LABEL);
+    // As kube-proxy has it: what is not ready gets something while it ends, if nothing else is.
+    let used = slice.endpoints.iter().filter(|endpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        let ready = conditions.and_then(|it| it.ready).unwrap_or(true);
+        ready || conditions.and_then(|it| it.serving).unwrap_or(false)
+    });
+    let ports = slice.ports.as_deref().unwrap_or_default();
+    let numbers = ports.iter().map(|port| u16::try_from(port.port?).ok());
+    let converted = service.map(|service| Endpoints {
+        service: service.clone(),
+        addresses: addresses(used.flat_map(|endpoint| &endpoint.addresses)),
+        // One without a number stands for all.
+        ports: numbers.collect::<Option<_>>().unwrap_or_default(),
+    });
 
-    ((), Some(found.into_iter().collect()))
+    (name(slice), converted)
 }
 
 fn name(object: &impl kube::ResourceExt) -> ObjectName {
@@ -141,13 +171,48 @@ mod tests {
 
     #[test]
     fn a_pod_on_the_nodes_network_has_no_address_of_its_own() {
-        let object = read(json!({
-            "metadata": {"name": "proxy", "namespace": "kube-system"},
-            "spec": {"hostNetwork": true, "containers": []},
-            "status": {"podIPs": [{"ip": "172.30.0.11"}]},
-        }));
+        let with = |containers: Value| {
+            let object = read(json!({
+                "metadata": {"name": "proxy", "namespace": "kube-system"},
+                "spec": {"hostNetwork": true, "containers": containers},
+                "status": {"podIPs": [{"ip": "172.30.0.11"}]},
+            }));
+            pod(&object).1
+        };
 
-        assert_eq!(pod(&object).1, None);
+        assert_eq!(with(json!([])), None);
+        let declared = with(json!([{"name": "a", "ports": [{"containerPort": 9100}]}])).unwrap();
+        assert!(declared.addresses.is_empty());
+        assert_eq!(declared.on_node, [("172.30.0.11".parse().unwrap(), 9100)]);
+    }
+
+    #[test]
+    fn endpoints_are_those_that_connections_are_sent_to() {
+        let with = |ports: Value| {
+            let object = read(json!({
+                "metadata": {"name": "web-x", "namespace": "shop",
+                             "labels": {"kubernetes.io/service-name": "web"}},
+                "addressType": "IPv4",
+                "endpoints": [
+                    {"addresses": ["10.244.0.7"]},
+                    {"addresses": ["10.244.0.8"], "conditions": {"ready": false}},
+                    {"addresses": ["10.244.0.9"], "conditions": {"ready": false, "serving": true}},
+                ],
+                "ports": ports,
+            }));
+            endpoints(&object)
+        };
+
+        let (name, slice) = with(json!([{"port": 80}, {"port": 81}]));
+
+        let slice = slice.unwrap();
+        assert_eq!(name, ObjectName::new("shop", "web-x"));
+        assert_eq!((slice.service.as_str(), slice.ports), ("web", vec![80, 81]));
+        let used: Vec<String> = slice.addresses.iter().map(IpAddr::to_string).collect();
+        assert_eq!(used, ["10.244.0.7", "10.244.0.9"]);
+        // All ports there are, and whatever has no number.
+        assert!(with(json!(null)).1.unwrap().ports.is_empty());
+        assert!(with(json!([{"port": 80}, {}])).1.unwrap().ports.is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn service(cluster_ip: &str) -> Service {
 fn pod(ip: &str) -> Pod {
     Pod {
         addresses: vec![address(ip)],
+        ..Pod::default()
     }
 }
 
@@ -40,6 +41,15 @@ fn model() -> Model {
         ObjectName::new("shop", "web-0"),
         pod("10.244.0.7"),
     ));
+    let api_server = Endpoints {
+        service: "kubernetes".into(),
+        addresses: vec![address("172.30.0.10")],
+        ports: vec![6443],
+    };
+    model.update_endpoints(Update::Applied(
+        ObjectName::new("default", "kubernetes"),
+        api_server,
+    ));
     model
 }
 
@@ -56,6 +66,7 @@ fn every_address_has_an_owner() {
     assert_eq!(model.owner(address("10.244.0.1")), Owner::Node);
     assert_eq!(model.owner(address("172.30.0.11")), Owner::Node);
     assert_eq!(model.owner(address("10.96.0.1")), Owner::ApiServer);
+    assert_eq!(model.owner(address("172.30.0.10")), Owner::ApiServer);
     assert_eq!(model.owner(address("192.0.2.1")), Owner::External);
     for nobodys in [
         "127.0.0.1",
@@ -168,4 +179,96 @@ fn a_new_listing_forgets_what_is_not_in_it() {
 
     assert_eq!(model.services().count(), 0);
     assert_eq!(model.owner(address("10.96.1.2")), Owner::Unknown);
+}
+
+fn lead(model: &mut Model, service: &str, endpoint: &str, port: u16) {
+    let slice = Endpoints {
+        service: service.to_owned(),
+        addresses: vec![address(endpoint)],
+        ports: vec![port],
+    };
+    model.update_endpoints(Update::Applied(
+        ObjectName::new("shop", format!("{service}-1")),
+        slice,
+    ));
+}
+
+#[test]
+fn a_service_is_whose_its_endpoints_are() {
+    let mut model = model();
+    model.update_pods(Update::Applied(
+        ObjectName::new("bank", "vault-0"),
+        pod("10.244.0.9"),
+    ));
+    let to = |model: &Model| match model.owner(address("10.96.1.2")) {
+        Owner::Service {
+            namespace,
+            leads_to,
+        } => {
+            assert_eq!(namespace, "shop");
+            leads_to.into_iter().map(|(_, owner)| owner).collect()
+        }
+        Owner::Namespace(namespace) if namespace == "shop" => Vec::new(),
+        owner => panic!("{owner:?}"),
+    };
+    for (endpoint, owner) in [
+        ("10.244.0.7", None),
+        ("192.0.2.1", None),
+        ("10.244.0.9", Some(Owner::Namespace("bank".into()))),
+        ("172.30.0.11", Some(Owner::Node)),
+        ("10.244.0.1", Some(Owner::Node)),
+        ("169.254.169.254", Some(Owner::Nobody)),
+        ("::ffff:127.0.0.1", Some(Owner::Nobody)),
+        ("10.244.0.99", Some(Owner::Unknown)),
+    ] {
+        lead(&mut model, "web", endpoint, 80);
+
+        assert_eq!(to(&model), Vec::from_iter(owner), "{endpoint}");
+    }
+}
+
+#[test]
+fn a_pod_on_a_node_is_reached_by_the_ports_that_it_declares() {
+    let mut model = model();
+    let exporter = ObjectName::new("shop", "exporter");
+    let on_node = vec![(address("172.30.0.11"), 9100)];
+    let pod = Pod {
+        on_node,
+        ..Pod::default()
+    };
+    model.update_pods(Update::Applied(exporter.clone(), pod));
+    let is_of_shop = |model: &Model| {
+        let owner = model.owner(address("10.96.1.2"));
+        owner == Owner::Namespace("shop".into())
+    };
+
+    lead(&mut model, "web", "172.30.0.11", 9100);
+    assert!(is_of_shop(&model));
+    // The kubelet's.
+    lead(&mut model, "web", "172.30.0.11", 10250);
+    assert!(!is_of_shop(&model));
+
+    lead(&mut model, "web", "172.30.0.11", 9100);
+    model.update_pods(Update::Removed(exporter));
+    assert!(!is_of_shop(&model));
+}
+
+#[tokio::test]
+async fn an_address_that_becomes_known_in_a_moment_is_waited_for() {
+    let shared = SharedModel::new();
+    shared.update(|it| *it = model());
+    let late = address("10.244.0.42");
+    assert_eq!(shared.read().owner(late), Owner::Unknown);
+
+    let (owner, ()) = tokio::join!(shared.settled_owner(late), async {
+        tokio::task::yield_now().await;
+        let name = ObjectName::new("shop", "late");
+        shared.update(|model| model.update_pods(Update::Applied(name, pod("10.244.0.42"))));
+    });
+
+    assert_eq!(owner, Owner::Namespace("shop".into()));
+    assert_eq!(
+        shared.settled_owner(address("10.244.0.43")).await,
+        Owner::Unknown
+    );
 }

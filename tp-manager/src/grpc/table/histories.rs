@@ -82,6 +82,7 @@ impl World {
                 let ip = [10, 0, self.random.octet(4), self.random.octet(3)];
                 let pod = Pod {
                     addresses: vec![ip.into()],
+                    ..Pod::default()
                 };
                 self.model.update_pods(Update::Applied(name, pod));
             }
