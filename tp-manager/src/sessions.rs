@@ -37,6 +37,7 @@ const LIFETIME: SignedDuration = SignedDuration::from_secs(SESSION_LIFETIME_SECO
 pub(crate) struct Entry {
     pub(crate) session: SessionRef,
     created: Timestamp,
+    is_deleted: bool,
     claim: Result<Claim, &'static str>,
 }
 
@@ -86,6 +87,7 @@ impl Entry {
         Some(Self {
             session,
             created,
+            is_deleted: object.metadata.deletion_timestamp.is_some(),
             claim: claim(object),
         })
     }
@@ -255,6 +257,20 @@ impl Sessions {
         standing.lasts(session, now)?;
 
         Ok(standing)
+    }
+
+    /// Whether somebody deleted the object of a session whose time, as far as it was `known`, is not
+    /// over: that is meant to end it.
+    pub(crate) fn is_deleted(
+        &self,
+        session: &SessionRef,
+        known: &Standing,
+        now: Timestamp,
+    ) -> bool {
+        let state = self.read();
+        let is_there = find(&state, session).is_ok_and(|entry| !entry.is_deleted);
+
+        !is_there && known.lasts(session, now).is_ok()
     }
 
     /// Sessions, and renewals, whose time is over.

@@ -227,15 +227,15 @@ impl Cluster {
         Fault::new(FaultKind::TemporaryFailure, message)
     }
 
-    /// Makes the Session object of this connection.
+    /// Makes the Session object of a connection.
     pub(super) async fn create_session(
         &self,
+        name: &str,
         user: &UserInfo,
         identity: &Identity,
     ) -> Result<SessionRef, Fault> {
         let key = identity.key_hash();
-        let name = format!("{}-{}", slug(&user.username), &key.to_string()[..10]);
-        let make = |user| Session::new(&name, spec(user, &key));
+        let make = |user| Session::new(name, spec(user, &key));
         let made = self.create(user, make).await?;
 
         Ok(SessionRef {
@@ -270,14 +270,20 @@ impl Cluster {
             .await
     }
 
-    /// Deletes the object; that it is gone already is fine.
-    pub(super) async fn delete_session(&self, session: &SessionRef) {
+    /// Deletes the object; whether it is gone then, also if it was before.
+    pub(super) async fn delete_session(&self, name: &str) -> bool {
         let (api, how) = (self.sessions(), DeleteParams::default());
-        match timeout(CONNECT_LIMIT, api.delete(&session.name, &how)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {}
-            Ok(Err(error)) => tracing::info!(%error, "Session object could not be deleted"),
-            Err(_) => tracing::info!("Session object could not be deleted in time"),
+        match timeout(CONNECT_LIMIT, api.delete(name, &how)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => true,
+            Ok(Err(error)) => {
+                tracing::info!(%error, name, "Session object could not be deleted");
+                false
+            }
+            Err(_) => {
+                tracing::info!(name, "Session object could not be deleted in time");
+                false
+            }
         }
     }
 
@@ -362,6 +368,13 @@ fn spec(user: UserInfo, key: &KeyHash) -> SessionSpec {
         client_version: tp_proto::VERSION.to_owned(),
         renews: None,
     }
+}
+
+/// The name of the Session object of a connection with this key.
+pub(super) fn session_name(user: &UserInfo, identity: &Identity) -> String {
+    let key = identity.key_hash().to_string();
+
+    format!("{}-{}", slug(&user.username), &key[..10])
 }
 
 /// The part of a user name that may stand in an object's name (RFC 1123 label).

@@ -13,7 +13,7 @@ use tp_proto::{
     local::{ConnectRequest, Transport},
     root::{Bundle, Counters, Reply, Request},
 };
-use tp_transport::{CloseCode, PathChoice, SessionRef};
+use tp_transport::{CloseCode, PathChoice};
 
 use super::{
     cluster::{Cluster, Place},
@@ -51,8 +51,7 @@ pub(super) struct Connection {
     pub(super) cgroup: String,
     pub(super) since: Timestamp,
     root: Arc<RootLink>,
-    login: Arc<Login>,
-    first_session: SessionRef,
+    uplink: Arc<Uplink>,
     stop: CancellationToken,
     tasks: Tasks,
     pub(super) steered: watch::Sender<Steered>,
@@ -104,12 +103,8 @@ impl Connection {
         )));
         let stop = CancellationToken::new();
         let login = Arc::new(Login::new(request.clone(), &user.username, cluster));
-        let uplink = Arc::new(Uplink {
-            login: Arc::clone(&login),
-            choice,
-            shared: Arc::clone(&shared),
-            stop: stop.clone(),
-        });
+        let uplink = Uplink::new(login, choice, Arc::clone(&shared), stop.clone());
+        let uplink = Arc::new(uplink);
         let (established, opened, found) = tokio::join!(
             uplink.establish(&user, &replicas, None, progress),
             Opened::open(root, &request.cgroup, &wishes.also),
@@ -131,7 +126,6 @@ impl Connection {
             }
             (Err(fault), _) => return Err(fault),
         };
-        let first_session = established.session().clone();
         let tasks = Tasks::new(stop.clone());
         let this = Self {
             place,
@@ -145,8 +139,7 @@ impl Connection {
             cgroup: opened.cgroup.clone(),
             since: Timestamp::now(),
             root: Arc::clone(&opened.root),
-            login,
-            first_session,
+            uplink,
             stop,
             tasks,
             steered: watch::Sender::default(),
@@ -156,7 +149,7 @@ impl Connection {
             spared,
             found,
         };
-        if let Err(fault) = this.start(around, uplink, established, opened).await {
+        if let Err(fault) = this.start(around, established, opened).await {
             this.close().await;
             return Err(fault);
         }
@@ -167,7 +160,6 @@ impl Connection {
     async fn start(
         &self,
         around: Around,
-        uplink: Arc<Uplink>,
         established: Established,
         opened: Opened,
     ) -> Result<(), Fault> {
@@ -200,7 +192,7 @@ impl Connection {
         };
         let tasks = &self.tasks;
         descriptors.serve(&self.shared, tasks).map_err(broken)?;
-        tasks.spawn("the uplink", uplink.run(established));
+        tasks.spawn("the uplink", Arc::clone(&self.uplink).run(established));
         let servers = servers::watch(self.shared.name_servers.clone());
         tasks.spawn("the watch over resolv.conf", servers);
         let shared = Arc::clone(&self.shared);
@@ -228,13 +220,19 @@ impl Connection {
             () = self.root.gone().cancelled() => {
                 "the root daemon has ended: run `tp connect` again".to_owned()
             }
+            () = self.shared.deleted.cancelled() => {
+                "somebody has ended this session in the cluster, by deleting its Session object: run \
+                 `tp connect` again".to_owned()
+            }
             reason = self.tasks.lost() => reason,
         }
     }
 
     /// Whether [`Self::lost`] has something to say.
     pub(super) fn is_lost(&self) -> bool {
-        self.root.gone().is_cancelled() || self.tasks.are_lost()
+        self.root.gone().is_cancelled()
+            || self.shared.deleted.is_cancelled()
+            || self.tasks.are_lost()
     }
 
     pub(super) async fn counters(&self) -> Counters {
@@ -261,21 +259,16 @@ impl Connection {
                 up.tunnel.close(CloseCode::Quit).await;
             }
         };
-        tokio::join!(hooks, self.delete_sessions(), async {
+        let none = BTreeSet::new();
+        let sessions = self.uplink.delete_all(&none);
+        let (_, tried, ()) = tokio::join!(hooks, sessions, async {
             tunnel.await;
             if timeout(CLOSE_LIMIT, self.tasks.end()).await.is_err() {
                 tracing::info!("Tasks did not end in time");
             }
         });
-    }
-
-    async fn delete_sessions(&self) {
-        let current = self.shared.up().map(|up| up.tunnel.session().clone());
-        let cluster = self.login.cluster();
-        cluster.delete_session(&self.first_session).await;
-        if let Some(session) = current.filter(|session| *session != self.first_session) {
-            cluster.delete_session(&session).await;
-        }
+        // One that was on its way when its task ended.
+        self.uplink.delete_all(&tried).await;
     }
 }
 

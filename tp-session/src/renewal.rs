@@ -209,7 +209,7 @@ impl World for Renewal {
             .renew_session(&self.session, user, &self.key)
             .await?;
         if let Some(previous) = self.newest.replace(renewal) {
-            cluster.delete_session(&previous).await;
+            cluster.delete_session(&previous.name).await;
         }
 
         Ok(())

@@ -11,6 +11,7 @@ use std::{
 
 use ipnet::IpNet;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tp_core::{dns::Zone, net::Verdict, steering::Local};
 use tp_proto::{
@@ -47,6 +48,8 @@ pub struct Shared {
     pub name_servers: watch::Sender<Vec<SocketAddrV4>>,
     pub(super) leads: Leads,
     pub(super) counters: Counters,
+    /// Cancelled when somebody has deleted the Session object to end this connection.
+    pub(super) deleted: CancellationToken,
     /// The cluster does not tell its service networks.
     services_are_covered: AtomicBool,
 }
@@ -123,6 +126,7 @@ impl Shared {
             name_servers: watch::Sender::new(Vec::new()),
             leads: Leads::default(),
             counters: Counters::default(),
+            deleted: CancellationToken::new(),
             services_are_covered: AtomicBool::new(false),
         }
     }

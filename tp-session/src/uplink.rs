@@ -1,8 +1,11 @@
 //! Keeps a tunnel to the manager: connects, follows the table, connects again.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, future::join_all};
+use futures::{
+    FutureExt as _,
+    future::{FusedFuture as _, join_all},
+};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -18,8 +21,8 @@ use tp_proto::{
     version,
 };
 use tp_transport::{
-    CloseCode, ConnectError, Identity, KeyHash, PathChoice, PathKind, SessionRef, Tunnel,
-    TunnelConfig,
+    CloseCode, ClosedReason, ConnectError, Identity, KeyHash, PathChoice, PathKind, SessionRef,
+    Tunnel, TunnelConfig,
 };
 
 use super::{
@@ -37,8 +40,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 use attempt::{Attempt, race};
+use made::Made;
 
 mod attempt;
+mod made;
 
 pub(super) struct Uplink {
     pub(super) login: Arc<Login>,
@@ -46,6 +51,15 @@ pub(super) struct Uplink {
     pub(super) shared: Arc<Shared>,
     /// Cancelled when the connection is to end.
     pub(super) stop: CancellationToken,
+    made: Made,
+}
+
+/// How a tunnel ended.
+enum End {
+    /// It may be replaced.
+    Lost(String),
+    /// Somebody ended the session.
+    Deleted,
 }
 
 /// A tunnel whose table has arrived.
@@ -72,6 +86,21 @@ struct Opened {
 }
 
 impl Uplink {
+    pub(super) fn new(
+        login: Arc<Login>,
+        choice: PathChoice,
+        shared: Arc<Shared>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            login,
+            choice,
+            shared,
+            stop,
+            made: Made::default(),
+        }
+    }
+
     /// Connects to one of `replicas`, to each as likely, but to `lost` last; nothing is left behind
     /// if that fails.
     pub(super) async fn establish(
@@ -85,7 +114,8 @@ impl Uplink {
         for replica in replicas {
             let identity = Identity::generate()
                 .map_err(|error| Fault::new(FaultKind::Failed, format!("no key: {error}")))?;
-            attempts.push(Attempt::new(self.login.cluster(), user, replica, identity));
+            let cluster = self.login.cluster();
+            attempts.push(Attempt::new(cluster, user, replica, identity, &self.made));
         }
         // The keys are random, and so is this order.
         attempts.sort_by_key(|attempt| {
@@ -222,16 +252,24 @@ impl Uplink {
         loop {
             self.shared.up.send_replace(Some(established.up.clone()));
             self.shared.reason.send_replace(String::new());
-            let reason = self.follow(&mut established).await;
+            let end = self.follow(&mut established).await;
             if self.stop.is_cancelled() {
                 return;
             }
+            let reason = match end {
+                End::Lost(reason) => reason,
+                End::Deleted => {
+                    self.shared.up.send_replace(None);
+                    self.shared.deleted.cancel();
+                    // The connection ends now, and this task with it.
+                    return pending().await;
+                }
+            };
             tracing::info!(%reason, "Tunnel lost");
             self.shared.up.send_replace(None);
             self.shared.reason.send_replace(reason);
             established.up.tunnel.close(CloseCode::Quit).await;
-            let cluster = self.login.cluster();
-            cluster.delete_session(&established.session).await;
+            self.delete(&established.session).await;
             let lost = established.up.replica;
             established = self.again(&lost, &mut backoff).await;
             backoff.reset();
@@ -261,8 +299,8 @@ impl Uplink {
         self.establish(&user, &replicas, Some(lost), &silent).await
     }
 
-    /// Follows the table, renews the Session and keeps path T alive; returns why the tunnel ended.
-    async fn follow(&self, established: &mut Established) -> String {
+    /// Follows the table, renews the Session and keeps path T alive, until the tunnel ends.
+    async fn follow(&self, established: &mut Established) -> End {
         let Established {
             up,
             session,
@@ -277,12 +315,14 @@ impl Uplink {
             key: *key,
             newest: None,
         });
-        tokio::pin!(relink, renewal);
+        let left = self.delete_others(session).fuse();
+        tokio::pin!(relink, renewal, left);
         loop {
             tokio::select! {
                 // First, because a tunnel that ends breaks the table as well.
                 biased;
-                reason = up.tunnel.closed() => return reason.to_string(),
+                reason = up.tunnel.closed() => return End::of(reason),
+                () = &mut left, if !left.is_terminated() => {}
                 never = &mut relink => match never {},
                 never = &mut renewal => match never {},
                 event = events.message() => match event {
@@ -291,8 +331,10 @@ impl Uplink {
                         up.tunnel.set_candidates(addresses(&found.endpoints));
                     }
                     Ok(Some(event)) => event.event.into_iter().for_each(|it| self.shared.apply(it)),
-                    Ok(None) => return "the traffic manager ended the table".to_owned(),
-                    Err(status) => return format!("the table broke: {}", status.message()),
+                    Ok(None) => return End::Lost("the traffic manager ended the table".to_owned()),
+                    Err(status) => {
+                        return End::Lost(format!("the table broke: {}", status.message()));
+                    }
                 },
             }
         }
@@ -324,14 +366,40 @@ impl Uplink {
     /// Ends the tunnel and the Session object, which `established` still owns.
     pub(super) async fn discard(&self, established: Established) {
         established.up.tunnel.close(CloseCode::Quit).await;
+        self.delete(&established.session).await;
+    }
+
+    async fn delete(&self, session: &SessionRef) {
         let cluster = self.login.cluster();
-        cluster.delete_session(&established.session).await;
+        self.made.delete(&cluster, &session.name).await;
+    }
+
+    /// What is left of attempts that ended while the API server did not answer.
+    async fn delete_others(&self, session: &SessionRef) {
+        let mut names = self.made.names();
+        names.remove(&session.name);
+        self.made.delete_all(&self.login.cluster(), &names).await;
+    }
+
+    /// Deletes every Session object of this connection, but not those that were tried `before`;
+    /// returns all that were tried.
+    pub(super) async fn delete_all(&self, before: &BTreeSet<String>) -> BTreeSet<String> {
+        let names = &self.made.names() - before;
+        self.made.delete_all(&self.login.cluster(), &names).await;
+
+        &names | before
     }
 }
 
-impl Established {
-    pub(super) fn session(&self) -> &SessionRef {
-        &self.session
+impl End {
+    fn of(reason: ClosedReason) -> Self {
+        match reason {
+            ClosedReason::Peer {
+                code: CloseCode::Deleted,
+                ..
+            } => Self::Deleted,
+            reason => Self::Lost(reason.to_string()),
+        }
     }
 }
 

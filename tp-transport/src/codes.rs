@@ -38,7 +38,7 @@ impl From<VarInt> for ResetCode {
 pub enum CloseCode {
     /// The user disconnected.
     Quit,
-    /// The `Session` object is gone.
+    /// The `Session` object is gone, or its time is over: a new one may be made.
     SessionGone,
     /// The `Session` lost its admission.
     NotAdmitted,
@@ -46,6 +46,8 @@ pub enum CloseCode {
     Shutdown,
     /// The other end does not keep to the protocol.
     Protocol,
+    /// Somebody deleted the `Session` object of a connection, to end it.
+    Deleted,
     /// A code of a newer version.
     Other(u64),
 }
@@ -58,6 +60,7 @@ impl From<CloseCode> for VarInt {
             CloseCode::NotAdmitted => Self::from_u32(2),
             CloseCode::Shutdown => Self::from_u32(3),
             CloseCode::Protocol => Self::from_u32(4),
+            CloseCode::Deleted => Self::from_u32(5),
             CloseCode::Other(code) => Self::from_u64(code).unwrap_or(Self::MAX),
         }
     }
@@ -71,6 +74,7 @@ impl From<VarInt> for CloseCode {
             2 => Self::NotAdmitted,
             3 => Self::Shutdown,
             4 => Self::Protocol,
+            5 => Self::Deleted,
             code => Self::Other(code),
         }
     }

@@ -120,7 +120,12 @@ async fn watch_standing(
         match sessions.standing(peer.session(), Some(&standing), Timestamp::now()) {
             Ok(current) => standing = current,
             Err(reason) => {
-                peer.close(CloseCode::SessionGone, &reason);
+                let now = Timestamp::now();
+                let code = match sessions.is_deleted(peer.session(), &standing, now) {
+                    true => CloseCode::Deleted,
+                    false => CloseCode::SessionGone,
+                };
+                peer.close(code, &reason);
                 return;
             }
         }

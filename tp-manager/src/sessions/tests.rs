@@ -315,3 +315,23 @@ async fn a_renewal_without_its_session_keeps_nothing_alive() {
     let over = at(60) + LIFETIME + SignedDuration::from_secs(1);
     assert_eq!(sessions.expired(over), [reference("r")]);
 }
+
+#[tokio::test]
+async fn a_session_whose_object_is_taken_away_is_deleted_unless_its_time_is_over() {
+    let sessions = sessions(vec![object("a", 50, '1')]).await;
+    let standing = sessions.standing(&reference("a"), None, at(120)).unwrap();
+    let is_deleted = |second| sessions.is_deleted(&reference("a"), &standing, at(second));
+    assert!(!is_deleted(120));
+
+    let mut ending = object("a", 50, '1');
+    ending["metadata"]["deletionTimestamp"] = json!(at(121).to_string());
+    apply(&sessions, ending).await;
+    assert!(is_deleted(122));
+
+    let event = Event::Delete(serde_json::from_value(object("a", 50, '1')).unwrap());
+    let events = futures::stream::iter([Ok(event)]);
+    sessions.apply(events, || {}).await;
+    assert!(is_deleted(122));
+    // By a replica that keeps house.
+    assert!(!is_deleted(51 + SESSION_LIFETIME_SECONDS));
+}

@@ -14,7 +14,10 @@ use tp_proto::{
 };
 use tp_transport::{Identity, SessionRef};
 
-use super::super::cluster::{Cluster, Replica};
+use super::{
+    super::cluster::{Cluster, Replica, session_name},
+    made::Made,
+};
 
 /// Of one replica before another is tried beside it.
 const HEAD_START: Duration = Duration::from_secs(1);
@@ -25,7 +28,9 @@ pub(super) struct Attempt<'a> {
     pub(super) cluster: Arc<Cluster>,
     pub(super) replica: &'a Replica,
     pub(super) identity: Identity,
-    pub(super) session: SharedFuture<BoxFuture<'static, Result<SessionRef, Fault>>>,
+    name: String,
+    made: &'a Made,
+    pub(super) session: SharedFuture<BoxFuture<'a, Result<SessionRef, Fault>>>,
 }
 
 impl<'a> Attempt<'a> {
@@ -35,22 +40,37 @@ impl<'a> Attempt<'a> {
         user: &UserInfo,
         replica: &'a Replica,
         identity: Identity,
+        made: &'a Made,
     ) -> Self {
         let (maker, user, key) = (Arc::clone(&cluster), user.clone(), identity.clone());
-        let session = async move { maker.create_session(&user, &key).await };
+        let name = session_name(&user, &identity);
+        let object = name.clone();
+        let session = async move {
+            made.begin(&object);
+            let created = maker.create_session(&object, &user, &key).await;
+            // Of an API server that does not answer nobody knows what it has done.
+            if let Err(fault) = &created
+                && fault.kind != FaultKind::Unavailable
+            {
+                made.refused(&object);
+            }
+            created
+        };
 
         Self {
             cluster,
             replica,
             identity,
+            name,
+            made,
             session: session.boxed().shared(),
         }
     }
 
     /// Takes back what the API server was asked for, though nobody waits for the answer any more.
     pub(super) async fn withdraw(&self) {
-        if let Ok(session) = self.session.clone().await {
-            self.cluster.delete_session(&session).await;
+        if self.session.clone().await.is_ok() {
+            self.made.delete(&self.cluster, &self.name).await;
         }
     }
 }
