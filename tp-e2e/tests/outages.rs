@@ -339,3 +339,33 @@ fn people_are_spread_over_the_replicas_and_one_that_hangs_costs_a_second() {
     drop(stopped);
     testbed().manager_ready();
 }
+
+#[test]
+fn who_quits_while_connecting_again_leaves_no_session_object() {
+    let _alone = alone();
+    testbed().install_tp();
+    testbed().manager_ready();
+    let workstation = connected(Account::Member, "dev", "auto");
+    let sessions = || {
+        let listed = ["get", "sessions.tp.internal", "-n", "shop", "-o", "name"];
+        let listed = testbed().kubectl(&listed);
+        listed.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let first = sessions();
+    let managers = testbed().managers();
+    // No replica deletes anything meanwhile, and none answers.
+    let stopped: Vec<Stopped> = managers
+        .iter()
+        .map(|(pid, _)| Stopped::begin(*pid))
+        .collect();
+    eventually("an attempt to connect again", AGAIN, || match sessions() {
+        now if now.is_empty() || now == first => Err(format!("{now:?}")),
+        _ => Ok(()),
+    });
+
+    workstation.tp(&["quit"]).expect_success();
+
+    assert_eq!(sessions(), BTreeSet::new());
+    drop(stopped);
+    testbed().manager_ready();
+}

@@ -270,3 +270,20 @@ fn two_sessions_of_one_user_are_one() {
     assert!(again.stdout.contains("Already connected"), "{again}");
     assert_eq!(workstation.session_pid(), pid);
 }
+
+#[test]
+fn whose_session_is_deleted_is_told_so_and_connects_no_more_by_itself() {
+    let mut workstation = Workstation::new(Account::Member, "limited");
+    workstation.may_warn();
+    workstation.connect(&["--namespace", "team-b"]);
+    let of_team = ["sessions.tp.internal", "--namespace=team-b"];
+
+    testbed().kubectl(&[&["delete", "--all"], &of_team[..]].concat());
+
+    workstation.expect_soon("disconnected");
+    let status = workstation.tp(&["status"]);
+    assert!(status.stdout.contains("Session object"), "{status}");
+    let left = testbed().kubectl(&[&["get", "--output=name"], &of_team[..]].concat());
+    assert_eq!(left, "");
+    workstation.connect(&["--namespace", "team-b"]);
+}

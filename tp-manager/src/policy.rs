@@ -17,10 +17,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::PostParams,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::{WatchStreamExt as _, watcher::watcher},
 };
 use tokio::sync::watch;
 use tp_proto::{
@@ -28,7 +25,11 @@ use tp_proto::{
     crd::{POLICY_NAME, Session, SessionSpec, UserInfo},
 };
 
+use presence::{Presence, Seen, narrowing_of_binding, narrowing_of_policy};
+
 use crate::index;
+
+mod presence;
 
 /// A policy takes effect some tenths of a second after it was written, and time stamps have whole
 /// seconds: what was made within this time of it proves nothing.
@@ -44,7 +45,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 const PROOF_LIFETIME: SignedDuration = SignedDuration::from_secs(180);
 
 /// What is known of the policy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// Since when policy and binding are as they are; none while one of them is missing.
     pub(crate) since: Option<Timestamp>,
@@ -56,13 +57,22 @@ pub(crate) struct Policy {
     doubt: String,
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            since: None,
+            settles: Timestamp::default(),
+            proven: None,
+            doubt: format!("the admission policy {POLICY_NAME} has not been looked at yet"),
+        }
+    }
+}
+
 impl Policy {
     /// Whether Sessions made under it may be believed now.
     pub(crate) fn trust(&self, now: Timestamp) -> Result<(), String> {
         if self.since.is_none() {
-            return Err(format!(
-                "the admission policy {POLICY_NAME} or its binding is missing"
-            ));
+            return Err(self.doubt.clone());
         }
         if now < self.settles {
             return Err(format!("the admission policy {POLICY_NAME} is too young"));
@@ -77,8 +87,13 @@ impl Policy {
     }
 
     /// Takes notice of policy and binding, and returns whether they have changed.
-    fn note(&mut self, since: Option<Timestamp>, now: Timestamp) -> bool {
-        if self.since == since {
+    fn note(&mut self, since: Result<Timestamp, String>, now: Timestamp) -> bool {
+        let doubt = match &since {
+            Ok(_) => format!("the admission policy {POLICY_NAME} is being tested"),
+            Err(reason) => reason.clone(),
+        };
+        let since = since.ok();
+        if self.since == since && (since.is_some() || self.doubt == doubt) {
             return false;
         }
         // Whatever was proven was proven of another policy, and its refusals may go on for a moment.
@@ -86,7 +101,7 @@ impl Policy {
         self.since = since;
         self.settles = if is_old { now } else { now + GRACE };
         self.proven = None;
-        self.doubt = format!("the admission policy {POLICY_NAME} is being tested");
+        self.doubt = doubt;
 
         true
     }
@@ -115,10 +130,10 @@ pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sen
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     let of_policy = watcher(policies, by_name())
         .default_backoff()
-        .map_ok(|event| Seen::of(event, |object| object.metadata));
+        .map_ok(|event| Seen::of(event, narrowing_of_policy));
     let of_binding = watcher(bindings, by_name())
         .default_backoff()
-        .map_ok(|event| Seen::of(event, |object| object.metadata));
+        .map_ok(|event| Seen::of(event, narrowing_of_binding));
     let mut of_policy = std::pin::pin!(of_policy);
     let mut of_binding = std::pin::pin!(of_binding);
 
@@ -135,8 +150,11 @@ pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sen
             }
         }
         let since = match (policy_seen.since(), binding_seen.since()) {
-            (Some(policy), Some(binding)) => Some(policy.max(binding)),
-            _ => None,
+            (Ok(policy), Ok(binding)) => Ok(policy.max(binding)),
+            (Err(reason), _) => Err(format!("the admission policy {POLICY_NAME} {reason}")),
+            (_, Err(reason)) => Err(format!(
+                "the binding of the admission policy {POLICY_NAME} {reason}"
+            )),
         };
         if policy.send_if_modified(|known| known.note(since, Timestamp::now())) {
             next_check = tokio::time::Instant::now();
@@ -150,6 +168,8 @@ async fn check(client: &Client, namespace: &str, policy: &watch::Sender<Policy>)
     let tested = tokio::time::timeout(CHECK_TIMEOUT, try_to_forge(client, namespace)).await;
     match tested {
         // Refused by what was there before, perhaps.
+        // Narrowed, or away: whatever was refused here.
+        Ok(Ok(_)) if policy.borrow().since.is_none() => CHECK_INTERVAL,
         Ok(Ok(None)) if begin < policy.borrow().settles => RETRY,
         Ok(Ok(None)) => {
             policy.send_modify(|known| {
@@ -275,209 +295,5 @@ fn forgeries(own: &UserInfo) -> [(&'static str, UserInfo); 4] {
     ]
 }
 
-/// An event of a watch on one object.
-enum Seen {
-    Present(Version),
-    Absent,
-    ListBegins,
-    ListEnds,
-}
-
-impl Seen {
-    fn of<K>(event: Event<K>, metadata: impl Fn(K) -> ObjectMeta) -> Self {
-        match event {
-            Event::Apply(object) | Event::InitApply(object) => {
-                Self::Present(Version::of(metadata(object)))
-            }
-            Event::Delete(_) => Self::Absent,
-            Event::Init => Self::ListBegins,
-            Event::InitDone => Self::ListEnds,
-        }
-    }
-}
-
-/// What an object demands, told from what it demanded before.
-#[derive(Debug)]
-struct Version {
-    uid: Option<String>,
-    /// Counts changes of the specification.
-    generation: Option<i64>,
-    since: Option<Timestamp>,
-}
-
-impl Version {
-    fn of(metadata: ObjectMeta) -> Self {
-        Self {
-            since: last_change(&metadata),
-            uid: metadata.uid,
-            generation: metadata.generation,
-        }
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        self.generation.is_some() && (&self.uid, self.generation) == (&other.uid, other.generation)
-    }
-}
-
-/// Since when one object is as it is.
-#[derive(Debug, Default)]
-struct Presence {
-    version: Option<Version>,
-    in_list: bool,
-}
-
-impl Presence {
-    fn note(&mut self, seen: Result<Seen, watcher::Error>) {
-        match seen {
-            Ok(Seen::Present(version)) => {
-                // Applying what is there already may change its time stamps, and nothing else.
-                if !self
-                    .version
-                    .as_ref()
-                    .is_some_and(|known| known.is(&version))
-                {
-                    self.version = Some(version);
-                }
-                self.in_list = true;
-            }
-            Ok(Seen::Absent) => self.version = None,
-            Ok(Seen::ListBegins) => self.in_list = false,
-            Ok(Seen::ListEnds) if !self.in_list => self.version = None,
-            Ok(Seen::ListEnds) => {}
-            Err(error) => tracing::debug!(%error, "The watch of the policy was interrupted"),
-        }
-    }
-
-    fn since(&self) -> Option<Timestamp> {
-        self.version.as_ref()?.since
-    }
-}
-
-/// When the object was made or last changed, its status aside.
-fn last_change(metadata: &ObjectMeta) -> Option<Timestamp> {
-    let created = metadata.creation_timestamp.as_ref()?.0;
-    let changed = metadata
-        .managed_fields
-        .iter()
-        .flatten()
-        .filter(|entry| entry.subresource.as_deref().unwrap_or_default().is_empty())
-        .filter_map(|entry| entry.time.as_ref())
-        .map(|time| time.0)
-        .max();
-
-    Some(changed.map_or(created, |changed| changed.max(created)))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_700_000_000 + second).unwrap()
-    }
-
-    #[test]
-    fn nobody_is_trusted_without_a_policy() {
-        assert!(Policy::default().trust(at(0)).is_err());
-    }
-
-    #[test]
-    fn a_proof_runs_out() {
-        let policy = Policy::proven_since(at(0), at(10));
-
-        assert!(policy.trust(at(20)).is_ok());
-        assert!(policy.trust(at(1000)).is_err());
-    }
-
-    #[test]
-    fn a_refusal_right_after_a_change_proves_nothing() {
-        let mut policy = Policy::proven_since(at(0), at(100));
-
-        assert!(policy.note(Some(at(110)), at(111)));
-
-        assert!(policy.trust(at(111)).is_err());
-        assert_eq!(policy.settles, at(111) + GRACE);
-        assert!(!policy.note(Some(at(110)), at(112)));
-    }
-
-    #[test]
-    fn an_old_policy_is_in_effect_when_a_replica_starts() {
-        let mut policy = Policy::default();
-
-        policy.note(Some(at(0)), at(1000));
-
-        assert_eq!(policy.settles, at(1000));
-    }
-
-    #[test]
-    fn what_is_as_young_as_the_policy_is_not_covered() {
-        let policy = Policy::proven_since(at(100), at(110));
-
-        assert!(!policy.covers(at(99)));
-        assert!(!policy.covers(at(102)));
-        assert!(policy.covers(at(103)));
-    }
-
-    #[test]
-    fn a_policy_that_was_edited_counts_from_the_edit() {
-        let metadata: ObjectMeta = serde_json::from_value(serde_json::json!({
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-            "managedFields": [
-                {"manager": "tp", "time": "2026-01-01T00:00:00Z"},
-                {"manager": "kubectl-edit", "time": "2026-01-02T00:00:00Z"},
-                {"manager": "controller", "time": "2026-01-03T00:00:00Z", "subresource": "status"},
-            ],
-        }))
-        .unwrap();
-
-        let changed = last_change(&metadata).unwrap();
-
-        assert_eq!(changed, "2026-01-02T00:00:00Z".parse().unwrap());
-    }
-
-    #[test]
-    fn a_policy_that_is_missing_from_a_new_listing_is_gone() {
-        let mut presence = Presence::default();
-        presence.note(Ok(Seen::Present(version("a", 1, 0))));
-
-        presence.note(Ok(Seen::ListBegins));
-        assert_eq!(presence.since(), Some(at(0)));
-        presence.note(Ok(Seen::ListEnds));
-
-        assert_eq!(presence.since(), None);
-    }
-
-    /// As `tp install` does when it is called twice.
-    #[test]
-    fn applying_the_same_again_is_no_change_and_an_edit_or_another_object_is() {
-        let mut presence = Presence::default();
-        presence.note(Ok(Seen::Present(version("a", 1, 0))));
-
-        presence.note(Ok(Seen::Present(version("a", 1, 6))));
-        assert_eq!(presence.since(), Some(at(0)));
-        presence.note(Ok(Seen::Present(version("a", 2, 7))));
-        assert_eq!(presence.since(), Some(at(7)));
-        presence.note(Ok(Seen::Present(version("b", 2, 8))));
-        assert_eq!(presence.since(), Some(at(8)));
-    }
-
-    fn version(uid: &str, generation: i64, since: i64) -> Version {
-        Version {
-            uid: Some(uid.into()),
-            generation: Some(generation),
-            since: Some(at(since)),
-        }
-    }
-
-    #[test]
-    fn every_forgery_differs_in_one_field() {
-        let own = UserInfo {
-            username: "system:serviceaccount:tp-system:tp-manager".into(),
-            ..UserInfo::default()
-        };
-
-        for (field, forged) in forgeries(&own) {
-            assert_ne!(forged, own, "{field}");
-        }
-    }
-}
+mod tests;

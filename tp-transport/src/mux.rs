@@ -71,6 +71,9 @@ pub(crate) struct Answer {
     pub(crate) size: usize,
 }
 
+/// Batches of datagrams, none of them for QUIC, that are read in one turn of the endpoint.
+const GARBAGE_ROUNDS: usize = 4;
+
 /// The socket that QUIC is given.
 pub(crate) struct Mux<S> {
     side: S,
@@ -197,7 +200,7 @@ impl<S: Side> Mux<S> {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        loop {
+        for _ in 0..GARBAGE_ROUNDS {
             let received = std::task::ready!(udp.poll_recv(cx, bufs, meta))?;
             let mut any = false;
             for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
@@ -208,6 +211,10 @@ impl<S: Side> Mux<S> {
                 return Poll::Ready(Ok(received));
             }
         }
+        // Somebody floods the port: everybody else has a turn first.
+        cx.waker().wake_by_ref();
+
+        Poll::Pending
     }
 
     /// Takes out of one buffer what is not for QUIC, and answers the probes in it.

@@ -1,0 +1,156 @@
+//! What an address in the cluster stands for, and where that leads.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tp_e2e::{
+    cluster::{testbed, text},
+    process::{PATIENCE, eventually, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+const KNOWN: Duration = Duration::from_secs(20);
+/// Of the kubelet, which listens at every address of its node.
+const KUBELET: u16 = 10250;
+/// A refusal comes at once, but for the second in which a new pod may become known.
+const AT_ONCE: f64 = 3000.0;
+
+/// A service with a cluster IP, whose endpoint somebody entered by hand.
+struct Led(&'static str);
+
+impl Led {
+    #[track_caller]
+    fn to(namespace: &'static str, address: &str, port: u16) -> Self {
+        testbed().kubectl_apply(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: e2e-led, namespace: {namespace}}}, \
+             spec: {{ports: [{{port: {port}}}]}}}}\n---\n\
+             {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, \
+             metadata: {{name: e2e-led-1, namespace: {namespace}, \
+             labels: {{kubernetes.io/service-name: e2e-led}}}}, \
+             addressType: IPv4, ports: [{{port: {port}}}], \
+             endpoints: [{{addresses: [\"{address}\"], conditions: {{ready: true}}}}]}}"
+        ));
+        Self(namespace)
+    }
+}
+
+impl Drop for Led {
+    fn drop(&mut self) {
+        testbed().kubectl(&[
+            "delete",
+            "--ignore-not-found",
+            &format!("--namespace={}", self.0),
+            "service/e2e-led",
+            "endpointslice/e2e-led-1",
+        ]);
+    }
+}
+
+/// An address of the first node in the pods' networks, as its bridges and tunnels have.
+struct OfNode(String);
+
+impl OfNode {
+    #[track_caller]
+    fn add(address: &str) -> Self {
+        let this = Self(format!("{address}/32"));
+        this.ip("replace").expect_success();
+        this
+    }
+
+    fn ip(&self, verb: &str) -> tp_e2e::process::Finished {
+        let mut command = testbed().inside(&testbed().namespace("1"));
+        command.args(["ip", "address", verb, &self.0, "dev", "lo"]);
+        run(&mut command, PATIENCE)
+    }
+}
+
+impl Drop for OfNode {
+    fn drop(&mut self) {
+        self.ip("del");
+    }
+}
+
+/// That a connection from the cluster's own network opens, so that only tp can refuse it.
+#[track_caller]
+fn opens_for_a_node(target: &str) {
+    eventually("the target to answer a node", KNOWN, || {
+        let mut command = testbed().inside(&testbed().namespace("1"));
+        command.args([
+            "curl",
+            "-sk",
+            "--max-time",
+            "3",
+            &format!("https://{target}/"),
+        ]);
+        let asked = run(&mut command, PATIENCE);
+        if asked.status.success() {
+            Ok(())
+        } else {
+            Err(asked.to_string())
+        }
+    });
+}
+
+/// Refuses at once, and says why.
+#[track_caller]
+fn refuses(workstation: &Workstation, target: &str, why: &str) {
+    let failed = || text(&workstation.status()["datapath"]["last_failed_dial"]);
+    // The manager may not know of the endpoints yet.
+    let refused = eventually("the refusal", KNOWN, || {
+        let refused = workstation.echo(&["connect", "-timeout", "5s", target]);
+        match refused["error"].as_str() {
+            Some("") => Err(refused.to_string()),
+            _ if !failed().contains(why) => Err(failed()),
+            _ => Ok(refused),
+        }
+    });
+    assert!(refused["elapsed_ms"].as_f64() < Some(AT_ONCE), "{refused}");
+}
+
+fn first_node() -> Value {
+    let listed = testbed().kubectl(&["get", "nodes", "--output=json"]);
+    let listed: Value = serde_json::from_str(&listed).expect("kubectl prints JSON");
+
+    listed["items"][0].clone()
+}
+
+#[test]
+fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
+    let workstation = Workstation::new(Account::Root, "admin");
+    workstation.connect(&["--namespace", "shop"]);
+    let node = first_node();
+    let addresses = node["status"]["addresses"].as_array();
+    let mut addresses = addresses.into_iter().flatten();
+    let internal = addresses.find(|address| address["type"] == "InternalIP");
+    let address = text(&internal.expect("a node has an address")["address"]);
+    let _led = Led::to("shop", &address, KUBELET);
+    let target = format!("{}:{KUBELET}", testbed().service_ip("shop", "e2e-led"));
+    opens_for_a_node(&target);
+
+    refuses(&workstation, &target, &format!("{address} is a node's"));
+}
+
+#[test]
+fn a_service_that_leads_to_pods_of_others_takes_a_right_to_all_namespaces() {
+    let limited = Workstation::new(Account::Member, "limited");
+    limited.connect(&["--namespace", "team-b"]);
+    let _led = Led::to("team-b", &testbed().pod_ip("shop", "cell"), 7000);
+    let target = format!("{}:7000", testbed().service_ip("team-b", "e2e-led"));
+
+    refuses(&limited, &target, "in all namespaces");
+}
+
+#[test]
+fn an_address_among_the_pods_that_no_pod_has_is_unreachable() {
+    let workstation = Workstation::new(Account::Root, "admin");
+    workstation.connect(&["--namespace", "shop"]);
+    let network = text(&first_node()["spec"]["podCIDR"]);
+    let (prefix, _) = network.rsplit_once('.').expect("a network of IPv4");
+    let address = format!("{prefix}.250");
+    let _of_node = OfNode::add(&address);
+    let target = format!("{address}:{KUBELET}");
+    opens_for_a_node(&target);
+
+    refuses(&workstation, &target, "no pod or service has it");
+}
