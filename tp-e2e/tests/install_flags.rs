@@ -255,3 +255,32 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
         testbed().kubectl(&["delete", "rolebinding", "tp-use-user-dev", "-n", "shop"]);
     });
 }
+
+#[test]
+fn where_the_service_networks_cannot_be_found_services_are_reached_all_the_same() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    with_tp_afterwards(|| {
+        let role: Value = serde_json::from_str(&testbed().kubectl(&[
+            "get",
+            "clusterrole",
+            "tp-manager",
+            "--output=json",
+        ]))
+        .expect("kubectl prints JSON");
+        let mut rules = role["rules"].as_array().into_iter().flatten();
+        let networks = rules.position(|rule| rule["resources"][0] == "servicecidrs");
+        let networks = networks.expect("the manager may list them");
+        let patch = format!("--patch=[{{\"op\":\"remove\",\"path\":\"/rules/{networks}\"}}]");
+        testbed().kubectl(&["patch", "clusterrole", "tp-manager", "--type=json", &patch]);
+        testbed().kubectl(&["delete", "pod", "tp-manager-0", "--namespace=tp-system"]);
+        testbed().manager_ready();
+
+        workstation.connect(&["--namespace", "shop"]);
+
+        let page = workstation.run(&["curl", "-sS", "--max-time", "5", "http://web/"]);
+        assert!(page.stdout.contains("nginx of"), "{page}");
+        let notices = workstation.status()["notices"].to_string();
+        assert!(notices.contains("service networks"), "{notices}");
+        workstation.tp(&["quit"]).expect_success();
+    });
+}

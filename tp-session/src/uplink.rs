@@ -39,9 +39,11 @@ const UDP_LIMIT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+use asleep::{asleep, slept_longer};
 use attempt::{Attempt, race};
 use made::Made;
 
+mod asleep;
 mod attempt;
 mod made;
 
@@ -316,12 +318,15 @@ impl Uplink {
             newest: None,
         });
         let left = self.delete_others(session).fuse();
-        tokio::pin!(relink, renewal, left);
+        let slept = slept_longer(SILENCE_LIMIT, asleep);
+        tokio::pin!(relink, renewal, left, slept);
         loop {
             tokio::select! {
                 // First, because a tunnel that ends breaks the table as well.
                 biased;
                 reason = up.tunnel.closed() => return End::of(reason),
+                // The other end has given the tunnel up: no need to find out by waiting.
+                () = &mut slept => return End::Lost("the machine has slept".to_owned()),
                 () = &mut left, if !left.is_terminated() => {}
                 never = &mut relink => match never {},
                 never = &mut renewal => match never {},

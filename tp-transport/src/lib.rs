@@ -60,7 +60,7 @@ pub use {
     framed::tune_link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
     limits::raise_descriptors,
-    server::{Admission, AttachError, BindError, Peer, Refusal, TunnelServer},
+    server::{Admission, AttachError, BindError, Peer, Refusal, SILENCE_LIMIT, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
 };

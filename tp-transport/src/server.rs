@@ -47,7 +47,7 @@ const PROOF_LIMIT: Duration = Duration::from_secs(10);
 const MAX_UNACCEPTED: usize = 64;
 /// A session that is not heard of for so long has gone without saying so. A laptop may sleep
 /// meanwhile.
-const SILENCE_LIMIT: Duration = Duration::from_secs(120);
+pub const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 const SILENCE_PACE: Duration = Duration::from_secs(10);
 /// Least time between two looks at where a client is.
 const FOLLOW_PACE: Duration = Duration::from_millis(1);
