@@ -24,12 +24,14 @@ pub(crate) mod build;
 mod control;
 mod down;
 pub(crate) mod netns;
+mod network;
 mod node;
 mod pki;
 mod process;
 mod workstation;
 
 pub(crate) use down::down;
+pub(crate) use network::Network;
 use node::Node;
 
 #[derive(Subcommand)]
@@ -39,6 +41,9 @@ pub(crate) enum Action {
         /// How many nodes
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
         nodes: u8,
+        /// Which addresses nodes, pods and services have
+        #[arg(long, value_enum, default_value_t)]
+        network: Network,
     },
     /// End the cluster and remove everything it made, also after a crash
     Down,
@@ -143,7 +148,7 @@ impl Layout {
 
 pub(crate) fn perform(action: Action) -> Result<()> {
     match action {
-        Action::Up { nodes } => up(nodes),
+        Action::Up { nodes, network } => up(nodes, network),
         Action::Down => down(),
         Action::Status => status(),
         Action::Ws(arguments) => {
@@ -178,10 +183,7 @@ pub(crate) fn on_workstation(command: &[&str]) -> Command {
 /// The network namespace of a node beside that one; of the same where there is no other.
 pub(crate) fn node_beside(name: &str) -> Result<String> {
     let layout = Layout::new();
-    let others = (1..=layout.nodes()?).filter(|&index| {
-        let layout = &layout;
-        Node { layout, index }.name() != name
-    });
+    let others = (1..=layout.nodes()?).filter(|&index| Node::new(&layout, index).name() != name);
     Ok(netns::node(others.min().unwrap_or(1)))
 }
 
@@ -194,13 +196,15 @@ fn lock() -> Result<File> {
     Ok(file)
 }
 
-pub(crate) fn up(nodes: u8) -> Result<()> {
+pub(crate) fn up(nodes: u8, network: Network) -> Result<()> {
     let lock = lock()?;
     let layout = Layout::new();
     packages::ensure(&[packages::BUILD, packages::CLUSTER])?;
     let programs = build::programs()?;
-    if layout.nodes().is_ok_and(|running| running == nodes) && is_healthy(&layout) {
-        workstation::write_script(&layout, &programs)?;
+    let is_the_same = layout.nodes().is_ok_and(|running| running == nodes)
+        && Network::current(&layout) == network;
+    if is_the_same && is_healthy(&layout) {
+        workstation::write_script(&layout, network, &programs)?;
         println!("the cluster is up already: {}", layout.dir.display());
         return Ok(());
     }
@@ -210,20 +214,16 @@ pub(crate) fn up(nodes: u8) -> Result<()> {
     // The lock must not be inherited by the cluster's programs; Rust opens files so that they are not.
     make_folder(&layout.dir)?;
     fs::create_dir_all(layout.logs())?;
-    workstation::write_script(&layout, &programs)?;
-    netns::create(nodes)?;
-    pki::create(&layout, nodes)?;
+    network.keep(&layout)?;
+    workstation::write_script(&layout, network, &programs)?;
+    netns::create(network, nodes)?;
+    pki::create(&layout, network, nodes)?;
     steps.done("network and certificates");
 
-    control::start(&layout, &programs)?;
+    control::start(&layout, network, &programs)?;
     steps.done("control plane");
 
-    let members: Vec<Node<'_>> = (1..=nodes)
-        .map(|index| Node {
-            layout: &layout,
-            index,
-        })
-        .collect();
+    let members: Vec<Node<'_>> = (1..=nodes).map(|index| Node::new(&layout, index)).collect();
     apply_nodes(&layout, &members)?;
     std::thread::scope(|scope| {
         let starts: Vec<_> = members
@@ -240,8 +240,8 @@ pub(crate) fn up(nodes: u8) -> Result<()> {
             .into_iter()
             .try_for_each(|start| start.join().expect("starting a node does not panic"))
     })?;
-    workstation::start_dns(&layout, &programs)?;
-    layout.kubectl(&["apply", "-f", &manifest("coredns.yaml")])?;
+    workstation::start_dns(&layout, network, &programs)?;
+    apply_dns(&layout, network)?;
     steps.done("nodes started");
 
     for member in &members {
@@ -292,8 +292,19 @@ pub(crate) fn up(nodes: u8) -> Result<()> {
     Ok(())
 }
 
-fn manifest(name: &str) -> String {
-    paths::testbed_sources().join(name).display().to_string()
+/// The cluster's DNS, at its address in this network.
+fn apply_dns(layout: &Layout, network: Network) -> Result<()> {
+    let source = paths::testbed_sources().join("coredns.yaml");
+    let text =
+        fs::read_to_string(&source).with_context(|| format!("reading {}", source.display()))?;
+    let text = text
+        .replace("${name-server}", network.name_server())
+        .replace("${cluster-dns}", network.cluster_dns());
+    let file = layout.dir.join("coredns.yaml");
+    run::write(&file, text)?;
+    layout
+        .kubectl(&["apply", "-f", &file.display().to_string()])
+        .map(drop)
 }
 
 fn apply_nodes(layout: &Layout, members: &[Node<'_>]) -> Result<()> {
@@ -335,11 +346,7 @@ pub(crate) fn import(archive: &Path) -> Result<()> {
         );
     }
     for index in 1..=nodes {
-        Node {
-            layout: &layout,
-            index,
-        }
-        .import(archive)?;
+        Node::new(&layout, index).import(archive)?;
     }
     Ok(())
 }

@@ -81,7 +81,9 @@ pub(crate) fn prepare(command: &str, yes: bool) -> Result<()> {
     })?;
     steps.step("programs", "the compiler's words above", products::build)?;
     steps.step("image", "target/dist", || dist::image_only().map(drop))?;
-    steps.step("cluster up", "the log it names", || cluster::up(2))?;
+    steps.step("cluster up", "the log it names", || {
+        cluster::up(2, cluster::Network::Ipv4)
+    })?;
     steps.step(
         "workloads",
         "`cargo xtask cluster status`",

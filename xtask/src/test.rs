@@ -12,6 +12,7 @@ use crate::{bench, cluster, demo, dist, ebpf, packages, paths, products, run, ti
 use programs::TestProgram;
 use untouched::Untouched;
 
+mod ipv6;
 mod programs;
 pub(crate) mod soak;
 mod untouched;
@@ -61,6 +62,9 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         })?;
     }
 
+    if options.only.is_none() {
+        steps.step("IPv6-only cluster", "the command it names", ipv6::check)?;
+    }
     let outcome = on_cluster(&mut steps, options, &tests);
     if options.keep {
         println!("the cluster stays up: remove it with `cargo xtask cluster down`");
@@ -155,7 +159,7 @@ fn cluster_up(steps: &mut Steps, afresh: bool) -> Result<()> {
             // Nothing that was left there by hand may help or hinder.
             cluster::down()?;
         }
-        cluster::up(2)
+        cluster::up(2, cluster::Network::Ipv4)
     })?;
     steps.step(
         "workloads",

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Layout, build::Programs, netns, process::Daemon};
+use super::{Layout, build::Programs, network::Network, process::Daemon};
 use crate::run::Wait;
 
-pub(crate) fn start(layout: &Layout, programs: &Programs) -> Result<()> {
-    let api = api_server(layout, programs);
+pub(crate) fn start(layout: &Layout, network: Network, programs: &Programs) -> Result<()> {
+    let api = api_server(layout, network, programs);
     etcd(layout, programs).start(layout)?;
     api.start(layout)?;
     Wait {
@@ -18,7 +18,7 @@ pub(crate) fn start(layout: &Layout, programs: &Programs) -> Result<()> {
     }
     .until(|| layout.kubectl(&["get", "--raw", "/readyz"]))?;
 
-    controller_manager(layout, programs).start(layout)?;
+    controller_manager(layout, network, programs).start(layout)?;
     scheduler(layout, programs).start(layout)?;
     Ok(())
 }
@@ -48,15 +48,16 @@ fn etcd(layout: &Layout, programs: &Programs) -> Daemon<'static> {
     )
 }
 
-fn api_server(layout: &Layout, programs: &Programs) -> Daemon<'static> {
+fn api_server(layout: &Layout, network: Network, programs: &Programs) -> Daemon<'static> {
     let pki = |name: &str| layout.pki().join(name).display().to_string();
     daemon(
         "kube-apiserver",
         programs,
         &[
             "--etcd-servers=http://127.0.0.1:2379".to_owned(),
-            format!("--advertise-address={}", netns::node_address(1)),
-            format!("--service-cluster-ip-range={}", netns::SERVICES),
+            format!("--bind-address={}", network.unspecified()),
+            format!("--advertise-address={}", network.node(1)),
+            format!("--service-cluster-ip-range={}", network.services()),
             format!("--tls-cert-file={}", pki("apiserver.crt")),
             format!("--tls-private-key-file={}", pki("apiserver.key")),
             format!("--client-ca-file={}", pki("ca.crt")),
@@ -78,7 +79,7 @@ fn api_server(layout: &Layout, programs: &Programs) -> Daemon<'static> {
     )
 }
 
-fn controller_manager(layout: &Layout, programs: &Programs) -> Daemon<'static> {
+fn controller_manager(layout: &Layout, network: Network, programs: &Programs) -> Daemon<'static> {
     let pki = |name: &str| layout.pki().join(name).display().to_string();
     daemon(
         "kube-controller-manager",
@@ -87,7 +88,7 @@ fn controller_manager(layout: &Layout, programs: &Programs) -> Daemon<'static> {
             format!("--kubeconfig={}", pki("controller-manager.conf")),
             format!("--service-account-private-key-file={}", pki("sa.key")),
             format!("--root-ca-file={}", pki("ca.crt")),
-            format!("--cluster-cidr={}", netns::PODS),
+            format!("--cluster-cidr={}", network.pods()),
             "--allocate-node-cidrs=true".to_owned(),
             "--use-service-account-credentials=true".to_owned(),
             format!("--cluster-signing-cert-file={}", pki("ca.crt")),

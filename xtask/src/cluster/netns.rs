@@ -10,6 +10,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
+use super::network::Network;
 use crate::run;
 
 pub(crate) const PREFIX: &str = "tpt-";
@@ -17,24 +18,8 @@ pub(crate) const WIRE: &str = "tpt-wire";
 pub(crate) const WORKSTATION: &str = "tpt-ws";
 pub(crate) const NEIGHBOUR: &str = "tpt-lan";
 
-pub(crate) const WORKSTATION_ADDRESS: &str = "172.30.0.200";
-pub(crate) const NEIGHBOUR_ADDRESS: &str = "172.30.0.210";
-pub(crate) const DNS_ADDRESS: &str = "172.30.0.53";
-pub(crate) const SERVICES: &str = "10.96.0.0/16";
-pub(crate) const PODS: &str = "10.244.0.0/16";
-/// All that is the cluster's own.
-const CLUSTER: &str = "10.0.0.0/8";
-
 pub(crate) fn node(index: u8) -> String {
     format!("{PREFIX}{index}")
-}
-
-pub(crate) fn node_address(index: u8) -> String {
-    format!("172.30.0.{}", 10 + index)
-}
-
-pub(crate) fn pod_range(index: u8) -> String {
-    format!("10.244.{index}.0/24")
 }
 
 pub(crate) fn path(namespace: &str) -> PathBuf {
@@ -63,60 +48,71 @@ pub(crate) fn existing() -> Result<Vec<String>> {
 }
 
 /// Makes the wire and everybody on it.
-pub(crate) fn create(nodes: u8) -> Result<()> {
+pub(crate) fn create(network: Network, nodes: u8) -> Result<()> {
     ip(&format!("netns add {WIRE}"))?;
     ip(&format!("-n {WIRE} link add br0 type bridge"))?;
     ip(&format!("-n {WIRE} link set br0 up"))?;
     for index in 1..=nodes {
-        plug(&node(index), &node_address(index))?;
-        ip(&format!(
-            "-n {} route add default via {WORKSTATION_ADDRESS}",
-            node(index)
-        ))?;
+        plug(network, &node(index), &network.node(index))?;
+        route(network, &node(index), "default", network.workstation())?;
     }
-    plug(WORKSTATION, WORKSTATION_ADDRESS)?;
-    ip(&format!(
-        "-n {WORKSTATION} address add {DNS_ADDRESS}/24 dev e0"
-    ))?;
-    ip(&format!(
-        "-n {WORKSTATION} route add default via {}",
-        node_address(1)
-    ))?;
-    plug(NEIGHBOUR, NEIGHBOUR_ADDRESS)?;
-    ip(&format!(
-        "-n {NEIGHBOUR} route add {SERVICES} via {}",
-        node_address(1)
-    ))?;
+    plug(network, WORKSTATION, network.workstation())?;
+    add_address(network, WORKSTATION, network.name_server())?;
+    route(network, WORKSTATION, "default", &network.node(1))?;
+    plug(network, NEIGHBOUR, network.neighbour())?;
+    route(network, NEIGHBOUR, network.services(), &network.node(1))?;
 
     for index in 1..=nodes {
-        let (name, range) = (node(index), pod_range(index));
+        let range = network.pod_range(index);
         for other in (1..=nodes).filter(|other| *other != index) {
-            ip(&format!(
-                "-n {} route add {range} via {}",
-                node(other),
-                node_address(index)
-            ))?;
+            route(network, &node(other), &range, &network.node(index))?;
         }
-        ip(&format!(
-            "-n {NEIGHBOUR} route add {range} via {}",
-            node_address(index)
-        ))?;
-        inside(&name, "sysctl -qw net.ipv4.ip_forward=1")?;
-        inside(
-            &name,
-            &format!(
-                "iptables -w -t raw -A PREROUTING -i e0 -s {WORKSTATION_ADDRESS} -d {CLUSTER} -j DROP"
-            ),
-        )?;
-        // Pods leave the cluster with the address of their node.
-        inside(
-            &name,
-            &format!(
-                "iptables -w -t nat -A POSTROUTING -s {range} ! -d {CLUSTER} -o e0 -j MASQUERADE"
-            ),
-        )?;
+        route(network, NEIGHBOUR, &range, &network.node(index))?;
+        guard(network, &node(index), &range)?;
     }
     Ok(())
+}
+
+/// A node forwards for its pods, and for nobody on the workstation.
+fn guard(network: Network, node: &str, range: &str) -> Result<()> {
+    let (workstation, iptables) = (network.workstation(), network.iptables());
+    inside(node, &format!("sysctl -qw {}", network.forwarding()))?;
+    for own in network.own() {
+        inside(
+            node,
+            &format!("{iptables} -w -t raw -A PREROUTING -i e0 -s {workstation} -d {own} -j DROP"),
+        )?;
+        // What stays in the cluster keeps its source.
+        inside(
+            node,
+            &format!("{iptables} -w -t nat -A POSTROUTING -s {range} -d {own} -j RETURN"),
+        )?;
+    }
+    // Pods leave the cluster with the address of their node.
+    inside(
+        node,
+        &format!("{iptables} -w -t nat -A POSTROUTING -s {range} -o e0 -j MASQUERADE"),
+    )
+    .map(drop)
+}
+
+fn route(network: Network, namespace: &str, to: &str, via: &str) -> Result<()> {
+    ip(&format!(
+        "{} -n {namespace} route add {to} via {via}",
+        network.ip()
+    ))
+}
+
+fn add_address(network: Network, namespace: &str, address: &str) -> Result<()> {
+    // Nobody else can have it: it serves at once.
+    let flags = match network {
+        Network::Ipv4 => "",
+        Network::Ipv6 => "nodad",
+    };
+    ip(&format!(
+        "-n {namespace} address add {address}/{} dev e0 {flags}",
+        network.wire_bits()
+    ))
 }
 
 pub(crate) fn remove() -> Result<()> {
@@ -126,7 +122,7 @@ pub(crate) fn remove() -> Result<()> {
     Ok(())
 }
 
-fn plug(namespace: &str, address: &str) -> Result<()> {
+fn plug(network: Network, namespace: &str, address: &str) -> Result<()> {
     let port = format!("p-{}", namespace.trim_start_matches(PREFIX));
     ip(&format!("netns add {namespace}"))?;
     ip(&format!(
@@ -134,8 +130,8 @@ fn plug(namespace: &str, address: &str) -> Result<()> {
     ))?;
     ip(&format!("-n {WIRE} link set {port} master br0 up"))?;
     ip(&format!("-n {namespace} link set lo up"))?;
-    ip(&format!("-n {namespace} address add {address}/24 dev e0"))?;
-    ip(&format!("-n {namespace} link set e0 up"))
+    ip(&format!("-n {namespace} link set e0 up"))?;
+    add_address(network, namespace, address)
 }
 
 fn ip(arguments: &str) -> Result<()> {

@@ -14,6 +14,7 @@ use super::{
     Layout,
     build::{PAUSE_IMAGE, Programs},
     netns,
+    network::Network,
     process::Daemon,
 };
 use crate::run::{self, Wait};
@@ -25,7 +26,18 @@ const MOUNT_DEVICES: &str = "mkdir -p \"$0\" && mount --bind \"$1\" \"$0\" && sh
 
 pub(crate) struct Node<'a> {
     pub(crate) layout: &'a Layout,
+    pub(crate) network: Network,
     pub(crate) index: u8,
+}
+
+impl<'a> Node<'a> {
+    pub(crate) fn new(layout: &'a Layout, index: u8) -> Self {
+        Self {
+            layout,
+            network: Network::current(layout),
+            index,
+        }
+    }
 }
 
 impl Node<'_> {
@@ -43,7 +55,7 @@ impl Node<'_> {
 
     /// The Node object, made before the kubelet: its pod range is then known and not a matter of order.
     pub(crate) fn object(&self) -> serde_json::Value {
-        let range = netns::pod_range(self.index);
+        let range = self.network.pod_range(self.index);
         json!({
             "apiVersion": "v1",
             "kind": "Node",
@@ -106,7 +118,7 @@ impl Node<'_> {
                 format!("--config={}", config.display()),
                 format!("--kubeconfig={}", pki(format!("{}.conf", self.name()))),
                 format!("--hostname-override={}", self.name()),
-                format!("--node-ip={}", netns::node_address(self.index)),
+                format!("--node-ip={}", self.network.node(self.index)),
                 format!("--root-dir={}", self.folder().join("kubelet").display()),
                 format!("--cert-dir={}", self.folder().join("pki").display()),
             ],
@@ -121,7 +133,8 @@ impl Node<'_> {
                 "kube-proxy".to_owned(),
                 format!("--kubeconfig={}", pki("proxy.conf".to_owned())),
                 format!("--hostname-override={}", self.name()),
-                format!("--cluster-cidr={}", netns::PODS),
+                format!("--cluster-cidr={}", self.network.pods()),
+                format!("--bind-address={}", self.network.unspecified()),
                 "--proxy-mode=iptables".to_owned(),
                 "--iptables-min-sync-period=100ms".to_owned(),
                 // The sysctls of conntrack are read-only outside the first network namespace.
@@ -179,8 +192,8 @@ impl Node<'_> {
                     "ipam": {
                         "type": "host-local",
                         "dataDir": self.folder().join("addresses"),
-                        "ranges": [[{ "subnet": netns::pod_range(self.index) }]],
-                        "routes": [{ "dst": "0.0.0.0/0" }],
+                        "ranges": [[{ "subnet": self.network.pod_range(self.index) }]],
+                        "routes": [{ "dst": self.network.everywhere() }],
                     },
                 },
                 { "type": "portmap", "capabilities": { "portMappings": true } },
@@ -237,7 +250,8 @@ state = "{folder}/state"
             "cgroupRoot": format!("/{}", control_group(&netns::node(self.index))),
             "failCgroupV1": false,
             "failSwapOn": false,
-            "clusterDNS": ["10.96.0.10"],
+            "address": self.network.unspecified(),
+            "clusterDNS": [self.network.cluster_dns()],
             "clusterDomain": "cluster.local",
             "containerRuntimeEndpoint": format!("unix://{}", self.socket().display()),
             "tlsCertFile": pki.join(format!("{}.crt", self.name())),

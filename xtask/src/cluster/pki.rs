@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Layout, netns};
+use super::{Layout, network::Network};
 use crate::run;
 
 /// People of the test cluster and their groups. What they may do is for the tests to grant.
@@ -31,9 +31,10 @@ const COMPONENTS: &[(&str, &str)] = &[
 ];
 
 /// Makes everything under `pki/` and `users/`.
-pub(crate) fn create(layout: &Layout, nodes: u8) -> Result<()> {
+pub(crate) fn create(layout: &Layout, network: Network, nodes: u8) -> Result<()> {
     let pki = Pki {
         folder: layout.pki(),
+        network,
     };
     private_folder(&pki.folder)?;
     // Others may pass through: a file handed over with chown is then readable for its owner.
@@ -41,12 +42,12 @@ pub(crate) fn create(layout: &Layout, nodes: u8) -> Result<()> {
     pki.authority()?;
     pki.service_account_key()?;
 
-    let api = netns::node_address(1);
+    let (api, service) = (network.node(1), network.api_service());
     pki.certificate(
         "apiserver",
         "/CN=kube-apiserver",
         &format!(
-            "IP:{api},IP:10.96.0.1,IP:127.0.0.1,DNS:kubernetes.default.svc,DNS:kubernetes.default"
+            "IP:{api},IP:{service},IP:127.0.0.1,DNS:kubernetes.default.svc,DNS:kubernetes.default"
         ),
     )?;
     for (name, subject) in COMPONENTS {
@@ -58,7 +59,7 @@ pub(crate) fn create(layout: &Layout, nodes: u8) -> Result<()> {
         pki.certificate(
             &name,
             &format!("/O=system:nodes/CN=system:node:{name}"),
-            &format!("IP:{},DNS:{name}", netns::node_address(index)),
+            &format!("IP:{},DNS:{name}", network.node(index)),
         )?;
         pki.kubeconfig(&name, &pki.file(&format!("{name}.conf")))?;
     }
@@ -71,6 +72,7 @@ pub(crate) fn create(layout: &Layout, nodes: u8) -> Result<()> {
 
 struct Pki {
     folder: PathBuf,
+    network: Network,
 }
 
 impl Pki {
@@ -175,7 +177,7 @@ impl Pki {
             "clusters": [{
                 "name": "testbed",
                 "cluster": {
-                    "server": format!("https://{}:6443", netns::node_address(1)),
+                    "server": self.network.server(),
                     "certificate-authority-data": embedded("ca.crt")?,
                 },
             }],

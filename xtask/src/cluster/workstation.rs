@@ -10,23 +10,28 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Layout, build::Programs, netns, process::Daemon};
+use super::{Layout, build::Programs, netns, network::Network, process::Daemon};
 use crate::{
     paths,
     run::{self, Wait},
 };
 
 /// What a company's resolver knows, and what no cluster has to answer.
-const COREFILE: &str = "\
-.:53 {
-    bind 172.30.0.53
-    hosts {
+fn corefile(network: Network) -> String {
+    format!(
+        ".:53 {{
+    bind {}
+    hosts {{
         192.0.2.10 intranet.corp.test
-        172.30.0.210 neighbour.corp.test
+        {} neighbour.corp.test
         ttl 1
-    }
+    }}
+}}
+",
+        network.name_server(),
+        network.neighbour()
+    )
 }
-";
 
 pub(super) fn command(user: Option<&str>, kube: Option<&str>, command: &[String]) -> Command {
     let mut ws = Command::new(Layout::new().bin().join("ws"));
@@ -41,10 +46,10 @@ pub(super) fn command(user: Option<&str>, kube: Option<&str>, command: &[String]
 }
 
 /// Writes what the workstation consists of: resolv.conf, kubectl and the script `ws`.
-pub(super) fn write_script(layout: &Layout, programs: &Programs) -> Result<()> {
+pub(super) fn write_script(layout: &Layout, network: Network, programs: &Programs) -> Result<()> {
     run::write(
         &layout.resolv_conf(),
-        format!("nameserver {}\n", netns::DNS_ADDRESS),
+        format!("nameserver {}\n", network.name_server()),
     )?;
     link(&programs.kube, &layout.bin().join("kubectl"))?;
     link(&layout.user("admin"), &layout.dir.join("admin.conf"))?;
@@ -118,9 +123,9 @@ fn link(target: &Path, name: &Path) -> Result<()> {
 }
 
 /// Starts the company's name server and waits until it answers.
-pub(super) fn start_dns(layout: &Layout, programs: &Programs) -> Result<()> {
+pub(super) fn start_dns(layout: &Layout, network: Network, programs: &Programs) -> Result<()> {
     let config = layout.dir.join("Corefile");
-    run::write(&config, COREFILE)?;
+    run::write(&config, corefile(network))?;
     let dns = Daemon {
         namespace: netns::WORKSTATION,
         name: "company-dns",

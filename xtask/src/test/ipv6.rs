@@ -1,0 +1,47 @@
+//! A cluster without a single IPv4 address: tp can be installed there, and says what it does not reach.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    cluster::{self, Network},
+    dist, products, run,
+};
+
+/// Brings such a cluster up, and takes it down again.
+pub(super) fn check() -> Result<()> {
+    cluster::down()?;
+    cluster::up(1, Network::Ipv6)?;
+    cluster::import(&dist::image())?;
+    let on_workstation = |words: &[&str]| run::output(&mut cluster::on_workstation(words));
+    let image = format!("--image={}", products::image_reference());
+    let install = ["tp", "install", &image, "--image-pull-policy=Never"];
+    on_workstation(&[&install[..], &["--wait=90s"]].concat())?;
+    let listed = on_workstation(&[
+        "tp",
+        "connect",
+        "--namespace",
+        "kube-system",
+        "--",
+        "tp",
+        "list",
+    ])?;
+    if !listed.contains("coredns") {
+        bail!("the workloads of an IPv6-only cluster are not listed:\n{listed}");
+    }
+    run::Wait {
+        what: "no session to be left",
+        within: Duration::from_secs(10),
+        log: None,
+    }
+    .until(|| {
+        let left = on_workstation(&["kubectl", "get", "sessions.tp.internal", "-A", "-o", "name"])?;
+        match left.as_str() {
+            "" => Ok(()),
+            left => bail!("{left}"),
+        }
+    })?;
+    on_workstation(&["tp", "uninstall", "--everything", "--yes"])?;
+    cluster::down()
+}
