@@ -219,6 +219,7 @@ pub(crate) fn table() -> Snapshot {
         service_networks: vec!["10.96.0.0/16".to_owned()],
         pod_networks: vec!["10.97.0.0/16".to_owned()],
         services_are_covered: false,
+        services_follow: false,
     }
 }
 

@@ -26,6 +26,8 @@ use tokio::sync::watch;
 use crate::model::{Model, SharedModel, Update};
 
 const WATCH_SECONDS: u32 = 15;
+/// Events that are applied together: what follows from them is derived once.
+const BURST: usize = 256;
 
 /// The tasks that keep the model; each runs until it is aborted.
 pub(crate) fn tasks(
@@ -105,35 +107,50 @@ async fn follow<O, K, V>(
     O: Send,
 {
     let mut listing = BTreeMap::new();
-    let mut events = std::pin::pin!(events.into_stream());
-    while let Some(event) = events.next().await {
-        let update = match event {
-            Ok(Event::Init) => {
-                listing.clear();
-                continue;
-            }
-            Ok(Event::InitApply(object)) => {
-                if let (name, Some(value)) = convert(&object) {
-                    listing.insert(name, value);
-                }
-                continue;
-            }
-            Ok(Event::InitDone) => {
-                synced.done();
-                Update::Replaced(std::mem::take(&mut listing))
-            }
-            Ok(Event::Apply(object)) => match convert(&object) {
-                (name, Some(value)) => Update::Applied(name, value),
-                (name, None) => Update::Removed(name),
-            },
-            Ok(Event::Delete(object)) => Update::Removed(convert(&object).0),
+    let mut bursts = std::pin::pin!(events.into_stream().ready_chunks(BURST));
+    while let Some(burst) = bursts.next().await {
+        let updates = burst.into_iter().filter_map(|event| match event {
+            Ok(event) => update(event, convert, &mut listing),
             Err(error) => {
                 // The watch goes on by itself; the API server may be away.
                 tracing::debug!(%error, "A watch was interrupted");
-                continue;
+                None
             }
-        };
-        model.update(|model| apply(model, update));
+        });
+        let updates: Vec<_> = updates.collect();
+        let is_listed = updates.iter().any(|it| matches!(it, Update::Replaced(_)));
+        if !updates.is_empty() {
+            model.update(|model| updates.into_iter().for_each(|it| apply(model, it)));
+        }
+        if is_listed {
+            synced.done();
+        }
+    }
+}
+
+/// What an event makes of the model. The objects of a listing are gathered until it is complete.
+fn update<O, K: Ord, V>(
+    event: Event<O>,
+    convert: fn(&O) -> (K, Option<V>),
+    listing: &mut BTreeMap<K, V>,
+) -> Option<Update<K, V>> {
+    match event {
+        Event::Init => {
+            listing.clear();
+            None
+        }
+        Event::InitApply(object) => {
+            if let (name, Some(value)) = convert(&object) {
+                listing.insert(name, value);
+            }
+            None
+        }
+        Event::InitDone => Some(Update::Replaced(std::mem::take(listing))),
+        Event::Apply(object) => Some(match convert(&object) {
+            (name, Some(value)) => Update::Applied(name, value),
+            (name, None) => Update::Removed(name),
+        }),
+        Event::Delete(object) => Some(Update::Removed(convert(&object).0)),
     }
 }
 

@@ -3,7 +3,8 @@
 //! `index` writes it from Kubernetes objects, `grpc` and `gateway` read it; neither sees the other.
 
 pub(crate) mod endpoints;
-pub(crate) mod networks;
+mod log;
+mod networks;
 mod owner;
 pub(crate) mod table;
 
@@ -11,11 +12,14 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
     net::IpAddr,
+    ops::Bound,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use endpoints::{Endpoints, Slices};
+use endpoints::{Endpoints, OnNodes, Slices};
 use ipnet::IpNet;
+use log::Log;
+use networks::Cover;
 pub(crate) use owner::Owner;
 use tokio::sync::{Notify, watch};
 
@@ -103,8 +107,7 @@ pub(crate) struct Model {
     service_of: HashMap<IpAddr, ObjectName>,
     pods: BTreeMap<ObjectName, Pod>,
     pod_of: HashMap<IpAddr, ObjectName>,
-    /// How many pods declare them.
-    on_nodes: HashMap<(IpAddr, u16), usize>,
+    on_nodes: OnNodes,
     slices: Slices,
     nodes: BTreeMap<String, Node>,
     node_addresses: BTreeSet<IpAddr>,
@@ -114,76 +117,60 @@ pub(crate) struct Model {
     /// What nodes declare.
     declared: Vec<IpNet>,
     pod_networks: Vec<IpNet>,
-    /// Something else than before is to be told to somebody. Most events of a cluster's objects are
-    /// about what nobody asks the manager for.
-    is_changed: bool,
+    /// Of the addresses of services, and of pods outside of what nodes declare.
+    service_cover: Cover,
+    pod_cover: Cover,
+    /// Networks that are to be derived again.
+    stale: Stale,
+    /// What somebody is to be told. Most events of a cluster's objects are about what nobody asks
+    /// the manager for.
+    log: Log,
+    #[cfg(test)]
+    looks: std::sync::atomic::AtomicUsize,
+    #[cfg(test)]
+    derivations: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Stale {
+    services: bool,
+    pods: bool,
 }
 
 impl Model {
     pub(crate) fn update_namespaces(&mut self, update: Update<String, ()>) {
-        self.is_changed |= step(&mut self.namespaces, update);
+        if step(&mut self.namespaces, update) {
+            self.log.namespaces_changed();
+        }
     }
 
     pub(crate) fn update_services(&mut self, update: Update<ObjectName, Service>) {
         match update {
-            Update::Applied(name, service)
-                if self.services.get(&name).is_some_and(|it| **it == service) =>
-            {
-                return;
-            }
-            Update::Applied(name, service) => {
-                self.forget_service(&name);
-                self.learn_service(name, service);
-            }
-            Update::Removed(name) => self.forget_service(&name),
-            Update::Replaced(all) => {
-                self.services.clear();
-                self.service_of.clear();
-                for (name, service) in all {
-                    self.learn_service(name, service);
-                }
-            }
-        }
-        self.is_changed = true;
-        if self.services_are_covered() {
-            self.derive_service_networks();
+            Update::Applied(name, service) => self.set_service(name, Some(service)),
+            Update::Removed(name) => self.set_service(name, None),
+            Update::Replaced(all) => self.replace_services(all),
         }
     }
 
     pub(crate) fn update_pods(&mut self, update: Update<ObjectName, Pod>) {
         match update {
-            // Most events of a pod are about something else.
-            Update::Applied(name, pod) if self.pods.get(&name) == Some(&pod) => return,
-            Update::Applied(name, pod) => {
-                let mut was_covered = self.is_declared(&pod);
-                was_covered &= self.forget_pod(&name);
-                self.learn_pod(name, pod);
-                if was_covered {
-                    return;
-                }
-            }
-            Update::Removed(name) => {
-                if self.forget_pod(&name) {
-                    return;
-                }
-            }
+            Update::Applied(name, pod) => self.set_pod(name, Some(pod)),
+            Update::Removed(name) => self.set_pod(name, None),
             Update::Replaced(all) => {
-                self.pods.clear();
-                self.pod_of.clear();
-                self.on_nodes.clear();
-                for (name, pod) in all {
-                    self.learn_pod(name, pod);
-                }
+                self.pod_of = addresses(&all, |pod| &pod.addresses);
+                self.on_nodes = OnNodes::of(all.values());
+                self.pods = all;
+                self.cover_pods();
             }
         }
-        self.derive_pod_networks();
     }
 
     pub(crate) fn update_nodes(&mut self, update: Update<String, Node>) {
         if !step(&mut self.nodes, update) {
             return;
         }
-        self.is_changed = true;
+        // Candidates are made of nodes.
+        self.log.other_changed();
         let nodes = self.nodes.values();
         self.declared = nodes.flat_map(|node| node.pod_networks.clone()).collect();
         self.node_addresses = self
@@ -192,7 +179,8 @@ impl Model {
             .flat_map(|node| node.external.iter().chain(&node.internal))
             .copied()
             .collect();
-        self.derive_pod_networks();
+        self.cover_pods();
+        self.stale.services = true;
     }
 
     pub(crate) fn update_endpoints(&mut self, update: Update<ObjectName, Endpoints>) {
@@ -201,9 +189,40 @@ impl Model {
 
     /// None where they cannot be found: then the services that are known are covered.
     pub(crate) fn set_service_networks(&mut self, found: Option<Vec<IpNet>>) {
-        self.is_changed |= self.found_service_networks != found;
-        self.found_service_networks = found;
-        self.derive_service_networks();
+        if self.found_service_networks != found {
+            self.found_service_networks = found;
+            self.stale.services = true;
+            // Also where the networks are the same, that they are a cover is told.
+            self.log.networks_changed();
+        }
+    }
+
+    /// Derives the networks whose parts have changed: once for any number of updates.
+    pub(crate) fn settle(&mut self) {
+        let stale = mem::take(&mut self.stale);
+        if stale.services {
+            let networks = match &self.found_service_networks {
+                Some(found) => found.clone(),
+                None => self.service_cover.networks(&[], &self.node_addresses),
+            };
+            if self.service_networks != networks {
+                self.service_networks = networks;
+                self.log.networks_changed();
+            }
+        }
+        if stale.pods {
+            #[cfg(test)]
+            {
+                self.derivations += 1;
+            }
+            let networks = self
+                .pod_cover
+                .networks(&self.declared, &self.node_addresses);
+            if self.pod_networks != networks {
+                self.pod_networks = networks;
+                self.log.networks_changed();
+            }
+        }
     }
 
     pub(crate) fn services_are_covered(&self) -> bool {
@@ -219,20 +238,30 @@ impl Model {
         self.services.iter()
     }
 
-    /// Those of one namespace.
-    pub(crate) fn services_in<'a>(
+    /// Those of one namespace, behind the service `after`.
+    pub(crate) fn services_after<'a>(
         &'a self,
         namespace: &'a str,
-    ) -> impl Iterator<Item = (&'a ObjectName, &'a Arc<Service>)> {
-        let first = ObjectName::new(namespace, "");
+        after: Option<&ObjectName>,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a Arc<Service>)> + use<'a> {
+        let first = match after {
+            Some(after) => Bound::Excluded(after.clone()),
+            None => Bound::Included(ObjectName::new(namespace, "")),
+        };
 
         self.services
-            .range(first..)
+            .range((first, Bound::Unbounded))
+            .inspect(|_| self.count_look())
             .take_while(move |(name, _)| name.namespace == namespace)
     }
 
     pub(crate) fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.count_look();
         self.services.get(name)
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
     }
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
@@ -247,85 +276,98 @@ impl Model {
         &self.pod_networks
     }
 
-    fn learn_service(&mut self, name: ObjectName, service: Service) {
-        for address in &service.cluster_ips {
-            self.service_of.insert(*address, name.clone());
-        }
-        self.services.insert(name, Arc::new(service));
-    }
-
-    fn forget_service(&mut self, name: &ObjectName) {
-        let Some(service) = self.services.remove(name) else {
+    fn set_service(&mut self, name: ObjectName, service: Option<Service>) {
+        let before = self.services.get(&name);
+        if before.map(|it| &**it) == service.as_ref() {
             return;
-        };
-        for address in &service.cluster_ips {
-            if self.service_of.get(address) == Some(name) {
+        }
+        let before = self.services.remove(&name);
+        let mut is_other = false;
+        for address in before.iter().flat_map(|it| &it.cluster_ips) {
+            if self.service_of.get(address) == Some(&name) {
                 self.service_of.remove(address);
+                is_other |= self.service_cover.remove(*address, &self.node_addresses);
             }
         }
-    }
-
-    fn learn_pod(&mut self, name: ObjectName, pod: Pod) {
-        for address in &pod.addresses {
-            self.pod_of.insert(*address, name.clone());
+        for address in service.iter().flat_map(|it| &it.cluster_ips) {
+            self.service_of.insert(*address, name.clone());
+            is_other |= self.service_cover.insert(*address, &self.node_addresses);
         }
-        for port in &pod.on_node {
-            *self.on_nodes.entry(*port).or_default() += 1;
+        self.stale.services |= is_other && self.services_are_covered();
+        if let Some(service) = service {
+            self.services.insert(name.clone(), Arc::new(service));
         }
-        self.pods.insert(name, pod);
+        self.log.service_changed(name);
     }
 
-    /// Whether all addresses of a pod are in networks that nodes declare, and so change none.
-    fn is_declared(&self, pod: &Pod) -> bool {
-        let is_covered = |address| {
-            self.declared
-                .iter()
-                .any(|network| network.contains(address))
-        };
-
-        pod.addresses.iter().all(is_covered)
+    fn replace_services(&mut self, all: BTreeMap<ObjectName, Service>) {
+        self.service_of = addresses(&all, |service| &service.cluster_ips);
+        self.service_cover = Cover::of(self.service_of.keys().copied());
+        self.stale.services = true;
+        let mut before = mem::take(&mut self.services);
+        for (name, service) in all {
+            let same = before.remove(&name).filter(|it| **it == service);
+            if same.is_none() {
+                self.log.service_changed(name.clone());
+            }
+            let service = same.unwrap_or_else(|| Arc::new(service));
+            self.services.insert(name, service);
+        }
+        for name in before.into_keys() {
+            self.log.service_changed(name);
+        }
     }
 
-    /// Whether that changes no network.
-    fn forget_pod(&mut self, name: &ObjectName) -> bool {
-        let Some(pod) = self.pods.remove(name) else {
-            return true;
-        };
-        for address in &pod.addresses {
+    fn cover_pods(&mut self) {
+        let pods = self.pod_of.keys().copied();
+        let outside = pods.filter(|pod| !networks::is_in(*pod, &self.declared));
+        self.pod_cover = Cover::of(outside);
+        self.stale.pods = true;
+    }
+
+    fn set_pod(&mut self, name: ObjectName, pod: Option<Pod>) {
+        // Most events of a pod are about something else.
+        if self.pods.get(&name) == pod.as_ref() {
+            return;
+        }
+        let before = self.pods.remove(&name);
+        self.on_nodes.replace(before.as_ref(), pod.as_ref());
+        for address in before.iter().flat_map(|it| &it.addresses) {
             // A later pod may have the address by now.
-            if self.pod_of.get(address) == Some(name) {
+            if self.pod_of.get(address) == Some(&name) {
                 self.pod_of.remove(address);
+                self.stale.pods |= self.pod_cover.remove(*address, &self.node_addresses);
             }
         }
-        for port in &pod.on_node {
-            // One pod may follow another before its own end is told.
-            if let Some(count) = self.on_nodes.get_mut(port) {
-                *count -= 1;
-                if *count == 0 {
-                    self.on_nodes.remove(port);
-                }
+        for address in pod.iter().flat_map(|it| &it.addresses) {
+            self.pod_of.insert(*address, name.clone());
+            if !networks::is_in(*address, &self.declared) {
+                self.stale.pods |= self.pod_cover.insert(*address, &self.node_addresses);
             }
         }
-
-        self.is_declared(&pod)
+        if let Some(pod) = pod {
+            self.pods.insert(name, pod);
+        }
     }
 
-    fn derive_service_networks(&mut self) {
-        self.service_networks = match &self.found_service_networks {
-            Some(found) => found.clone(),
-            None => {
-                let services = self.service_of.keys().copied();
-                networks::pod_networks(&[], services, &self.node_addresses)
-            }
-        };
+    fn count_look(&self) {
+        #[cfg(test)]
+        self.looks
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
+}
 
-    fn derive_pod_networks(&mut self) {
-        let addresses = self.pod_of.keys().copied();
-        let networks = networks::pod_networks(&self.declared, addresses, &self.node_addresses);
-        self.is_changed |= self.pod_networks != networks;
-        self.pod_networks = networks;
-    }
+/// Whose each address is, of all that have addresses.
+fn addresses<V>(
+    all: &BTreeMap<ObjectName, V>,
+    of: impl Fn(&V) -> &Vec<IpAddr>,
+) -> HashMap<IpAddr, ObjectName> {
+    let each = all.iter().flat_map(|(name, value)| {
+        let addresses = of(value).iter();
+        addresses.map(|address| (*address, name.clone()))
+    });
+
+    each.collect()
 }
 
 /// Whether the map is another now.
@@ -367,15 +409,19 @@ impl SharedModel {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Several updates in one are settled, and told, once.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Model)) {
         let mut model = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut model);
-        let is_changed = mem::take(&mut model.is_changed);
+        model.settle();
+        let new = model.log.revision();
         drop(model);
         self.updated.notify_waiters();
-        if is_changed {
-            self.revision.send_modify(|revision| *revision += 1);
-        }
+        self.revision.send_if_modified(|revision| {
+            let is_new = *revision < new;
+            *revision = new.max(*revision);
+            is_new
+        });
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {

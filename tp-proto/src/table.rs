@@ -2,12 +2,46 @@
 //!
 //! Beside the messages, so that one test holds both of their ends.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, mem, net::IpAddr};
 
 use ipnet::IpNet;
 use tp_core::dns::{ServiceEntry, Zone};
 
 use crate::tunnel::{Service, Snapshot, table_event::Event};
+
+/// Puts a snapshot that comes in parts together, so that no name is missing while they come.
+#[derive(Debug, Default)]
+pub struct Parts(Option<Snapshot>);
+
+impl Parts {
+    /// What is to be applied next: an event as it came, or a snapshot when it is complete.
+    pub fn take(&mut self, event: Event) -> Option<Event> {
+        match (event, &mut self.0) {
+            (Event::Snapshot(snapshot), begun) if snapshot.services_follow => {
+                *begun = Some(snapshot);
+                return None;
+            }
+            (Event::Replaced(frame), Some(begun)) => {
+                let namespaces: BTreeSet<&String> = frame.namespaces.iter().collect();
+                let mut services = mem::take(&mut begun.services);
+                services.retain(|service| namespaces.contains(&service.namespace));
+                *begun = Snapshot { services, ..frame };
+            }
+            (Event::ServiceApplied(service), Some(begun)) => begun.services.push(service),
+            (Event::ServiceRemoved(name), Some(begun)) => begun
+                .services
+                .retain(|it| (&it.namespace, &it.name) != (&name.namespace, &name.name)),
+            (event @ Event::Snapshot(_), begun) => {
+                *begun = None;
+                return Some(event);
+            }
+            (event, _) => return Some(event),
+        }
+
+        let complete = self.0.take_if(|begun| !begun.services_follow);
+        complete.map(Event::Snapshot)
+    }
+}
 
 /// Makes of `zone` what the manager says.
 pub fn apply(zone: &mut Zone, event: Event) {

@@ -129,6 +129,11 @@ fn the_table_of_names_is_read_by_every_version() {
         service_networks: vec!["10.96.0.0/16".into()],
         pod_networks: vec!["10.244.0.0/16".into()],
         services_are_covered: false,
+        services_follow: false,
+    };
+    let begun = Snapshot {
+        services_follow: true,
+        ..frame.clone()
     };
     let snapshot = Snapshot {
         services: vec![web.clone()],
@@ -157,6 +162,10 @@ fn the_table_of_names_is_read_by_every_version() {
     golden(
         &event(Event::Replaced(frame)),
         "22230a0473686f701a0c31302e39362e302e302f3136220d31302e3234342e302e302f3136",
+    );
+    golden(
+        &event(Event::Snapshot(begun)),
+        "0a250a0473686f701a0c31302e39362e302e302f3136220d31302e3234342e302e302f31363001",
     );
 }
 

@@ -13,7 +13,7 @@ use tp_core::backoff::Backoff;
 use tp_proto::{
     crd::UserInfo,
     fault::{Fault, FaultKind},
-    table,
+    table::{self, Parts},
     tunnel::{
         Endpoint, HelloRequest, TableEvent, WatchTableRequest, manager_client::ManagerClient,
         table_event::Event,
@@ -21,8 +21,8 @@ use tp_proto::{
     version,
 };
 use tp_transport::{
-    CloseCode, ClosedReason, ConnectError, Identity, KeyHash, PathChoice, PathKind, SessionRef,
-    Tunnel, TunnelConfig,
+    CloseCode, ClosedReason, ConnectError, Identity, KeyHash, PathChoice, PathKind, SILENCE_LIMIT,
+    SessionRef, Tunnel, TunnelConfig,
 };
 
 use super::{
@@ -213,10 +213,19 @@ impl Uplink {
         let mut events = bounded(manager.watch_table(WatchTableRequest {}))
             .await?
             .into_inner();
-        let first = bounded(events.message()).await?;
-        let first = first.and_then(|event| event.event);
-        let Some(table @ Event::Snapshot(_)) = first else {
-            return Err(temporary("the traffic manager sent no table"));
+        let mut parts = Parts::default();
+        let table = loop {
+            let event = bounded(events.message()).await?;
+            let event = event.ok_or_else(|| temporary("the traffic manager sent no table"))?;
+            match event.event.and_then(|event| parts.take(event)) {
+                Some(table @ Event::Snapshot(_)) => break table,
+                Some(Event::Candidates(found)) => {
+                    tunnel.set_candidates(addresses(&found.endpoints));
+                }
+                // Part of a snapshot, or of a kind that came later.
+                None => {}
+                Some(_) => return Err(temporary("the traffic manager sent no table")),
+            }
         };
         if matches!(self.choice, PathChoice::UdpOnly) {
             udp_answers(&tunnel).await?;
@@ -320,6 +329,7 @@ impl Uplink {
         let left = self.delete_others(session).fuse();
         let slept = slept_longer(SILENCE_LIMIT, asleep);
         tokio::pin!(relink, renewal, left, slept);
+        let mut parts = Parts::default();
         loop {
             tokio::select! {
                 // First, because a tunnel that ends breaks the table as well.
@@ -331,11 +341,16 @@ impl Uplink {
                 never = &mut relink => match never {},
                 never = &mut renewal => match never {},
                 event = events.message() => match event {
-                    // An event without content is of a kind that came later.
-                    Ok(Some(TableEvent { event: Some(Event::Candidates(found)) })) => {
-                        up.tunnel.set_candidates(addresses(&found.endpoints));
+                    Ok(Some(TableEvent { event })) => {
+                        match event.and_then(|event| parts.take(event)) {
+                            Some(Event::Candidates(found)) => {
+                                up.tunnel.set_candidates(addresses(&found.endpoints));
+                            }
+                            Some(event) => self.shared.apply(event),
+                            // Part of a snapshot, or of a kind that came later.
+                            None => {}
+                        }
                     }
-                    Ok(Some(event)) => event.event.into_iter().for_each(|it| self.shared.apply(it)),
                     Ok(None) => return End::Lost("the traffic manager ended the table".to_owned()),
                     Err(status) => {
                         return End::Lost(format!("the table broke: {}", status.message()));

@@ -1,10 +1,6 @@
 //! The stream of what one user may see.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration, vec};
 
 use futures::{Stream, StreamExt as _, stream};
 use tokio::{
@@ -12,14 +8,14 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tonic::Status;
-use tp_proto::tunnel::{TableEvent, table_event::Event};
+use tp_proto::tunnel::TableEvent;
 
 use super::wire;
 use crate::{
     access::{Access, AccessError, Questions, Scope, User},
     model::{
         SharedModel,
-        table::{Change, View},
+        table::{Change, Known, PART},
     },
 };
 
@@ -37,8 +33,11 @@ struct Watch {
     changes: watch::Receiver<u64>,
     access: Arc<Access>,
     user: watch::Receiver<Arc<User>>,
-    /// What the client knows; none before the snapshot.
-    known: Option<View>,
+    /// What the client knows.
+    known: Known,
+    /// The namespaces that there are, and the revision at which they were looked at.
+    all: BTreeSet<String>,
+    all_at: Option<u64>,
     /// Namespaces in which the user has the right, among those that were asked about.
     namespaces: BTreeSet<String>,
     reviewed: BTreeSet<String>,
@@ -48,7 +47,8 @@ struct Watch {
     /// The reviews of the last time.
     cost: usize,
     questions: Option<Questions>,
-    ready: VecDeque<TableEvent>,
+    /// What the client is about to be told.
+    ready: vec::IntoIter<Change>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -64,14 +64,16 @@ pub(super) fn events(
         model,
         access,
         user,
-        known: None,
+        known: Known::new(PART),
+        all: BTreeSet::new(),
+        all_at: None,
         namespaces: BTreeSet::new(),
         reviewed: BTreeSet::new(),
         review_at: Instant::now(),
         retry_at: None,
         cost: 0,
         questions: None,
-        ready: VecDeque::new(),
+        ready: Vec::new().into_iter(),
         _permit: permit,
     };
 
@@ -84,17 +86,19 @@ pub(super) fn events(
 impl Watch {
     async fn next(&mut self) -> TableEvent {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return event;
+            if let Some(change) = self.ready.next() {
+                return wire::change(change);
             }
-            self.wait().await;
+            if !self.known.has_more() {
+                self.wait().await;
+            }
             self.look().await;
         }
     }
 
     async fn wait(&mut self) {
         let due = self.review_at.min(self.retry_at.unwrap_or(self.review_at));
-        if self.known.is_none() {
+        if self.known.is_nothing() {
             // The first look is due; after a failure, soon.
             sleep_until(due).await;
             return;
@@ -109,27 +113,40 @@ impl Watch {
     }
 
     async fn look(&mut self) {
-        let all: BTreeSet<String> = self.model.read().namespaces().map(String::from).collect();
-        self.namespaces.retain(|name| all.contains(name));
-        self.reviewed.retain(|name| all.contains(name));
-        self.review(&all).await;
+        self.look_at_namespaces();
+        self.review().await;
         // A table without what could not be asked would take the names away from the client.
-        if self.known.is_none() && self.retry_at.is_some() {
+        if self.known.is_nothing() && self.retry_at.is_some() {
             return;
         }
-        let view = View::of(&self.model.read(), self.namespaces.clone());
-        self.ready.extend(events_to(self.known.as_ref(), &view));
-        self.known = Some(view);
+        let changes = self.known.follow(&self.model.read(), &self.namespaces);
+        self.ready = changes.into_iter();
+    }
+
+    fn look_at_namespaces(&mut self) {
+        let model = self.model.read();
+        let at = model.log().namespaces();
+        if self.all_at == Some(at) {
+            return;
+        }
+        self.all = model.namespaces().map(String::from).collect();
+        drop(model);
+        self.all_at = Some(at);
+        self.namespaces.retain(|name| self.all.contains(name));
+        self.reviewed.retain(|name| self.all.contains(name));
     }
 
     /// Asks for all namespaces when that is due, and else for those that are new. What the client
     /// knows of those that cannot be asked stays until the API server answers.
-    async fn review(&mut self, all: &BTreeSet<String>) {
+    async fn review(&mut self) {
         let now = Instant::now();
         let is_due = now >= self.review_at;
         let is_retry = self.retry_at.is_none_or(|at| now >= at);
         let is_asked = |name: &&String| is_due || (is_retry && !self.reviewed.contains(*name));
-        let asked: Vec<String> = all.iter().filter(is_asked).cloned().collect();
+        if !is_due && self.retry_at.is_none() && self.reviewed.len() == self.all.len() {
+            return;
+        }
+        let asked: Vec<String> = self.all.iter().filter(is_asked).cloned().collect();
         if asked.is_empty() && !is_due {
             return;
         }
@@ -175,9 +192,10 @@ impl Watch {
 
     async fn has(&self, user: &Arc<User>, scope: &Scope) -> Result<bool, AccessError> {
         // The snapshot is waited for.
-        match self.known {
-            None => self.access.allows(user, scope).await,
-            Some(_) => self.access.allows_beside(user, scope).await,
+        if self.known.is_nothing() {
+            self.access.allows(user, scope).await
+        } else {
+            self.access.allows_beside(user, scope).await
         }
     }
 
@@ -195,69 +213,8 @@ impl Watch {
     }
 }
 
-fn events_to(known: Option<&View>, view: &View) -> Vec<TableEvent> {
-    let Some(known) = known else {
-        return vec![event(Event::Snapshot(wire::snapshot(view)))];
-    };
-    let changes = known.changes_to(view).into_iter();
-    changes
-        .map(|change| {
-            event(match change {
-                Change::Frame => Event::Replaced(wire::frame(view)),
-                Change::Applied(name, service) => {
-                    Event::ServiceApplied(wire::service(&name, &service))
-                }
-                Change::Removed(name) => Event::ServiceRemoved(wire::service_name(&name)),
-            })
-        })
-        .collect()
-}
-
-fn event(event: Event) -> TableEvent {
-    TableEvent { event: Some(event) }
-}
-
 #[cfg(test)]
 mod histories;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Model, ObjectName, Service, Update};
-
-    fn view(services: &[&str]) -> View {
-        let mut model = Model::default();
-        for name in services {
-            let name = ObjectName::new("shop", *name);
-            model.update_services(Update::Applied(name, Service::default()));
-        }
-        View::of(&model, BTreeSet::from(["shop".to_owned()]))
-    }
-
-    #[test]
-    fn the_first_event_is_a_snapshot_of_everything() {
-        let events = events_to(None, &view(&["a", "b"]));
-
-        let [
-            TableEvent {
-                event: Some(Event::Snapshot(snapshot)),
-            },
-        ] = events.as_slice()
-        else {
-            panic!("{events:?}");
-        };
-        assert_eq!(snapshot.services.len(), 2);
-        assert_eq!(snapshot.namespaces, ["shop"]);
-    }
-
-    #[test]
-    fn later_events_are_changes_only() {
-        let events = events_to(Some(&view(&["a", "b"])), &view(&["b", "c"]));
-
-        let kinds: Vec<bool> = events
-            .iter()
-            .map(|event| matches!(event.event, Some(Event::ServiceApplied(_))))
-            .collect();
-        assert_eq!(kinds, [false, true]);
-    }
-}
+mod scale;

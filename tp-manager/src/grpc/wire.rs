@@ -3,9 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
-use tp_proto::tunnel;
+use tp_proto::tunnel::{self, TableEvent, table_event::Event};
 
-use crate::model::{ObjectName, Port, Service, Workload, table::View};
+use crate::model::{
+    ObjectName, Port, Service, Workload,
+    table::{Change, Frame},
+};
 
 pub(super) fn address(address: IpAddr) -> Bytes {
     match address {
@@ -21,7 +24,7 @@ pub(super) fn endpoint(endpoint: SocketAddr) -> tunnel::Endpoint {
     }
 }
 
-pub(super) fn service(name: &ObjectName, service: &Service) -> tunnel::Service {
+fn service(name: &ObjectName, service: &Service) -> tunnel::Service {
     tunnel::Service {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
@@ -29,7 +32,7 @@ pub(super) fn service(name: &ObjectName, service: &Service) -> tunnel::Service {
     }
 }
 
-pub(super) fn service_name(name: &ObjectName) -> tunnel::ServiceName {
+fn service_name(name: &ObjectName) -> tunnel::ServiceName {
     tunnel::ServiceName {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
@@ -37,23 +40,33 @@ pub(super) fn service_name(name: &ObjectName) -> tunnel::ServiceName {
 }
 
 /// Namespaces and networks, without services.
-pub(super) fn frame(view: &View) -> tunnel::Snapshot {
+fn frame(frame: Frame) -> tunnel::Snapshot {
     let texts = |networks: &[ipnet::IpNet]| networks.iter().map(ToString::to_string).collect();
     tunnel::Snapshot {
-        namespaces: view.namespaces.iter().cloned().collect(),
+        namespaces: frame.namespaces.into_iter().collect(),
         services: Vec::new(),
-        service_networks: texts(&view.service_networks),
-        pod_networks: texts(&view.pod_networks),
-        services_are_covered: view.services_are_covered,
+        service_networks: texts(&frame.service_networks),
+        pod_networks: texts(&frame.pod_networks),
+        services_are_covered: frame.services_are_covered,
+        services_follow: frame.services_follow,
     }
 }
 
-pub(super) fn snapshot(view: &View) -> tunnel::Snapshot {
-    let services = view.services.iter();
-    tunnel::Snapshot {
-        services: services.map(|(name, value)| service(name, value)).collect(),
-        ..frame(view)
-    }
+pub(super) fn change(change: Change) -> TableEvent {
+    let event = match change {
+        Change::Snapshot(all, services) => Event::Snapshot(tunnel::Snapshot {
+            services: services
+                .iter()
+                .map(|(name, it)| service(name, it))
+                .collect(),
+            ..frame(all)
+        }),
+        Change::Frame(new) => Event::Replaced(frame(new)),
+        Change::Applied(name, new) => Event::ServiceApplied(service(&name, &new)),
+        Change::Removed(name) => Event::ServiceRemoved(service_name(&name)),
+    };
+
+    TableEvent { event: Some(event) }
 }
 
 pub(super) fn workload(workload: Workload, namespace: &str) -> tunnel::Workload {

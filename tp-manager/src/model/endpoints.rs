@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{ObjectName, Update};
+use super::{ObjectName, Pod, Update};
 
 /// One EndpointSlice: every address at every port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,14 +19,38 @@ pub(crate) struct Endpoints {
 
 impl Endpoints {
     /// Whether pods that share the network of their node declare all that is reached at `address`.
-    pub(super) fn are_of_pods(
-        &self,
-        address: IpAddr,
-        declared: &HashMap<(IpAddr, u16), usize>,
-    ) -> bool {
-        let is_of_pod = |port: &u16| declared.contains_key(&(address, *port));
+    pub(super) fn are_of_pods(&self, address: IpAddr, declared: &OnNodes) -> bool {
+        let is_of_pod = |port: &u16| declared.0.contains_key(&(address, *port));
 
         !self.ports.is_empty() && self.ports.iter().all(is_of_pod)
+    }
+}
+
+/// How many pods that share the network of their node declare a port there.
+#[derive(Debug, Default)]
+pub(super) struct OnNodes(HashMap<(IpAddr, u16), usize>);
+
+impl OnNodes {
+    pub(super) fn of<'a>(pods: impl Iterator<Item = &'a Pod>) -> Self {
+        let mut this = Self::default();
+        pods.for_each(|pod| this.replace(None, Some(pod)));
+
+        this
+    }
+
+    /// One pod may follow another before the end of that one is told: ports are counted.
+    pub(super) fn replace(&mut self, before: Option<&Pod>, after: Option<&Pod>) {
+        for port in after.iter().flat_map(|pod| &pod.on_node) {
+            *self.0.entry(*port).or_default() += 1;
+        }
+        for port in before.iter().flat_map(|pod| &pod.on_node) {
+            if let Some(count) = self.0.get_mut(port) {
+                *count -= 1;
+                if *count == 0 {
+                    self.0.remove(port);
+                }
+            }
+        }
     }
 }
 

@@ -49,36 +49,78 @@ pub(crate) fn is_nobodys(address: IpAddr) -> bool {
     }
 }
 
-/// The networks that nodes declare, and a cover of the pods that are outside of them, because not
-/// every network plugin allocates from what nodes declare.
-pub(crate) fn pod_networks(
-    declared: &[IpNet],
-    pods: impl Iterator<Item = IpAddr>,
-    nodes: &BTreeSet<IpAddr>,
-) -> Vec<IpNet> {
-    let mut blocks: BTreeMap<IpNet, Vec<IpAddr>> = BTreeMap::new();
-    for pod in pods {
-        if !declared.iter().any(|network| network.contains(&pod)) {
-            blocks.entry(block(pod)).or_default().push(pod);
+pub(crate) fn is_in(address: IpAddr, networks: &[IpNet]) -> bool {
+    networks.iter().any(|network| network.contains(&address))
+}
+
+/// Addresses by the block that each lies in, and networks that cover them: not every network plugin
+/// allocates pods from what nodes declare.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cover {
+    blocks: BTreeMap<IpNet, BTreeSet<IpAddr>>,
+}
+
+impl Cover {
+    pub(crate) fn of(addresses: impl Iterator<Item = IpAddr>) -> Self {
+        let mut blocks: BTreeMap<IpNet, BTreeSet<IpAddr>> = BTreeMap::new();
+        for address in addresses {
+            blocks.entry(block(address)).or_default().insert(address);
         }
+
+        Self { blocks }
     }
 
-    let mut networks = declared.to_vec();
-    for (block, pods) in blocks {
-        // Where nodes are, the pods share a network with them, and perhaps with databases and the API
-        // server: nothing but the pods is drawn into the tunnel.
-        let network = around(block);
-        let mut beside = nodes.range(network.network()..=network.broadcast());
-        if beside.next().is_some() {
-            networks.extend(pods.into_iter().map(IpNet::from));
-        } else {
-            networks.push(block);
-        }
-    }
-    let mut networks = IpNet::aggregate(&networks);
-    networks.sort();
+    /// Whether other networks cover the addresses with this one.
+    pub(crate) fn insert(&mut self, address: IpAddr, nodes: &BTreeSet<IpAddr>) -> bool {
+        let block = block(address);
+        let addresses = self.blocks.entry(block).or_default();
+        let is_first = addresses.is_empty();
+        let is_new = addresses.insert(address);
 
-    networks
+        is_new && (is_first || is_beside(block, nodes))
+    }
+
+    /// Whether other networks cover the addresses without this one.
+    pub(crate) fn remove(&mut self, address: IpAddr, nodes: &BTreeSet<IpAddr>) -> bool {
+        let block = block(address);
+        let Some(addresses) = self.blocks.get_mut(&block) else {
+            return false;
+        };
+        let was_there = addresses.remove(&address);
+        let was_last = addresses.is_empty();
+        if was_last {
+            self.blocks.remove(&block);
+        }
+
+        was_there && (was_last || is_beside(block, nodes))
+    }
+
+    /// `declared`, and a cover of the addresses.
+    pub(crate) fn networks(&self, declared: &[IpNet], nodes: &BTreeSet<IpAddr>) -> Vec<IpNet> {
+        let mut networks = declared.to_vec();
+        for (block, addresses) in &self.blocks {
+            if is_beside(*block, nodes) {
+                networks.extend(addresses.iter().copied().map(IpNet::from));
+            } else {
+                networks.push(*block);
+            }
+        }
+        let mut networks = IpNet::aggregate(&networks);
+        networks.sort();
+
+        networks
+    }
+}
+
+/// Whether nodes may share a network with the block, and with them databases and the API server: of
+/// such a block nothing but the addresses themselves is drawn into the tunnel.
+fn is_beside(block: IpNet, nodes: &BTreeSet<IpAddr>) -> bool {
+    let network = around(block);
+
+    nodes
+        .range(network.network()..=network.broadcast())
+        .next()
+        .is_some()
 }
 
 fn block(address: IpAddr) -> IpNet {
@@ -114,7 +156,7 @@ mod tests {
     fn declared_networks_are_joined() {
         let declared = networks(&["10.244.0.0/24", "10.244.1.0/24"]);
 
-        let found = pod_networks(&declared, std::iter::empty(), &BTreeSet::new());
+        let found = Cover::default().networks(&declared, &BTreeSet::new());
 
         assert_eq!(found, networks(&["10.244.0.0/23"]));
     }
@@ -123,9 +165,38 @@ mod tests {
     fn pods_outside_of_what_nodes_declare_are_covered() {
         let pods = addresses(&["10.1.2.3", "10.1.2.9"]);
 
-        let found = pod_networks(&[], pods.into_iter(), &BTreeSet::new());
+        let found = Cover::of(pods.into_iter()).networks(&[], &BTreeSet::new());
 
         assert_eq!(found, networks(&["10.1.2.0/24"]));
+    }
+
+    #[test]
+    fn a_cover_that_followed_its_addresses_is_that_of_the_addresses() {
+        let nodes: BTreeSet<IpAddr> = addresses(&["10.0.1.200"]).into_iter().collect();
+        let mut cover = Cover::default();
+        let mut present = BTreeSet::new();
+        let mut networks = Vec::new();
+        let (mut told, mut kept) = (0, 0);
+        for step in 0..4000u32 {
+            // A step that is coprime to the number of addresses reaches each of them.
+            let [_, _, third, fourth] = (step * 7919 % 1031).to_be_bytes();
+            let address = IpAddr::from([10, third % 3 * 32, fourth % 4, fourth]);
+            let is_other = if present.remove(&address) {
+                cover.remove(address, &nodes)
+            } else {
+                present.insert(address);
+                cover.insert(address, &nodes)
+            };
+            let fresh = Cover::of(present.iter().copied());
+            assert_eq!(cover, fresh, "step {step}");
+            let now = fresh.networks(&[], &nodes);
+            assert!(is_other || networks == now, "step {step} is not told");
+            networks = now;
+            told += u32::from(is_other);
+            kept += u32::from(!is_other);
+        }
+
+        assert!(told > 100 && kept > 100, "{told} told, {kept} not");
     }
 
     #[test]
@@ -139,7 +210,7 @@ mod tests {
         ] {
             let nodes = addresses(&[node]).into_iter().collect();
 
-            let found = pod_networks(&[], pods.iter().copied(), &nodes);
+            let found = Cover::of(pods.iter().copied()).networks(&[], &nodes);
 
             assert_eq!(found, networks(&[expected]), "{node}");
         }

@@ -1,5 +1,38 @@
 use super::*;
 
+impl Model {
+    /// With room for so many services in its log.
+    pub(crate) fn with_log(room: usize) -> Self {
+        Self {
+            log: Log::with_room(room),
+            ..Self::default()
+        }
+    }
+
+    /// The same objects, listed at once.
+    pub(crate) fn anew(&self) -> Self {
+        let mut model = Self::default();
+        let services = self.services.iter();
+        let services = services.map(|(name, it)| (name.clone(), (**it).clone()));
+        model.set_service_networks(self.found_service_networks.clone());
+        model.update_services(Update::Replaced(services.collect()));
+        model.update_pods(Update::Replaced(self.pods.clone()));
+        model.update_nodes(Update::Replaced(self.nodes.clone()));
+        model.settle();
+        model
+    }
+
+    /// How often services were looked at for somebody's table.
+    pub(crate) fn looks(&self) -> usize {
+        self.looks.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// How often the networks of pods were derived.
+    pub(crate) fn derivations(&self) -> usize {
+        self.derivations
+    }
+}
+
 fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -50,6 +83,7 @@ fn model() -> Model {
         ObjectName::new("default", "kubernetes"),
         api_server,
     ));
+    model.settle();
     model
 }
 
@@ -156,6 +190,7 @@ fn a_service_that_changes_its_address_leaves_the_old_one() {
 fn where_the_service_networks_cannot_be_found_the_known_services_are_covered() {
     let mut model = model();
     model.set_service_networks(None);
+    model.settle();
     let covers = |model: &Model, text: &str| {
         let networks = model.service_networks().iter();
         networks
@@ -167,6 +202,7 @@ fn where_the_service_networks_cannot_be_found_the_known_services_are_covered() {
 
     let late = ObjectName::new("shop", "late");
     model.update_services(Update::Applied(late, service("10.97.1.2")));
+    model.settle();
 
     assert!(covers(&model, "10.97.1.2"));
 }

@@ -8,13 +8,19 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use tp_core::dns::{ServiceEntry, Zone};
-use tp_proto::table::apply;
+use tp_proto::{
+    table::{Parts, apply},
+    tunnel::table_event::Event,
+};
 
 use super::*;
 use crate::model::{Exposure, Model, Node, ObjectName, Pod, Service, Update};
 
 const HISTORIES: u64 = 300;
 const LOOKS: usize = 40;
+/// Small, so that snapshots come in parts and sessions fall behind the log.
+const SMALL_PART: usize = 1;
+const LOG_ROOM: usize = 3;
 /// Between two looks of the manager at the model.
 const MOST_STEPS: usize = 5;
 const NAMESPACES: [&str; 5] = ["shop", "team-b", "dev", "com", "web"];
@@ -47,7 +53,7 @@ impl Random {
 /// A cluster, and the namespaces that its user may reach.
 struct World {
     random: Random,
-    model: Model,
+    model: SharedModel,
     rights: BTreeSet<String>,
 }
 
@@ -55,9 +61,12 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut world = Self {
             random: Random(seed),
-            model: Model::default(),
+            model: SharedModel::new(),
             rights: BTreeSet::new(),
         };
+        world
+            .model
+            .update(|model| *model = Model::with_log(LOG_ROOM));
         for _ in 0..30 {
             world.step();
         }
@@ -69,57 +78,71 @@ impl World {
         let name = ObjectName::new(namespace.clone(), self.random.one(&NAMES));
         let node = format!("node{}", self.random.below(3));
         match self.random.below(12) {
-            0 | 1 => self.model.update_namespaces(Update::Applied(namespace, ())),
-            2 => self.model.update_namespaces(Update::Removed(namespace)),
+            0 | 1 => self.update(|model| model.update_namespaces(Update::Applied(namespace, ()))),
+            2 => self.update(|model| model.update_namespaces(Update::Removed(namespace))),
             3 | 4 => drop(self.rights.insert(namespace)),
             5 => drop(self.rights.remove(&namespace)),
             6 | 7 => {
                 let service = self.service();
-                self.model.update_services(Update::Applied(name, service));
+                self.update(|model| model.update_services(Update::Applied(name, service)));
             }
-            8 => self.model.update_services(Update::Removed(name)),
+            8 => self.update(|model| model.update_services(Update::Removed(name))),
             9 => {
-                let ip = [10, 0, self.random.octet(4), self.random.octet(3)];
+                let ip = [10, 0, self.random.octet(4), own_octet(&name)];
                 let pod = Pod {
                     addresses: vec![ip.into()],
                     ..Pod::default()
                 };
-                self.model.update_pods(Update::Applied(name, pod));
+                let is_gone = self.random.below(3) == 0;
+                let update = match is_gone {
+                    true => Update::Removed(name),
+                    false => Update::Applied(name, pod),
+                };
+                self.update(|model| model.update_pods(update));
             }
             10 => {
                 let pods = Ipv4Addr::new(10, 244, self.random.octet(4), 0);
+                let beside_pods = [10, 0, self.random.octet(4) + 60, 1];
                 let value = Node {
+                    internal: vec![beside_pods.into()],
                     pod_networks: vec![IpNet::new(pods.into(), 24).unwrap()],
                     ..Node::default()
                 };
-                self.model.update_nodes(Update::Applied(node, value));
+                self.update(|model| model.update_nodes(Update::Applied(node, value)));
             }
             _ => self.watch_again(&node),
         }
     }
 
+    fn update(&self, change: impl FnOnce(&mut Model)) {
+        self.model.update(change);
+    }
+
     /// A watch that broke begins with everything there is; a cluster grows.
     fn watch_again(&mut self, node: &str) {
-        let services: BTreeMap<ObjectName, Service> = self
-            .model
+        let model = self.model.read();
+        let services: BTreeMap<ObjectName, Service> = model
             .services()
             .filter(|_| self.random.below(4) > 0)
             .map(|(name, service)| (name.clone(), (**service).clone()))
             .collect();
-        self.model.update_services(Update::Replaced(services));
-        self.model.update_nodes(Update::Removed(node.to_owned()));
+        drop(model);
+        self.update(|model| model.update_services(Update::Replaced(services)));
+        self.update(|model| model.update_nodes(Update::Removed(node.to_owned())));
         let length = 16 + self.random.octet(3);
         let network = Ipv4Net::new(Ipv4Addr::new(10, 96, 0, 0), length).unwrap();
-        self.model.set_service_networks(Some(vec![network.into()]));
+        let found = (self.random.below(3) > 0).then(|| vec![network.into()]);
+        self.update(|model| model.set_service_networks(found));
     }
 
     /// With addresses that no other service has, as the API server hands them out, or headless.
     fn service(&mut self) -> Service {
-        let taken: BTreeSet<IpAddr> = self
-            .model
+        let model = self.model.read();
+        let taken: BTreeSet<IpAddr> = model
             .services()
             .flat_map(|(_, service)| service.cluster_ips.iter().copied())
             .collect();
+        drop(model);
         let last = self.random.octet(30);
         let candidates: [IpAddr; 2] = [
             Ipv4Addr::new(10, 96, 0, last).into(),
@@ -133,17 +156,78 @@ impl World {
         }
     }
 
-    fn view(&self) -> View {
-        let existing: BTreeSet<String> = self.model.namespaces().map(String::from).collect();
-        let visible = self.rights.intersection(&existing).cloned().collect();
-        View::of(&self.model, visible)
+    /// Namespaces that the user may see.
+    fn visible(&self) -> BTreeSet<String> {
+        let model = self.model.read();
+        let existing: BTreeSet<String> = model.namespaces().map(String::from).collect();
+
+        self.rights.intersection(&existing).cloned().collect()
+    }
+
+    fn services(&self) -> BTreeMap<ObjectName, Arc<Service>> {
+        let (model, visible) = (self.model.read(), self.visible());
+        let services = model.services();
+        let seen = services.filter(|(name, _)| visible.contains(&name.namespace));
+
+        seen.map(|(name, it)| (name.clone(), Arc::clone(it)))
+            .collect()
     }
 }
 
-fn told(zone: &mut Zone, events: Vec<TableEvent>, mut after_each: impl FnMut(&Zone)) {
-    for event in events {
-        apply(zone, event.event.unwrap());
-        after_each(zone);
+/// Another for each pod: no two have one address.
+fn own_octet(name: &ObjectName) -> u8 {
+    let place = |all: &[&str], one: &str| all.iter().position(|it| *it == one).unwrap();
+    let place = place(&NAMESPACES, &name.namespace) * NAMES.len() + place(&NAMES, &name.name);
+
+    u8::try_from(place).unwrap()
+}
+
+/// A session: what the manager knows that it knows, and what it does.
+struct Session {
+    known: Known,
+    parts: Parts,
+    zone: Zone,
+}
+
+/// What kinds of events there were.
+#[derive(Default)]
+struct Counts {
+    frames: usize,
+    snapshots: usize,
+    in_parts: usize,
+}
+
+impl Session {
+    fn new(part: usize, mapped: &[&str]) -> Self {
+        let mapped = mapped.iter().map(|&name| name.to_owned());
+        Self {
+            known: Known::new(part),
+            parts: Parts::default(),
+            zone: Zone::new("cluster.local", "shop", mapped),
+        }
+    }
+
+    /// One step of what the manager tells.
+    fn step(&mut self, world: &World, counts: &mut Counts, mut after_each: impl FnMut(&Zone)) {
+        for change in self.known.follow(&world.model.read(), &world.visible()) {
+            let event = wire::change(change).event.unwrap();
+            counts.frames += usize::from(matches!(event, Event::Replaced(_)));
+            if let Event::Snapshot(snapshot) = &event {
+                counts.snapshots += 1;
+                counts.in_parts += usize::from(snapshot.services_follow);
+            }
+            if let Some(event) = self.parts.take(event) {
+                apply(&mut self.zone, event);
+            }
+            after_each(&self.zone);
+        }
+    }
+
+    fn fresh(world: &World, mapped: &[&str]) -> Zone {
+        let mut fresh = Self::new(PART, mapped);
+        fresh.step(world, &mut Counts::default(), |_| {});
+        assert!(!fresh.known.has_more());
+        fresh.zone
     }
 }
 
@@ -151,10 +235,12 @@ fn addresses(entry: Option<&ServiceEntry>) -> Option<&[IpAddr]> {
     entry.map(|entry| entry.addresses.as_slice())
 }
 
+type Services = BTreeMap<ObjectName, Arc<Service>>;
+
 /// Names that are there before and after have, at every moment, the old address or the new one.
-fn assert_no_hole(zone: &Zone, old: &View, new: &View, seed: u64) {
-    for (name, before) in &old.services {
-        let Some(after) = new.services.get(name) else {
+fn assert_no_hole(zone: &Zone, old: &Services, new: &Services, seed: u64) {
+    for (name, before) in old {
+        let Some(after) = new.get(name) else {
             continue;
         };
         if !zone.has_namespace(&name.namespace) {
@@ -169,43 +255,63 @@ fn assert_no_hole(zone: &Zone, old: &View, new: &View, seed: u64) {
     }
 }
 
-fn follow(seed: u64, mapped: &[&str]) -> usize {
-    let mapped = || mapped.iter().map(|&name| name.to_owned());
-    let empty = || Zone::new("cluster.local", "shop", mapped());
+fn assert_networks_are_those_of_a_listing(world: &World, seed: u64) {
+    let model = world.model.read();
+    let anew = model.anew();
+    assert_eq!(model.pod_networks(), anew.pod_networks(), "history {seed}");
+    let services = model.service_networks();
+    assert_eq!(services, anew.service_networks(), "history {seed}");
+}
+
+fn follow(seed: u64, part: usize, mapped: &[&str], counts: &mut Counts) {
     let mut world = World::new(seed);
-    let mut zone = empty();
-    let mut known = world.view();
-    told(&mut zone, events_to(None, &known), |_| {});
-    let mut frames = 0;
+    let mut session = Session::new(part, mapped);
+    // What the session knew when it last knew everything.
+    let mut before = None;
     for look in 0..LOOKS {
         for _ in 0..world.random.below(MOST_STEPS) {
             world.step();
         }
-        let view = world.view();
-        let events = events_to(Some(&known), &view);
-        frames += events
-            .iter()
-            .filter(|it| matches!(it.event, Some(Event::Replaced(_))))
-            .count();
-        let stays = |zone: &Zone| assert_no_hole(zone, &known, &view, seed);
-        told(&mut zone, events, stays);
-        let mut fresh = empty();
-        told(&mut fresh, events_to(None, &view), |_| {});
-        assert_eq!(zone, fresh, "history {seed}, look {look}");
-        known = view;
+        assert_networks_are_those_of_a_listing(&world, seed);
+        let now = world.services();
+        // The cluster may also go on before everything is told.
+        let is_hasty = world.random.below(3) == 0;
+        loop {
+            session.step(&world, counts, |zone| {
+                if let Some(before) = &before {
+                    assert_no_hole(zone, before, &now, seed);
+                }
+            });
+            if is_hasty || !session.known.has_more() {
+                break;
+            }
+        }
+        before = None;
+        if !session.known.has_more() {
+            let fresh = Session::fresh(&world, mapped);
+            assert_eq!(session.zone, fresh, "history {seed}, look {look}");
+            before = Some(now);
+        }
     }
-
-    frames
 }
 
 #[test]
 fn every_history_leaves_a_session_with_the_names_of_a_fresh_snapshot() {
-    let mut frames = 0;
+    let mut counts = Counts::default();
     for seed in 0..HISTORIES {
-        frames += follow(seed, &[]);
-        frames += follow(seed, &["shop", "com"]);
+        follow(seed, PART, &[], &mut counts);
+        follow(seed, SMALL_PART, &[], &mut counts);
+        follow(seed, SMALL_PART, &["shop", "com"], &mut counts);
     }
 
-    let looks = usize::try_from(HISTORIES).unwrap() * 2 * LOOKS;
-    assert!(frames > looks / 10, "{frames} frames in {looks} looks");
+    let runs = usize::try_from(HISTORIES).unwrap() * 3;
+    let Counts {
+        frames,
+        snapshots,
+        in_parts,
+    } = counts;
+    assert!(frames > runs * LOOKS / 10, "{frames} frames");
+    // One at the beginning, the others where the log was too short.
+    assert!(snapshots > runs * 5 / 4, "{snapshots} snapshots");
+    assert!(in_parts > runs / 4, "{in_parts} snapshots in parts");
 }
