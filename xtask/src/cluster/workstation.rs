@@ -145,7 +145,7 @@ pub(super) fn start_dns(layout: &Layout, network: Network, programs: &Programs) 
         run::output(&mut command(
             None,
             None,
-            &["getent", "ahostsv4", "intranet.corp.test"].map(str::to_owned),
+            &["getent", "hosts", "intranet.corp.test"].map(str::to_owned),
         ))
     })
     .map(drop)
