@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn sudo_gets_a_socket_that_it_would_not_inherit() {
+    fn sudo_gets_what_every_sudo_knows() {
         let command = sudo_daemon(Path::new("/usr/local/bin/tp-daemon"));
         let args: Vec<_> = command.get_args().collect();
 
@@ -346,11 +346,11 @@ mod tests {
             args[..6],
             [
                 "-n",
-                "-b",
                 "--",
                 "/usr/local/bin/tp-daemon",
                 "root",
-                "--sudo"
+                "--sudo",
+                "--detach"
             ]
         );
     }
