@@ -30,6 +30,7 @@ use tracing_subscriber::EnvFilter;
 
 mod aliases;
 mod bundle;
+mod confined;
 mod connection;
 mod diag;
 mod links;
@@ -136,6 +137,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         let gid = group_id(&args.group)?;
         (Admission::Group { gid }, Lifetime::UntilStopped)
     };
+    confined::check_capabilities()?;
     let context = Shared {
         offsets: tp_ebpf_loader::kernel_offsets()?,
         hierarchy: scope::Hierarchy::find()?,

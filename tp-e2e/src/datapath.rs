@@ -128,6 +128,21 @@ impl Machine {
         self.daemon = Some(daemon);
     }
 
+    /// By a command that becomes the root daemon.
+    #[track_caller]
+    pub fn start_daemon_by(&mut self, launcher: &[String], arguments: &[&str]) {
+        let socket = self.socket();
+        let words = [
+            &["setpriv", "--pdeathsig", "KILL", "--"],
+            &as_strs(launcher)[..],
+            &["root", "--socket", &socket],
+            arguments,
+        ];
+        let mut daemon = Process::start(self.command(&words.concat()).env_remove("SUDO_UID"));
+        daemon.wait_for_line("Root daemon is ready");
+        self.daemon = Some(daemon);
+    }
+
     /// The root daemon, not started, in the namespace and ending with this thread.
     pub fn daemon_command(&self, arguments: &[&str]) -> Command {
         self.daemon_command_at(&self.socket(), arguments)

@@ -54,7 +54,10 @@ pub enum MapError {
 
 #[derive(Debug, Error)]
 pub enum BtfError {
-    #[error("the kernel's type information is not readable: /sys/kernel/btf/vmlinux")]
+    #[error(
+        "cannot read the kernel's type information at /sys/kernel/btf/vmlinux, which takes a kernel \
+         with CONFIG_DEBUG_INFO_BTF and, in a container, the kernel's /sys"
+    )]
     Read(#[from] io::Error),
     #[error("the kernel's type information is malformed")]
     Malformed,

@@ -2,7 +2,7 @@
 //! one.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, OwnedFd},
@@ -19,6 +19,7 @@ use tp_proto::root;
 
 use super::{
     aliases::{self, Namespaces, Recycler},
+    confined::{self, set},
     diag,
     links::{HOST_MAC, INNER_MAC, MTU, Netlink},
     living::{Living, Place},
@@ -226,9 +227,9 @@ impl Link {
     fn configure(&self) -> Result<(), Refusal> {
         let Range { host, gateway, .. } = self.range;
         self.host.run(|| {
-            disable_ipv6(&self.name)?;
+            set("ipv6", &self.name, "disable_ipv6", "1")?;
             // What comes out of the private namespace is for this machine only.
-            set("ipv4/conf", &self.name, "forwarding", "0")
+            set("ipv4", &self.name, "forwarding", "0")
         })?;
         self.netlink.add_address(self.index, host)?;
         self.netlink.add_neighbour(self.index, gateway, INNER_MAC)?;
@@ -291,9 +292,9 @@ struct Devices {
 fn make_devices(range: &Range) -> Result<Devices, Refusal> {
     let netlink = Netlink::open()?;
     for name in ["all", "default", INNER_VETH] {
-        disable_ipv6(name)?;
-        set("ipv4/conf", name, "rp_filter", "0")?;
-        set("ipv4/conf", name, "forwarding", "0")?;
+        set("ipv6", name, "disable_ipv6", "1")?;
+        set("ipv4", name, "rp_filter", "0")?;
+        set("ipv4", name, "forwarding", "0")?;
     }
     let loopback = netlink.index_of("lo")?;
     netlink.set_up(loopback)?;
@@ -306,11 +307,10 @@ fn make_devices(range: &Range) -> Result<Devices, Refusal> {
     // A steered socket may be bound to another address of the machine.
     netlink.add_default_route(veth, range.host)?;
 
-    let tun = sys::open_tun(TUN).context(
-        "cannot make a TUN device; is the kernel module tun loaded and /dev/net/tun there?",
-    )?;
+    let tun = confined::open_tun()?;
+    sys::make_tun(&tun, TUN).context("cannot make a TUN device")?;
     let tun_index = netlink.index_of(TUN)?;
-    set("ipv4/conf", TUN, "rp_filter", "0")?;
+    set("ipv4", TUN, "rp_filter", "0")?;
     netlink.set_tun(tun_index, TUN_QUEUE_LEN)?;
 
     Ok(Devices {
@@ -362,21 +362,4 @@ fn unused_name(netlink: &Netlink) -> Result<String, Refusal> {
     }
 
     Err(anyhow::anyhow!("cannot find an unused interface name").into())
-}
-
-fn disable_ipv6(interface: &str) -> Result<(), Refusal> {
-    match set("ipv6/conf", interface, "disable_ipv6", "1") {
-        // A kernel without IPv6.
-        Err(_) if !fs::exists("/proc/sys/net/ipv6").unwrap_or(false) => Ok(()),
-        result => result,
-    }
-}
-
-/// Writes a setting of the calling thread's namespace.
-fn set(family: &str, interface: &str, key: &str, value: &str) -> Result<(), Refusal> {
-    let path = format!("/proc/sys/net/{family}/{interface}/{key}");
-
-    fs::write(&path, value)
-        .with_context(|| format!("cannot write {path}"))
-        .map_err(Refusal::from)
 }

@@ -2,13 +2,12 @@
 
 use std::{
     fs::{self, File},
-    io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, statfs};
 use tp_ebpf_loader::{CgroupScope, UserScope};
 use tp_proto::root::Scope;
 
@@ -18,6 +17,8 @@ use super::{
 };
 
 const OWNER_MAY_WRITE: u32 = 0o200;
+/// Of statfs(2).
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ResolvedScope {
@@ -34,15 +35,22 @@ impl Hierarchy {
     pub(super) fn find() -> anyhow::Result<Self> {
         let mounts =
             fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-        let root = cgroup2_mount(&mounts).context(
-            "no cgroup v2 hierarchy is mounted; tp needs one, usually at /sys/fs/cgroup",
-        )?;
+        // What is listed can be covered by what was mounted later.
+        let root = cgroup2_mounts(&mounts)
+            .find(|root| is_cgroup2(root))
+            .context(
+                "no cgroup v2 hierarchy is mounted here as a whole; tp needs one, usually at \
+                 /sys/fs/cgroup: in a container, start the container with `--cgroupns private` and \
+                 keep what is mounted there",
+            )?;
 
         Ok(Self { root })
     }
 
-    pub(super) fn open(&self) -> io::Result<File> {
+    pub(super) fn open(&self) -> Result<File, Refusal> {
         File::open(&self.root)
+            .with_context(|| format!("cannot open {}", self.root.display()))
+            .map_err(Refusal::from)
     }
 
     /// Nothing outside of the hierarchy is looked at: whoever asks learns nothing of it, and no
@@ -112,8 +120,12 @@ pub(super) fn resolve(
     }
 }
 
-fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+fn is_cgroup2(directory: &Path) -> bool {
+    statfs(directory).is_ok_and(|found| found.f_type == CGROUP2_SUPER_MAGIC)
+}
+
+fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    mountinfo.lines().filter_map(|line| {
         let (mount, source) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let is_whole = fields.next()? == "/";
@@ -134,15 +146,15 @@ mod tests {
             31 30 0:27 / /sys/fs/cgroup/unified rw,relatime shared:10 - cgroup2 cgroup2 rw\n\
             32 30 0:28 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n";
 
-        let found = cgroup2_mount(mounts);
+        let found: Vec<_> = cgroup2_mounts(mounts).collect();
 
-        assert_eq!(found, Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(found, [PathBuf::from("/sys/fs/cgroup/unified")]);
     }
 
     #[test]
     fn a_part_of_the_hierarchy_is_not_taken_for_the_whole() {
         let mounts = "31 30 0:27 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
 
-        assert_eq!(cgroup2_mount(mounts), None);
+        assert_eq!(cgroup2_mounts(mounts).next(), None);
     }
 }

@@ -2,12 +2,8 @@
 
 use std::{
     ffi::c_void,
-    fs::{File, OpenOptions},
     io, mem,
-    os::{
-        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
 
 /// `_IO(0xb7, 3)`: the kind of a namespace descriptor.
@@ -47,13 +43,8 @@ pub(super) fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a TUN device in the calling thread's network namespace.
-pub(super) fn open_tun(name: &str) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open("/dev/net/tun")?;
+/// Makes a TUN device in the calling thread's network namespace; it is behind `file` then.
+pub(super) fn make_tun(file: impl AsFd, name: &str) -> io::Result<()> {
     // SAFETY: all zeroes is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -64,10 +55,9 @@ pub(super) fn open_tun(name: &str) -> io::Result<File> {
     }
     request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TUN | libc::IFF_NO_PI).expect("both fit");
     // SAFETY: `request` is a live `ifreq`; the kernel keeps no pointer to it.
-    let status = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
-    check(status)?;
+    let status = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), TUNSETIFF, &raw mut request) };
 
-    Ok(file)
+    check(status)
 }
 
 /// Asks for the original destination of every datagram.

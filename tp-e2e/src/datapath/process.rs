@@ -78,6 +78,14 @@ impl Process {
         self.log.clone()
     }
 
+    /// All that a program said that has ended.
+    pub fn last_words(&mut self) -> String {
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+            self.log += &(line + "\n");
+        }
+        self.log.clone()
+    }
+
     #[track_caller]
     fn line(&mut self) -> String {
         match self.lines.recv_timeout(PATIENCE) {

@@ -14,6 +14,7 @@ mod bindings;
 mod bounds;
 mod circles;
 mod connects;
+mod containers;
 mod credentials;
 mod ends;
 mod names;
