@@ -19,7 +19,7 @@ use tp_proto::{
     root::Bundle,
     tunnel::{manager_client::ManagerClient, table_event::Event},
 };
-use tp_session::{Descriptors, Shared, Tasks, Up};
+use tp_session::{Descriptors, Shared, Tasks, Up, firewall};
 use tp_transport::{PathChoice, SessionRef, Tunnel, TunnelConfig};
 
 use crate::{
@@ -151,7 +151,7 @@ impl Session {
     }
 
     /// Lines of the test's: "freeze" (everything of the session hangs), "thaw", "inject", "dials
-    /// TARGET", "disconnect" (the tunnel), "wait" (for the end of the root daemon's connection),
+    /// TARGET", "disconnect" (the tunnel), "firewall" (whether one is noticed), "wait" (for the end of the root daemon's connection),
     /// or a request to pass on.
     fn obey(&mut self) {
         for line in std::io::stdin().lock().lines() {
@@ -170,6 +170,10 @@ impl Session {
                     say(&json!({"event": "obeyed", "dials": dials}));
                     continue;
                 }
+                ["firewall"] => {
+                    say(&json!({"event": "obeyed", "is_noticed": !self.passes()}));
+                    continue;
+                }
                 ["wait"] => {
                     self.root.wait_for_end();
                     return;
@@ -182,6 +186,19 @@ impl Session {
             }
             say(&json!({"event": "obeyed"}));
         }
+    }
+
+    /// As a session asks when it has connected.
+    fn passes(&self) -> bool {
+        let reached = async || {
+            let counters = self.ask(&json!({"request": "counters"}));
+            let drops = counters["drops"].as_array()?;
+            let count = drops.iter().find(|pair| pair[0] == firewall::REACHED)?;
+            count[1].as_u64()
+        };
+        let alias = firewall::unused_alias(&self.bundle);
+
+        self.runtime.block_on(firewall::lets_pass(alias, reached))
     }
 
     /// Stops the only thread of the session until "thaw".

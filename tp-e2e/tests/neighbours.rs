@@ -17,6 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tp_e2e::{
     cluster::testbed,
     conditions::{FakeIpProxy, inside},
+    firewall::{self, Rule},
     name_server::ResolvConf,
     netns,
     process::{PATIENCE, Running, eventually, run},
@@ -309,4 +310,39 @@ fn name_servers_that_change_while_connected_are_followed() {
         if found == web { Ok(()) } else { Err(found) }
     });
     assert_eq!(dig(&["intranet.corp.test"]), "192.0.2.10");
+}
+
+#[test]
+fn a_firewall_that_drops_what_is_steered_is_told_with_the_rule_that_allows_it() {
+    let _alone = alone();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let rule = "oifname \"tp*\" accept";
+    let connect = || workstation.connect(&["--namespace", "shop"]);
+    let is_told = || {
+        let notices = workstation.status()["notices"].clone();
+        let notices = notices.as_array().cloned().unwrap_or_default();
+        notices
+            .iter()
+            .any(|it| it.as_str().is_some_and(|it| it.contains(rule)))
+    };
+    let quiet = connect();
+    assert!(!quiet.stderr.contains("firewall"), "{quiet}");
+    assert!(!is_told());
+
+    for target in ["DROP", "REJECT"] {
+        workstation.tp(&["quit"]).expect_success();
+        let firewall = Rule::insert(
+            [firewall::named(&testbed().workstation())],
+            ["filter", "OUTPUT"],
+            &["-o", "tp+", "-j", target],
+        );
+
+        let connected = connect();
+
+        assert!(connected.stderr.contains(rule), "{target}: {connected}");
+        assert!(is_told(), "{target}");
+        drop(firewall);
+        assert!(!is_told(), "{target}");
+        workstation.reaches_again(Duration::from_secs(10));
+    }
 }

@@ -1,6 +1,13 @@
 //! One connection from beginning to end: made as one, dropped as one.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -18,6 +25,7 @@ use tp_transport::{CloseCode, PathChoice};
 use super::{
     cluster::{Cluster, Place},
     dns::servers,
+    firewall,
     local::{self, Observer},
     opened::Opened,
     progress::Progress,
@@ -55,6 +63,10 @@ pub(super) struct Connection {
     stop: CancellationToken,
     tasks: Tasks,
     pub(super) steered: watch::Sender<Steered>,
+    /// A firewall of this machine drops what is steered.
+    is_blocked: AtomicBool,
+    /// Packets of ours that count as dropped on the bundle's interface.
+    tried: AtomicU64,
 }
 
 /// What else decides about what is steered.
@@ -143,6 +155,8 @@ impl Connection {
             stop,
             tasks,
             steered: watch::Sender::default(),
+            is_blocked: AtomicBool::new(false),
+            tried: AtomicU64::new(0),
         };
         let around = Around {
             wishes,
@@ -153,6 +167,7 @@ impl Connection {
             this.close().await;
             return Err(fault);
         }
+        this.look_for_firewall().await;
 
         Ok(Arc::new(this))
     }
@@ -235,10 +250,53 @@ impl Connection {
             || self.tasks.are_lost()
     }
 
+    /// Sentences that the user is to read.
+    pub(super) fn notices(&self) -> Vec<String> {
+        let is_blocked = self.is_blocked.load(Ordering::Relaxed);
+        let firewall = is_blocked.then(|| firewall::NOTICE.to_owned());
+        let steered = self.steered.borrow().notices();
+
+        steered
+            .into_iter()
+            .chain(self.shared.notice())
+            .chain(firewall)
+            .collect()
+    }
+
+    /// Whether what is steered gets out is told by [`Self::notices`] from here on.
+    pub(super) async fn look_for_firewall(&self) {
+        let alias = firewall::unused_alias(&self.bundle);
+        let passes = firewall::lets_pass(alias, || self.reached()).await;
+        self.is_blocked.store(!passes, Ordering::Relaxed);
+        if passes {
+            self.tried.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    async fn reached(&self) -> Option<u64> {
+        let counters = self.counters_of_root().await?;
+        let found = counters.drops.iter().find(|it| it.0 == firewall::REACHED)?;
+
+        Some(found.1)
+    }
+
+    /// Without the packets that [`Self::look_for_firewall`] sends.
     pub(super) async fn counters(&self) -> Counters {
+        let mut counters = self.counters_of_root().await.unwrap_or_default();
+        let tried = self.tried.load(Ordering::Relaxed);
+        for (reason, count) in &mut counters.drops {
+            if reason == firewall::REACHED {
+                *count = count.saturating_sub(tried);
+            }
+        }
+
+        counters
+    }
+
+    async fn counters_of_root(&self) -> Option<Counters> {
         match timeout(COUNTERS_LIMIT, self.root.call(Request::Counters, None)).await {
-            Ok(Ok((Reply::Counters(counters), _))) => counters,
-            _ => Counters::default(),
+            Ok(Ok((Reply::Counters(counters), _))) => Some(counters),
+            _ => None,
         }
     }
 

@@ -15,6 +15,7 @@ mod cluster;
 mod connection;
 mod datapath;
 mod dns;
+pub mod firewall;
 mod leads;
 mod local;
 mod log;

@@ -293,7 +293,7 @@ fn connected(connection: &Connection, already: bool) -> Connected {
         server: place.server.clone(),
         namespace: place.namespace.clone(),
         already,
-        notices: connection.steered.borrow().notices(),
+        notices: connection.notices(),
     }
 }
 

@@ -10,6 +10,7 @@ use tp_transport::PathKind;
 use super::{connection::Connection, dns::servers, local, shared::Shared};
 
 pub(super) async fn of(connection: &Connection) -> Status {
+    connection.look_for_firewall().await;
     let shared = &connection.shared;
     let up = shared.up();
     let place = &connection.place;
@@ -47,11 +48,7 @@ pub(super) async fn of(connection: &Connection) -> Status {
         transport: transport(shared),
         datapath: Some(datapath(connection).await),
         session_pid: std::process::id(),
-        notices: steered
-            .notices()
-            .into_iter()
-            .chain(shared.notice())
-            .collect(),
+        notices: connection.notices(),
     }
 }
 

@@ -17,6 +17,7 @@ mod connects;
 mod containers;
 mod credentials;
 mod ends;
+mod firewalls;
 mod names;
 mod privacy;
 mod ranges;

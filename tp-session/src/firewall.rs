@@ -1,0 +1,86 @@
+//! Firewalls of this machine that drop what is steered. Applications only see time-outs then, and
+//! nothing else would say why.
+
+use std::{net::SocketAddrV4, time::Duration};
+
+use socket2::{Domain, Socket, Type};
+use tokio::time::{Instant, sleep};
+use tp_proto::root::Bundle;
+
+/// How the root daemon counts packets that reach the bundle's interface from a socket that was not
+/// steered, and that end there.
+pub const REACHED: &str = "foreign_socket";
+
+/// The kernel has sent a SYN when `connect()` returns; beyond this it is not under way.
+const LIMIT: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
+/// Of `discard`: nobody takes it for an attack.
+const PORT: u16 = 9;
+
+pub(crate) const NOTICE: &str = "a firewall of this machine drops what goes to the cluster, so \
+     that connections to it time out or are refused: allow the interfaces of tp in the chain that \
+     drops it, for example with `nft insert rule inet filter output oifname \"tp*\" accept` or \
+     `iptables -I OUTPUT -o tp+ -j ACCEPT`; a chain for what comes in needs the same with \
+     iifname or -i";
+
+/// An address of the bundle that stands for nothing, ever.
+pub fn unused_alias(bundle: &Bundle) -> SocketAddrV4 {
+    let first = u32::from(bundle.alias_base);
+
+    SocketAddrV4::new((first + 1).into(), PORT)
+}
+
+/// Whether a SYN of this user's to an alias gets as far as the interface of the bundle. `reached`
+/// counts what got there; without its answer nobody can tell, and nothing is wrong.
+pub async fn lets_pass<F: Future<Output = Option<u64>>>(
+    alias: SocketAddrV4,
+    reached: impl Fn() -> F,
+) -> bool {
+    let Some(before) = reached().await else {
+        return true;
+    };
+    let Ok(_socket) = send_syn(alias) else {
+        return true;
+    };
+    let end = Instant::now() + LIMIT;
+    loop {
+        match reached().await {
+            Some(now) if now == before && Instant::now() < end => sleep(LOOK).await,
+            Some(now) => return now != before,
+            None => return true,
+        }
+    }
+}
+
+/// The kernel stops repeating it when the socket is closed.
+fn send_syn(to: SocketAddrV4) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // Nobody answers: whatever it says is not what matters.
+    let _ = socket.connect(&to.into());
+
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::ready,
+        net::Ipv4Addr,
+        sync::atomic::{AtomicU64, Ordering},
+    };
+
+    use super::*;
+
+    const NOBODY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+
+    #[tokio::test]
+    async fn only_what_reaches_the_interface_is_taken_for_an_open_way() {
+        let count = AtomicU64::new(7);
+
+        let next = || ready(Some(count.fetch_add(1, Ordering::Relaxed)));
+        assert!(lets_pass(NOBODY, next).await);
+        assert!(!lets_pass(NOBODY, || ready(Some(7))).await);
+        assert!(lets_pass(NOBODY, || ready(None)).await, "nobody can tell");
+    }
+}
