@@ -137,7 +137,7 @@ impl Login {
     }
 
     /// Those that lead to the kubeconfig. A session may read what is there already.
-    fn flags(&self) -> [String; 2] {
+    pub(crate) fn flags(&self) -> [String; 2] {
         let text = self.kubeconfig.to_string();
         let file = self.path("config");
         if fs::read_to_string(&file).ok().as_ref() != Some(&text) {

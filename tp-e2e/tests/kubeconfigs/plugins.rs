@@ -1,8 +1,10 @@
 //! Programs that log in: `client.authentication.k8s.io`.
 
+use std::{fs, time::Duration};
+
 use rustix::process::Signal;
 use serde_json::json;
-use tp_e2e::process::{PATIENCE, signal};
+use tp_e2e::process::{PATIENCE, Running, eventually, run, signal};
 
 use super::{
     login::{Login, expect_end},
@@ -152,4 +154,45 @@ fn what_is_written_down_comes_before_a_plugin() {
         login.both(name).expect_success(name);
         assert_eq!(login.runs().len(), runs, "{name}: kubectl's and tp's");
     }
+}
+
+#[test]
+fn on_one_core_a_slow_credential_plugin_stalls_nothing() {
+    // It asks for a name itself, which the session that runs it answers.
+    let script = r#"
+        getent hosts web.shop >"$here/resolved-$(wc -l <"$here/runs")"
+        sleep 3
+        give 1
+    "#;
+    let login = Login::new(script, "IfAvailable");
+    let flags = login.flags();
+    // A variable that may mean another user: the session logs in itself to find out.
+    let connect = |shell: &str| {
+        let words = ["taskset", "-c", "0", "tp", "connect", "--namespace", "shop"];
+        let words = [&words[..], &flags.each_ref().map(String::as_str)].concat();
+        login.desk.command(&words, &[("TP_TEST_SHELL", shell)])
+    };
+    run(&mut connect("first"), PATIENCE).expect_success();
+    let workstation = &login.desk.workstation;
+    let status = fs::read_to_string(format!("/proc/{}/status", workstation.session_pid()));
+    assert!(status.unwrap().contains("Cpus_allowed_list:\t0\n"));
+
+    let mut second = Running::start(&mut connect("second"));
+    eventually("the plugin to run", PATIENCE, || match login.runs().len() {
+        2 => Ok(()),
+        runs => Err(format!("{runs} runs")),
+    });
+    let mut rounds = 0;
+    while !second.has_ended() {
+        for name in ["web.shop", "intranet.corp.test"] {
+            let found = workstation.run(&["taskset", "-c", "0", "getent", "hosts", name]);
+            assert!(found.status.success(), "{found}");
+            assert!(found.elapsed < Duration::from_secs(1), "{found}");
+        }
+        rounds += 1;
+    }
+
+    assert!(rounds > 2, "{rounds} rounds while the plugin slept");
+    second.finish(PATIENCE).expect_success();
+    assert_ne!(login.text("resolved-2"), "");
 }
