@@ -17,6 +17,16 @@ const UNIT_TEXT: &str = include_str!("../tp-daemon.service");
 const GROUP: &str = "tp";
 const PROGRAM_DIR: &str = "usr/local/bin";
 const UNIT_FILE: &str = "etc/systemd/system/tp-daemon.service";
+/// Before anything that an administrator names, of which the first that matches counts.
+const NETWORK_FILE: &str = "etc/systemd/network/05-tp.network";
+const NETWORK_TEXT: &str = "\
+# systemd-networkd leaves the interfaces of tp alone, also where another file is for all interfaces.
+[Match]
+Name=tp[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]
+
+[Link]
+Unmanaged=yes
+";
 const RECORD: &str = "usr/local/lib/tp/installed.json";
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "usr/local/share/bash-completion/completions/tp"),
@@ -76,6 +86,7 @@ pub(crate) fn run(args: InstallArgs) -> anyhow::Result<()> {
         if !has_group()? {
             call("groupadd", &["--system", GROUP])?;
         }
+        tell_networkd();
         start_service()?;
     }
 
@@ -104,6 +115,7 @@ pub(crate) fn run_uninstall(args: UninstallArgs) -> anyhow::Result<()> {
         if has_systemd() {
             call("systemctl", &["daemon-reload"])?;
         }
+        tell_networkd();
         if record.group && has_group()? {
             call("groupdel", &[GROUP])?;
         }
@@ -139,6 +151,11 @@ fn files(source: &Path) -> anyhow::Result<Vec<File>> {
     files.push(File {
         target: UNIT_FILE.into(),
         content: UNIT_TEXT.into(),
+        mode: 0o644,
+    });
+    files.push(File {
+        target: NETWORK_FILE.into(),
+        content: NETWORK_TEXT.into(),
         mode: 0o644,
     });
     for (shell, target) in COMPLETIONS {
@@ -269,6 +286,14 @@ fn has_systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
+/// Has systemd-networkd read its files again. Where it is of a version that cannot, it does so when
+/// the machine starts the next time.
+fn tell_networkd() {
+    if Path::new("/run/systemd/netif").is_dir() {
+        let _ = call("networkctl", &["reload"]);
+    }
+}
+
 fn start_service() -> anyhow::Result<()> {
     let version = tp_proto::VERSION;
     if !has_systemd() {
@@ -361,6 +386,18 @@ mod tests {
 
         assert!(refuse_foreign(root.path(), &files, &known).is_ok());
         assert!(refuse_foreign(root.path(), &files, &Record::default()).is_err());
+    }
+
+    #[test]
+    fn what_networkd_leaves_alone_is_what_bundles_are_called() {
+        let pattern = NETWORK_TEXT
+            .lines()
+            .find_map(|line| line.strip_prefix("Name="))
+            .unwrap();
+
+        let digits = pattern.strip_prefix(crate::root::LINK_PREFIX).unwrap();
+        assert_eq!(digits, "[0-9a-f]".repeat(crate::root::LINK_DIGITS));
+        assert!(NETWORK_TEXT.ends_with("[Link]\nUnmanaged=yes\n"));
     }
 
     #[test]

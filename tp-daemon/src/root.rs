@@ -47,6 +47,9 @@ mod sudo;
 mod sys;
 
 use crate::{background, log::Stderr};
+#[cfg(test)]
+pub(crate) use bundle::{LINK_DIGITS, LINK_PREFIX};
+
 use bundle::Tuning;
 use connection::Context as Shared;
 use living::Living;

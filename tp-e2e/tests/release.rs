@@ -17,7 +17,7 @@ use tp_e2e::{
 };
 
 /// What `tp-daemon install` makes below its root, and from which file of the archive it is.
-const INSTALLED: [(&str, u32, Option<&str>); 7] = [
+const INSTALLED: [(&str, u32, Option<&str>); 8] = [
     ("usr/local/bin/tp", 0o755, Some("tp")),
     ("usr/local/bin/tp-daemon", 0o755, Some("tp-daemon")),
     (
@@ -25,6 +25,7 @@ const INSTALLED: [(&str, u32, Option<&str>); 7] = [
         0o644,
         Some("tp-daemon.service"),
     ),
+    ("etc/systemd/network/05-tp.network", 0o644, None),
     (
         "usr/local/share/bash-completion/completions/tp",
         0o644,

@@ -33,6 +33,10 @@ use super::{
 const INNER_VETH: &str = "veth0";
 const TUN: &str = "tun0";
 
+/// What others call the workstation's ends of the pairs by: this, and hexadecimal digits.
+pub(crate) const LINK_PREFIX: &str = "tp";
+pub(crate) const LINK_DIGITS: usize = 8;
+
 /// A burst of connects must not lose SYNs on the way to the session, nor approved ones on the
 /// way back.
 const TUN_QUEUE_LEN: u32 = 4096;
@@ -355,7 +359,8 @@ fn host_cookie() -> Result<u64, Refusal> {
 /// A name that nothing here has: the index of an interface may be taken again, its name not.
 fn unused_name(netlink: &Netlink) -> Result<String, Refusal> {
     for _ in 0..16 {
-        let name = format!("tp{:08x}", super::random() as u32);
+        let number = super::random() as u32;
+        let name = format!("{LINK_PREFIX}{number:0LINK_DIGITS$x}");
         if netlink.index_of(&name).is_err() {
             return Ok(name);
         }
