@@ -20,6 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the attempts are looked through for those.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// When an ICMP refusal is written again. Linux drops one that meets the socket while `connect()` is
+/// still at work with it, and hears the next.
+const AGAIN: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(250),
+];
+
 /// Identifies one attempt: a port that is used again has another sequence number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
@@ -34,6 +42,8 @@ pub enum Action {
     Dial(Attempt),
     /// Write this packet to the TUN.
     Write(Vec<u8>),
+    /// The same with one that was written before, and that may meet nobody any more.
+    WriteAgain(Vec<u8>),
     /// Nobody waits for this dial any more.
     Cancel(Attempt),
 }
@@ -78,6 +88,9 @@ pub struct HeldSyns {
     dialling: usize,
     capacity: usize,
     sweep: Option<Instant>,
+    /// Refusals that are due again, by how often they were; the oldest first, no more than
+    /// `capacity` each.
+    again: [VecDeque<(Instant, Attempt)>; AGAIN.len()],
 }
 
 impl HeldSyns {
@@ -89,6 +102,7 @@ impl HeldSyns {
             dialling: 0,
             capacity,
             sweep: None,
+            again: Default::default(),
         }
     }
 
@@ -137,7 +151,12 @@ impl HeldSyns {
     }
 
     /// The dial of `attempt` has ended. Nothing happens if the attempt is over.
-    pub fn handle_verdict(&mut self, attempt: Attempt, verdict: Verdict) -> Option<Action> {
+    pub fn handle_verdict(
+        &mut self,
+        attempt: Attempt,
+        verdict: Verdict,
+        now: Instant,
+    ) -> Option<Action> {
         let held = self.held.get_mut(&attempt.flow)?;
         if held.syn.sequence != attempt.sequence || held.state != State::Dialling {
             return None;
@@ -149,6 +168,9 @@ impl HeldSyns {
         } else {
             held.state = State::Over(verdict.signal());
             self.remember(attempt);
+            if matches!(verdict.signal(), Signal::Unreachable(_)) {
+                self.repeat(attempt, 0, now);
+            }
         }
 
         answer
@@ -170,10 +192,11 @@ impl HeldSyns {
         Some(attempt)
     }
 
-    /// Forgets attempts that the application has given up.
+    /// Repeats refusals, and forgets attempts that the application has given up.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = self.due_again(now);
         if self.sweep.is_none_or(|due| now < due) {
-            return Vec::new();
+            return actions;
         }
         let due: Vec<FlowKey> = self
             .held
@@ -181,10 +204,7 @@ impl HeldSyns {
             .filter(|(_, held)| held.deadline() <= now)
             .map(|(flow, _)| *flow)
             .collect();
-        let actions = due
-            .into_iter()
-            .filter_map(|flow| self.cancel(flow))
-            .collect();
+        actions.extend(due.into_iter().filter_map(|flow| self.cancel(flow)));
         self.sweep = (!self.held.is_empty()).then(|| now + SWEEP);
 
         actions
@@ -193,6 +213,7 @@ impl HeldSyns {
     /// Resets everything that waits: the session ends.
     pub fn reset_all(&mut self) -> Vec<Vec<u8>> {
         self.over.clear();
+        self.again = Default::default();
         self.waiting = 0;
         self.dialling = 0;
         self.sweep = None;
@@ -205,7 +226,41 @@ impl HeldSyns {
 
     /// When [`HeldSyns::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.sweep
+        let again = self.again.iter().filter_map(|queue| Some(queue.front()?.0));
+
+        again.chain(self.sweep).min()
+    }
+
+    /// Each queue is in the order of time, because all in it wait for as long.
+    fn repeat(&mut self, attempt: Attempt, round: usize, now: Instant) {
+        let (Some(pause), Some(queue)) = (AGAIN.get(round), self.again.get_mut(round)) else {
+            return;
+        };
+        // Whoever is left out hears it with the next copy of the SYN.
+        if queue.len() < self.capacity {
+            queue.push_back((now + *pause, attempt));
+        }
+    }
+
+    fn due_again(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for round in 0..AGAIN.len() {
+            while let Some((_, attempt)) = self.again[round].pop_front_if(|next| next.0 <= now) {
+                let refused = self.held.get(&attempt.flow);
+                let Some(Held {
+                    syn,
+                    state: State::Over(Signal::Unreachable(code)),
+                    ..
+                }) = refused.filter(|held| held.syn.sequence == attempt.sequence)
+                else {
+                    continue;
+                };
+                actions.push(Action::WriteAgain(packet::unreachable(syn, *code)));
+                self.repeat(attempt, round + 1, now);
+            }
+        }
+
+        actions
     }
 
     /// `attempt` no longer waits, but its copies may still come.
@@ -287,7 +342,7 @@ mod tests {
         let written = Action::Write(syn.packet.to_vec());
 
         assert_eq!(
-            held.handle_verdict(attempt(&syn), Verdict::Connected),
+            held.handle_verdict(attempt(&syn), Verdict::Connected, now),
             Some(written.clone())
         );
         assert_eq!(
@@ -310,10 +365,45 @@ mod tests {
     fn a_refusal_is_told_once() {
         let (mut held, now, syn) = (HeldSyns::new(8), Instant::now(), syn(40000, 1));
         held.handle_syn(syn.clone(), now);
-        let refused = held.handle_verdict(attempt(&syn), Verdict::Refused);
+        let refused = held.handle_verdict(attempt(&syn), Verdict::Refused, now);
 
         assert_eq!(refused, Some(Action::Write(packet::reset(&syn))));
-        assert_eq!(held.handle_verdict(attempt(&syn), Verdict::Connected), None);
+        assert_eq!(
+            held.handle_verdict(attempt(&syn), Verdict::Connected, now),
+            None
+        );
+    }
+
+    #[test]
+    fn a_refusal_that_the_kernel_may_have_dropped_is_repeated() {
+        let (mut held, now) = (HeldSyns::new(8), Instant::now());
+        let (unreachable, refused) = (syn(40000, 1), syn(40001, 1));
+        for syn in [&unreachable, &refused] {
+            held.handle_syn(syn.clone(), now);
+        }
+        held.handle_verdict(attempt(&unreachable), Verdict::HostUnreachable, now);
+        held.handle_verdict(attempt(&refused), Verdict::Refused, now);
+        let refusal = packet::unreachable(&unreachable, crate::net::HOST_UNREACHABLE);
+
+        let mut times = Vec::new();
+        while let Some(due) = held.poll_timeout().filter(|due| *due < now + SWEEP) {
+            let actions = held.handle_timeout(due);
+            assert_eq!(actions, [Action::WriteAgain(refusal.clone())]);
+            times.push(due.duration_since(now).as_millis());
+        }
+
+        assert_eq!(times, [10, 60, 310]);
+    }
+
+    #[test]
+    fn a_refusal_is_not_repeated_to_the_next_attempt_of_a_port() {
+        let (mut held, now) = (HeldSyns::new(8), Instant::now());
+        let (old, new) = (syn(40000, 1), syn(40000, 2));
+        held.handle_syn(old.clone(), now);
+        held.handle_verdict(attempt(&old), Verdict::HostUnreachable, now);
+        held.handle_syn(new, now);
+
+        assert_eq!(held.handle_timeout(now + SWEEP / 2), []);
     }
 
     #[test]
@@ -321,7 +411,10 @@ mod tests {
         let (mut held, now, syn) = (HeldSyns::new(8), Instant::now(), syn(40000, 1));
         held.handle_syn(syn.clone(), now);
 
-        assert_eq!(held.handle_verdict(attempt(&syn), Verdict::TimedOut), None);
+        assert_eq!(
+            held.handle_verdict(attempt(&syn), Verdict::TimedOut, now),
+            None
+        );
         assert_eq!(held.handle_syn(syn, now + Duration::from_secs(1)), []);
     }
 
@@ -337,7 +430,10 @@ mod tests {
             actions,
             [Action::Cancel(attempt(&old)), Action::Dial(attempt(&new))]
         );
-        assert_eq!(held.handle_verdict(attempt(&old), Verdict::Refused), None);
+        assert_eq!(
+            held.handle_verdict(attempt(&old), Verdict::Refused, now),
+            None
+        );
     }
 
     #[test]
@@ -371,9 +467,9 @@ mod tests {
         for syn in [&accepted, &refused] {
             held.handle_syn(syn.clone(), now);
         }
-        held.handle_verdict(attempt(&accepted), Verdict::Connected);
+        held.handle_verdict(attempt(&accepted), Verdict::Connected, now);
         held.handle_accepted(accepted.flow);
-        held.handle_verdict(attempt(&refused), Verdict::Refused);
+        held.handle_verdict(attempt(&refused), Verdict::Refused, now);
 
         let again = Action::Write(packet::reset(&refused));
         assert_eq!(held.handle_syn(accepted, now), []);
@@ -390,7 +486,7 @@ mod tests {
                 held.handle_syn(syn.clone(), now),
                 [Action::Dial(attempt(&syn))]
             );
-            held.handle_verdict(attempt(&syn), Verdict::Refused);
+            held.handle_verdict(attempt(&syn), Verdict::Refused, now);
         }
 
         assert_eq!((held.held.len(), held.waiting), (2, 0));
@@ -403,7 +499,7 @@ mod tests {
         for syn in [&over, &waiting] {
             held.handle_syn(syn.clone(), now);
         }
-        held.handle_verdict(attempt(&over), Verdict::Refused);
+        held.handle_verdict(attempt(&over), Verdict::Refused, now);
 
         assert_eq!(held.reset_all(), [packet::reset(&waiting)]);
         assert_eq!(held.poll_timeout(), None);

@@ -42,6 +42,8 @@ use super::{
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// A status without them is better than none.
 const COUNTERS_LIMIT: Duration = Duration::from_secs(2);
+/// How the root daemon counts what nobody waits for.
+const UNASKED: &str = "unasked";
 /// Where a manager has no other domain.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
@@ -280,14 +282,16 @@ impl Connection {
         Some(found.1)
     }
 
-    /// Without the packets that [`Self::look_for_firewall`] sends.
+    /// Without the packets that [`Self::look_for_firewall`] sends, and without repeated refusals.
     pub(super) async fn counters(&self) -> Counters {
         let mut counters = self.counters_of_root().await.unwrap_or_default();
-        let tried = self.tried.load(Ordering::Relaxed);
         for (reason, count) in &mut counters.drops {
-            if reason == firewall::REACHED {
-                *count = count.saturating_sub(tried);
-            }
+            let own = match reason.as_str() {
+                firewall::REACHED => &self.tried,
+                UNASKED => &self.shared.counters.repeated,
+                _ => continue,
+            };
+            *count = count.saturating_sub(own.load(Ordering::Relaxed));
         }
 
         counters

@@ -233,6 +233,13 @@ impl Relay {
         for action in actions {
             match action {
                 Action::Write(packet) => self.tun.write(&packet),
+                Action::WriteAgain(packet) => {
+                    self.shared
+                        .counters
+                        .repeated
+                        .fetch_add(1, Ordering::Relaxed);
+                    self.tun.write(&packet);
+                }
                 Action::Cancel(attempt) => {
                     attempts.ready.remove(&attempt.flow);
                     if let Some(dial) = attempts.dialling.remove(&attempt) {
@@ -292,7 +299,10 @@ impl Relay {
     }
 
     fn verdict(&self, attempts: &mut Attempts, attempt: Attempt, verdict: Verdict) {
-        if let Some(action) = attempts.held.handle_verdict(attempt, verdict) {
+        if let Some(action) = attempts
+            .held
+            .handle_verdict(attempt, verdict, Instant::now())
+        {
             self.perform(attempts, vec![action]);
         }
     }

@@ -60,6 +60,8 @@ pub(super) struct Counters {
     pub(super) flows_open: AtomicU64,
     pub(super) flows_total: AtomicU64,
     pub(super) held: AtomicU64,
+    /// Refusals that were written again: most of them meet nobody.
+    pub(super) repeated: AtomicU64,
     pub(super) answered: AtomicU64,
     pub(super) asked: AtomicU64,
     pub(super) passed_on: AtomicU64,
