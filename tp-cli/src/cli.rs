@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Connect(Box<ConnectArgs>),
     Quit(QuitArgs),
     Status(StatusArgs),
+    Check(Box<CheckArgs>),
     List(ListArgs),
     Version(VersionArgs),
     GatherLogs(GatherLogsArgs),
@@ -90,7 +91,7 @@ Examples:
                                           connect, run psql, quit
   tp connect --also-proxy 10.20.0.0/16    reach a network behind the cluster, too
   tp connect --never-proxy 10.96.0.10/32  leave one address of the cluster alone
-  tp connect --transport quic             fail rather than send data through the API server
+  tp connect --transport udp              fail rather than send data through the API server
 
 The first connect starts what is missing: the root daemon (through sudo, unless `tp-daemon
 install` has installed it as a service) and this user's session. The user needs the permissions
@@ -117,14 +118,8 @@ pub(crate) struct ConnectArgs {
     #[arg(long, short, value_name = "NAMESPACE", help_heading = "Kubernetes")]
     pub(crate) namespace: Option<String>,
 
-    /// Namespace of the traffic manager
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        default_value = tp_proto::crd::MANAGER_NAMESPACE,
-        help_heading = "Kubernetes"
-    )]
-    pub(crate) manager_namespace: String,
+    #[command(flatten)]
+    pub(crate) manager: ManagerArgs,
 
     /// Namespaces whose names resolve, separated by commas; all that the user may reach by default
     #[arg(
@@ -210,13 +205,27 @@ pub(crate) struct ClusterArgs {
     pub(crate) impersonate_groups: Vec<String>,
 }
 
+/// Where the traffic manager is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ManagerArgs {
+    /// Namespace of the traffic manager
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = tp_proto::crd::MANAGER_NAMESPACE,
+        help_heading = "Kubernetes"
+    )]
+    pub(crate) manager_namespace: String,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Transport {
     /// UDP when it answers, otherwise the port-forward through the API server
     #[default]
     Auto,
     /// UDP only: no data on the port-forward
-    Quic,
+    #[value(alias = "quic")]
+    Udp,
     /// The port-forward only
     Portforward,
 }
@@ -246,6 +255,35 @@ Without a session the state is `disconnected` and the exit code 3.";
 #[derive(Debug, Args)]
 #[command(after_help = STATUS_HELP)]
 pub(crate) struct StatusArgs {}
+
+const CHECK_HELP: &str = "\
+Examples:
+  tp check
+  tp check --context staging -n shop
+  tp check -o json | jq '.checks[] | select(.state != \"ok\")'
+
+The exit code is 1 when a check failed, and 0 when there are only warnings.";
+
+/// Check what connecting needs: kernel, root daemon, resolver, API server, rights, UDP
+///
+/// Prints a line for each, with what to do about a warning or a failure. Needs no root and changes
+/// nothing. While connected it checks that connection, and every way to it by UDP; otherwise it asks
+/// the cluster that `tp connect` with the same flags would connect to.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = CHECK_HELP)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Namespace to connect to
+    ///
+    /// Without it: the namespace of the context, then `default`.
+    #[arg(long, short, value_name = "NAMESPACE", help_heading = "Kubernetes")]
+    pub(crate) namespace: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) manager: ManagerArgs,
+}
 
 /// List the workloads of one namespace, or of all, with their ready replicas and ports
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use crate::{cli::Command, output::Output};
 
+mod check;
 mod completions;
 mod connect;
 mod gather_logs;
@@ -16,6 +17,7 @@ mod version;
 pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<ExitCode> {
     match command {
         Command::Connect(args) => return connect::run(*args, output).await,
+        Command::Check(args) => return check::run(*args, output).await,
         Command::Status(_) => return status::run(output).await,
         Command::Quit(args) => quit::run(&args, output).await?,
         Command::List(args) => list::run(args, output).await?,

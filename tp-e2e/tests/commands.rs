@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 use tp_e2e::{
-    process::{PATIENCE, run},
+    process::{PATIENCE, eventually, run},
     terminal::Terminal,
     user::Account,
     workstation::Workstation,
@@ -389,6 +389,35 @@ fn connecting_reports_where_to() {
     has(&connected, &["context", "server"]);
     let quit = workstation.tp(&["quit", "-o", "json"]);
     assert_eq!(quit.json()["state"], "disconnected", "{quit}");
+}
+
+#[test]
+fn connecting_says_what_can_be_reached_and_how() {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let second = |printed: &str| printed.lines().nth(1).unwrap_or_default().to_owned();
+
+    let connected = workstation.connect(&["--namespace", "shop"]);
+    let line = second(&connected.stdout);
+    assert!(line.starts_with("2 namespaces and "), "{connected}");
+    assert!(
+        line.contains(", by UDP to ") || line.contains(", through the port-forward to tp-manager-"),
+        "{connected}"
+    );
+
+    eventually("the path by UDP", PATIENCE, || {
+        let again = workstation.connect(&["--namespace", "shop", "-o", "json"]);
+        let again = again.json();
+        if again["path"] == "udp" {
+            Ok(())
+        } else {
+            Err(again.to_string())
+        }
+    });
+    let again = workstation.connect(&["--namespace", "shop"]);
+    let status = workstation.status();
+    let remote = status["transport"]["remote"].as_str().unwrap_or_default();
+    let expected = format!(" can be reached, by UDP to {remote}");
+    assert!(second(&again.stdout).ends_with(&expected), "{again}");
 }
 
 #[test]

@@ -162,7 +162,7 @@ fn the_address_of_a_load_balancer_leads_to_the_manager() {
             ),
         ]);
 
-        workstation.connect(&["--namespace", "shop", "--transport", "quic"]);
+        workstation.connect(&["--namespace", "shop", "--transport", "udp"]);
 
         let status = workstation.status();
         assert_eq!(status["transport"]["path"], "udp", "{status}");

@@ -37,7 +37,7 @@ fn alone() -> MutexGuard<'static, ()> {
 /// A session on UDP that has carried a bulk transfer each way without any limit.
 fn warmed_up() -> Workstation {
     let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop", "--transport", "quic"]);
+    workstation.connect(&["--namespace", "shop", "--transport", "udp"]);
     for direction in [Direction::FromWorkstation, Direction::ToWorkstation] {
         transfer(&workstation, direction, 64 << 20);
     }

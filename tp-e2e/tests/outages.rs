@@ -217,7 +217,7 @@ fn where_udp_is_demanded_the_port_forward_carries_no_data_and_losing_udp_is_an_e
     assert!(carried > 2 * SIZE, "{carried}");
     drop(by_stream);
 
-    let workstation = connected(Account::Member, "dev", "quic");
+    let workstation = connected(Account::Member, "dev", "udp");
     let before = over_the_api_server(&workstation);
     let seen = transfer(&workstation, SIZE);
     assert_eq!(

@@ -120,7 +120,7 @@ fn an_api_server_before_1_31_forwards_ports_too() {
 #[test]
 fn no_data_takes_the_port_forward_when_udp_is_demanded() {
     let _alone = alone();
-    let workstation = connected(&["--transport", "quic"]);
+    let workstation = connected(&["--transport", "udp"]);
 
     let transport = on_path(&workstation, "udp");
 
@@ -136,7 +136,7 @@ fn demanding_udp_where_it_is_lost_fails_with_a_sentence() {
     workstation.may_warn();
 
     let mut command =
-        workstation.command(&["tp", "connect", "--namespace=shop", "--transport=quic"]);
+        workstation.command(&["tp", "connect", "--namespace=shop", "--transport=udp"]);
     let refused = run(&mut command, Duration::from_secs(30));
 
     assert_eq!(refused.code(), 69, "{refused}");

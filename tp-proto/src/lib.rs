@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod crd;
 pub mod fault;
 pub mod root;

@@ -143,6 +143,13 @@ impl Cluster {
         })
     }
 
+    /// Which Kubernetes the API server runs.
+    pub(super) async fn version(&self) -> Result<String, Fault> {
+        let version = self.ask(Doing::Login, self.client.apiserver_version());
+
+        Ok(version.await?.git_version)
+    }
+
     /// Refuses a namespace that does not exist; who may not look is told later, by what they do.
     pub(super) async fn check_namespace(&self) -> Result<(), Fault> {
         let name = &self.place.namespace;

@@ -88,7 +88,7 @@ impl Connection {
     ) -> Result<Arc<Self>, Fault> {
         let choice = match request.transport() {
             Transport::Auto => PathChoice::Auto,
-            Transport::Quic => PathChoice::UdpOnly,
+            Transport::Udp => PathChoice::UdpOnly,
             Transport::Portforward => PathChoice::StreamOnly,
         };
         let wishes = steer::wishes(&request)?;
@@ -207,6 +207,8 @@ impl Connection {
             steered: self.steered.clone(),
             retry: steer::RETRY,
         };
+        // Whoever hears of the connection hears of its path.
+        self.shared.up.send_replace(Some(established.up()));
         let tasks = &self.tasks;
         descriptors.serve(&self.shared, tasks).map_err(broken)?;
         tasks.spawn("the uplink", Arc::clone(&self.uplink).run(established));
@@ -250,6 +252,11 @@ impl Connection {
         self.root.gone().is_cancelled()
             || self.shared.deleted.is_cancelled()
             || self.tasks.are_lost()
+    }
+
+    /// The API server, with the newest login.
+    pub(super) fn cluster(&self) -> Arc<Cluster> {
+        self.uplink.login.cluster()
     }
 
     /// Sentences that the user is to read.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tp_proto::local::session_server::SessionServer;
 use tp_transport::ipc;
 
+mod check;
 mod cluster;
 mod connection;
 mod datapath;

@@ -13,15 +13,17 @@ use tonic::{Request, Response, Status as GrpcStatus, transport::Channel};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{
-        ConnectEvent, ConnectRequest, Connected, Ending, ListRequest, ListResponse, QuitRequest,
-        QuitResponse, Status, StatusRequest, VersionRequest, VersionResponse, Workload,
-        connect_event::Event, session_server::Session,
+        CheckRequest, CheckResponse, ConnectEvent, ConnectRequest, Ending, ListRequest,
+        ListResponse, NamespacesRequest, NamespacesResponse, QuitRequest, QuitResponse, Status,
+        StatusRequest, VersionRequest, VersionResponse, Workload, connect_event::Event,
+        session_server::Session,
     },
     tunnel::{ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
 };
 use tp_transport::ipc::Presence;
 
 use super::{
+    check,
     connection::{self, Connection},
     progress::{Progress, Stage},
     root_link::RootLink,
@@ -207,7 +209,7 @@ impl Service {
                     // The API server may have to be asked, and `tp quit` must not wait for it.
                     same::check(&connection, request).await?;
                     if self.state.lock().await.keep(user, &connection, request) {
-                        return Ok(Event::Connected(connected(&connection, true)));
+                        return Ok(Event::Connected(status::connected(&connection, true)));
                     }
                 }
                 Met::Lost(down) => {
@@ -228,7 +230,7 @@ impl Service {
             Ok(connection) => {
                 let wanted = self.state.lock().await.succeed(&connection);
                 match wanted {
-                    Some(()) => Ok(connected(&connection, false)),
+                    Some(()) => Ok(status::connected(&connection, false)),
                     None => {
                         connection.close().await;
                         self.state.lock().await.fail();
@@ -283,18 +285,6 @@ async fn follow(mut stage: watch::Receiver<Stage>, events: &Events) -> Result<Ev
 fn broken_off() -> Fault {
     let message = "the attempt to connect broke off: see the session's log";
     Fault::new(FaultKind::Failed, message)
-}
-
-fn connected(connection: &Connection, already: bool) -> Connected {
-    let place = &connection.place;
-
-    Connected {
-        context: place.context.clone(),
-        server: place.server.clone(),
-        namespace: place.namespace.clone(),
-        already,
-        notices: connection.notices(),
-    }
 }
 
 /// Who asks; the listener sees to it that every request says so.
@@ -365,6 +355,24 @@ impl Session for Service {
         };
 
         Ok(Response::new(status::of(&connection).await))
+    }
+
+    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, GrpcStatus> {
+        let connection = self.connected().await.ok();
+
+        Ok(Response::new(check::of(connection.as_deref()).await))
+    }
+
+    async fn namespaces(
+        &self,
+        _: Request<NamespacesRequest>,
+    ) -> Result<Response<NamespacesResponse>, GrpcStatus> {
+        let connection = self.connected().await.ok();
+        let namespaces = connection.map(|it| it.shared.namespaces());
+
+        Ok(Response::new(NamespacesResponse {
+            namespaces: namespaces.unwrap_or_default(),
+        }))
     }
 
     async fn list(

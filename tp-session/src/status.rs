@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tp_proto::local::{
-    Count, DaemonStatus, DatapathStatus, DnsStatus, ManagerStatus, Status, TransportStatus,
+    Connected, Count, DaemonStatus, DatapathStatus, DnsStatus, ManagerStatus, Status,
+    TransportStatus,
 };
 use tp_transport::PathKind;
 
@@ -73,6 +74,32 @@ async fn dns(shared: &Shared) -> DnsStatus {
             .iter()
             .map(ToString::to_string)
             .collect(),
+    }
+}
+
+/// What `tp connect` prints. The path is the one of this moment: UDP is tried in the background,
+/// and nobody waits for its answer.
+pub(super) fn connected(connection: &Connection, already: bool) -> Connected {
+    let (place, shared) = (&connection.place, &connection.shared);
+    let (namespaces, services) =
+        shared.zone(|zone| (zone.namespaces().count(), zone.service_count()));
+    let transport = transport(shared).unwrap_or_else(|| TransportStatus {
+        reason: shared.reason.borrow().clone(),
+        ..TransportStatus::default()
+    });
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+
+    Connected {
+        context: place.context.clone(),
+        server: place.server.clone(),
+        namespace: place.namespace.clone(),
+        already,
+        notices: connection.notices(),
+        namespaces: count(namespaces),
+        services: count(services),
+        path: transport.path,
+        remote: transport.remote,
+        reason: transport.reason,
     }
 }
 

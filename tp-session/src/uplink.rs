@@ -421,6 +421,10 @@ impl End {
             reason => Self::Lost(reason.to_string()),
         }
     }
+
+    pub(super) fn up(&self) -> Up {
+        self.up.clone()
+    }
 }
 
 fn addresses(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
@@ -446,7 +450,7 @@ async fn udp_answers(tunnel: &Tunnel) -> Result<(), Fault> {
     Err(Fault::new(
         FaultKind::Unavailable,
         format!(
-            "the traffic manager does not answer by UDP, and --transport quic allows nothing else \
+            "the traffic manager does not answer by UDP, and --transport udp allows nothing else \
              ({reason}): use --transport auto, or open the way to its UDP port"
         ),
     ))

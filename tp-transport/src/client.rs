@@ -12,7 +12,7 @@ use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 use tp_proto::tunnel::Outcome;
@@ -24,6 +24,7 @@ use crate::{
     flow::{self, Flow, FlowError, FlowIo},
     framed::Link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
+    monitor::CandidateStatus,
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
     probe::ProbeKeys,
@@ -31,7 +32,7 @@ use crate::{
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
     tls,
 };
-use driver::{Command, Driver};
+use driver::{Command, Driver, Look};
 
 /// For the handshake, from the preface to the manager's welcome.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -39,6 +40,10 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const UDP_WAIT: Duration = Duration::from_secs(5);
 /// For the manager to hear that the tunnel is closed.
 const CLOSE_LIMIT: Duration = Duration::from_millis(200);
+/// How often an address is asked that does not answer, and the pause before it is asked again and
+/// before its answer is read.
+const LOOKS: u32 = 6;
+const LOOK_PAUSE: Duration = Duration::from_millis(150);
 /// Commands that may wait for the driver.
 const MAX_COMMANDS: usize = 16;
 
@@ -286,6 +291,31 @@ impl Tunnel {
     /// Where the replica may be reached by UDP, best first. Probing starts in the background.
     pub fn set_candidates(&self, candidates: Vec<SocketAddr>) {
         self.command(Command::Candidates(candidates));
+    }
+
+    /// Asks every UDP address of the replica whether it answers, also those that are not used;
+    /// takes up to a second. Empty where UDP is not to be used.
+    pub async fn look_at_candidates(&self) -> Vec<CandidateStatus> {
+        let mut found = Vec::new();
+        for round in 0..LOOKS {
+            if round > 0 {
+                sleep(LOOK_PAUSE).await;
+            }
+            let (sender, receiver) = oneshot::channel();
+            self.command(Command::Look(Look {
+                again: round > 0,
+                found: sender,
+            }));
+            let Ok(known) = receiver.await else {
+                break;
+            };
+            found = known;
+            if found.iter().all(|it| it.rtt.is_some()) && round > 0 {
+                break;
+            }
+        }
+
+        found
     }
 
     /// Resolves when the byte stream of path T has ended; a new one may be given to

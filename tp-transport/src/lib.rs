@@ -60,6 +60,8 @@ pub use {
     framed::tune_link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
     limits::raise_descriptors,
+    monitor::CandidateStatus,
+    mux::udp::{UdpFacts, udp_facts},
     server::{Admission, AttachError, BindError, Peer, Refusal, SILENCE_LIMIT, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},

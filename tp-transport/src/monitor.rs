@@ -5,13 +5,16 @@
 //! A monitor that was itself late blames nobody: what it missed may wait in its own queue.
 
 mod candidate;
+mod look;
+
+pub use self::look::CandidateStatus;
 
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use self::candidate::Candidate;
+use self::{candidate::Candidate, look::Look};
 use crate::{
     client::PathChoice,
     quic::{BASE_SIZE, FULL_SIZE},
@@ -65,6 +68,7 @@ pub(crate) struct Monitor {
     active: Target,
     candidates: Vec<Candidate>,
     next_counter: u64,
+    look: Look,
     link: LinkHealth,
     busy_until: Instant,
     expected_tick: Instant,
@@ -85,6 +89,7 @@ impl Monitor {
             active: Target::Link,
             candidates: Vec::new(),
             next_counter: 1,
+            look: Look::default(),
             link: LinkHealth {
                 down_since: None,
                 next_probe: now + LINK_PACE,
@@ -125,6 +130,7 @@ impl Monitor {
     /// A genuine reply arrived from a UDP address. Replies on the byte stream need no call: any
     /// byte received there counts.
     pub(crate) fn on_reply(&mut self, now: Instant, from: SocketAddr, counter: u64) {
+        self.look.on_reply(now, from, counter);
         let in_use_and_idle = self.active == Target::Udp(from) && self.busy_until < now;
         if let Some(candidate) = self.candidate(from) {
             candidate.on_reply(now, counter);
@@ -351,6 +357,32 @@ impl Monitor {
         }
     }
 
+    /// Asks every address once, or, `again`, those that have not answered since.
+    pub(crate) fn look(&mut self, now: Instant, again: bool) -> Vec<Action> {
+        if !again {
+            self.look
+                .begin(self.candidates.iter().map(|candidate| candidate.address));
+        }
+        let asked = self.look.unanswered().into_iter();
+
+        asked
+            .map(|address| {
+                let counter = self.take_counters(1);
+                self.look.sent(now, counter, address);
+                Action::Probe {
+                    to: Target::Udp(address),
+                    counter,
+                    size: BASE_SIZE.into(),
+                }
+            })
+            .collect()
+    }
+
+    /// What the last look has found by now.
+    pub(crate) fn found(&self) -> &[CandidateStatus] {
+        self.look.found()
+    }
+
     /// Counters for `count` probes that are not the monitor's; returns the first.
     pub(crate) fn take_counters(&mut self, count: u64) -> u64 {
         let first = self.next_counter;
@@ -385,7 +417,7 @@ impl Monitor {
                     count => format!(" and {count} more"),
                 };
                 let problem = match (candidate.falls, candidate.pause > FAST * 4) {
-                    (0, false) => "waiting for an answer from",
+                    (0, false) => "waiting for an answer by UDP from",
                     (0, true) => "no answer by UDP from",
                     (_, _) => "UDP fell silent:",
                 };

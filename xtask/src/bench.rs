@@ -122,9 +122,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         };
         courses.on(Way::Routed, &beside).loads(&pod, COMMAND, ECHO);
         courses.on(Way::Kubectl, &Place::Workstation).kubectl()?;
-        courses
-            .on(Way::Udp, &Place::Workstation)
-            .connected("quic")?;
+        courses.on(Way::Udp, &Place::Workstation).connected("udp")?;
         courses
             .on(Way::PortForward, &Place::Workstation)
             .connected("portforward")?;

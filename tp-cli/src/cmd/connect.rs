@@ -73,11 +73,11 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     }
 
     if args.command.is_empty() {
-        output.print(&connected, &format!("{}\n", sentence(&connected)))?;
+        output.print(&connected, &format!("{}\n", told(&connected)))?;
         return Ok(ExitCode::SUCCESS);
     }
     if output.format() == Format::Text {
-        note(&sentence(&connected));
+        note(&told(&connected));
     }
     if let Some(cgroup) = &cgroup {
         cgroup
@@ -191,7 +191,36 @@ fn image_to_install(args: &ConnectArgs, fault: &Fault) -> anyhow::Result<Option<
 }
 
 fn install_args(args: &ConnectArgs, image: String) -> InstallArgs {
-    InstallArgs::with_image(args.cluster.clone(), args.manager_namespace.clone(), image)
+    InstallArgs::with_image(
+        args.cluster.clone(),
+        args.manager.manager_namespace.clone(),
+        image,
+    )
+}
+
+/// Where to, what can be reached there, and how.
+fn told(connected: &Connected) -> String {
+    let Connected { path, remote, .. } = connected;
+    let some = |number: u32, what: &str| {
+        let plural = if number == 1 { "" } else { "s" };
+        format!("{number} {what}{plural}")
+    };
+    let why = match connected.reason.as_str() {
+        "" => String::new(),
+        reason => format!(" ({reason})"),
+    };
+    let how = match path.as_str() {
+        "udp" => format!("by UDP to {remote}"),
+        "portforward" => format!("through the port-forward to {remote}{why}"),
+        _ => format!("when there is a tunnel again{why}"),
+    };
+
+    format!(
+        "{}\n{} and {} can be reached, {how}",
+        sentence(connected),
+        some(connected.namespaces, "namespace"),
+        some(connected.services, "service"),
+    )
 }
 
 fn sentence(connected: &Connected) -> String {
@@ -233,11 +262,11 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
         never_proxy: args.never_proxy.clone(),
         transport: match args.transport {
             Transport::Auto => local::Transport::Auto,
-            Transport::Quic => local::Transport::Quic,
+            Transport::Udp => local::Transport::Udp,
             Transport::Portforward => local::Transport::Portforward,
         }
         .into(),
-        manager_namespace: args.manager_namespace.clone(),
+        manager_namespace: args.manager.manager_namespace.clone(),
         cgroup: String::new(),
         for_command: !args.command.is_empty(),
         command_cgroup: String::new(),
@@ -266,7 +295,7 @@ fn utf8(path: &Path) -> Result<String, Fault> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory as _, Parser};
 
     use super::*;
     use crate::cli::{Cli, Command};
@@ -293,7 +322,7 @@ mod tests {
     fn flags_reach_the_session() {
         let request = request_of(
             "tp connect --kubeconfig /k --context c --cluster l --user u --as jane --as-group dev \
-             --as-group ops -n shop --transport quic --manager-namespace m",
+             --as-group ops -n shop --transport udp --manager-namespace m",
         );
 
         assert!(!request.for_command);
@@ -305,7 +334,7 @@ mod tests {
         assert_eq!(request.impersonate_user, "jane");
         assert_eq!(request.impersonate_groups, ["dev", "ops"]);
         assert_eq!(request.namespace, "shop");
-        assert_eq!(request.transport(), local::Transport::Quic);
+        assert_eq!(request.transport(), local::Transport::Udp);
         assert_eq!(request.manager_namespace, "m");
     }
 
@@ -340,12 +369,59 @@ mod tests {
             server: "https://192.0.2.1:6443".into(),
             namespace: "shop".into(),
             already: true,
-            notices: Vec::new(),
+            ..Connected::default()
         };
 
         assert_eq!(
             sentence(&connected),
             "Already connected to context lab, namespace shop (https://192.0.2.1:6443)"
         );
+    }
+    #[test]
+    fn a_second_line_says_what_can_be_reached_and_how() {
+        let second = |connected: &Connected| told(connected).split_once('\n').unwrap().1.to_owned();
+        let mut connected = Connected {
+            namespaces: 12,
+            services: 84,
+            path: "udp".into(),
+            remote: "172.30.0.11:31234".into(),
+            ..Connected::default()
+        };
+        assert_eq!(
+            second(&connected),
+            "12 namespaces and 84 services can be reached, by UDP to 172.30.0.11:31234"
+        );
+
+        connected.namespaces = 1;
+        connected.services = 1;
+        connected.path = "portforward".into();
+        connected.remote = "tp-manager-0".into();
+        connected.reason = "no answer by UDP from 172.30.0.11:31234".into();
+        assert_eq!(
+            second(&connected),
+            "1 namespace and 1 service can be reached, through the port-forward to tp-manager-0 \
+             (no answer by UDP from 172.30.0.11:31234)"
+        );
+
+        connected.path = String::new();
+        connected.reason = "the replica does not answer on any path".into();
+        assert!(second(&connected).contains("when there is a tunnel again (the replica"));
+    }
+
+    #[test]
+    fn the_transport_has_the_words_of_the_status() {
+        for (word, expected) in [
+            ("udp", local::Transport::Udp),
+            ("portforward", local::Transport::Portforward),
+            // As it was called first.
+            ("quic", local::Transport::Udp),
+        ] {
+            let request = request_of(&format!("tp connect --transport {word}"));
+            assert_eq!(request.transport(), expected, "{word}");
+        }
+        let connect = Cli::command();
+        let connect = connect.find_subcommand("connect").unwrap();
+        let help = connect.clone().render_long_help().to_string();
+        assert!(!help.contains("quic"), "{help}");
     }
 }

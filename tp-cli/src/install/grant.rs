@@ -3,13 +3,13 @@
 use clap::Args;
 use kube::api::DynamicObject;
 use serde_json::json;
-use tp_proto::{
-    crd::MANAGER_NAMESPACE,
-    fault::{Fault, FaultKind},
-};
+use tp_proto::fault::{Fault, FaultKind};
 
 use super::{apply, cluster::Cluster, object::Object, print};
-use crate::{cli::ClusterArgs, output::Output};
+use crate::{
+    cli::{ClusterArgs, ManagerArgs},
+    output::Output,
+};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 const CONNECT_ROLE: &str = "tp-connect";
@@ -39,14 +39,8 @@ pub(crate) struct GrantArgs {
     )]
     pub(crate) namespace: Vec<String>,
 
-    /// Namespace of the traffic manager
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        default_value = MANAGER_NAMESPACE,
-        help_heading = "Kubernetes"
-    )]
-    pub(crate) manager_namespace: String,
+    #[command(flatten)]
+    pub(crate) manager: ManagerArgs,
 
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
@@ -78,7 +72,12 @@ impl GrantArgs {
     fn objects(&self) -> Vec<Object> {
         let mut objects = Vec::new();
         for subject in self.subjects() {
-            objects.push(subject.binding(&self.manager_namespace, "connect", "Role", CONNECT_ROLE));
+            objects.push(subject.binding(
+                &self.manager.manager_namespace,
+                "connect",
+                "Role",
+                CONNECT_ROLE,
+            ));
             for namespace in &self.namespace {
                 objects.push(subject.binding(namespace, "use", "ClusterRole", "tp-user"));
             }
@@ -113,7 +112,7 @@ pub(crate) async fn grant(args: GrantArgs, output: Output) -> anyhow::Result<()>
         return print(&objects, output);
     }
     let cluster = Cluster::connect(&args.cluster, None).await?;
-    check_installed(&cluster, &args.manager_namespace).await?;
+    check_installed(&cluster, &args.manager.manager_namespace).await?;
     for object in &objects {
         apply::apply_one(&cluster, object).await?;
     }

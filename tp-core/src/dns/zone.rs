@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::IpNet;
@@ -141,6 +141,25 @@ impl Zone {
     /// Those of the cluster that are visible, by name.
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.namespaces.iter().map(String::as_str)
+    }
+
+    /// How many services have names, in all visible namespaces.
+    pub fn service_count(&self) -> usize {
+        self.services.values().map(BTreeMap::len).sum()
+    }
+
+    /// The full name of one service, and its IPv4 address.
+    pub fn a_service(&self) -> Option<(String, Ipv4Addr)> {
+        let (address, owner) = self.by_address.iter().find_map(|(address, owners)| {
+            let IpAddr::V4(address) = address else {
+                return None;
+            };
+            Some((*address, owners.first()?))
+        })?;
+        let (namespace, name) = owner;
+        let domain = self.domain.join(".");
+
+        Some((format!("{name}.{namespace}.svc.{domain}"), address))
     }
 
     pub fn connected_namespace(&self) -> &str {

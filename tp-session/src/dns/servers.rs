@@ -119,8 +119,8 @@ fn other_sources(nsswitch: &str) -> Vec<String> {
         .map(|(source, asked)| {
             format!(
                 "programs that use the C library ask {asked} first ({source} in \
-                 {NSSWITCH_CONF}), which runs as another user: where it answers, they do not see \
-                 cluster names"
+                 {NSSWITCH_CONF}), which runs as another user: unless dns stands before it, they do \
+                 not see cluster names where it answers"
             )
         })
         .collect();

@@ -169,7 +169,7 @@ fn list(names: &[String]) -> String {
 fn transport(transport: Transport) -> &'static str {
     match transport {
         Transport::Auto => "auto",
-        Transport::Quic => "quic",
+        Transport::Udp => "udp",
         Transport::Portforward => "portforward",
     }
 }
@@ -232,14 +232,14 @@ mod tests {
         wanted.also_proxy.pop();
         wanted.never_proxy = vec!["10.3.0.1/32".into()];
         wanted.mapped_namespaces = vec!["shop".into()];
-        wanted.set_transport(Transport::Quic);
+        wanted.set_transport(Transport::Udp);
         assert_eq!(
             flags(&here, &wanted),
             [
                 "--mapped-namespaces shop (not none)",
                 "--also-proxy 10.2.0.0/16 (not 10.1.0.0/16,10.2.0.0/16)",
                 "--never-proxy 10.3.0.1/32 (not none)",
-                "--transport quic (not auto)",
+                "--transport udp (not auto)",
             ]
         );
         assert!(flags(&wanted, &ConnectRequest::default()).is_empty());

@@ -8,7 +8,7 @@ use std::{
 
 use quinn::{Connection, Endpoint};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::sleep_until,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     codes::CloseCode,
     congestion::PathEpoch,
     framed::now_ms,
-    monitor::{Action, Monitor, Target},
+    monitor::{Action, CandidateStatus, Monitor, Target},
     mux::{
         Mux,
         client::{ClientSide, ProbeReply},
@@ -32,6 +32,15 @@ use crate::{
 pub(super) enum Command {
     Candidates(Vec<SocketAddr>),
     LinkReplaced,
+    Look(Look),
+}
+
+/// Probes every address, or those that have not answered since the look before.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) again: bool,
+    /// What is known before these probes are answered.
+    pub(super) found: oneshot::Sender<Vec<CandidateStatus>>,
 }
 
 pub(super) struct Driver {
@@ -108,6 +117,7 @@ impl Driver {
                         self.rebind();
                     }
                 }
+                Input::Command(Command::Look(look)) => self.look(look),
                 Input::LinkEnded => {
                     link_up = false;
                     self.monitor.on_link(Instant::now(), false);
@@ -170,6 +180,15 @@ impl Driver {
         {
             check.on_reply(now, counter, tag);
         }
+    }
+
+    fn look(&mut self, Look { again, found }: Look) {
+        let now = Instant::now();
+        for action in self.monitor.look(now, again) {
+            self.act(now, action);
+        }
+        // Who asked may have gone.
+        drop(found.send(self.monitor.found().to_vec()));
     }
 
     /// Follows what the check of batches has found, and sends the probes of its next round.

@@ -38,6 +38,48 @@ fn the_second_address_is_used_if_the_first_is_silent() {
 }
 
 #[test]
+fn a_look_asks_every_address_and_changes_no_path() {
+    let mut world = World::new(PathChoice::Auto);
+    world.dead_address = Some(address(2));
+    world.candidates(&[1, 2, 3]);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.monitor.active(), udp(1));
+
+    let asked = world.monitor.look(world.now, false);
+    let answered = world.now + Duration::from_millis(7);
+    for action in &asked {
+        let Action::Probe {
+            to: Target::Udp(to),
+            counter,
+            ..
+        } = *action
+        else {
+            panic!("{action:?}");
+        };
+        if to != address(2) {
+            world.monitor.on_reply(answered, to, counter);
+        }
+    }
+
+    let found: Vec<_> = world
+        .monitor
+        .found()
+        .iter()
+        .map(|it| (it.address, it.rtt))
+        .collect();
+    let rtt = Some(Duration::from_millis(7));
+    assert_eq!(
+        found,
+        [(address(1), rtt), (address(2), None), (address(3), rtt)]
+    );
+    // The third has answered nothing that would prove it.
+    assert!(!world.monitor.candidates[2].answers());
+    let again = world.monitor.look(answered, true);
+    let silent = matches!(again[..], [Action::Probe { to, .. }] if to == udp(2));
+    assert!(silent, "{again:?}");
+}
+
+#[test]
 fn silence_on_udp_returns_to_the_stream_within_half_a_second() {
     let mut world = World::on_udp(PathChoice::Auto);
     world.udp_answers = false;

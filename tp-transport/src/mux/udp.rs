@@ -227,6 +227,34 @@ fn lock(batch: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
     batch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What the kernel gives a UDP socket such as a tunnel's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdpFacts {
+    /// Bytes of payload that its buffers hold.
+    pub receive_buffer: u64,
+    pub send_buffer: u64,
+    /// What is asked of the kernel, in each direction.
+    pub wanted_buffer: u64,
+    /// How many packets the kernel takes at once.
+    pub batch: usize,
+}
+
+/// Makes such a socket, looks at it, and closes it.
+///
+/// # Errors
+///
+/// If the machine gives no UDP socket.
+pub fn udp_facts() -> io::Result<UdpFacts> {
+    let udp = Udp::unbound()?;
+
+    Ok(UdpFacts {
+        receive_buffer: udp.receive_buffer(),
+        send_buffer: udp.send_buffer(),
+        wanted_buffer: BUFFER_SIZE as u64,
+        batch: udp.max_transmit_segments(),
+    })
+}
+
 /// An address as people write it: IPv4 where it is one.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())

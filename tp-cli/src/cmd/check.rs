@@ -1,0 +1,138 @@
+//! `tp check`: what `tp connect` needs, looked at one by one, with a remedy for what is missing.
+//!
+//! What only the session can see (the resolver as it reads it, its sockets, the tunnel) it tells
+//! itself; it is started for that, and ends again. Nothing here needs root or changes anything.
+
+use std::process::ExitCode;
+
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    local::{Check, CheckRequest, CheckResponse},
+};
+
+use crate::{
+    cli::CheckArgs,
+    client::{self, Session},
+    output::Output,
+    progress::Progress,
+    spawn::{self, Started},
+};
+
+mod cluster;
+mod machine;
+mod steering;
+
+pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let mut progress = Progress::on_terminal(output);
+    progress.step("checking this machine");
+    let mut checks = machine::checks();
+    let (session, is_connected) = of_session(&mut progress).await;
+    match session {
+        Ok(told) => {
+            checks.extend_from_slice(&told.checks);
+            if is_connected {
+                progress.step("asking for a name of the cluster");
+                checks.push(steering::check(&told).await);
+            }
+        }
+        Err(fault) => checks.push(Check::failed("session", fault.message, "")),
+    }
+    if !is_connected {
+        // A credential plugin may use the terminal.
+        progress.clear();
+        checks.extend(cluster::checks(&args).await);
+        checks.push(Check::ok(
+            "connection",
+            "there is none: UDP, and whether a firewall is in the way, are checked while connected",
+        ));
+    }
+    progress.clear();
+    let value = serde_json::json!({"checks": checks});
+    output.print(&value, &text(&checks))?;
+
+    Ok(match checks.iter().any(Check::has_failed) {
+        true => ExitCode::from(FaultKind::Failed.exit_code()),
+        false => ExitCode::SUCCESS,
+    })
+}
+
+/// What the session says, and whether it is connected. One that is started for this ends with it.
+async fn of_session(progress: &mut Progress) -> (Result<CheckResponse, Fault>, bool) {
+    let (is_connected, found) = match client::find().await {
+        Ok(found) => (found.is_some() && client::is_connected().await, found),
+        Err(fault) => return (Err(fault), false),
+    };
+    let (mut session, is_ours) = match found {
+        Some(session) => (session, false),
+        None => match start(progress).await {
+            Ok(session) => (session, true),
+            Err(fault) => return (Err(fault), false),
+        },
+    };
+    progress.step("asking the session");
+    let told = client::ask(session.check(CheckRequest {})).await;
+    if is_ours {
+        // One that does not end now ends by itself when nobody uses it.
+        let _ = client::leave(session).await;
+    }
+
+    (told, is_connected)
+}
+
+async fn start(progress: &mut Progress) -> Result<Session, Fault> {
+    let mut started = Started::default();
+    let session = spawn::session(progress, &mut started).await;
+    if session.is_err() {
+        started.end().await;
+    }
+
+    session.map_err(|error| match error.downcast::<Fault>() {
+        Ok(fault) => fault,
+        Err(error) => Fault::new(FaultKind::Failed, format!("{error:#}")),
+    })
+}
+
+/// A line each: state, name, what was found, and what to do.
+fn text(checks: &[Check]) -> String {
+    let width = |of: fn(&Check) -> &str| checks.iter().map(|it| of(it).len()).max().unwrap_or(0);
+    let (state, name) = (width(|it| &it.state), width(|it| &it.name));
+    let lines = checks.iter().map(|check| {
+        let remedy = match check.remedy.as_str() {
+            "" => String::new(),
+            remedy => format!(": {remedy}"),
+        };
+        format!(
+            "{:<state$}  {:<name$}  {}{remedy}\n",
+            check.state, check.name, check.message
+        )
+    });
+
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_check_is_a_line_with_its_remedy() {
+        let checks = [
+            Check::ok("kernel", "Linux 6.12.1"),
+            Check::failed(
+                "tun",
+                "/dev/net/tun does not exist",
+                "load it with `sudo modprobe tun`",
+            ),
+            Check::warning("udp buffers", "the kernel gives 208 KiB", ""),
+        ];
+
+        assert_eq!(
+            text(&checks),
+            "\
+ok       kernel       Linux 6.12.1
+failed   tun          /dev/net/tun does not exist: load it with `sudo modprobe tun`
+warning  udp buffers  the kernel gives 208 KiB
+"
+        );
+    }
+}

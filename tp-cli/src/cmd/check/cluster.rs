@@ -1,0 +1,226 @@
+//! The API server and what is installed behind it, asked as `tp connect` would ask.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::{
+    authentication::v1::SelfSubjectReview,
+    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+    core::v1::{ConfigMap, Pod},
+};
+use kube::{Api, api::PostParams};
+use tokio::time::timeout;
+use tp_proto::{
+    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME},
+    fault::{Fault, FaultKind},
+    local::Check,
+    version,
+};
+
+use crate::{cli::CheckArgs, install::cluster::Cluster};
+
+/// For all questions together, logged in.
+const LIMIT: Duration = Duration::from_secs(20);
+/// The key in the manager's ConfigMap that is no replica's.
+const VERSION_KEY: &str = "version";
+const API_SERVER: &str = "api server";
+const MANAGER: &str = "traffic manager";
+
+pub(super) async fn checks(args: &CheckArgs) -> Vec<Check> {
+    let cluster = match Cluster::connect(&args.cluster, None).await {
+        Ok(cluster) => cluster,
+        Err(fault) => return vec![Check::failed("kubeconfig", fault.message, "")],
+    };
+    let named = args.namespace.as_deref().filter(|name| !name.is_empty());
+    let namespace = named.unwrap_or_else(|| cluster.client().default_namespace());
+    let manager_namespace = &args.manager.manager_namespace;
+    let asked = timeout(LIMIT, ask(&cluster, namespace, manager_namespace));
+
+    asked.await.unwrap_or_else(|_| {
+        let message = format!(
+            "{} did not answer all questions within {} s",
+            cluster.server(),
+            LIMIT.as_secs()
+        );
+        vec![Check::failed(API_SERVER, message, "check the network")]
+    })
+}
+
+async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec<Check> {
+    let mut checks = Vec::new();
+    match login(cluster).await {
+        Ok(found) => checks.extend(found),
+        Err(fault) => {
+            // Nobody else can say anything then.
+            return vec![Check::failed(API_SERVER, fault.message, "")];
+        }
+    }
+    let sessions = ResourceAttributes {
+        group: Some(GROUP.to_owned()),
+        resource: Some("sessions".to_owned()),
+        ..attributes(namespace, "create")
+    };
+    let forwards = ResourceAttributes {
+        resource: Some("pods".to_owned()),
+        subresource: Some("portforward".to_owned()),
+        name: Some(format!("{MANAGER_NAME}-0")),
+        ..attributes(manager_namespace, "create")
+    };
+    for (what, attributes) in [
+        (format!("connect to the namespace {namespace}"), sessions),
+        (
+            format!("forward a port to the traffic manager in {manager_namespace}"),
+            forwards,
+        ),
+    ] {
+        checks.push(right(cluster, &what, attributes, namespace).await);
+    }
+    checks.push(manager(cluster, manager_namespace).await);
+
+    checks
+}
+
+/// Who the API server says this is, and how long a round trip to it takes.
+async fn login(cluster: &Cluster) -> Result<[Check; 2], Fault> {
+    let reviews = Api::<SelfSubjectReview>::all(cluster.client().clone());
+    let review = reviews
+        .create(&PostParams::default(), &SelfSubjectReview::default())
+        .await
+        .map_err(|error| cluster.fault("ask the API server who you are", &error))?;
+    let user = review
+        .status
+        .and_then(|status| status.user_info?.username)
+        .unwrap_or_default();
+    // The connection is open by now: what is measured is one round trip.
+    let asked = Instant::now();
+    let version = cluster
+        .client()
+        .apiserver_version()
+        .await
+        .map_err(|error| cluster.fault("ask the API server for its version", &error))?;
+    let took = asked.elapsed().as_secs_f64() * 1e3;
+
+    Ok([
+        Check::ok(
+            API_SERVER,
+            format!(
+                "{}, Kubernetes {}, round trip {took:.1} ms",
+                cluster.server(),
+                version.git_version
+            ),
+        ),
+        Check::ok("login", format!("known as {user}")),
+    ])
+}
+
+fn attributes(namespace: &str, verb: &str) -> ResourceAttributes {
+    ResourceAttributes {
+        namespace: Some(namespace.to_owned()),
+        verb: Some(verb.to_owned()),
+        ..ResourceAttributes::default()
+    }
+}
+
+async fn right(
+    cluster: &Cluster,
+    what: &str,
+    attributes: ResourceAttributes,
+    namespace: &str,
+) -> Check {
+    const NAME: &str = "rights";
+
+    let reviews = Api::<SelfSubjectAccessReview>::all(cluster.client().clone());
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(attributes),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    match reviews.create(&PostParams::default(), &review).await {
+        Ok(review) if review.status.as_ref().is_some_and(|it| it.allowed) => {
+            Check::ok(NAME, format!("you may {what}"))
+        }
+        Ok(_) => Check::failed(
+            NAME,
+            format!("you may not {what}"),
+            &format!("an administrator runs `tp grant USER --namespace {namespace}`"),
+        ),
+        Err(error) => {
+            let fault = cluster.fault("ask for your rights", &error);
+            Check::failed(NAME, fault.message, "")
+        }
+    }
+}
+
+async fn manager(cluster: &Cluster, namespace: &str) -> Check {
+    let maps = Api::<ConfigMap>::namespaced(cluster.client().clone(), namespace);
+    let data = match maps.get_opt(MANAGER_CONFIG_MAP).await {
+        Ok(Some(map)) => map.data.unwrap_or_default(),
+        Ok(None) => return not_installed(cluster, namespace),
+        Err(error) => {
+            let fault = cluster.fault("read the traffic manager's keys", &error);
+            // Where it is not, its roles are not either.
+            return match fault.kind {
+                FaultKind::NoPermission if lacks_group(cluster).await => {
+                    not_installed(cluster, namespace)
+                }
+                _ => Check::failed(MANAGER, fault.message, ""),
+            };
+        }
+    };
+    let installed = data.get(VERSION_KEY).cloned().unwrap_or_default();
+    if let Err(fault) = version::check("the traffic manager", &installed) {
+        return Check::failed(MANAGER, fault.message, "");
+    }
+    let pods = Api::<Pod>::namespaced(cluster.client().clone(), namespace);
+    let mut ready = Vec::new();
+    for name in data.keys().filter(|key| *key != VERSION_KEY) {
+        if pods
+            .get_opt(name)
+            .await
+            .is_ok_and(|pod| is_ready(pod.as_ref()))
+        {
+            ready.push(name.as_str());
+        }
+    }
+    match ready.as_slice() {
+        [] => Check::failed(
+            MANAGER,
+            format!("version {installed} is installed in {namespace}, and no pod of it is ready"),
+            &format!("see `kubectl -n {namespace} get pods`"),
+        ),
+        names => Check::ok(
+            MANAGER,
+            format!("version {installed}, ready: {}", names.join(", ")),
+        ),
+    }
+}
+
+fn not_installed(cluster: &Cluster, namespace: &str) -> Check {
+    Check::failed(
+        MANAGER,
+        format!(
+            "tp is not installed in the namespace {namespace} of {}",
+            cluster.server()
+        ),
+        "an administrator runs `tp install --image REF`, or name another one with \
+         --manager-namespace",
+    )
+}
+
+async fn lacks_group(cluster: &Cluster) -> bool {
+    let groups = cluster.client().list_api_groups().await;
+
+    groups.is_ok_and(|list| list.groups.iter().all(|group| group.name != GROUP))
+}
+
+fn is_ready(pod: Option<&Pod>) -> bool {
+    let conditions = pod
+        .and_then(|pod| pod.status.as_ref())
+        .and_then(|status| status.conditions.as_ref());
+
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
+}

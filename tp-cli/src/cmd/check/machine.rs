@@ -1,0 +1,196 @@
+//! The kernel and the root daemon, as far as somebody without privileges can see.
+
+use std::{fs, os::unix::fs::FileTypeExt as _, path::Path};
+
+use tp_proto::{local::Check, version};
+
+use crate::{
+    files,
+    root_daemon::{self, Answer},
+};
+
+/// The first that the programs are written for.
+const OLDEST: (u32, u32) = (6, 1);
+/// The first where programs stand beside others at an interface without a filter (TCX).
+const TCX: (u32, u32) = (6, 6);
+
+pub(super) fn checks() -> Vec<Check> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+
+    vec![
+        kernel(release.trim()),
+        btf(Path::new("/sys/kernel/btf/vmlinux")),
+        cgroup(&mounts),
+        tun(Path::new("/dev/net/tun")),
+        root_daemon(),
+    ]
+}
+
+fn kernel(release: &str) -> Check {
+    const NAME: &str = "kernel";
+
+    let mut numbers = release.split(['.', '-']).map_while(|it| it.parse().ok());
+    let version = numbers.next().zip(numbers.next());
+    match version {
+        Some(version) if version >= TCX => Check::ok(NAME, format!("Linux {release}, with TCX")),
+        Some(version) if version >= OLDEST => Check::ok(
+            NAME,
+            format!("Linux {release}, with filters in place of TCX, which is of 6.6"),
+        ),
+        _ => Check::failed(
+            NAME,
+            format!("Linux {release} is older than what tp needs"),
+            "use a kernel of 6.1 or later",
+        ),
+    }
+}
+
+fn btf(path: &Path) -> Check {
+    let path_text = path.display();
+    match path.exists() {
+        true => Check::ok("btf", format!("{path_text} exists")),
+        false => Check::failed(
+            "btf",
+            format!("{path_text} does not exist, so eBPF programs cannot be fitted to this kernel"),
+            "use a kernel that was built with CONFIG_DEBUG_INFO_BTF, as those of distributions are",
+        ),
+    }
+}
+
+fn cgroup(mounts: &str) -> Check {
+    let place = mounts.lines().find_map(|line| {
+        let (mount, source) = line.split_once(" - ")?;
+        let target = mount.split(' ').nth(4)?;
+
+        source.starts_with("cgroup2 ").then_some(target)
+    });
+    match place {
+        Some(place) => Check::ok("cgroup", format!("cgroup v2 at {place}")),
+        None => Check::failed(
+            "cgroup",
+            "no cgroup v2 is mounted, to which the eBPF programs are attached",
+            "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 at /sys/fs/cgroup",
+        ),
+    }
+}
+
+fn tun(path: &Path) -> Check {
+    let path_text = path.display();
+    let is_device = fs::metadata(path).is_ok_and(|it| it.file_type().is_char_device());
+    match is_device {
+        true => Check::ok("tun", format!("{path_text} exists")),
+        false => Check::failed(
+            "tun",
+            format!("{path_text} does not exist"),
+            "`sudo modprobe tun` makes it; a container gets it with `--device /dev/net/tun`",
+        ),
+    }
+}
+
+fn root_daemon() -> Check {
+    const NAME: &str = "root daemon";
+
+    let socket = root_daemon::socket_path();
+    let socket = socket.display();
+    match root_daemon::hello() {
+        Answer::Running(running) => match version::check("the root daemon", &running.version) {
+            Ok(()) => {
+                let kind = match running.ends_with_last_session {
+                    true => "started by `tp connect`",
+                    false => "a service",
+                };
+                Check::ok(NAME, format!("version {}, {kind}", running.version))
+            }
+            Err(fault) => Check::failed(NAME, fault.message, ""),
+        },
+        Answer::Absent => absent(),
+        Answer::Ending => Check::ok(NAME, "ends with its last session at this moment"),
+        Answer::Denied(reason) => Check::failed(
+            NAME,
+            format!("the one at {socket} refuses this user"),
+            &reason,
+        ),
+        Answer::Broken(reason) => Check::failed(
+            NAME,
+            format!("the one at {socket} is unusable ({reason})"),
+            "`sudo systemctl restart tp-daemon`",
+        ),
+    }
+}
+
+/// How the next `tp connect` would start it.
+fn absent() -> Check {
+    const NAME: &str = "root daemon";
+
+    let program = match files::daemon_for_root() {
+        Ok(program) => program,
+        Err(fault) => return Check::failed(NAME, fault.message, ""),
+    };
+    let program = program.display();
+    if rustix::process::geteuid().is_root() {
+        return Check::ok(NAME, format!("not running; `tp connect` starts {program}"));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&path).any(|dir| dir.join("sudo").is_file()) {
+        true => Check::ok(
+            NAME,
+            format!(
+                "not running; `tp connect` starts {program} through sudo (`sudo {program} install` \
+                 makes it a service)"
+            ),
+        ),
+        false => Check::failed(
+            NAME,
+            "not running, and there is no sudo to start it with",
+            &format!("run `{program} install` as root once"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_told_apart_by_what_they_have() {
+        for (release, state, words) in [
+            ("6.12.101-amd64", "ok", "with TCX"),
+            ("6.6.0", "ok", "with TCX"),
+            ("6.1.0-49-amd64", "ok", "filters in place of TCX"),
+            ("7.0-rc1", "ok", "with TCX"),
+            ("5.15.0-91-generic", "failed", "older"),
+            ("6.0.9", "failed", "older"),
+            ("", "failed", "older"),
+        ] {
+            let check = kernel(release);
+            assert_eq!(check.state, state, "{release}");
+            assert!(check.message.contains(words), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_has_a_remedy() {
+        let absent = Path::new("/does/not/exist");
+        let v1 = "30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+
+        for check in [btf(absent), tun(absent), cgroup(v1)] {
+            assert_eq!(check.state, "failed", "{check:?}");
+            assert_ne!(check.remedy, "", "{check:?}");
+        }
+        // A file of this name is no device.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(tun(file.path()).state, "failed");
+    }
+
+    #[test]
+    fn the_unified_hierarchy_is_found_beside_the_old_ones() {
+        let mounts = "\
+            30 25 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
+            31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
+
+        let check = cgroup(mounts);
+
+        assert_eq!(check.message, "cgroup v2 at /sys/fs/cgroup/unified");
+    }
+}
