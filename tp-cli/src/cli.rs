@@ -21,8 +21,7 @@ use crate::{
 #[command(
     name = "tp",
     version = tp_proto::VERSION,
-    after_help = exit::CODES,
-    after_long_help = exit::CODES,
+    after_help = "`tp help exit-codes` lists the exit codes and the kinds of errors.",
     max_term_width = 100,
     subcommand_required = true,
     arg_required_else_help = true
@@ -61,6 +60,10 @@ pub(crate) enum Command {
     #[command(after_help = GRANT_EXAMPLES)]
     Grant(Box<GrantArgs>),
     Completions(CompletionsArgs),
+    #[command(hide = true)]
+    ExitCodes(ExitCodesArgs),
+    #[command(name = "__complete", hide = true)]
+    Complete(CompleteArgs),
 }
 
 const INSTALL_EXAMPLES: &str = "\
@@ -328,7 +331,9 @@ const COMPLETIONS_HELP: &str = "\
 Examples:
   tp completions bash > /etc/bash_completion.d/tp
   tp completions zsh > ~/.zfunc/_tp
-  tp completions fish > ~/.config/fish/completions/tp.fish";
+  tp completions fish > ~/.config/fish/completions/tp.fish
+
+Contexts are completed from the kubeconfig, namespaces while connected.";
 
 /// Print the completion script of a shell
 #[derive(Debug, Args)]
@@ -337,6 +342,27 @@ pub(crate) struct CompletionsArgs {
     /// bash, zsh or fish
     #[arg(value_name = "SHELL", value_parser = shell, hide_possible_values = true)]
     pub(crate) shell: Shell,
+}
+
+/// List the exit codes and the kinds of errors
+#[derive(Debug, Args)]
+#[command(after_help = exit::CODES)]
+pub(crate) struct ExitCodesArgs {}
+
+/// Names for a completion script
+#[derive(Debug, Args)]
+pub(crate) struct CompleteArgs {
+    /// Whose names
+    #[arg(value_enum)]
+    pub(crate) names: Names,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Names {
+    /// Of the kubeconfig
+    Contexts,
+    /// That the user may reach, while connected
+    Namespaces,
 }
 
 fn shell(name: &str) -> Result<Shell, String> {
@@ -389,6 +415,22 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn exit_codes_are_a_topic_of_their_own() {
+        let help = |words: &[&str]| {
+            let shown = Cli::try_parse_from(words).unwrap_err();
+            assert!(!shown.use_stderr(), "{words:?}");
+            shown.to_string()
+        };
+
+        let whole = help(&["tp", "--help"]);
+        let topic = help(&["tp", "help", "exit-codes"]);
+
+        assert!(topic.contains(exit::CODES), "{topic}");
+        assert!(!whole.contains("already_connected"), "{whole}");
+        assert!(whole.contains("tp help exit-codes"), "{whole}");
     }
 
     #[test]

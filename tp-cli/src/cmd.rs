@@ -2,9 +2,14 @@
 
 use std::process::ExitCode;
 
-use crate::{cli::Command, output::Output};
+use crate::{
+    cli::Command,
+    exit,
+    output::{Output, print_all},
+};
 
 mod check;
+mod complete;
 mod completions;
 mod connect;
 mod gather_logs;
@@ -26,6 +31,8 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Exit
         Command::Install(args) => crate::install::install(*args, None, output).await?,
         Command::Grant(args) => crate::install::grant(*args, output).await?,
         Command::Uninstall(args) => uninstall::run(*args, output).await?,
+        Command::Complete(args) => complete::run(&args).await,
+        Command::ExitCodes(_) => print_all(&format!("{}\n", exit::CODES))?,
         Command::Completions(args) => completions::run(&args, output)?,
     }
 

@@ -15,7 +15,7 @@ use tp_proto::fault::{Fault, FaultKind};
 
 use crate::output::{Format, Output};
 
-/// The end of `tp --help`.
+/// What `tp help exit-codes` is about.
 pub(crate) const CODES: &str = "\
 Exit codes:
   0      done

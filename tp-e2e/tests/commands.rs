@@ -7,6 +7,7 @@ use std::{
 
 use serde_json::Value;
 use tp_e2e::{
+    cluster::testbed,
     process::{PATIENCE, eventually, run},
     terminal::Terminal,
     user::Account,
@@ -421,6 +422,18 @@ fn connecting_says_what_can_be_reached_and_how() {
 }
 
 #[test]
+fn a_grant_for_a_namespace_that_does_not_exist_leaves_nothing() {
+    let workstation = Workstation::new(Account::Root, "admin");
+
+    let refused = workstation.tp(&["grant", "e2e-nowhere", "--namespace", "no-such"]);
+
+    assert_eq!(refused.code(), 1, "{refused}");
+    assert!(refused.stderr.contains("no-such"), "{refused}");
+    let bindings = testbed().kubectl(&["get", "rolebindings", "--all-namespaces", "-o", "name"]);
+    assert!(!bindings.contains("e2e-nowhere"), "{bindings}");
+}
+
+#[test]
 fn quitting_does_not_wait_for_a_root_daemon_that_stays() {
     let mut workstation = Workstation::new(Account::Root, "admin");
     // Its socket is root's alone, as that of a root daemon which ends with its last session.
@@ -441,6 +454,7 @@ fn help_is_there_for_every_command_and_fast() {
         "connect",
         "quit",
         "status",
+        "check",
         "list",
         "version",
         "gather-logs",

@@ -129,6 +129,7 @@ fn every_command_prints_the_fields_of_the_page() {
     let archive = archive.to_str().expect("the testbed's path is UTF-8");
 
     check(&workstation, "`tp status`", &["status"]);
+    check(&workstation, "`tp check`", &["check"]);
     check(&workstation, "Errors", &["list"]);
     check(&workstation, "Errors", &["frobnicate"]);
     for format in FORMATS {
@@ -143,7 +144,7 @@ fn every_command_prints_the_fields_of_the_page() {
 
         let again = ["connect", "--namespace", "shop"];
         check(&workstation, "`tp connect`", &again);
-        for command in ["status", "list", "version"] {
+        for command in ["status", "check", "list", "version"] {
             check(&workstation, &format!("`tp {command}`"), &[command]);
         }
         let gather = ["gather-logs", "--file", archive];

@@ -63,6 +63,20 @@ impl Choice {
         Ok(chosen)
     }
 
+    /// The names of all contexts, in the order of the files. One that cannot be read has none here.
+    pub fn contexts(&self) -> Vec<String> {
+        let files = self.kubeconfigs.iter();
+        let read = files.filter_map(|file| Kubeconfig::read_from(file).ok());
+        let mut names = Vec::new();
+        for context in read.flat_map(|it| it.contexts) {
+            if !names.contains(&context.name) {
+                names.push(context.name);
+            }
+        }
+
+        names
+    }
+
     fn of_files(&self, files: &[PathBuf], place: Place) -> Result<Chosen, Fault> {
         let names: Vec<String> = files
             .iter()

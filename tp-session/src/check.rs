@@ -55,6 +55,7 @@ pub(super) async fn of(connection: Option<&Connection>) -> CheckResponse {
         known_name,
         known_address,
         name_server: name_server.unwrap_or_default(),
+        is_connected: true,
     }
 }
 

@@ -26,8 +26,9 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
     let mut progress = Progress::on_terminal(output);
     progress.step("checking this machine");
     let mut checks = machine::checks();
-    let (session, is_connected) = of_session(&mut progress).await;
-    match session {
+    let told = of_session(&mut progress).await;
+    let is_connected = told.as_ref().is_ok_and(|told| told.is_connected);
+    match told {
         Ok(told) => {
             checks.extend_from_slice(&told.checks);
             if is_connected {
@@ -56,18 +57,11 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
     })
 }
 
-/// What the session says, and whether it is connected. One that is started for this ends with it.
-async fn of_session(progress: &mut Progress) -> (Result<CheckResponse, Fault>, bool) {
-    let (is_connected, found) = match client::find().await {
-        Ok(found) => (found.is_some() && client::is_connected().await, found),
-        Err(fault) => return (Err(fault), false),
-    };
-    let (mut session, is_ours) = match found {
+/// What the session says. One that is started for this ends with it.
+async fn of_session(progress: &mut Progress) -> Result<CheckResponse, Fault> {
+    let (mut session, is_ours) = match client::find().await? {
         Some(session) => (session, false),
-        None => match start(progress).await {
-            Ok(session) => (session, true),
-            Err(fault) => return (Err(fault), false),
-        },
+        None => (start(progress).await?, true),
     };
     progress.step("asking the session");
     let told = client::ask(session.check(CheckRequest {})).await;
@@ -76,7 +70,7 @@ async fn of_session(progress: &mut Progress) -> (Result<CheckResponse, Fault>, b
         let _ = client::leave(session).await;
     }
 
-    (told, is_connected)
+    told
 }
 
 async fn start(progress: &mut Progress) -> Result<Session, Fault> {

@@ -1,12 +1,86 @@
 //! `tp completions`.
+//!
+//! The scripts are those of clap, which know commands and flags, and a part of ours, which asks
+//! `tp __complete` for the names of contexts and namespaces.
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
 use serde::Serialize;
 
 use crate::{
     cli::{Cli, CompletionsArgs},
     output::Output,
 };
+
+#[cfg(test)]
+mod tests;
+
+/// Flags whose values are names, by their long form.
+const CONTEXTS: [&str; 1] = ["context"];
+const NAMESPACES: [&str; 2] = ["namespace", "manager-namespace"];
+/// Separated by commas.
+const NAMESPACE_LISTS: [&str; 1] = ["mapped-namespaces"];
+
+/// Bash cuts a word at `:`, `=` and `@`, which names have, and replaces what stands behind the last
+/// cut, its `$2`.
+const BASH: &str = r#"
+_tp_names() {
+    local line=${COMP_LINE:0:COMP_POINT} word before flag list= prefix name
+    local -a words
+    word=${line##*[[:space:]]}
+    before=${line%"$word"}
+    prefix=${word%"$2"}
+    if [[ $before == *[[:space:]]--[[:space:]]* ]]; then
+        _tp "$@"
+        return
+    fi
+    if [[ $word == --*=* ]]; then
+        flag=${word%%=*}
+        prefix=${prefix#"$flag="}
+        word=${word#*=}
+    else
+        read -r -a words <<< "$before"
+        flag=${words[-1]}
+    fi
+    case $flag in
+        --context)
+            set -- "$1" contexts
+            ;;
+        -n | --namespace | --manager-namespace)
+            set -- "$1" namespaces
+            ;;
+        --mapped-namespaces)
+            set -- "$1" namespaces
+            list=${word%"${word##*,}"}
+            ;;
+        *)
+            _tp "$@"
+            return
+            ;;
+    esac
+    COMPREPLY=()
+    while IFS= read -r name; do
+        if [[ $list$name == "$word"* ]]; then
+            name=$list$name
+            COMPREPLY+=("${name#"$prefix"}")
+        fi
+    done < <("$1" __complete "$2" 2> /dev/null)
+}
+"#;
+
+const ZSH: &str = r#"
+_tp_contexts() {
+    local -a names
+    names=(${(f)"$(_call_program contexts tp __complete contexts 2> /dev/null)"})
+    compadd "$@" -a names
+}
+
+_tp_namespaces() {
+    local -a names
+    names=(${(f)"$(_call_program namespaces tp __complete namespaces 2> /dev/null)"})
+    compadd "$@" -a names
+}
+"#;
 
 #[derive(Debug, Serialize)]
 struct Completions {
@@ -23,26 +97,89 @@ pub(crate) fn run(args: &CompletionsArgs, output: Output) -> anyhow::Result<()> 
     output.print(&completions, &completions.script)
 }
 
-fn script(shell: clap_complete::Shell) -> String {
+fn script(shell: Shell) -> String {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "tp", &mut script);
+    clap_complete::generate(shell, &mut visible(), "tp", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
 
-    String::from_utf8_lossy(&script).into_owned()
+    match shell {
+        Shell::Bash => {
+            let named = script.replace("complete -F _tp ", "complete -F _tp_names ");
+            format!("{}{named}", BASH.trim_start())
+        }
+        Shell::Zsh => zsh(&script),
+        Shell::Fish => format!("{script}{}", fish(&visible())),
+        _ => script,
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use clap_complete::Shell;
+/// Without what is for programs only: the scripts of clap offer that, too.
+fn visible() -> Command {
+    let tp = Cli::command();
+    let commands = tp.get_subcommands().filter(|it| !it.is_hide_set());
 
-    use super::*;
+    Command::new("tp")
+        .args(tp.get_arguments())
+        .subcommands(commands)
+}
 
-    #[test]
-    fn each_script_completes_every_command() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let script = script(shell);
-            for command in Cli::command().get_subcommands() {
-                assert!(script.contains(command.get_name()), "{shell}");
-            }
+/// Other values are files.
+fn zsh(script: &str) -> String {
+    let named: Vec<String> = script
+        .lines()
+        .map(|line| {
+            let of = |flags: &[&str]| {
+                flags
+                    .iter()
+                    .any(|flag| line.contains(&format!("--{flag}=")))
+            };
+            let is_short = line.contains("'-n+[");
+            let action = if of(&CONTEXTS) {
+                "_tp_contexts"
+            } else if of(&NAMESPACE_LISTS) {
+                "_sequence _tp_namespaces"
+            } else if of(&NAMESPACES) || is_short {
+                "_tp_namespaces"
+            } else {
+                return line.to_owned();
+            };
+            line.replace(":_default'", &format!(":{action}'"))
+        })
+        .collect();
+
+    // The first line is for zsh's own search for completions.
+    let mut lines = named.into_iter();
+    let first = lines.next().unwrap_or_default();
+    let rest: Vec<String> = lines.collect();
+    format!("{first}\n{ZSH}\n{}\n", rest.join("\n"))
+}
+
+/// What fish adds to the flags that it knows already.
+fn fish(tp: &Command) -> String {
+    let mut text = String::new();
+    for command in tp.get_subcommands() {
+        for arg in command.get_arguments() {
+            let Some(long) = arg.get_long() else {
+                continue;
+            };
+            let names = if CONTEXTS.contains(&long) {
+                "(tp __complete contexts 2> /dev/null)"
+            } else if NAMESPACES.contains(&long) {
+                "(tp __complete namespaces 2> /dev/null)"
+            } else if NAMESPACE_LISTS.contains(&long) {
+                "(__fish_complete_list , \"tp __complete namespaces 2> /dev/null\")"
+            } else {
+                continue;
+            };
+            let short = arg
+                .get_short()
+                .map_or_else(String::new, |it| format!(" -s {it}"));
+            text.push_str(&format!(
+                "complete -c tp -n \"__fish_seen_subcommand_from {}\"{short} -l {long} -x -a '{names}'\n",
+                command.get_name()
+            ));
         }
     }
+
+    text
 }

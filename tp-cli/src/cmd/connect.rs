@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::time::{Instant, sleep};
-use tp_kube::{Credential, Place};
+use tp_kube::{Choice, Credential, Place};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{self, ConnectRequest, Connected},
@@ -37,7 +37,8 @@ const NEW_INSTALLATION: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let mut request = request(&args)?;
+    let choice = install::cluster::choice(&args.cluster)?;
+    let mut request = request(&args, &choice)?;
     let cgroup = (!args.command.is_empty())
         .then(CommandCgroup::make)
         .flatten();
@@ -51,7 +52,7 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     let result = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
         result = async {
-            log_in(&args, &mut request, &mut progress).await?;
+            log_in(&choice, &mut request, &mut progress).await?;
             establish(&args, &request, output, &mut progress, &mut attempt).await
         } => result,
     };
@@ -92,12 +93,11 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
 
 /// Runs the credential plugin here, where it can ask whoever typed the command.
 async fn log_in(
-    args: &ConnectArgs,
+    choice: &Choice,
     request: &mut ConnectRequest,
     progress: &mut Progress,
 ) -> Result<(), Fault> {
     // What is wrong with the kubeconfig the session tells, if it has no more to tell.
-    let choice = install::cluster::choice(&args.cluster)?;
     let Ok(chosen) = choice.load(Place::Foreground) else {
         return Ok(());
     };
@@ -237,10 +237,9 @@ fn sentence(connected: &Connected) -> String {
     )
 }
 
-fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
+fn request(args: &ConnectArgs, choice: &Choice) -> anyhow::Result<ConnectRequest> {
     let cluster = &args.cluster;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let choice = install::cluster::choice(cluster)?;
     let kubeconfigs = choice.kubeconfigs.iter().map(|path| absolute(path));
 
     Ok(ConnectRequest {
@@ -248,7 +247,7 @@ fn request(args: &ConnectArgs) -> anyhow::Result<ConnectRequest> {
         shell: Some(local::Shell {
             // Not everybody has a plugin, and not every plugin looks around.
             directory: utf8(&choice.shell.directory).unwrap_or_default(),
-            variables: choice.shell.variables,
+            variables: choice.shell.variables.clone(),
             credential: Vec::new(),
         }),
         context: text(&cluster.context),
@@ -302,7 +301,10 @@ mod tests {
 
     fn request_of(line: &str) -> ConnectRequest {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
-            Command::Connect(args) => request(&args).unwrap(),
+            Command::Connect(args) => {
+                let choice = install::cluster::choice(&args.cluster).unwrap();
+                request(&args, &choice).unwrap()
+            }
             command => panic!("{command:?}"),
         }
     }

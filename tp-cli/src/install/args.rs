@@ -94,6 +94,9 @@ impl InstallArgs {
 
 /// Take tp out of a cluster, ending every connection
 ///
+/// This removes the traffic manager from the cluster. To end only a connection of this machine, use
+/// `tp quit`; there are no agents in pods to remove.
+///
 /// Custom resource definitions and namespaces stay, and with them what others made there;
 /// --everything removes those as well.
 #[derive(Debug, Clone, Args)]

@@ -52,6 +52,7 @@ pub(crate) struct GrantArgs {
 }
 
 /// Somebody to whom a role is bound.
+#[derive(Clone, Copy)]
 struct Subject<'a> {
     kind: &'static str,
     name: &'a str,
@@ -69,21 +70,19 @@ impl GrantArgs {
         }))
     }
 
+    /// The namespaces first: one that does not exist ends it before anybody may forward a port.
     fn objects(&self) -> Vec<Object> {
-        let mut objects = Vec::new();
-        for subject in self.subjects() {
-            objects.push(subject.binding(
-                &self.manager.manager_namespace,
-                "connect",
-                "Role",
-                CONNECT_ROLE,
-            ));
-            for namespace in &self.namespace {
-                objects.push(subject.binding(namespace, "use", "ClusterRole", "tp-user"));
-            }
-        }
+        let manager = &self.manager.manager_namespace;
+        let uses = self.subjects().flat_map(|subject| {
+            let namespaces = self.namespace.iter();
+            namespaces
+                .map(move |namespace| subject.binding(namespace, "use", "ClusterRole", "tp-user"))
+        });
+        let connects = self
+            .subjects()
+            .map(|subject| subject.binding(manager, "connect", "Role", CONNECT_ROLE));
 
-        objects
+        uses.chain(connects).collect()
     }
 }
 
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn each_namespace_and_that_of_the_manager_gets_a_binding() {
+    fn each_namespace_gets_a_binding_and_that_of_the_manager_the_last() {
         let made = bindings("tp grant alice@corp.test -n shop -n bank --manager-namespace m");
 
         let told: Vec<_> = made
@@ -192,9 +191,9 @@ mod tests {
             .map(|it| (&it["metadata"]["namespace"], &it["roleRef"]["name"]))
             .collect();
         let expected = [
-            ("m", "tp-connect"),
             ("shop", "tp-user"),
             ("bank", "tp-user"),
+            ("m", "tp-connect"),
         ];
         assert_eq!(told.len(), expected.len());
         for ((namespace, role), (expected_namespace, expected_role)) in told.iter().zip(expected) {

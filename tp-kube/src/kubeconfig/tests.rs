@@ -277,3 +277,23 @@ fn whomever_to_trust_and_an_authority_are_not_taken_together() {
         assert!(fault.message.contains(words), "{words}: {fault}");
     }
 }
+
+#[test]
+fn contexts_are_those_of_all_files_and_a_broken_one_hides_none() {
+    let (dir, choice) = written(&kubeconfig());
+    let (broken, second) = (dir.path().join("broken"), dir.path().join("second"));
+    std::fs::write(&broken, "contexts: [").unwrap();
+    let other = json!({"contexts": [
+        {"name": "prod", "context": {"cluster": "c", "user": "u"}},
+        {"name": "admin@lab", "context": {"cluster": "c", "user": "u"}},
+    ]});
+    std::fs::write(&second, other.to_string()).unwrap();
+    let mut files = choice.kubeconfigs.clone();
+    files.extend([broken, dir.path().join("absent"), second]);
+    let choice = Choice {
+        kubeconfigs: files,
+        ..choice
+    };
+
+    assert_eq!(choice.contexts(), ["prod", "admin@lab"]);
+}

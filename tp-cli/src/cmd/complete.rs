@@ -1,0 +1,52 @@
+//! `tp __complete`: names for the completion scripts, one a line.
+//!
+//! Runs at a press of a key: it asks no cluster, runs no plugin, and says nothing but names.
+
+use std::time::Duration;
+
+use tokio::{task::spawn_blocking, time::timeout};
+use tp_proto::local::NamespacesRequest;
+
+use crate::{
+    cli::{ClusterArgs, CompleteArgs, Names},
+    client,
+    install::cluster,
+    output::print_all,
+};
+
+/// Nobody waits longer for a completion.
+const LIMIT: Duration = Duration::from_millis(300);
+
+pub(crate) async fn run(args: &CompleteArgs) {
+    let names = async {
+        match args.names {
+            Names::Contexts => contexts().await,
+            Names::Namespaces => namespaces().await,
+        }
+    };
+    let names = timeout(LIMIT, names).await.unwrap_or_default();
+    let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+    // The shell may have lost interest.
+    let _ = print_all(&lines);
+}
+
+/// Of the files that kubectl would read here. One may be a pipe that says nothing.
+async fn contexts() -> Vec<String> {
+    let read = spawn_blocking(|| {
+        let choice = cluster::choice(&ClusterArgs::default());
+
+        choice.map(|choice| choice.contexts())
+    });
+
+    read.await.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// Those that the session knows, if there is one.
+async fn namespaces() -> Vec<String> {
+    let Ok(Some(mut session)) = client::find().await else {
+        return Vec::new();
+    };
+    let response = client::ask(session.namespaces(NamespacesRequest {})).await;
+
+    response.map(|it| it.namespaces).unwrap_or_default()
+}
