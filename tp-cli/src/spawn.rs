@@ -4,6 +4,7 @@
 //! bound passes.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, IsTerminal},
     os::unix::process::CommandExt,
@@ -114,7 +115,8 @@ fn start_as_root(log: &Path) -> anyhow::Result<Child> {
 fn start_through_sudo(log: &Path, progress: &mut Progress) -> anyhow::Result<()> {
     let program = files::daemon_for_root()?;
     let start = || -> anyhow::Result<bool> {
-        let status = sudo_daemon(&program)
+        let socket = std::env::var_os("TP_ROOT_SOCKET");
+        let status = sudo_daemon(&program, socket.as_deref())
             .process_group(0)
             .stderr(new_log(log)?)
             .status()
@@ -245,14 +247,14 @@ async fn running() -> Result<Option<Running>, Fault> {
 
 /// Starts the daemon if that needs no password. It goes to the background by itself: not every sudo
 /// has `-b`, and some end what they started with their own terminal.
-fn sudo_daemon(program: &Path) -> Command {
+fn sudo_daemon(program: &Path, socket: Option<&OsStr>) -> Command {
     let mut command = Command::new("sudo");
     command
         .args(["-n", "--"])
         .arg(program)
         .args(["root", "--sudo", "--detach"]);
     // sudo empties the environment.
-    if let Some(socket) = std::env::var_os("TP_ROOT_SOCKET") {
+    if let Some(socket) = socket {
         command.arg("--socket").arg(socket);
     }
     command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -325,6 +327,8 @@ fn last_words(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     #[test]
@@ -338,20 +342,24 @@ mod tests {
     }
 
     #[test]
-    fn sudo_gets_what_every_sudo_knows() {
-        let command = sudo_daemon(Path::new("/usr/local/bin/tp-daemon"));
-        let args: Vec<_> = command.get_args().collect();
+    fn sudo_gets_a_socket_that_it_would_not_inherit() {
+        let program = Path::new("/usr/local/bin/tp-daemon");
+        let args = |socket| -> Vec<OsString> {
+            let command = sudo_daemon(program, socket);
+            command.get_args().map(OsStr::to_owned).collect()
+        };
+        let usual = [
+            "-n",
+            "--",
+            "/usr/local/bin/tp-daemon",
+            "root",
+            "--sudo",
+            "--detach",
+        ];
 
-        assert_eq!(
-            args[..6],
-            [
-                "-n",
-                "--",
-                "/usr/local/bin/tp-daemon",
-                "root",
-                "--sudo",
-                "--detach"
-            ]
-        );
+        assert_eq!(args(None), usual);
+        let other = args(Some(OsStr::new("/run/other.sock")));
+        assert_eq!(other[..6], usual);
+        assert_eq!(other[6..], ["--socket", "/run/other.sock"]);
     }
 }

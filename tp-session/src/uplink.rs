@@ -411,6 +411,12 @@ impl Uplink {
     }
 }
 
+impl Established {
+    pub(super) fn up(&self) -> Up {
+        self.up.clone()
+    }
+}
+
 impl End {
     fn of(reason: ClosedReason) -> Self {
         match reason {
@@ -420,10 +426,6 @@ impl End {
             } => Self::Deleted,
             reason => Self::Lost(reason.to_string()),
         }
-    }
-
-    pub(super) fn up(&self) -> Up {
-        self.up.clone()
     }
 }
 
