@@ -48,7 +48,9 @@ impl Parameters {
         let image = args.image.clone().ok_or_else(|| {
             usage(
                 "--image is missing: push tp-image.tar to a registry that the cluster's nodes \
-                 reach and pass its name there, as in --image registry.example.com/tp:VERSION"
+                 reach and pass its name there, as in --image registry.example.com/tp:VERSION; the \
+                 nodes of kind, minikube, k3d and k3s take the file itself, which README shows, \
+                 and call it localhost/tp:VERSION"
                     .replace("VERSION", VERSION),
             )
         })?;
