@@ -5,6 +5,7 @@
 
 use std::process::ExitCode;
 
+use serde::Serialize;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{Check, CheckRequest, CheckResponse},
@@ -21,6 +22,11 @@ use crate::{
 mod cluster;
 mod machine;
 mod steering;
+
+#[derive(Debug, Serialize)]
+struct Checked {
+    checks: Vec<Check>,
+}
 
 pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitCode> {
     let mut progress = Progress::on_terminal(output);
@@ -48,10 +54,10 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
         ));
     }
     progress.clear();
-    let value = serde_json::json!({"checks": checks});
-    output.print(&value, &text(&checks))?;
+    let checked = Checked { checks };
+    output.print(&checked, &text(&checked.checks))?;
 
-    Ok(match checks.iter().any(Check::has_failed) {
+    Ok(match checked.checks.iter().any(Check::has_failed) {
         true => ExitCode::from(FaultKind::Failed.exit_code()),
         false => ExitCode::SUCCESS,
     })

@@ -18,6 +18,9 @@ use tp_proto::{
 
 use crate::{cli::CheckArgs, install::cluster::Cluster};
 
+#[cfg(test)]
+mod tests;
+
 /// For all questions together, logged in.
 const LIMIT: Duration = Duration::from_secs(20);
 /// The key in the manager's ConfigMap that is no replica's.

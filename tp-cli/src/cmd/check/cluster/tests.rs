@@ -1,0 +1,193 @@
+use std::net::Ipv4Addr;
+
+use clap::Parser as _;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+use crate::cli::{Cli, Command};
+
+/// What an API server says: to a request's path and body, a status and an object.
+type Answer = fn(&str, &str) -> (u16, Value);
+
+/// What is found of a cluster whose API server answers so.
+async fn found(answer: Answer) -> Vec<Check> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, answer));
+        }
+    });
+    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+    let config = json!({
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "shop"}}],
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {}}],
+    });
+    std::fs::write(kubeconfig.path(), config.to_string()).unwrap();
+    let file = kubeconfig.path().to_str().unwrap();
+    let line = Cli::try_parse_from(["tp", "check", "--kubeconfig", file]).unwrap();
+    let Command::Check(args) = line.command else {
+        panic!("another command");
+    };
+
+    checks(&args).await
+}
+
+/// Answers the requests of one connection (RFC 9112).
+async fn serve(stream: TcpStream, answer: Answer) {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if stream.read_line(&mut head).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length")
+                .then(|| value.parse().unwrap())
+        });
+        let mut body = vec![0; length.unwrap_or(0)];
+        stream.read_exact(&mut body).await.unwrap();
+        let path = head.split(' ').nth(1).unwrap();
+        let (status, object) = answer(path, &String::from_utf8(body).unwrap());
+        let object = object.to_string();
+        let answer = format!(
+            "HTTP/1.1 {status} So\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{object}",
+            object.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+fn refused(code: u16) -> (u16, Value) {
+    let reason = if code == 404 { "NotFound" } else { "Forbidden" };
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no",
+        "reason": reason, "code": code,
+    });
+
+    (code, status)
+}
+
+/// A cluster with tp, for a user who has every right.
+fn installed(path: &str, _: &str) -> (u16, Value) {
+    let path = path.split('?').next().unwrap_or(path);
+    match path {
+        "/version" => (
+            200,
+            json!({
+                "major": "1", "minor": "34", "gitVersion": "v1.34.1", "gitCommit": "", "compiler": "",
+                "gitTreeState": "", "buildDate": "", "goVersion": "", "platform": "",
+            }),
+        ),
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews" => {
+            (201, json!({"status": {"userInfo": {"username": "alice"}}}))
+        }
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
+            (201, json!({"spec": {}, "status": {"allowed": true}}))
+        }
+        "/api/v1/namespaces/tp-system/configmaps/tp-manager" => {
+            let keys = json!({"version": tp_proto::VERSION, "tp-manager-0": "key"});
+            (
+                200,
+                json!({"metadata": {"name": "tp-manager"}, "data": keys}),
+            )
+        }
+        "/api/v1/namespaces/tp-system/pods/tp-manager-0" => {
+            let ready = json!([{"type": "Ready", "status": "True"}]);
+            (
+                200,
+                json!({"metadata": {"name": "tp-manager-0"}, "status": {"conditions": ready}}),
+            )
+        }
+        _ => refused(404),
+    }
+}
+
+fn told(checks: &[Check]) -> Vec<(&str, &str)> {
+    let pairs = checks
+        .iter()
+        .map(|it| (it.name.as_str(), it.state.as_str()));
+
+    pairs.collect()
+}
+
+#[tokio::test]
+async fn a_cluster_that_can_be_connected_to_has_no_failure() {
+    let found = found(installed).await;
+
+    let expected = [
+        ("api server", "ok"),
+        ("login", "ok"),
+        ("rights", "ok"),
+        ("rights", "ok"),
+        ("traffic manager", "ok"),
+    ];
+    assert_eq!(told(&found), expected, "{found:?}");
+    assert!(
+        found[0].message.contains("v1.34.1, round trip"),
+        "{found:?}"
+    );
+    assert_eq!(found[1].message, "known as alice");
+    assert!(found[2].message.contains("the namespace shop"), "{found:?}");
+    assert!(
+        found[4].message.ends_with("ready: tp-manager-0"),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn rights_and_pods_that_are_missing_are_failures_of_their_own() {
+    let found = found(|path, body| match path.split('?').next() {
+        Some("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+            if body.contains("sessions") =>
+        {
+            (201, json!({"spec": {}, "status": {"allowed": false}}))
+        }
+        Some("/api/v1/namespaces/tp-system/pods/tp-manager-0") => refused(404),
+        _ => installed(path, body),
+    })
+    .await;
+
+    let states: Vec<&str> = found.iter().map(|it| it.state.as_str()).collect();
+    assert_eq!(states, ["ok", "ok", "failed", "ok", "failed"], "{found:?}");
+    assert!(
+        found[2].remedy.contains("tp grant USER --namespace shop"),
+        "{found:?}"
+    );
+    assert!(
+        found[4].remedy.contains("kubectl -n tp-system get pods"),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_cluster_without_tp_is_told_so_also_to_who_may_read_nothing_there() {
+    let absent: [Answer; 2] = [
+        |path, body| match path.contains("/configmaps/") {
+            true => refused(404),
+            false => installed(path, body),
+        },
+        |path, body| match path.split('?').next() {
+            Some("/apis") => (200, json!({"kind": "APIGroupList", "groups": []})),
+            _ if path.contains("/configmaps/") => refused(403),
+            _ => installed(path, body),
+        },
+    ];
+    for answer in absent {
+        let found = found(answer).await;
+
+        let last = found.last().unwrap();
+        assert_eq!(last.state, "failed", "{found:?}");
+        assert!(last.message.starts_with("tp is not installed"), "{found:?}");
+        assert!(last.remedy.contains("tp install"), "{found:?}");
+    }
+}
