@@ -98,6 +98,7 @@ impl Dialler {
         };
 
         let connected = timeout(DIAL_TIMEOUT, self.connect(target)).await;
+        // Also before a refusal is passed on: that a port is closed is for those who have the right.
         if !right.is_settled().await {
             return Err(Refusal::without(&scope));
         }

@@ -176,6 +176,7 @@ impl State {
             let Some(next) = self.next_waiting() else {
                 return;
             };
+            self.admitted += 1;
             next.signal.notify_one();
             *self.targets.entry(next.target).or_default() += 1;
             let running = Running {
@@ -195,7 +196,6 @@ impl State {
         };
         let (first, again) = (fits(&self.first), fits(&self.again));
         let is_turn_of_again = self.admitted % 4 == 3;
-        self.admitted += 1;
         match (first, again) {
             (Some(index), None) => self.first.remove(index),
             (Some(index), Some(_)) if !is_turn_of_again => self.first.remove(index),
@@ -337,6 +337,25 @@ mod tests {
 
         assert!(timeout(LIMIT, all).await.is_ok());
         assert!(slots.lock().running.len() <= ROOM);
+    }
+
+    #[tokio::test]
+    async fn of_those_who_are_admitted_every_fourth_had_a_turn_before() {
+        let slots = Slots::default();
+        let enter = |number| slots.enter(target(number), Turn::First).now_or_never();
+        let mut running: Vec<_> = (0..ROOM).map(|it| enter(it).unwrap()).collect();
+        let again = slots.queue(target(ROOM), Turn::Again);
+        let first: Vec<_> = (1..=4)
+            .map(|it| slots.queue(target(ROOM + it), Turn::First))
+            .collect();
+        let is_admitted = |slot: &Slot<'_>| slots.lock().running.contains_key(&slot.number);
+
+        for admitted in 1..=3 {
+            running.pop();
+            assert!(first[..admitted].iter().all(is_admitted) && !is_admitted(&again));
+        }
+        running.pop();
+        assert!(is_admitted(&again) && !is_admitted(&first[3]));
     }
 
     #[tokio::test]
