@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
     time::Instant,
@@ -29,6 +29,12 @@ use tokio_util::sync::CancellationToken;
 const SEND_LIMIT: usize = 128 << 10;
 /// Bytes that may wait for QUIC to read them.
 const RECEIVE_LIMIT: usize = 512 << 10;
+/// The same while nobody has proven that the stream is their session's: a handshake is smaller, and
+/// whoever knows a session's name has several such streams for the asking.
+const UNPROVEN_LIMIT: usize = 32 << 10;
+/// Room for one read: little where little comes, and twice as much whenever it was filled.
+const FIRST_CHUNK: usize = 2 << 10;
+const UNPROVEN_CHUNK: usize = 16 << 10;
 const READ_CHUNK: usize = 128 << 10;
 const PREFIX: usize = 2;
 
@@ -54,6 +60,8 @@ pub(crate) fn now_ms() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Link {
     address: SocketAddr,
+    /// Whether the other end has shown whose the stream is.
+    proven: AtomicBool,
     outgoing: Mutex<Outgoing>,
     /// There is something to write.
     filled: Notify,
@@ -71,6 +79,14 @@ struct Outgoing {
     waiting: Vec<Waker>,
 }
 
+impl Outgoing {
+    fn forget_room(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
 /// A datagram that came over a byte stream.
 #[derive(Debug)]
 pub(crate) struct Received {
@@ -79,9 +95,20 @@ pub(crate) struct Received {
 }
 
 impl Link {
+    /// One that this end has opened.
     pub(crate) fn new(address: SocketAddr) -> Arc<Self> {
+        Self::with(address, true)
+    }
+
+    /// One that somebody has opened who is still to show whose it is.
+    pub(crate) fn unproven(address: SocketAddr) -> Arc<Self> {
+        Self::with(address, false)
+    }
+
+    fn with(address: SocketAddr, proven: bool) -> Arc<Self> {
         Arc::new(Self {
             address,
+            proven: AtomicBool::new(proven),
             outgoing: Mutex::default(),
             filled: Notify::new(),
             unread: AtomicUsize::new(0),
@@ -105,6 +132,30 @@ impl Link {
         &self.ended
     }
 
+    /// Gives it the room of a stream that somebody uses.
+    pub(crate) fn prove(&self) {
+        self.proven.store(true, Ordering::Release);
+        // Its reader and its writers may wait for less room than there is.
+        self.drained.notify_one();
+        self.wake();
+    }
+
+    /// `most`, or what there is before the stream is proven.
+    fn room(&self, most: usize, unproven: usize) -> usize {
+        match self.proven.load(Ordering::Acquire) {
+            true => most,
+            false => unproven,
+        }
+    }
+
+    fn send_limit(&self) -> usize {
+        self.room(SEND_LIMIT, UNPROVEN_LIMIT)
+    }
+
+    fn receive_limit(&self) -> usize {
+        self.room(RECEIVE_LIMIT, UNPROVEN_LIMIT)
+    }
+
     /// Queues all datagrams of a transmit, or none.
     pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         if self.ended.is_cancelled() {
@@ -112,7 +163,7 @@ impl Link {
             return Ok(());
         }
         let mut outgoing = self.outgoing();
-        if outgoing.bytes.len() >= SEND_LIMIT {
+        if outgoing.bytes.len() >= self.send_limit() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
@@ -128,7 +179,7 @@ impl Link {
     /// Queues a probe, even past the limit: they are small and seldom.
     pub(crate) fn send_probe(&self, probe: &[u8]) {
         let mut outgoing = self.outgoing();
-        if outgoing.bytes.len() < 2 * SEND_LIMIT {
+        if outgoing.bytes.len() < 2 * self.send_limit() {
             push_frame(&mut outgoing.bytes, probe);
         }
         drop(outgoing);
@@ -138,7 +189,7 @@ impl Link {
     /// Whether [`Link::try_send`] would succeed; otherwise `waker` is woken when it may.
     pub(crate) fn poll_room(&self, waker: &Waker) -> bool {
         let mut outgoing = self.outgoing();
-        if outgoing.bytes.len() < SEND_LIMIT || self.ended.is_cancelled() {
+        if outgoing.bytes.len() < self.send_limit() || self.ended.is_cancelled() {
             return true;
         }
         if !outgoing.waiting.iter().any(|other| other.will_wake(waker)) {
@@ -157,7 +208,8 @@ impl Link {
     /// QUIC has read so many bytes.
     pub(crate) fn consumed(&self, bytes: usize) {
         let before = self.unread.fetch_sub(bytes, Ordering::AcqRel);
-        if before >= RECEIVE_LIMIT && before - bytes < RECEIVE_LIMIT {
+        let limit = self.receive_limit();
+        if before >= limit && before - bytes < limit {
             self.drained.notify_one();
         }
     }
@@ -184,6 +236,9 @@ impl Link {
         loop {
             std::mem::swap(&mut self.outgoing().bytes, &mut batch);
             if batch.is_empty() {
+                // A quiet stream keeps no room of its last burst.
+                batch = Vec::new();
+                self.outgoing().forget_room();
                 stream.flush().await?;
                 self.filled.notified().await;
                 continue;
@@ -217,15 +272,27 @@ impl Link {
     ) -> io::Result<()> {
         let mut buffer = BytesMut::new();
         let mut batch = Vec::new();
+        let mut chunk = FIRST_CHUNK;
         loop {
-            while self.unread.load(Ordering::Acquire) >= RECEIVE_LIMIT {
+            while self.unread.load(Ordering::Acquire) >= self.receive_limit() {
                 self.drained.notified().await;
             }
-            if buffer.capacity() - buffer.len() < READ_CHUNK / 2 {
-                buffer.reserve(READ_CHUNK);
+            if buffer.is_empty() && buffer.capacity() > 2 * chunk {
+                buffer = BytesMut::new();
             }
-            if stream.read_buf(&mut buffer).await? == 0 {
+            if buffer.capacity() - buffer.len() < chunk / 2 {
+                buffer.reserve(chunk);
+            }
+            let room = buffer.capacity() - buffer.len();
+            let read = stream.read_buf(&mut buffer).await?;
+            if read == 0 {
                 return Ok(());
+            }
+            if read == room {
+                let largest = self.room(READ_CHUNK, UNPROVEN_CHUNK);
+                chunk = (2 * chunk).min(largest);
+            } else if read < chunk / 4 {
+                chunk = (chunk / 2).max(FIRST_CHUNK);
             }
             self.heard_ms.store(now_ms(), Ordering::Relaxed);
             while let Some(datagram) = split_frame(&mut buffer) {
@@ -310,6 +377,70 @@ mod tests {
         assert_eq!(queued, SEND_LIMIT.div_ceil(60_002));
         assert!(!link.poll_room(Waker::noop()));
         assert_eq!(link.outgoing().bytes.len(), queued * 60_002);
+    }
+
+    #[test]
+    fn a_stream_that_nobody_has_proven_has_little_room() {
+        let link = Link::unproven(address());
+        let datagram = vec![7; 1200];
+        let fill = || {
+            while link.try_send(&transmit(&datagram, None)).is_ok() {}
+            link.outgoing().bytes.len()
+        };
+
+        let unproven = fill();
+        assert!(!link.poll_room(Waker::noop()));
+        link.prove();
+
+        assert!(unproven < UNPROVEN_LIMIT + 2000, "{unproven}");
+        assert!(link.poll_room(Waker::noop()));
+        assert!(fill() >= SEND_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_waits_for_room_goes_on_when_its_stream_is_proven() {
+        let link = Link::unproven(address());
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let mut frame = Vec::new();
+        push_frame(&mut frame, &[0x40; 1200]);
+        let queued = AtomicUsize::new(0);
+
+        let reader = link.run_reader(near, |batch| {
+            let bytes = batch.iter().map(Bytes::len).sum();
+            queued.fetch_add(bytes, Ordering::Relaxed);
+            bytes
+        });
+        let flood = async {
+            loop {
+                far.write_all(&frame).await.unwrap();
+            }
+        };
+        let limit = Duration::from_secs(20);
+        let proven = async {
+            let is_full = async |least: usize| {
+                while queued.load(Ordering::Relaxed) < least {
+                    tokio::task::yield_now().await;
+                }
+            };
+            is_full(UNPROVEN_LIMIT).await;
+            // Everybody has had their turns: nobody goes on.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            let unproven = queued.load(Ordering::Relaxed);
+            assert!(
+                unproven <= UNPROVEN_LIMIT + 2 * UNPROVEN_CHUNK,
+                "{unproven}"
+            );
+            link.prove();
+            is_full(RECEIVE_LIMIT).await;
+        };
+
+        tokio::select! {
+            result = reader => panic!("the reader ended: {result:?}"),
+            never = flood => never,
+            proven = tokio::time::timeout(limit, proven) => proven.unwrap(),
+        }
     }
 
     #[tokio::test]

@@ -71,9 +71,10 @@ const SEND_WINDOW: u64 = 16 << 20;
 /// Streams that may be open at once; beyond it a dial waits. A manager refuses flows, with a
 /// reason, before.
 const MAX_FLOWS: u32 = 5120;
-/// The same of a connection that has few flows: quinn keeps 85 bytes for each that may be, from the
-/// beginning (quinn-proto 0.11, `connection/streams/state.rs`).
-const FIRST_FLOWS: u32 = 128;
+/// The same of a connection that has few flows: quinn keeps an entry in each of two hash maps for all
+/// that may be, from the beginning (quinn-proto 0.11, `connection/streams/state.rs`). These fit into
+/// the least maps that hold half as many.
+const FIRST_FLOWS: u32 = 48;
 /// A manager opens no stream of this kind.
 const CLIENT_FLOWS: u32 = 16;
 /// Room for the welcome and for credit.

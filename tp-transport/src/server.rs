@@ -181,13 +181,14 @@ impl TunnelServer {
         let stranger = self.strangers.enter();
         let session = tokio::select! {
             () = stranger.evicted() => return Err(AttachError::Evicted),
-            session = self.greet(&mut reader, &mut writer) => session?,
+            // Boxed, so that who stays does not keep the room of what is over.
+            session = Box::pin(self.greet(&mut reader, &mut writer)) => session?,
         };
         // From here on it takes the session's room.
         drop(stranger);
         let Some(link) = self.mux.side().add_link(session) else {
             let reason = "the traffic manager serves as many streams as it can";
-            refuse(&mut reader, &mut writer, reason).await;
+            Box::pin(refuse(&mut reader, &mut writer, reason)).await;
             return Err(AttachError::TooMany);
         };
         let mux = Arc::clone(&self.mux);
@@ -328,7 +329,7 @@ async fn shutdown(
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     writer.shutdown().await?;
-    let mut discarded = [0; 4096];
+    let mut discarded = vec![0; 4096];
     while reader.read(&mut discarded).await? > 0 {}
 
     Ok(())
@@ -352,7 +353,7 @@ async fn keep(
     ledger: Arc<Ledger>,
     registered: Registered,
     status: watch::Sender<PathStatus>,
-    flows: mpsc::Sender<Accepted>,
+    flows: mpsc::Sender<Box<Accepted>>,
 ) {
     let paths = &registered.paths;
     let follow = async {

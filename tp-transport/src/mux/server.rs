@@ -170,6 +170,7 @@ impl ServerLink {
     /// The first who proves to have the key keeps the stream.
     fn prove(&self, peer: &Arc<PeerPaths>) {
         let _ = self.peer.set(Arc::clone(peer));
+        self.link.prove();
         self.proven.cancel();
     }
 
@@ -226,7 +227,7 @@ impl ServerSide {
         }
         let id = self.next_link.fetch_add(1, Ordering::Relaxed) + 1;
         let link = Arc::new(ServerLink {
-            link: Link::new(link_address(id)),
+            link: Link::unproven(link_address(id)),
             session,
             peer: OnceLock::new(),
             proven: CancellationToken::new(),

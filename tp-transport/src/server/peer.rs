@@ -31,7 +31,7 @@ const MAX_OPENING: usize = 1024;
 pub(super) async fn read_opens(
     connection: &Connection,
     ledger: &Arc<Ledger>,
-    flows: mpsc::Sender<Accepted>,
+    flows: mpsc::Sender<Box<Accepted>>,
 ) {
     let mut opening = JoinSet::new();
     let (mut limit, count) = (FlowLimit::new(), FlowCount::default());
@@ -50,7 +50,7 @@ pub(super) async fn read_opens(
             match timeout(OPEN_LIMIT, flow::accept(send, recv, &ledger, &count)).await {
                 Ok(Ok(accepted)) => {
                     // Nobody accepts any more only when the peer is dropped.
-                    let _ = flows.send(accepted).await;
+                    let _ = flows.send(Box::new(accepted)).await;
                 }
                 Ok(Err(FlowError::TunnelLost)) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "A stream was not understood"),
@@ -72,7 +72,8 @@ pub(super) struct PeerInner {
     pub(super) connection: Connection,
     pub(super) ledger: Arc<Ledger>,
     pub(super) path: watch::Receiver<PathStatus>,
-    pub(super) flows: Mutex<mpsc::Receiver<Accepted>>,
+    /// Boxed, because a channel has room for 32 from its beginning.
+    pub(super) flows: Mutex<mpsc::Receiver<Box<Accepted>>>,
     pub(super) mux: Weak<Mux<ServerSide>>,
     pub(super) _keeper: AbortOnDropHandle<()>,
 }
@@ -95,7 +96,9 @@ impl Peer {
 
     /// The next stream that the session opened; `None` once the connection has ended.
     pub async fn accept(&self) -> Option<Accepted> {
-        self.inner.flows.lock().await.recv().await
+        let accepted = self.inner.flows.lock().await.recv().await?;
+
+        Some(*accepted)
     }
 
     /// Ends the connection; `reason` is a sentence for the client's user.
