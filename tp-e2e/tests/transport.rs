@@ -88,6 +88,23 @@ fn the_port_forward_carries_everything_when_udp_is_lost() {
 }
 
 #[test]
+fn connecting_without_udp_says_that_the_port_forward_is_used_and_why() {
+    let _alone = alone();
+    let _impaired = testbed().impair(Impairment::UdpLost);
+    let workstation = Workstation::new(Account::Member, "dev");
+
+    let connected = workstation.connect(&["--namespace", "shop"]);
+
+    let line = connected.stdout.lines().nth(1).unwrap_or_default();
+    assert!(
+        line.contains(" can be reached, through the port-forward to tp-manager-"),
+        "{connected}"
+    );
+    // It is being tried, or was tried by now.
+    assert!(line.contains("by UDP from 172.30.0."), "{connected}");
+}
+
+#[test]
 fn the_port_forward_alone_is_used_when_told_so() {
     let _alone = alone();
     let workstation = connected(&["--transport", "portforward"]);

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use tp_proto::{
     VERSION,
-    crd::{MANAGER_CONFIG_MAP, Session},
+    crd::{MANAGER_CONFIG_MAP, MANAGER_VERSION_KEY, Session},
 };
 use tp_transport::{KeyHash, SessionRef};
 
@@ -39,7 +39,8 @@ impl Publisher {
     /// Keeps the hash published until it is aborted.
     pub(crate) async fn keep(&self, key: KeyHash, published: watch::Sender<bool>) {
         loop {
-            let data = json!({ (self.pod.clone()): key.to_string(), "version": VERSION });
+            let data =
+                json!({ (self.pod.clone()): key.to_string(), (MANAGER_VERSION_KEY): VERSION });
             let pause = match timeout(TIMEOUT, self.apply(data)).await {
                 Ok(Ok(())) => {
                     if !published.send_replace(true) {

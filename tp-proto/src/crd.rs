@@ -17,8 +17,9 @@ pub const AGENT_NAMESPACE: &str = "tp-agents";
 /// StatefulSet, ServiceAccount, ConfigMap and headless Service of the manager.
 pub const MANAGER_NAME: &str = "tp-manager";
 /// ConfigMap that publishes, per replica (key: pod name), the SHA-256 of its public key, in hex,
-/// and the manager's version under `version`.
+/// and the manager's version under [`MANAGER_VERSION_KEY`].
 pub const MANAGER_CONFIG_MAP: &str = "tp-manager";
+pub const MANAGER_VERSION_KEY: &str = "version";
 
 /// ValidatingAdmissionPolicy, and its binding, that ties `spec.user` to who makes an object.
 pub const POLICY_NAME: &str = "tp-identity";

@@ -18,8 +18,8 @@ use tokio::{
 use tp_kube::{Choice, Chosen, Credential, Shell};
 use tp_proto::{
     crd::{
-        GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, Session, SessionSpec,
-        TUNNEL_PORT, UserInfo,
+        GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, MANAGER_VERSION_KEY, Session,
+        SessionSpec, TUNNEL_PORT, UserInfo,
     },
     fault::{Fault, FaultKind},
     local::ConnectRequest,
@@ -35,7 +35,6 @@ mod reason;
 /// For one request to the API server.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-const VERSION_KEY: &str = "version";
 
 /// Where a session connects to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +178,7 @@ impl Cluster {
         let data = map.data.unwrap_or_default();
         let replicas: Vec<Replica> = data
             .iter()
-            .filter(|(key, _)| *key != VERSION_KEY)
+            .filter(|(key, _)| *key != MANAGER_VERSION_KEY)
             .filter_map(|(pod, key)| {
                 let key = key.parse().ok()?;
                 Some(Replica {

@@ -28,6 +28,26 @@ fn service(address: &str) -> ServiceEntry {
     }
 }
 
+#[test]
+fn visible_services_are_counted_and_one_with_an_address_is_known() {
+    let mut zone = zone();
+
+    assert_eq!(zone.service_count(), 3);
+    let known = (
+        "web.shop.svc.cluster.local".to_owned(),
+        Ipv4Addr::new(10, 96, 1, 2),
+    );
+    assert_eq!(zone.a_service(), Some(known));
+
+    // An IPv6 address is none that a query of the check could be answered with.
+    zone.remove("shop", "web");
+    zone.remove("team-b", "echo");
+    zone.apply("shop", "six", service("fd00::1"));
+    assert_eq!((zone.service_count(), zone.a_service()), (2, None));
+    zone.set_frame(["default".to_owned()], Vec::new());
+    assert_eq!(zone.service_count(), 0);
+}
+
 fn query(name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::query();
     message.metadata.id = 4711;

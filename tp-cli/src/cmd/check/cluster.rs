@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 use kube::{Api, api::PostParams};
 use tokio::time::timeout;
 use tp_proto::{
-    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME},
+    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_VERSION_KEY},
     fault::{Fault, FaultKind},
     local::Check,
     version,
@@ -23,8 +23,6 @@ mod tests;
 
 /// For all questions together, logged in.
 const LIMIT: Duration = Duration::from_secs(20);
-/// The key in the manager's ConfigMap that is no replica's.
-const VERSION_KEY: &str = "version";
 const API_SERVER: &str = "api server";
 const MANAGER: &str = "traffic manager";
 
@@ -171,13 +169,13 @@ async fn manager(cluster: &Cluster, namespace: &str) -> Check {
             };
         }
     };
-    let installed = data.get(VERSION_KEY).cloned().unwrap_or_default();
+    let installed = data.get(MANAGER_VERSION_KEY).cloned().unwrap_or_default();
     if let Err(fault) = version::check("the traffic manager", &installed) {
         return Check::failed(MANAGER, fault.message, "");
     }
     let pods = Api::<Pod>::namespaced(cluster.client().clone(), namespace);
     let mut ready = Vec::new();
-    for name in data.keys().filter(|key| *key != VERSION_KEY) {
+    for name in data.keys().filter(|key| *key != MANAGER_VERSION_KEY) {
         if pods
             .get_opt(name)
             .await

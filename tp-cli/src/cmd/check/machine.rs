@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn the_unified_hierarchy_is_found_beside_the_old_ones() {
         let mounts = "\
-            30 25 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
+            30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
             31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
 
         let check = cgroup(mounts);
