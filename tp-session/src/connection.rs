@@ -267,7 +267,7 @@ impl Connection {
 
         steered
             .into_iter()
-            .chain(self.shared.notice())
+            .chain(self.shared.notices())
             .chain(firewall)
             .collect()
     }

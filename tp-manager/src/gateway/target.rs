@@ -111,7 +111,10 @@ mod tests {
         };
         let other = Owner::Namespace("bank".into());
 
-        assert_eq!(to(&[other.clone()], &[]), Ok(Scope::AllNamespaces));
+        assert_eq!(
+            to(std::slice::from_ref(&other), &[]),
+            Ok(Scope::AllNamespaces)
+        );
         assert_eq!(
             to(&[Owner::Node], &[Allow::Nodes]),
             Ok(Scope::AllNamespaces)

@@ -17,7 +17,7 @@ pub(crate) enum Owner {
     /// A service of this namespace that leads out of it, and to what of whom.
     Service {
         namespace: String,
-        leads_to: Vec<(IpAddr, Owner)>,
+        leads_to: Vec<(IpAddr, Self)>,
     },
     /// The API server.
     ApiServer,

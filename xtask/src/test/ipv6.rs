@@ -18,18 +18,16 @@ pub(super) fn check() -> Result<()> {
     let image = format!("--image={}", products::image_reference());
     let install = ["tp", "install", &image, "--image-pull-policy=Never"];
     on_workstation(&[&install[..], &["--wait=90s"]].concat())?;
-    let listed = on_workstation(&[
-        "tp",
-        "connect",
-        "--namespace",
-        "kube-system",
-        "--",
-        "tp",
-        "list",
-    ])?;
+    let connect = ["tp", "connect", "--namespace", "kube-system"];
+    let connected = on_workstation(&[&connect[..], &["--output", "json"]].concat())?;
+    if !connected.contains("IPv6 is not steered yet") {
+        bail!("nothing says that an IPv6-only cluster is not reached:\n{connected}");
+    }
+    let listed = on_workstation(&["tp", "list"])?;
     if !listed.contains("coredns") {
         bail!("the workloads of an IPv6-only cluster are not listed:\n{listed}");
     }
+    on_workstation(&["tp", "quit", "--stop-daemons"])?;
     run::Wait {
         what: "no session to be left",
         within: Duration::from_secs(10),
