@@ -1,8 +1,15 @@
 //! What `tp check` shows of this machine's resolver and sockets, and of the connection.
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
-use tp_proto::local::{Check, CheckResponse};
+use tokio::time::timeout;
+use tp_proto::{
+    fault::Fault,
+    local::{Check, CheckResponse},
+};
 use tp_transport::{CandidateStatus, PathKind, UdpFacts, udp_facts};
 
 use super::{
@@ -11,6 +18,9 @@ use super::{
     shared::{Shared, Up},
 };
 
+/// Well within the patience of who asks.
+const API_LIMIT: Duration = Duration::from_secs(5);
+const API_SERVER: &str = "api server";
 /// As many as a person reads.
 const MAX_CANDIDATES: usize = 8;
 
@@ -137,27 +147,37 @@ fn batches(facts: &UdpFacts) -> Check {
 
 /// As the session reaches it, with its login.
 async fn api_server(connection: &Connection) -> Vec<Check> {
+    match timeout(API_LIMIT, ask_api_server(connection)).await {
+        Ok(Ok(checks)) => checks,
+        Ok(Err(fault)) => vec![Check::failed(API_SERVER, fault.message, "")],
+        Err(_) => vec![Check::failed(
+            API_SERVER,
+            format!(
+                "{} does not answer within {} s",
+                connection.place.server,
+                API_LIMIT.as_secs()
+            ),
+            "check the network; what is connected goes on by UDP meanwhile",
+        )],
+    }
+}
+
+async fn ask_api_server(connection: &Connection) -> Result<Vec<Check>, Fault> {
     let cluster = connection.cluster();
     let server = &connection.place.server;
-    let user = match cluster.user().await {
-        Ok(user) => user,
-        Err(fault) => return vec![Check::failed("api server", fault.message, "")],
-    };
+    let user = cluster.user().await?;
     // The connection is open by now: what is measured is one round trip.
     let asked = Instant::now();
-    let version = match cluster.version().await {
-        Ok(version) => version,
-        Err(fault) => return vec![Check::failed("api server", fault.message, "")],
-    };
+    let version = cluster.version().await?;
     let took = asked.elapsed();
 
-    vec![
+    Ok(vec![
         Check::ok(
-            "api server",
+            API_SERVER,
             format!("{server}, Kubernetes {version}, {}", milliseconds(took)),
         ),
         Check::ok("login", format!("known as {}", user.username)),
-    ]
+    ])
 }
 
 fn manager(shared: &Shared, up: Option<&Up>) -> Check {
@@ -219,7 +239,7 @@ fn udp(up: &Up, found: &[CandidateStatus]) -> Vec<Check> {
     checks
 }
 
-fn milliseconds(time: std::time::Duration) -> String {
+fn milliseconds(time: Duration) -> String {
     format!("round trip {:.1} ms", time.as_secs_f64() * 1e3)
 }
 
