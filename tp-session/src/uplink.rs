@@ -39,7 +39,7 @@ const UDP_LIMIT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-use asleep::{asleep, slept_longer};
+use asleep::{slept_longer, suspended};
 use attempt::{Attempt, race};
 use made::Made;
 
@@ -327,7 +327,7 @@ impl Uplink {
             newest: None,
         });
         let left = self.delete_others(session).fuse();
-        let slept = slept_longer(SILENCE_LIMIT, asleep);
+        let slept = slept_longer(SILENCE_LIMIT, suspended);
         tokio::pin!(relink, renewal, left, slept);
         let mut parts = Parts::default();
         loop {

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How long this machine has slept since it started.
-pub(super) fn asleep() -> Duration {
+pub(super) fn suspended() -> Duration {
     let since_start = |clock| {
         let Timespec { tv_sec, tv_nsec } = clock_gettime(clock);
         let nanoseconds = u32::try_from(tv_nsec).unwrap_or_default();
@@ -19,12 +19,12 @@ pub(super) fn asleep() -> Duration {
     since_start(ClockId::Boottime).saturating_sub(since_start(ClockId::Monotonic))
 }
 
-/// Resolves once `asleep` has grown by more than `limit` between two looks.
-pub(super) async fn slept_longer(limit: Duration, mut asleep: impl FnMut() -> Duration) {
-    let mut before = asleep();
+/// Resolves once `suspended` has grown by more than `limit` between two looks.
+pub(super) async fn slept_longer(limit: Duration, mut suspended: impl FnMut() -> Duration) {
+    let mut before = suspended();
     loop {
         sleep(LOOK).await;
-        let now = asleep();
+        let now = suspended();
         if now.saturating_sub(before) > limit {
             return;
         }
@@ -45,9 +45,9 @@ mod tests {
     async fn notices(slept: &[u64]) -> bool {
         let last = slept.last().copied().unwrap_or_default();
         let mut slept = slept.iter().copied().chain(iter::repeat(last));
-        let asleep = || Duration::from_secs(slept.next().unwrap_or_default());
+        let suspended = || Duration::from_secs(slept.next().unwrap_or_default());
 
-        timeout(Duration::from_millis(2500), slept_longer(LIMIT, asleep))
+        timeout(Duration::from_millis(2500), slept_longer(LIMIT, suspended))
             .await
             .is_ok()
     }
@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn this_machine_has_slept_for_less_than_it_runs() {
         assert!(
-            asleep() <= Duration::from_secs(clock_gettime(ClockId::Boottime).tv_sec.unsigned_abs())
+            suspended()
+                <= Duration::from_secs(clock_gettime(ClockId::Boottime).tv_sec.unsigned_abs())
         );
     }
 }
