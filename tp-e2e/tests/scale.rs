@@ -9,7 +9,6 @@ use std::{
     fs,
     net::TcpStream,
     os::fd::AsFd as _,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -18,8 +17,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tp_e2e::{
+    batches::{Batch, in_batches},
     cluster::{testbed, text},
-    process::{PATIENCE, Running, run},
+    process::{PATIENCE, run},
     user::Account,
     workstation::Workstation,
 };
@@ -32,8 +32,8 @@ use tp_transport::{Identity, KeyHash, PathChoice, SessionRef, Tunnel, TunnelConf
 const NAMESPACES: usize = 25;
 const SERVICES_IN_EACH: usize = 200;
 const SERVICES: usize = NAMESPACES * SERVICES_IN_EACH;
-/// kubectl makes 50 objects a second.
 const MAKERS: usize = 10;
+const CREATE: [&str; 2] = ["create", "--validate=false"];
 /// Each with a share of the sessions: no user may have all of them.
 const USERS: usize = 3;
 const FEW: usize = 20;
@@ -119,10 +119,9 @@ impl Objects {
                 "metadata": {"name": namespace(it), "labels": {"e2e": "scale"}},
             })
         }));
-        finish(vec![create(&[], &rights)]);
+        in_batches(1, &CREATE, &rights);
         let services: Vec<Value> = (0..SERVICES).map(service).collect();
-        let parts = services.chunks(SERVICES / MAKERS);
-        finish(parts.map(|part| create(&[], part)).collect());
+        in_batches(MAKERS, &CREATE, &services);
 
         objects
     }
@@ -162,31 +161,6 @@ fn service(number: usize) -> Value {
         "metadata": {"name": format!("e2e-{number}"), "namespace": namespace(number % NAMESPACES)},
         "spec": spec,
     })
-}
-
-/// kubectl, making objects; the file lasts as long as it needs it.
-fn create(flags: &[&str], objects: &[Value]) -> (Running, tempfile::NamedTempFile) {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), list.to_string()).unwrap();
-    let path = file.path().display().to_string();
-    let words = [
-        "create",
-        "--validate=false",
-        "--output=json",
-        "--filename",
-        &path,
-    ];
-    let mut command: Command = testbed().kubectl_command(&[&words[..], flags].concat());
-
-    (Running::start(&mut command), file)
-}
-
-/// What each of them prints.
-fn finish(makers: Vec<(Running, tempfile::NamedTempFile)>) -> Vec<String> {
-    let made = makers.into_iter();
-    made.map(|(maker, _)| maker.finish(PATIENCE).expect_success())
-        .collect()
 }
 
 /// Everybody who is connected, or is about to be.
@@ -299,7 +273,11 @@ fn sessions_of(number: usize) -> Vec<(SessionRef, Identity)> {
             })
         })
         .collect();
-    let made = finish(vec![create(&flags, &objects)]).remove(0);
+    let made = Batch::start(
+        &[&CREATE[..], &["--output=json"], &flags].concat(),
+        &objects,
+    )
+    .finish();
     // kubectl prints one object after the other, or a list of them.
     let made: Vec<Value> = serde_json::Deserializer::from_str(&made)
         .into_iter::<Value>()

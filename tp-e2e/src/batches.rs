@@ -1,0 +1,51 @@
+//! Objects by the thousand, made or changed by several kubectl at once: each does 50 a second.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use crate::{
+    cluster::testbed,
+    process::{PATIENCE, Running},
+};
+
+/// A kubectl at work on a file that lasts as long as it does.
+#[derive(Debug)]
+pub struct Batch {
+    kubectl: Running,
+    _file: NamedTempFile,
+}
+
+impl Batch {
+    /// `kubectl WORDS --filename FILE`, with all `objects` in the file.
+    #[track_caller]
+    pub fn start(words: &[&str], objects: &[Value]) -> Self {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let file = NamedTempFile::new().expect("a temporary file can be made");
+        fs::write(file.path(), list.to_string()).expect("a temporary file can be written");
+        let mut command = testbed().kubectl_command(words);
+        command.arg("--filename").arg(file.path());
+
+        Self {
+            kubectl: Running::start(&mut command),
+            _file: file,
+        }
+    }
+
+    /// What it prints.
+    #[track_caller]
+    pub fn finish(self) -> String {
+        self.kubectl.finish(PATIENCE).expect_success()
+    }
+}
+
+/// As [`Batch::start`], by `count` of them, until all have done it.
+#[track_caller]
+pub fn in_batches(count: usize, words: &[&str], objects: &[Value]) {
+    let parts = objects.chunks(objects.len().div_ceil(count));
+    let batches: Vec<Batch> = parts.map(|part| Batch::start(words, part)).collect();
+    for batch in batches {
+        batch.finish();
+    }
+}
