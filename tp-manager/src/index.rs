@@ -6,7 +6,7 @@ mod convert;
 pub(crate) mod networks;
 pub(crate) mod workloads;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, TryStream, TryStreamExt as _, future::BoxFuture};
 use k8s_openapi::api::{
@@ -21,10 +21,12 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::interval};
 
 use crate::model::{Model, SharedModel, Update};
 
+/// How often the networks of pods may change, where each pod is one.
+const NETWORKS_PACE: Duration = Duration::from_secs(1);
 const WATCH_SECONDS: u32 = 15;
 /// Events that are applied together: what follows from them is derived once.
 const BURST: usize = 256;
@@ -36,8 +38,10 @@ pub(crate) fn tasks(
     synced: &Synced,
 ) -> Vec<BoxFuture<'static, ()>> {
     let all = watch_config;
+    model.update(|model| model.keep_pace(NETWORKS_PACE));
 
     vec![
+        Box::pin(settle(model.clone())),
         Box::pin(follow(
             stream::<Namespace>(Api::all(client.clone()), all()),
             convert::namespace,
@@ -74,6 +78,15 @@ pub(crate) fn tasks(
             synced.part(),
         )),
     ]
+}
+
+/// Derives networks that were not to be derived yet.
+async fn settle(model: SharedModel) {
+    let mut tick = interval(NETWORKS_PACE);
+    loop {
+        tick.tick().await;
+        model.update(|_| {});
+    }
 }
 
 /// A watch whose connection has died without a word is noticed when it should have ended

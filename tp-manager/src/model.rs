@@ -3,6 +3,7 @@
 //! `index` writes it from Kubernetes objects, `grpc` and `gateway` read it; neither sees the other.
 
 pub(crate) mod endpoints;
+mod gone;
 mod log;
 mod networks;
 mod owner;
@@ -14,14 +15,19 @@ use std::{
     net::IpAddr,
     ops::Bound,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::Duration,
 };
 
 use endpoints::{Endpoints, OnNodes, Slices};
+use gone::GonePods;
 use ipnet::IpNet;
 use log::Log;
 use networks::Cover;
 pub(crate) use owner::Owner;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::Instant,
+};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectName {
@@ -42,7 +48,21 @@ impl ObjectName {
 pub(crate) struct Service {
     /// Empty for headless services and ExternalName.
     pub(crate) cluster_ips: Vec<IpAddr>,
+    /// Other addresses that nodes send to it (`spec.externalIPs`).
+    pub(crate) external_ips: Vec<IpAddr>,
     pub(crate) exposure: Exposure,
+}
+
+impl Service {
+    /// Addresses beside its own that nodes send to it.
+    fn claims(&self) -> impl Iterator<Item = IpAddr> {
+        let balancers = self.exposure.ingress.iter().filter_map(|it| match it {
+            Ingress::Address(address) => Some(*address),
+            Ingress::Name(_) => None,
+        });
+
+        self.external_ips.iter().copied().chain(balancers)
+    }
 }
 
 /// How a service is reached from outside the cluster.
@@ -71,6 +91,8 @@ pub(crate) struct Pod {
 pub(crate) struct Node {
     pub(crate) external: Vec<IpAddr>,
     pub(crate) internal: Vec<IpAddr>,
+    /// Of bridges and tunnels, among those of pods.
+    pub(crate) tunnels: Vec<IpAddr>,
     pub(crate) pod_networks: Vec<IpNet>,
 }
 
@@ -105,12 +127,17 @@ pub(crate) struct Model {
     namespaces: BTreeMap<String, ()>,
     services: BTreeMap<ObjectName, Arc<Service>>,
     service_of: HashMap<IpAddr, ObjectName>,
+    /// Services that nodes send connections to other addresses to.
+    claims: HashMap<IpAddr, BTreeSet<ObjectName>>,
     pods: BTreeMap<ObjectName, Pod>,
     pod_of: HashMap<IpAddr, ObjectName>,
     on_nodes: OnNodes,
+    gone_pods: GonePods,
     slices: Slices,
     nodes: BTreeMap<String, Node>,
     node_addresses: BTreeSet<IpAddr>,
+    /// Bridges of the common pod networks hold the first address: the node answers there.
+    gateways: BTreeSet<IpAddr>,
     /// None until they are found, and where they cannot be.
     found_service_networks: Option<Vec<IpNet>>,
     service_networks: Vec<IpNet>,
@@ -120,8 +147,11 @@ pub(crate) struct Model {
     /// Of the addresses of services, and of pods outside of what nodes declare.
     service_cover: Cover,
     pod_cover: Cover,
-    /// Networks that are to be derived again.
+    /// Networks that are to be derived again; those of pods no sooner than a `pace` after the last
+    /// time, because each session is told them all.
     stale: Stale,
+    pace: Duration,
+    derived: Option<Instant>,
     /// What somebody is to be told. Most events of a cluster's objects are about what nobody asks
     /// the manager for.
     log: Log,
@@ -158,7 +188,7 @@ impl Model {
             Update::Removed(name) => self.set_pod(name, None),
             Update::Replaced(all) => {
                 self.pod_of = addresses(&all, |pod| &pod.addresses);
-                self.on_nodes = OnNodes::of(all.values());
+                self.on_nodes = OnNodes::of(all.iter());
                 self.pods = all;
                 self.cover_pods();
             }
@@ -173,6 +203,9 @@ impl Model {
         self.log.other_changed();
         let nodes = self.nodes.values();
         self.declared = nodes.flat_map(|node| node.pod_networks.clone()).collect();
+        let tunnels = self.nodes.values().flat_map(|node| node.tunnels.clone());
+        let bridges = self.declared.iter().filter_map(networks::first);
+        self.gateways = bridges.chain(tunnels).collect();
         self.node_addresses = self
             .nodes
             .values()
@@ -210,7 +243,10 @@ impl Model {
                 self.log.networks_changed();
             }
         }
-        if stale.pods {
+        let is_early = self.derived.is_some_and(|at| at.elapsed() < self.pace);
+        self.stale.pods = stale.pods && is_early;
+        if stale.pods && !is_early {
+            self.derived = Some(Instant::now());
             #[cfg(test)]
             {
                 self.derivations += 1;
@@ -223,6 +259,11 @@ impl Model {
                 self.log.networks_changed();
             }
         }
+    }
+
+    /// Somebody sees to it that what is too early is settled later.
+    pub(crate) fn keep_pace(&mut self, pace: Duration) {
+        self.pace = pace;
     }
 
     pub(crate) fn services_are_covered(&self) -> bool {
@@ -289,6 +330,17 @@ impl Model {
                 is_other |= self.service_cover.remove(*address, &self.node_addresses);
             }
         }
+        for address in before.iter().flat_map(|it| it.claims()) {
+            if let Some(claims) = self.claims.get_mut(&address) {
+                claims.remove(&name);
+                if claims.is_empty() {
+                    self.claims.remove(&address);
+                }
+            }
+        }
+        for address in service.iter().flat_map(Service::claims) {
+            self.claims.entry(address).or_default().insert(name.clone());
+        }
         for address in service.iter().flat_map(|it| &it.cluster_ips) {
             self.service_of.insert(*address, name.clone());
             is_other |= self.service_cover.insert(*address, &self.node_addresses);
@@ -302,6 +354,12 @@ impl Model {
 
     fn replace_services(&mut self, all: BTreeMap<ObjectName, Service>) {
         self.service_of = addresses(&all, |service| &service.cluster_ips);
+        self.claims.clear();
+        for (name, service) in &all {
+            for address in service.claims() {
+                self.claims.entry(address).or_default().insert(name.clone());
+            }
+        }
         self.service_cover = Cover::of(self.service_of.keys().copied());
         self.stale.services = true;
         let mut before = mem::take(&mut self.services);
@@ -331,11 +389,13 @@ impl Model {
             return;
         }
         let before = self.pods.remove(&name);
-        self.on_nodes.replace(before.as_ref(), pod.as_ref());
+        self.on_nodes
+            .replace(&name.namespace, before.as_ref(), pod.as_ref());
         for address in before.iter().flat_map(|it| &it.addresses) {
             // A later pod may have the address by now.
             if self.pod_of.get(address) == Some(&name) {
                 self.pod_of.remove(address);
+                self.gone_pods.insert(*address, &name.namespace);
                 self.stale.pods |= self.pod_cover.remove(*address, &self.node_addresses);
             }
         }
@@ -394,7 +454,12 @@ pub(crate) struct SharedModel {
     revision: watch::Sender<u64>,
     /// Of any update, also of one that nobody is told.
     updated: Arc<Notify>,
+    /// Who waits for one.
+    waiting: Arc<Semaphore>,
 }
+
+/// Connections that wait at once until it is known whose their address is: each looks at every update.
+const MAX_WAITING: usize = 256;
 
 impl SharedModel {
     pub(crate) fn new() -> Self {
@@ -402,6 +467,7 @@ impl SharedModel {
             inner: Arc::default(),
             revision: watch::Sender::new(0),
             updated: Arc::default(),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         }
     }
 

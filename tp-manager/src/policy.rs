@@ -167,9 +167,9 @@ async fn check(client: &Client, namespace: &str, policy: &watch::Sender<Policy>)
     let begin = Timestamp::now();
     let tested = tokio::time::timeout(CHECK_TIMEOUT, try_to_forge(client, namespace)).await;
     match tested {
-        // Refused by what was there before, perhaps.
         // Narrowed, or away: whatever was refused here.
         Ok(Ok(_)) if policy.borrow().since.is_none() => CHECK_INTERVAL,
+        // Refused by what was there before, perhaps.
         Ok(Ok(None)) if begin < policy.borrow().settles => RETRY,
         Ok(Ok(None)) => {
             policy.send_modify(|known| {

@@ -49,6 +49,8 @@ pub(super) fn scope(
             // What all of them take.
             Ok(Scope::AllNamespaces)
         }
+        // The network is a guess: whoever it is may be a neighbour of the pods.
+        Owner::Beside => Ok(Scope::AllNamespaces),
         Owner::External => Ok(Scope::External(session_namespace.into())),
         Owner::Node if allow.contains(&Allow::Nodes) => Ok(Scope::AllNamespaces),
         Owner::Node => Err(Refusal::prohibited(format!(

@@ -200,7 +200,7 @@ mod tests {
         Node {
             external: external.iter().map(|text| text.parse().unwrap()).collect(),
             internal: vec![internal.parse().unwrap()],
-            pod_networks: Vec::new(),
+            ..Node::default()
         }
     }
 
@@ -214,11 +214,11 @@ mod tests {
             model.update_nodes(Update::Applied(name.into(), node));
         }
         let service = Service {
-            cluster_ips: Vec::new(),
             exposure: Exposure {
                 ingress,
                 node_port: Some(30000),
             },
+            ..Service::default()
         };
         let name = ObjectName::new("tp-system", "tp-manager-0");
         model.update_services(Update::Applied(name, service));

@@ -148,6 +148,10 @@ impl Watch {
         }
         let asked: Vec<String> = self.all.iter().filter(is_asked).cloned().collect();
         if asked.is_empty() && !is_due {
+            // What could not be asked about has gone.
+            if is_retry {
+                self.retry_at = None;
+            }
             return;
         }
         let answers = self.rights(&asked).await;

@@ -1,6 +1,6 @@
 //! Kubernetes objects as the model has them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
@@ -9,6 +9,15 @@ use kube::ResourceExt as _;
 use crate::model::{Exposure, Ingress, Node, ObjectName, Pod, Service, endpoints::Endpoints};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+const UNREADABLE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Of nodes, by the network plugins that note them there: addresses of bridges and tunnels.
+const NODE_ANNOTATIONS: [&str; 5] = [
+    "projectcalico.org/IPv4IPIPTunnelAddr",
+    "projectcalico.org/IPv4VXLANTunnelAddr",
+    "projectcalico.org/IPv6VXLANTunnelAddr",
+    "network.cilium.io/ipv4-cilium-host",
+    "network.cilium.io/ipv6-cilium-host",
+];
 
 pub(super) fn namespace(namespace: &core::Namespace) -> (String, Option<()>) {
     (namespace.name_any(), Some(()))
@@ -32,6 +41,7 @@ pub(super) fn service(service: &core::Service) -> (ObjectName, Option<Service>) 
     let converted = Service {
         // "None" of a headless service is no address.
         cluster_ips: addresses(spec.cluster_ips.iter().flatten()),
+        external_ips: addresses(spec.external_ips.iter().flatten()),
         exposure: Exposure { ingress, node_port },
     };
 
@@ -90,9 +100,15 @@ pub(super) fn node(node: &core::Node) -> (String, Option<Node>) {
         .filter_map(|network| network.parse::<IpNet>().ok())
         .collect();
 
+    let annotations = node.annotations();
+    let tunnels = NODE_ANNOTATIONS
+        .iter()
+        .filter_map(|key| annotations.get(*key));
+
     let converted = Node {
         external: of_kind("ExternalIP"),
         internal: of_kind("InternalIP"),
+        tunnels: addresses(tunnels),
         pod_networks,
     };
     (node.name_any(), Some(converted))
@@ -109,9 +125,16 @@ pub(super) fn endpoints(slice: &EndpointSlice) -> (ObjectName, Option<Endpoints>
     });
     let ports = slice.ports.as_deref().unwrap_or_default();
     let numbers = ports.iter().map(|port| u16::try_from(port.port?).ok());
+    let texts = used.flat_map(|endpoint| &endpoint.addresses);
+    // Nodes read more than RFC 6943 lets one: what cannot be read here leads to nobody's address.
+    let read = |text: &String| text.parse().unwrap_or(UNREADABLE);
     let converted = service.map(|service| Endpoints {
         service: service.clone(),
-        addresses: addresses(used.flat_map(|endpoint| &endpoint.addresses)),
+        addresses: match slice.address_type.as_str() {
+            // Nodes connect nobody with those.
+            "FQDN" => Vec::new(),
+            _ => texts.map(read).collect(),
+        },
         // One without a number stands for all.
         ports: numbers.collect::<Option<_>>().unwrap_or_default(),
     });
@@ -210,6 +233,14 @@ mod tests {
         assert_eq!((slice.service.as_str(), slice.ports), ("web", vec![80, 81]));
         let used: Vec<String> = slice.addresses.iter().map(IpAddr::to_string).collect();
         assert_eq!(used, ["10.244.0.7", "10.244.0.9"]);
+        // Nodes may read it, as one of theirs.
+        let object = read(json!({
+            "metadata": {"name": "web-y", "namespace": "shop",
+                         "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["172.030.0.011"]}],
+        }));
+        assert_eq!(endpoints(&object).1.unwrap().addresses, [UNREADABLE]);
         // All ports there are, and whatever has no number.
         assert!(with(json!(null)).1.unwrap().ports.is_empty());
         assert!(with(json!([{"port": 80}, {}])).1.unwrap().ports.is_empty());

@@ -29,9 +29,11 @@ pub(crate) async fn follow(
     loop {
         let pause = match discover(&client, &namespace).await {
             Ok(networks) => {
-                let found = Some(networks).filter(|networks| !networks.is_empty());
-                tracing::debug!(?found, "Looked for the service networks");
-                model.update(|model| model.set_service_networks(found));
+                tracing::debug!(?networks, "Looked for the service networks");
+                // What was found before stays where nothing is told any more.
+                if !networks.is_empty() {
+                    model.update(|model| model.set_service_networks(Some(networks)));
+                }
                 synced.done();
                 REFRESH
             }
@@ -39,7 +41,7 @@ pub(crate) async fn follow(
             Err(kube::Error::Api(status)) if (400..429).contains(&status.code) => {
                 let reason = status.message;
                 tracing::info!(reason, "The service networks cannot be found");
-                model.update(|model| model.set_service_networks(None));
+                // What was found before stays.
                 synced.done();
                 REFRESH
             }

@@ -2,11 +2,19 @@
 //! may let it stand for a node or for the API server (CVE-2021-25740).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
+    time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::{ObjectName, Pod, Update};
+
+/// How long nodes may take to hear of a change: kube-proxy gathers changes for a second and more.
+const LINGERS: Duration = Duration::from_secs(30);
+/// Of those, at most: the newest.
+const MOST_LEFT: usize = 16_384;
 
 /// One EndpointSlice: every address at every port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,38 +26,51 @@ pub(crate) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Whether pods that share the network of their node declare all that is reached at `address`.
-    pub(super) fn are_of_pods(&self, address: IpAddr, declared: &OnNodes) -> bool {
-        let is_of_pod = |port: &u16| declared.0.contains_key(&(address, *port));
+    /// Whether pods of `namespace` that share the network of their node declare all that is reached at
+    /// `address`.
+    pub(super) fn are_of_pods(&self, namespace: &str, address: IpAddr, all: &OnNodes) -> bool {
+        let declared = all.0.get(namespace);
+        let is_of_pod = |port: &u16| declared.is_some_and(|it| it.contains_key(&(address, *port)));
 
         !self.ports.is_empty() && self.ports.iter().all(is_of_pod)
     }
 }
 
-/// How many pods that share the network of their node declare a port there.
+/// How many pods of each namespace that share the network of their node declare a port there.
 #[derive(Debug, Default)]
-pub(super) struct OnNodes(HashMap<(IpAddr, u16), usize>);
+pub(super) struct OnNodes(HashMap<String, HashMap<(IpAddr, u16), usize>>);
 
 impl OnNodes {
-    pub(super) fn of<'a>(pods: impl Iterator<Item = &'a Pod>) -> Self {
+    pub(super) fn of<'a>(pods: impl Iterator<Item = (&'a ObjectName, &'a Pod)>) -> Self {
         let mut this = Self::default();
-        pods.for_each(|pod| this.replace(None, Some(pod)));
+        pods.for_each(|(name, pod)| this.replace(&name.namespace, None, Some(pod)));
 
         this
     }
 
     /// One pod may follow another before the end of that one is told: ports are counted.
-    pub(super) fn replace(&mut self, before: Option<&Pod>, after: Option<&Pod>) {
+    pub(super) fn replace(&mut self, namespace: &str, before: Option<&Pod>, after: Option<&Pod>) {
+        if [before, after]
+            .iter()
+            .flatten()
+            .all(|pod| pod.on_node.is_empty())
+        {
+            return;
+        }
+        let ports = self.0.entry(namespace.to_owned()).or_default();
         for port in after.iter().flat_map(|pod| &pod.on_node) {
-            *self.0.entry(*port).or_default() += 1;
+            *ports.entry(*port).or_default() += 1;
         }
         for port in before.iter().flat_map(|pod| &pod.on_node) {
-            if let Some(count) = self.0.get_mut(port) {
+            if let Some(count) = ports.get_mut(port) {
                 *count -= 1;
                 if *count == 0 {
-                    self.0.remove(port);
+                    ports.remove(port);
                 }
             }
+        }
+        if ports.is_empty() {
+            self.0.remove(namespace);
         }
     }
 }
@@ -59,22 +80,35 @@ impl OnNodes {
 pub(super) struct Slices {
     slices: BTreeMap<ObjectName, Endpoints>,
     of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// What has left a service, the oldest first.
+    left: VecDeque<(Instant, ObjectName, Endpoints)>,
 }
 
 impl Slices {
     pub(super) fn update(&mut self, update: Update<ObjectName, Endpoints>) {
         match update {
             Update::Applied(name, slice) => {
-                self.forget(&name);
+                self.forget(&name, Some(&slice));
                 self.learn(name, slice);
             }
-            Update::Removed(name) => self.forget(&name),
+            Update::Removed(name) => self.forget(&name, None),
             Update::Replaced(all) => {
-                *self = Self::default();
+                let known: Vec<ObjectName> = self.slices.keys().cloned().collect();
+                for name in known {
+                    self.forget(&name, all.get(&name));
+                }
                 for (name, slice) in all {
                     self.learn(name, slice);
                 }
             }
+        }
+        while self.left.len() > MOST_LEFT
+            || self
+                .left
+                .front()
+                .is_some_and(|(since, ..)| since.elapsed() > LINGERS)
+        {
+            self.left.pop_front();
         }
     }
 
@@ -84,6 +118,16 @@ impl Slices {
         names.filter_map(|name| self.slices.get(name))
     }
 
+    /// What nodes may still send connections to: they hear of a change later than this does.
+    pub(super) fn left(&self, service: &ObjectName) -> impl Iterator<Item = &Endpoints> {
+        let lingering = self
+            .left
+            .iter()
+            .filter(move |(since, name, _)| name == service && since.elapsed() <= LINGERS);
+
+        lingering.map(|(.., endpoints)| endpoints)
+    }
+
     fn learn(&mut self, name: ObjectName, slice: Endpoints) {
         let service = ObjectName::new(name.namespace.clone(), slice.service.clone());
         let names = self.of_service.entry(service).or_default();
@@ -91,11 +135,21 @@ impl Slices {
         self.slices.insert(name, slice);
     }
 
-    fn forget(&mut self, name: &ObjectName) {
+    fn forget(&mut self, name: &ObjectName, after: Option<&Endpoints>) {
         let Some(slice) = self.slices.remove(name) else {
             return;
         };
-        let service = ObjectName::new(name.namespace.clone(), slice.service);
+        let service = ObjectName::new(name.namespace.clone(), slice.service.clone());
+        let stays =
+            after.filter(|after| after.service == slice.service && after.ports == slice.ports);
+        let is_gone = |address: &IpAddr| stays.is_none_or(|it| !it.addresses.contains(address));
+        let gone = Endpoints {
+            addresses: slice.addresses.iter().copied().filter(is_gone).collect(),
+            ..slice
+        };
+        if !gone.addresses.is_empty() {
+            self.left.push_back((Instant::now(), service.clone(), gone));
+        }
         if let Some(names) = self.of_service.get_mut(&service) {
             names.remove(name);
             if names.is_empty() {
@@ -141,5 +195,31 @@ mod tests {
         assert_eq!(addresses(&slices, "db"), ["10.0.0.2"]);
         slices.update(Update::Replaced(BTreeMap::new()));
         assert!(slices.of_service.is_empty() && slices.slices.is_empty());
+    }
+
+    #[test]
+    fn what_has_left_a_service_is_remembered_for_a_while() {
+        let mut slices = Slices::default();
+        let name = ObjectName::new("shop", "a");
+        let web = ObjectName::new("shop", "web");
+        let left = |slices: &Slices| -> Vec<String> {
+            let all = slices.left(&web).flat_map(|it| &it.addresses);
+            all.map(IpAddr::to_string).collect()
+        };
+        slices.update(Update::Applied(name.clone(), slice("web", "10.0.0.1")));
+        slices.update(Update::Applied(name.clone(), slice("web", "10.0.0.1")));
+        assert_eq!(left(&slices), [""; 0]);
+
+        slices.update(Update::Applied(name.clone(), slice("web", "10.0.0.2")));
+        assert_eq!(left(&slices), ["10.0.0.1"]);
+        slices.update(Update::Replaced(BTreeMap::new()));
+        assert_eq!(left(&slices), ["10.0.0.1", "10.0.0.2"]);
+
+        for entry in &mut slices.left {
+            entry.0 -= LINGERS * 2;
+        }
+        assert_eq!(left(&slices), [""; 0]);
+        slices.update(Update::Removed(name));
+        assert!(slices.left.is_empty());
     }
 }

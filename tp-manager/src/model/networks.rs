@@ -49,6 +49,20 @@ pub(crate) fn is_nobodys(address: IpAddr) -> bool {
     }
 }
 
+/// The first address behind that of the network itself.
+pub(crate) fn first(network: &IpNet) -> Option<IpAddr> {
+    match network {
+        IpNet::V4(network) => {
+            let first = network.network().to_bits().checked_add(1)?;
+            Some(Ipv4Addr::from_bits(first).into())
+        }
+        IpNet::V6(network) => {
+            let first = network.network().to_bits().checked_add(1)?;
+            Some(Ipv6Addr::from_bits(first).into())
+        }
+    }
+}
+
 pub(crate) fn is_in(address: IpAddr, networks: &[IpNet]) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }

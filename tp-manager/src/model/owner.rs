@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{Model, ObjectName, SharedModel, networks};
+use super::{Model, ObjectName, SharedModel, endpoints::Endpoints, networks};
 
 /// How long an address may be in use before the API server's watches say whose it is.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -23,9 +23,12 @@ pub(crate) enum Owner {
     ApiServer,
     /// A node, or a pod that shares its network.
     Node,
-    /// Inside the cluster's networks, and nobody's that is known: a node's own address there, or what
-    /// has just been given to a pod or a service.
+    /// Inside networks that are the cluster's alone, and nobody's that is known: a node's own address
+    /// there, or what has just been given to a pod or a service.
     Unknown,
+    /// Nobody's that is known, among addresses of pods or services in no network that the cluster
+    /// tells of: perhaps a neighbour's.
+    Beside,
     /// Outside the cluster's networks.
     External,
     /// Nothing that anybody may reach through a manager: loopback, link-local, metadata.
@@ -42,8 +45,28 @@ impl Model {
         if let Some(name) = self.service_of.get(&address) {
             return self.owner_of_service(name);
         }
+        let Some(claims) = self
+            .claims
+            .get(&address)
+            .filter(|claims| !claims.is_empty())
+        else {
+            return self.owner_of_endpoint(address);
+        };
+        // Nodes send some ports of it to services, and the rest to whose it is.
+        let mut leads_to = vec![(address, self.owner_of_endpoint(address))];
+        leads_to.extend(
+            claims
+                .iter()
+                .map(|name| (address, self.owner_of_service(name))),
+        );
 
-        self.owner_of_endpoint(address)
+        Owner::Service {
+            namespace: claims
+                .first()
+                .map(|name| name.namespace.clone())
+                .unwrap_or_default(),
+            leads_to,
+        }
     }
 
     /// The namespace, unless endpoints of the service are somebody else's.
@@ -56,12 +79,26 @@ impl Model {
             for address in &slice.addresses {
                 let owner = match self.owner_of_endpoint(address.to_canonical()) {
                     Owner::Namespace(namespace) if namespace == name.namespace => continue,
-                    // What is outside of the cluster forbids itself, if it has to.
-                    Owner::External => continue,
-                    Owner::Node if slice.are_of_pods(*address, &self.on_nodes) => continue,
+                    // Whoever may write that decides: no more than a pod of theirs could reach.
+                    Owner::External | Owner::Beside => continue,
+                    Owner::Node if self.are_of_pods(name, slice, *address) => continue,
                     owner => owner,
                 };
                 leads_to.push((*address, owner));
+            }
+        }
+        for slice in self.slices.left(name) {
+            for address in &slice.addresses {
+                // Pods come and go.
+                let owner = self.owner_of_endpoint(address.to_canonical());
+                let is_forbidden = match owner {
+                    Owner::Nobody | Owner::ApiServer => true,
+                    Owner::Node => !self.are_of_pods(name, slice, *address),
+                    _ => false,
+                };
+                if is_forbidden {
+                    leads_to.push((*address, owner));
+                }
             }
         }
         let namespace = name.namespace.clone();
@@ -73,6 +110,10 @@ impl Model {
             namespace,
             leads_to,
         }
+    }
+
+    fn are_of_pods(&self, service: &ObjectName, slice: &Endpoints, address: IpAddr) -> bool {
+        slice.are_of_pods(&service.namespace, address, &self.on_nodes)
     }
 
     fn owner_of_endpoint(&self, address: IpAddr) -> Owner {
@@ -87,23 +128,23 @@ impl Model {
         if api_servers.any(|slice| slice.addresses.contains(&address)) {
             return Owner::ApiServer;
         }
-        if self.node_addresses.contains(&address) || self.is_gateway(address) {
+        if self.node_addresses.contains(&address) || self.gateways.contains(&address) {
             return Owner::Node;
         }
-        let mut ours = self.service_networks.iter().chain(&self.pod_networks);
-        if ours.any(|network| network.contains(&address)) {
-            return Owner::Unknown;
+        let found = self.found_service_networks.as_deref().unwrap_or_default();
+        if networks::is_in(address, found) || networks::is_in(address, &self.declared) {
+            // The pod has gone, and a service may lead there for a moment more.
+            return match self.gone_pods.owner(address) {
+                Some(namespace) => Owner::Namespace(namespace),
+                None => Owner::Unknown,
+            };
+        }
+        let is_covered = |all| networks::is_in(address, all);
+        if is_covered(&self.service_networks) || is_covered(&self.pod_networks) {
+            return Owner::Beside;
         }
 
         Owner::External
-    }
-
-    /// Bridges of the common pod networks hold the first address: the node answers there.
-    fn is_gateway(&self, address: IpAddr) -> bool {
-        self.nodes
-            .values()
-            .flat_map(|node| &node.pod_networks)
-            .any(|network| network.hosts().next() == Some(address))
     }
 }
 
@@ -111,6 +152,14 @@ impl SharedModel {
     /// As [`Model::owner`]; what is unknown is given a moment to become known: names and addresses are
     /// told by several watches, and by several replicas.
     pub(crate) async fn settled_owner(&self, address: IpAddr) -> Owner {
+        let owner = self.read().owner(address);
+        if !owner.is_unsettled() {
+            return owner;
+        }
+        // Whoever finds no room has what is known now.
+        let Ok(_room) = self.waiting.try_acquire() else {
+            return owner;
+        };
         let settled = async {
             loop {
                 let updated = self.updated.notified();

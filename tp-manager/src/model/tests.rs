@@ -40,7 +40,7 @@ fn address(text: &str) -> IpAddr {
 fn service(cluster_ip: &str) -> Service {
     Service {
         cluster_ips: vec![address(cluster_ip)],
-        exposure: Exposure::default(),
+        ..Service::default()
     }
 }
 
@@ -59,6 +59,7 @@ fn model() -> Model {
         Node {
             external: Vec::new(),
             internal: vec![address("172.30.0.11")],
+            tunnels: vec![address("10.244.0.128")],
             pod_networks: vec!["10.244.0.0/24".parse().unwrap()],
         },
     ));
@@ -231,11 +232,6 @@ fn lead(model: &mut Model, service: &str, endpoint: &str, port: u16) {
 
 #[test]
 fn a_service_is_whose_its_endpoints_are() {
-    let mut model = model();
-    model.update_pods(Update::Applied(
-        ObjectName::new("bank", "vault-0"),
-        pod("10.244.0.9"),
-    ));
     let to = |model: &Model| match model.owner(address("10.96.1.2")) {
         Owner::Service {
             namespace,
@@ -253,10 +249,15 @@ fn a_service_is_whose_its_endpoints_are() {
         ("10.244.0.9", Some(Owner::Namespace("bank".into()))),
         ("172.30.0.11", Some(Owner::Node)),
         ("10.244.0.1", Some(Owner::Node)),
+        ("10.244.0.128", Some(Owner::Node)),
         ("169.254.169.254", Some(Owner::Nobody)),
         ("::ffff:127.0.0.1", Some(Owner::Nobody)),
         ("10.244.0.99", Some(Owner::Unknown)),
     ] {
+        let mut model = model();
+        let vault = ObjectName::new("bank", "vault-0");
+        model.update_pods(Update::Applied(vault, pod("10.244.0.9")));
+
         lead(&mut model, "web", endpoint, 80);
 
         assert_eq!(to(&model), Vec::from_iter(owner), "{endpoint}");
@@ -272,7 +273,7 @@ fn a_pod_on_a_node_is_reached_by_the_ports_that_it_declares() {
         on_node,
         ..Pod::default()
     };
-    model.update_pods(Update::Applied(exporter.clone(), pod));
+    model.update_pods(Update::Applied(exporter.clone(), pod.clone()));
     let is_of_shop = |model: &Model| {
         let owner = model.owner(address("10.96.1.2"));
         owner == Owner::Namespace("shop".into())
@@ -280,13 +281,85 @@ fn a_pod_on_a_node_is_reached_by_the_ports_that_it_declares() {
 
     lead(&mut model, "web", "172.30.0.11", 9100);
     assert!(is_of_shop(&model));
+    model.update_pods(Update::Removed(exporter.clone()));
+    assert!(!is_of_shop(&model));
+    // Of another namespace.
+    model.update_pods(Update::Applied(
+        ObjectName::new("bank", "exporter"),
+        pod.clone(),
+    ));
+    assert!(!is_of_shop(&model));
+
+    model.update_pods(Update::Applied(exporter, pod));
+    assert!(is_of_shop(&model));
     // The kubelet's.
     lead(&mut model, "web", "172.30.0.11", 10250);
     assert!(!is_of_shop(&model));
+}
 
-    lead(&mut model, "web", "172.30.0.11", 9100);
-    model.update_pods(Update::Removed(exporter));
+#[test]
+fn a_service_is_judged_for_a_while_by_where_it_led_before() {
+    let mut model = model();
+    let is_of_shop = |model: &Model| {
+        let owner = model.owner(address("10.96.1.2"));
+        owner == Owner::Namespace("shop".into())
+    };
+    // A pod that goes is no harm: its address was the namespace's.
+    model.update_pods(Update::Applied(
+        ObjectName::new("shop", "b"),
+        pod("10.244.0.8"),
+    ));
+    lead(&mut model, "web", "10.244.0.8", 80);
+    model.update_pods(Update::Removed(ObjectName::new("shop", "b")));
+    assert!(is_of_shop(&model));
+    lead(&mut model, "web", "10.244.0.7", 80);
+    assert!(is_of_shop(&model));
+
+    lead(&mut model, "web", "172.30.0.11", 10250);
+    lead(&mut model, "web", "10.244.0.7", 80);
+
     assert!(!is_of_shop(&model));
+}
+
+#[test]
+fn an_address_that_a_service_claims_is_that_of_all_who_answer_there() {
+    let mut model = model();
+    let claim = |model: &mut Model, claimed: &str| {
+        let service = Service {
+            external_ips: vec![address(claimed)],
+            ..service("10.96.1.2")
+        };
+        model.update_services(Update::Applied(ObjectName::new("shop", "web"), service));
+        match model.owner(address(claimed)) {
+            Owner::Service { leads_to, .. } => leads_to
+                .into_iter()
+                .map(|(_, owner)| owner)
+                .collect::<Vec<_>>(),
+            owner => panic!("{owner:?}"),
+        }
+    };
+    let shop = Owner::Namespace("shop".into());
+
+    let of_pod = claim(&mut model, "10.244.0.7");
+    assert_eq!(of_pod, [shop.clone(), shop.clone()]);
+    let of_node = claim(&mut model, "172.30.0.11");
+    assert_eq!(of_node, [Owner::Node, shop.clone()]);
+    let outside = claim(&mut model, "203.0.113.7");
+    assert_eq!(outside, [Owner::External, shop]);
+    assert_eq!(model.owner(address("172.30.0.11")), Owner::Node);
+}
+
+#[test]
+fn an_address_in_a_network_that_is_guessed_may_be_a_neighbours() {
+    let mut model = model();
+    let name = ObjectName::new("shop", "apart");
+    model.update_pods(Update::Applied(name, pod("10.77.1.2")));
+    model.settle();
+
+    assert_eq!(model.owner(address("10.77.1.3")), Owner::Beside);
+    lead(&mut model, "web", "10.77.1.3", 80);
+    let owner = model.owner(address("10.96.1.2"));
+    assert_eq!(owner, Owner::Namespace("shop".into()));
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tp_proto::{
 };
 
 use super::*;
-use crate::model::{Exposure, Model, Node, ObjectName, Pod, Service, Update};
+use crate::model::{Model, Node, ObjectName, Pod, Service, Update};
 
 const HISTORIES: u64 = 300;
 const LOOKS: usize = 40;
@@ -152,7 +152,7 @@ impl World {
         let free = candidates.into_iter().take(families);
         Service {
             cluster_ips: free.filter(|it| !taken.contains(it)).collect(),
-            exposure: Exposure::default(),
+            ..Service::default()
         }
     }
 

@@ -8,7 +8,7 @@ use tp_proto::{
 };
 
 use super::*;
-use crate::model::{Exposure, Model, ObjectName, Pod, Service, Update};
+use crate::model::{Model, ObjectName, Pod, Service, Update};
 
 const SESSIONS: usize = 300;
 const NAMESPACES: u32 = 50;
@@ -23,7 +23,7 @@ fn service(number: u32) -> (ObjectName, Service) {
     let ip = Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 0, 0).to_bits() + number);
     let service = Service {
         cluster_ips: vec![ip.into()],
-        exposure: Exposure::default(),
+        ..Service::default()
     };
 
     (name, service)
