@@ -54,6 +54,15 @@ pub(crate) fn hello_to_connect() -> Answer {
     ask(true)
 }
 
+/// Whether there is one that ends by itself, without sessions.
+pub(crate) fn is_ending() -> bool {
+    match hello() {
+        Answer::Running(running) => running.ends_with_last_session,
+        Answer::Ending => true,
+        Answer::Absent | Answer::Denied(_) | Answer::Broken(_) => false,
+    }
+}
+
 /// Whether the root daemon's socket has no listener, without a word to one that has.
 pub(crate) fn is_gone() -> bool {
     matches!(

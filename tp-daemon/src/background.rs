@@ -32,8 +32,8 @@ pub(crate) fn enter(mask: u32) {
     let _ = chdir("/");
 }
 
-/// Runs this program again, with `detached` in place of `flag`, and returns when that has let go of
-/// the terminal. sudo ends what it started with its pseudo-terminal (`use_pty` of sudoers(5)), and not
+/// Runs this program again, with `detached` in place of `flag`, and returns when that serves and has
+/// let go of the terminal. sudo ends what it started with its pseudo-terminal (`use_pty` of sudoers(5)), and not
 /// every sudo has a background of its own (`-b`).
 pub(crate) fn detach(flag: &str, detached: &str) -> anyhow::Result<()> {
     let program = env::current_exe().context("cannot find this program")?;

@@ -17,7 +17,8 @@ const UNIT_TEXT: &str = include_str!("../tp-daemon.service");
 const GROUP: &str = "tp";
 const PROGRAM_DIR: &str = "usr/local/bin";
 const UNIT_FILE: &str = "etc/systemd/system/tp-daemon.service";
-/// Before anything that an administrator names, of which the first that matches counts.
+/// The first file in the order of names that matches counts: those of administrators begin with 10 and
+/// more, as a rule.
 const NETWORK_FILE: &str = "etc/systemd/network/05-tp.network";
 const NETWORK_TEXT: &str = "\
 # systemd-networkd leaves the interfaces of tp alone, also where another file is for all interfaces.

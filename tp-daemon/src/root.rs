@@ -124,9 +124,6 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         return background::detach("--detach", "--detached");
     }
     background::enter(0o022);
-    if args.detached {
-        background::tell_detached().context("cannot let go of standard output")?;
-    }
     tracing_subscriber::fmt()
         .with_env_filter(log_filter())
         .with_writer(Mutex::new(Stderr::new()))
@@ -154,6 +151,9 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         .build()?;
     let (listener, _file) = open_socket(&socket, admission)?;
     tracing::info!(version = tp_proto::VERSION, "Root daemon is ready");
+    if args.detached {
+        background::tell_detached().context("cannot let go of standard output")?;
+    }
 
     runtime.block_on(async { Server::new(listener, admission, context)?.run().await })
 }

@@ -63,6 +63,15 @@ pub(super) struct Replica {
     pub(super) key: KeyHash,
 }
 
+/// What became of an object that was to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deletion {
+    Done,
+    /// There was none.
+    Absent,
+    Failed,
+}
+
 /// What a kubeconfig names, before anybody logs in.
 pub(super) struct Named {
     pub(super) place: Place,
@@ -276,19 +285,18 @@ impl Cluster {
             .await
     }
 
-    /// Deletes the object; whether it is gone then, also if it was before.
-    pub(super) async fn delete_session(&self, name: &str) -> bool {
+    pub(super) async fn delete_session(&self, name: &str) -> Deletion {
         let (api, how) = (self.sessions(), DeleteParams::default());
         match timeout(CONNECT_LIMIT, api.delete(name, &how)).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => true,
+            Ok(Ok(_)) => Deletion::Done,
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Deletion::Absent,
             Ok(Err(error)) => {
                 tracing::info!(%error, name, "Session object could not be deleted");
-                false
+                Deletion::Failed
             }
             Err(_) => {
                 tracing::info!(name, "Session object could not be deleted in time");
-                false
+                Deletion::Failed
             }
         }
     }

@@ -138,7 +138,10 @@ impl Connection {
                 uplink.discard(established).await;
                 return Err(fault);
             }
-            (Err(fault), _) => return Err(fault),
+            (Err(fault), _) => {
+                uplink.delete_all(&BTreeSet::new()).await;
+                return Err(fault);
+            }
         };
         let tasks = Tasks::new(stop.clone());
         let this = Self {
@@ -275,10 +278,10 @@ impl Connection {
     /// Whether what is steered gets out is told by [`Self::notices`] from here on.
     pub(super) async fn look_for_firewall(&self) {
         let alias = firewall::unused_alias(&self.bundle);
-        let passes = firewall::lets_pass(alias, || self.reached()).await;
-        self.is_blocked.store(!passes, Ordering::Relaxed);
-        if passes {
-            self.tried.fetch_add(1, Ordering::Relaxed);
+        // Where nobody can tell, what was found before stands.
+        if let Some(passes) = firewall::lets_pass(alias, || self.reached()).await {
+            self.is_blocked.store(!passes, Ordering::Relaxed);
+            self.tried.fetch_add(u64::from(passes), Ordering::Relaxed);
         }
     }
 
@@ -330,14 +333,14 @@ impl Connection {
         };
         let none = BTreeSet::new();
         let sessions = self.uplink.delete_all(&none);
-        let (_, tried, ()) = tokio::join!(hooks, sessions, async {
+        let (_, unanswered, ()) = tokio::join!(hooks, sessions, async {
             tunnel.await;
             if timeout(CLOSE_LIMIT, self.tasks.end()).await.is_err() {
                 tracing::info!("Tasks did not end in time");
             }
         });
         // One that was on its way when its task ended.
-        self.uplink.delete_all(&tried).await;
+        self.uplink.delete_all(&unanswered).await;
     }
 }
 

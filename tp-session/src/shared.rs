@@ -135,21 +135,25 @@ impl Shared {
 
     /// What the user is to know of the table, in sentences.
     pub(super) fn notices(&self) -> Vec<String> {
-        let networks = self.networks.borrow();
         let is_covered = self.services_are_covered.load(Ordering::Relaxed);
-        let is_ipv6_only = !networks.is_empty() && networks.iter().all(|it| it.addr().is_ipv6());
         let covered = is_covered.then(|| {
             "the cluster does not tell its service networks: services are steered by the addresses \
              that are known"
                 .to_owned()
         });
-        let ipv6_only = is_ipv6_only.then(|| {
+        let ipv6_only = self.is_ipv6_only().then(|| {
             "the cluster has IPv6 networks only, and IPv6 is not steered yet: its services and pods \
              are not reached"
                 .to_owned()
         });
 
         covered.into_iter().chain(ipv6_only).collect()
+    }
+
+    pub(super) fn is_ipv6_only(&self) -> bool {
+        let networks = self.networks.borrow();
+
+        !networks.is_empty() && networks.iter().all(|it| it.addr().is_ipv6())
     }
 
     /// Those that the user may reach.

@@ -87,7 +87,9 @@ pub(super) fn connected(connection: &Connection, already: bool) -> Connected {
         reason: shared.reason.borrow().clone(),
         ..TransportStatus::default()
     });
-    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    // Names of what is not steered are known, and lead nowhere.
+    let is_reached = !shared.is_ipv6_only();
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX) * u32::from(is_reached);
 
     Connected {
         context: place.context.clone(),

@@ -398,16 +398,15 @@ impl Uplink {
     async fn delete_others(&self, session: &SessionRef) {
         let mut names = self.made.names();
         names.remove(&session.name);
-        self.made.delete_all(&self.login.cluster(), &names).await;
+        self.made.delete_all(&self.login.cluster(), names).await;
     }
 
-    /// Deletes every Session object of this connection, but not those that were tried `before`;
-    /// returns all that were tried.
-    pub(super) async fn delete_all(&self, before: &BTreeSet<String>) -> BTreeSet<String> {
-        let names = &self.made.names() - before;
-        self.made.delete_all(&self.login.cluster(), &names).await;
+    /// Deletes the Session objects of this connection, but not `unanswered` ones; returns those for
+    /// which the API server had no answer.
+    pub(super) async fn delete_all(&self, unanswered: &BTreeSet<String>) -> BTreeSet<String> {
+        let names = &self.made.names() - unanswered;
 
-        &names | before
+        self.made.delete_all(&self.login.cluster(), names).await
     }
 }
 

@@ -25,9 +25,18 @@ pub(crate) async fn run(args: &CompleteArgs) {
         }
     };
     let names = timeout(LIMIT, names).await.unwrap_or_default();
-    let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+    let plain = names.iter().filter(|name| is_plain(name));
+    let lines: String = plain.map(|name| format!("{name}\n")).collect();
     // The shell may have lost interest.
     let _ = print_all(&lines);
+}
+
+/// Whether no shell reads it as anything but itself: the scripts put names on the command line as they
+/// are, and kubeconfigs come from others.
+fn is_plain(name: &str) -> bool {
+    let is_plain = |it: char| it.is_alphanumeric() || "@:/._=+-".contains(it);
+
+    !name.is_empty() && name.chars().all(is_plain)
 }
 
 /// Of the files that kubectl would read here. One may be a pipe that says nothing.
@@ -49,4 +58,33 @@ async fn namespaces() -> Vec<String> {
     let response = client::ask(session.namespaces(NamespacesRequest {})).await;
 
     response.map(|it| it.namespaces).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_a_shell_would_read_otherwise_are_left_out() {
+        for plain in [
+            "arn:aws:eks:eu-west-1:1:cluster/shop",
+            "dev@kind",
+            "a_b=c+d",
+        ] {
+            assert!(is_plain(plain), "{plain}");
+        }
+        for other in [
+            "",
+            "my lab",
+            "$(touch x)",
+            "a;b",
+            "`a`",
+            "a\tb",
+            "a*",
+            "~a",
+            "a'b",
+        ] {
+            assert!(!is_plain(other), "{other}");
+        }
+    }
 }

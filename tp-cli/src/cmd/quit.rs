@@ -28,6 +28,10 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
     };
     // As it is to be: scripts quit whatever was before.
     let Some(session) = client::find().await? else {
+        // That of a session which was killed may still be at work.
+        if args.stop_daemons && root_daemon::is_ending() {
+            root_daemon_ended(true).await?;
+        }
         let text = format!("Not connected{}\n", client::elsewhere());
         return output.print(&disconnected, &text);
     };

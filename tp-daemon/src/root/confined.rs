@@ -67,6 +67,13 @@ pub(super) fn set(family: &str, interface: &str, key: &str, value: &str) -> Resu
     let Err(error) = fs::write(format!("/proc/{path}"), value) else {
         return Ok(());
     };
+    let is_protected = matches!(
+        error.raw_os_error(),
+        Some(libc::EROFS | libc::EPERM | libc::EACCES | libc::ENOENT)
+    );
+    if !is_protected {
+        return Err(anyhow::anyhow!("cannot write /proc/{path}: {error}").into());
+    }
     let written = || {
         let proc = mount("proc")?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -79,7 +86,7 @@ pub(super) fn set(family: &str, interface: &str, key: &str, value: &str) -> Resu
 
     written().map_err(|own: io::Error| {
         Refusal::unsupported(format!(
-            "cannot write /proc/{path}: {error}; nor can another /proc be mounted: {own}; in a \
+            "cannot write /proc/{path}: {error}; nor by another mount of proc: {own}; in a \
              container, start the container with `--security-opt systempaths=unconfined` (Docker) or \
              `--security-opt unmask=ALL` (Podman)"
         ))

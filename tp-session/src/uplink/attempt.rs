@@ -48,11 +48,11 @@ impl<'a> Attempt<'a> {
         let session = async move {
             made.begin(&object);
             let created = maker.create_session(&object, &user, &key).await;
-            // Of an API server that does not answer nobody knows what it has done.
-            if let Err(fault) = &created
-                && fault.kind != FaultKind::Unavailable
-            {
-                made.refused(&object);
+            match &created {
+                Ok(_) => made.answered(&object),
+                Err(fault) if is_refusal(fault) => made.refused(&object),
+                // Nobody knows what the API server has done.
+                Err(_) => {}
             }
             created
         };
@@ -105,6 +105,14 @@ pub(super) async fn race<T>(
             None => return (failure, begun),
         }
     }
+}
+
+/// Whether the API server has made nothing, for sure.
+fn is_refusal(fault: &Fault) -> bool {
+    matches!(
+        fault.kind,
+        FaultKind::NoPermission | FaultKind::NotInstalled | FaultKind::Config
+    )
 }
 
 /// Whether another replica may serve: no port can be forwarded to a node that is gone.
