@@ -198,7 +198,8 @@ impl Session {
         };
         let alias = firewall::unused_alias(&self.bundle);
 
-        self.runtime.block_on(firewall::lets_pass(alias, reached))
+        let passes = self.runtime.block_on(firewall::lets_pass(alias, reached));
+        passes.expect("the root daemon counts")
     }
 
     /// Stops the only thread of the session until "thaw".
