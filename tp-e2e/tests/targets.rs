@@ -108,18 +108,18 @@ fn refuses(workstation: &Workstation, target: &str, why: &str) {
     assert!(refused["elapsed_ms"].as_f64() < Some(AT_ONCE), "{refused}");
 }
 
-fn first_node() -> Value {
-    let listed = testbed().kubectl(&["get", "nodes", "--output=json"]);
-    let listed: Value = serde_json::from_str(&listed).expect("kubectl prints JSON");
+/// On the first there is the API server as well.
+fn node(name: &str) -> Value {
+    let words = ["get", "node", name, "--output=json"];
 
-    listed["items"][0].clone()
+    serde_json::from_str(&testbed().kubectl(&words)).expect("kubectl prints JSON")
 }
 
 #[test]
 fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
     let workstation = Workstation::new(Account::Root, "admin");
     workstation.connect(&["--namespace", "shop"]);
-    let node = first_node();
+    let node = node("node2");
     let addresses = node["status"]["addresses"].as_array();
     let mut addresses = addresses.into_iter().flatten();
     let internal = addresses.find(|address| address["type"] == "InternalIP");
@@ -145,7 +145,7 @@ fn a_service_that_leads_to_pods_of_others_takes_a_right_to_all_namespaces() {
 fn an_address_among_the_pods_that_no_pod_has_is_unreachable() {
     let workstation = Workstation::new(Account::Root, "admin");
     workstation.connect(&["--namespace", "shop"]);
-    let network = text(&first_node()["spec"]["podCIDR"]);
+    let network = text(&node("node1")["spec"]["podCIDR"]);
     let (prefix, _) = network.rsplit_once('.').expect("a network of IPv4");
     let address = format!("{prefix}.250");
     let _of_node = OfNode::add(&address);
