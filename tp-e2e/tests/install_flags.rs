@@ -283,4 +283,7 @@ fn where_the_service_networks_cannot_be_found_services_are_reached_all_the_same(
         assert!(notices.contains("service networks"), "{notices}");
         workstation.tp(&["quit"]).expect_success();
     });
+    // It looks once a minute, and the others are not to be told.
+    testbed().kubectl(&["delete", "pod", "tp-manager-0", "--namespace=tp-system"]);
+    testbed().manager_ready();
 }
