@@ -3,10 +3,10 @@
 //! `index` writes it from Kubernetes objects, `grpc` and `gateway` read it; neither sees the other.
 
 pub(crate) mod endpoints;
-mod gone;
 mod log;
 mod networks;
 mod owner;
+mod recent;
 pub(crate) mod table;
 
 use std::{
@@ -19,11 +19,11 @@ use std::{
 };
 
 use endpoints::{Endpoints, OnNodes, Slices};
-use gone::GonePods;
 use ipnet::IpNet;
 use log::Log;
 use networks::Cover;
 pub(crate) use owner::Owner;
+use recent::Recent;
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::Instant,
@@ -132,7 +132,8 @@ pub(crate) struct Model {
     pods: BTreeMap<ObjectName, Pod>,
     pod_of: HashMap<IpAddr, ObjectName>,
     on_nodes: OnNodes,
-    gone_pods: GonePods,
+    /// Namespaces of addresses that pods have given back: services may lead there for a moment more.
+    gone_pods: Recent<IpAddr, String>,
     slices: Slices,
     nodes: BTreeMap<String, Node>,
     node_addresses: BTreeSet<IpAddr>,
@@ -395,7 +396,7 @@ impl Model {
             // A later pod may have the address by now.
             if self.pod_of.get(address) == Some(&name) {
                 self.pod_of.remove(address);
-                self.gone_pods.insert(*address, &name.namespace);
+                self.gone_pods.insert(*address, name.namespace.clone());
                 self.stale.pods |= self.pod_cover.remove(*address, &self.node_addresses);
             }
         }

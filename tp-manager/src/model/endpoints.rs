@@ -2,19 +2,11 @@
 //! may let it stand for a node or for the API server (CVE-2021-25740).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    time::Duration,
 };
 
-use tokio::time::Instant;
-
-use super::{ObjectName, Pod, Update};
-
-/// How long nodes may take to hear of a change: kube-proxy gathers changes for a second and more.
-const LINGERS: Duration = Duration::from_secs(30);
-/// Of those, at most: the newest.
-const MOST_LEFT: usize = 16_384;
+use super::{ObjectName, Pod, Update, recent::Recent};
 
 /// One EndpointSlice: every address at every port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,8 +72,8 @@ impl OnNodes {
 pub(super) struct Slices {
     slices: BTreeMap<ObjectName, Endpoints>,
     of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
-    /// What has left a service, the oldest first.
-    left: VecDeque<(Instant, ObjectName, Endpoints)>,
+    /// What has left a service.
+    left: Recent<ObjectName, Endpoints>,
 }
 
 impl Slices {
@@ -102,14 +94,7 @@ impl Slices {
                 }
             }
         }
-        while self.left.len() > MOST_LEFT
-            || self
-                .left
-                .front()
-                .is_some_and(|(since, ..)| since.elapsed() > LINGERS)
-        {
-            self.left.pop_front();
-        }
+        self.left.forget();
     }
 
     pub(super) fn of(&self, service: &ObjectName) -> impl Iterator<Item = &Endpoints> {
@@ -120,12 +105,7 @@ impl Slices {
 
     /// What nodes may still send connections to: they hear of a change later than this does.
     pub(super) fn left(&self, service: &ObjectName) -> impl Iterator<Item = &Endpoints> {
-        let lingering = self
-            .left
-            .iter()
-            .filter(move |(since, name, _)| name == service && since.elapsed() <= LINGERS);
-
-        lingering.map(|(.., endpoints)| endpoints)
+        self.left.of(service)
     }
 
     fn learn(&mut self, name: ObjectName, slice: Endpoints) {
@@ -148,7 +128,7 @@ impl Slices {
             ..slice
         };
         if !gone.addresses.is_empty() {
-            self.left.push_back((Instant::now(), service.clone(), gone));
+            self.left.insert(service.clone(), gone);
         }
         if let Some(names) = self.of_service.get_mut(&service) {
             names.remove(name);
@@ -161,7 +141,7 @@ impl Slices {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::recent::REMEMBERED, *};
 
     fn slice(service: &str, address: &str) -> Endpoints {
         Endpoints {
@@ -215,11 +195,9 @@ mod tests {
         slices.update(Update::Replaced(BTreeMap::new()));
         assert_eq!(left(&slices), ["10.0.0.1", "10.0.0.2"]);
 
-        for entry in &mut slices.left {
-            entry.0 -= LINGERS * 2;
-        }
+        slices.left.age(REMEMBERED * 2);
         assert_eq!(left(&slices), [""; 0]);
         slices.update(Update::Removed(name));
-        assert!(slices.left.is_empty());
+        assert_eq!(slices.left.len(), 0);
     }
 }

@@ -1,10 +1,14 @@
 //! Whose an address is.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::LazyLock, time::Duration};
 
 use tokio::time::timeout;
 
 use super::{Model, ObjectName, SharedModel, endpoints::Endpoints, networks};
+
+/// The Service that stands for the API server.
+static API_SERVER: LazyLock<ObjectName> =
+    LazyLock::new(|| ObjectName::new("default", "kubernetes"));
 
 /// How long an address may be in use before the API server's watches say whose it is.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -71,36 +75,17 @@ impl Model {
 
     /// The namespace, unless endpoints of the service are somebody else's.
     fn owner_of_service(&self, name: &ObjectName) -> Owner {
-        if *name == api_server() {
+        if *name == *API_SERVER {
             return Owner::ApiServer;
         }
-        let mut leads_to = Vec::new();
-        for slice in self.slices.of(name) {
-            for address in &slice.addresses {
-                let owner = match self.owner_of_endpoint(address.to_canonical()) {
-                    Owner::Namespace(namespace) if namespace == name.namespace => continue,
-                    // Whoever may write that decides: no more than a pod of theirs could reach.
-                    Owner::External | Owner::Beside => continue,
-                    Owner::Node if self.are_of_pods(name, slice, *address) => continue,
-                    owner => owner,
-                };
-                leads_to.push((*address, owner));
-            }
-        }
-        for slice in self.slices.left(name) {
-            for address in &slice.addresses {
-                // Pods come and go.
-                let owner = self.owner_of_endpoint(address.to_canonical());
-                let is_forbidden = match owner {
-                    Owner::Nobody | Owner::ApiServer => true,
-                    Owner::Node => !self.are_of_pods(name, slice, *address),
-                    _ => false,
-                };
-                if is_forbidden {
-                    leads_to.push((*address, owner));
-                }
-            }
-        }
+        let present = self.slices.of(name);
+        let mut leads_to: Vec<_> = present.flat_map(|it| self.leads_out(name, it)).collect();
+        // Pods come and go.
+        let is_forbidden =
+            |owner: &Owner| matches!(owner, Owner::Nobody | Owner::ApiServer | Owner::Node);
+        let left = self.slices.left(name);
+        let left = left.flat_map(|it| self.leads_out(name, it));
+        leads_to.extend(left.filter(|(_, owner)| is_forbidden(owner)));
         let namespace = name.namespace.clone();
         if leads_to.is_empty() {
             return Owner::Namespace(namespace);
@@ -112,8 +97,26 @@ impl Model {
         }
     }
 
-    fn are_of_pods(&self, service: &ObjectName, slice: &Endpoints, address: IpAddr) -> bool {
-        slice.are_of_pods(&service.namespace, address, &self.on_nodes)
+    /// Endpoints of a service that are not its own namespace's, and whose they are.
+    fn leads_out<'a>(
+        &'a self,
+        service: &'a ObjectName,
+        slice: &'a Endpoints,
+    ) -> impl Iterator<Item = (IpAddr, Owner)> + 'a {
+        let namespace = &service.namespace;
+
+        slice.addresses.iter().filter_map(move |address| {
+            let owner = self.owner_of_endpoint(address.to_canonical());
+            let is_own = match &owner {
+                Owner::Namespace(other) => other == namespace,
+                // Whoever may write that decides: no more than a pod of theirs could reach.
+                Owner::External | Owner::Beside => true,
+                Owner::Node => slice.are_of_pods(namespace, *address, &self.on_nodes),
+                _ => false,
+            };
+
+            (!is_own).then_some((*address, owner))
+        })
     }
 
     fn owner_of_endpoint(&self, address: IpAddr) -> Owner {
@@ -123,8 +126,7 @@ impl Model {
         if let Some(name) = self.pod_of.get(&address) {
             return Owner::Namespace(name.namespace.clone());
         }
-        let api_server = api_server();
-        let mut api_servers = self.slices.of(&api_server);
+        let mut api_servers = self.slices.of(&API_SERVER);
         if api_servers.any(|slice| slice.addresses.contains(&address)) {
             return Owner::ApiServer;
         }
@@ -134,8 +136,8 @@ impl Model {
         let found = self.found_service_networks.as_deref().unwrap_or_default();
         if networks::is_in(address, found) || networks::is_in(address, &self.declared) {
             // The pod has gone, and a service may lead there for a moment more.
-            return match self.gone_pods.owner(address) {
-                Some(namespace) => Owner::Namespace(namespace),
+            return match self.gone_pods.of(&address).next_back() {
+                Some(namespace) => Owner::Namespace(namespace.clone()),
                 None => Owner::Unknown,
             };
         }
@@ -188,9 +190,4 @@ impl Owner {
             _ => false,
         }
     }
-}
-
-/// The Service that stands for the API server.
-fn api_server() -> ObjectName {
-    ObjectName::new("default", "kubernetes")
 }
