@@ -10,7 +10,7 @@ pub(crate) mod cluster;
 mod grant;
 mod manifests;
 mod object;
-mod rollout;
+pub(crate) mod rollout;
 mod uninstall;
 
 use anyhow::Context as _;

@@ -233,7 +233,7 @@ async fn last_words(pods: &Api<Pod>, name: &str, container: &ContainerStatus) ->
         .unwrap_or_default()
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     pod.status
         .iter()
         .flat_map(|status| status.conditions.iter().flatten())

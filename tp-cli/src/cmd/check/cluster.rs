@@ -16,7 +16,10 @@ use tp_proto::{
     version,
 };
 
-use crate::{cli::CheckArgs, install::cluster::Cluster};
+use crate::{
+    cli::CheckArgs,
+    install::{cluster::Cluster, rollout::is_ready},
+};
 
 #[cfg(test)]
 mod tests;
@@ -179,7 +182,7 @@ async fn manager(cluster: &Cluster, namespace: &str) -> Check {
         if pods
             .get_opt(name)
             .await
-            .is_ok_and(|pod| is_ready(pod.as_ref()))
+            .is_ok_and(|pod| pod.as_ref().is_some_and(is_ready))
         {
             ready.push(name.as_str());
         }
@@ -213,15 +216,4 @@ async fn lacks_group(cluster: &Cluster) -> bool {
     let groups = cluster.client().list_api_groups().await;
 
     groups.is_ok_and(|list| list.groups.iter().all(|group| group.name != GROUP))
-}
-
-fn is_ready(pod: Option<&Pod>) -> bool {
-    let conditions = pod
-        .and_then(|pod| pod.status.as_ref())
-        .and_then(|status| status.conditions.as_ref());
-
-    conditions.is_some_and(|all| {
-        all.iter()
-            .any(|condition| condition.type_ == "Ready" && condition.status == "True")
-    })
 }
