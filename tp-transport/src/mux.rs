@@ -415,3 +415,6 @@ impl<S: Side> UdpPoller for Poller<S> {
         Poll::Ready(result)
     }
 }
+
+#[cfg(test)]
+mod tests;
