@@ -3,7 +3,7 @@ use tp_transport::{
     AttachError, CloseCode, ClosedReason, ConnectError, Identity, PathChoice, Tunnel,
 };
 
-use crate::support::{Lab, echo, exchange, session, within};
+use crate::support::{Lab, echo, exchange, preface_of, session, within};
 
 #[tokio::test]
 async fn an_admitted_session_with_its_key_is_connected() {
@@ -228,15 +228,4 @@ async fn refused(connect: impl Future<Output = Result<Tunnel, ConnectError>>) ->
         Ok(_) => panic!("it was admitted"),
         Err(error) => error,
     }
-}
-
-fn preface_of(name: &str) -> Vec<u8> {
-    let session = session(name);
-    let mut preface = b"tp-T\x01".to_vec();
-    for part in [&session.namespace, &session.name, &session.uid] {
-        preface.push(u8::try_from(part.len()).unwrap());
-        preface.extend_from_slice(part.as_bytes());
-    }
-
-    preface
 }

@@ -1,6 +1,7 @@
-//! The first packet of a handshake by UDP, as a genuine QUIC client sends it.
+//! The first packet of a handshake, as a genuine QUIC client sends it.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -13,12 +14,15 @@ use rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
 };
-use tokio::{net::UdpSocket, time::timeout};
+use tokio::{io::AsyncWriteExt, net::UdpSocket, time::timeout};
+use tp_transport::PathChoice;
 
-use crate::support::{Lab, within};
+use crate::support::{Lab, preface_of, within, within_limit};
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// More handshakes than the server does at once, for all sessions together.
+const HANDSHAKES: usize = 1200;
 
 /// Keys are shown only later in a handshake: its first packet is the same, whoever sends it.
 #[tokio::test]
@@ -39,6 +43,53 @@ async fn a_genuine_first_packet_of_quic_is_answered_to_nobody() {
     };
     assert!(answered, "the packet is one that servers answer");
     assert!(!answers_quic(lab.udp).await, "the port answers a stranger");
+}
+
+/// Until it is done or has taken too long, a handshake has room that there is for so many.
+#[tokio::test]
+async fn a_session_that_begins_handshakes_and_ends_none_leaves_room_for_others() {
+    let mut lab = Lab::new();
+    let mut stalled = lab.link();
+    stalled.write_all(&preface_of("bob")).await.unwrap();
+    for packet in first_packets(HANDSHAKES).await {
+        let length = u16::try_from(packet.len()).unwrap();
+        let written = async {
+            stalled.write_all(&length.to_be_bytes()).await.unwrap();
+            stalled.write_all(&packet).await.unwrap();
+        };
+        within("a first packet", written).await;
+    }
+
+    // Before handshakes that are never done are given up.
+    let connect = lab.connect(PathChoice::StreamOnly);
+    within_limit(Duration::from_secs(5), "connect", connect)
+        .await
+        .unwrap();
+}
+
+/// Each of another handshake.
+async fn first_packets(count: usize) -> Vec<Vec<u8>> {
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let mut client = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    client.set_default_client_config(ordinary_client());
+    let (mut packets, mut connections) = (Vec::new(), BTreeSet::new());
+    let mut buffer = [0; 2048];
+    while packets.len() < count {
+        let _connecting = client.connect(address, "manager.tp.internal").unwrap();
+        // The one before has said that it was dropped.
+        let packet = loop {
+            let received = within("a first packet", server.recv_from(&mut buffer)).await;
+            let packet = &buffer[..received.unwrap().0];
+            let connection = &packet[6..6 + usize::from(packet[5])];
+            if connections.insert(connection.to_vec()) {
+                break packet.to_vec();
+            }
+        };
+        packets.push(packet);
+    }
+
+    packets
 }
 
 /// Whether any datagram comes back to an ordinary QUIC client that connects to this address.

@@ -41,6 +41,18 @@ pub(crate) fn session(name: &str) -> SessionRef {
     }
 }
 
+/// What a byte stream begins with that is said to be of this session.
+pub(crate) fn preface_of(name: &str) -> Vec<u8> {
+    let session = session(name);
+    let mut preface = b"tp-T\x01".to_vec();
+    for part in [&session.namespace, &session.name, &session.uid] {
+        preface.push(u8::try_from(part.len()).unwrap());
+        preface.extend_from_slice(part.as_bytes());
+    }
+
+    preface
+}
+
 /// Knows the session `alice` and her key.
 struct OnlyAlice {
     key: KeyHash,
