@@ -228,3 +228,6 @@ impl Manager for Control {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

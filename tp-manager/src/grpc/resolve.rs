@@ -70,6 +70,14 @@ impl Resolver {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn asking(server: SocketAddr) -> Self {
+        Self {
+            servers: vec![server],
+            ..Self::from_conf("")
+        }
+    }
+
     pub(crate) fn cluster_domain(&self) -> &str {
         &self.cluster_domain
     }
@@ -184,8 +192,7 @@ mod tests {
     async fn an_answer_carries_the_identifier_of_the_question() {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
-        let mut resolver = Resolver::from_conf("");
-        resolver.servers = vec![address];
+        let mut resolver = Resolver::asking(address);
         resolver.next_id = AtomicU16::new(99);
         let answering = async {
             let mut buffer = [0; 64];

@@ -1,0 +1,213 @@
+//! What the calls of one session leave to another's.
+
+use std::{
+    convert::Infallible,
+    net::Ipv4Addr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use futures::{future::join_all, poll};
+use hickory_proto::{
+    op::{Message, Query},
+    rr::{Name, RecordType},
+};
+use kube::{Client, client::Body};
+use serde_json::json;
+use tokio::{net::UdpSocket, task::unconstrained, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tp_proto::crd::UserInfo;
+
+use super::*;
+
+/// More questions than are asked at once for all sessions together.
+const QUESTIONS: usize = 1100;
+/// Far less than a question to a slow zone may take.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Of which the namespace `slow` answers nothing.
+struct Cluster {
+    replica: Arc<Replica>,
+    access: Arc<Access>,
+    lists: Arc<Lists>,
+    _names: AbortOnDropHandle<()>,
+}
+
+impl Cluster {
+    async fn new() -> Self {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let resolver = Resolver::asking(server.local_addr().unwrap());
+        let lists = Arc::new(Lists::default());
+        let replica = Replica {
+            pod: "tp-manager-0".into(),
+            namespace: "tp-system".into(),
+            node: "node1".into(),
+            resolver,
+            workloads: Box::new(Arc::clone(&lists)),
+        };
+        let api_server = tower::service_fn(|_: http::Request<Body>| async {
+            let review = json!({"spec": {}, "status": {"allowed": true}});
+            let body = Body::from(review.to_string().into_bytes());
+            Ok::<_, Infallible>(http::Response::new(body))
+        });
+
+        Self {
+            replica: Arc::new(replica),
+            access: Access::new(Client::new(api_server, "default")),
+            lists,
+            _names: AbortOnDropHandle::new(tokio::spawn(answer_names(server))),
+        }
+    }
+
+    /// What a session of this user calls, who is known to have the right everywhere.
+    async fn session(&self, name: &str) -> Control {
+        let user = User::new(UserInfo {
+            username: name.into(),
+            ..UserInfo::default()
+        });
+        let (_, user) = watch::channel(Arc::new(user));
+        let (replica, access) = (Arc::clone(&self.replica), Arc::clone(&self.access));
+        let control = Control::new(replica, SharedModel::new(), access, user, Arc::default());
+        for namespace in ["shop", "slow"] {
+            assert!(control.may_reach(namespace).await.unwrap());
+        }
+
+        control
+    }
+}
+
+/// Echoes the questions that it answers.
+async fn answer_names(server: UdpSocket) {
+    let mut buffer = [0; 512];
+    while let Ok((length, from)) = server.recv_from(&mut buffer).await {
+        let question = &buffer[..length];
+        if !question.windows(4).any(|it| it == b"slow") {
+            server.send_to(question, from).await.unwrap();
+        }
+    }
+}
+
+/// Ends a list of `slow` for each permit.
+struct Lists {
+    ends: Arc<Semaphore>,
+    under_way: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        Self {
+            ends: Arc::new(Semaphore::new(0)),
+            under_way: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Workloads for Arc<Lists> {
+    fn list(&self, namespace: String) -> BoxFuture<'static, Result<Vec<Workload>, String>> {
+        let lists = Self::clone(self);
+        Box::pin(async move {
+            if namespace == "slow" {
+                let under_way = lists.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+                lists.most.fetch_max(under_way, Ordering::Relaxed);
+                lists.ends.acquire().await.unwrap().forget();
+                lists.under_way.fetch_sub(1, Ordering::Relaxed);
+            }
+            Ok(Vec::new())
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_asks_slow_names_takes_the_names_of_no_other() {
+    let cluster = Cluster::new().await;
+    let (alice, bob) = (cluster.session("alice").await, cluster.session("bob").await);
+    let asked: Vec<_> = (0..QUESTIONS)
+        .map(|_| alice.resolve(question("slow")))
+        .collect();
+    let _asked = all_wait(asked).await;
+
+    let answer = timeout(AT_ONCE, bob.resolve(question("shop"))).await;
+
+    let answer = answer.expect("bob has a share of his own").unwrap();
+    let asked = question("shop").into_inner().query;
+    assert_eq!(answer.into_inner().response, asked);
+    assert_eq!(alice.room.questions.available_permits(), 0);
+}
+
+#[tokio::test]
+async fn a_session_lists_few_namespaces_at_once_and_the_others_in_turn() {
+    let cluster = Cluster::new().await;
+    let (alice, bob) = (cluster.session("alice").await, cluster.session("bob").await);
+    let calls = 4 * MAX_LISTS;
+    let listing: Vec<_> = (0..calls)
+        .map(|_| alice.list_workloads(list("slow")))
+        .collect();
+    let listing = all_wait(listing).await;
+    assert_eq!(cluster.lists.under_way.load(Ordering::Relaxed), MAX_LISTS);
+
+    let listed = timeout(AT_ONCE, bob.list_workloads(list("shop"))).await;
+    assert!(listed.expect("bob has a share of his own").is_ok());
+
+    cluster.lists.ends.add_permits(calls);
+    let listed = timeout(AT_ONCE, join_all(listing)).await;
+    assert!(listed.expect("all have a turn").iter().all(Result::is_ok));
+    assert_eq!(cluster.lists.most.load(Ordering::Relaxed), MAX_LISTS);
+}
+
+#[tokio::test]
+async fn a_session_watches_so_many_tables_and_one_more_when_one_has_ended() {
+    let cluster = Cluster::new().await;
+    let (alice, bob) = (cluster.session("alice").await, cluster.session("bob").await);
+    let mut tables = Vec::new();
+    for _ in 0..MAX_TABLES {
+        tables.push(watched(&alice).await.unwrap());
+    }
+
+    let refused = watched(&alice).await.err().expect("she has her share");
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    assert!(refused.message().contains("4 tables"), "{refused}");
+    let mut table = watched(&bob).await.expect("bob has a share of his own");
+    let snapshot = timeout(AT_ONCE, table.next()).await;
+    assert!(matches!(snapshot, Ok(Some(Ok(_)))));
+
+    tables.pop();
+    assert!(watched(&alice).await.is_ok());
+}
+
+/// Polls each once, which takes what room there is for it, without a task's budget.
+async fn all_wait<F: Future + Unpin>(mut calls: Vec<F>) -> Vec<F> {
+    unconstrained(async {
+        for call in &mut calls {
+            assert!(poll!(call).is_pending());
+        }
+    })
+    .await;
+
+    calls
+}
+
+async fn watched(session: &Control) -> Result<<Control as Manager>::WatchTableStream, Status> {
+    let table = session
+        .watch_table(Request::new(WatchTableRequest {}))
+        .await;
+
+    table.map(Response::into_inner)
+}
+
+fn question(namespace: &str) -> Request<ResolveRequest> {
+    let name = Name::from_ascii(format!("web.{namespace}.svc.cluster.local.")).unwrap();
+    let mut message = Message::query();
+    message.metadata.id = 7;
+    message.add_query(Query::query(name, RecordType::A));
+    let query = message.to_vec().unwrap().into();
+
+    Request::new(ResolveRequest { query })
+}
+
+fn list(namespace: &str) -> Request<ListWorkloadsRequest> {
+    let namespace = namespace.into();
+
+    Request::new(ListWorkloadsRequest { namespace })
+}
