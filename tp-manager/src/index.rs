@@ -28,6 +28,8 @@ use crate::model::{Model, SharedModel, Update};
 /// How often the networks of pods may change, where each pod is one.
 const NETWORKS_PACE: Duration = Duration::from_secs(1);
 const WATCH_SECONDS: u32 = 15;
+/// How long the API server may say nothing that owes an answer, or the end of a watch.
+pub(crate) const SILENCE: Duration = Duration::from_secs(20);
 /// Events that are applied together: what follows from them is derived once.
 const BURST: usize = 256;
 

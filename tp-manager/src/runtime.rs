@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use kube::Client;
+use kube::{Client, Config};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -41,9 +41,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    let client = Client::try_default()
+    let config = Config::infer()
         .await
-        .context("cannot set the connection to the API server up")?;
+        .context("cannot find the API server")?;
+    let client =
+        client(config, index::SILENCE).context("cannot set the connection to the API server up")?;
     let identity = Identity::generate().context("cannot make a key")?;
     let key = identity.key_hash();
 
@@ -138,6 +140,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     stopped
 }
 
+/// A client that takes a connection for dead on which nothing comes for so long where something is
+/// due: a watch that begins anew may be sent on one that was idle, and has died as well.
+fn client(mut config: Config, silence: Duration) -> kube::Result<Client> {
+    config.read_timeout = Some(silence);
+    // Since the request, however long ago the answer before it came.
+    config.reset_reader_on_write = true;
+
+    Client::try_from(config)
+}
+
 fn listen_udp(identity: Identity, sessions: &Arc<Sessions>) -> anyhow::Result<Arc<TunnelServer>> {
     let udp = std::net::UdpSocket::bind((unspecified(), UDP_PORT))
         .with_context(|| format!("cannot bind UDP port {UDP_PORT}"))?;
@@ -224,3 +236,6 @@ impl Readiness {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
