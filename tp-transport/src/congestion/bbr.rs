@@ -9,6 +9,9 @@
 //! - ProbeRTT (section 5.3.4) is one round trip at a quarter of what fits, every two seconds, and
 //!   what it measures replaces a `min_rtt` that it contradicts twice: the path got longer, or
 //!   somebody else fills the queue, and the share next to them is kept by counting in their queue.
+//! - The rate grows by an eighth at most in a round trip, and what is sent after a pause tells none:
+//!   where the ends are kept from the processor for longer than the window lasts, the path's bucket
+//!   fills, and passes what follows at several times the path's rate.
 //! - ProbeBW_UP (section 5.3.3) follows each of these at a gain of 2, for as long as the rate grows.
 
 use std::time::{Duration, Instant};
@@ -30,6 +33,8 @@ const MIN_DATAGRAMS: u64 = 4;
 const WINDOW_GAIN: f64 = 1.25;
 /// Startup doubles in each round (section 5.3.1).
 const STARTUP_GAIN: f64 = 2.0;
+/// By how much the rate may grow in a round trip, once it is known.
+const RATE_GROWTH: f64 = 1.125;
 /// Time for which the window covers ACKs that come late or together, and ends that are busy.
 const ALLOWANCE: Duration = Duration::from_millis(4);
 /// The most that measured aggregation of ACKs adds (section 5.5.9).
@@ -99,8 +104,10 @@ pub(super) struct Bbr {
     state: State,
     window: u64,
     max_rate: MaxFilter,
-    /// Packets sent before it tell no rate: after a probe the buckets of the path are full, and what
-    /// passes them at once is no measure of the path.
+    /// What `max_rate` may grow to, since when.
+    rate_limit: (f64, Instant),
+    /// Packets sent before it tell no rate: after a probe, or a pause, the buckets of the path are
+    /// full, and what passes them at once is no measure of the path.
     rates_from: Instant,
     min_rtt: Option<Duration>,
     /// When `min_rtt` was last measured with nothing of ours in the queue.
@@ -124,6 +131,7 @@ pub(super) struct Bbr {
     /// Losses of packets sent before it were answered.
     answered: Instant,
     acked: u64,
+    last_sent: Instant,
 }
 
 impl Bbr {
@@ -139,6 +147,7 @@ impl Bbr {
             },
             window: INITIAL_DATAGRAMS * mtu,
             max_rate: MaxFilter::default(),
+            rate_limit: (f64::INFINITY, now),
             rates_from: now,
             min_rtt: None,
             min_rtt_at: now,
@@ -155,6 +164,7 @@ impl Bbr {
             bound_step: 1,
             answered: now,
             acked: 0,
+            last_sent: now,
         }
     }
 
@@ -184,6 +194,13 @@ impl Bbr {
     }
 
     pub(super) fn on_sent(&mut self, now: Instant, bytes: u64) {
+        let has_rested =
+            self.sampler.in_flight() == 0 && now >= self.last_sent + self.base_rtt() + ALLOWANCE;
+        if has_rested && !self.is_starting() {
+            let rates_from = now + self.base_rtt() + self.allowance();
+            self.rates_from = self.rates_from.max(rates_from);
+        }
+        self.last_sent = now;
         self.sampler.sent(now, bytes);
     }
 
@@ -255,7 +272,19 @@ impl Bbr {
             && sample.sent >= self.rates_from
             && (!sample.is_app_limited || rate > self.max_rate.get())
         {
-            self.max_rate.update(rate);
+            self.max_rate.update(rate.min(self.rate_limit.0));
+            self.round.has_rate = true;
+        }
+    }
+
+    fn limit_rate(&mut self, now: Instant, round: &Round) {
+        // Of an application that sends little, what it sent says nothing of the path.
+        let is_measured = round.has_rate && !round.is_app_limited;
+        if self.is_starting() {
+            self.rate_limit = (f64::INFINITY, now);
+        } else if is_measured && now >= self.rate_limit.1 + ALLOWANCE {
+            // Shorter round trips than that are of a path without a queue.
+            self.rate_limit = (self.max_rate.get() * RATE_GROWTH, now);
         }
     }
 
@@ -289,9 +318,13 @@ impl Bbr {
                 // keep the queue for ten of its long round trips.
                 self.max_rate.keep_latest();
             }
-            self.max_rate.advance();
+            // Where pauses and probes keep rounds from measuring, nothing is forgotten meanwhile.
+            if round.has_rate {
+                self.max_rate.advance();
+            }
             self.aggregation.advance();
         }
+        self.limit_rate(now, &round);
         if self.state == State::Cruise && !round.is_app_limited && self.wants_probe(now, &round) {
             self.drain(now);
         }
@@ -345,6 +378,10 @@ impl Bbr {
             }
             other => other,
         };
+    }
+
+    fn is_starting(&self) -> bool {
+        matches!(self.state, State::Startup { .. })
     }
 
     fn base_rtt(&self) -> Duration {

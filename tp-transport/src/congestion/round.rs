@@ -10,6 +10,8 @@ pub(super) struct Round {
     pub(super) lost: u64,
     pub(super) lowest_rtt: Option<Duration>,
     pub(super) is_app_limited: bool,
+    /// Whether any sample told a rate.
+    pub(super) has_rate: bool,
 }
 
 impl Round {
@@ -20,6 +22,7 @@ impl Round {
             lost: 0,
             lowest_rtt: None,
             is_app_limited: false,
+            has_rate: false,
         }
     }
 }

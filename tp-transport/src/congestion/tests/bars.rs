@@ -340,3 +340,39 @@ fn a_queue_that_tcp_has_left_is_emptied() {
     let queue = wire.longest_wait(end - 4 * second, end);
     assert!(queue <= path.rtt.mul_f64(1.5), "{queue:?}");
 }
+
+#[test]
+fn ends_that_get_no_processor_for_a_while_do_not_fill_the_queue() {
+    let near = Path {
+        burst: BUCKET,
+        ..Path::new(100, 1, 20)
+    };
+    let deep = Path {
+        queue: ms(200),
+        ..near
+    };
+    let paths = [
+        near,
+        Path { mbit: 300, ..near },
+        deep,
+        Path::new(100, 20, 200),
+    ];
+    for (path, stall) in paths.into_iter().flat_map(|path| [(path, 10), (path, 20)]) {
+        let path = Path {
+            stall: ms(stall),
+            ..path
+        };
+        let run = Run::new(path, ours());
+        let end = run.length;
+
+        let wire = run.go();
+
+        let possible = path.bytes_per_second() * (end - START).as_secs_f64();
+        let carried = wire.arrived(0, START, end) / possible;
+        let queue = wire.wait_of_most(START, end);
+        let told = format!("{path:?}: carried {carried:.3}, queue {queue:?}");
+        println!("{told}");
+        assert!(carried >= CARRIED, "{told}");
+        assert!(queue <= path.rtt.max(ms(12)), "{told}");
+    }
+}

@@ -78,12 +78,14 @@ impl Run {
                 out.drain(..).for_each(|packet| wire.send(now, packet));
             }
             for flow in &mut flows {
-                if flow.timeout().is_some_and(|timeout| timeout <= now) {
+                let timeout = flow.timeout().map(|timeout| wire.awake(false, timeout));
+                if timeout.is_some_and(|timeout| timeout <= now) {
                     flow.wake(now, &mut out);
                     out.drain(..).for_each(|packet| wire.send(now, packet));
                 }
             }
             let timeouts = flows.iter_mut().filter_map(|flow| flow.timeout());
+            let timeouts = timeouts.map(|timeout| wire.awake(false, timeout));
             let next = timeouts.chain(wire.next()).min().unwrap_or(end);
             // A timer that asks again for the same moment must not stop time.
             now = next.max(now + Duration::from_micros(1));

@@ -12,6 +12,8 @@ use super::tcp::Segment;
 /// Headers of IPv4, UDP and Ethernet.
 pub(super) const HEADERS: usize = 42;
 const BUCKET: Duration = Duration::from_millis(10);
+/// In which an end is kept from the processor once.
+const TURN: Duration = Duration::from_millis(50);
 
 /// What lies between two ends.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +29,8 @@ pub(super) struct Path {
     pub(super) jitter: Duration,
     /// What arrives at the far end waits for the next multiple of this, as on a radio link.
     pub(super) gather: Duration,
+    /// The longest time for which an end gets no processor: once in each [`TURN`], for any part of it.
+    pub(super) stall: Duration,
     /// Of a thousand packets, how many are lost for no reason.
     pub(super) lost_per_mille: u64,
 }
@@ -40,6 +44,7 @@ impl Path {
             burst: 3000,
             jitter: Duration::ZERO,
             gather: Duration::ZERO,
+            stall: Duration::ZERO,
             lost_per_mille: 0,
         }
     }
@@ -108,7 +113,7 @@ pub(super) struct Wire {
     free_at: Instant,
     deliveries: BinaryHeap<Reverse<Delivery>>,
     order: u64,
-    random: u64,
+    random: Random,
     counts: Vec<Counts>,
     /// The longest wait of each step.
     waits: Vec<Duration>,
@@ -123,7 +128,7 @@ impl Wire {
             free_at: start,
             deliveries: BinaryHeap::new(),
             order: 0,
-            random: 0x9e37_79b9_7f4a_7c15,
+            random: Random(0x9e37_79b9_7f4a_7c15),
             counts: vec![Counts::default(); flows],
             waits: Vec::new(),
         }
@@ -161,10 +166,11 @@ impl Wire {
                 None => return,
             },
             false => {
-                let jitter = self.path.jitter.mul_f64(self.random());
+                let jitter = self.path.jitter.mul_f64(self.random.next());
                 now + self.path.rtt / 2 + jitter
             }
         };
+        let at = self.awake(packet.to_far_end, at);
         self.order += 1;
         self.deliveries.push(Reverse(Delivery {
             at,
@@ -179,7 +185,7 @@ impl Wire {
         add(&mut self.counts[packet.flow].sent, bucket, packet.size);
         let saved = Duration::from_secs_f64(self.path.burst as f64 / self.path.bytes_per_second());
         let wait = self.free_at.saturating_duration_since(now);
-        if wait > self.path.queue || self.random() * 1000.0 < self.path.lost_per_mille as f64 {
+        if wait > self.path.queue || self.random.next() * 1000.0 < self.path.lost_per_mille as f64 {
             return None;
         }
         self.free_at = self.free_at.max(now - saved) + self.path.time_of(packet.size);
@@ -189,6 +195,24 @@ impl Wire {
         self.waits[bucket] = self.waits[bucket].max(wait);
 
         Some(self.free_at.max(now))
+    }
+
+    /// When an end that would do something at a moment gets to it.
+    pub(super) fn awake(&self, is_far_end: bool, at: Instant) -> Instant {
+        if self.path.stall.is_zero() {
+            return at;
+        }
+        let turn = (at - self.start).as_nanos() / TURN.as_nanos();
+        let mut seed = Random(0x2545_f491_4f6c_dd1d ^ (turn as u64) << 1 ^ u64::from(is_far_end));
+        seed.next();
+        let length = self.path.stall.mul_f64(seed.next());
+        let begin = self.start + TURN * turn as u32 + (TURN - length).mul_f64(seed.next());
+
+        if begin <= at {
+            at.max(begin + length)
+        } else {
+            at
+        }
     }
 
     fn gathered(&self, at: Instant) -> Instant {
@@ -205,14 +229,6 @@ impl Wire {
         ((now - self.start).as_nanos() / BUCKET.as_nanos()) as usize
     }
 
-    /// From 0 to 1; the same in every run.
-    fn random(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as f64 / (1u64 << 53) as f64
-    }
-
     /// Bytes that a flow sent between two moments.
     pub(super) fn sent(&self, flow: usize, from: Duration, to: Duration) -> f64 {
         sum(&self.counts[flow].sent, from, to)
@@ -223,6 +239,15 @@ impl Wire {
         sum(&self.counts[flow].arrived, from, to)
     }
 
+    /// What nine of ten steps between two moments kept below.
+    pub(super) fn wait_of_most(&self, from: Duration, to: Duration) -> Duration {
+        let (from, to) = buckets(from, to, self.waits.len());
+        let mut waits = self.waits[from..to].to_vec();
+        waits.sort_unstable();
+
+        waits[waits.len() * 9 / 10]
+    }
+
     /// The longest wait in the queue between two moments.
     pub(super) fn longest_wait(&self, from: Duration, to: Duration) -> Duration {
         let (from, to) = buckets(from, to, self.waits.len());
@@ -231,6 +256,18 @@ impl Wire {
             .max()
             .copied()
             .unwrap_or_default()
+    }
+}
+
+/// Numbers from 0 to 1; the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
