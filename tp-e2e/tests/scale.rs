@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tp_e2e::{
     batches::{Batch, in_batches},
     cluster::{testbed, text},
-    process::{PATIENCE, run},
+    process::{PATIENCE, Running, run},
     user::Account,
     workstation::Workstation,
 };
@@ -130,6 +130,18 @@ impl Objects {
 
 impl Drop for Objects {
     fn drop(&mut self) {
+        // A namespace that is deleted deletes what is in it one by one.
+        let namespaces: Vec<String> = (0..NAMESPACES).map(namespace).collect();
+        for several in namespaces.chunks(MAKERS) {
+            let of_each = several.iter().map(|it| {
+                let path = format!("/api/v1/namespaces/{it}/services");
+                Running::start(&mut testbed().kubectl_command(&["delete", "--raw", &path]))
+            });
+            let deletions: Vec<Running> = of_each.collect();
+            for deletion in deletions {
+                deletion.finish(PATIENCE);
+            }
+        }
         let words = [
             "delete",
             "namespace",
@@ -236,18 +248,8 @@ impl Company {
 
 impl Drop for Company {
     fn drop(&mut self) {
-        let names = self
-            .sessions
-            .iter()
-            .map(|(session, _)| session.name.as_str());
-        let names: Vec<&str> = names.collect();
-        let words = [
-            "delete",
-            "session",
-            "--namespace=shop",
-            "--ignore-not-found",
-        ];
-        let words = [&words[..], &["--wait=false"], &names].concat();
+        let path = "/apis/tp.internal/v1alpha1/namespaces/shop/sessions";
+        let words = ["delete", "--raw", path];
         run(&mut testbed().kubectl_command(&words), PATIENCE);
     }
 }
