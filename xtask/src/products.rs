@@ -28,52 +28,47 @@ pub(crate) fn image_reference() -> String {
     format!("localhost/tp:{VERSION}")
 }
 
-/// Builds everything in the release profile.
+/// Builds everything in the release profile, and puts the cluster's programs into target/static.
 pub(crate) fn build() -> Result<()> {
     ebpf::build()?;
-    run::status(cargo(&["build"]).args(["--bins", "--quiet"]))?;
-    build_statics()
-}
-
-/// A cargo command for the whole workspace: another choice of packages would mean other features, and all dependencies
-/// compiled once more.
-pub(crate) fn cargo(command: &[&str]) -> Command {
-    let mut cargo = run::cargo();
-    cargo
-        .args(command)
-        .args(["--release", "--workspace"])
-        .current_dir(paths::workspace());
-    cargo
-}
-
-/// Links the cluster's programs without any shared library, and puts them into target/static.
-fn build_statics() -> Result<()> {
-    let crates: Vec<String> = CLUSTER.iter().map(|name| name.replace('-', "_")).collect();
-    let output = run::output(
-        cargo(&["build"])
-            .args(["--quiet", "--message-format=json-render-diagnostics"])
-            .args(CLUSTER.iter().flat_map(|program| ["--bin", program]))
-            .env("RUSTC_WORKSPACE_WRAPPER", run::own_program()?)
-            .env(STATIC_CRATES, crates.join(",")),
-    )?;
+    let output = run::output(cargo(&["build"])?.args([
+        "--bins",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+    ]))?;
 
     fs::create_dir_all(paths::statics())?;
+    let artifacts = Artifact::all(&output)?;
     for program in CLUSTER {
-        let built = Artifact::all(&output)?
-            .into_iter()
-            .find(|artifact| artifact.target.name == *program)
-            .and_then(|artifact| artifact.executable)
+        let built = artifacts
+            .iter()
+            .filter(|artifact| artifact.target.name == *program)
+            .find_map(|artifact| artifact.executable.as_ref())
             .with_context(|| format!("cargo built no {program}"))?;
-        ensure_static(&built)?;
+        ensure_static(built)?;
 
         // Replaced as one: who reads it sees the old or the new one. Stripped: symbols are most of its size.
         let target = paths::statics().join(program);
         let part = target.with_extension("part");
-        strip(&built, &part)?;
+        strip(built, &part)?;
         fs::rename(&part, &target).with_context(|| format!("writing {}", target.display()))?;
     }
-    // The same names in target/release are for who builds without us: dynamic again.
-    run::status(cargo(&["build"]).args(["--bins", "--quiet"]))
+    Ok(())
+}
+
+/// A cargo command for the whole workspace: another choice of packages would mean other features, and all dependencies
+/// compiled once more. It links the cluster's programs without any shared library, whatever else it builds: without
+/// the wrapper the workspace would be compiled once more as well.
+pub(crate) fn cargo(command: &[&str]) -> Result<Command> {
+    let crates: Vec<String> = CLUSTER.iter().map(|name| name.replace('-', "_")).collect();
+    let mut cargo = run::cargo();
+    cargo
+        .args(command)
+        .args(["--release", "--workspace"])
+        .current_dir(paths::workspace())
+        .env("RUSTC_WORKSPACE_WRAPPER", run::own_program()?)
+        .env(STATIC_CRATES, crates.join(","));
+    Ok(cargo)
 }
 
 /// Something that cargo built, as its JSON messages tell.

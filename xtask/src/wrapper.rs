@@ -1,4 +1,4 @@
-//! Stands between cargo and rustc while the image's programs are built, to link those, and only those, statically.
+//! Stands between cargo and rustc, to link the image's programs, and only those, statically. Their tests run here.
 //!
 //! `cargo rustc -- -C target-feature=+crt-static` takes one package at a time, and cargo chooses the features of all
 //! dependencies by the packages it is asked for: the whole tree would be compiled once more for each.
@@ -26,7 +26,10 @@ pub(crate) fn requested() -> Option<Command> {
     command.args(arguments);
     let is_wanted =
         value("--crate-name").is_some_and(|name| crates.split(',').any(|one| one == name));
-    if is_wanted && value("--crate-type") == Some("bin") {
+    if is_wanted
+        && value("--crate-type") == Some("bin")
+        && !arguments.iter().any(|word| word == "--test")
+    {
         command.args(["-C", "target-feature=+crt-static"]);
     }
     Some(command)

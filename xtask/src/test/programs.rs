@@ -47,7 +47,10 @@ impl TestProgram {
 
 /// Builds all of them in one go: cargo then chooses the same features for all.
 pub(super) fn build() -> Result<Vec<TestProgram>> {
-    let messages = run::output(products::cargo(&["test"]).args([
+    let messages = run::output(products::cargo(&["test"])?.args([
+        "--lib",
+        "--bins",
+        "--tests",
         "--quiet",
         "--no-run",
         "--message-format=json-render-diagnostics",
