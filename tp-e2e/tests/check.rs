@@ -85,7 +85,7 @@ fn a_right_that_is_missing_is_a_failure_with_the_command_that_gives_it() {
     assert_eq!(states(&checked, "rights"), ["failed", "ok"], "{checked}");
     let remedy = text(&found(&checked, "rights")[0]["remedy"]);
     assert!(
-        remedy.contains("tp grant USER --namespace shop"),
+        remedy.contains("`tp grant limited --namespace shop`"),
         "{checked}"
     );
 }

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
     authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
-    core::v1::{ConfigMap, Pod},
+    core::v1::{ConfigMap, Namespace, Pod},
 };
 use kube::{Api, api::PostParams};
 use tokio::time::timeout;
 use tp_proto::{
-    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_VERSION_KEY},
+    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, MANAGER_VERSION_KEY},
     fault::{Fault, FaultKind},
     local::Check,
     version,
@@ -50,14 +50,20 @@ pub(super) async fn checks(args: &CheckArgs) -> Vec<Check> {
 }
 
 async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec<Check> {
-    let mut checks = Vec::new();
-    match login(cluster).await {
-        Ok(found) => checks.extend(found),
+    let (user, mut checks) = match login(cluster).await {
+        Ok((user, found)) => (user, Vec::from(found)),
         Err(fault) => {
             // Nobody else can say anything then.
             return vec![Check::failed(API_SERVER, fault.message, "")];
         }
-    }
+    };
+    checks.extend(absent_namespace(cluster, namespace).await);
+    let elsewhere = match manager_namespace {
+        MANAGER_NAMESPACE => String::new(),
+        other => format!(" --manager-namespace {other}"),
+    };
+    let remedy =
+        format!("an administrator runs `tp grant {user} --namespace {namespace}{elsewhere}`");
     let sessions = ResourceAttributes {
         group: Some(GROUP.to_owned()),
         resource: Some("sessions".to_owned()),
@@ -76,7 +82,7 @@ async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec
             forwards,
         ),
     ] {
-        checks.push(right(cluster, &what, attributes, namespace).await);
+        checks.push(right(cluster, &what, attributes, &remedy).await);
     }
     checks.push(manager(cluster, manager_namespace).await);
 
@@ -84,7 +90,7 @@ async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec
 }
 
 /// Who the API server says this is, and how long a round trip to it takes.
-async fn login(cluster: &Cluster) -> Result<[Check; 2], Fault> {
+async fn login(cluster: &Cluster) -> Result<(String, [Check; 2]), Fault> {
     let reviews = Api::<SelfSubjectReview>::all(cluster.client().clone());
     let review = reviews
         .create(&PostParams::default(), &SelfSubjectReview::default())
@@ -103,17 +109,31 @@ async fn login(cluster: &Cluster) -> Result<[Check; 2], Fault> {
         .map_err(|error| cluster.fault("ask the API server for its version", &error))?;
     let took = asked.elapsed().as_secs_f64() * 1e3;
 
-    Ok([
-        Check::ok(
-            API_SERVER,
-            format!(
-                "{}, Kubernetes {}, round trip {took:.1} ms",
-                cluster.server(),
-                version.git_version
-            ),
+    let server = Check::ok(
+        API_SERVER,
+        format!(
+            "{}, Kubernetes {}, round trip {took:.1} ms",
+            cluster.server(),
+            version.git_version
         ),
-        Check::ok("login", format!("known as {user}")),
-    ])
+    );
+    let login = Check::ok("login", format!("known as {user}"));
+
+    Ok((user, [server, login]))
+}
+
+/// A right in a namespace is given whether or not that exists.
+async fn absent_namespace(cluster: &Cluster, namespace: &str) -> Option<Check> {
+    let namespaces = Api::<Namespace>::all(cluster.client().clone());
+
+    // Who may not ask has to take it for granted.
+    matches!(namespaces.get_opt(namespace).await, Ok(None)).then(|| {
+        Check::failed(
+            "namespace",
+            format!("there is no namespace {namespace} in {}", cluster.server()),
+            "name another one with --namespace",
+        )
+    })
 }
 
 fn attributes(namespace: &str, verb: &str) -> ResourceAttributes {
@@ -128,7 +148,7 @@ async fn right(
     cluster: &Cluster,
     what: &str,
     attributes: ResourceAttributes,
-    namespace: &str,
+    remedy: &str,
 ) -> Check {
     const NAME: &str = "rights";
 
@@ -144,11 +164,7 @@ async fn right(
         Ok(review) if review.status.as_ref().is_some_and(|it| it.allowed) => {
             Check::ok(NAME, format!("you may {what}"))
         }
-        Ok(_) => Check::failed(
-            NAME,
-            format!("you may not {what}"),
-            &format!("an administrator runs `tp grant USER --namespace {namespace}`"),
-        ),
+        Ok(_) => Check::failed(NAME, format!("you may not {what}"), remedy),
         Err(error) => {
             let fault = cluster.fault("ask for your rights", &error);
             Check::failed(NAME, fault.message, "")
@@ -179,12 +195,13 @@ async fn manager(cluster: &Cluster, namespace: &str) -> Check {
     let pods = Api::<Pod>::namespaced(cluster.client().clone(), namespace);
     let mut ready = Vec::new();
     for name in data.keys().filter(|key| *key != MANAGER_VERSION_KEY) {
-        if pods
-            .get_opt(name)
-            .await
-            .is_ok_and(|pod| pod.as_ref().is_some_and(is_ready))
-        {
-            ready.push(name.as_str());
+        match pods.get_opt(name).await {
+            Ok(pod) if pod.as_ref().is_some_and(is_ready) => ready.push(name.as_str()),
+            Ok(_) => {}
+            Err(error) => {
+                let fault = cluster.fault("look at the traffic manager's pods", &error);
+                return Check::failed(MANAGER, fault.message, "");
+            }
         }
     }
     match ready.as_slice() {

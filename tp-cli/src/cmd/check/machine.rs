@@ -61,15 +61,18 @@ fn btf(path: &Path) -> Check {
 fn cgroup(mounts: &str) -> Check {
     let place = mounts.lines().find_map(|line| {
         let (mount, source) = line.split_once(" - ")?;
-        let target = mount.split(' ').nth(4)?;
+        let mut fields = mount.split(' ').skip(3);
+        // A part of the hierarchy, as some containers have it, holds none of the others' programs.
+        let is_whole = fields.next()? == "/";
+        let target = fields.next()?;
 
-        source.starts_with("cgroup2 ").then_some(target)
+        (is_whole && source.starts_with("cgroup2 ")).then_some(target)
     });
     match place {
         Some(place) => Check::ok("cgroup", format!("cgroup v2 at {place}")),
         None => Check::failed(
             "cgroup",
-            "no cgroup v2 is mounted, to which the eBPF programs are attached",
+            "no whole cgroup v2 is mounted, to which the eBPF programs are attached",
             "boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 at /sys/fs/cgroup",
         ),
     }
@@ -174,11 +177,13 @@ mod tests {
     fn what_is_missing_has_a_remedy() {
         let absent = Path::new("/does/not/exist");
         let v1 = "30 25 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let part = "31 30 0:27 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
 
         for (check, state) in [
             (btf(absent), "failed"),
             (tun(absent), "warning"),
             (cgroup(v1), "failed"),
+            (cgroup(part), "failed"),
         ] {
             assert_eq!(check.state, state, "{check:?}");
             assert_ne!(check.remedy, "", "{check:?}");

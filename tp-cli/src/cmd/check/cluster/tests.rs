@@ -88,6 +88,7 @@ fn installed(path: &str, _: &str) -> (u16, Value) {
                 "gitTreeState": "", "buildDate": "", "goVersion": "", "platform": "",
             }),
         ),
+        "/api/v1/namespaces/shop" => (200, json!({"metadata": {"name": "shop"}})),
         "/apis/authentication.k8s.io/v1/selfsubjectreviews" => {
             (201, json!({"status": {"userInfo": {"username": "alice"}}}))
         }
@@ -160,13 +161,49 @@ async fn rights_and_pods_that_are_missing_are_failures_of_their_own() {
     let states: Vec<&str> = found.iter().map(|it| it.state.as_str()).collect();
     assert_eq!(states, ["ok", "ok", "failed", "ok", "failed"], "{found:?}");
     assert!(
-        found[2].remedy.contains("tp grant USER --namespace shop"),
+        found[2]
+            .remedy
+            .contains("`tp grant alice --namespace shop`"),
         "{found:?}"
     );
     assert!(
         found[4].remedy.contains("kubectl -n tp-system get pods"),
         "{found:?}"
     );
+}
+
+#[tokio::test]
+async fn a_namespace_that_does_not_exist_is_told_to_who_may_ask() {
+    let absent: Answer = |path, body| match path.ends_with("/namespaces/shop") {
+        true => refused(404),
+        false => installed(path, body),
+    };
+    let denied: Answer = |path, body| match path.ends_with("/namespaces/shop") {
+        true => refused(403),
+        false => installed(path, body),
+    };
+
+    let (absent, denied) = (found(absent).await, found(denied).await);
+
+    assert_eq!(told(&absent)[2], ("namespace", "failed"), "{absent:?}");
+    assert!(
+        absent[2].message.contains("no namespace shop"),
+        "{absent:?}"
+    );
+    assert!(denied.iter().all(|it| it.state == "ok"), "{denied:?}");
+}
+
+#[tokio::test]
+async fn a_refusal_to_look_at_pods_is_not_called_a_pod_that_is_not_ready() {
+    let found = found(|path, body| match path.contains("/pods/") {
+        true => refused(403),
+        false => installed(path, body),
+    })
+    .await;
+
+    let last = found.last().unwrap();
+    assert_eq!(last.state, "failed", "{found:?}");
+    assert!(!last.message.contains("ready"), "{found:?}");
 }
 
 #[tokio::test]
