@@ -89,6 +89,8 @@ impl Watch {
             if let Some(change) = self.ready.next() {
                 return wire::change(change);
             }
+            // A session that waits keeps no room for hundreds of changes.
+            self.ready = Vec::new().into_iter();
             if !self.known.has_more() {
                 self.wait().await;
             }
