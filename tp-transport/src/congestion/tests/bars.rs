@@ -87,11 +87,15 @@ fn paths() -> Vec<Path> {
     ]
 }
 
+/// By the first flow, of what the path could carry.
+fn carried(wire: &Wire, path: Path, from: Duration, to: Duration) -> f64 {
+    wire.arrived(0, from, to) / (path.bytes_per_second() * (to - from).as_secs_f64())
+}
+
 /// A bulk alone on its path keeps the bars; otherwise what it did instead.
 fn judge(path: Path, wire: &Wire, end: Duration) -> Result<(), String> {
     let sent = wire.sent(0, Duration::ZERO, end) / wire.arrived(0, Duration::ZERO, end);
-    let possible = path.bytes_per_second() * (end - START).as_secs_f64();
-    let carried = wire.arrived(0, START, end) / possible;
+    let carried = carried(wire, path, START, end);
     let queue = wire.longest_wait(START, end);
     let told = format!(
         "{path:?}: sent {sent:.3}, carried {carried:.3}, queue {queue:?} {:?}",
@@ -159,9 +163,8 @@ fn random_loss_costs_no_rate() {
 
     let wire = run.go();
 
-    let carried = wire.arrived(0, START, end);
-    let possible = path.bytes_per_second() * (end - START).as_secs_f64();
-    assert!(carried >= 0.95 * possible, "{}", carried / possible);
+    let carried = carried(&wire, path, START, end);
+    assert!(carried >= 0.95, "{carried}");
 }
 
 #[test]
@@ -179,8 +182,7 @@ fn a_path_that_gets_longer_shorter_slower_or_faster_is_filled_again() {
         let wire = run.go();
 
         let settled = 5 * second;
-        let possible = after.bytes_per_second() * (end - settled).as_secs_f64();
-        let carried = wire.arrived(0, settled, end) / possible;
+        let carried = carried(&wire, after, settled, end);
         let queue = wire.longest_wait(settled, end);
         let told = format!("{before:?} {after:?}: carried {carried:.3}, queue {queue:?}");
         assert!(carried >= CARRIED, "{told}");
@@ -367,8 +369,7 @@ fn ends_that_get_no_processor_for_a_while_do_not_fill_the_queue() {
 
         let wire = run.go();
 
-        let possible = path.bytes_per_second() * (end - START).as_secs_f64();
-        let carried = wire.arrived(0, START, end) / possible;
+        let carried = carried(&wire, path, START, end);
         let queue = wire.wait_of_most(START, end);
         let told = format!("{path:?}: carried {carried:.3}, queue {queue:?}");
         println!("{told}");
