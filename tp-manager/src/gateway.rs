@@ -129,16 +129,17 @@ impl Gateway {
         self.departed.returned(&session);
         tracing::info!(%session, "A session is connected");
 
+        // Boxed, so that a session does not keep the room of what is over.
         tokio::join!(
             peer::serve(self, &peer),
-            self.publisher.tell(&session, "Connected"),
+            Box::pin(self.publisher.tell(&session, "Connected")),
         );
 
         let reason = peer.closed().await;
         tracing::info!(%session, %reason, "A session is disconnected");
         if self.connected.leave(&session, number) {
             self.departed.left(session.clone());
-            self.publisher.tell(&session, "Disconnected").await;
+            Box::pin(self.publisher.tell(&session, "Disconnected")).await;
         }
     }
 }

@@ -38,6 +38,8 @@ pub(crate) use resolve::Resolver;
 const MAX_TABLES: usize = 4;
 const MAX_QUESTIONS: usize = 64;
 const MAX_LISTS: usize = 2;
+/// Bytes of one call's answer that wait for the client to read. HTTP/2 keeps the room that they took.
+const UNSENT: usize = 16 << 10;
 
 /// Lists the workloads of a namespace; `index` knows how.
 pub(crate) trait Workloads: Send + Sync + 'static {
@@ -85,7 +87,8 @@ impl Default for Room {
 /// Serves gRPC on one stream until it ends.
 pub(crate) async fn serve(io: FlowIo, control: Control) {
     let service = TowerToHyperService::new(ManagerServer::new(control));
-    let server = Builder::new(TokioExecutor::new()).http2_only();
+    let mut server = Builder::new(TokioExecutor::new()).http2_only();
+    server.http2().max_send_buf_size(UNSENT);
     let served = server.serve_connection(TokioIo::new(io), service).await;
     if let Err(error) = served {
         tracing::debug!(%error, "A control stream ended");

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod codec;
 pub mod crd;
 pub mod fault;
 pub mod root;

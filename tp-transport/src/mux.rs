@@ -6,6 +6,7 @@
 
 mod batch;
 pub(crate) mod client;
+pub(crate) mod drivers;
 pub(crate) mod server;
 pub(crate) mod udp;
 
@@ -287,10 +288,12 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let (result, blocked) = match (self.side.route(transmit.destination), &self.udp) {
             (Route::Link(link), _) => {
+                drivers::sends_by_stream(true);
                 let destination = transmit.destination;
                 (link.try_send(transmit), Blocked::Link { link, destination })
             }
             (Route::Udp { remote, batched }, Some(udp)) => {
+                drivers::sends_by_stream(false);
                 (udp.try_send(transmit, remote, batched), Blocked::Udp)
             }
             (Route::Udp { .. }, None) | (Route::Nowhere, _) => {
@@ -350,9 +353,12 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.udp
+        let most = self
+            .udp
             .as_ref()
-            .map_or(LINK_SEGMENTS, Udp::max_transmit_segments)
+            .map_or(LINK_SEGMENTS, Udp::max_transmit_segments);
+
+        drivers::segments(most)
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
-use quinn::{Connection, Endpoint, ServerConfig, TokioRuntime};
+use quinn::{Connection, Endpoint, ServerConfig};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Mutex, mpsc, watch},
@@ -17,6 +17,7 @@ use crate::{
     keys::{Identity, KeyError, KeyHash, SessionRef},
     mux::{
         Mux,
+        drivers::Drivers,
         server::{PeerPaths, ServerLink, ServerSide},
         udp::Udp,
     },
@@ -147,7 +148,7 @@ impl TunnelServer {
         };
         let config = ServerConfig::with_crypto(Arc::new(tls.config(&nobody)));
         let socket = Arc::clone(&mux);
-        let runtime = Arc::new(TokioRuntime);
+        let runtime = Arc::new(Drivers);
         let endpoint =
             Endpoint::new_with_abstract_socket(endpoint_config(), Some(config), socket, runtime)
                 .map_err(BindError::Endpoint)?;

@@ -103,7 +103,8 @@ async fn recheck(dialler: Arc<Dialler>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        dialler.recheck().await;
+        // Boxed, so that a session that waits does not keep its room.
+        Box::pin(dialler.recheck()).await;
     }
 }
 

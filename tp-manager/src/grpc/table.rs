@@ -94,7 +94,8 @@ impl Watch {
             if !self.known.has_more() {
                 self.wait().await;
             }
-            self.look().await;
+            // Boxed, for the same reason.
+            Box::pin(self.look()).await;
         }
     }
 
