@@ -1,7 +1,9 @@
 //! `tp connect`.
 
 use std::{
+    fs,
     io::{self, BufRead, IsTerminal, Write},
+    os::unix::fs::FileTypeExt as _,
     path::Path,
     process::ExitCode,
     time::Duration,
@@ -281,6 +283,15 @@ fn absolute(path: &Path) -> Result<String, Fault> {
         );
         return Err(Fault::new(FaultKind::Config, message));
     }
+    // `<(COMMAND)` of a shell.
+    if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
+        let message = format!(
+            "the kubeconfig {} is a pipe, which can be read once, and a session reads its kubeconfig \
+             again to renew itself: write it to a file and name that with --kubeconfig",
+            path.display()
+        );
+        return Err(Fault::new(FaultKind::Config, message));
+    }
 
     utf8(path)
 }
@@ -294,6 +305,8 @@ fn utf8(path: &Path) -> Result<String, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use clap::{CommandFactory as _, Parser};
 
     use super::*;
@@ -318,6 +331,17 @@ mod tests {
             request.kubeconfigs,
             [here.join("some/config").to_str().unwrap()]
         );
+    }
+
+    #[test]
+    fn a_kubeconfig_that_can_be_read_once_is_refused() {
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let path = format!("/dev/fd/{}", pipe.as_raw_fd());
+
+        let refusal = absolute(Path::new(&path)).unwrap_err();
+
+        assert!(refusal.message.contains(&path), "{refusal}");
+        assert!(refusal.message.contains("--kubeconfig"), "{refusal}");
     }
 
     #[test]
