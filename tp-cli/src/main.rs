@@ -17,6 +17,7 @@ mod cmd;
 mod exit;
 mod files;
 mod install;
+mod kubeconfig;
 mod output;
 mod progress;
 mod redact;

@@ -10,6 +10,7 @@ mod check;
 mod codec;
 pub mod crd;
 pub mod fault;
+pub mod grant;
 pub mod root;
 pub mod table;
 pub mod version;

@@ -1,10 +1,7 @@
 //! `tp connect`.
 
 use std::{
-    fs,
     io::{self, BufRead, IsTerminal, Write},
-    os::unix::fs::FileTypeExt as _,
-    path::Path,
     process::ExitCode,
     time::Duration,
 };
@@ -24,6 +21,7 @@ use crate::{
     client,
     exit::Interrupted,
     install::{self, InstallArgs},
+    kubeconfig,
     output::{Format, Output},
     progress::{Progress, note},
     signals::Signals,
@@ -242,13 +240,12 @@ fn sentence(connected: &Connected) -> String {
 fn request(args: &ConnectArgs, choice: &Choice) -> anyhow::Result<ConnectRequest> {
     let cluster = &args.cluster;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let kubeconfigs = choice.kubeconfigs.iter().map(|path| absolute(path));
 
     Ok(ConnectRequest {
-        kubeconfigs: kubeconfigs.collect::<Result<_, _>>()?,
+        kubeconfigs: kubeconfig::for_session(choice)?,
         shell: Some(local::Shell {
             // Not everybody has a plugin, and not every plugin looks around.
-            directory: utf8(&choice.shell.directory).unwrap_or_default(),
+            directory: kubeconfig::utf8(&choice.shell.directory).unwrap_or_default(),
             variables: choice.shell.variables.clone(),
             credential: Vec::new(),
         }),
@@ -274,38 +271,9 @@ fn request(args: &ConnectArgs, choice: &Choice) -> anyhow::Result<ConnectRequest
     })
 }
 
-/// The session has another directory.
-fn absolute(path: &Path) -> Result<String, Fault> {
-    if !path.is_absolute() {
-        let message = format!(
-            "the path {} leads nowhere: the current directory is gone",
-            path.display()
-        );
-        return Err(Fault::new(FaultKind::Config, message));
-    }
-    // `<(COMMAND)` of a shell.
-    if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
-        let message = format!(
-            "the kubeconfig {} is a pipe, which can be read once, and a session reads its kubeconfig \
-             again to renew itself: write it to a file and name that with --kubeconfig",
-            path.display()
-        );
-        return Err(Fault::new(FaultKind::Config, message));
-    }
-
-    utf8(path)
-}
-
-fn utf8(path: &Path) -> Result<String, Fault> {
-    path.to_str().map(str::to_owned).ok_or_else(|| {
-        let message = format!("the path {} is not UTF-8", path.display());
-        Fault::new(FaultKind::Config, message)
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
+    use std::path::Path;
 
     use clap::{CommandFactory as _, Parser};
 
@@ -331,17 +299,6 @@ mod tests {
             request.kubeconfigs,
             [here.join("some/config").to_str().unwrap()]
         );
-    }
-
-    #[test]
-    fn a_kubeconfig_that_can_be_read_once_is_refused() {
-        let (pipe, _writer) = std::io::pipe().unwrap();
-        let path = format!("/dev/fd/{}", pipe.as_raw_fd());
-
-        let refusal = absolute(Path::new(&path)).unwrap_err();
-
-        assert!(refusal.message.contains(&path), "{refusal}");
-        assert!(refusal.message.contains("--kubeconfig"), "{refusal}");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use tp_proto::{
-    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAMESPACE},
+    crd::{GROUP, MANAGER_CONFIG_MAP},
     fault::{Fault, FaultKind, chain},
+    grant,
 };
 
 use super::{Place, forward::NotPassed};
@@ -91,7 +92,7 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
             "you may not get the ConfigMap {MANAGER_CONFIG_MAP} in the namespace {manager}: if tp is \
              there, ask an administrator for `{}`; if it is elsewhere, name that namespace with \
              --manager-namespace",
-            grant(place, said)
+            granting(place, said)
         ),
         Doing::CreateSession if said.contains(POLICY) => {
             format!("the API server refuses the session: {said}")
@@ -100,12 +101,12 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
             "you may not create sessions.{GROUP} in the namespace {}: ask an administrator for \
              `{}`, or choose another one with --namespace",
             place.namespace,
-            grant(place, said)
+            granting(place, said)
         ),
         Doing::PortForward(pod) => format!(
             "you may not get and create pods/portforward for {pod} in the namespace {manager}: ask \
              an administrator for `{}`",
-            grant(place, said)
+            granting(place, said)
         ),
     };
 
@@ -114,17 +115,13 @@ fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
 
 /// The command that gives what is missing. The API server says whom it knows: `… is forbidden: User
 /// "alice" cannot …`.
-fn grant(place: &Place, said: &str) -> String {
+fn granting(place: &Place, said: &str) -> String {
     let user = said
         .split_once("User \"")
         .and_then(|(_, rest)| rest.split_once('"'))
         .map_or("USER", |(user, _)| user);
-    let elsewhere = match place.manager_namespace.as_str() {
-        MANAGER_NAMESPACE => String::new(),
-        namespace => format!(" --manager-namespace {namespace}"),
-    };
 
-    format!("tp grant {user} --namespace {}{elsewhere}", place.namespace)
+    grant::command(user, &place.namespace, &place.manager_namespace)
 }
 
 /// Whether an admission policy refuses, not a missing right.

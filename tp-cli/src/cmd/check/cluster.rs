@@ -10,15 +10,17 @@ use k8s_openapi::api::{
 use kube::{Api, api::PostParams};
 use tokio::time::timeout;
 use tp_proto::{
-    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, MANAGER_VERSION_KEY},
+    crd::{GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_VERSION_KEY},
     fault::{Fault, FaultKind},
+    grant,
     local::Check,
     version,
 };
 
 use crate::{
     cli::CheckArgs,
-    install::{cluster::Cluster, rollout::is_ready},
+    install::{self, cluster::Cluster, rollout::is_ready},
+    kubeconfig,
 };
 
 #[cfg(test)]
@@ -30,6 +32,11 @@ const API_SERVER: &str = "api server";
 const MANAGER: &str = "traffic manager";
 
 pub(super) async fn checks(args: &CheckArgs) -> Vec<Check> {
+    // Once more beside the login: a session would read it again.
+    let choice = install::cluster::choice(&args.cluster);
+    if let Err(fault) = choice.and_then(|choice| kubeconfig::for_session(&choice)) {
+        return vec![Check::failed("kubeconfig", fault.message, "")];
+    }
     let cluster = match Cluster::connect(&args.cluster, None).await {
         Ok(cluster) => cluster,
         Err(fault) => return vec![Check::failed("kubeconfig", fault.message, "")],
@@ -57,13 +64,9 @@ async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec
             return vec![Check::failed(API_SERVER, fault.message, "")];
         }
     };
-    checks.extend(absent_namespace(cluster, namespace).await);
-    let elsewhere = match manager_namespace {
-        MANAGER_NAMESPACE => String::new(),
-        other => format!(" --manager-namespace {other}"),
-    };
-    let remedy =
-        format!("an administrator runs `tp grant {user} --namespace {namespace}{elsewhere}`");
+    let absent = absent_namespace(cluster, namespace).await;
+    let command = grant::command(&user, namespace, manager_namespace);
+    let remedy = format!("an administrator runs `{command}`");
     let sessions = ResourceAttributes {
         group: Some(GROUP.to_owned()),
         resource: Some("sessions".to_owned()),
@@ -75,15 +78,15 @@ async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec
         name: Some(format!("{MANAGER_NAME}-0")),
         ..attributes(manager_namespace, "create")
     };
-    for (what, attributes) in [
-        (format!("connect to the namespace {namespace}"), sessions),
-        (
-            format!("forward a port to the traffic manager in {manager_namespace}"),
-            forwards,
-        ),
-    ] {
-        checks.push(right(cluster, &what, attributes, &remedy).await);
+    match absent {
+        Some(absent) => checks.push(absent),
+        None => {
+            let what = format!("connect to the namespace {namespace}");
+            checks.push(right(cluster, &what, sessions, &remedy).await);
+        }
     }
+    let what = format!("forward a port to the traffic manager in {manager_namespace}");
+    checks.push(right(cluster, &what, forwards, &remedy).await);
     checks.push(manager(cluster, manager_namespace).await);
 
     checks
@@ -122,7 +125,7 @@ async fn login(cluster: &Cluster) -> Result<(String, [Check; 2]), Fault> {
     Ok((user, [server, login]))
 }
 
-/// A right in a namespace is given whether or not that exists.
+/// The right to connect to a namespace is given whether or not that exists.
 async fn absent_namespace(cluster: &Cluster, namespace: &str) -> Option<Check> {
     let namespaces = Api::<Namespace>::all(cluster.client().clone());
 
@@ -193,24 +196,24 @@ async fn manager(cluster: &Cluster, namespace: &str) -> Check {
         return Check::failed(MANAGER, fault.message, "");
     }
     let pods = Api::<Pod>::namespaced(cluster.client().clone(), namespace);
-    let mut ready = Vec::new();
+    let (mut ready, mut refusal) = (Vec::new(), None);
     for name in data.keys().filter(|key| *key != MANAGER_VERSION_KEY) {
         match pods.get_opt(name).await {
             Ok(pod) if pod.as_ref().is_some_and(is_ready) => ready.push(name.as_str()),
             Ok(_) => {}
             Err(error) => {
-                let fault = cluster.fault("look at the traffic manager's pods", &error);
-                return Check::failed(MANAGER, fault.message, "");
+                refusal = Some(cluster.fault("look at the traffic manager's pods", &error));
             }
         }
     }
-    match ready.as_slice() {
-        [] => Check::failed(
+    match (ready.as_slice(), refusal) {
+        ([], Some(fault)) => Check::failed(MANAGER, fault.message, ""),
+        ([], None) => Check::failed(
             MANAGER,
             format!("version {installed} is installed in {namespace}, and no pod of it is ready"),
             &format!("see `kubectl -n {namespace} get pods`"),
         ),
-        names => Check::ok(
+        (names, _) => Check::ok(
             MANAGER,
             format!("version {installed}, ready: {}", names.join(", ")),
         ),

@@ -190,6 +190,8 @@ async fn a_namespace_that_does_not_exist_is_told_to_who_may_ask() {
         absent[2].message.contains("no namespace shop"),
         "{absent:?}"
     );
+    let states: Vec<&str> = absent.iter().map(|it| it.state.as_str()).collect();
+    assert_eq!(states, ["ok", "ok", "failed", "ok", "ok"], "{absent:?}");
     assert!(denied.iter().all(|it| it.state == "ok"), "{denied:?}");
 }
 
@@ -204,6 +206,26 @@ async fn a_refusal_to_look_at_pods_is_not_called_a_pod_that_is_not_ready() {
     let last = found.last().unwrap();
     assert_eq!(last.state, "failed", "{found:?}");
     assert!(!last.message.contains("ready"), "{found:?}");
+}
+
+/// A replica's key stays published where it ended without a word, and nobody may look at its pod.
+#[tokio::test]
+async fn a_pod_that_is_ready_serves_whatever_is_said_of_another() {
+    let found = found(|path, body| match path.split('?').next() {
+        Some("/api/v1/namespaces/tp-system/configmaps/tp-manager") => {
+            let version = tp_proto::VERSION;
+            let keys = json!({"version": version, "tp-manager-0": "key", "tp-manager-1": "key"});
+            let metadata = json!({"name": "tp-manager"});
+            (200, json!({"metadata": metadata, "data": keys}))
+        }
+        Some("/api/v1/namespaces/tp-system/pods/tp-manager-1") => refused(403),
+        _ => installed(path, body),
+    })
+    .await;
+
+    let last = found.last().unwrap();
+    assert_eq!(last.state, "ok", "{found:?}");
+    assert!(last.message.ends_with("ready: tp-manager-0"), "{found:?}");
 }
 
 #[tokio::test]
