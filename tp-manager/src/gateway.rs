@@ -139,7 +139,7 @@ impl Gateway {
         tracing::info!(%session, %reason, "A session is disconnected");
         if self.connected.leave(&session, number) {
             self.departed.left(session.clone());
-            Box::pin(self.publisher.tell(&session, "Disconnected")).await;
+            self.publisher.tell(&session, "Disconnected").await;
         }
     }
 }

@@ -16,7 +16,10 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{Semaphore, watch},
+};
 use tonic::{Request, Response, Status};
 use tp_proto::{
     VERSION,
@@ -27,7 +30,6 @@ use tp_proto::{
         table_event::Event,
     },
 };
-use tp_transport::FlowIo;
 
 use crate::{
     access::{Access, Scope, User},
@@ -38,7 +40,8 @@ pub(crate) use resolve::Resolver;
 const MAX_TABLES: usize = 4;
 const MAX_QUESTIONS: usize = 64;
 const MAX_LISTS: usize = 2;
-/// Bytes of one call's answer that wait for the client to read. HTTP/2 keeps the room that they took.
+/// Above so many bytes of an answer that are not written, no more of it is made. h2 keeps a place for
+/// each frame that ever waited.
 const UNSENT: usize = 16 << 10;
 
 /// Lists the workloads of a namespace; `index` knows how.
@@ -85,7 +88,10 @@ impl Default for Room {
 }
 
 /// Serves gRPC on one stream until it ends.
-pub(crate) async fn serve(io: FlowIo, control: Control) {
+pub(crate) async fn serve<I>(io: I, control: Control)
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let service = TowerToHyperService::new(ManagerServer::new(control));
     let mut server = Builder::new(TokioExecutor::new()).http2_only();
     server.http2().max_send_buf_size(UNSENT);

@@ -6,9 +6,9 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// Bytes of a buffer at first, and bytes of messages that are put together at most. A stream keeps the
-/// buffer of its largest batch for as long as it lives, and one stream of each session lives as long
-/// as the session: with tonic's own settings, 8 KiB and 32 KiB, that is most of what a session costs.
+/// Bytes of a buffer at first, and bytes of messages above which no more is put together. A stream keeps
+/// the buffer of its last batch until there is another, and one stream of each session waits for as long
+/// as the session lasts: with tonic's own settings, 8 KiB and 32 KiB, for 44 kB.
 const BUFFER: usize = 1 << 10;
 const BATCH: usize = 4 << 10;
 

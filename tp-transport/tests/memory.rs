@@ -12,15 +12,22 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinSet,
+    time::timeout,
+};
 use tp_transport::{
-    Admission, Identity, KeyHash, PathChoice, Refusal, SessionRef, Tunnel, TunnelConfig,
-    TunnelServer,
+    Accepted, Admission, FlowIo, Identity, KeyHash, PathChoice, Refusal, SessionRef, Tunnel,
+    TunnelConfig, TunnelServer,
 };
 
 const FEW: usize = 40;
 const MANY: usize = 240;
 const BYTES_OF_SESSION: usize = 64 << 10;
+/// Bytes that each is told at first, as the table of names is.
+const TOLD: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The server's address and its key, for the clients.
 const SERVER: &str = "TP_TEST_SERVER";
@@ -40,7 +47,7 @@ impl Admission for Everybody {
 }
 
 #[tokio::test]
-async fn a_session_without_flows_takes_little_of_the_servers_memory() {
+async fn a_session_without_flows_takes_little_of_the_servers_memory_also_after_it_was_told_much() {
     let identity = Identity::generate().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut clients = Command::new(env::current_exe().unwrap())
@@ -67,7 +74,16 @@ async fn a_session_without_flows_takes_little_of_the_servers_memory() {
         writeln!(commands, "{count}").unwrap();
         while peers.len() < count {
             let peer = timeout(LIMIT, server.accept()).await;
-            peers.push(peer.expect("clients connect in time").unwrap());
+            let peer = peer.expect("clients connect in time").unwrap();
+            let Some(Accepted::Control(mut io)) = peer.accept().await else {
+                panic!("a client opens a control stream first");
+            };
+            let told = timeout(LIMIT, async {
+                io.write_all(&vec![7; TOLD]).await.unwrap();
+                io.read_u8().await.unwrap()
+            });
+            told.await.expect("clients read what they are told");
+            peers.push((peer, io));
         }
         taken.push(resident_bytes());
     }
@@ -80,12 +96,13 @@ async fn a_session_without_flows_takes_little_of_the_servers_memory() {
     assert!(each <= BYTES_OF_SESSION, "{each} bytes for a session");
 }
 
-#[tokio::test]
+/// It waits for words on standard input, while its connections go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "the other end of the test above, which starts it"]
 async fn clients_of_a_server_elsewhere() {
     let server: SocketAddr = env::var(SERVER).unwrap().parse().unwrap();
     let manager_key: KeyHash = env::var(KEY).unwrap().parse().unwrap();
-    let mut tunnels = Vec::new();
+    let mut tunnels: Vec<(Tunnel, FlowIo)> = Vec::new();
     for count in std::io::stdin().lock().lines() {
         let count: usize = count.unwrap().parse().unwrap();
         while tunnels.len() < count {
@@ -101,7 +118,11 @@ async fn clients_of_a_server_elsewhere() {
             };
             let link = tokio::net::TcpStream::connect(server).await.unwrap();
             let tunnel = timeout(LIMIT, Tunnel::connect(link, config)).await;
-            tunnels.push(tunnel.expect("a handshake takes less").unwrap());
+            let tunnel = tunnel.expect("a handshake takes less").unwrap();
+            let mut io = tunnel.open_control().await.unwrap();
+            io.read_exact(&mut vec![0; TOLD]).await.unwrap();
+            io.write_u8(1).await.unwrap();
+            tunnels.push((tunnel, io));
         }
     }
 }

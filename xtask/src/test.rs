@@ -234,7 +234,7 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
     let missing = packages::missing(&lists)?;
     let mut minutes = match command {
         "soak" => soak::MINUTES,
-        "test" => 10,
+        "test" => 25,
         _ => 1,
     };
     println!("`cargo xtask {command}` on this machine:");
@@ -256,8 +256,9 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
         minutes += 4;
     }
     if !paths::release().join("tp-daemon").exists() {
-        println!("  tp         to compile (about 8 minutes)");
-        minutes += 8;
+        let compiling = if command == "test" { 10 } else { 5 };
+        println!("  tp         to compile (about {compiling} minutes)");
+        minutes += compiling;
     }
     if kubernetes == Kubernetes::Own {
         if cluster::build::is_needed()? {

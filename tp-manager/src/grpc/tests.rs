@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     net::Ipv4Addr,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -16,12 +17,18 @@ use kube::{Client, client::Body};
 use serde_json::json;
 use tokio::{net::UdpSocket, task::unconstrained, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tp_proto::crd::UserInfo;
+use tonic::transport::Endpoint;
+use tp_proto::{crd::UserInfo, table::Parts, tunnel::manager_client::ManagerClient};
 
 use super::*;
+use crate::model::{ObjectName, Service, Update};
 
 /// More questions than are asked at once for all sessions together.
 const QUESTIONS: usize = 1100;
+/// Several times what waits to be written of one answer.
+const WORKLOADS: usize = 2000;
+const SERVICES: usize = 2000;
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Far less than a question to a slow zone may take.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
@@ -114,7 +121,15 @@ impl Workloads for Arc<Lists> {
                 lists.ends.acquire().await.unwrap().forget();
                 lists.under_way.fetch_sub(1, Ordering::Relaxed);
             }
-            Ok(Vec::new())
+            let count = if namespace == "large" { WORKLOADS } else { 0 };
+            let workloads = (0..count).map(|number| Workload {
+                kind: "Deployment",
+                name: format!("{number:0>60}"),
+                ready: 1,
+                desired: 1,
+                ports: Vec::new(),
+            });
+            Ok(workloads.collect())
         })
     }
 }
@@ -174,6 +189,44 @@ async fn a_session_watches_so_many_tables_and_one_more_when_one_has_ended() {
 
     tables.pop();
     assert!(watched(&alice).await.is_ok());
+}
+
+/// Through HTTP/2, with a client that reads little at a time.
+#[tokio::test]
+async fn answers_that_are_larger_than_what_may_wait_arrive_whole() {
+    let cluster = Cluster::new().await;
+    let alice = cluster.session("alice").await;
+    alice.model.update(|model| {
+        let services = (0..SERVICES).map(|it| {
+            let name = ObjectName::new("shop", format!("{it:0>60}"));
+            (name, Service::default())
+        });
+        model.update_namespaces(Update::Replaced([("shop".to_owned(), ())].into()));
+        model.update_services(Update::Replaced(services.collect()));
+    });
+    let (near, far) = tokio::io::duplex(1 << 10);
+    let _served = AbortOnDropHandle::new(tokio::spawn(serve(far, alice)));
+    let mut near = Some(TokioIo::new(near));
+    let connector = tower::service_fn(move |_| ready(near.take().ok_or("connected once")));
+    let endpoint = Endpoint::from_static("http://manager");
+    let channel = endpoint.connect_with_connector(connector).await.unwrap();
+    let mut manager = ManagerClient::new(channel);
+
+    let answers = timeout(PATIENCE, async {
+        let listed = manager.list_workloads(list("large")).await.unwrap();
+        let watched = manager.watch_table(WatchTableRequest {}).await.unwrap();
+        let (mut events, mut parts) = (watched.into_inner(), Parts::default());
+        let table = loop {
+            let event = events.message().await.unwrap().unwrap().event;
+            if let Some(Event::Snapshot(table)) = event.and_then(|it| parts.take(it)) {
+                break table;
+            }
+        };
+        (listed.into_inner().workloads, table.services)
+    });
+
+    let (workloads, services) = answers.await.expect("nothing waits for ever");
+    assert_eq!((workloads.len(), services.len()), (WORKLOADS, SERVICES));
 }
 
 /// Polls each once, which takes what room there is for it, without a task's budget.

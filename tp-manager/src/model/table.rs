@@ -11,6 +11,8 @@ use super::{Model, ObjectName, Service};
 
 /// Services in one step, so that none makes a message of any size, nor holds the model for long.
 pub(crate) const PART: usize = 500;
+/// Of these, in the snapshot itself: it is one message, whose room its stream keeps until the next one.
+const FIRST: usize = 50;
 
 /// A table without its services.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +96,7 @@ impl Known {
             changes.push(Change::Frame(self.frame(model)));
         }
         self.follow_log(model, &mut changes);
-        let loaded = self.load(model);
+        let loaded = self.load(model, self.part);
         changes.extend(
             loaded
                 .into_iter()
@@ -115,7 +117,7 @@ impl Known {
         self.enter(namespaces);
         self.services = model.log().revision();
         self.is_cut = false;
-        let services = self.load(model);
+        let services = self.load(model, self.part.min(FIRST));
         if self.loading.is_empty() {
             self.stage = Stage::Complete;
         }
@@ -163,14 +165,14 @@ impl Known {
         self.is_cut = false;
     }
 
-    /// The next services of the namespaces that are being told.
-    fn load(&mut self, model: &Model) -> Vec<(ObjectName, Arc<Service>)> {
+    /// The next services of the namespaces that are being told, `most` of them.
+    fn load(&mut self, model: &Model, most: usize) -> Vec<(ObjectName, Arc<Service>)> {
         let mut loaded = Vec::new();
-        while loaded.len() < self.part
+        while loaded.len() < most
             && let Some(mut entry) = self.loading.first_entry()
         {
             let mut rest = model.services_after(entry.key(), entry.get().as_ref());
-            let part = rest.by_ref().take(self.part - loaded.len());
+            let part = rest.by_ref().take(most - loaded.len());
             loaded.extend(part.map(|(name, it)| (name.clone(), Arc::clone(it))));
             let last = rest.next().and(loaded.last());
             let last = last.map(|(name, _)| name.clone());

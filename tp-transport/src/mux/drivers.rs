@@ -1,10 +1,9 @@
 //! The tasks that drive a server's connections, each with as much memory as fits its path.
 //!
 //! quinn keeps, for each connection, a buffer with room for the most datagrams that its socket takes
-//! at once (quinn 0.11.12, `State::send_buffer`). Of the large datagrams of a byte stream that is 90 KB,
-//! for nothing: a byte stream is written as one piece anyhow. quinn asks the socket how many it takes
-//! whenever it drives a connection, but does not say for which, so the task says it here. A client has
-//! one connection, and gains from what is handed over at once.
+//! at once (quinn 0.11.12, `State::send_buffer`). Of the large datagrams of a byte stream that is 90 KB.
+//! quinn asks the socket how many it takes whenever it drives a connection, but does not say for which,
+//! so the task says it here. A client has one connection, and keeps that buffer for its speed.
 
 use std::{
     cell::Cell,
@@ -17,6 +16,9 @@ use std::{
 };
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
+
+/// Datagrams in one transmit to a byte stream.
+const BY_STREAM_SEGMENTS: usize = 1;
 
 thread_local! {
     /// Whether what the connection that is being driven sent last went to a byte stream.
@@ -33,7 +35,7 @@ pub(super) fn sends_by_stream(by_stream: bool) {
 /// Datagrams in one transmit of the connection that is being driven, of `most` that may be.
 pub(super) fn segments(most: usize) -> usize {
     match BY_STREAM.get() {
-        Some(true) => 1,
+        Some(true) => BY_STREAM_SEGMENTS,
         Some(false) | None => most,
     }
 }
@@ -73,11 +75,32 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        BY_STREAM.set(Some(self.by_stream));
+        let turn = Turn::begin(self.by_stream);
         let polled = self.future.as_mut().poll(cx);
-        self.by_stream = BY_STREAM.take().unwrap_or(true);
+        self.by_stream = turn.end();
 
         polled
+    }
+}
+
+/// Of one connection, on this thread; over also when it panics.
+struct Turn;
+
+impl Turn {
+    fn begin(by_stream: bool) -> Self {
+        BY_STREAM.set(Some(by_stream));
+        Self
+    }
+
+    /// Whether the last datagram went to a byte stream.
+    fn end(self) -> bool {
+        BY_STREAM.get().unwrap_or(true)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        BY_STREAM.set(None);
     }
 }
 
@@ -90,7 +113,7 @@ mod tests {
     /// A task that says which path it uses, and what it may send at once the next time.
     fn driver(by_stream: &'static [bool]) -> Driver {
         let mut turns = by_stream.iter();
-        let mut expected = 1;
+        let mut expected = BY_STREAM_SEGMENTS;
         Driver {
             future: Box::pin(poll_fn(move |_| {
                 assert_eq!(segments(10), expected);
@@ -98,7 +121,7 @@ mod tests {
                     return Poll::Ready(());
                 };
                 sends_by_stream(*by_stream);
-                expected = if *by_stream { 1 } else { 10 };
+                expected = if *by_stream { BY_STREAM_SEGMENTS } else { 10 };
                 Poll::Pending
             })),
             by_stream: true,
