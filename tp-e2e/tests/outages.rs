@@ -340,6 +340,36 @@ fn people_are_spread_over_the_replicas_and_one_that_hangs_costs_a_second() {
     testbed().manager_ready();
 }
 
+/// As an autoscaler makes it: the roles name the replicas of the installation.
+#[test]
+fn a_replica_that_the_user_may_not_reach_is_left_to_others() {
+    let _alone = alone();
+    testbed().install_tp();
+    let _two = TwoReplicas;
+    let all = "statefulset/tp-manager";
+    for words in [
+        ["scale", all, "--replicas=2", "--namespace=tp-system"],
+        ["rollout", "status", all, "--namespace=tp-system"],
+    ] {
+        testbed().kubectl(&words);
+    }
+    eventually("the key of the second replica", PATIENCE, || {
+        let keys = testbed().object("tp-system", "configmap", "tp-manager");
+        match keys["data"]["tp-manager-1"].is_string() {
+            true => Ok(()),
+            false => Err(keys["data"].to_string()),
+        }
+    });
+    let workstation = Workstation::new(Account::Member, "dev");
+
+    for _ in 0..8 {
+        workstation.connect(&["--namespace", "shop"]);
+        let status = workstation.status();
+        assert_eq!(status["manager"]["replica"], "tp-manager-0", "{status}");
+        workstation.tp(&["quit"]).expect_success();
+    }
+}
+
 #[test]
 fn who_quits_while_connecting_again_leaves_no_session_object() {
     let _alone = alone();

@@ -40,7 +40,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 use asleep::{slept_longer, suspended};
-use attempt::{Attempt, race};
+use attempt::{Attempt, Failure, race};
 use made::Made;
 
 mod asleep;
@@ -142,7 +142,7 @@ impl Uplink {
     }
 
     /// A tunnel of one attempt.
-    async fn open(&self, attempt: &Attempt<'_>, progress: &Progress) -> Result<Opened, Fault> {
+    async fn open(&self, attempt: &Attempt<'_>, progress: &Progress) -> Result<Opened, Failure> {
         let replica = attempt.replica;
         progress.step(format!("forwarding a port to {}", replica.pod));
         let cluster = &attempt.cluster;
@@ -151,8 +151,10 @@ impl Uplink {
         let session = session?;
         let link = match link {
             Ok(link) => link,
-            Err(fault) if fault.kind == FaultKind::NoPermission => return Err(fault),
-            Err(fault) => return Err(cluster.not_forwarded(&replica.pod, fault).await),
+            Err(fault) if fault.kind == FaultKind::NoPermission => {
+                return Err(Failure::of_replica(fault));
+            }
+            Err(fault) => return Err(cluster.not_forwarded(&replica.pod, fault).await.into()),
         };
         progress.step("opening the tunnel".to_owned());
         let config = TunnelConfig {
@@ -163,7 +165,7 @@ impl Uplink {
         };
         let tunnel = match Tunnel::connect(link, config).await {
             Ok(tunnel) => tunnel,
-            Err(error) => return Err(self.refused(replica, error).await),
+            Err(error) => return Err(self.refused(replica, error).await.into()),
         };
         let greeted = self.greet(tunnel, replica).await?;
 

@@ -46,12 +46,15 @@ fn container(container: &ContainerStatus) -> Option<String> {
         .as_ref()
         .and_then(|last| last.terminated.as_ref());
     if let Some(waiting) = &state.waiting {
-        let reason = waiting.reason.clone().unwrap_or_default();
-        let message = waiting.message.clone().unwrap_or_default();
+        let words = [&waiting.reason, &waiting.message].into_iter().flatten();
+        let words: Vec<&str> = words
+            .map(String::as_str)
+            .filter(|it| !it.is_empty())
+            .collect();
         let exit = last
             .map(|last| format!(" (exit code {})", last.exit_code))
             .unwrap_or_default();
-        return Some(format!("{reason}: {message}{exit}"));
+        return Some(format!("{}{exit}", words.join(": ")));
     }
     state.terminated.as_ref().map(|it| {
         format!(
@@ -77,5 +80,18 @@ mod tests {
         .unwrap();
 
         assert_eq!(of(&pod), "ErrImageNeverPull: image x is not present");
+    }
+
+    #[test]
+    fn a_container_that_is_being_made_has_no_more_to_say() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "status": {"phase": "Pending", "containerStatuses": [{
+                "name": "manager", "ready": false, "restartCount": 0, "image": "x", "imageID": "",
+                "state": {"waiting": {"reason": "ContainerCreating"}}
+            }]}
+        }))
+        .unwrap();
+
+        assert_eq!(of(&pod), "ContainerCreating");
     }
 }

@@ -75,11 +75,42 @@ impl<'a> Attempt<'a> {
     }
 }
 
+/// Why an attempt has failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    fault: Fault,
+    /// Another replica may serve all the same.
+    is_of_replica: bool,
+}
+
+impl Failure {
+    /// Rights to forward a port are given for each replica.
+    pub(super) fn of_replica(fault: Fault) -> Self {
+        Self {
+            fault,
+            is_of_replica: true,
+        }
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self {
+            // No port can be forwarded to a node that is gone.
+            is_of_replica: matches!(
+                fault.kind,
+                FaultKind::TemporaryFailure | FaultKind::Unavailable
+            ),
+            fault,
+        }
+    }
+}
+
 /// The first of `attempts` that succeeds, and how many have begun. Each begins when those before it
 /// have failed for a reason of their replica, or have had a head start; the others are dropped. None
 /// if there are none.
 pub(super) async fn race<T>(
-    attempts: Vec<BoxFuture<'_, Result<T, Fault>>>,
+    attempts: Vec<BoxFuture<'_, Result<T, Failure>>>,
 ) -> (Option<Result<T, Fault>>, usize) {
     let mut left = attempts.into_iter();
     let mut running = FuturesUnordered::new();
@@ -95,9 +126,12 @@ pub(super) async fn race<T>(
         };
         match result {
             Some(Ok(opened)) => return (Some(Ok(opened)), begun),
-            Some(Err(fault)) => {
+            Some(Err(Failure {
+                fault,
+                is_of_replica,
+            })) => {
                 // Whatever is wrong, those who run may do better; but no other is asked in vain.
-                if !is_of_replica(&fault) {
+                if !is_of_replica {
                     left = Vec::new().into_iter();
                 }
                 failure = Some(Err(fault));
@@ -115,14 +149,6 @@ fn is_refusal(fault: &Fault) -> bool {
     )
 }
 
-/// Whether another replica may serve: no port can be forwarded to a node that is gone.
-fn is_of_replica(fault: &Fault) -> bool {
-    matches!(
-        fault.kind,
-        FaultKind::TemporaryFailure | FaultKind::Unavailable
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
@@ -131,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    type Attempt = BoxFuture<'static, Result<u8, Fault>>;
+    type Attempt = BoxFuture<'static, Result<u8, Failure>>;
 
     async fn first(attempts: Vec<Attempt>) -> Option<Result<u8, Fault>> {
         let limit = Duration::from_secs(10);
@@ -140,7 +166,7 @@ mod tests {
     }
 
     fn told(result: Result<u8, FaultKind>) -> Attempt {
-        ready(result.map_err(|kind| Fault::new(kind, "no"))).boxed()
+        ready(result.map_err(|kind| Fault::new(kind, "no").into())).boxed()
     }
 
     #[tokio::test]
@@ -162,6 +188,9 @@ mod tests {
         ] {
             assert_eq!(first(vec![told(Err(kind)), told(Ok(2))]).await, expected);
         }
+        let forbidden = Failure::of_replica(Fault::new(FaultKind::NoPermission, "no"));
+        let attempts = vec![ready(Err(forbidden)).boxed(), told(Ok(2))];
+        assert_eq!(first(attempts).await, Some(Ok(2)));
         let failure = Fault::new(FaultKind::Unavailable, "no");
         let all = vec![
             told(Err(FaultKind::TemporaryFailure)),
