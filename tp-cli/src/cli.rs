@@ -9,6 +9,7 @@ use crate::{
     exit,
     install::{GrantArgs, InstallArgs, UninstallArgs},
     output::Format,
+    values,
 };
 
 /// Put this machine on the network of a Kubernetes cluster
@@ -118,7 +119,8 @@ pub(crate) struct ConnectArgs {
     /// Namespace whose services answer to their bare names
     ///
     /// Without it: the namespace of the context, then `default`.
-    #[arg(long, short, value_name = "NAMESPACE", help_heading = "Kubernetes")]
+    #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none,
+          help_heading = "Kubernetes")]
     pub(crate) namespace: Option<String>,
 
     #[command(flatten)]
@@ -129,6 +131,7 @@ pub(crate) struct ConnectArgs {
         long,
         value_name = "NAMESPACES",
         value_delimiter = ',',
+        value_parser = values::namespace_or_none,
         help_heading = "Network"
     )]
     pub(crate) mapped_namespaces: Vec<String>,
@@ -137,7 +140,7 @@ pub(crate) struct ConnectArgs {
     ///
     /// The user needs the permission to create `sessions/external` for networks that are not the
     /// cluster's own.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network,
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::network,
         help_heading = "Network")]
     pub(crate) also_proxy: Vec<String>,
 
@@ -145,7 +148,7 @@ pub(crate) struct ConnectArgs {
     ///
     /// The longest match wins; what is the same as, or contains, a network of the cluster leaves that
     /// alone.
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network,
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::network,
         help_heading = "Network")]
     pub(crate) never_proxy: Vec<String>,
 
@@ -180,7 +183,7 @@ pub(crate) struct ConnectArgs {
 }
 
 /// Which cluster, as whom: as for kubectl.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Kubernetes")]
 pub(crate) struct ClusterArgs {
     /// Kubeconfig file; otherwise $KUBECONFIG, ~/.kube/config, the service account of a pod
@@ -281,11 +284,21 @@ pub(crate) struct CheckArgs {
     /// Namespace to connect to
     ///
     /// Without it: the namespace of the context, then `default`.
-    #[arg(long, short, value_name = "NAMESPACE", help_heading = "Kubernetes")]
+    #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none,
+          help_heading = "Kubernetes")]
     pub(crate) namespace: Option<String>,
 
     #[command(flatten)]
     pub(crate) manager: ManagerArgs,
+}
+
+impl CheckArgs {
+    /// Whether they ask for a cluster or a namespace of their own.
+    pub(crate) fn name_a_place(&self) -> bool {
+        self.cluster != ClusterArgs::default()
+            || self.namespace.is_some()
+            || self.manager.manager_namespace != tp_proto::crd::MANAGER_NAMESPACE
+    }
 }
 
 /// List the workloads of one namespace, or of all, with their ready replicas and ports
@@ -293,7 +306,7 @@ pub(crate) struct CheckArgs {
 #[command(after_help = "Examples:\n  tp list\n  tp list -A\n  tp list -n shop -o json")]
 pub(crate) struct ListArgs {
     /// Namespace; the connected one by default
-    #[arg(long, short, value_name = "NAMESPACE")]
+    #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none)]
     pub(crate) namespace: Option<String>,
 
     /// All namespaces that the user may reach
@@ -372,16 +385,6 @@ fn shell(name: &str) -> Result<Shell, String> {
         "fish" => Ok(Shell::Fish),
         _ => Err("known shells are bash, zsh and fish".into()),
     }
-}
-
-/// A network in CIDR notation, or one address.
-fn network(text: &str) -> Result<String, String> {
-    if let Ok(network) = text.parse::<ipnet::IpNet>() {
-        return Ok(network.trunc().to_string());
-    }
-    text.parse::<std::net::IpAddr>()
-        .map(|address| ipnet::IpNet::from(address).to_string())
-        .map_err(|_| "not a network such as 10.20.0.0/16, nor an address".into())
 }
 
 #[cfg(test)]

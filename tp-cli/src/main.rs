@@ -1,7 +1,7 @@
 //! `tp`: reads the command line, starts what is missing, asks the session, prints the answer.
 //!
-//! It holds no state and no connection to the cluster, except while `tp install` and
-//! `tp uninstall` apply objects.
+//! It holds no state, and no connection to the cluster but while a command such as `tp install`,
+//! `tp grant` or `tp check` asks it something.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ mod redact;
 mod root_daemon;
 mod signals;
 mod spawn;
+mod values;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -4,7 +4,7 @@ use std::{os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
 use rustix::{
     fd::OwnedFd,
-    io::Errno,
+    io::{Errno, retry_on_intr},
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
         recv, send, socket_with, sockopt,
@@ -125,7 +125,10 @@ fn exchange(connects: bool) -> Result<(Reply, OwnedFd), Errno> {
     for direction in [sockopt::Timeout::Send, sockopt::Timeout::Recv] {
         sockopt::set_socket_timeout(&socket, direction, Some(WAIT))?;
     }
-    connect(&socket, &SocketAddrUnix::new(socket_path())?)?;
+    // With a time-out they are interrupted by every signal (signal(7)), of which the end of a child is
+    // one.
+    let address = SocketAddrUnix::new(socket_path())?;
+    retry_on_intr(|| connect(&socket, &address))?;
 
     let request = Request::Hello {
         version: tp_proto::VERSION.into(),
@@ -133,13 +136,13 @@ fn exchange(connects: bool) -> Result<(Reply, OwnedFd), Errno> {
     };
     let packet = serde_json::to_vec(&request).expect("a request has a JSON form");
     // A peer that is not served gets its reply, and the end, before it asks.
-    match send(&socket, &packet, SendFlags::NOSIGNAL) {
+    match retry_on_intr(|| send(&socket, &packet, SendFlags::NOSIGNAL)) {
         Ok(_) | Err(Errno::PIPE) => {}
         Err(errno) => return Err(errno),
     }
 
     let mut buffer = vec![0; MAX_PACKET];
-    let (length, _) = recv(&socket, &mut *buffer, RecvFlags::empty())?;
+    let (length, _) = retry_on_intr(|| recv(&socket, &mut *buffer, RecvFlags::empty()))?;
     if length == 0 {
         return Err(Errno::CONNRESET);
     }

@@ -151,13 +151,20 @@ fn a_refused_connect_names_the_command_that_grants_it() {
         "{refused}"
     );
 
-    let words: Vec<&str> = granting.split(' ').collect();
-    let mut grant = workstation.command_as(Account::Root, &words);
-    run(
-        grant.env("KUBECONFIG", testbed().kubeconfig("admin")),
-        PATIENCE,
-    )
-    .expect_success();
+    let grant = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        let mut grant = workstation.command_as(Account::Root, &words);
+        run(
+            grant.env("KUBECONFIG", testbed().kubeconfig("admin")),
+            PATIENCE,
+        )
+    };
+    let nowhere = grant(&format!("{granting} --namespace absent"));
+    assert_eq!(nowhere.code(), 1, "{nowhere}");
+    assert!(nowhere.stderr.contains("nothing was granted"), "{nowhere}");
+    let refused = workstation.tp(&["connect", "--namespace", "shop"]);
+    assert_eq!(refused.code(), 77, "nothing was: {refused}");
+    grant(granting).expect_success();
 
     eventually("the right to count", COUNTS, || {
         let connected = workstation.tp(&["connect", "--namespace", "shop"]);

@@ -1,6 +1,10 @@
 //! The kubeconfig, read as kubectl reads it.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt, fs, io,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
+};
 
 use kube::{
     Client, Config,
@@ -17,6 +21,9 @@ use crate::{
     proxy::Environment,
     shell::Shell,
 };
+
+/// Bytes of a kubeconfig: those of thousands of clusters are smaller.
+const LARGEST: u64 = 64 << 20;
 
 /// What is asked for; what is left empty is as the kubeconfig says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,7 +73,7 @@ impl Choice {
     /// The names of all contexts, in the order of the files. One that cannot be read has none here.
     pub fn contexts(&self) -> Vec<String> {
         let files = self.kubeconfigs.iter();
-        let read = files.filter_map(|file| Kubeconfig::read_from(file).ok());
+        let read = files.filter_map(|file| read(file).ok());
         let mut names = Vec::new();
         for context in read.flat_map(|it| it.contexts) {
             if !names.contains(&context.name) {
@@ -87,7 +94,7 @@ impl Choice {
         let kubeconfig = files
             .iter()
             .map(|file| {
-                let mut read = Kubeconfig::read_from(file)?;
+                let mut read = read(file)?;
                 // Else it would hide that of the next file.
                 read.current_context.take_if(|name| name.is_empty());
                 without_folders(&mut read);
@@ -242,6 +249,22 @@ impl Chosen {
         client::client(self.config, identity, login)
             .map_err(|error| unusable_context(&context, &chain(&error)))
     }
+}
+
+/// Reads one file, if it is of a size that can be: a device may have no end.
+fn read(file: &Path) -> Result<Kubeconfig, KubeconfigError> {
+    let is_larger = fs::metadata(file).is_ok_and(|found| {
+        let kind = found.file_type();
+        let is_endless = kind.is_char_device() && file != Path::new("/dev/null");
+        is_endless || kind.is_block_device() || found.len() > LARGEST
+    });
+    if is_larger {
+        let why = format!("it is a device, or larger than {} MiB", LARGEST >> 20);
+        let error = io::Error::new(io::ErrorKind::FileTooLarge, why);
+        return Err(KubeconfigError::ReadConfig(error, file.to_owned()));
+    }
+
+    Kubeconfig::read_from(file)
 }
 
 /// kube makes the folder of the kubeconfig, with a slash, of a path that is empty, which for kubectl

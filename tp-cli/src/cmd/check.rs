@@ -38,6 +38,13 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
         Ok(told) => {
             checks.extend_from_slice(&told.checks);
             if is_connected {
+                if args.name_a_place() {
+                    checks.push(Check::warning(
+                        "connection",
+                        "what was checked is the connection that there is, whatever the flags name",
+                        "`tp quit`, then check again",
+                    ));
+                }
                 progress.step("asking for a name of the cluster");
                 checks.push(steering::check(&told).await);
             }

@@ -240,6 +240,8 @@ fn sentence(connected: &Connected) -> String {
 fn request(args: &ConnectArgs, choice: &Choice) -> anyhow::Result<ConnectRequest> {
     let cluster = &args.cluster;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    // An empty list is none, as where a script's variable is empty.
+    let mapped = args.mapped_namespaces.iter();
 
     Ok(ConnectRequest {
         kubeconfigs: kubeconfig::for_session(choice)?,
@@ -255,7 +257,7 @@ fn request(args: &ConnectArgs, choice: &Choice) -> anyhow::Result<ConnectRequest
         impersonate_user: text(&cluster.impersonate_user),
         impersonate_groups: cluster.impersonate_groups.clone(),
         namespace: text(&args.namespace),
-        mapped_namespaces: args.mapped_namespaces.clone(),
+        mapped_namespaces: mapped.filter(|name| !name.is_empty()).cloned().collect(),
         also_proxy: args.also_proxy.clone(),
         never_proxy: args.never_proxy.clone(),
         transport: match args.transport {

@@ -1,7 +1,8 @@
 //! `tp grant`: what an administrator makes for somebody who is to connect.
 
-use clap::Args;
-use kube::api::DynamicObject;
+use clap::{Args, builder::NonEmptyStringValueParser};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, api::DynamicObject};
 use serde_json::json;
 use tp_proto::fault::{Fault, FaultKind};
 
@@ -9,6 +10,7 @@ use super::{apply, cluster::Cluster, object::Object, print};
 use crate::{
     cli::{ClusterArgs, ManagerArgs},
     output::Output,
+    values,
 };
 
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -22,11 +24,11 @@ const CONNECT_ROLE: &str = "tp-connect";
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GrantArgs {
     /// Who may connect, by the name that the API server knows them by (`kubectl auth whoami`)
-    #[arg(value_name = "USER", required_unless_present = "group")]
+    #[arg(value_name = "USER", required_unless_present = "group", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) person: Option<String>,
 
     /// A group whose members may connect (repeatable)
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) group: Vec<String>,
 
     /// Where they may connect to (repeatable)
@@ -34,6 +36,7 @@ pub(crate) struct GrantArgs {
         long,
         short,
         value_name = "NAMESPACE",
+        value_parser = values::namespace,
         required = true,
         help_heading = "Kubernetes"
     )]
@@ -70,7 +73,7 @@ impl GrantArgs {
         }))
     }
 
-    /// The namespaces first: one that does not exist ends it before anybody may forward a port.
+    /// The namespaces first: one that cannot be granted ends it before anybody may forward a port.
     fn objects(&self) -> Vec<Object> {
         let manager = &self.manager.manager_namespace;
         let uses = self.subjects().flat_map(|subject| {
@@ -112,6 +115,7 @@ pub(crate) async fn grant(args: GrantArgs, output: Output) -> anyhow::Result<()>
     }
     let cluster = Cluster::connect(&args.cluster, None).await?;
     check_installed(&cluster, &args.manager.manager_namespace).await?;
+    check_namespaces(&cluster, &args.namespace).await?;
     for object in &objects {
         apply::apply_one(&cluster, object).await?;
     }
@@ -163,6 +167,23 @@ async fn check_installed(cluster: &Cluster, namespace: &str) -> Result<(), Fault
     );
 
     Err(Fault::new(FaultKind::NotInstalled, message))
+}
+
+/// Bindings in those before it would be made, and the command fail.
+async fn check_namespaces(cluster: &Cluster, names: &[String]) -> Result<(), Fault> {
+    let namespaces = Api::<Namespace>::all(cluster.client().clone());
+    for name in names {
+        // Who may not ask has to take it for granted.
+        if let Ok(None) = namespaces.get_opt(name).await {
+            let message = format!(
+                "there is no namespace {name} in {}: nothing was granted",
+                cluster.server()
+            );
+            return Err(Fault::new(FaultKind::Failed, message));
+        }
+    }
+
+    Ok(())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn kubeconfig() -> Value {
 fn written(kubeconfig: &Value) -> (tempfile::TempDir, Choice) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("k");
-    std::fs::write(&path, kubeconfig.to_string()).unwrap();
+    fs::write(&path, kubeconfig.to_string()).unwrap();
     let choice = Choice {
         kubeconfigs: vec![path],
         ..Choice::default()
@@ -135,7 +135,7 @@ fn one_damaged_certificate_does_not_spoil_a_bundle() {
     let damaged = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
     let bundle = format!("{damaged}{}{damaged}", good.pem());
     let (dir, choice) = with("certificate-authority", json!("ca.pem"));
-    std::fs::write(dir.path().join("ca.pem"), bundle).unwrap();
+    fs::write(dir.path().join("ca.pem"), bundle).unwrap();
 
     let chosen = choice.load(Place::Background).unwrap();
 
@@ -268,7 +268,7 @@ fn whomever_to_trust_and_an_authority_are_not_taken_together() {
     config["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = json!(true);
     config["clusters"][0]["cluster"]["certificate-authority"] = json!("ca.pem");
     let (dir, choice) = written(&config);
-    std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
+    fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
 
     let fault = choice.load(Place::Background).unwrap_err();
 
@@ -282,12 +282,12 @@ fn whomever_to_trust_and_an_authority_are_not_taken_together() {
 fn contexts_are_those_of_all_files_and_a_broken_one_hides_none() {
     let (dir, choice) = written(&kubeconfig());
     let (broken, second) = (dir.path().join("broken"), dir.path().join("second"));
-    std::fs::write(&broken, "contexts: [").unwrap();
+    fs::write(&broken, "contexts: [").unwrap();
     let other = json!({"contexts": [
         {"name": "prod", "context": {"cluster": "c", "user": "u"}},
         {"name": "admin@lab", "context": {"cluster": "c", "user": "u"}},
     ]});
-    std::fs::write(&second, other.to_string()).unwrap();
+    fs::write(&second, other.to_string()).unwrap();
     let mut files = choice.kubeconfigs.clone();
     files.extend([broken, dir.path().join("absent"), second]);
     let choice = Choice {
@@ -296,4 +296,24 @@ fn contexts_are_those_of_all_files_and_a_broken_one_hides_none() {
     };
 
     assert_eq!(choice.contexts(), ["prod", "admin@lab"]);
+}
+
+#[test]
+fn a_file_without_an_end_is_not_read() {
+    let large = tempfile::NamedTempFile::new().unwrap();
+    large.as_file().set_len(LARGEST + 1).unwrap();
+    for path in [Path::new("/dev/zero"), large.path()] {
+        let choice = Choice {
+            kubeconfigs: vec![path.to_owned()],
+            ..Choice::default()
+        };
+
+        let refusal = choice.load(Place::Background).unwrap_err();
+
+        assert_eq!(refusal.kind, FaultKind::Config);
+        let said = &refusal.message;
+        assert!(said.contains(path.to_str().unwrap()), "{said}");
+        assert!(said.contains("larger than 64 MiB"), "{said}");
+        assert!(choice.contexts().is_empty());
+    }
 }
