@@ -238,6 +238,15 @@ fn mapped_namespaces_limit_what_resolves() {
     );
     let other = workstation.run(&["getent", "ahostsv4", "web.shop"]);
     assert_ne!(other.code(), 0, "{other}");
+    let told = || workstation.status()["notices"].to_string();
+    assert!(!told().contains("mapped-namespaces"), "{}", told());
+
+    workstation.tp(&["quit"]).expect_success();
+    let lists = ["--mapped-namespaces", "team-b,absent"];
+    workstation.connect(&[&["--namespace", "shop"][..], &lists].concat());
+    let told = told();
+    assert!(told.contains("in the namespace absent"), "{told}");
+    assert!(told.contains("the connected namespace shop"), "{told}");
 }
 
 #[test]

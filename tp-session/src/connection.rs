@@ -27,6 +27,7 @@ use super::{
     dns::servers,
     firewall,
     local::{self, Observer},
+    mapped,
     opened::Opened,
     progress::Progress,
     renewal::Login,
@@ -267,10 +268,13 @@ impl Connection {
         let is_blocked = self.is_blocked.load(Ordering::Relaxed);
         let firewall = is_blocked.then(|| firewall::NOTICE.to_owned());
         let steered = self.steered.borrow().notices();
+        let wanted = &self.request.mapped_namespaces;
+        let mapped = mapped::notices(wanted, &self.place.namespace, &self.shared.namespaces());
 
         steered
             .into_iter()
             .chain(self.shared.notices())
+            .chain(mapped)
             .chain(firewall)
             .collect()
     }

@@ -20,6 +20,7 @@ pub mod firewall;
 mod leads;
 mod local;
 mod log;
+mod mapped;
 mod node;
 mod opened;
 mod progress;
