@@ -33,6 +33,8 @@ const MIN_DATAGRAMS: u64 = 4;
 const WINDOW_GAIN: f64 = 1.25;
 /// Startup doubles in each round (section 5.3.1).
 const STARTUP_GAIN: f64 = 2.0;
+/// Of the window, what an application has in flight that fills a queue with it.
+const LIMITED_PART: u64 = 4;
 /// By how much the rate may grow in a round trip, once it is known.
 const RATE_GROWTH: f64 = 1.125;
 /// Time for which the window covers ACKs that come late or together, and ends that are busy.
@@ -220,6 +222,7 @@ impl Bbr {
         let rate = self.max_rate.get();
         self.aggregation.update(now, acked, rate, self.window);
         self.round.is_app_limited |= sample.is_app_limited;
+        self.round.most_in_flight = self.round.most_in_flight.max(in_flight);
         if sample.prior_delivered >= self.round.end_delivered {
             self.end_round(now);
         }
@@ -268,12 +271,24 @@ impl Bbr {
     }
 
     fn learn_rate(&mut self, sample: &Sample) {
-        if let Some(rate) = sample.rate
-            && sample.sent >= self.rates_from
-            && (!sample.is_app_limited || rate > self.max_rate.get())
-        {
+        let Some(rate) = sample.rate.filter(|_| sample.sent >= self.rates_from) else {
+            return;
+        };
+        if !sample.is_app_limited || rate > self.max_rate.get() {
             self.max_rate.update(rate.min(self.rate_limit.0));
             self.round.has_rate = true;
+        } else {
+            self.round.limited_rate = self.round.limited_rate.max(rate);
+        }
+    }
+
+    /// Behind a queue that stands an application gets the path's rate, though it sends less than it
+    /// may: its reader's window, when the path has become slower, is less than the window of before,
+    /// and would fill the queue for as long as it lasts. Of one that sends little that says nothing.
+    fn learn_from_queue(&mut self, round: &Round) {
+        let fills = round.most_in_flight >= self.window / LIMITED_PART;
+        if fills && round.limited_rate > 0.0 && round.is_app_limited && self.is_long(round) {
+            self.max_rate.replace(round.limited_rate);
         }
     }
 
@@ -310,6 +325,9 @@ impl Bbr {
         }
         self.judge_startup(&round, is_excess);
         self.judge_up(now, &round, is_excess);
+        if self.state == State::Cruise {
+            self.learn_from_queue(&round);
+        }
         let is_probing = matches!(self.state, State::Drain { .. } | State::ProbeRtt { .. });
         if !is_probing && !round.is_app_limited {
             if self.state == State::Cruise && self.is_long(&round) {

@@ -25,9 +25,13 @@ impl MaxFilter {
 
     /// Forgets all but [`Self::latest`].
     pub(super) fn keep_latest(&mut self) {
-        let latest = self.latest();
+        self.replace(self.latest());
+    }
+
+    /// Forgets all but `value`.
+    pub(super) fn replace(&mut self, value: f64) {
         self.rounds = [0.0; ROUNDS];
-        self.rounds[self.current] = latest;
+        self.rounds[self.current] = value;
     }
 
     pub(super) fn update(&mut self, value: f64) {

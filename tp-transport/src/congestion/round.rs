@@ -12,6 +12,9 @@ pub(super) struct Round {
     pub(super) is_app_limited: bool,
     /// Whether any sample told a rate.
     pub(super) has_rate: bool,
+    /// The largest rate of an application that sent less than it might.
+    pub(super) limited_rate: f64,
+    pub(super) most_in_flight: u64,
 }
 
 impl Round {
@@ -23,6 +26,8 @@ impl Round {
             lowest_rtt: None,
             is_app_limited: false,
             has_rate: false,
+            limited_rate: 0.0,
+            most_in_flight: 0,
         }
     }
 }

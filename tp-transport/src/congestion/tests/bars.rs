@@ -190,6 +190,27 @@ fn a_path_that_gets_longer_shorter_slower_or_faster_is_filled_again() {
     }
 }
 
+/// Its reader's window, not the controller's, is what it waits for, so that it never sends all it may.
+#[test]
+fn a_bulk_with_a_slow_reader_empties_the_queue_of_a_path_that_gets_slower() {
+    let (fast, slow) = (Path::new(1000, 1, 20), Path::new(50, 1, 200));
+    let run = Run {
+        changes: vec![(ms(500), slow)],
+        quic: vec![(ours(), Demand::Within(500 << 10))],
+        length: Duration::from_secs(6),
+        ..Run::new(fast, ours())
+    };
+    let (settled, end) = (ms(2500), run.length);
+
+    let wire = run.go();
+
+    let carried = carried(&wire, slow, settled, end);
+    let queue = wire.longest_wait(settled, end);
+    let told = format!("carried {carried:.3}, queue {queue:?}");
+    assert!(carried >= CARRIED, "{told}");
+    assert!(queue <= ms(10), "{told}");
+}
+
 #[test]
 fn a_bulk_after_a_pause_starts_at_more_than_a_third() {
     let path = Path::new(100, 20, 20);

@@ -28,6 +28,8 @@ use crate::{
 /// As many as quinn asks for at once.
 const SEGMENTS: usize = 10;
 const BLOCK: [u8; 16 << 10] = [7; 16 << 10];
+/// What a reader leaves unread unless told otherwise.
+const UNREAD: u32 = 8 << 20;
 const TICK: Duration = Duration::from_millis(1);
 
 /// What the application has to send.
@@ -42,6 +44,8 @@ pub(super) enum Demand {
     From(Duration),
     /// Until the first moment, and again from the second.
     TwoBursts(Duration, Duration),
+    /// Without an end, to a reader that leaves no more than so many bytes unread.
+    Within(u32),
 }
 
 struct Everybody;
@@ -81,7 +85,7 @@ fn address(port: u16) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 1], port))
 }
 
-fn transport(factory: Factory) -> Arc<TransportConfig> {
+fn transport(factory: Factory, unread: u32) -> Arc<TransportConfig> {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(FULL_SIZE);
     let mut config = TransportConfig::default();
@@ -89,7 +93,7 @@ fn transport(factory: Factory) -> Arc<TransportConfig> {
         .initial_mtu(BASE_SIZE)
         .min_mtu(BASE_SIZE)
         .mtu_discovery_config(Some(discovery))
-        .stream_receive_window(VarInt::from_u32(8 << 20))
+        .stream_receive_window(VarInt::from_u32(unread))
         .receive_window(VarInt::from_u32(128 << 20))
         .send_window(16 << 20)
         .congestion_controller_factory(factory);
@@ -108,9 +112,13 @@ impl Quic {
         let crypto = client_config(&alice, &session, manager.key_hash()).unwrap();
         let tls = ServerTls::new(manager, Arc::new(Everybody)).unwrap();
         let mut server = ServerConfig::with_crypto(Arc::new(tls.config(&session)));
-        server.transport_config(transport(Arc::clone(&factory)));
+        let unread = match demand {
+            Demand::Within(bytes) => bytes,
+            _ => UNREAD,
+        };
+        server.transport_config(transport(Arc::clone(&factory), unread));
         let mut client = ClientConfig::new(Arc::new(crypto));
-        client.transport_config(transport(factory));
+        client.transport_config(transport(factory, unread));
 
         let config = Arc::new(EndpointConfig::default());
         let seed = Some([flow as u8; 32]);
@@ -168,7 +176,7 @@ impl Quic {
         };
         let elapsed = now - self.start;
         let allowed = match self.demand {
-            Demand::Endless => u64::MAX,
+            Demand::Endless | Demand::Within(_) => u64::MAX,
             Demand::Periodic { bytes, period } => {
                 let periods = elapsed.as_nanos() / period.as_nanos() + 1;
                 bytes * periods as u64
