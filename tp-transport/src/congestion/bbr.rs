@@ -35,6 +35,8 @@ const WINDOW_GAIN: f64 = 1.25;
 const STARTUP_GAIN: f64 = 2.0;
 /// Of the window, what an application has in flight that fills a queue with it.
 const LIMITED_PART: u64 = 4;
+/// How much slower than it was known a path is that is taken for another.
+const MUCH_SLOWER: f64 = 4.0;
 /// By how much the rate may grow in a round trip, once it is known.
 const RATE_GROWTH: f64 = 1.125;
 /// Time for which the window covers ACKs that come late or together, and ends that are busy.
@@ -287,7 +289,10 @@ impl Bbr {
     /// and would fill the queue for as long as it lasts. Of one that sends little that says nothing.
     fn learn_from_queue(&mut self, round: &Round) {
         let fills = round.most_in_flight >= self.window / LIMITED_PART;
-        if fills && round.limited_rate > 0.0 && round.is_app_limited && self.is_long(round) {
+        // Next to others that fill the queue its rate is a share, and less than that of the path.
+        let is_slower =
+            round.limited_rate > 0.0 && round.limited_rate * MUCH_SLOWER < self.max_rate.get();
+        if fills && is_slower && round.is_app_limited && self.is_long(round) {
             self.max_rate.replace(round.limited_rate);
         }
     }
