@@ -10,14 +10,9 @@ pub(crate) fn network(text: &str) -> Result<String, String> {
         .map_err(|_| "not a network such as 10.20.0.0/16, nor an address".into())
 }
 
-/// The name of a namespace: a label of RFC 1123, section 2.1, in lower case, as the API server has it.
+/// The name of a namespace.
 pub(crate) fn namespace(text: &str) -> Result<String, String> {
-    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let is_name = text.len() <= 63
-        && text.bytes().all(|byte| is_inner(byte) || byte == b'-')
-        && text.bytes().next().is_some_and(is_inner)
-        && text.bytes().last().is_some_and(is_inner);
-    match is_name {
+    match is_label(text) {
         true => Ok(text.to_owned()),
         false => {
             Err("a namespace is called by at most 63 lower-case letters, digits and `-`".into())
@@ -31,6 +26,16 @@ pub(crate) fn namespace_or_none(text: &str) -> Result<String, String> {
         "" => Ok(String::new()),
         name => namespace(name),
     }
+}
+
+/// A label of RFC 1123, section 2.1, in lower case, as the API server has it.
+pub(crate) fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty()
+        && text.len() <= 63
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 #[cfg(test)]

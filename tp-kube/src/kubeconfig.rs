@@ -253,12 +253,12 @@ impl Chosen {
 
 /// Reads one file, if it is of a size that can be: a device may have no end.
 fn read(file: &Path) -> Result<Kubeconfig, KubeconfigError> {
-    let is_larger = fs::metadata(file).is_ok_and(|found| {
+    let is_refused = fs::metadata(file).is_ok_and(|found| {
         let kind = found.file_type();
         let is_endless = kind.is_char_device() && file != Path::new("/dev/null");
         is_endless || kind.is_block_device() || found.len() > LARGEST
     });
-    if is_larger {
+    if is_refused {
         let why = format!("it is a device, or larger than {} MiB", LARGEST >> 20);
         let error = io::Error::new(io::ErrorKind::FileTooLarge, why);
         return Err(KubeconfigError::ReadConfig(error, file.to_owned()));

@@ -18,6 +18,7 @@ use super::{
     args::{Allow, Expose, InstallArgs, PullPolicy},
     object::Object,
 };
+use crate::values;
 
 const NAMESPACES: &str = include_str!("manifests/namespaces.yaml");
 const USERS: &str = include_str!("manifests/users.yaml");
@@ -59,7 +60,7 @@ impl Parameters {
                 "--image {image:?} is no image reference: expected REGISTRY/NAME:TAG"
             )));
         }
-        if !is_label(&args.namespace) {
+        if !values::is_label(&args.namespace) {
             return Err(usage(format!(
                 "--namespace {:?} is no namespace name: expected lower-case letters, digits and \
                  hyphens",
@@ -232,15 +233,6 @@ fn add_labels(value: &mut Value) {
     ] {
         labels[name] = json!(text);
     }
-}
-
-fn is_label(text: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !text.is_empty()
-        && text.len() <= 63
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 #[cfg(test)]
