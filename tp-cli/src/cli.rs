@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(
     name = "tp",
-    version = tp_proto::VERSION,
+    version = tp_core::VERSION,
     after_help = "`tp help exit-codes` lists the exit codes and the kinds of errors.",
     max_term_width = 100,
     subcommand_required = true,

@@ -11,11 +11,11 @@ use rustix::{
     time::Timespec,
 };
 use tonic::transport::Channel;
+use tp_ipc::IpcError;
 use tp_proto::{
     fault::{Fault, FaultKind, chain},
     local::{QuitRequest, QuitResponse, StatusRequest, session_client::SessionClient},
 };
-use tp_transport::ipc::{self, IpcError};
 
 /// Longest wait for an answer of the session to a question about itself.
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ impl DerefMut for Session {
 
 /// The session of this user in this network namespace, if one listens.
 pub(crate) async fn find() -> Result<Option<Session>, Fault> {
-    match ipc::connect(&ipc::socket_path()).await {
+    match tp_ipc::connect(&tp_ipc::socket_path()).await {
         Ok(connected) => Ok(Some(Session {
             client: SessionClient::new(connected.channel),
             process: connected.process,
@@ -79,7 +79,7 @@ pub(crate) async fn is_connected() -> bool {
 
 /// Where a user may have connected who is not connected here.
 pub(crate) fn elsewhere() -> &'static str {
-    if ipc::runs_elsewhere() {
+    if tp_ipc::runs_elsewhere() {
         " in this network namespace (a session runs in another one)"
     } else {
         ""
@@ -142,9 +142,9 @@ async fn has_ended(process: Option<&OwnedFd>) -> bool {
 pub(crate) fn no_answer(after: Duration) -> Fault {
     let message = format!(
         "the session did not answer within {} s: see its log in {}; ending the process \
-         `tp-daemon session` leaves the network as it was before connecting",
+         `tp-session` leaves the network as it was before connecting",
         after.as_secs(),
-        ipc::state_dir().display()
+        tp_ipc::state_dir().display()
     );
 
     Fault::new(FaultKind::Unavailable, message)

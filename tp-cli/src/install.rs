@@ -14,8 +14,8 @@ pub(crate) mod rollout;
 mod uninstall;
 
 use anyhow::Context as _;
+use tp_core::VERSION;
 use tp_kube::Credential;
-use tp_proto::VERSION;
 
 pub(crate) use args::{InstallArgs, UninstallArgs};
 pub(crate) use grant::{GrantArgs, grant};

@@ -1,17 +1,14 @@
 //! One question to the root daemon: do you answer, and who are you?
 
-use std::{os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
+use std::{io, os::unix::fs::MetadataExt as _, time::Duration};
 
 use rustix::{
     fd::OwnedFd,
-    io::{Errno, retry_on_intr},
-    net::{
-        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect,
-        recv, send, socket_with, sockopt,
-    },
+    io::Errno,
+    net::{SocketFlags, SocketType, sockopt},
 };
-use tp_proto::root::{MAX_PACKET, RefusedKind, Reply, Request, SOCKET_PATH};
-use tp_transport::ipc::lock::{Occupant, occupant};
+use tp_process::lock::{Occupant, occupant};
+use tp_root_api::{MAX_PACKET, RefusedKind, Reply, Request, socket_path, wire};
 
 /// Longest wait for each packet.
 const WAIT: Duration = Duration::from_secs(2);
@@ -37,11 +34,6 @@ pub(crate) struct Running {
     /// It was started for one user, and ends with that user's last session.
     pub(crate) ends_with_last_session: bool,
     _connection: OwnedFd,
-}
-
-/// Where the root daemon listens: `$TP_ROOT_SOCKET`, or the usual place.
-pub(crate) fn socket_path() -> PathBuf {
-    std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from)
 }
 
 /// Asks; nothing depends on the answer.
@@ -92,11 +84,13 @@ fn ask(connects: bool) -> Answer {
                 Answer::Broken("it answered another question".into())
             }
         },
-        Err(Errno::NOENT | Errno::CONNREFUSED) => Answer::Absent,
-        Err(Errno::CONNRESET | Errno::PIPE) => Answer::Ending,
-        Err(Errno::ACCESS | Errno::PERM) => Answer::Denied(who_is_served()),
-        Err(Errno::AGAIN) => Answer::Broken(format!("no answer within {} s", WAIT.as_secs())),
-        Err(errno) => Answer::Broken(errno.to_string()),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::CONNREFUSED) => Answer::Absent,
+            Some(Errno::CONNRESET | Errno::PIPE) => Answer::Ending,
+            Some(Errno::ACCESS | Errno::PERM) => Answer::Denied(who_is_served()),
+            Some(Errno::AGAIN) => Answer::Broken(format!("no answer within {} s", WAIT.as_secs())),
+            _ => Answer::Broken(error.to_string()),
+        },
     }
 }
 
@@ -115,38 +109,29 @@ fn who_is_served() -> String {
     }
 }
 
-fn exchange(connects: bool) -> Result<(Reply, OwnedFd), Errno> {
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+fn exchange(connects: bool) -> io::Result<(Reply, OwnedFd)> {
+    let socket = wire::socket(SocketFlags::empty())?;
     for direction in [sockopt::Timeout::Send, sockopt::Timeout::Recv] {
         sockopt::set_socket_timeout(&socket, direction, Some(WAIT))?;
     }
-    // With a time-out they are interrupted by every signal (signal(7)), of which the end of a child is
-    // one.
-    let address = SocketAddrUnix::new(socket_path())?;
-    retry_on_intr(|| connect(&socket, &address))?;
+    wire::connect(&socket, &socket_path())?;
 
     let request = Request::Hello {
-        version: tp_proto::VERSION.into(),
+        version: tp_core::VERSION.into(),
         connects,
     };
-    let packet = serde_json::to_vec(&request).expect("a request has a JSON form");
     // A peer that is not served gets its reply, and the end, before it asks.
-    match retry_on_intr(|| send(&socket, &packet, SendFlags::NOSIGNAL)) {
-        Ok(_) | Err(Errno::PIPE) => {}
-        Err(errno) => return Err(errno),
+    match wire::send(&socket, &request, &[]) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
     }
 
     let mut buffer = vec![0; MAX_PACKET];
-    let (length, _) = retry_on_intr(|| recv(&socket, &mut *buffer, RecvFlags::empty()))?;
-    if length == 0 {
-        return Err(Errno::CONNRESET);
+    let packet = wire::receive(&socket, &mut buffer)?;
+    if packet.bytes.is_empty() {
+        return Err(Errno::CONNRESET.into());
     }
-    let reply = serde_json::from_slice(&buffer[..length]).map_err(|_| Errno::BADMSG)?;
+    let reply = serde_json::from_slice(packet.bytes).map_err(|_| Errno::BADMSG)?;
 
     Ok((reply, socket))
 }

@@ -20,7 +20,6 @@ use tp_proto::{
     fault::{Fault, FaultKind},
     local::StatusRequest,
 };
-use tp_transport::ipc;
 
 use crate::{
     client::{self, Session},
@@ -83,7 +82,7 @@ pub(crate) async fn root_daemon(
         return Ok(running);
     }
     progress.step("starting the root daemon");
-    let log = ipc::make_state_dir()
+    let log = tp_ipc::make_state_dir()
         .context("cannot make the state directory")?
         .join(ROOT_LOG);
     let is_child = rustix::process::geteuid().is_root();
@@ -115,7 +114,7 @@ fn start_as_root(log: &Path) -> anyhow::Result<Child> {
 fn start_through_sudo(log: &Path, progress: &mut Progress) -> anyhow::Result<()> {
     let program = files::daemon_for_root()?;
     let start = || -> anyhow::Result<bool> {
-        let socket = std::env::var_os("TP_ROOT_SOCKET");
+        let socket = std::env::var_os(tp_root_api::SOCKET_VARIABLE);
         let status = sudo_daemon(&program, socket.as_deref())
             .process_group(0)
             .stderr(new_log(log)?)
@@ -151,12 +150,11 @@ pub(crate) async fn session(
     started: &mut Started,
 ) -> anyhow::Result<Session> {
     progress.step("starting the session");
-    let program = files::daemon()?;
-    let words = ipc::make_state_dir()
+    let program = files::session()?;
+    let words = tp_ipc::make_state_dir()
         .context("cannot make the state directory")?
         .join(SESSION_LOG);
     let child = Command::new(&program)
-        .arg("session")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(new_log(&words)?)
@@ -217,7 +215,7 @@ async fn root_daemon_answers(mut child: Option<&mut Child>, log: &Path) -> anyho
 
 /// The root daemon, if one runs and stays.
 async fn running() -> Result<Option<Running>, Fault> {
-    let socket = root_daemon::socket_path();
+    let socket = tp_root_api::socket_path();
     let socket = socket.display();
     let end = Instant::now() + ENDING;
     loop {
@@ -320,7 +318,10 @@ fn last_words(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().rev().find(|line| !line.trim().is_empty());
     let line = line.unwrap_or_default().trim();
-    let line = line.strip_prefix("tp-daemon: ").unwrap_or(line);
+    let line = ["tp-daemon: ", "tp-session: "]
+        .iter()
+        .find_map(|name| line.strip_prefix(name))
+        .unwrap_or(line);
 
     line.chars().take(LAST_WORDS).collect()
 }

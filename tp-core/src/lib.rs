@@ -15,3 +15,6 @@ pub mod outside;
 pub mod packet;
 pub mod steering;
 pub mod syn;
+
+/// Version of every program built from this workspace.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

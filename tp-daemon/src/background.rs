@@ -1,36 +1,14 @@
-//! What a program in the background keeps of whoever started it: nothing.
+//! The way of the root daemon to the background, where sudo has started it on a terminal.
 
 use std::{
     env,
     fs::File,
-    io::{self, IsTerminal as _, Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     process::{self, Command, Stdio},
 };
 
 use anyhow::Context as _;
-use rustix::{
-    fs::Mode,
-    process::{chdir, setsid, umask},
-    stdio::dup2_stdout,
-};
-
-use crate::sys;
-
-/// Lets go of descriptors, ignored signals and the file mask, and unless somebody watches on a
-/// terminal, of the terminal's session and the working directory. To be called before anything
-/// else is opened or started.
-pub(crate) fn enter(mask: u32) {
-    sys::close_inherited();
-    sys::heed_signals();
-    umask(Mode::from_raw_mode(mask));
-    if io::stdin().is_terminal() {
-        return;
-    }
-    // A process that leads its group is in a session of its own already, as under systemd.
-    let _ = setsid();
-    // Where it stood may be unmounted later; without "/" there is no better place.
-    let _ = chdir("/");
-}
+use rustix::stdio::dup2_stdout;
 
 /// Runs this program again, with `detached` in place of `flag`, and returns when that serves and has
 /// let go of the terminal. sudo ends what it started with its pseudo-terminal (`use_pty` of sudoers(5)), and not

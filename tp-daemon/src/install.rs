@@ -1,4 +1,4 @@
-//! Puts a release in place: both programs where only root can replace them, the service of the
+//! Puts a release in place: its programs where only root can replace them, the service of the
 //! root daemon, its group, and completions. What was made is written down first, so that
 //! `uninstall` removes exactly that.
 
@@ -69,7 +69,7 @@ pub(crate) fn run(args: InstallArgs) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("cannot find out which program this is")?;
     let source = own.parent().context("this program has no directory")?;
     let mut record = read_record(&args.root)?.unwrap_or_default();
-    record.version = tp_proto::VERSION.into();
+    record.version = tp_core::VERSION.into();
 
     let files = files(source)?;
     refuse_foreign(&args.root, &files, &record)?;
@@ -139,10 +139,10 @@ struct File {
 
 fn files(source: &Path) -> anyhow::Result<Vec<File>> {
     let mut files = Vec::new();
-    for program in ["tp", "tp-daemon"] {
+    for program in ["tp", "tp-daemon", "tp-session"] {
         let path = source.join(program);
         let content = fs::read(&path)
-            .with_context(|| format!("cannot read {}: a release has both", path.display()))?;
+            .with_context(|| format!("cannot read {}: a release has it", path.display()))?;
         files.push(File {
             target: format!("{PROGRAM_DIR}/{program}"),
             content,
@@ -296,7 +296,7 @@ fn tell_networkd() {
 }
 
 fn start_service() -> anyhow::Result<()> {
-    let version = tp_proto::VERSION;
+    let version = tp_core::VERSION;
     if !has_systemd() {
         println!(
             "tp {version} is installed. systemd does not run here: `tp connect` will start the \

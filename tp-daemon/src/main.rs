@@ -1,20 +1,22 @@
-//! `tp-daemon`: the root daemon (`root`), a user's session (`session`), and the installation of
-//! both (`install`, `uninstall`). This file only chooses the role.
+//! `tp-daemon`: the root daemon (`root`), and the installation of a release (`install`,
+//! `uninstall`). This file only chooses the role.
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 
 mod background;
 mod install;
 mod log;
 mod root;
-#[expect(unsafe_code, reason = "system calls without a safe wrapper")]
-mod sys;
 
 #[derive(Debug, Parser)]
-#[command(name = "tp-daemon", version = tp_proto::VERSION, about = "The background programs of tp")]
+#[command(
+    name = "tp-daemon",
+    version = tp_core::VERSION,
+    about = "The root daemon of tp, and its installation"
+)]
 struct Args {
     #[command(subcommand)]
     role: Role,
@@ -24,24 +26,21 @@ struct Args {
 enum Role {
     /// Serve sessions: load the data path and hand out its descriptors. Needs root.
     Root(root::RootArgs),
-    /// Serve one user: the tunnel, the relay and names. Started by `tp connect`.
-    Session(tp_session::SessionArgs),
     /// Install the programs and the system service. Needs root.
     Install(install::InstallArgs),
     /// Remove what `install` installed. Needs root.
     Uninstall(install::UninstallArgs),
+    /// What a `tp` asks for that is older than the program tp-session.
+    #[command(hide = true)]
+    Session,
 }
 
 fn main() -> ExitCode {
     let result = match Args::parse().role {
         Role::Root(args) => named().and_then(|()| root::run(args)),
-        Role::Session(args) => named().and_then(|()| {
-            // What a session writes is its user's.
-            background::enter(0o077);
-            tp_session::run(args)
-        }),
         Role::Install(args) => install::run(args),
         Role::Uninstall(args) => install::run_uninstall(args),
+        Role::Session => no_session(),
     };
 
     match result {
@@ -53,7 +52,15 @@ fn main() -> ExitCode {
     }
 }
 
+fn no_session() -> anyhow::Result<()> {
+    bail!(
+        "sessions are served by the program tp-session, which this `tp` is too old to know: use \
+         the `tp` of the release {} that this tp-daemon is of",
+        tp_core::VERSION
+    )
+}
+
 /// Takes the name that keeps this process from being steered, whatever its file is called.
 fn named() -> anyhow::Result<()> {
-    rustix::thread::set_name(tp_proto::root::PROCESS_NAME).context("cannot name this process")
+    rustix::thread::set_name(tp_root_api::PROCESS_NAME).context("cannot name this process")
 }

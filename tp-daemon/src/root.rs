@@ -25,7 +25,7 @@ use rustix::{
     process::umask,
     time::Timespec,
 };
-use tp_transport::ipc::lock::{Lock, Occupant, SocketFile, occupant};
+use tp_process::lock::{Lock, Occupant, SocketFile, occupant};
 use tracing_subscriber::EnvFilter;
 
 mod aliases;
@@ -79,7 +79,7 @@ pub(crate) struct RootArgs {
     detached: bool,
 
     /// Where to listen.
-    #[arg(long, hide = true, env = "TP_ROOT_SOCKET", default_value = tp_proto::root::SOCKET_PATH)]
+    #[arg(long, hide = true, env = "TP_ROOT_SOCKET", default_value = tp_root_api::SOCKET_PATH)]
     socket: PathBuf,
 
     /// Whose members are served besides root.
@@ -123,7 +123,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     if args.detach {
         return background::detach("--detach", "--detached");
     }
-    background::enter(0o022);
+    tp_process::background::enter(0o022);
     tracing_subscriber::fmt()
         .with_env_filter(log_filter())
         .with_writer(Mutex::new(Stderr::new()))
@@ -150,7 +150,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let (listener, _file) = open_socket(&socket, admission)?;
-    tracing::info!(version = tp_proto::VERSION, "Root daemon is ready");
+    tracing::info!(version = tp_core::VERSION, "Root daemon is ready");
     if args.detached {
         background::tell_detached().context("cannot let go of standard output")?;
     }

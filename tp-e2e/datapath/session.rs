@@ -15,11 +15,9 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tp_core::dns::Zone;
-use tp_proto::{
-    root::Bundle,
-    tunnel::{manager_client::ManagerClient, table_event::Event},
-};
-use tp_session::{Descriptors, Shared, Tasks, Up, firewall};
+use tp_proto::tunnel::{manager_client::ManagerClient, table_event::Event};
+use tp_root_api::{Datapath, Descriptors};
+use tp_session::{Handover, Shared, Tasks, Up, firewall};
 use tp_transport::{PathChoice, SessionRef, Tunnel, TunnelConfig};
 
 use crate::{
@@ -38,7 +36,7 @@ struct Session {
     far_side: Arc<FarSide>,
     /// Cancelled when the session closes its bundle.
     stop: CancellationToken,
-    bundle: Bundle,
+    datapath: Datapath,
     /// For packets that no session sends.
     tun: File,
     thaw_tx: Option<mpsc::Sender<()>>,
@@ -79,7 +77,7 @@ pub(crate) fn run(words: &[&str]) {
 
 impl Session {
     fn start(root: RootClient, reply: &Value, fds: Vec<OwnedFd>) -> Self {
-        let bundle: Bundle = serde_json::from_value(reply.clone()).expect("a bundle");
+        let datapath: Datapath = serde_json::from_value(reply.clone()).expect("a data path");
         let tun = fds[2].try_clone().expect("a descriptor can be copied");
         let (runtime, elsewhere) = (one_thread(), one_thread());
         let (far_side, link) = elsewhere.block_on(async {
@@ -99,7 +97,8 @@ impl Session {
         };
         let shared = Arc::new(Shared::new(Zone::new("cluster.local", "default", [])));
         shared.apply(Event::Snapshot(far_side::table()));
-        let descriptors = Descriptors::new(bundle.clone(), fds).expect("five descriptors");
+        let descriptors = Descriptors::from_fds(fds).expect("five descriptors");
+        let handover = Handover::new(datapath.clone(), descriptors).expect("maps");
         let stop = CancellationToken::new();
         runtime.block_on(async {
             let up = tokio::time::timeout(CONNECT_LIMIT, connect(link, config)).await;
@@ -107,7 +106,7 @@ impl Session {
                 .up
                 .send_replace(Some(up.expect("a tunnel in memory is fast")));
             let tasks = Tasks::new(stop.clone());
-            descriptors.serve(&shared, &tasks).expect("descriptors");
+            handover.serve(&shared, &tasks).expect("descriptors");
             // As `tp status` and the log would tell.
             tokio::spawn(async move {
                 let reason = tasks.lost().await;
@@ -120,7 +119,7 @@ impl Session {
             shared,
             far_side,
             stop,
-            bundle,
+            datapath,
             tun: File::from(tun),
             runtime,
             thaw_tx: None,
@@ -196,7 +195,7 @@ impl Session {
             let count = drops.iter().find(|pair| pair[0] == firewall::REACHED)?;
             count[1].as_u64()
         };
-        let alias = firewall::unused_alias(&self.bundle);
+        let alias = firewall::unused_alias(&self.datapath);
 
         let passes = self.runtime.block_on(firewall::lets_pass(alias, reached));
         passes.expect("the root daemon counts")
@@ -217,7 +216,7 @@ impl Session {
 
     /// Writes packets that must not get out of the session's namespace.
     fn inject(&mut self) {
-        let packets = forbidden(self.bundle.alias_base, self.bundle.host_address);
+        let packets = forbidden(self.datapath.alias_base, self.datapath.host_address);
         for packet in packets {
             self.tun.write_all(&packet).expect("the TUN takes packets");
         }
@@ -233,7 +232,7 @@ async fn connect(link: tokio::io::DuplexStream, config: TunnelConfig) -> Up {
         tunnel,
         manager: ManagerClient::new(channel),
         replica: "far-side".to_owned(),
-        version: tp_proto::VERSION.to_owned(),
+        version: tp_core::VERSION.to_owned(),
     }
 }
 

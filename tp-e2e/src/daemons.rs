@@ -22,6 +22,19 @@ impl Role {
             Self::Root => "root",
         }
     }
+
+    fn is_role_of(self, mut words: impl Iterator<Item = impl AsRef<[u8]>>) -> bool {
+        let Some(program) = words.next() else {
+            return false;
+        };
+        match self {
+            Self::Session => program.as_ref().ends_with(b"tp-session"),
+            Self::Root => {
+                program.as_ref().ends_with(b"tp-daemon")
+                    && words.next().is_some_and(|role| role.as_ref() == b"root")
+            }
+        }
+    }
 }
 
 /// Those that live; one that has ended and waits for its parent does not.
@@ -33,11 +46,7 @@ pub fn of(workstation: &Workstation, role: Role) -> Vec<u32> {
         .filter(|pid: &u32| {
             let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
             let words = read("cmdline");
-            let mut words = words.split(|byte| *byte == 0);
-            words
-                .next()
-                .is_some_and(|program| program.ends_with(b"tp-daemon"))
-                && words.next() == Some(role.name().as_bytes())
+            role.is_role_of(words.split(|byte| *byte == 0))
                 && String::from_utf8_lossy(&read("environ")).contains(&home)
         })
         .collect()

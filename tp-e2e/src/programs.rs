@@ -15,7 +15,7 @@ pub fn programs() -> &'static Path {
     PROGRAMS.get_or_init(|| {
         let folder = testbed().dir().join("tp");
         fs::create_dir_all(&folder).expect("the testbed's folder is writable: run as root");
-        for name in ["tp", "tp-daemon", "name-server"] {
+        for name in ["tp", "tp-daemon", "tp-session", "name-server"] {
             let built = built().join(name);
             assert!(
                 built.exists(),

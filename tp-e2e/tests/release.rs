@@ -17,9 +17,10 @@ use tp_e2e::{
 };
 
 /// What `tp-daemon install` makes below its root, and from which file of the archive it is.
-const INSTALLED: [(&str, u32, Option<&str>); 8] = [
+const INSTALLED: [(&str, u32, Option<&str>); 9] = [
     ("usr/local/bin/tp", 0o755, Some("tp")),
     ("usr/local/bin/tp-daemon", 0o755, Some("tp-daemon")),
+    ("usr/local/bin/tp-session", 0o755, Some("tp-session")),
     (
         "etc/systemd/system/tp-daemon.service",
         0o644,

@@ -21,14 +21,12 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 use tonic::{Request, Response, Status};
-use tp_proto::{
-    VERSION,
-    tunnel::{
-        Candidates, HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse,
-        ResolveRequest, ResolveResponse, TableEvent, WatchTableRequest,
-        manager_server::{Manager, ManagerServer},
-        table_event::Event,
-    },
+use tp_core::VERSION;
+use tp_proto::tunnel::{
+    Candidates, HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse,
+    ResolveRequest, ResolveResponse, TableEvent, WatchTableRequest,
+    manager_server::{Manager, ManagerServer},
+    table_event::Event,
 };
 
 use crate::{

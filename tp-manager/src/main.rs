@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
 
-    tp_transport::raise_descriptors();
+    tp_process::raise_descriptors();
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -20,10 +20,8 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher::watcher},
 };
 use tokio::sync::watch;
-use tp_proto::{
-    VERSION,
-    crd::{POLICY_NAME, Session, SessionSpec, UserInfo},
-};
+use tp_core::VERSION;
+use tp_proto::crd::{POLICY_NAME, Session, SessionSpec, UserInfo};
 
 use presence::{Presence, Seen, narrowing_of_binding, narrowing_of_policy};
 

@@ -10,10 +10,8 @@ use kube::{
 };
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
-use tp_proto::{
-    VERSION,
-    crd::{MANAGER_CONFIG_MAP, MANAGER_VERSION_KEY, Session},
-};
+use tp_core::VERSION;
+use tp_proto::crd::{MANAGER_CONFIG_MAP, MANAGER_VERSION_KEY, Session};
 use tp_transport::{KeyHash, SessionRef};
 
 /// Somebody may have removed it.

@@ -1,5 +1,5 @@
-//! Everything that crosses a process boundary: protobuf messages and services, the custom
-//! resources, the packets of the root daemon, and the faults that become exit codes.
+//! What crosses the boundary of a process: protobuf messages and services, the custom resources, and
+//! the faults that become exit codes. The packets of the root daemon are in `tp-root-api`.
 //!
 //! Compatibility: clients and managers one minor version apart work together. Fields are added,
 //! never renumbered or given another meaning; an unknown field or enum value must be harmless.
@@ -11,7 +11,6 @@ mod codec;
 pub mod crd;
 pub mod fault;
 pub mod grant;
-pub mod root;
 pub mod table;
 pub mod version;
 
@@ -46,6 +45,3 @@ pub mod tunnel {
     )]
     tonic::include_proto!("tp.tunnel.v1");
 }
-
-/// Version of every program built from this workspace.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");

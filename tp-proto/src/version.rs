@@ -1,9 +1,8 @@
 //! Which versions work together: one minor version apart.
 
-use crate::{
-    VERSION,
-    fault::{Fault, FaultKind},
-};
+use tp_core::VERSION;
+
+use crate::fault::{Fault, FaultKind};
 
 /// Refuses `whose` version ("the traffic manager") if this program does not work with it.
 pub fn check(whose: &str, version: &str) -> Result<(), Fault> {

@@ -379,7 +379,7 @@ fn spec(user: UserInfo, key: &KeyHash) -> SessionSpec {
     SessionSpec {
         user,
         key_hash: key.to_string(),
-        client_version: tp_proto::VERSION.to_owned(),
+        client_version: tp_core::VERSION.to_owned(),
         renews: None,
     }
 }

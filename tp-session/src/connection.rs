@@ -18,8 +18,8 @@ use tp_proto::{
     crd::UserInfo,
     fault::{Fault, FaultKind},
     local::{ConnectRequest, Transport},
-    root::{Bundle, Counters, Reply, Request},
 };
+use tp_root_api::{Counters, Datapath, Reply, Request};
 use tp_transport::{CloseCode, PathChoice};
 
 use super::{
@@ -53,7 +53,7 @@ pub(super) struct Connection {
     pub(super) user: UserInfo,
     pub(super) request: ConnectRequest,
     pub(super) shared: Arc<Shared>,
-    pub(super) bundle: Bundle,
+    pub(super) datapath: Datapath,
     pub(super) daemon_version: String,
     pub(super) daemon_pid: u32,
     /// The root daemon ends with this session.
@@ -68,7 +68,7 @@ pub(super) struct Connection {
     pub(super) steered: watch::Sender<Steered>,
     /// A firewall of this machine drops what is steered.
     is_blocked: AtomicBool,
-    /// Packets of ours that count as dropped on the bundle's interface.
+    /// Packets of ours that count as dropped on the data path's interface.
     tried: AtomicU64,
 }
 
@@ -150,7 +150,7 @@ impl Connection {
             user,
             request,
             shared,
-            bundle: opened.descriptors.bundle().clone(),
+            datapath: opened.handover.datapath().clone(),
             daemon_version: opened.root.version.clone(),
             daemon_pid: opened.root.pid,
             root_daemon_ends: opened.root.ends,
@@ -190,10 +190,10 @@ impl Connection {
                 format!("the data path cannot be used: {error}"),
             )
         };
-        let Opened { descriptors, .. } = opened;
-        let bundle = descriptors.bundle();
-        let mut observer = Observer::open(bundle.host_address).map_err(broken)?;
-        let bundle = local::of_bundle(bundle);
+        let Opened { handover, .. } = opened;
+        let datapath = handover.datapath();
+        let mut observer = Observer::open(datapath.host_address).map_err(broken)?;
+        let datapath = local::of_datapath(datapath);
         self.shared.name_servers.send_replace(servers::current());
         let local = self.shared.local.clone();
         local.send_replace(observer.read().await?);
@@ -201,7 +201,7 @@ impl Connection {
         let mut follower = Follower {
             root: Arc::clone(&self.root),
             wishes: around.wishes,
-            bundle,
+            datapath,
             networks: self.shared.networks.subscribe(),
             name_servers: self.shared.name_servers.subscribe(),
             local: local.subscribe(),
@@ -214,7 +214,7 @@ impl Connection {
         // Whoever hears of the connection hears of its path.
         self.shared.up.send_replace(Some(established.up()));
         let tasks = &self.tasks;
-        descriptors.serve(&self.shared, tasks).map_err(broken)?;
+        handover.serve(&self.shared, tasks).map_err(broken)?;
         tasks.spawn("the uplink", Arc::clone(&self.uplink).run(established));
         let servers = servers::watch(self.shared.name_servers.clone());
         tasks.spawn("the watch over resolv.conf", servers);
@@ -281,7 +281,7 @@ impl Connection {
 
     /// Whether what is steered gets out is told by [`Self::notices`] from here on.
     pub(super) async fn look_for_firewall(&self) {
-        let alias = firewall::unused_alias(&self.bundle);
+        let alias = firewall::unused_alias(&self.datapath);
         // Where nobody can tell, what was found before stands.
         if let Some(passes) = firewall::lets_pass(alias, || self.reached()).await {
             self.is_blocked.store(!passes, Ordering::Relaxed);
@@ -327,7 +327,7 @@ impl Connection {
                 .await
                 .is_err()
             {
-                tracing::info!("Root daemon did not confirm the end of the bundle");
+                tracing::info!("Root daemon did not confirm the end of the data path");
             }
         };
         let tunnel = async {

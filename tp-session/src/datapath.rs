@@ -5,27 +5,23 @@ use std::{
     fs::File,
     io,
     net::{TcpListener, UdpSocket},
-    os::fd::OwnedFd,
     sync::Arc,
 };
 
-use tp_proto::{
-    fault::{Fault, FaultKind},
-    root::Bundle,
-};
+use tp_proto::fault::{Fault, FaultKind};
+use tp_root_api::{Datapath, Descriptors};
 
 use super::{
     dns::{Datagrams, Dns},
     relay::{Aliases, Relay, Tun},
-    root_link,
     shared::Shared,
     sys::{AliasTable, Heartbeat, Part},
     tasks::Tasks,
 };
 
-/// What the root daemon hands over with [`tp_proto::root::Reply::Opened`].
-pub struct Descriptors {
-    bundle: Bundle,
+/// What the root daemon hands over with [`tp_root_api::Reply::Opened`], ready to be served.
+pub struct Handover {
+    datapath: Datapath,
     listener: TcpListener,
     socket: UdpSocket,
     tun: File,
@@ -33,28 +29,31 @@ pub struct Descriptors {
     heartbeat: Heartbeat,
 }
 
-impl Descriptors {
-    /// Takes the descriptors in the order of the reply.
-    ///
+impl Handover {
     /// # Errors
     ///
-    /// If there are not five, or if the maps among them cannot be mapped into memory.
-    pub fn new(bundle: Bundle, fds: Vec<OwnedFd>) -> Result<Self, Fault> {
+    /// If the maps among the descriptors cannot be mapped into memory.
+    pub fn new(datapath: Datapath, descriptors: Descriptors) -> Result<Self, Fault> {
         let failed = |what: &str, error: io::Error| {
             Fault::new(
                 FaultKind::Failed,
                 format!("{what} cannot be mapped: {error}"),
             )
         };
-        let [listener, socket, tun, table, heartbeat] =
-            <[OwnedFd; 5]>::try_from(fds).map_err(|_| root_link::unexpected())?;
-        let table = AliasTable::map(&table, bundle.alias_count)
+        let Descriptors {
+            listener,
+            udp: socket,
+            tun,
+            alias_table,
+            heartbeat,
+        } = descriptors;
+        let table = AliasTable::map(&alias_table, datapath.alias_count)
             .map_err(|error| failed("the alias table", error))?;
         let heartbeat =
             Heartbeat::map(&heartbeat).map_err(|error| failed("the heartbeat", error))?;
 
         Ok(Self {
-            bundle,
+            datapath,
             listener: listener.into(),
             socket: socket.into(),
             tun: tun.into(),
@@ -63,8 +62,8 @@ impl Descriptors {
         })
     }
 
-    pub(crate) fn bundle(&self) -> &Bundle {
-        &self.bundle
+    pub(crate) fn datapath(&self) -> &Datapath {
+        &self.datapath
     }
 
     /// Relays connections and answers queries until `tasks` end, through the tunnel of `shared`.
@@ -74,7 +73,7 @@ impl Descriptors {
     /// If the runtime takes one of the descriptors for unusable.
     pub fn serve(self, shared: &Arc<Shared>, tasks: &Tasks) -> io::Result<()> {
         let Self {
-            bundle,
+            datapath,
             listener,
             socket,
             tun,
@@ -85,7 +84,7 @@ impl Descriptors {
         let tun = Tun::new(tun)?;
         let aliases = Aliases {
             table: Arc::new(table),
-            bundle,
+            datapath,
         };
         let heartbeat = Arc::new(heartbeat);
         let dns = Dns::new(Arc::clone(shared));

@@ -5,9 +5,9 @@ use std::{net::SocketAddrV4, time::Duration};
 
 use socket2::{Domain, Socket, Type};
 use tokio::time::{Instant, sleep};
-use tp_proto::root::Bundle;
+use tp_root_api::Datapath;
 
-/// How the root daemon counts packets that reach the bundle's interface from a socket that was not
+/// How the root daemon counts packets that reach the data path's interface from a socket that was not
 /// steered, and that end there.
 pub const REACHED: &str = "foreign_socket";
 
@@ -23,14 +23,14 @@ pub(crate) const NOTICE: &str = "a firewall of this machine drops what goes to t
      `iptables -I OUTPUT -o tp+ -j ACCEPT`; a chain for what comes in needs the same with \
      iifname or -i";
 
-/// An address of the bundle that stands for nothing, ever.
-pub fn unused_alias(bundle: &Bundle) -> SocketAddrV4 {
-    let first = u32::from(bundle.alias_base);
+/// An address of the data path that stands for nothing, ever.
+pub fn unused_alias(datapath: &Datapath) -> SocketAddrV4 {
+    let first = u32::from(datapath.alias_base);
 
     SocketAddrV4::new((first + 1).into(), PORT)
 }
 
-/// Whether a SYN of this user's to an alias gets as far as the interface of the bundle. `reached`
+/// Whether a SYN of this user's to an alias gets as far as the interface of the data path. `reached`
 /// counts what got there; without its answer nobody can tell.
 pub async fn lets_pass<F: Future<Output = Option<u64>>>(
     alias: SocketAddrV4,

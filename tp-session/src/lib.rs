@@ -9,7 +9,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tp_proto::local::session_server::SessionServer;
-use tp_transport::ipc;
 
 mod check;
 mod cluster;
@@ -36,7 +35,7 @@ mod sys;
 mod tasks;
 mod uplink;
 
-pub use datapath::Descriptors;
+pub use datapath::Handover;
 pub use shared::{Shared, Up};
 pub use tasks::Tasks;
 
@@ -59,7 +58,7 @@ pub struct SessionArgs {
 /// If the log, the runtime or the socket cannot be made.
 pub fn run(args: SessionArgs) -> anyhow::Result<()> {
     let _log = start_log(&args.log).context("the log cannot be written")?;
-    tp_transport::raise_descriptors();
+    tp_process::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -72,7 +71,7 @@ pub fn run(args: SessionArgs) -> anyhow::Result<()> {
 }
 
 async fn serve() -> anyhow::Result<()> {
-    let listener = ipc::Listener::bind(&ipc::socket_path()).await?;
+    let listener = tp_ipc::Listener::bind(&tp_ipc::socket_path()).await?;
     let unreachable = listener.lost();
     let stop = CancellationToken::new();
     let service = service::Service::new(stop.clone());
@@ -83,7 +82,7 @@ async fn serve() -> anyhow::Result<()> {
         .add_service(SessionServer::new(service.clone()))
         .serve_with_incoming_shutdown(listener, flush.clone().cancelled_owned());
     tokio::pin!(server);
-    tracing::info!(version = tp_proto::VERSION, "Session started");
+    tracing::info!(version = tp_core::VERSION, "Session started");
     tokio::select! {
         served = &mut server => served.context("the session's socket failed")?,
         () = stop.cancelled() => {}
@@ -106,7 +105,7 @@ async fn serve() -> anyhow::Result<()> {
 }
 
 fn start_log(directives: &str) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
-    let file = log::LogFile::open(ipc::make_state_dir()?.join("session.log"))?;
+    let file = log::LogFile::open(tp_ipc::make_state_dir()?.join("session.log"))?;
     let (writer, guard) = tracing_appender::non_blocking(file);
     let filter = tracing_subscriber::EnvFilter::try_new(directives)?;
     tracing_subscriber::fmt()

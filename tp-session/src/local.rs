@@ -24,10 +24,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tp_core::steering::{Link, Local};
-use tp_proto::{
-    fault::{Fault, FaultKind},
-    root::Bundle,
-};
+use tp_proto::fault::{Fault, FaultKind};
+use tp_root_api::Datapath;
 
 /// The kernel answers in microseconds; beyond this it does not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -42,14 +40,14 @@ const MAX_ROUTES: usize = 65_536;
 /// Routes shorter than this are defaults in disguise.
 const SHORTEST_ROUTE: u8 = 4;
 
-/// The networks that a bundle uses itself.
-pub(super) fn of_bundle(bundle: &Bundle) -> [Ipv4Net; 2] {
-    let prefix_len = 32 - bundle.alias_count.checked_ilog2().unwrap_or_default() as u8;
+/// The networks that a data path uses itself.
+pub(super) fn of_datapath(datapath: &Datapath) -> [Ipv4Net; 2] {
+    let prefix_len = 32 - datapath.alias_count.checked_ilog2().unwrap_or_default() as u8;
     let net = |address, len| Ipv4Net::new(address, len).unwrap_or_default().trunc();
 
     [
-        net(bundle.alias_base, prefix_len),
-        net(bundle.host_address, 24),
+        net(datapath.alias_base, prefix_len),
+        net(datapath.host_address, 24),
     ]
 }
 
@@ -68,7 +66,7 @@ type Change = (
 );
 
 impl Observer {
-    /// `own_address` is of the interface of the session's own bundle, which does not count.
+    /// `own_address` is of the interface of the session's own data path, which does not count.
     pub(super) fn open(own_address: Ipv4Addr) -> io::Result<Self> {
         let groups = [
             MulticastGroup::Ipv4Ifaddr,
@@ -128,7 +126,7 @@ impl Observer {
         }
     }
 
-    /// Publishes every change until aborted. Ends when somebody has taken from the bundle's own
+    /// Publishes every change until aborted. Ends when somebody has taken from the data path's own
     /// interface what it had at [`Self::read`].
     pub(super) async fn watch(mut self, local: watch::Sender<Local>) -> io::Result<()> {
         let mut pause = SETTLE;
@@ -170,7 +168,7 @@ impl Observer {
     }
 }
 
-/// What the bundle's own interface has. Without it the aliases lead nowhere, or out of the machine.
+/// What the data path's own interface has. Without it the aliases lead nowhere, or out of the machine.
 #[derive(Debug, Default)]
 struct Own {
     is_up: bool,

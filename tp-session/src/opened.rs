@@ -7,11 +7,11 @@ use tp_core::steering::Wishes;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::ConnectRequest,
-    root::{MAX_NETWORKS_PER_PACKET, OpenBundle, Reply, Request, Scope},
 };
+use tp_root_api::{Descriptors, MAX_NETWORKS_PER_PACKET, OpenDatapath, Reply, Request, Scope};
 
 use super::{
-    datapath::Descriptors,
+    datapath::Handover,
     local::{self, Observer},
     node,
     root_link::{self, RootLink},
@@ -22,7 +22,7 @@ pub(super) struct Opened {
     pub(super) root: Arc<RootLink>,
     /// To which steering is limited; empty if it is not.
     pub(super) cgroup: String,
-    pub(super) descriptors: Descriptors,
+    pub(super) handover: Handover,
 }
 
 impl Opened {
@@ -41,19 +41,20 @@ impl Opened {
             .filter(|network| may_hold_aliases(network))
             .take(MAX_NETWORKS_PER_PACKET)
             .copied();
-        let request = Request::Open(OpenBundle {
+        let request = Request::Open(OpenDatapath {
             scope,
             avoid: avoid.collect(),
         });
         let (reply, fds) = root.call(request, Some(namespace.into())).await?;
-        let Reply::Opened(bundle) = reply else {
+        let (Reply::Opened(datapath), Some(descriptors)) = (reply, Descriptors::from_fds(fds))
+        else {
             return Err(root_link::unexpected());
         };
 
         Ok(Self {
             root: Arc::new(root),
             cgroup: cgroup.to_owned(),
-            descriptors: Descriptors::new(bundle, fds)?,
+            handover: Handover::new(datapath, descriptors)?,
         })
     }
 
@@ -70,7 +71,7 @@ impl Opened {
             cgroup = around_the_cluster(request, networks).await?;
         }
         if cgroup == self.cgroup
-            && !steer::collides(&local::of_bundle(self.descriptors.bundle()), networks)
+            && !steer::collides(&local::of_datapath(self.handover.datapath()), networks)
         {
             return Ok(self);
         }

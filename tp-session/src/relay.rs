@@ -23,7 +23,8 @@ use tp_core::{
     packet::{self, FlowKey},
     syn::{Action, Attempt, HeldSyns},
 };
-use tp_proto::{root::Bundle, tunnel::Outcome};
+use tp_proto::tunnel::Outcome;
+use tp_root_api::Datapath;
 use tp_transport::{Dialed, Flow, splice_observed};
 
 use super::{
@@ -68,21 +69,21 @@ impl Tun {
     }
 }
 
-/// Translates aliases of one bundle.
+/// Translates aliases of one data path.
 #[derive(Clone)]
 pub(super) struct Aliases {
     pub(super) table: Arc<AliasTable>,
-    pub(super) bundle: Bundle,
+    pub(super) datapath: Datapath,
 }
 
 impl Aliases {
     /// The real address and port behind an alias.
     pub(super) fn real(&self, alias: SocketAddrV4) -> Option<SocketAddrV4> {
-        let Bundle {
+        let Datapath {
             alias_base,
             alias_count,
             ..
-        } = self.bundle;
+        } = self.datapath;
         let index = packet::alias_index(*alias.ip(), alias_base, alias_count)?;
 
         Some(SocketAddrV4::new(self.table.real(index)?, alias.port()))

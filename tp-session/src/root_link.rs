@@ -1,39 +1,29 @@
 //! The session's connection to the root daemon. It is the lease of everything that root made.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
+    io,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::Path,
     time::Duration,
 };
 
-use rustix::{
-    io::Errno,
-    net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    },
-};
+use rustix::net::SocketFlags;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{mpsc, oneshot},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tp_proto::{
-    fault::{Fault, FaultKind},
-    root::{MAX_PACKET, RefusedKind, Reply, Request, SOCKET_PATH},
-};
+use tp_proto::fault::{Fault, FaultKind};
+use tp_root_api::{MAX_PACKET, RefusedKind, Reply, Request, wire};
 
 use super::sys;
 
-/// The root daemon makes a bundle in milliseconds; beyond this it hangs. A request that was sent
+/// The root daemon makes a data path in milliseconds; beyond this it hangs. A request that was sent
 /// is carried out all the same, should it go on.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Requests that wait for the one under way; a further caller waits for room.
 const QUEUE: usize = 8;
-const MAX_FDS: usize = 8;
 
 struct Call {
     request: Request,
@@ -56,13 +46,12 @@ pub(super) struct RootLink {
 
 impl RootLink {
     pub(super) async fn connect() -> Result<Self, Fault> {
-        let path =
-            std::env::var_os("TP_ROOT_SOCKET").map_or_else(|| SOCKET_PATH.into(), PathBuf::from);
+        let path = tp_root_api::socket_path();
         let socket = open(&path).map_err(|error| absent(&path, &error))?;
         let socket = sys::watched(socket).map_err(|error| absent(&path, &error))?;
         let mut this = Self::over(socket, ANSWER_LIMIT);
         let hello = Request::Hello {
-            version: tp_proto::VERSION.to_owned(),
+            version: tp_core::VERSION.to_owned(),
             connects: true,
         };
         match this.call(hello, None).await?.0 {
@@ -154,22 +143,10 @@ async fn run(socket: AsyncFd<OwnedFd>, mut call_rx: mpsc::Receiver<Call>, gone: 
 }
 
 async fn exchange(socket: &AsyncFd<OwnedFd>, call: &Call) -> io::Result<(Reply, Vec<OwnedFd>)> {
-    let bytes = serde_json::to_vec(&call.request)?;
+    let fds: Vec<_> = call.fd.iter().map(AsFd::as_fd).collect();
     socket
         .async_io(Interest::WRITABLE, |socket| {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            let fds: Vec<_> = call.fd.iter().map(AsFd::as_fd).collect();
-            if !fds.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(&fds));
-            }
-            let slices = [IoSlice::new(&bytes)];
-            Ok(rustix::net::sendmsg(
-                socket,
-                &slices,
-                &mut control,
-                SendFlags::NOSIGNAL,
-            )?)
+            wire::send(socket, &call.request, &fds)
         })
         .await?;
 
@@ -180,37 +157,26 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<(Reply, Vec<OwnedFd>)>
     socket
         .async_io(Interest::READABLE, |socket| {
             let mut buffer = vec![0; MAX_PACKET];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut slices = [IoSliceMut::new(&mut buffer)];
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            let received = rustix::net::recvmsg(socket, &mut slices, &mut control, flags)?;
-            let fds = control
-                .drain()
-                .filter_map(|message| match message {
-                    RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-                    _ => None,
-                })
-                .flatten()
-                .collect();
-            if received.bytes == 0 {
+            let packet = wire::receive(socket, &mut buffer)?;
+            if packet.bytes.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            Ok((serde_json::from_slice(&buffer[..received.bytes])?, fds))
+            Ok((serde_json::from_slice(packet.bytes)?, packet.fds))
         })
         .await
 }
 
-fn open(path: &std::path::Path) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        Err(Errno::AGAIN) => Err(io::Error::other("it is busy")),
-        result => Ok(result.map(|()| socket)?),
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let socket = wire::socket(SocketFlags::NONBLOCK)?;
+    match wire::connect(&socket, path) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::Error::other("it is busy"))
+        }
+        result => result.map(|()| socket),
     }
 }
 
-fn absent(path: &std::path::Path, error: &io::Error) -> Fault {
+fn absent(path: &Path, error: &io::Error) -> Fault {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::PermissionDenied => Fault::new(
@@ -266,10 +232,11 @@ pub(super) struct FakeRoot(AsyncFd<OwnedFd>);
 #[cfg(test)]
 impl FakeRoot {
     pub(super) fn new(limit: Duration) -> (RootLink, Self) {
+        use rustix::net::{AddressFamily, SocketType, socketpair};
+
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (own, root) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-                .expect("sockets can be made");
+        let (own, root) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .expect("sockets can be made");
 
         (
             RootLink::over(sys::watched(own).expect("a runtime"), limit),
@@ -280,9 +247,7 @@ impl FakeRoot {
     pub(super) async fn request(&self) -> Request {
         let read = |socket: &OwnedFd| {
             let mut buffer = vec![0; MAX_PACKET];
-            let (len, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty())?;
-            buffer.truncate(len);
-            Ok(buffer)
+            Ok(wire::receive(socket, &mut buffer)?.bytes.to_vec())
         };
         let bytes = self.0.async_io(Interest::READABLE, read).await;
 
@@ -290,8 +255,7 @@ impl FakeRoot {
     }
 
     pub(super) fn reply(&self, reply: &Reply) {
-        let bytes = serde_json::to_vec(reply).expect("replies can be written");
-        rustix::net::send(self.0.get_ref(), &bytes, SendFlags::NOSIGNAL).expect("somebody reads");
+        wire::send(self.0.get_ref(), reply, &[]).expect("somebody reads");
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status as GrpcStatus, transport::Channel};
+use tp_ipc::Presence;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{
@@ -20,7 +21,6 @@ use tp_proto::{
     },
     tunnel::{ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
 };
-use tp_transport::ipc::Presence;
 
 use super::{
     check,
@@ -408,7 +408,7 @@ impl Session for Service {
         _: Request<VersionRequest>,
     ) -> Result<Response<VersionResponse>, GrpcStatus> {
         let mut versions = VersionResponse {
-            session: tp_proto::VERSION.to_owned(),
+            session: tp_core::VERSION.to_owned(),
             ..VersionResponse::default()
         };
         if let Ok(connection) = self.connected().await {

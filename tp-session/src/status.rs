@@ -145,8 +145,8 @@ async fn datapath(connection: &Connection) -> DatapathStatus {
     };
 
     DatapathStatus {
-        hooks: connection.bundle.hooks.clone(),
-        alias_network: local::of_bundle(&connection.bundle)[0].to_string(),
+        hooks: connection.datapath.hooks.clone(),
+        alias_network: local::of_datapath(&connection.datapath)[0].to_string(),
         aliases: kernel.aliases,
         flows_open: load(&counters.flows_open),
         flows_total: load(&counters.flows_total),

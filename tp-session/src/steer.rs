@@ -14,8 +14,8 @@ use tp_core::steering::{Decision, Local, Wishes, collisions, decide, is_always_l
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::ConnectRequest,
-    root::{MAX_NETWORKS, MAX_NETWORKS_PER_PACKET, Request, Steer},
 };
+use tp_root_api::{MAX_NETWORKS, MAX_NETWORKS_PER_PACKET, Request, Steer};
 
 use super::{root_link::RootLink, shared::Shared};
 
@@ -69,17 +69,17 @@ pub(super) fn wishes(request: &ConnectRequest) -> Result<Wishes, Fault> {
     })
 }
 
-/// Whether networks of the cluster, or wanted ones, are the aliases of a bundle.
-pub(super) fn collides(bundle: &[Ipv4Net], networks: &[IpNet]) -> bool {
-    !collisions(bundle, networks, &Local::default()).is_empty()
+/// Whether networks of the cluster, or wanted ones, are the aliases of a data path.
+pub(super) fn collides(datapath: &[Ipv4Net], networks: &[IpNet]) -> bool {
+    !collisions(datapath, networks, &Local::default()).is_empty()
 }
 
 /// All that decides, and who is told.
 pub(super) struct Follower {
     pub(super) root: Arc<RootLink>,
     pub(super) wishes: Wishes,
-    /// Networks of the bundle.
-    pub(super) bundle: [Ipv4Net; 2],
+    /// Networks of the data path.
+    pub(super) datapath: [Ipv4Net; 2],
     pub(super) networks: watch::Receiver<Vec<IpNet>>,
     pub(super) name_servers: watch::Receiver<Vec<SocketAddrV4>>,
     pub(super) local: watch::Receiver<Local>,
@@ -154,7 +154,7 @@ impl Follower {
             exclude,
             mut notices,
         } = decide(&wanted, &self.wishes, &local);
-        notices.extend(collisions(&self.bundle, &networks, &local));
+        notices.extend(collisions(&self.datapath, &networks, &local));
         for request in requests(&include, &exclude)? {
             self.root.call(request, None).await?;
         }
@@ -230,7 +230,7 @@ fn requests(include: &[IpNet], exclude: &[IpNet]) -> Result<Vec<Request>, Fault>
 mod tests {
     use tokio_util::task::AbortOnDropHandle;
     use tp_core::dns::Zone;
-    use tp_proto::root::{RefusedKind, Reply};
+    use tp_root_api::{RefusedKind, Reply};
 
     use super::{super::root_link::FakeRoot, *};
 
@@ -289,7 +289,7 @@ mod tests {
         let count = requests.len();
         for (n, request) in requests.into_iter().enumerate() {
             let size = serde_json::to_vec(&request).unwrap().len();
-            assert!(size <= tp_proto::root::MAX_PACKET, "{size}");
+            assert!(size <= tp_root_api::MAX_PACKET, "{size}");
             match request {
                 Request::SteerPart(part) if n + 1 < count => {
                     told.extend(part.include);
@@ -318,7 +318,7 @@ mod tests {
         let follower = Follower {
             root: Arc::new(root),
             wishes: Wishes::default(),
-            bundle: ["243.2.0.0/16", "243.3.255.0/24"].map(|it| it.parse().unwrap()),
+            datapath: ["243.2.0.0/16", "243.3.255.0/24"].map(|it| it.parse().unwrap()),
             networks: networks.subscribe(),
             name_servers: watch::Sender::default().subscribe(),
             local: watch::Sender::default().subscribe(),

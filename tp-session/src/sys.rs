@@ -1,4 +1,4 @@
-//! The two maps of the bundle, mapped into memory, descriptors to wait for, and what the kernel
+//! The two maps of the data path, mapped into memory, descriptors to wait for, and what the kernel
 //! tells of a connection. The only unsafe code of the session.
 
 use std::{

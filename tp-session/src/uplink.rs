@@ -207,7 +207,7 @@ impl Uplink {
             .map_err(|error| temporary(&error.to_string()))?;
         let mut manager = ManagerClient::new(channel);
         let hello = HelloRequest {
-            version: tp_proto::VERSION.to_owned(),
+            version: tp_core::VERSION.to_owned(),
         };
         let hello = bounded(manager.hello(hello)).await?.into_inner();
         version::check("the traffic manager", &hello.version)?;

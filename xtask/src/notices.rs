@@ -11,7 +11,13 @@ use serde::Deserialize;
 
 use crate::{paths, run};
 
-const SHIPPED: &[&str] = &["tp-agent", "tp-cli", "tp-daemon", "tp-manager"];
+const SHIPPED: &[&str] = &[
+    "tp-agent",
+    "tp-cli",
+    "tp-daemon",
+    "tp-manager",
+    "tp-session",
+];
 const LICENCE_FILES: &[&str] = &[
     "copying",
     "copyright",

@@ -19,7 +19,7 @@ use crate::{
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Programs of the workstation.
-pub(crate) const WORKSTATION: &[&str] = &["tp", "tp-daemon"];
+pub(crate) const WORKSTATION: &[&str] = &["tp", "tp-daemon", "tp-session"];
 /// Programs of the cluster; package and program have the same name.
 const CLUSTER: &[&str] = &["tp-manager", "tp-agent"];
 

@@ -119,7 +119,7 @@ fn visible() -> Command {
     let commands = tp.get_subcommands().filter(|it| !it.is_hide_set());
 
     Command::new("tp")
-        .version(tp_proto::VERSION)
+        .version(tp_core::VERSION)
         .args(tp.get_arguments())
         .subcommands(commands)
 }

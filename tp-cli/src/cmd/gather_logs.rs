@@ -12,7 +12,6 @@ use anyhow::Context as _;
 use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
 use tp_proto::local::StatusRequest;
-use tp_transport::ipc;
 
 use crate::{cli::GatherLogsArgs, client, output::Output, redact::redact, root_daemon};
 
@@ -56,7 +55,7 @@ pub(crate) async fn run(args: GatherLogsArgs, output: Output) -> anyhow::Result<
             format!("{:?}\n", root_daemon::hello()),
         ),
     ];
-    entries.extend(logs_in(&ipc::state_dir()));
+    entries.extend(logs_in(&tp_ipc::state_dir()));
     entries.extend(journal());
     for (name, path) in FACTS {
         if let Ok(text) = fs::read_to_string(path) {

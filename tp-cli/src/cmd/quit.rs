@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tp_proto::fault::{Fault, FaultKind};
-use tp_transport::ipc;
 
 use crate::{
     cli::QuitArgs,
@@ -59,8 +58,8 @@ pub(super) async fn root_daemon_ended(required: bool) -> Result<(), Fault> {
     if tokio::time::timeout(ROOT_ENDS, ended).await.is_err() && required {
         let message = format!(
             "disconnected, but the root daemon at {} has not ended: see its log in {}",
-            root_daemon::socket_path().display(),
-            ipc::state_dir().display()
+            tp_root_api::socket_path().display(),
+            tp_ipc::state_dir().display()
         );
         return Err(Fault::new(FaultKind::Failed, message));
     }

@@ -26,7 +26,7 @@ pub(crate) async fn run(output: Output) -> anyhow::Result<()> {
 
 pub(crate) async fn versions() -> Versions {
     let mut versions = Versions {
-        client: tp_proto::VERSION,
+        client: tp_core::VERSION,
         ..Versions::default()
     };
     if let Ok(Some(mut session)) = client::find().await

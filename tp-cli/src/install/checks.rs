@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::{apps::v1::StatefulSet, rbac::v1::ClusterRoleBinding};
 use kube::Api;
+use tp_core::VERSION;
 use tp_proto::{
-    VERSION,
     crd::MANAGER_NAME,
     fault::{Fault, FaultKind},
 };

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use kube::CustomResourceExt as _;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
+use tp_core::VERSION;
 use tp_proto::{
-    VERSION,
     crd::{AGENT_NAMESPACE, Intercept, MANAGER_NAME, Session},
     fault::{Fault, FaultKind},
 };

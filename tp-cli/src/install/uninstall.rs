@@ -17,8 +17,8 @@ use kube::{
     api::{DynamicObject, ListParams, PostParams},
 };
 use tokio::time::{Instant, sleep};
+use tp_core::VERSION;
 use tp_proto::{
-    VERSION,
     crd::{Intercept, Session},
     fault::{Fault, FaultKind},
 };

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     net::{Ipv4Addr, SocketAddrV4},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
 use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
-use tp_proto::root;
+use tp_root_api::{Datapath, Descriptors, PROCESS_NAME};
 
 use super::{
     aliases::{self, Namespaces, Recycler},
@@ -76,15 +76,6 @@ impl Default for Tuning {
     }
 }
 
-/// What the session gets, beside its description.
-pub(super) struct Descriptors {
-    pub(super) listener: OwnedFd,
-    pub(super) udp: OwnedFd,
-    pub(super) tun: OwnedFd,
-    pub(super) alias_table: OwnedFd,
-    pub(super) heartbeat: OwnedFd,
-}
-
 /// A live bundle; dropping it restores the machine.
 ///
 /// Fields drop in this order: no alias is freed any more, the link ends the sockets that use it
@@ -97,7 +88,7 @@ pub(super) struct Bundle {
 }
 
 impl Bundle {
-    pub(super) fn open(request: Request<'_>) -> Result<(Self, root::Bundle, Descriptors), Refusal> {
+    pub(super) fn open(request: Request<'_>) -> Result<(Self, Datapath, Descriptors), Refusal> {
         let place = request.living.take(request.uid)?;
         let inner = NetNamespace::private().context("cannot make a network namespace")?;
         // Before anything else gives it an id of its own choice.
@@ -109,7 +100,7 @@ impl Bundle {
 
         let plan = Plan {
             netns_cookie: cookie,
-            exempt: root::PROCESS_NAME,
+            exempt: PROCESS_NAME,
             user: request.scope.user,
             cgroup: request.scope.cgroup,
             alias_base: u32::from(link.range.aliases.addr()),
@@ -130,7 +121,7 @@ impl Bundle {
         link.open()?;
         data_path.attach_cgroup(request.hierarchy.open()?)?;
 
-        let description = root::Bundle {
+        let description = Datapath {
             alias_base: link.range.aliases.addr(),
             alias_count: link.range.alias_count(),
             host_address: link.range.host,

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,10 +13,13 @@ use std::{
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use tp_ebpf_loader::{CounterKind, KernelOffsets};
-use tp_proto::root::{Counters, MAX_NETWORKS, MAX_PACKET, OpenBundle, Reply, Request, Steer};
+use tp_root_api::{
+    Counters, Datapath, Descriptors, MAX_NETWORKS, MAX_PACKET, OpenDatapath, Reply, Request, Steer,
+    wire,
+};
 
 use super::{
-    bundle::{self, Bundle, Descriptors, Tuning},
+    bundle::{self, Bundle, Tuning},
     living::Living,
     netns::NetNamespace,
     packet::{self, Received},
@@ -29,9 +32,9 @@ use super::{
 /// A peer that is refused must have said something by then.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What all connections share.
 const DNS_PORT: u16 = 53;
 
+/// What all connections share.
 pub(super) struct Context {
     pub(super) offsets: KernelOffsets,
     pub(super) hierarchy: Hierarchy,
@@ -104,51 +107,57 @@ impl Connection {
         let replied = set_socket_timeout(socket, Timeout::Recv, Some(REFUSAL_TIMEOUT))
             .map_err(io::Error::from)
             .and_then(|()| packet::receive(socket, &mut buffer))
-            .and_then(|_| packet::send(socket, &refusal.into_reply(), &[]));
+            .and_then(|_| wire::send(socket, &refusal.into_reply(), &[]));
         if let Err(error) = replied {
             tracing::debug!(%error, "Cannot tell a peer that it is refused");
         }
     }
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> io::Result<()> {
-        if let Request::Open(open) = &request {
-            return match self.open(open, fds) {
-                Ok((description, descriptors)) => {
-                    self.send_bundle(&Reply::Opened(description), &descriptors)
-                }
-                Err(refusal) => {
-                    tracing::debug!(reason = %refusal, "Refused a bundle");
-                    self.send(&refusal.into_reply())
-                }
-            };
+        let (reply, descriptors) = self
+            .handle(request, fds)
+            .unwrap_or_else(|refusal| (refusal.into_reply(), None));
+        match descriptors {
+            Some(descriptors) => wire::send(&self.socket, &reply, &descriptors.as_fds()),
+            None => self.send(&reply),
         }
-        let reply = self.handle(request).unwrap_or_else(Refusal::into_reply);
-
-        self.send(&reply)
     }
 
-    fn handle(&mut self, request: Request) -> Result<Reply, Refusal> {
-        match request {
+    fn handle(
+        &mut self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(Reply, Option<Descriptors>), Refusal> {
+        let reply = match request {
+            Request::Open(open) => {
+                let opened = self.open(&open, fds).inspect_err(|refusal| {
+                    tracing::debug!(reason = %refusal, "Refused a data path");
+                });
+                let (description, descriptors) = opened?;
+                return Ok((Reply::Opened(description), Some(descriptors)));
+            }
             Request::Hello { version, connects } => {
                 tracing::debug!(%version, "Peer says hello");
                 if connects {
                     self.context.has_served.store(true, Ordering::Relaxed);
                 }
-                Ok(Reply::Hello {
-                    version: tp_proto::VERSION.to_owned(),
+                Reply::Hello {
+                    version: tp_core::VERSION.to_owned(),
                     pid: std::process::id(),
                     ends_with_last_session: self.context.lifetime == Lifetime::WithLastSession,
-                })
+                }
             }
-            Request::Open(_) => unreachable!("answered by the caller, with descriptors"),
-            Request::SteerPart(part) => self.keep(part).map(|()| Reply::Done),
+            Request::SteerPart(part) => {
+                self.keep(part)?;
+                Reply::Done
+            }
             Request::Steer(steer) => {
                 let Steer {
                     include, exclude, ..
                 } = self.whole(steer)?;
                 let maps = self.bundle_mut()?.data_path_mut().maps_mut();
                 maps.steer(&include, &exclude)?;
-                Ok(Reply::Done)
+                Reply::Done
             }
             Request::NameServers { servers } => {
                 if servers.iter().any(|server| server.port() != DNS_PORT) {
@@ -156,21 +165,23 @@ impl Connection {
                 }
                 let maps = self.bundle_mut()?.data_path_mut().maps_mut();
                 maps.set_name_servers(&servers)?;
-                Ok(Reply::Done)
+                Reply::Done
             }
-            Request::Counters => self.counters().map(Reply::Counters),
+            Request::Counters => Reply::Counters(self.counters()?),
             Request::Close => {
                 self.close();
-                Ok(Reply::Done)
+                Reply::Done
             }
-        }
+        };
+
+        Ok((reply, None))
     }
 
     fn open(
         &mut self,
-        open: &OpenBundle,
+        open: &OpenDatapath,
         fds: Vec<OwnedFd>,
-    ) -> Result<(tp_proto::root::Bundle, Descriptors), Refusal> {
+    ) -> Result<(Datapath, Descriptors), Refusal> {
         if self.has_had_bundle {
             return Err(Refusal::invalid(
                 "this connection has or had a bundle already: connect again for another",
@@ -297,19 +308,6 @@ impl Connection {
     }
 
     fn send(&self, reply: &Reply) -> io::Result<()> {
-        packet::send(&self.socket, reply, &[])
-    }
-
-    fn send_bundle(&self, reply: &Reply, descriptors: &Descriptors) -> io::Result<()> {
-        // The order is part of the protocol.
-        let fds = [
-            descriptors.listener.as_fd(),
-            descriptors.udp.as_fd(),
-            descriptors.tun.as_fd(),
-            descriptors.alias_table.as_fd(),
-            descriptors.heartbeat.as_fd(),
-        ];
-
-        packet::send(&self.socket, reply, &fds)
+        wire::send(&self.socket, reply, &[])
     }
 }

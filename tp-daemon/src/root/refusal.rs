@@ -3,7 +3,7 @@
 use std::io;
 
 use tp_ebpf_loader::{LoadError, MapError};
-use tp_proto::root::{RefusedKind, Reply};
+use tp_root_api::{RefusedKind, Reply};
 
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]

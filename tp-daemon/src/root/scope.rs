@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, statfs};
 use tp_ebpf_loader::{CgroupScope, UserScope};
-use tp_proto::root::Scope;
+use tp_root_api::Scope;
 
 use super::{
     peer::{self, Peer},

@@ -4,7 +4,7 @@
 use std::{env, path::Path};
 
 use anyhow::{Context, bail};
-use tp_transport::ipc::owner;
+use tp_process::owner;
 
 /// Checks the running executable; returns the user who called sudo.
 pub(super) fn check() -> anyhow::Result<u32> {

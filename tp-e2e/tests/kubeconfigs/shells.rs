@@ -12,7 +12,7 @@ use super::login::Login;
 /// A session that was started in a shell with these variables.
 #[track_caller]
 fn session(login: &Login, variables: &[(&str, &str)]) -> Running {
-    let mut session = Running::start(&mut login.desk.command(&["tp-daemon", "session"], variables));
+    let mut session = Running::start(&mut login.desk.command(&["tp-session"], variables));
     let socket = login.desk.workstation.session_socket();
     eventually("the session to listen", PATIENCE, || {
         assert!(!session.has_ended(), "the session has ended");

@@ -230,6 +230,9 @@ fn the_background_programs_say_this() {
         &["tp-daemon", "install"],
         &["tp-daemon", "uninstall", "--help"],
         &["tp-daemon", "uninstall"],
+        &["tp-daemon", "session"],
+        &["tp-session", "--help"],
+        &["tp-session", "--version"],
     ] {
         transcript.run(Account::Member, words);
     }

@@ -89,7 +89,7 @@ programs=${{TP_BIN_DIR:-'{release}'}}
 if [ "$user" != root ]; then
     # The checkout may lie below a folder that others may not enter.
     mkdir -p "$dir/programs"
-    for name in tp tp-daemon; do
+    for name in tp tp-daemon tp-session; do
         [ -f "$programs/$name" ] || continue
         cmp -s "$programs/$name" "$dir/programs/$name" && continue
         install -m 0755 "$programs/$name" "$dir/programs/$name.$$"

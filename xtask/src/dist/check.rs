@@ -30,6 +30,7 @@ const MEMBERS: &[(&str, u32)] = &[
     ("tp", PROGRAM),
     ("tp-daemon", PROGRAM),
     ("tp-daemon.service", DOCUMENT),
+    ("tp-session", PROGRAM),
 ];
 
 /// What the layer of the image holds, without folders.

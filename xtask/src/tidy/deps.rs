@@ -9,32 +9,59 @@ use super::{Problem, Source};
 use crate::run;
 
 /// Our crates, and which of ours each may use. An edge that is not here is forbidden.
-const EDGES: [(&str, &[&str]); 13] = [
+const EDGES: [(&str, &[&str]); 16] = [
     (
         "tp-agent",
         &["tp-core", "tp-proto", "tp-transport", "tp-ebpf-loader"],
     ),
     (
         "tp-cli",
-        &["tp-core", "tp-kube", "tp-proto", "tp-transport"],
+        &[
+            "tp-core",
+            "tp-ipc",
+            "tp-kube",
+            "tp-process",
+            "tp-proto",
+            "tp-root-api",
+        ],
     ),
     ("tp-core", &[]),
     (
         "tp-daemon",
-        &["tp-proto", "tp-session", "tp-transport", "tp-ebpf-loader"],
+        &["tp-core", "tp-ebpf-loader", "tp-process", "tp-root-api"],
     ),
     (
         "tp-e2e",
-        &["tp-core", "tp-proto", "tp-session", "tp-transport"],
+        &[
+            "tp-core",
+            "tp-proto",
+            "tp-root-api",
+            "tp-session",
+            "tp-transport",
+        ],
     ),
     ("tp-ebpf-common", &[]),
     ("tp-ebpf-loader", &["tp-ebpf-common"]),
+    ("tp-ipc", &["tp-process"]),
     ("tp-kube", &["tp-proto"]),
-    ("tp-manager", &["tp-core", "tp-proto", "tp-transport"]),
+    (
+        "tp-manager",
+        &["tp-core", "tp-process", "tp-proto", "tp-transport"],
+    ),
+    ("tp-process", &[]),
     ("tp-proto", &["tp-core"]),
+    ("tp-root-api", &["tp-core"]),
     (
         "tp-session",
-        &["tp-core", "tp-kube", "tp-proto", "tp-transport"],
+        &[
+            "tp-core",
+            "tp-ipc",
+            "tp-kube",
+            "tp-process",
+            "tp-proto",
+            "tp-root-api",
+            "tp-transport",
+        ],
     ),
     ("tp-transport", &["tp-core", "tp-proto"]),
     ("xtask", &[]),
@@ -83,6 +110,7 @@ const HOMES: [(&str, &[&str]); 10] = [
             "tp-daemon",
             "tp-e2e",
             "tp-kube",
+            "tp-ipc",
             "tp-manager",
             "tp-session",
             "tp-transport",
@@ -105,10 +133,9 @@ const PURE: (&str, &[&str]) = (
 );
 
 /// Modules that must not know each other: folder, and what its files must not name.
-const STRANGERS: [(&str, &str); 3] = [
+const STRANGERS: [(&str, &str); 2] = [
     ("tp-manager/src/index", "crate::grpc"),
     ("tp-manager/src/grpc", "crate::index"),
-    ("tp-daemon/src/root", "tp_session"),
 ];
 
 #[derive(Debug, Deserialize)]
@@ -127,8 +154,6 @@ struct Dependency {
     name: String,
     /// `None`: a normal one.
     kind: Option<String>,
-    uses_default_features: bool,
-    features: Vec<String>,
 }
 
 pub(super) fn metadata(root: &Path) -> Result<Metadata> {
@@ -171,21 +196,9 @@ pub(super) fn check(metadata: &Metadata) -> Vec<Problem> {
                 problems.push(format!("{on} has a home, which is not {name}"));
             }
         }
-        problems.extend(quic_in_cli(package));
     }
 
     problems
-}
-
-/// `tp` needs the socket to its session and must not carry the tunnel.
-fn quic_in_cli(package: &Package) -> Option<Problem> {
-    let dependency = package
-        .dependencies
-        .iter()
-        .find(|dependency| package.name == "tp-cli" && dependency.name == "tp-transport")?;
-    let only_ipc = !dependency.uses_default_features && dependency.features == ["ipc"];
-
-    (!only_ipc).then(|| "tp-cli may use only the feature ipc of tp-transport".to_owned())
 }
 
 pub(super) fn check_imports(sources: &[Source]) -> Vec<Problem> {
@@ -216,8 +229,6 @@ mod tests {
         let dependency = Dependency {
             name: on.into(),
             kind: kind.map(Into::into),
-            uses_default_features: true,
-            features: Vec::new(),
         };
 
         Metadata {
@@ -262,7 +273,12 @@ mod tests {
 
     #[test]
     fn the_root_daemon_does_not_know_the_session() {
-        let source = Source::new("tp-daemon/src/root/server.rs", "use tp_session::X;\n");
+        assert_eq!(check(&package("tp-daemon", "tp-session", None)).len(), 1);
+    }
+
+    #[test]
+    fn modules_that_must_not_know_each_other_are_told_apart() {
+        let source = Source::new("tp-manager/src/index/a.rs", "use crate::grpc::X;\n");
 
         assert_eq!(check_imports(&[source]).len(), 1);
     }

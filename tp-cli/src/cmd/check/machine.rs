@@ -95,7 +95,7 @@ fn tun(path: &Path) -> Check {
 fn root_daemon() -> Check {
     const NAME: &str = "root daemon";
 
-    let socket = root_daemon::socket_path();
+    let socket = tp_root_api::socket_path();
     let socket = socket.display();
     match root_daemon::hello() {
         Answer::Running(running) => match version::check("the root daemon", &running.version) {

@@ -9,7 +9,6 @@ use tp_proto::{
     fault::{Fault, FaultKind, is_said},
     local::{ConnectEvent, ConnectRequest, Connected, connect_event::Event},
 };
-use tp_transport::ipc;
 
 use super::super::quit;
 use crate::{
@@ -60,7 +59,7 @@ impl Attempt {
             }
             if Instant::now() >= end {
                 let message = "sessions end as fast as they are started: see their log in";
-                let message = format!("{message} {}", ipc::state_dir().display());
+                let message = format!("{message} {}", tp_ipc::state_dir().display());
                 return Err(Fault::new(FaultKind::TemporaryFailure, message).into());
             }
             sleep(backoff.pause(0.0)).await;
@@ -77,7 +76,7 @@ impl Attempt {
         progress: &mut Progress,
     ) -> anyhow::Result<Option<(Event, Streaming<ConnectEvent>)>> {
         self.session = None;
-        let _turn = ipc::may_start(TURN)
+        let _turn = tp_ipc::may_start(TURN)
             .await
             .map_err(|error| client::fault(&error))?
             .ok_or_else(|| {
@@ -127,7 +126,7 @@ impl Attempt {
                 true
             }
             // What was asked for has failed already, or its end is seen to by the kernel.
-            Err(fault) => fault.kind != FaultKind::Unavailable || !ipc::socket_path().exists(),
+            Err(fault) => fault.kind != FaultKind::Unavailable || !tp_ipc::socket_path().exists(),
         }
     }
 }
@@ -160,7 +159,7 @@ fn broken() -> Fault {
         FaultKind::Failed,
         format!(
             "the session ended while connecting: run `tp connect` again; its log is in {}",
-            ipc::state_dir().display()
+            tp_ipc::state_dir().display()
         ),
     )
 }

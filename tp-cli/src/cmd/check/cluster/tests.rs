@@ -96,7 +96,7 @@ fn installed(path: &str, _: &str) -> (u16, Value) {
             (201, json!({"spec": {}, "status": {"allowed": true}}))
         }
         "/api/v1/namespaces/tp-system/configmaps/tp-manager" => {
-            let keys = json!({"version": tp_proto::VERSION, "tp-manager-0": "key"});
+            let keys = json!({"version": tp_core::VERSION, "tp-manager-0": "key"});
             (
                 200,
                 json!({"metadata": {"name": "tp-manager"}, "data": keys}),
@@ -213,7 +213,7 @@ async fn a_refusal_to_look_at_pods_is_not_called_a_pod_that_is_not_ready() {
 async fn a_pod_that_is_ready_serves_whatever_is_said_of_another() {
     let found = found(|path, body| match path.split('?').next() {
         Some("/api/v1/namespaces/tp-system/configmaps/tp-manager") => {
-            let version = tp_proto::VERSION;
+            let version = tp_core::VERSION;
             let keys = json!({"version": version, "tp-manager-0": "key", "tp-manager-1": "key"});
             let metadata = json!({"name": "tp-manager"});
             (200, json!({"metadata": metadata, "data": keys}))

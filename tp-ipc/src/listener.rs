@@ -22,11 +22,9 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::server::Connected;
 
-use super::{
-    IpcError, check_directory, is_session_socket,
-    lock::{Lock, Occupant, SocketFile, occupant},
-    make_directory, parent, socket_error,
-};
+use tp_process::lock::{Lock, Occupant, SocketFile, occupant};
+
+use crate::{IpcError, check_directory, is_session_socket, make_directory, parent, socket_error};
 
 const LOCK_NAME: &str = "session.lock";
 /// Others hold the lock for as long as it takes to bind a socket.

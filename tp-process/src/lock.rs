@@ -98,7 +98,7 @@ impl SocketFile {
     }
 
     /// False also when another file has its name.
-    pub(super) fn is_there(&self) -> bool {
+    pub fn is_there(&self) -> bool {
         let same = || {
             let found = rustix::fs::lstat(&self.path)?;
             let ours = rustix::fs::fstat(&self.file)?;

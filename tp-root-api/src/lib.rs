@@ -1,20 +1,38 @@
-//! Packets between a session and the root daemon: JSON over a unix SOCK_SEQPACKET socket, one
-//! request and one reply per packet, file descriptors by SCM_RIGHTS.
+//! Requests to the root daemon and their replies, and the one piece of code that frames them
+//! ([`wire`]): JSON over a unix SOCK_SEQPACKET socket, one request and one reply per packet, file
+//! descriptors by SCM_RIGHTS.
 //!
 //! The connection is the lease: when it closes, the root daemon drops everything it made for it.
+//! Programs one minor version apart read each other's packets: fields are added, never given
+//! another meaning.
 
-use std::net::{Ipv4Addr, SocketAddr};
+#![forbid(unsafe_code)]
 
-use std::ffi::CStr;
+use std::{
+    ffi::CStr,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use ipnet::IpNet;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
+
+pub mod wire;
 
 /// Where the root daemon listens.
 pub const SOCKET_PATH: &str = "/run/tp/root.sock";
 
-/// The name of the processes of sessions and root daemons. No session steers sockets of such a
-/// process, whoever started it.
+/// The variable that names another place to listen.
+pub const SOCKET_VARIABLE: &str = "TP_ROOT_SOCKET";
+
+/// Where this process finds the root daemon: `$TP_ROOT_SOCKET`, or [`SOCKET_PATH`].
+pub fn socket_path() -> PathBuf {
+    std::env::var_os(SOCKET_VARIABLE).map_or_else(|| SOCKET_PATH.into(), PathBuf::from)
+}
+
+/// The name that the processes of sessions and root daemons take (comm in proc(5)), of every
+/// version. No session steers sockets of such a process, whoever started it.
 pub const PROCESS_NAME: &CStr = c"tp-daemon";
 
 /// Largest packet either side accepts, in bytes.
@@ -37,23 +55,23 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         connects: bool,
     },
-    /// Make the bundle of this session. Carries one descriptor: the session's network namespace
-    /// (an open `/proc/self/ns/net`). At most one bundle per connection, ever.
-    Open(OpenBundle),
-    /// Replace the steered networks by these and those of the parts before. Needs an open bundle.
+    /// Make the data path of this session. Carries one descriptor: the session's network namespace
+    /// (an open `/proc/self/ns/net`). At most one data path per connection, ever.
+    Open(OpenDatapath),
+    /// Replace the steered networks by these and those of the parts before. Needs a data path.
     Steer(Steer),
     /// A part of the networks of the next [`Request::Steer`], where one packet does not hold all.
     SteerPart(Steer),
-    /// Replace the name servers whose port 53 is steered. Needs an open bundle.
+    /// Replace the name servers whose port 53 is steered. Needs a data path.
     NameServers { servers: Vec<SocketAddr> },
-    /// Counters of the bundle.
+    /// Counters of the data path.
     Counters,
-    /// Drop the bundle and reply once the machine is as before. (Closing the socket does the same.)
+    /// Drop the data path and reply once the machine is as before. (Closing the socket does the same.)
     Close,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenBundle {
+pub struct OpenDatapath {
     pub scope: Scope,
     /// Networks that the aliases must not be of, beside those that the machine knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -97,9 +115,8 @@ pub enum Reply {
         #[serde(default)]
         ends_with_last_session: bool,
     },
-    /// Carries five descriptors, in this order: TCP listener, UDP socket (both inside the private
-    /// namespace), TUN, alias table, heartbeat (both maps to be mapped shared).
-    Opened(Bundle),
+    /// Carries [`Descriptors`].
+    Opened(Datapath),
     Done,
     Counters(Counters),
     /// A sentence, and the kind that the session passes on.
@@ -121,14 +138,14 @@ pub enum RefusedKind {
     Failed,
 }
 
-/// What the session needs to know about its bundle.
+/// What the session needs to know about its data path.
 ///
 /// The alias table is an array of `alias_count` u32: element `i` is the real IPv4 address (network
 /// byte order) behind `alias_base + i`, 0 if the alias is free. The heartbeat is one u64: the
 /// session writes CLOCK_BOOTTIME nanoseconds at least every 500 ms; port 53 passes unsteered when
 /// it is older than 2 s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bundle {
+pub struct Datapath {
     pub alias_base: Ipv4Addr,
     pub alias_count: u32,
     /// Source address that the workstation's side of the veth uses.
@@ -146,4 +163,46 @@ pub struct Counters {
     pub not_steered: Vec<(String, u64)>,
     pub aliases: u64,
     pub steered: u64,
+}
+
+/// What the session serves, of the private namespace that root made for it.
+#[derive(Debug)]
+pub struct Descriptors {
+    /// Listens for TCP connections to aliases.
+    pub listener: OwnedFd,
+    /// Receives queries to name servers.
+    pub udp: OwnedFd,
+    pub tun: OwnedFd,
+    /// A map to be mapped into memory, shared; see [`Datapath`].
+    pub alias_table: OwnedFd,
+    /// Another one.
+    pub heartbeat: OwnedFd,
+}
+
+impl Descriptors {
+    /// In the order of the protocol.
+    pub fn as_fds(&self) -> [BorrowedFd<'_>; 5] {
+        let Self {
+            listener,
+            udp,
+            tun,
+            alias_table,
+            heartbeat,
+        } = self;
+
+        [listener, udp, tun, alias_table, heartbeat].map(AsFd::as_fd)
+    }
+
+    /// `None` unless these are as many as there are fields.
+    pub fn from_fds(fds: Vec<OwnedFd>) -> Option<Self> {
+        let [listener, udp, tun, alias_table, heartbeat] = <[OwnedFd; 5]>::try_from(fds).ok()?;
+
+        Some(Self {
+            listener,
+            udp,
+            tun,
+            alias_table,
+            heartbeat,
+        })
+    }
 }

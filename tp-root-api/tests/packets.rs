@@ -4,9 +4,9 @@
 use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
-use tp_proto::root::{
-    Bundle, Counters, MAX_NETWORKS_PER_PACKET, MAX_PACKET, OpenBundle, RefusedKind, Reply, Request,
-    Scope, Steer,
+use tp_root_api::{
+    Counters, Datapath, MAX_NETWORKS_PER_PACKET, MAX_PACKET, OpenDatapath, RefusedKind, Reply,
+    Request, Scope, Steer,
 };
 
 #[track_caller]
@@ -20,7 +20,7 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &T, text:
 #[test]
 fn requests_are_these_packets() {
     let open = |scope| {
-        Request::Open(OpenBundle {
+        Request::Open(OpenDatapath {
             scope,
             avoid: Vec::new(),
         })
@@ -60,7 +60,7 @@ fn requests_are_these_packets() {
         r#"{"request":"steer","include":["10.96.0.0/16"],"exclude":["10.96.0.1/32"]}"#,
     );
     golden(
-        &Request::Open(OpenBundle {
+        &Request::Open(OpenDatapath {
             scope: Scope::User,
             avoid: vec!["241.0.0.0/8".parse().unwrap()],
         }),
@@ -103,7 +103,7 @@ fn replies_are_these_packets() {
         r#"{"reply":"hello","version":"0.1.0","pid":7,"ends_with_last_session":true}"#,
     );
     golden(
-        &Reply::Opened(Bundle {
+        &Reply::Opened(Datapath {
             alias_base: "198.18.1.0".parse().unwrap(),
             alias_count: 256,
             host_address: "198.18.0.1".parse().unwrap(),

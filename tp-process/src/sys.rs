@@ -1,4 +1,4 @@
-//! System calls without a safe wrapper, for both roles.
+//! System calls without a safe wrapper.
 
 use std::{mem, ptr};
 

@@ -3,6 +3,8 @@
 //! The socket lies in a directory that only its user may enter, and both ends check the other's
 //! uid: a directory under `/tmp` may have been made by somebody else first.
 
+#![forbid(unsafe_code)]
+
 use std::{
     ffi::OsStr,
     fs, io,
@@ -23,13 +25,11 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use lock::{Lock, Occupant, occupant};
+use tp_process::lock::{Lock, Occupant, occupant};
 
 pub use listener::{Listener, Peer, Presence};
 
 mod listener;
-pub mod lock;
-pub mod owner;
 
 const SOCKET_PREFIX: &str = "session";
 const SOCKET_SUFFIX: &str = ".sock";
