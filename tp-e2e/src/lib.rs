@@ -16,6 +16,7 @@ pub mod datapath;
 pub mod far_host;
 pub mod firewall;
 pub mod link;
+pub mod lock;
 pub mod name_server;
 pub mod netns;
 pub mod objects;

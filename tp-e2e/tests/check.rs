@@ -1,13 +1,11 @@
 //! `tp check`: what it finds, and what it says to do.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tp_e2e::{
     cluster::{Impairment, testbed, text},
+    lock::alone,
     process::{Finished, PATIENCE, eventually},
     user::Account,
     workstation::Workstation,
@@ -15,12 +13,6 @@ use tp_e2e::{
 
 /// For the answer to a press of a key, on a machine that is busy with other tests.
 const KEY: Duration = Duration::from_secs(2);
-
-/// A disturbance of the network concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What the command found under this name.
 #[track_caller]

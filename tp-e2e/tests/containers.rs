@@ -2,16 +2,13 @@
 //! read-only or not at all, variables and descriptors that are missing, a first process that knows
 //! nothing of its children.
 
-use std::{
-    fs,
-    process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fs, process::Command, time::Duration};
 
 use tp_e2e::{
     cluster::testbed,
-    daemons, netns,
+    daemons,
+    lock::alone,
+    netns,
     process::{PATIENCE, run},
     user::Account,
     workstation::Workstation,
@@ -53,12 +50,6 @@ for _ in range(2):
     for words in (connect, page, ["tp", "quit"], [*connect, "--", *page]):
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL, timeout=60)
 "#;
-
-/// Snapshots compare the whole machine, so that these tests run one after another.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Root in a container, with nothing that runs.
 #[track_caller]

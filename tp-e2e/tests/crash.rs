@@ -1,15 +1,13 @@
 //! Whatever dies, and however: the machine is as before within a second, transfers end in an error,
 //! and the next connect works.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tp_e2e::{
     cluster::{Impaired, Impairment, testbed, text},
     daemons::{self, Role},
+    lock::alone,
     netns::{self, Snapshot},
     private::PrivateNamespace,
     process::{PATIENCE, Running, eventually, run, signal},
@@ -21,12 +19,6 @@ use tp_e2e::{
 
 /// How fast an application hears that its transfer is lost.
 const HEARD: Duration = Duration::from_secs(5);
-
-/// Snapshots compare the whole machine, so that these tests run one after another.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[track_caller]
 fn connects_and_reaches_the_cluster(workstation: &Workstation) {

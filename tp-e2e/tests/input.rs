@@ -1,25 +1,15 @@
 //! Bad input and bad days: one sentence that names the thing and the remedy, the documented exit
 //! code, nothing half-done.
 
-use std::{
-    fs,
-    sync::{PoisonError, RwLock, RwLockReadGuard},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use tp_e2e::{
     cluster::{Impairment, testbed},
+    lock::{alone, undisturbed},
     process::{Finished, eventually, run},
     user::Account,
     workstation::Workstation,
 };
-
-/// Held for reading by tests that need the cluster as it is, for writing by those that disturb it.
-static CLUSTER: RwLock<()> = RwLock::new(());
-
-fn undisturbed() -> RwLockReadGuard<'static, ()> {
-    CLUSTER.read().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn person() -> Workstation {
     let mut workstation = Workstation::new(Account::Member, "dev");
@@ -55,7 +45,7 @@ fn assert_sentence(finished: &Finished, code: i32, words: &[&str]) {
 
 #[test]
 fn an_absent_kubeconfig_is_named() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     refused(
         &person(),
         &["--kubeconfig", "/absent/config"],
@@ -66,7 +56,7 @@ fn an_absent_kubeconfig_is_named() {
 
 #[test]
 fn no_kubeconfig_at_all_is_explained() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
     let mut command = workstation.command(&["tp", "connect"]);
     let finished = run(command.env_remove("KUBECONFIG"), Duration::from_secs(40));
@@ -76,7 +66,7 @@ fn no_kubeconfig_at_all_is_explained() {
 
 #[test]
 fn a_broken_kubeconfig_is_named() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
     let file = workstation.home().join("broken.yaml");
 
@@ -94,7 +84,7 @@ fn a_broken_kubeconfig_is_named() {
 
 #[test]
 fn an_unknown_context_is_named_with_the_known_ones() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
     let known = workstation
         .run(&["kubectl", "config", "current-context"])
@@ -113,7 +103,7 @@ fn an_unknown_context_is_named_with_the_known_ones() {
 
 #[test]
 fn an_unknown_namespace_is_named() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let mut workstation = Workstation::new(Account::Root, "admin");
     workstation.may_warn();
     refused(
@@ -126,7 +116,7 @@ fn an_unknown_namespace_is_named() {
 
 #[test]
 fn an_api_server_out_of_reach_is_named() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
     let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
     let file = workstation.home().join("elsewhere.yaml");
@@ -145,7 +135,7 @@ fn an_api_server_out_of_reach_is_named() {
 
 #[test]
 fn an_api_server_with_another_certificate_is_refused() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
     let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
     let file = workstation.home().join("untrusted.yaml");
@@ -167,7 +157,7 @@ fn an_api_server_with_another_certificate_is_refused() {
 
 #[test]
 fn a_cluster_without_tp_is_told_what_installs_it() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = Workstation::new(Account::Root, "admin");
     refused(
         &workstation,
@@ -179,7 +169,7 @@ fn a_cluster_without_tp_is_told_what_installs_it() {
 
 #[test]
 fn a_missing_permission_is_named() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let mut workstation = Workstation::new(Account::Member, "limited");
     workstation.may_warn();
     refused(
@@ -192,7 +182,7 @@ fn a_missing_permission_is_named() {
 
 #[test]
 fn wrong_flags_are_usage_errors() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
     for flags in [
         &["--also-proxy", "10.0.0.0/99"][..],
@@ -207,7 +197,7 @@ fn wrong_flags_are_usage_errors() {
 
 #[test]
 fn an_absent_root_daemon_and_a_refused_sudo_are_explained() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let mut workstation = Workstation::without_root_daemon(Account::Outsider, "dev");
     workstation.may_warn();
 
@@ -219,7 +209,7 @@ fn an_absent_root_daemon_and_a_refused_sudo_are_explained() {
 
 #[test]
 fn a_second_connect_elsewhere_says_where_one_is_connected() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
     workstation.connect(&["--namespace", "shop"]);
 
@@ -234,7 +224,7 @@ fn a_second_connect_elsewhere_says_where_one_is_connected() {
 
 #[test]
 fn quitting_without_a_connection_says_so() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
 
     let finished = workstation.tp(&["quit"]);
@@ -246,7 +236,7 @@ fn quitting_without_a_connection_says_so() {
 
 #[test]
 fn commands_that_need_a_connection_say_so() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
 
     let listed = workstation.tp(&["list"]);
@@ -256,7 +246,7 @@ fn commands_that_need_a_connection_say_so() {
 
 #[test]
 fn errors_are_objects_when_json_is_asked_for() {
-    let _cluster = undisturbed();
+    let _undisturbed = undisturbed();
     let workstation = person();
 
     let finished = workstation.tp(&["connect", "--context", "moon", "--output", "json"]);
@@ -272,7 +262,7 @@ fn errors_are_objects_when_json_is_asked_for() {
 #[test]
 fn an_api_server_that_falls_silent_while_connecting_is_reported_in_time() {
     let workstation = person();
-    let _cluster = CLUSTER.write().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let _away = testbed().impair(Impairment::ApiServerAway);
 
     refused(
@@ -286,7 +276,7 @@ fn an_api_server_that_falls_silent_while_connecting_is_reported_in_time() {
 #[test]
 fn a_manager_that_is_not_ready_is_reported_with_its_pods_reason() {
     let workstation = person();
-    let _cluster = CLUSTER.write().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let manager = ["statefulset/tp-manager", "--namespace=tp-system"];
     let result = std::panic::catch_unwind(|| {
         testbed().kubectl(&[&["set", "image"], &manager[..], &["*=localhost/absent:1"]].concat());

@@ -1,12 +1,10 @@
 //! What the tunnel does to a link of a limited rate, and to those who use it too.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tp_e2e::{
     link::{Direction, LimitedLink, TcpBeside},
+    lock::alone,
     user::Account,
     workstation::Workstation,
 };
@@ -23,16 +21,10 @@ const QUEUE: Duration = Duration::from_millis(10);
 /// controller looks for an empty queue passes at once, and is a queue for some round trips.
 const LOOKS: f64 = 0.9;
 /// How long a transfer takes when it has the link for itself.
-const ALONE: Duration = Duration::from_secs(6);
+const UNSHARED: Duration = Duration::from_secs(6);
 /// Beside TCP: about half of the link for ten seconds, five times.
 const BESIDE: Duration = Duration::from_secs(5);
 const TRANSFERS_BESIDE: u32 = 5;
-
-/// A link belongs to everybody behind it.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A session on UDP that has carried a bulk transfer each way without any limit.
 fn warmed_up() -> Workstation {
@@ -60,11 +52,11 @@ fn transfer(workstation: &Workstation, direction: Direction, size: u64) -> Durat
 }
 
 #[track_caller]
-fn alone_on(direction: Direction, mbit: u64, queue_ms: u64) {
+fn fills_a_link_and_not_its_queue(direction: Direction, mbit: u64, queue_ms: u64) {
     let _alone = alone();
     let workstation = warmed_up();
     let link = LimitedLink::new(direction, mbit, Duration::from_millis(queue_ms));
-    let size = link.bytes_in(ALONE);
+    let size = link.bytes_in(UNSHARED);
 
     let before = link.counters();
     let (took, waits) = link.watch(|| transfer(&workstation, direction, size));
@@ -86,27 +78,27 @@ fn alone_on(direction: Direction, mbit: u64, queue_ms: u64) {
 
 #[test]
 fn an_upload_fills_a_link_and_not_its_queue() {
-    alone_on(Direction::FromWorkstation, 100, 20);
+    fills_a_link_and_not_its_queue(Direction::FromWorkstation, 100, 20);
 }
 
 #[test]
 fn an_upload_fills_a_faster_link_and_not_its_queue() {
-    alone_on(Direction::FromWorkstation, 300, 20);
+    fills_a_link_and_not_its_queue(Direction::FromWorkstation, 300, 20);
 }
 
 #[test]
 fn an_upload_leaves_a_deep_queue_empty() {
-    alone_on(Direction::FromWorkstation, 100, 200);
+    fills_a_link_and_not_its_queue(Direction::FromWorkstation, 100, 200);
 }
 
 #[test]
 fn a_download_fills_a_link_and_not_its_queue() {
-    alone_on(Direction::ToWorkstation, 100, 20);
+    fills_a_link_and_not_its_queue(Direction::ToWorkstation, 100, 20);
 }
 
 #[test]
 fn a_download_leaves_a_deep_queue_empty() {
-    alone_on(Direction::ToWorkstation, 100, 200);
+    fills_a_link_and_not_its_queue(Direction::ToWorkstation, 100, 200);
 }
 
 #[track_caller]

@@ -3,17 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{
-    fs,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use tp_e2e::{
     cluster::testbed,
     conditions::{Lan, Server},
     far_host::FarHost,
     firewall::{Rule, named},
+    lock::alone,
     name_server::Route,
     netns,
     process::{PATIENCE, Running, eventually, run},
@@ -21,12 +18,6 @@ use tp_e2e::{
     user::Account,
     workstation::Workstation,
 };
-
-/// What these tests change concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn page(workstation: &Workstation, url: &str) -> String {
     let asked = workstation.run(&["curl", "-sS", "-m", "3", url]);

@@ -1,14 +1,12 @@
 //! The machine's own name servers, slow, silent, gone, replaced: no name of theirs gets slower or
 //! fails because of tp, and none of theirs keeps a name of the cluster waiting.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde_json::Value;
 use tp_e2e::{
     cluster::{Impairment, testbed},
+    lock::alone,
     name_server::{NameServer, ResolvConf, Route, ask},
     process::{Running, eventually},
     user::Account,
@@ -21,12 +19,6 @@ const SERVER: &str = "127.0.0.9";
 
 /// How much later than without a session something may happen on a busy machine.
 const LATER: u64 = 700;
-
-/// resolv.conf concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A session of a machine with this resolv.conf.
 fn connected() -> Workstation {

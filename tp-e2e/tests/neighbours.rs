@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     os::fd::AsFd as _,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -18,18 +18,13 @@ use tp_e2e::{
     cluster::testbed,
     conditions::{FakeIpProxy, inside},
     firewall::{self, Rule},
+    lock::alone,
     name_server::ResolvConf,
     netns,
     process::{PATIENCE, Running, eventually, run},
     user::Account,
     workstation::Workstation,
 };
-
-/// What these tests change concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Another VPN as Tailscale sets one up: a rule before `main`, a table with the same networks as
 /// the cluster and a default route, and a far side where a web server has the address of `web`.

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,6 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tp_e2e::{
     cluster::{Impairment, testbed, text},
+    lock::alone,
     process::{Finished, PATIENCE, eventually, kill_if_there, run, signal},
     programs::programs,
     transfers::Transfers,
@@ -28,12 +28,6 @@ const HEARD: Duration = Duration::from_secs(20);
 /// What the path that is not in use may carry: probes, watches of the API server, handshakes.
 const ASIDE: u64 = 1 << 20;
 const SIZE: u64 = 16 << 20;
-
-/// A disturbance of the network concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[track_caller]
 fn connected(account: Account, person: &str, transport: &str) -> Workstation {

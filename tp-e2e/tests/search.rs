@@ -1,10 +1,9 @@
 //! Short names with the search lists of companies: they lead where README says, or `tp status`
 //! says what wins and which form is not concerned.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use tp_e2e::{
     cluster::testbed,
+    lock::alone,
     name_server::{NameServer, ResolvConf},
     process::Finished,
     user::Account,
@@ -17,12 +16,6 @@ const WILDCARD: &str = "corp.test";
 /// The company's name server has nothing below these.
 const DOMAINS: &str = "eu.example.test us.example.test ad.example.test lab.example.test \
                        dev.example.test example.test";
-
-/// resolv.conf concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A session of a machine whose company answers, with this search list and these options.
 fn connected(search: &str, options: &str) -> (Workstation, NameServer, ResolvConf) {

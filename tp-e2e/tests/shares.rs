@@ -2,23 +2,17 @@
 
 use std::{
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use tp_e2e::{
     cluster::testbed,
     firewall::{Rule, named, of_process},
+    lock::alone,
     process::Running,
     user::Account,
     workstation::Workstation,
 };
-
-/// Each concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn connected(person: &str) -> Workstation {
     let workstation = Workstation::new(Account::Member, person);

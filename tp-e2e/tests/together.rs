@@ -1,15 +1,13 @@
 //! Two at once, and again: whoever connects, quits or dies beside whom, nobody ends what another
 //! has begun.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tp_e2e::{
     cluster::{Impairment, testbed},
     daemons::{self, Role},
+    lock::alone,
     netns::{AS_BEFORE, Snapshot},
     process::{Finished, PATIENCE, Running, eventually, run, signal},
     user::Account,
@@ -20,12 +18,6 @@ const CONNECT: [&str; 4] = ["tp", "connect", "--namespace", "shop"];
 const PAGE: [&str; 5] = ["curl", "-sS", "--max-time", "10", "http://web/"];
 /// For the programs of a workstation to have come as far as a test needs them.
 const SOON: Duration = Duration::from_secs(10);
-
-/// Snapshots compare the whole machine, so that these tests run one after another.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn start(workstation: &Workstation, words: &[&str]) -> Running {
     Running::start(&mut workstation.command(words))

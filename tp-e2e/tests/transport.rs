@@ -1,14 +1,12 @@
 //! The two paths of the tunnel: UDP when it answers, the port-forward otherwise.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tp_e2e::{
     api_server::OlderApiServer,
     cluster::{Impairment, testbed, text},
+    lock::alone,
     process::{eventually, run},
     user::Account,
     workstation::Workstation,
@@ -16,12 +14,6 @@ use tp_e2e::{
 
 /// How long finding the better path, or another one, may take.
 const SWITCH: Duration = Duration::from_secs(15);
-
-/// A disturbance of the network concerns every session.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn connected(flags: &[&str]) -> Workstation {
     let workstation = Workstation::new(Account::Member, "dev");

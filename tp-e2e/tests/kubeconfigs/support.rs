@@ -4,12 +4,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::RwLockWriteGuard,
     time::Duration,
 };
 
 use serde_json::Value;
 use tp_e2e::{
+    lock::alone,
     process::{Finished, run},
     user::Account,
     workstation::Workstation,
@@ -29,16 +30,11 @@ async def copy(reader, writer):
     finally: writer.close()
 "#;
 
-/// One workstation at a time: proxies and forwarders have ports of their own.
-pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A developer with kubeconfigs of their own making.
+/// A developer with kubeconfigs of their own making. One at a time: proxies and forwarders have
+/// ports of their own.
 pub(crate) struct Desk {
     pub(crate) workstation: Workstation,
-    _alone: MutexGuard<'static, ()>,
+    _alone: RwLockWriteGuard<'static, ()>,
 }
 
 /// What became of one kubeconfig.
