@@ -4,8 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, OnceLock, PoisonError},
-    time::Duration,
+    sync::OnceLock,
 };
 
 use serde_json::Value;
@@ -143,38 +142,6 @@ impl Testbed {
         text(&pods["items"][0]["status"]["podIP"])
     }
 
-    /// Makes sure that tp is installed and that `dev` may reach all test namespaces and `limited`
-    /// only team-b; once per test program.
-    pub fn install_tp(&self) {
-        static INSTALLED: Mutex<bool> = Mutex::new(false);
-        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*installed {
-            self.install_tp_again();
-            self.kubectl_apply(GRANTS);
-            *installed = true;
-        }
-    }
-
-    /// Installs tp whatever state it is in.
-    pub fn install_tp_again(&self) {
-        self.keep_objects_before_tp();
-        let image = std::env::var("TP_IMAGE")
-            .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
-        let image = format!("--image={image}");
-        let mut command = self.inside(&self.workstation());
-        command
-            .arg(crate::programs::programs().join("tp"))
-            .args(["install", &image, "--image-pull-policy=Never", "--wait=60s"])
-            .env("KUBECONFIG", self.kubeconfig("admin"));
-        run(&mut command, Duration::from_secs(90)).expect_success();
-        self.everybody_may_reach_the_manager();
-    }
-
-    /// Whoever is logged in may forward a port to it: what is refused, is refused for another reason.
-    pub fn everybody_may_reach_the_manager(&self) {
-        self.kubectl_apply(CONNECT);
-    }
-
     #[track_caller]
     pub fn kubectl_apply(&self, manifest: &str) {
         let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
@@ -285,31 +252,3 @@ pub fn text(value: &Value) -> String {
         .unwrap_or_else(|| panic!("a text is expected instead of {value}"))
         .to_owned()
 }
-
-const CONNECT: &str = "
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: e2e-connect, namespace: tp-system}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: tp-connect}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: \"system:authenticated\"}]
-";
-
-const GRANTS: &str = "
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: e2e-dev, namespace: shop}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: e2e-dev, namespace: team-b}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: e2e-limited, namespace: team-b}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: limited}]
-";

@@ -15,6 +15,7 @@ pub mod daemons;
 pub mod datapath;
 pub mod far_host;
 pub mod firewall;
+pub mod installation;
 pub mod link;
 pub mod lock;
 pub mod name_server;

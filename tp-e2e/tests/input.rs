@@ -5,6 +5,7 @@ use std::{fs, time::Duration};
 
 use tp_e2e::{
     cluster::{Impairment, testbed},
+    installation::with_tp_afterwards,
     lock::{alone, undisturbed},
     process::{Finished, eventually, run},
     user::Account,
@@ -278,7 +279,7 @@ fn a_manager_that_is_not_ready_is_reported_with_its_pods_reason() {
     let workstation = person();
     let _alone = alone();
     let manager = ["statefulset/tp-manager", "--namespace=tp-system"];
-    let result = std::panic::catch_unwind(|| {
+    with_tp_afterwards(|| {
         testbed().kubectl(&[&["set", "image"], &manager[..], &["*=localhost/absent:1"]].concat());
         testbed().kubectl(&[
             "delete",
@@ -303,10 +304,5 @@ fn a_manager_that_is_not_ready_is_reported_with_its_pods_reason() {
             &["tp-manager-0", "ErrImageNeverPull"],
         );
     });
-    testbed().install_tp_again();
     testbed().manager_ready();
-
-    if let Err(failure) = result {
-        std::panic::resume_unwind(failure);
-    }
 }

@@ -7,12 +7,12 @@ use std::{
     net::TcpListener,
     process::Command,
     thread,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
 use tp_e2e::{
     cluster::{Testbed, testbed},
+    installation::{ROLLOUT, image},
     objects,
     process::{Finished, PATIENCE, run},
     programs::programs,
@@ -20,37 +20,9 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// A rollout, and the removal of namespaces.
-const ROLLOUT: Duration = Duration::from_secs(150);
-
-fn tp_as(person: &str, arguments: &[&str]) -> Command {
-    let mut command = testbed().inside(&testbed().workstation());
-    command
-        .arg(programs().join("tp"))
-        .args(arguments)
-        .env("KUBECONFIG", testbed().kubeconfig(person));
-    command
-}
-
-fn tp(arguments: &[&str]) -> Finished {
-    run(&mut tp_as("admin", arguments), ROLLOUT)
-}
-
-fn image() -> String {
-    let image = std::env::var("TP_IMAGE")
-        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
-    format!("--image={image}")
-}
-
-fn install(flags: &[&str]) -> Finished {
-    let image = image();
-    let usual = ["install", &image, "--image-pull-policy=Never"];
-    tp(&[&usual, flags].concat())
-}
-
-#[track_caller]
-fn uninstall_everything() -> String {
-    tp(&["uninstall", "--everything", "--yes"]).expect_success()
+/// `tp install` of an image that the nodes have.
+fn install_without_pulling(flags: &[&str]) -> Finished {
+    testbed().tp_install(&[&["--image-pull-policy=Never"], flags].concat())
 }
 
 fn file_with(content: &str) -> tempfile::NamedTempFile {
@@ -92,11 +64,11 @@ fn versions(testbed: &Testbed) -> BTreeMap<String, String> {
 #[test]
 fn a_second_install_changes_nothing() {
     testbed().install_tp();
-    install(&["--wait"]).expect_success();
+    install_without_pulling(&["--wait"]).expect_success();
     let before = versions(testbed());
     assert!(before.len() > 15, "{before:?}");
 
-    install(&["--wait"]).expect_success();
+    install_without_pulling(&["--wait"]).expect_success();
 
     assert_eq!(versions(testbed()), before);
 }
@@ -104,9 +76,9 @@ fn a_second_install_changes_nothing() {
 #[test]
 fn what_a_dry_run_prints_is_what_is_applied() {
     testbed().install_tp();
-    install(&["--wait"]).expect_success();
+    install_without_pulling(&["--wait"]).expect_success();
 
-    let printed = file_with(&install(&["--dry-run"]).expect_success());
+    let printed = file_with(&install_without_pulling(&["--dry-run"]).expect_success());
     let difference = run(
         &mut testbed().kubectl_command(&[
             "diff",
@@ -136,7 +108,7 @@ fn another_install_converges_on_its_flags() {
             .is_empty()
     };
 
-    install(&["--replicas=2", "--wait"]).expect_success();
+    install_without_pulling(&["--replicas=2", "--wait"]).expect_success();
     assert!(exists("service", "tp-manager-1"));
     assert!(exists("poddisruptionbudget", "tp-manager"));
     let role = testbed().object("tp-system", "role", "tp-connect");
@@ -144,12 +116,12 @@ fn another_install_converges_on_its_flags() {
     let keys = testbed().object("tp-system", "configmap", "tp-manager");
     assert_ne!(keys["data"]["tp-manager-0"], keys["data"]["tp-manager-1"]);
 
-    install(&["--expose=none", "--wait"]).expect_success();
+    install_without_pulling(&["--expose=none", "--wait"]).expect_success();
     assert!(!exists("service", "tp-manager-0"));
     assert!(!exists("service", "tp-manager-1"));
     assert!(!exists("poddisruptionbudget", "tp-manager"));
 
-    install(&["--wait"]).expect_success();
+    install_without_pulling(&["--wait"]).expect_success();
     assert!(exists("service", "tp-manager-0"));
     assert!(!exists("service", "tp-manager-1"));
 }
@@ -158,14 +130,14 @@ fn another_install_converges_on_its_flags() {
 fn a_rollout_that_fails_tells_the_pods_own_reason() {
     testbed().install_tp();
 
-    let failed = tp(&[
+    let failed = testbed().tp(&[
         "install",
         "--image=localhost/no-such-image:1",
         "--image-pull-policy=Never",
         "--wait=60s",
     ]);
     // The next test meets a manager that works.
-    install(&["--wait"]).expect_success();
+    install_without_pulling(&["--wait"]).expect_success();
 
     assert_eq!(failed.code(), 1, "{failed}");
     assert!(failed.stderr.contains("ErrImageNeverPull"), "{failed}");
@@ -174,7 +146,7 @@ fn a_rollout_that_fails_tells_the_pods_own_reason() {
 
 #[test]
 fn an_install_without_an_image_says_what_to_do() {
-    let refused = tp(&["install"]);
+    let refused = testbed().tp(&["install"]);
 
     let words = refused.expect_code(2);
     assert!(words.contains("--image"), "{words}");
@@ -196,7 +168,7 @@ fn an_install_that_would_downgrade_is_refused() {
     };
 
     label("99.0.0");
-    let refused = install(&[]);
+    let refused = install_without_pulling(&[]);
     label(env!("CARGO_PKG_VERSION"));
 
     assert_eq!(refused.code(), 1, "{refused}");
@@ -233,7 +205,7 @@ fn a_kubernetes_that_is_too_old_is_refused() {
 
     let mut command = Command::new(programs().join("tp"));
     command
-        .args(["install", &image()])
+        .args(["install", "--image", &image()])
         .env("KUBECONFIG", kubeconfig.path());
     let refused = run(&mut command, PATIENCE);
     server.join().unwrap();
@@ -246,7 +218,8 @@ fn a_kubernetes_that_is_too_old_is_refused() {
 #[test]
 fn an_install_without_the_rights_names_the_missing_one() {
     let image = image();
-    let refused = run(&mut tp_as("dev", &["install", &image]), PATIENCE);
+    let mut install = testbed().tp_command("dev", &["install", "--image", &image]);
+    let refused = run(&mut install, PATIENCE);
 
     assert_eq!(refused.code(), 77, "{refused}");
     assert!(refused.stderr.contains("cannot"), "{refused}");
@@ -273,7 +246,7 @@ fn uninstall_asks_when_others_are_connected() {
         .kubectl_as("dev", &["create", "--filename", path_of(&session)])
         .expect_success();
 
-    let refused = tp(&["uninstall"]);
+    let refused = testbed().tp(&["uninstall"]);
     testbed().kubectl(&["delete", "session", "e2e-other", "--namespace=shop"]);
 
     assert_eq!(refused.code(), 1, "{refused}");
@@ -303,12 +276,12 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
     let testbed = testbed();
     testbed.install_tp();
     let first = testbed.objects_before_tp();
-    uninstall_everything();
+    testbed.uninstall_everything();
     let before = testbed.objects();
     assert!(!before.keys().any(|title| title.contains("tp-manager")));
 
-    install(&["--replicas=2", "--wait"]).expect_success();
-    let kept = tp(&["uninstall", "--yes"]).expect_success();
+    install_without_pulling(&["--replicas=2", "--wait"]).expect_success();
+    let kept = testbed.tp(&["uninstall", "--yes"]).expect_success();
     assert!(kept.contains("removed"), "{kept}");
     let names = testbed.kubectl(&["get", "customresourcedefinitions,namespaces", "-o=name"]);
     assert!(names.contains("sessions.tp.internal"), "{names}");
@@ -316,8 +289,8 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
     let roles = testbed.kubectl(&["get", "clusterroles", "--output=name"]);
     assert!(!roles.contains("tp-user"), "{roles}");
 
-    install(&["--wait"]).expect_success();
-    uninstall_everything();
+    install_without_pulling(&["--wait"]).expect_success();
+    testbed.uninstall_everything();
     let after = testbed.objects();
     testbed.install_tp_again();
 
@@ -331,14 +304,14 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
 fn a_namespace_that_was_there_before_stays_as_it_was() {
     let testbed = testbed();
     testbed.install_tp();
-    uninstall_everything();
+    testbed.uninstall_everything();
     testbed.kubectl_apply(SOMEBODYS_NAMESPACE);
     let namespace = || testbed.object("", "namespace", "tp-system");
     let before = namespace();
 
-    let installed = install(&["--wait"]).expect_success();
+    let installed = install_without_pulling(&["--wait"]).expect_success();
     let meanwhile = namespace();
-    let removed = uninstall_everything();
+    let removed = testbed.uninstall_everything();
     let after = namespace();
     testbed.kubectl(&["delete", "namespace", "tp-system"]);
     testbed.install_tp_again();

@@ -3,50 +3,32 @@
 use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    time::Duration,
 };
 
 use serde_json::Value;
 use tp_e2e::{
     cluster::{testbed, text},
-    process::{Finished, PATIENCE, run},
-    programs::programs,
+    installation::with_tp_afterwards,
+    process::{PATIENCE, run},
     user::Account,
     workstation::Workstation,
 };
 
-/// A rollout, and the removal of namespaces.
-const ROLLOUT: Duration = Duration::from_secs(150);
 const NODE: &str = "172.30.0.11";
+const UNINSTALL: [&str; 3] = ["uninstall", "--everything", "--yes"];
 
-fn tp(arguments: &[&str]) -> Finished {
-    let mut command = testbed().inside(&testbed().workstation());
-    command
-        .arg(programs().join("tp"))
-        .args(arguments)
-        .env("KUBECONFIG", testbed().kubeconfig("admin"));
-    run(&mut command, ROLLOUT)
-}
-
-fn install(flags: &[&str]) -> Finished {
-    let image = std::env::var("TP_IMAGE")
-        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
-    tp(&[&["install", "--image", &image], flags].concat())
-}
-
-/// Runs a test that installs tp in its own way, and puts it back as the others want it.
-fn with_tp_afterwards(test: impl FnOnce()) {
+/// Runs a test that installs tp in its own way, perhaps in another namespace.
+fn with_other_installations(test: impl FnOnce()) {
     testbed().install_tp();
-    let result = catch_unwind(AssertUnwindSafe(test));
-    if result.is_err() {
-        // There is one installation at a time, and the next test wants the usual one.
-        let elsewhere = ["--namespace", "tp-elsewhere"];
-        let _ = tp(&[&["uninstall", "--everything", "--yes"], &elsewhere[..]].concat());
-    }
-    testbed().install_tp_again();
-    if let Err(failure) = result {
-        resume_unwind(failure);
-    }
+    with_tp_afterwards(|| {
+        let result = catch_unwind(AssertUnwindSafe(test));
+        if let Err(failure) = result {
+            // There is one installation at a time, and the next test wants the usual one.
+            let elsewhere = ["--namespace", "tp-elsewhere"];
+            let _ = testbed().tp(&[&UNINSTALL[..], &elsewhere].concat());
+            resume_unwind(failure);
+        }
+    });
 }
 
 /// The types of the services that stand for one manager each.
@@ -104,21 +86,26 @@ fn owned(words: &[&str]) -> Vec<String> {
 
 #[test]
 fn each_flag_makes_its_field_and_the_next_install_takes_it_away() {
-    with_tp_afterwards(|| {
-        install(&[
-            "--replicas=2",
-            "--image-pull-policy=Never",
-            "--connect-group=e2e-a",
-            "--connect-group=e2e-b",
-            "--allow=nodes",
-            "--allow=api-server",
-            "--wait",
-        ])
-        .expect_success();
+    with_other_installations(|| {
+        testbed()
+            .tp_install(&[
+                "--replicas=2",
+                "--image-pull-policy=Never",
+                "--connect-group=e2e-a",
+                "--connect-group=e2e-b",
+                "--allow=nodes",
+                "--allow=api-server",
+                "--wait",
+            ])
+            .expect_success();
         let all = Made::read();
-        install(&["--expose=none", "--wait"]).expect_success();
+        testbed()
+            .tp_install(&["--expose=none", "--wait"])
+            .expect_success();
         let plain = Made::read();
-        install(&["--expose=loadbalancer", "--wait"]).expect_success();
+        testbed()
+            .tp_install(&["--expose=loadbalancer", "--wait"])
+            .expect_success();
         let balanced = Made::read();
 
         assert_eq!(
@@ -147,8 +134,10 @@ fn each_flag_makes_its_field_and_the_next_install_takes_it_away() {
 #[test]
 fn the_address_of_a_load_balancer_leads_to_the_manager() {
     let workstation = Workstation::new(Account::Member, "dev");
-    with_tp_afterwards(|| {
-        install(&["--expose=loadbalancer", "--wait"]).expect_success();
+    with_other_installations(|| {
+        testbed()
+            .tp_install(&["--expose=loadbalancer", "--wait"])
+            .expect_success();
         // What the load balancer of a provider does; kube-proxy makes the address work.
         testbed().kubectl(&[
             "patch",
@@ -177,12 +166,16 @@ fn the_address_of_a_load_balancer_leads_to_the_manager() {
 
 #[test]
 fn a_dry_run_prints_what_is_applied_in_each_format() {
-    with_tp_afterwards(|| {
+    with_other_installations(|| {
         let flags = ["--replicas=2", "--expose=loadbalancer", "--allow=nodes"];
-        install(&[&flags[..], &["--wait"]].concat()).expect_success();
+        testbed()
+            .tp_install(&[&flags[..], &["--wait"]].concat())
+            .expect_success();
         let printed = |format: &str| {
             let more = ["--dry-run", "--output", format];
-            install(&[&flags[..], &more].concat()).expect_success()
+            testbed()
+                .tp_install(&[&flags[..], &more].concat())
+                .expect_success()
         };
 
         let yaml = printed("yaml");
@@ -215,12 +208,14 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
     let mut workstation = Workstation::new(Account::Member, "dev");
     // One connect is refused.
     workstation.may_warn();
-    with_tp_afterwards(|| {
-        tp(&["uninstall", "--everything", "--yes"]).expect_success();
+    with_other_installations(|| {
+        testbed().uninstall_everything();
         let elsewhere = ["--namespace", "tp-elsewhere"];
 
-        install(&[&elsewhere[..], &["--wait"]].concat()).expect_success();
-        let refused = install(&[]);
+        testbed()
+            .tp_install(&[&elsewhere[..], &["--wait"]].concat())
+            .expect_success();
+        let refused = testbed().tp_install(&[]);
         assert_eq!(refused.code(), 1, "{refused}");
         assert!(
             refused.stderr.contains("--namespace tp-elsewhere"),
@@ -241,7 +236,7 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
             "--manager-namespace",
             "tp-elsewhere",
         ];
-        tp(&grant).expect_success();
+        testbed().tp(&grant).expect_success();
         workstation.connect(&["--namespace", "shop", "--manager-namespace", "tp-elsewhere"]);
         assert_eq!(workstation.status()["manager"]["namespace"], "tp-elsewhere");
         let page = workstation
@@ -250,7 +245,9 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
         assert!(page.contains("nginx of"), "{page}");
         workstation.tp(&["quit"]).expect_success();
 
-        tp(&[&["uninstall", "--everything", "--yes"], &elsewhere[..]].concat()).expect_success();
+        testbed()
+            .tp(&[&UNINSTALL[..], &elsewhere].concat())
+            .expect_success();
         assert!(!namespaces().contains("tp-elsewhere"), "{}", namespaces());
         testbed().kubectl(&["delete", "rolebinding", "tp-use-user-dev", "-n", "shop"]);
     });
@@ -259,7 +256,7 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
 #[test]
 fn where_the_service_networks_cannot_be_found_services_are_reached_all_the_same() {
     let workstation = Workstation::new(Account::Member, "dev");
-    with_tp_afterwards(|| {
+    with_other_installations(|| {
         let role: Value = serde_json::from_str(&testbed().kubectl(&[
             "get",
             "clusterrole",

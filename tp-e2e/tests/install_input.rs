@@ -8,18 +8,12 @@ use tempfile::NamedTempFile;
 use tp_e2e::{
     cluster::testbed,
     process::{PATIENCE, run},
-    programs::programs,
 };
 
 const COMMANDS: [&[&str]; 2] = [&["install", "--image=localhost/tp:1"], &["uninstall"]];
 
 fn tp_as(person: &str, command: &[&str], flags: &[&str]) -> Command {
-    let mut tp = testbed().inside(&testbed().workstation());
-    tp.arg(programs().join("tp"))
-        .args(command)
-        .args(flags)
-        .env("KUBECONFIG", testbed().kubeconfig(person));
-    tp
+    testbed().tp_command(person, &[command, flags].concat())
 }
 
 /// The sentence is the last line; progress may stand before it.

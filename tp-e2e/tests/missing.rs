@@ -1,39 +1,18 @@
 //! A cluster without tp: what people are told there, how `tp connect` installs it, and how
 //! `tp uninstall --everything` gets it into that state.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    time::Duration,
-};
-
 use tp_e2e::{
     cluster::testbed,
+    installation::{ROLLOUT, image, with_tp_afterwards},
     process::{PATIENCE, eventually, run},
     terminal::Terminal,
     user::Account,
     workstation::Workstation,
 };
 
-/// A rollout, and the removal of namespaces.
-const ROLLOUT: Duration = Duration::from_secs(150);
-
-fn image() -> String {
-    std::env::var("TP_IMAGE")
-        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")))
-}
-
-/// Runs a test that takes tp out of the cluster, and puts it back.
-fn with_tp_afterwards(test: impl FnOnce()) {
-    let result = catch_unwind(AssertUnwindSafe(test));
-    testbed().install_tp_again();
-    if let Err(failure) = result {
-        resume_unwind(failure);
-    }
-}
-
-/// Whoever is connected; returns what the command says.
+/// Whoever is connected, also at this workstation; returns what the command says.
 #[track_caller]
-fn uninstall_everything(workstation: &Workstation) -> String {
+fn uninstall_everything_at(workstation: &Workstation) -> String {
     let mut uninstall = workstation.command(&["tp", "uninstall", "--everything", "--yes"]);
     uninstall.env("KUBECONFIG", testbed().kubeconfig("admin"));
     run(&mut uninstall, ROLLOUT).expect_success()
@@ -45,7 +24,7 @@ fn everybody_is_told_that_tp_is_not_installed() {
     developer.may_warn();
     let admin = Workstation::new(Account::Root, "admin");
     with_tp_afterwards(|| {
-        let said = uninstall_everything(&admin);
+        let said = uninstall_everything_at(&admin);
         // It would end with its last session, were it not a service.
         assert!(said.contains("root daemon"), "{said}");
 
@@ -67,7 +46,7 @@ fn everybody_is_told_that_tp_is_not_installed() {
 fn connect_installs_tp_when_told_so() {
     let admin = Workstation::new(Account::Root, "admin");
     with_tp_afterwards(|| {
-        uninstall_everything(&admin);
+        uninstall_everything_at(&admin);
 
         let image = image();
         let mut connect = admin.command(&["tp", "connect", "--namespace", "shop"]);
@@ -85,7 +64,7 @@ fn on_a_terminal_connect_offers_to_install_tp() {
     let admin = Workstation::new(Account::Root, "admin");
     let connect = || Terminal::start(&mut admin.command(&["tp", "connect", "-n", "shop"]));
     with_tp_afterwards(|| {
-        uninstall_everything(&admin);
+        uninstall_everything_at(&admin);
 
         let mut declined = connect();
         declined.wait_for("name the image", PATIENCE);
@@ -111,7 +90,7 @@ fn uninstalling_everything_ends_the_session_and_the_root_daemon_made_for_it() {
     workstation.connect(&["--namespace", "shop"]);
     assert!(workstation.root_socket().exists());
     with_tp_afterwards(|| {
-        let said = uninstall_everything(&workstation);
+        let said = uninstall_everything_at(&workstation);
 
         workstation.tp(&["status"]).expect_code(3);
         assert!(!workstation.root_socket().exists());

@@ -12,7 +12,6 @@ use tp_e2e::{
     cluster::{Impairment, testbed, text},
     lock::alone,
     process::{Finished, PATIENCE, eventually, kill_if_there, run, signal},
-    programs::programs,
     transfers::Transfers,
     user::Account,
     workstation::Workstation,
@@ -236,32 +235,19 @@ fn where_udp_is_demanded_the_port_forward_carries_no_data_and_losing_udp_is_an_e
     workstation.reaches_again(AGAIN);
 }
 
-fn install(flags: &[&str]) {
-    let image = std::env::var("TP_IMAGE")
-        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
-    let image = format!("--image={image}");
-    let mut command = testbed().inside(&testbed().workstation());
-    command
-        .arg(programs().join("tp"))
-        .args(["install", &image, "--image-pull-policy=Never", "--wait=60s"])
-        .args(flags)
-        .env("KUBECONFIG", testbed().kubeconfig("admin"));
-    run(&mut command, Duration::from_secs(90)).expect_success();
-}
-
 /// One replica again, also for the tests that follow a failure.
 struct TwoReplicas;
 
 impl TwoReplicas {
     fn begin() -> Self {
-        install(&["--replicas=2"]);
+        testbed().install_tp_and_wait(&["--replicas=2"]);
         Self
     }
 }
 
 impl Drop for TwoReplicas {
     fn drop(&mut self) {
-        install(&[]);
+        testbed().install_tp_and_wait(&[]);
     }
 }
 

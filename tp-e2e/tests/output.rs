@@ -1,13 +1,11 @@
 //! What the commands print for programs is what docs/output.md says.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use tp_e2e::{
     cluster::testbed,
+    installation::{ROLLOUT, image},
     process::{Finished, run},
     user::Account,
     workstation::Workstation,
@@ -15,8 +13,6 @@ use tp_e2e::{
 
 const PAGE: &str = include_str!("../../docs/output.md");
 const FORMATS: [&str; 2] = ["json", "yaml"];
-/// A rollout, and the removal of everything.
-const ROLLOUT: Duration = Duration::from_secs(150);
 
 /// The fields of one section of the page, with their types.
 fn documented(title: &str) -> BTreeMap<String, String> {
@@ -171,8 +167,7 @@ fn every_command_prints_the_fields_of_the_page() {
 fn installing_and_uninstalling_print_the_fields_of_the_page() {
     testbed().install_tp();
     let workstation = Workstation::without_root_daemon(Account::Root, "admin");
-    let image = std::env::var("TP_IMAGE")
-        .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")));
+    let image = image();
     let tp = |words: &[&str]| {
         let mut command = workstation.command(&[&["tp"], words].concat());
         run(&mut command, ROLLOUT)
