@@ -57,6 +57,29 @@ impl Finished {
         self.stderr
     }
 
+    /// The last line of standard error: progress, and what others said, may stand before it.
+    pub fn sentence(&self) -> &str {
+        self.stderr.trim().lines().last().unwrap_or_default()
+    }
+
+    /// Fails the test unless the program ended with this code, and these words are in the sentence
+    /// that says why.
+    #[track_caller]
+    pub fn assert_refused(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code(), code, "{self}");
+        for word in words {
+            let is_said = self.sentence().contains(word);
+            assert!(is_said, "{word:?} is missing: {self}");
+        }
+    }
+
+    /// The same, and nothing else is on standard error.
+    #[track_caller]
+    pub fn assert_refused_in_one_line(&self, code: i32, words: &[&str]) {
+        self.assert_refused(code, words);
+        assert_eq!(self.stderr.trim().lines().count(), 1, "{self}");
+    }
+
     /// Standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {

@@ -3,19 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use tp_e2e::{cluster::testbed, process::Finished, user::Account, workstation::Workstation};
-
-#[track_caller]
-fn refused(finished: &Finished, words: &[&str]) {
-    assert_eq!(finished.code(), 4, "{finished}");
-    for word in words {
-        assert!(
-            finished.stderr.contains(word),
-            "{word:?} is missing: {finished}"
-        );
-    }
-    assert_eq!(finished.stderr.trim().lines().count(), 1, "{finished}");
-}
+use tp_e2e::{cluster::testbed, user::Account, workstation::Workstation};
 
 #[test]
 fn a_second_connect_with_other_flags_says_which() {
@@ -37,7 +25,7 @@ fn a_second_connect_with_other_flags_says_which() {
         (&["--mapped-namespaces", "shop"], &["--mapped-namespaces"]),
         (&["--as", "jane"], &["--as jane (not none)"]),
     ] {
-        refused(&connect(&[&flags, more].concat()), words);
+        connect(&[&flags, more].concat()).assert_refused_in_one_line(4, words);
     }
     // What is not asked for may be as it is.
     connect(&["--namespace", "shop"]).expect_success();
@@ -70,7 +58,9 @@ fn a_second_connect_as_somebody_else_says_who_is_connected() {
     let others = read(&testbed().kubeconfig("limited"));
     config["users"][0]["user"] = others["users"][0]["user"].clone();
     fs::write(&file, config.to_string()).unwrap();
-    refused(&workstation.tp(&flags), &["user limited (not dev)"]);
+    workstation
+        .tp(&flags)
+        .assert_refused_in_one_line(4, &["user limited (not dev)"]);
 
     assert_eq!(workstation.status()["user"], "dev");
 }

@@ -256,7 +256,7 @@ fn gathered_logs_hold_no_secret_that_others_printed() {
     let refused = workstation.tp(&["connect", "--namespace=shop", "--kubeconfig", file]);
     assert_eq!(refused.code(), 78, "{refused}");
     // Above it are the plugin's own words, which are for the person who ran it.
-    let sentence = refused.stderr.lines().last().unwrap_or_default();
+    let sentence = refused.sentence();
     assert!(sentence.contains("plugin sh failed"), "{refused}");
     assert!(!sentence.contains(SECRET), "{refused}");
     // What servers, proxies and kubeconfigs that are quoted could have left there.

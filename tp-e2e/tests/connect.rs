@@ -78,21 +78,21 @@ fn getpeername_shows_the_cluster_address() {
 
 #[test]
 fn a_closed_port_of_a_service_is_refused_at_once() {
-    refused(&format!("{}:81", testbed().service_ip("shop", "web")));
+    assert_connection_refused(&format!("{}:81", testbed().service_ip("shop", "web")));
 }
 
 #[test]
 fn a_closed_port_of_a_pod_is_refused_at_once() {
-    refused(&format!("{}:9", testbed().pod_ip("shop", "cell")));
+    assert_connection_refused(&format!("{}:9", testbed().pod_ip("shop", "cell")));
 }
 
 #[test]
 fn a_service_without_endpoints_is_refused_at_once() {
-    refused(&format!("{}:80", testbed().service_ip("shop", "nobody")));
+    assert_connection_refused(&format!("{}:80", testbed().service_ip("shop", "nobody")));
 }
 
 #[track_caller]
-fn refused(target: &str) {
+fn assert_connection_refused(target: &str) {
     for flags in [
         &["-blocking"][..],
         &[],

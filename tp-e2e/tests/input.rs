@@ -12,43 +12,44 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-fn person() -> Workstation {
+/// A developer whose logs may complain of what is refused.
+fn developer() -> Workstation {
     let mut workstation = Workstation::new(Account::Member, "dev");
     workstation.may_warn();
     workstation
 }
 
-/// Refused with this code, in one sentence that contains these words; and nothing runs after it.
+/// Connecting is refused with this code, in one sentence that contains these words; and nothing
+/// runs after it.
 #[track_caller]
-fn refused(workstation: &Workstation, flags: &[&str], code: i32, words: &[&str]) {
+fn assert_connect_refused(workstation: &Workstation, flags: &[&str], code: i32, words: &[&str]) {
     let words_of_command = [&["tp", "connect"], flags].concat();
     let finished = run(
         &mut workstation.command(&words_of_command),
         Duration::from_secs(40),
     );
-    assert_sentence(&finished, code, words);
+    assert_refused_once(&finished, code, words);
 
     let after = workstation.tp(&["status"]);
     assert_eq!(after.code(), 3, "something is left running: {after}");
 }
 
+/// By `tp` itself, in one sentence; steps before it may have been shown.
 #[track_caller]
-fn assert_sentence(finished: &Finished, code: i32, words: &[&str]) {
-    assert_eq!(finished.code(), code, "{finished}");
-    // Steps before it may have been shown.
-    let sentence = finished.stderr.trim().lines().last().unwrap_or_default();
-    for word in words {
-        assert!(sentence.contains(word), "{word:?} is missing: {finished}");
-    }
+fn assert_refused_once(finished: &Finished, code: i32, words: &[&str]) {
+    finished.assert_refused(code, words);
     let starts = finished.stderr.matches("tp: ").count();
-    assert!(sentence.starts_with("tp: ") && starts == 1, "{finished}");
+    assert!(
+        finished.sentence().starts_with("tp: ") && starts == 1,
+        "{finished}"
+    );
 }
 
 #[test]
 fn an_absent_kubeconfig_is_named() {
     let _undisturbed = undisturbed();
-    refused(
-        &person(),
+    assert_connect_refused(
+        &developer(),
         &["--kubeconfig", "/absent/config"],
         78,
         &["/absent/config"],
@@ -58,17 +59,17 @@ fn an_absent_kubeconfig_is_named() {
 #[test]
 fn no_kubeconfig_at_all_is_explained() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
     let mut command = workstation.command(&["tp", "connect"]);
     let finished = run(command.env_remove("KUBECONFIG"), Duration::from_secs(40));
 
-    assert_sentence(&finished, 78, &["kubeconfig"]);
+    assert_refused_once(&finished, 78, &["kubeconfig"]);
 }
 
 #[test]
 fn a_broken_kubeconfig_is_named() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
     let file = workstation.home().join("broken.yaml");
 
     for text in [
@@ -79,22 +80,22 @@ fn a_broken_kubeconfig_is_named() {
     ] {
         fs::write(&file, text).unwrap();
         let path = file.to_str().unwrap();
-        refused(&workstation, &["--kubeconfig", path], 78, &[path]);
+        assert_connect_refused(&workstation, &["--kubeconfig", path], 78, &[path]);
     }
 }
 
 #[test]
 fn an_unknown_context_is_named_with_the_known_ones() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
     let known = workstation
         .run(&["kubectl", "config", "current-context"])
         .expect_success();
     let known = known.trim();
 
-    refused(&workstation, &["--context", "moon"], 78, &["moon", known]);
-    refused(&workstation, &["--cluster", "mars"], 78, &["mars"]);
-    refused(
+    assert_connect_refused(&workstation, &["--context", "moon"], 78, &["moon", known]);
+    assert_connect_refused(&workstation, &["--cluster", "mars"], 78, &["mars"]);
+    assert_connect_refused(
         &workstation,
         &["--user", "nobody-here"],
         78,
@@ -107,7 +108,7 @@ fn an_unknown_namespace_is_named() {
     let _undisturbed = undisturbed();
     let mut workstation = Workstation::new(Account::Root, "admin");
     workstation.may_warn();
-    refused(
+    assert_connect_refused(
         &workstation,
         &["--namespace", "atlantis"],
         78,
@@ -118,14 +119,14 @@ fn an_unknown_namespace_is_named() {
 #[test]
 fn an_api_server_out_of_reach_is_named() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
     let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
     let file = workstation.home().join("elsewhere.yaml");
     // A closed port, and an address where nobody answers.
     for server in ["172.30.0.11:6444", "172.30.0.99:6443"] {
         fs::write(&file, config.replace("172.30.0.11:6443", server)).unwrap();
         Account::Member.own(&file);
-        refused(
+        assert_connect_refused(
             &workstation,
             &["--kubeconfig", file.to_str().unwrap()],
             69,
@@ -137,7 +138,7 @@ fn an_api_server_out_of_reach_is_named() {
 #[test]
 fn an_api_server_with_another_certificate_is_refused() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
     let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
     let file = workstation.home().join("untrusted.yaml");
     let without_authority: String = config
@@ -148,7 +149,7 @@ fn an_api_server_with_another_certificate_is_refused() {
     fs::write(&file, without_authority).unwrap();
     Account::Member.own(&file);
 
-    refused(
+    assert_connect_refused(
         &workstation,
         &["--kubeconfig", file.to_str().unwrap()],
         69,
@@ -160,7 +161,7 @@ fn an_api_server_with_another_certificate_is_refused() {
 fn a_cluster_without_tp_is_told_what_installs_it() {
     let _undisturbed = undisturbed();
     let workstation = Workstation::new(Account::Root, "admin");
-    refused(
+    assert_connect_refused(
         &workstation,
         &["--namespace", "shop", "--manager-namespace", "kube-public"],
         5,
@@ -173,7 +174,7 @@ fn a_missing_permission_is_named() {
     let _undisturbed = undisturbed();
     let mut workstation = Workstation::new(Account::Member, "limited");
     workstation.may_warn();
-    refused(
+    assert_connect_refused(
         &workstation,
         &["--namespace", "shop"],
         77,
@@ -184,7 +185,7 @@ fn a_missing_permission_is_named() {
 #[test]
 fn wrong_flags_are_usage_errors() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
     for flags in [
         &["--also-proxy", "10.0.0.0/99"][..],
         &["--transport", "pigeon"],
@@ -204,14 +205,14 @@ fn an_absent_root_daemon_and_a_refused_sudo_are_explained() {
 
     let finished = workstation.tp(&["connect", "--namespace", "shop"]);
 
-    assert_sentence(&finished, 69, &["root daemon", "sudo"]);
+    assert_refused_once(&finished, 69, &["root daemon", "sudo"]);
     workstation.tp(&["status"]).expect_code(3);
 }
 
 #[test]
 fn a_second_connect_elsewhere_says_where_one_is_connected() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
     workstation.connect(&["--namespace", "shop"]);
 
     workstation
@@ -219,14 +220,14 @@ fn a_second_connect_elsewhere_says_where_one_is_connected() {
         .expect_success();
     let elsewhere = workstation.tp(&["connect", "--namespace", "team-b"]);
 
-    assert_sentence(&elsewhere, 4, &["shop", "tp quit"]);
+    assert_refused_once(&elsewhere, 4, &["shop", "tp quit"]);
     assert_eq!(workstation.status()["namespace"], "shop");
 }
 
 #[test]
 fn quitting_without_a_connection_says_so() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
 
     let finished = workstation.tp(&["quit"]);
 
@@ -238,17 +239,17 @@ fn quitting_without_a_connection_says_so() {
 #[test]
 fn commands_that_need_a_connection_say_so() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
 
     let listed = workstation.tp(&["list"]);
 
-    assert_sentence(&listed, 3, &["tp connect"]);
+    assert_refused_once(&listed, 3, &["tp connect"]);
 }
 
 #[test]
 fn errors_are_objects_when_json_is_asked_for() {
     let _undisturbed = undisturbed();
-    let workstation = person();
+    let workstation = developer();
 
     let finished = workstation.tp(&["connect", "--context", "moon", "--output", "json"]);
 
@@ -262,11 +263,11 @@ fn errors_are_objects_when_json_is_asked_for() {
 
 #[test]
 fn an_api_server_that_falls_silent_while_connecting_is_reported_in_time() {
-    let workstation = person();
+    let workstation = developer();
     let _alone = alone();
     let _away = testbed().impair(Impairment::ApiServerAway);
 
-    refused(
+    assert_connect_refused(
         &workstation,
         &["--namespace", "shop"],
         69,
@@ -276,7 +277,7 @@ fn an_api_server_that_falls_silent_while_connecting_is_reported_in_time() {
 
 #[test]
 fn a_manager_that_is_not_ready_is_reported_with_its_pods_reason() {
-    let workstation = person();
+    let workstation = developer();
     let _alone = alone();
     let manager = ["statefulset/tp-manager", "--namespace=tp-system"];
     with_tp_afterwards(|| {
@@ -297,7 +298,7 @@ fn a_manager_that_is_not_ready_is_reported_with_its_pods_reason() {
                 Err(pods)
             }
         });
-        refused(
+        assert_connect_refused(
             &workstation,
             &["--namespace", "shop"],
             75,

@@ -148,9 +148,7 @@ fn a_rollout_that_fails_tells_the_pods_own_reason() {
 fn an_install_without_an_image_says_what_to_do() {
     let refused = testbed().tp(&["install"]);
 
-    let words = refused.expect_code(2);
-    assert!(words.contains("--image"), "{words}");
-    assert_eq!(words.trim().lines().count(), 1, "{words}");
+    refused.assert_refused_in_one_line(2, &["--image"]);
 }
 
 #[test]

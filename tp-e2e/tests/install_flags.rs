@@ -221,8 +221,7 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
             refused.stderr.contains("--namespace tp-elsewhere"),
             "{refused}"
         );
-        let last = refused.stderr.trim().lines().last().unwrap_or_default();
-        assert!(last.starts_with("tp: "), "{refused}");
+        assert!(refused.sentence().starts_with("tp: "), "{refused}");
         assert!(!namespaces().contains("tp-system"), "{}", namespaces());
 
         let refused = workstation.tp(&["connect", "--namespace", "shop"]);

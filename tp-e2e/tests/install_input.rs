@@ -16,15 +16,9 @@ fn tp_as(person: &str, command: &[&str], flags: &[&str]) -> Command {
     testbed().tp_command(person, &[command, flags].concat())
 }
 
-/// The sentence is the last line; progress may stand before it.
 #[track_caller]
-fn refused(mut command: Command, code: i32, words: &[&str]) {
-    let finished = run(&mut command, PATIENCE);
-    assert_eq!(finished.code(), code, "{finished}");
-    let sentence = finished.stderr.trim().lines().last().unwrap_or_default();
-    for word in words {
-        assert!(sentence.contains(word), "{word:?} is missing: {finished}");
-    }
+fn assert_refused(mut command: Command, code: i32, words: &[&str]) {
+    run(&mut command, PATIENCE).assert_refused(code, words);
 }
 
 /// The administrator's kubeconfig with one thing changed.
@@ -46,7 +40,7 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
     let broken = NamedTempFile::new().expect("a temporary file");
     for command in COMMANDS {
         let absent = ["--kubeconfig", "/absent/config"];
-        refused(tp_as("admin", command, &absent), 78, &["/absent/config"]);
+        assert_refused(tp_as("admin", command, &absent), 78, &["/absent/config"]);
         for text in [
             "contexts: [",
             "- no\n- map\n",
@@ -55,11 +49,11 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
         ] {
             fs::write(broken.path(), text).unwrap();
             let flags = ["--kubeconfig", path(&broken)];
-            refused(tp_as("admin", command, &flags), 78, &[path(&broken)]);
+            assert_refused(tp_as("admin", command, &flags), 78, &[path(&broken)]);
         }
         let mut none = tp_as("admin", command, &[]);
         none.env_remove("KUBECONFIG").env("HOME", "/nonexistent");
-        refused(none, 78, &["kubeconfig", "--kubeconfig"]);
+        assert_refused(none, 78, &["kubeconfig", "--kubeconfig"]);
     }
 }
 
@@ -72,7 +66,7 @@ fn names_that_the_kubeconfig_lacks_are_told_with_those_it_has() {
             ("--user", "admin"),
         ] {
             let flags = [flag, "moon"];
-            refused(tp_as("admin", command, &flags), 78, &["moon", known]);
+            assert_refused(tp_as("admin", command, &flags), 78, &["moon", known]);
         }
     }
 }
@@ -94,7 +88,7 @@ fn an_api_server_that_cannot_be_talked_to_is_named() {
             (&untrusted, "172.30.0.11:6443"),
         ] {
             let flags = ["--kubeconfig", path(config)];
-            refused(tp_as("admin", command, &flags), 69, &[server]);
+            assert_refused(tp_as("admin", command, &flags), 69, &[server]);
         }
     }
 }
@@ -102,15 +96,15 @@ fn an_api_server_that_cannot_be_talked_to_is_named() {
 #[test]
 fn rights_that_are_missing_are_named() {
     testbed().install_tp();
-    refused(
+    assert_refused(
         tp_as("dev", COMMANDS[0], &[]),
         77,
         &["dev", "statefulsets", "tp-system"],
     );
-    refused(tp_as("dev", COMMANDS[1], &[]), 77, &["dev", "sessions"]);
+    assert_refused(tp_as("dev", COMMANDS[1], &[]), 77, &["dev", "sessions"]);
     // The flag counts: an administrator who is somebody else has the rights of that one.
     let flags = ["--as", "dev"];
-    refused(tp_as("admin", COMMANDS[1], &flags), 77, &["dev"]);
+    assert_refused(tp_as("admin", COMMANDS[1], &flags), 77, &["dev"]);
 
     testbed().manager_ready();
 }

@@ -36,9 +36,7 @@ fn everybody_is_told_that_tp_is_not_installed() {
                 _ => Err(refused.to_string()),
             }
         });
-        assert!(refused.stderr.contains("not installed"), "{refused}");
-        assert!(refused.stderr.contains("tp install"), "{refused}");
-        assert_eq!(refused.stderr.trim().lines().count(), 1, "{refused}");
+        refused.assert_refused_in_one_line(5, &["not installed", "tp install"]);
     });
 }
 

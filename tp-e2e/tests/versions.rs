@@ -45,11 +45,8 @@ fn a_root_daemon_of_another_version_is_told_with_both_versions() {
 
     let refused = workstation.tp(&["connect", "--namespace", "shop"]);
 
-    assert_eq!(refused.code(), 1, "{refused}");
-    for words in ["the root daemon", OTHER, env!("CARGO_PKG_VERSION")] {
-        assert!(refused.stderr.contains(words), "{refused}");
-    }
-    assert_eq!(refused.stderr.trim().lines().count(), 1, "{refused}");
+    let words = ["the root daemon", OTHER, env!("CARGO_PKG_VERSION")];
+    refused.assert_refused_in_one_line(1, &words);
     workstation.tp(&["status"]).expect_code(3);
     // What does not work together can still be named.
     let versions = workstation.tp(&["version"]).expect_success();

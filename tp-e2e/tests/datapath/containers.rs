@@ -71,8 +71,9 @@ fn refusal_to_start(machine: &Machine, commands: &str, bounds: &str) -> String {
     daemon.last_words()
 }
 
+/// The reply to a session that is refused.
 #[track_caller]
-fn refused(machine: &Machine) -> Value {
+fn refused_session(machine: &Machine) -> Value {
     let mut session = machine.try_session(MEMBER, "/proc/self/ns/net", r#""user""#, STEER);
     let said = session.object();
     assert_eq!(said["event"], "refused", "{said}");
@@ -99,7 +100,7 @@ fn where_no_tun_device_can_be_had_the_flag_that_gives_it_is_told() {
     start(&mut machine, WITHOUT_DEVICES, "-mknod");
     let before = machine.snapshot();
 
-    let refused = refused(&machine);
+    let refused = refused_session(&machine);
 
     let message = refused["message"].as_str().unwrap_or_default();
     assert!(message.contains("--device /dev/net/tun"), "{refused}");
