@@ -112,6 +112,12 @@ impl Testbed {
         command
     }
 
+    /// What a command in a network namespace prints, which must succeed.
+    #[track_caller]
+    pub fn run_inside(&self, namespace: &str, words: &[&str]) -> String {
+        run(self.inside(namespace).args(words), PATIENCE).expect_success()
+    }
+
     /// An object as JSON.
     #[track_caller]
     pub fn object(&self, namespace: &str, kind: &str, name: &str) -> Value {

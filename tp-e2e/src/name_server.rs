@@ -12,6 +12,21 @@ use crate::{
     workstation::Workstation,
 };
 
+/// Where a company's name server serves.
+pub const SERVER: &str = "127.0.0.9";
+
+/// A session of a developer whose company has one name server. `words` say how it answers, as in
+/// [`NameServer::start`], and `conf` what else is in resolv.conf.
+#[track_caller]
+pub fn connected_behind(words: &[&str], conf: &str) -> (Workstation, NameServer, ResolvConf) {
+    let workstation = Workstation::new(Account::Member, "dev");
+    let server = NameServer::start(&workstation, &[&[SERVER], words].concat());
+    let changed = ResolvConf::write(&format!("nameserver {SERVER}\n{conf}"));
+    workstation.connect(&["--namespace", "shop"]);
+
+    (workstation, server, changed)
+}
+
 /// A name server at the workstation; gone when dropped. How it answers is in
 /// `name_server/main.rs`.
 #[derive(Debug)]

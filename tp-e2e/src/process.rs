@@ -281,6 +281,24 @@ pub fn kill_if_there(pid: u32, signal: Signal) {
     }
 }
 
+/// Whether a process runs; one that has ended may wait for its parent to hear of it.
+pub fn lives(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|status| !status.contains("State:\tZ"))
+}
+
+/// Waits for the end of a process that is not ours to wait for.
+#[track_caller]
+pub fn expect_end(what: &str, pid: u32, bound: Duration) {
+    eventually(&format!("the end of {what}"), bound, || {
+        if lives(pid) {
+            Err("it lives".to_owned())
+        } else {
+            Ok(())
+        }
+    });
+}
+
 /// Asks `probe` until it gives a value; fails the test with the last refusal when the bound passes.
 #[track_caller]
 pub fn eventually<T>(

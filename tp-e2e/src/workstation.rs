@@ -20,6 +20,10 @@ use crate::{
     user::Account,
 };
 
+mod steps;
+
+pub use steps::{CONNECT_TO_SHOP, READ_WEB};
+
 /// How long connecting may take before a test gives up.
 const CONNECT: Duration = Duration::from_secs(30);
 
@@ -278,20 +282,6 @@ impl Workstation {
         self.command_as(account, &[&[client], words].concat())
     }
 
-    /// Waits until a service of the connected namespace answers, as after a loss.
-    #[track_caller]
-    pub fn reaches_again(&self, bound: Duration) {
-        eventually("the cluster to be reached again", bound, || {
-            let mut ask = self.command(&["curl", "-sS", "--max-time", "3", "http://web/"]);
-            let asked = run(&mut ask, Duration::from_secs(10));
-            if asked.status.success() {
-                Ok(())
-            } else {
-                Err(asked.to_string())
-            }
-        });
-    }
-
     #[track_caller]
     pub fn status(&self) -> Value {
         let finished = self.tp(&["status", "--output", "json"]);
@@ -301,18 +291,6 @@ impl Workstation {
             self.session_log()
         );
         finished.json()
-    }
-
-    /// Waits until `tp status` says so, of a session that may not be there yet.
-    #[track_caller]
-    pub fn expect_soon(&self, state: &str) {
-        eventually(state, Duration::from_secs(10), || {
-            let status = self.tp(&["status", "--output", "json"]);
-            match status.json()["state"].clone() {
-                told if told == state => Ok(()),
-                told => Err(told.to_string()),
-            }
-        });
     }
 
     pub fn account(&self) -> Account {

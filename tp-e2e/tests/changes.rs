@@ -109,7 +109,7 @@ fn delete(words: &[String]) {
     testbed().kubectl(&[&fixed[..], &words].concat());
 }
 
-fn ask(workstation: &Workstation, names: &[(String, String)]) -> Running {
+fn keep_asking(workstation: &Workstation, names: &[(String, String)]) -> Running {
     let pairs = names
         .iter()
         .map(|(name, address)| format!("{name}={address}"));
@@ -162,8 +162,7 @@ fn is_steered(workstation: &Workstation, network: &str, expected: bool) {
 /// A namespace with a service, a right in it, a node with a block of pod addresses, a pod outside
 /// of all blocks: come and gone, a name that stays is answered all the time and rightly.
 fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
-    let workstation = Workstation::new(Account::Member, person);
-    workstation.connect(&["--namespace", connected]);
+    let workstation = Workstation::connected(Account::Member, person, connected, &[]);
     let stay: Vec<(String, String)> = stay
         .iter()
         .flat_map(|(namespace, service)| {
@@ -173,7 +172,7 @@ fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
         })
         .collect();
     let begin = Instant::now();
-    let mut asking = ask(&workstation, &stay);
+    let mut asking = keep_asking(&workstation, &stay);
     let mut changes = 0;
     let mut made = Made(Vec::new());
     for round in 0..ROUNDS {

@@ -100,9 +100,7 @@ fn whatever_is_started_quit_and_killed_the_next_connect_works_and_quitting_leave
             connected = workstation.tp(&["connect", "--namespace", "shop"]);
         }
         connected.expect_success();
-        workstation
-            .run(&["curl", "-sS", "--max-time", "10", "http://web/"])
-            .expect_success();
+        workstation.read_web();
         daemons::only(&workstation, Role::Session);
         daemons::only(&workstation, Role::Root);
 

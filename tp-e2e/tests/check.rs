@@ -97,8 +97,7 @@ fn without_a_root_daemon_it_is_told_how_one_is_started() {
 #[test]
 fn while_connected_every_way_by_udp_and_the_steering_are_tried() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
 
     let checked = eventually("a way by UDP in use", PATIENCE, || {
         let checked = workstation.tp(&["check", "-o", "json"]);

@@ -361,15 +361,12 @@ fn a_command_leaves_a_connection_that_was_there() {
 
 #[test]
 fn impersonation_connects_as_somebody_else() {
-    let workstation = Workstation::new(Account::Root, "admin");
-    workstation.connect(&[
-        "--namespace",
+    let workstation = Workstation::connected(
+        Account::Root,
+        "admin",
         "team-b",
-        "--as",
-        "limited",
-        "--as-group",
-        "devs-limited",
-    ]);
+        &["--as", "limited", "--as-group", "devs-limited"],
+    );
 
     assert_eq!(workstation.status()["user"], "limited");
     let own = workstation.echo(&["talk", "echo:7001", "peer"]);
@@ -473,14 +470,11 @@ fn help_is_there_for_every_command_and_fast() {
 
 #[test]
 fn normal_use_logs_no_warning() {
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     workstation
         .run(&["curl", "-sS", "http://web/"])
         .expect_success();
-    workstation
-        .run(&["curl", "-sS", "http://web:81/"])
-        .expect_code(7);
+    workstation.assert_closed_port_refuses();
     workstation.run(&["getent", "hosts", "absent.corp.test"]);
     workstation.tp(&["quit"]).expect_success();
 

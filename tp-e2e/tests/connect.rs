@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duratio
 
 use tp_e2e::{
     cluster::{testbed, text},
-    process::{PATIENCE, eventually, run},
+    process::eventually,
     user::Account,
     workstation::Workstation,
 };
@@ -127,7 +127,7 @@ fn a_half_close_leaves_the_other_direction_open() {
     let size = (3 * MEBI).to_string();
     let workstation = Workstation::shared();
 
-    let echoed = workstation.echo(&["talk", "-send", &size, "-half-close", "echo:7000"]);
+    let echoed = workstation.exchange(3 * MEBI);
     assert_eq!(echoed["end"], "fin", "{echoed}");
     assert_eq!(echoed["received"], 3 * MEBI, "{echoed}");
     assert_eq!(echoed["matches"], true, "{echoed}");
@@ -196,7 +196,7 @@ fn large_transfers_arrive_whole_in_both_directions() {
     assert_eq!(down["matches"], true, "{down}");
     assert_eq!(down["end"], "fin", "{down}");
 
-    let both = workstation.echo(&["talk", "-send", &size, "-half-close", "echo:7000"]);
+    let both = workstation.exchange(96 * MEBI);
     assert_eq!(both["sent"], 96 * MEBI, "{both}");
     assert_eq!(both["received"], 96 * MEBI, "{both}");
     assert_eq!(both["matches"], true, "{both}");
@@ -290,8 +290,7 @@ fn a_setuid_program_is_not_steered() {
 
 #[test]
 fn root_may_connect_as_well() {
-    let workstation = Workstation::new(Account::Root, "admin");
-    workstation.connect(&["--namespace", "team-b"]);
+    let workstation = Workstation::connected(Account::Root, "admin", "team-b", &[]);
 
     let seen = workstation.echo(&["talk", "echo:7001", "peer"]);
 
@@ -384,8 +383,7 @@ fn programs_that_a_daemon_starts_inherit_none_of_its_descriptors() {
 #[test]
 fn a_second_person_has_a_connection_of_their_own() {
     let one = Workstation::shared();
-    let other = Workstation::new(Account::Root, "admin");
-    other.connect(&["--namespace", "team-b"]);
+    let other = Workstation::connected(Account::Root, "admin", "team-b", &[]);
 
     let of_one = one.echo(&["resolve", "echo"]);
     let of_other = other.echo(&["resolve", "echo"]);
@@ -401,9 +399,5 @@ fn a_second_person_has_a_connection_of_their_own() {
         "{of_other}"
     );
     drop(other);
-    let still = run(
-        &mut one.command(&["curl", "-sS", "--max-time", "10", "http://web/"]),
-        PATIENCE,
-    );
-    still.expect_success();
+    one.read_web();
 }

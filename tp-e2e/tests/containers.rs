@@ -11,11 +11,9 @@ use tp_e2e::{
     netns,
     process::{PATIENCE, run},
     user::Account,
-    workstation::Workstation,
+    workstation::{CONNECT_TO_SHOP, READ_WEB, Workstation},
 };
 
-const CONNECT: [&str; 4] = ["tp", "connect", "--namespace", "shop"];
-const PAGE: [&str; 5] = ["curl", "-sS", "--max-time", "10", "http://web/"];
 /// As Docker mounts it without `--privileged`, and a /dev without the file of TUN devices.
 const MOUNTS: &str = "mount --bind /proc/sys /proc/sys && \
                       mount -o remount,ro,bind /proc/sys && \
@@ -51,9 +49,9 @@ for _ in range(2):
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL, timeout=60)
 "#;
 
-/// Root in a container, with nothing that runs.
+/// With nothing that runs.
 #[track_caller]
-fn root() -> Workstation {
+fn root_in_a_container() -> Workstation {
     testbed().install_tp();
 
     Workstation::without_root_daemon(Account::Root, "dev")
@@ -73,8 +71,8 @@ fn where_proc_sys_is_read_only_and_tun_devices_have_no_file_a_command_runs_conne
  {
     let _alone = alone();
     let before = netns::idle();
-    let workstation = root();
-    let words = [&WITHOUT[..], &CONNECT, &["--"], &PAGE].concat();
+    let workstation = root_in_a_container();
+    let words = [&WITHOUT[..], &CONNECT_TO_SHOP, &["--"], &READ_WEB].concat();
 
     let page = run(&mut contained(&workstation, CAPABILITIES, &words), PATIENCE).expect_success();
 
@@ -87,7 +85,7 @@ fn where_proc_sys_is_read_only_and_tun_devices_have_no_file_a_command_runs_conne
 fn a_container_without_rights_is_told_which_are_missing() {
     let _alone = alone();
     let before = netns::idle();
-    let workstation = root();
+    let workstation = root_in_a_container();
 
     for (missing, expected) in [
         ("net_admin", "`--cap-add NET_ADMIN`"),
@@ -95,7 +93,10 @@ fn a_container_without_rights_is_told_which_are_missing() {
         ("mknod", "`--device /dev/net/tun`"),
     ] {
         let bounds = format!("{CAPABILITIES},-{missing}");
-        let refused = run(&mut contained(&workstation, &bounds, &CONNECT), PATIENCE);
+        let refused = run(
+            &mut contained(&workstation, &bounds, &CONNECT_TO_SHOP),
+            PATIENCE,
+        );
 
         assert!(!refused.status.success(), "{missing}: {refused}");
         assert!(refused.stderr.contains(expected), "{missing}: {refused}");
@@ -124,7 +125,7 @@ fn without_home_user_terminal_and_input_and_with_nobody_who_reads_tp_connects() 
     let said = fs::read_to_string(&said).expect("own file");
     assert_eq!(said, "code 0\n");
     assert_eq!(workstation.status()["state"], "connected");
-    let page = workstation.run(&PAGE).expect_success();
+    let page = workstation.read_web();
     assert!(page.contains("nginx of"), "{page}");
 }
 
@@ -132,7 +133,7 @@ fn without_home_user_terminal_and_input_and_with_nobody_who_reads_tp_connects() 
 fn under_a_first_process_that_reaps_nothing_tp_connects_again_and_again() {
     let _alone = alone();
     let before = netns::idle();
-    let workstation = root();
+    let workstation = root_in_a_container();
     let place = ["unshare", "--pid", "--fork", "--mount-proc"];
     let words = [&place[..], &["python3", "-c", REAPS_NOTHING]].concat();
 

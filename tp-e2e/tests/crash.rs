@@ -10,47 +10,30 @@ use tp_e2e::{
     lock::alone,
     netns::{self, Snapshot},
     private::PrivateNamespace,
-    process::{PATIENCE, Running, eventually, run, signal},
+    process::{PATIENCE, Running, eventually, expect_end, lives, run, signal},
     terminal::Terminal,
     transfers::Transfers,
     user::Account,
-    workstation::Workstation,
+    workstation::{CONNECT_TO_SHOP, Workstation},
 };
 
 /// How fast an application hears that its transfer is lost.
 const HEARD: Duration = Duration::from_secs(5);
+/// For a daemon to end.
+const END: Duration = Duration::from_secs(10);
 
 #[track_caller]
 fn connects_and_reaches_the_cluster(workstation: &Workstation) {
     workstation.connect(&["--namespace", "shop"]);
-    workstation
-        .run(&["curl", "-sS", "--max-time", "10", "http://web/"])
-        .expect_success();
+    workstation.read_web();
 }
 
-fn connected(account: Account, person: &str) -> (Snapshot, Workstation) {
+/// A session, and how the machine was before it.
+fn connected_after_snapshot(account: Account, person: &str) -> (Snapshot, Workstation) {
     let before = netns::idle();
-    let mut workstation = Workstation::new(account, person);
+    let mut workstation = Workstation::connected(account, person, "shop", &[]);
     workstation.may_warn();
-    workstation.connect(&["--namespace", "shop"]);
     (before, workstation)
-}
-
-/// Whether a process runs; one that has ended may wait for its parent to hear of it.
-fn lives(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/status"))
-        .is_ok_and(|status| !status.contains("State:\tZ"))
-}
-
-#[track_caller]
-fn assert_ends(session: u32) {
-    eventually("the session to end", Duration::from_secs(10), || {
-        if lives(session) {
-            Err("it lives".to_owned())
-        } else {
-            Ok(())
-        }
-    });
 }
 
 #[test]
@@ -72,8 +55,7 @@ fn quitting_leaves_the_machine_as_before() {
 fn connecting_changes_no_route_to_the_cluster_and_no_file_and_no_firewall() {
     let _alone = alone();
     let before = netns::idle();
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let _workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
 
     let changes = Snapshot::take().differences(&before);
     for line in changes.lines() {
@@ -101,7 +83,7 @@ fn is_to_aliases(route: &str) -> bool {
 #[test]
 fn quitting_during_transfers_ends_them_in_an_error() {
     let _alone = alone();
-    let (before, workstation) = connected(Account::Member, "dev");
+    let (before, workstation) = connected_after_snapshot(Account::Member, "dev");
     let transfers = Transfers::start(&workstation);
 
     workstation.tp(&["quit"]).expect_success();
@@ -113,7 +95,7 @@ fn quitting_during_transfers_ends_them_in_an_error() {
 #[test]
 fn the_machine_is_as_before_when_the_session_is_killed() {
     let _alone = alone();
-    let (before, workstation) = connected(Account::Member, "dev");
+    let (before, workstation) = connected_after_snapshot(Account::Member, "dev");
     let transfers = Transfers::start(&workstation);
 
     signal(workstation.session_pid(), Signal::KILL);
@@ -127,7 +109,7 @@ fn the_machine_is_as_before_when_the_session_is_killed() {
 #[test]
 fn the_machine_is_as_before_when_the_root_daemon_is_killed() {
     let _alone = alone();
-    let (before, mut workstation) = connected(Account::Member, "dev");
+    let (before, mut workstation) = connected_after_snapshot(Account::Member, "dev");
     let transfers = Transfers::start(&workstation);
 
     signal(workstation.root_pid(), Signal::KILL);
@@ -141,7 +123,7 @@ fn the_machine_is_as_before_when_the_root_daemon_is_killed() {
 #[test]
 fn the_machine_is_as_before_when_both_are_killed() {
     let _alone = alone();
-    let (before, mut workstation) = connected(Account::Member, "dev");
+    let (before, mut workstation) = connected_after_snapshot(Account::Member, "dev");
     let transfers = Transfers::start(&workstation);
     let (session, root) = (workstation.session_pid(), workstation.root_pid());
 
@@ -157,7 +139,7 @@ fn the_machine_is_as_before_when_both_are_killed() {
 #[test]
 fn the_machine_is_as_before_when_a_session_of_root_is_killed() {
     let _alone = alone();
-    let (before, workstation) = connected(Account::Root, "admin");
+    let (before, workstation) = connected_after_snapshot(Account::Root, "admin");
     let transfers = Transfers::start(&workstation);
 
     signal(workstation.session_pid(), Signal::KILL);
@@ -175,7 +157,7 @@ fn a_session_whose_relay_or_dns_service_dies_says_so_and_ends_its_connection() {
         ("the DNS service", PrivateNamespace::abort_udp),
     ];
     for (part, die) in deaths {
-        let (before, workstation) = connected(Account::Member, "dev");
+        let (before, workstation) = connected_after_snapshot(Account::Member, "dev");
         let pid = workstation.session_pid();
         let transfers = Transfers::start(&workstation);
 
@@ -204,7 +186,7 @@ fn an_interface_that_another_program_changes_ends_the_connection_with_a_reason()
         "ip route flush table local dev LINK root 240.0.0.0/4",
         "ip link delete dev LINK",
     ] {
-        let (before, workstation) = connected(Account::Member, "dev");
+        let (before, workstation) = connected_after_snapshot(Account::Member, "dev");
         let transfers = Transfers::start(&workstation);
         let link = own_link(&workstation);
 
@@ -228,9 +210,9 @@ fn an_interface_that_another_program_changes_ends_the_connection_with_a_reason()
 
 #[track_caller]
 fn on_the_workstation(command: &str) -> String {
-    let mut inside = testbed().inside(&testbed().workstation());
+    let words: Vec<&str> = command.split(' ').collect();
 
-    run(inside.args(command.split(' ')), PATIENCE).expect_success()
+    testbed().run_inside(&testbed().workstation(), &words)
 }
 
 /// The interface that the aliases lead to.
@@ -247,14 +229,14 @@ fn own_link(workstation: &Workstation) -> String {
 #[test]
 fn a_session_whose_socket_is_gone_ends() {
     let _alone = alone();
-    let (before, workstation) = connected(Account::Member, "dev");
+    let (before, workstation) = connected_after_snapshot(Account::Member, "dev");
     let pid = workstation.session_pid();
     let socket = workstation.session_socket();
 
     std::fs::remove_dir_all(socket.parent().expect("it has a directory"))
         .expect("the directory is there");
 
-    assert_ends(pid);
+    expect_end("the session", pid, END);
     before.assert_restored();
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -262,7 +244,7 @@ fn a_session_whose_socket_is_gone_ends() {
 #[test]
 fn a_hung_session_takes_no_foreign_name_down() {
     let _alone = alone();
-    let (before, workstation) = connected(Account::Member, "dev");
+    let (before, workstation) = connected_after_snapshot(Account::Member, "dev");
     let pid = workstation.session_pid();
 
     signal(pid, Signal::STOP);
@@ -286,7 +268,7 @@ fn a_hung_session_takes_no_foreign_name_down() {
 #[test]
 fn an_application_that_outlives_the_session_can_connect_elsewhere() {
     let _alone = alone();
-    let (before, workstation) = connected(Account::Member, "dev");
+    let (before, workstation) = connected_after_snapshot(Account::Member, "dev");
     signal(workstation.session_pid(), Signal::KILL);
     before.assert_restored();
 
@@ -321,7 +303,7 @@ fn a_root_daemon_outlives_the_terminal_that_it_was_started_on() {
     connects_and_reaches_the_cluster(&workstation);
     assert_eq!(workstation.root_pid(), daemon);
     workstation.tp(&["quit"]).expect_success();
-    assert_ends(daemon);
+    expect_end("the root daemon", daemon, END);
     before.assert_restored();
 }
 
@@ -330,8 +312,7 @@ fn connecting() -> (Snapshot, Workstation, Impaired, Running) {
     let before = netns::idle();
     let workstation = Workstation::new(Account::Member, "dev");
     let away = testbed().impair(Impairment::ApiServerAway);
-    let connecting =
-        Running::start(&mut workstation.command(&["tp", "connect", "--namespace", "shop"]));
+    let connecting = workstation.start(&CONNECT_TO_SHOP);
     workstation.expect_soon("connecting");
 
     (before, workstation, away, connecting)
@@ -363,6 +344,6 @@ fn a_command_that_is_interrupted_while_its_session_hangs_says_that_it_may_go_on(
     assert_eq!(finished.code(), 130, "{finished}");
     assert!(finished.stderr.contains("may go on"), "{finished}");
     // Woken, it notices that nobody wants it any more.
-    assert_ends(session);
+    expect_end("the session", session, END);
     before.assert_restored();
 }

@@ -12,7 +12,7 @@ use tp_e2e::{
 const DIG: &[&str] = &["dig", "+short", "+time=3", "+tries=1"];
 
 #[track_caller]
-fn dig(workstation: &Workstation, words: &[&str]) -> String {
+fn dig_short(workstation: &Workstation, words: &[&str]) -> String {
     workstation
         .run(&[DIG, words].concat())
         .expect_success()
@@ -31,8 +31,12 @@ fn a_service_name_is_answered_over_udp_and_tcp() {
         "web.shop.svc",
         "web.shop.svc.cluster.local",
     ] {
-        assert_eq!(dig(workstation, &[name]), web, "{name} over UDP");
-        assert_eq!(dig(workstation, &["+tcp", name]), web, "{name} over TCP");
+        assert_eq!(dig_short(workstation, &[name]), web, "{name} over UDP");
+        assert_eq!(
+            dig_short(workstation, &["+tcp", name]),
+            web,
+            "{name} over TCP"
+        );
     }
 }
 
@@ -41,7 +45,7 @@ fn names_are_answered_whatever_their_case() {
     let web = testbed().service_ip("shop", "web");
 
     assert_eq!(
-        dig(Workstation::shared(), &["WeB.sHoP.SVC.cluster.LOCAL"]),
+        dig_short(Workstation::shared(), &["WeB.sHoP.SVC.cluster.LOCAL"]),
         web
     );
 }
@@ -85,9 +89,9 @@ fn pods_of_a_headless_service_have_names() {
         "cell-0.cells.shop",
         "cell-0.cells.shop.svc.cluster.local",
     ] {
-        assert_eq!(dig(workstation, &[name]), address, "{name}");
+        assert_eq!(dig_short(workstation, &[name]), address, "{name}");
     }
-    let all = dig(workstation, &["cells.shop.svc.cluster.local"]);
+    let all = dig_short(workstation, &["cells.shop.svc.cluster.local"]);
     assert_eq!(all.lines().count(), 2, "{all}");
     let seen = workstation.echo(&[
         "talk",
@@ -104,7 +108,7 @@ fn ports_have_srv_records_and_addresses_have_names() {
     let workstation = Workstation::shared();
     let web = testbed().service_ip("shop", "web");
 
-    let record = dig(
+    let record = dig_short(
         workstation,
         &["SRV", "_http._tcp.web.shop.svc.cluster.local"],
     );
@@ -113,7 +117,7 @@ fn ports_have_srv_records_and_addresses_have_names() {
         "{record}"
     );
     assert_eq!(
-        dig(workstation, &["-x", &web]),
+        dig_short(workstation, &["-x", &web]),
         "web.shop.svc.cluster.local."
     );
 }
@@ -132,7 +136,7 @@ fn names_of_the_company_resolve_as_before() {
     let workstation = Workstation::shared();
 
     for form in [&[][..], &["+tcp"]] {
-        let found = dig(workstation, &[form, &["intranet.corp.test"]].concat());
+        let found = dig_short(workstation, &[form, &["intranet.corp.test"]].concat());
         assert_eq!(found, "192.0.2.10", "{form:?}");
     }
     let found = workstation
@@ -214,10 +218,9 @@ fn a_socket_that_asked_the_name_server_hears_from_the_name_server() {
 
 #[test]
 fn names_follow_the_connected_namespace_and_end_with_the_connection() {
-    let workstation = Workstation::new(Account::Root, "admin");
-    workstation.connect(&["--namespace", "team-b"]);
+    let workstation = Workstation::connected(Account::Root, "admin", "team-b", &[]);
     assert_eq!(
-        dig(&workstation, &["echo"]),
+        dig_short(&workstation, &["echo"]),
         testbed().service_ip("team-b", "echo")
     );
 
@@ -229,11 +232,15 @@ fn names_follow_the_connected_namespace_and_end_with_the_connection() {
 
 #[test]
 fn mapped_namespaces_limit_what_resolves() {
-    let workstation = Workstation::new(Account::Root, "admin");
-    workstation.connect(&["--namespace", "team-b", "--mapped-namespaces", "team-b"]);
+    let workstation = Workstation::connected(
+        Account::Root,
+        "admin",
+        "team-b",
+        &["--mapped-namespaces", "team-b"],
+    );
 
     assert_eq!(
-        dig(&workstation, &["echo.team-b"]),
+        dig_short(&workstation, &["echo.team-b"]),
         testbed().service_ip("team-b", "echo")
     );
     let other = workstation.run(&["getent", "ahostsv4", "web.shop"]);

@@ -67,16 +67,15 @@ while chunk := s.recv(100): seen += chunk
 print(seen.decode())
 "#;
 
-fn connected() -> Workstation {
-    let workstation = Workstation::new(Account::Member, "admin");
-    let beyond = format!("{ADDRESS}/32");
-    workstation.connect(&["--namespace", "shop", "--also-proxy", &beyond]);
+/// A session that reaches the address through the cluster.
+fn connected_to_the_host() -> Workstation {
+    let host = format!("{ADDRESS}/32");
 
-    workstation
+    Workstation::connected(Account::Member, "admin", "shop", &["--also-proxy", &host])
 }
 
 #[track_caller]
-fn server(program: &str) -> FarHost {
+fn start_server(program: &str) -> FarHost {
     let mut beyond = FarHost::start(ADDRESS, &["/usr/bin/python3", "-c", program, ADDRESS, PORT]);
     beyond.server.wait_for("listens", START);
 
@@ -84,9 +83,9 @@ fn server(program: &str) -> FarHost {
 }
 
 #[track_caller]
-fn waiter(workstation: &Workstation, times: &[&str]) -> Running {
+fn start_waiter(workstation: &Workstation, times: &[&str]) -> Running {
     let words = ["/usr/bin/python3", "-c", WAITER, ADDRESS, PORT];
-    let mut waiter = Running::start(&mut workstation.command(&[&words, times].concat()));
+    let mut waiter = workstation.start(&[&words, times].concat());
     waiter.wait_for("waits", START);
 
     waiter
@@ -101,10 +100,10 @@ fn assert_fails(finished: &Finished) {
 
 #[test]
 fn a_host_that_vanishes_ends_quiet_connections_in_an_error_sooner_where_the_application_asks() {
-    let workstation = connected();
-    let beyond = server(SILENT);
-    let asking = waiter(&workstation, &["5", "2", "3"]);
-    let silent = waiter(&workstation, &[]);
+    let workstation = connected_to_the_host();
+    let beyond = start_server(SILENT);
+    let asking = start_waiter(&workstation, &["5", "2", "3"]);
+    let silent = start_waiter(&workstation, &[]);
 
     beyond.vanish();
     let vanished = Instant::now();
@@ -118,8 +117,8 @@ fn a_host_that_vanishes_ends_quiet_connections_in_an_error_sooner_where_the_appl
 
 #[test]
 fn urgent_bytes_stay_in_their_place_in_both_directions() {
-    let workstation = connected();
-    let _beyond = server(URGENT_SERVER);
+    let workstation = connected_to_the_host();
+    let _beyond = start_server(URGENT_SERVER);
 
     let seen = workstation.run(&["/usr/bin/python3", "-c", URGENT_CLIENT, ADDRESS, PORT]);
 

@@ -1,10 +1,7 @@
 //! Names of others that look like the cluster's.
 
-use std::time::Duration;
+use tp_e2e::{cluster::testbed, user::Account, workstation::Workstation};
 
-use tp_e2e::{cluster::testbed, process::eventually, user::Account, workstation::Workstation};
-
-const KNOWN: Duration = Duration::from_secs(20);
 const NAME_SERVER: &str = "172.30.0.53:53";
 /// A, AAAA, MX, HTTPS, SRV, TXT.
 const TYPES: [u16; 6] = [1, 28, 15, 65, 33, 16];
@@ -53,40 +50,26 @@ fn assert_as_without_tp(workstation: &Workstation, names: &[&str]) {
     }
 }
 
-#[track_caller]
-fn leads_to(workstation: &Workstation, name: &str, address: &str) {
-    eventually(&format!("{name} to be {address}"), KNOWN, || {
-        let said = workstation.run(&["dig", "+short", "+time=3", "+tries=1", name]);
-        if said.stdout.trim() == address {
-            Ok(())
-        } else {
-            Err(said.to_string())
-        }
-    });
-}
-
 #[test]
 fn a_service_named_like_the_end_of_a_foreign_name_does_not_take_it() {
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     let _made = Made::apply(
         "{apiVersion: v1, kind: Service, metadata: {name: test, namespace: shop}, \
          spec: {ports: [{port: 80}]}}",
         &["service", "test", "--namespace=shop"],
     );
     let address = testbed().service_ip("shop", "test");
-    leads_to(&workstation, "test", &address);
-    leads_to(&workstation, "test.shop", &address);
+    workstation.expect_address("test", &address);
+    workstation.expect_address("test.shop", &address);
 
     let foreign = ["intranet.corp.test", "corp.test", "gone.test"];
     assert_as_without_tp(&workstation, &foreign);
-    leads_to(&workstation, "intranet.corp.test", "192.0.2.10");
+    workstation.expect_address("intranet.corp.test", "192.0.2.10");
 }
 
 #[test]
 fn a_headless_service_has_only_the_names_that_the_cluster_has_below_it() {
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     let _made = Made::apply(
         "{apiVersion: v1, kind: Service, metadata: {name: test, namespace: shop}, \
          spec: {clusterIP: None, selector: {app: cell}, ports: [{port: 7000}]}}\n---\n\
@@ -96,7 +79,7 @@ fn a_headless_service_has_only_the_names_that_the_cluster_has_below_it() {
          endpoints: [{addresses: [10.244.0.99], hostname: known, conditions: {ready: true}}]}",
         &["service/test", "endpointslice/test-1", "--namespace=shop"],
     );
-    leads_to(&workstation, "known.test", "10.244.0.99");
+    workstation.expect_address("known.test", "10.244.0.99");
 
     let foreign = ["intranet.corp.test", "corp.test", "gone.test"];
     assert_as_without_tp(&workstation, &foreign);
@@ -104,8 +87,7 @@ fn a_headless_service_has_only_the_names_that_the_cluster_has_below_it() {
 
 #[test]
 fn a_namespace_named_like_the_end_of_a_foreign_name_has_only_its_services() {
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     let _made = Made::apply(
         "{apiVersion: v1, kind: Namespace, metadata: {name: test}}\n---\n\
          {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, \
@@ -119,7 +101,7 @@ fn a_namespace_named_like_the_end_of_a_foreign_name_has_only_its_services() {
         &["namespace", "test"],
     );
     let address = testbed().service_ip("test", "web");
-    leads_to(&workstation, "web.test", &address);
+    workstation.expect_address("web.test", &address);
 
     assert_as_without_tp(&workstation, &["intranet.corp.test", "www.web.test"]);
 }
@@ -145,7 +127,7 @@ fn an_ipv6_address_that_cannot_be_reached_is_not_given() {
             "--namespace=shop",
         ],
     );
-    leads_to(workstation, "e2e-both.shop", "10.244.0.98");
+    workstation.expect_address("e2e-both.shop", "10.244.0.98");
 
     for name in ["e2e-both", "e2e-both.shop.svc.cluster.local"] {
         let said = workstation.run(&["dig", "+time=3", "+tries=1", "AAAA", name]);

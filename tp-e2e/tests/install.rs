@@ -257,8 +257,7 @@ fn uninstall_asks_when_others_are_connected() {
 #[test]
 fn uninstall_asks_before_it_ends_the_connection_of_this_machine() {
     // To an administrator, whoever connected here is somebody else.
-    let workstation = Workstation::new(Account::Root, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Root, "dev", "shop", &[]);
 
     let mut uninstall = workstation.command(&["tp", "uninstall", "--everything"]);
     uninstall.env("KUBECONFIG", testbed().kubeconfig("admin"));

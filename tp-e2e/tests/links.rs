@@ -28,8 +28,8 @@ const TRANSFERS_BESIDE: u32 = 5;
 
 /// A session on UDP that has carried a bulk transfer each way without any limit.
 fn warmed_up() -> Workstation {
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop", "--transport", "udp"]);
+    let workstation =
+        Workstation::connected(Account::Member, "dev", "shop", &["--transport", "udp"]);
     for direction in [Direction::FromWorkstation, Direction::ToWorkstation] {
         transfer(&workstation, direction, 64 << 20);
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tp_e2e::{
     cluster::{Impairment, testbed},
     lock::alone,
-    name_server::{NameServer, ResolvConf, Route, ask},
+    name_server::{NameServer, ResolvConf, Route, SERVER, ask, connected_behind},
     process::{Running, eventually},
     user::Account,
     workstation::Workstation,
@@ -15,17 +15,9 @@ use tp_e2e::{
 
 /// Of somebody who has no session, and so sees what everybody saw before.
 const WITHOUT: Account = Account::Outsider;
-const SERVER: &str = "127.0.0.9";
 
 /// How much later than without a session something may happen on a busy machine.
 const LATER: u64 = 700;
-
-/// A session of a machine with this resolv.conf.
-fn connected() -> Workstation {
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
-    workstation
-}
 
 fn with_and_without(workstation: &Workstation, words: &[&str]) -> (Value, Value) {
     (
@@ -69,7 +61,7 @@ fn an_unreachable_name_server_fails_as_fast_as_without_a_session() {
             .map(|server| format!("nameserver {server}\n"))
             .concat(),
     );
-    let workstation = connected();
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
 
     for server in servers {
         for way in ["connected", "unconnected", "tcp"] {
@@ -105,7 +97,7 @@ fn an_unreachable_name_server_gives_the_error_that_it_gave() {
         ("172.30.0.210", "connection refused"),
     ];
     let _changed = ResolvConf::write("nameserver 172.30.9.1\nnameserver 172.30.0.210\n");
-    let workstation = connected();
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
 
     for (server, error) in servers {
         for way in ["connected", "tcp"] {
@@ -124,7 +116,7 @@ fn a_name_server_whose_machine_is_gone_fails_as_fast_as_without_a_session() {
     // In the workstation's own network: after three questions the kernel knows that nobody has
     // this address, which a resolver hears earlier than its time-out if it asks to (IP_RECVERR).
     let _changed = ResolvConf::write("nameserver 172.30.0.99\noptions timeout:8 attempts:1\n");
-    let workstation = connected();
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     let getent = |account| {
         let found = workstation.run_as(account, &["getent", "hosts", "intranet.corp.test"]);
         (found.code(), found.elapsed)
@@ -184,10 +176,7 @@ fn a_name_server_that_is_replaced_still_answers_who_is_connected_to_it() {
 #[test]
 fn a_silent_name_server_never_delays_a_name_of_the_cluster() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&[], "");
 
     let lost: Vec<String> = (0..1500).map(|n| format!("silent-{n}.corp.test")).collect();
     let lost: Vec<&str> = lost.iter().map(String::as_str).collect();
@@ -215,10 +204,7 @@ fn a_silent_name_server_never_delays_a_name_of_the_cluster() {
 #[test]
 fn a_zone_transfer_in_several_messages_is_whole() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&[], "");
     let transfer = |account| {
         let server = format!("@{SERVER}");
         let words = ["dig", "+time=3", "+tries=1", "+noall", "+answer"];
@@ -239,10 +225,7 @@ fn a_zone_transfer_in_several_messages_is_whole() {
 #[test]
 fn tcp_is_refused_where_the_name_server_refuses_it() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER, "no-tcp"]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&["no-tcp"], "");
 
     let (with, without) = with_and_without(&workstation, &[SERVER, "tcp", "intranet.corp.test"]);
 
@@ -253,10 +236,7 @@ fn tcp_is_refused_where_the_name_server_refuses_it() {
 #[test]
 fn queries_on_one_connection_are_answered_as_they_come() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&[], "");
     let names = ["slow-2000-a.corp.test", "fast.corp.test"];
 
     let words = [&[SERVER, "tcp", "half-close"], &names[..]].concat();
@@ -289,10 +269,7 @@ fn queries_on_one_connection_are_answered_as_they_come() {
 #[test]
 fn a_connection_that_the_name_server_resets_is_reset() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&[], "");
 
     let (with, without) = with_and_without(&workstation, &[SERVER, "tcp", "reset.corp.test"]);
 
@@ -303,10 +280,7 @@ fn a_connection_that_the_name_server_resets_is_reset() {
 #[test]
 fn a_long_answer_of_the_cluster_arrives_though_the_name_server_serves_no_tcp() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER, "no-tcp"]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&["no-tcp"], "");
     let many = Many::apply();
 
     let found = eventually("all addresses", Duration::from_secs(10), || {
@@ -373,10 +347,7 @@ impl Drop for Many {
 #[test]
 fn a_name_that_others_may_have_passes_on_in_time_while_the_tunnel_hangs() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER, "wildcard"]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&["wildcard"], "");
     let impaired = testbed().impair(Impairment::NothingPasses);
 
     // A service "web" is there, and so the cluster is asked for what is below it.
@@ -391,10 +362,7 @@ fn a_name_that_others_may_have_passes_on_in_time_while_the_tunnel_hangs() {
 #[test]
 fn answers_as_long_as_a_datagram_may_be_arrive() {
     let _alone = alone();
-    let workstation = Workstation::new(Account::Member, "dev");
-    let _server = NameServer::start(&workstation, &[SERVER]);
-    let _changed = ResolvConf::name(SERVER);
-    workstation.connect(&["--namespace", "shop"]);
+    let (workstation, _server, _changed) = connected_behind(&[], "");
 
     for length in [1472, 9000, 65_493, 65_494, 65_500, 65_507] {
         let name = format!("long-{length}.corp.test");

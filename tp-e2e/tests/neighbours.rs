@@ -106,7 +106,7 @@ fn another_vpn_with_the_clusters_addresses_keeps_working_and_so_does_the_session
         assert_eq!(theirs, "page of the VPN\n", "{when}");
         let ours = page(Account::Member);
         assert!(ours.contains("nginx of"), "{when}: {ours}");
-        let seen = workstation.echo(&["talk", "-send", "1000000", "-half-close", "echo:7000"]);
+        let seen = workstation.exchange(1_000_000);
         assert_eq!(
             (&seen["matches"], &seen["end"]),
             (&true.into(), &"fin".into()),
@@ -208,7 +208,7 @@ fn a_proxy_that_gives_out_addresses_for_names_keeps_them_and_a_later_collision_i
 }
 
 /// A name server on the neighbour that gives every name the same address.
-struct NameServer {
+struct NeighbouringServer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -216,7 +216,7 @@ struct NameServer {
 const NEW_SERVER: &str = "172.30.0.210";
 const ITS_ANSWER: [u8; 4] = [192, 0, 2, 99];
 
-impl NameServer {
+impl NeighbouringServer {
     fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -235,7 +235,7 @@ impl NameServer {
             while !stopped.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = socket.recv_from(&mut query) {
                     // Whoever asked may be gone.
-                    let _ = answer(&socket, &query[..length], from);
+                    let _ = answer_query(&socket, &query[..length], from);
                 }
             }
         });
@@ -247,7 +247,7 @@ impl NameServer {
     }
 }
 
-impl Drop for NameServer {
+impl Drop for NeighbouringServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -256,7 +256,7 @@ impl Drop for NameServer {
     }
 }
 
-fn answer(socket: &UdpSocket, query: &[u8], from: SocketAddr) -> io::Result<usize> {
+fn answer_query(socket: &UdpSocket, query: &[u8], from: SocketAddr) -> io::Result<usize> {
     // The header, the one question without what EDNS appended, and an answer that points to it.
     let name = query.iter().skip(12).position(|byte| *byte == 0);
     let end = 12 + name.unwrap_or_default() + 5;
@@ -273,9 +273,8 @@ fn answer(socket: &UdpSocket, query: &[u8], from: SocketAddr) -> io::Result<usiz
 #[test]
 fn name_servers_that_change_while_connected_are_followed() {
     let _alone = alone();
-    let _server = NameServer::start();
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&["--namespace", "shop"]);
+    let _server = NeighbouringServer::start();
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     let web = testbed().service_ip("shop", "web");
     let dig = |words: &[&str]| {
         let usual = ["dig", "+short", "+time=2", "+tries=1"];

@@ -7,11 +7,10 @@ use std::{
 };
 
 use rustix::process::Signal;
-use serde_json::Value;
 use tp_e2e::{
     cluster::{Impairment, testbed, text},
     lock::alone,
-    process::{Finished, PATIENCE, eventually, kill_if_there, run, signal},
+    process::{Finished, PATIENCE, eventually, kill_if_there, signal},
     transfers::Transfers,
     user::Account,
     workstation::Workstation,
@@ -28,33 +27,27 @@ const HEARD: Duration = Duration::from_secs(20);
 const ASIDE: u64 = 1 << 20;
 const SIZE: u64 = 16 << 20;
 
+/// On the path that this transport takes when all is well.
 #[track_caller]
-fn connected(account: Account, person: &str, transport: &str) -> Workstation {
-    let mut workstation = Workstation::new(account, person);
+fn connected_by(account: Account, person: &str, transport: &str) -> Workstation {
+    let flags = ["--transport", transport];
+    let mut workstation = Workstation::connected(account, person, "shop", &flags);
     workstation.may_warn();
-    workstation.connect(&["--namespace", "shop", "--transport", transport]);
     let path = match transport {
         "portforward" => "portforward",
         _ => "udp",
     };
-    eventually(&format!("the path {path}"), SWITCH, || {
-        let status = workstation.status();
-        if status["transport"]["path"] == path {
-            Ok(())
-        } else {
-            Err(status["transport"].to_string())
-        }
-    });
+    workstation.expect_path(path);
     workstation
 }
 
-fn dig(workstation: &Workstation, name: &str) -> Finished {
+fn dig_in_full(workstation: &Workstation, name: &str) -> Finished {
     workstation.run(&["dig", "+time=5", "+tries=1", name])
 }
 
 /// What dig was answered, and that the answer came at once.
 #[track_caller]
-fn at_once(asked: &Finished) -> String {
+fn status_of_quick_answer(asked: &Finished) -> String {
     let after = |start: &str| {
         let rest = asked.stdout.split(start).nth(1).unwrap_or_default();
         rest.split([',', ' ', '\n']).next().unwrap_or_default()
@@ -71,8 +64,8 @@ fn a_killed_manager_breaks_transfers_and_sessions_connect_again() {
     let _alone = alone();
     testbed().install_tp();
     testbed().manager_ready();
-    let by_udp = connected(Account::Member, "dev", "auto");
-    let by_stream = connected(Account::Root, "admin", "portforward");
+    let by_udp = connected_by(Account::Member, "dev", "auto");
+    let by_stream = connected_by(Account::Root, "admin", "portforward");
     let transfers = [Transfers::start(&by_udp), Transfers::start(&by_stream)];
     let managers = testbed().managers();
     assert_eq!(managers.len(), 1, "{managers:?}");
@@ -91,8 +84,8 @@ fn a_killed_manager_breaks_transfers_and_sessions_connect_again() {
 #[test]
 fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
     let _alone = alone();
-    let by_udp = connected(Account::Member, "dev", "auto");
-    let by_stream = connected(Account::Root, "admin", "portforward");
+    let by_udp = connected_by(Account::Member, "dev", "auto");
+    let by_stream = connected_by(Account::Root, "admin", "portforward");
     let drip = |workstation: &Workstation, seconds: u64| {
         // 64 KiB every 20 ms, at the most.
         let size = (seconds * 50 * 64 * 1024).to_string();
@@ -105,16 +98,16 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
     let away = testbed().impair(Impairment::ApiServerAway);
     // Also dialled while it is away.
     let over_udp = drip(&by_udp, 11).finish(PATIENCE);
-    let resolved = dig(&by_udp, "web.shop");
+    let resolved = dig_in_full(&by_udp, "web.shop");
     let by_name = by_udp.run(&["curl", "-sS", "--max-time", "5", "http://web/"]);
-    let unreachable = dig(&by_stream, "web.shop");
+    let unreachable = dig_in_full(&by_stream, "web.shop");
     drop(away);
 
     let seen = &over_udp.json()["result"];
     assert!(over_udp.elapsed > Duration::from_secs(10), "{over_udp}");
     assert_eq!(seen["end"], "fin", "{over_udp}");
     assert_eq!(seen["matches"], true, "{over_udp}");
-    assert_eq!(at_once(&resolved), "NOERROR", "{resolved}");
+    assert_eq!(status_of_quick_answer(&resolved), "NOERROR", "{resolved}");
     assert!(
         resolved
             .stdout
@@ -122,7 +115,7 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
         "{resolved}"
     );
     by_name.expect_success();
-    at_once(&unreachable);
+    status_of_quick_answer(&unreachable);
     // What rode on the API server either went on or was lost aloud.
     let finished = over_stream.finish(PATIENCE);
     let seen = &finished.json()["result"];
@@ -138,12 +131,12 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
 #[test]
 fn without_a_tunnel_cluster_names_fail_at_once_and_all_others_resolve() {
     let _alone = alone();
-    let workstation = connected(Account::Member, "dev", "auto");
+    let workstation = connected_by(Account::Member, "dev", "auto");
     let web = format!("{}:80", testbed().service_ip("shop", "web"));
     let cut = testbed().impair(Impairment::NothingPasses);
 
     // Before and after the session knows.
-    let early = dig(&workstation, "intranet.corp.test");
+    let early = dig_in_full(&workstation, "intranet.corp.test");
     let lost = eventually("the loss to be noticed", SWITCH, || {
         let status = workstation.status();
         if status["state"] == "reconnecting" {
@@ -152,20 +145,20 @@ fn without_a_tunnel_cluster_names_fail_at_once_and_all_others_resolve() {
             Err(status["state"].to_string())
         }
     });
-    let late = dig(&workstation, "intranet.corp.test");
-    let absent = dig(&workstation, "absent.corp.test");
-    let ours =
-        ["web.shop", "web.shop.svc.cluster.local", "web"].map(|name| dig(&workstation, name));
+    let late = dig_in_full(&workstation, "intranet.corp.test");
+    let absent = dig_in_full(&workstation, "absent.corp.test");
+    let ours = ["web.shop", "web.shop.svc.cluster.local", "web"]
+        .map(|name| dig_in_full(&workstation, name));
     let connect = workstation.echo(&["connect", "-timeout", "5s", &web]);
     drop(cut);
 
     for company in [early, late] {
-        assert_eq!(at_once(&company), "NOERROR", "{company}");
+        assert_eq!(status_of_quick_answer(&company), "NOERROR", "{company}");
         assert!(company.stdout.contains("192.0.2.10"), "{company}");
     }
-    at_once(&absent);
+    status_of_quick_answer(&absent);
     for name in ours {
-        assert_eq!(at_once(&name), "SERVFAIL", "{name}");
+        assert_eq!(status_of_quick_answer(&name), "SERVFAIL", "{name}");
     }
     assert_eq!(connect["error"], "EHOSTUNREACH", "{connect}");
     assert!(connect["elapsed_ms"].as_f64() < Some(1000.0), "{connect}");
@@ -177,10 +170,9 @@ fn without_a_tunnel_cluster_names_fail_at_once_and_all_others_resolve() {
 #[track_caller]
 fn over_the_api_server(workstation: &Workstation) -> u64 {
     let session = format!("pid={},", workstation.session_pid());
-    let mut ss = testbed().inside(&testbed().workstation());
-    ss.args(["ss", "-tinpHO", "dst", "172.30.0.11:6443"]);
-    run(&mut ss, PATIENCE)
-        .expect_success()
+    let ss = ["ss", "-tinpHO", "dst", "172.30.0.11:6443"];
+    testbed()
+        .run_inside(&testbed().workstation(), &ss)
         .lines()
         .filter(|line| line.contains(&session))
         .flat_map(str::split_whitespace)
@@ -193,26 +185,20 @@ fn over_the_api_server(workstation: &Workstation) -> u64 {
         .sum()
 }
 
-#[track_caller]
-fn transfer(workstation: &Workstation, size: u64) -> Value {
-    let size = size.to_string();
-    workstation.echo(&["talk", "-send", &size, "-half-close", "echo:7000"])
-}
-
 #[test]
 fn where_udp_is_demanded_the_port_forward_carries_no_data_and_losing_udp_is_an_error() {
     let _alone = alone();
     // The measure sees what it is to see.
-    let by_stream = connected(Account::Root, "admin", "portforward");
+    let by_stream = connected_by(Account::Root, "admin", "portforward");
     let before = over_the_api_server(&by_stream);
-    assert_eq!(transfer(&by_stream, SIZE)["matches"], true);
+    assert_eq!(by_stream.exchange(SIZE)["matches"], true);
     let carried = over_the_api_server(&by_stream) - before;
     assert!(carried > 2 * SIZE, "{carried}");
     drop(by_stream);
 
-    let workstation = connected(Account::Member, "dev", "udp");
+    let workstation = connected_by(Account::Member, "dev", "udp");
     let before = over_the_api_server(&workstation);
-    let seen = transfer(&workstation, SIZE);
+    let seen = workstation.exchange(SIZE);
     assert_eq!(
         (&seen["matches"], &seen["end"]),
         (&true.into(), &"fin".into()),
@@ -256,7 +242,7 @@ fn with_two_replicas_the_other_serves_within_seconds_when_one_is_drained() {
     let _alone = alone();
     testbed().install_tp();
     let _two = TwoReplicas::begin();
-    let workstation = connected(Account::Member, "dev", "auto");
+    let workstation = connected_by(Account::Member, "dev", "auto");
     let replica = text(&workstation.status()["manager"]["replica"]);
     let transfers = Transfers::start(&workstation);
 
@@ -362,7 +348,7 @@ fn who_quits_while_connecting_again_leaves_no_session_object() {
     };
     // Of clients that other tests have killed.
     let others = sessions();
-    let workstation = connected(Account::Member, "dev", "auto");
+    let workstation = connected_by(Account::Member, "dev", "auto");
     let first = sessions();
     let managers = testbed().managers();
     // No replica deletes anything meanwhile, and none answers.

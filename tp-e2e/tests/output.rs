@@ -134,9 +134,7 @@ fn every_command_prints_the_fields_of_the_page() {
         workstation
             .run(&["curl", "-sS", "http://web/"])
             .expect_success();
-        workstation
-            .run(&["curl", "-sS", "http://web:81/"])
-            .expect_code(7);
+        workstation.assert_closed_port_refuses();
 
         let again = ["connect", "--namespace", "shop"];
         check(&workstation, "`tp connect`", &again);

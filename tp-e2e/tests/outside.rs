@@ -6,12 +6,9 @@ use serde_json::Value;
 use tp_e2e::{
     beyond::{ADDED, Beyond},
     cluster::testbed,
-    process::eventually,
     user::Account,
     workstation::Workstation,
 };
-
-const KNOWN: Duration = Duration::from_secs(20);
 
 /// A headless service whose endpoint somebody entered by hand.
 struct Legacy;
@@ -51,17 +48,9 @@ fn outside(workstation: &Workstation) -> Value {
 
 /// Connected to shop, where the name leads to the added address.
 #[track_caller]
-fn connected(account: Account, person: &str) -> Workstation {
-    let workstation = Workstation::new(account, person);
-    workstation.connect(&["--namespace", "shop"]);
-    eventually("the name to lead outside", KNOWN, || {
-        let said = workstation.run(&["dig", "+short", "+time=3", "+tries=1", "e2e-legacy.shop"]);
-        if said.stdout.trim() == ADDED {
-            Ok(())
-        } else {
-            Err(said.to_string())
-        }
-    });
+fn connected_where_the_name_leads_outside(account: Account, person: &str) -> Workstation {
+    let workstation = Workstation::connected(account, person, "shop", &[]);
+    workstation.expect_address("e2e-legacy.shop", ADDED);
     workstation
 }
 
@@ -69,7 +58,7 @@ fn connected(account: Account, person: &str) -> Workstation {
 fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
     let mut beyond = Beyond::start();
     let _legacy = Legacy::make();
-    let workstation = connected(Account::Root, "admin");
+    let workstation = connected_where_the_name_leads_outside(Account::Root, "admin");
 
     let page = workstation
         .run(&[
@@ -91,7 +80,7 @@ fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
 fn a_name_that_leads_outside_is_refused_at_once_to_who_may_not() {
     let _beyond = Beyond::start();
     let _legacy = Legacy::make();
-    let workstation = connected(Account::Member, "dev");
+    let workstation = connected_where_the_name_leads_outside(Account::Member, "dev");
 
     let begin = Instant::now();
     let said = workstation.run(&[

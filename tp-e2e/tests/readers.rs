@@ -19,24 +19,24 @@ const TRANSFERS: Duration = Duration::from_secs(150);
 
 #[test]
 fn with_200_stalled_downloads_and_200_stalled_uploads_all_else_answers_at_once_and_they_go_on() {
-    let workstation = Workstation::new(Account::Member, "admin");
     let beyond = format!("{BEYOND}/32");
-    workstation.connect(&["--namespace", "shop", "--also-proxy", &beyond]);
+    let workstation =
+        Workstation::connected(Account::Member, "admin", "shop", &["--also-proxy", &beyond]);
     workstation.reaches_again(AT_ONCE * 10);
     let downloads = StalledDownloads::start(&workstation, STALLED, SIZE);
     let uploads = StalledUploads::start(&workstation, BEYOND, STALLED, SIZE);
 
-    at_once(&workstation, &["curl", "-sS", "http://web/"]);
-    at_once(&workstation, &["getent", "ahostsv4", "cell-0.cells.shop"]);
-    at_once(&workstation, &["tp", "list"]);
-    at_once(&workstation, &["tp", "status"]);
+    assert_ends_at_once(&workstation, &["curl", "-sS", "http://web/"]);
+    assert_ends_at_once(&workstation, &["getent", "ahostsv4", "cell-0.cells.shop"]);
+    assert_ends_at_once(&workstation, &["tp", "list"]);
+    assert_ends_at_once(&workstation, &["tp", "status"]);
 
     uploads.read_all(TRANSFERS);
     downloads.read_all(TRANSFERS);
 }
 
 #[track_caller]
-fn at_once(workstation: &Workstation, words: &[&str]) {
+fn assert_ends_at_once(workstation: &Workstation, words: &[&str]) {
     let begun = Instant::now();
     workstation.run(words).expect_success();
     let took = begun.elapsed();

@@ -14,8 +14,7 @@ const COUNTS: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_user_sees_and_reaches_only_namespaces_they_have_a_right_to() {
-    let workstation = Workstation::new(Account::Member, "limited");
-    workstation.connect(&["--namespace", "team-b"]);
+    let workstation = Workstation::connected(Account::Member, "limited", "team-b", &[]);
 
     let own = workstation.echo(&["talk", "echo:7001", "peer"]);
     assert_eq!(own["end"], "fin", "{own}");
@@ -54,8 +53,7 @@ fn a_user_sees_and_reaches_only_namespaces_they_have_a_right_to() {
 
 #[test]
 fn rights_given_and_taken_while_connected_count_within_five_seconds() {
-    let workstation = Workstation::new(Account::Member, "limited");
-    workstation.connect(&["--namespace", "team-b"]);
+    let workstation = Workstation::connected(Account::Member, "limited", "team-b", &[]);
     let target = format!("{}:80", testbed().service_ip("shop", "web"));
     let reaches = || workstation.echo(&["connect", "-timeout", "2s", &target])["error"] == "";
     assert!(!reaches());
@@ -268,8 +266,7 @@ fn nobody_else_can_use_the_alias_range() {
 
 #[test]
 fn two_sessions_of_one_user_are_one() {
-    let workstation = Workstation::new(Account::Root, "admin");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Root, "admin", "shop", &[]);
     let pid = workstation.session_pid();
 
     let again = workstation.connect(&["--namespace", "shop"]);

@@ -341,9 +341,7 @@ fn the_root_daemon_works_with_what_its_service_leaves_it() {
         .run(&["curl", "-sS", "http://web.shop/"])
         .expect_success();
     assert!(page.contains("nginx of"), "{page}");
-    workstation
-        .run(&["curl", "-sS", "http://web:81/"])
-        .expect_code(7);
+    workstation.assert_closed_port_refuses();
     workstation.run(&["dig", "web.shop"]).expect_success();
     // Another session of the same root daemon.
     workstation.tp(&["quit"]).expect_success();

@@ -4,13 +4,12 @@
 use tp_e2e::{
     cluster::testbed,
     lock::alone,
-    name_server::{NameServer, ResolvConf},
+    name_server::{NameServer, ResolvConf, connected_behind},
     process::Finished,
     user::Account,
     workstation::Workstation,
 };
 
-const SERVER: &str = "127.0.0.9";
 /// Has every name below it (a wildcard).
 const WILDCARD: &str = "corp.test";
 /// The company's name server has nothing below these.
@@ -18,14 +17,11 @@ const DOMAINS: &str = "eu.example.test us.example.test ad.example.test lab.examp
                        dev.example.test example.test";
 
 /// A session of a machine whose company answers, with this search list and these options.
-fn connected(search: &str, options: &str) -> (Workstation, NameServer, ResolvConf) {
-    let workstation = Workstation::new(Account::Member, "dev");
-    let server = NameServer::start(&workstation, &[SERVER]);
-    let conf = format!("nameserver {SERVER}\nsearch {search}\noptions {options}\n");
-    let changed = ResolvConf::write(&conf);
-    workstation.connect(&["--namespace", "shop"]);
-
-    (workstation, server, changed)
+fn connected_with_search_list(
+    search: &str,
+    options: &str,
+) -> (Workstation, NameServer, ResolvConf) {
+    connected_behind(&[], &format!("search {search}\noptions {options}\n"))
 }
 
 fn look_up(workstation: &Workstation, name: &str) -> Finished {
@@ -33,7 +29,7 @@ fn look_up(workstation: &Workstation, name: &str) -> Finished {
 }
 
 #[track_caller]
-fn leads_to(workstation: &Workstation, name: &str, address: &str) {
+fn assert_resolves_to(workstation: &Workstation, name: &str, address: &str) {
     let found = look_up(workstation, name);
     assert!(found.stdout.starts_with(address), "{name}: {found}");
 }
@@ -47,10 +43,10 @@ fn short_names_lead_to_the_cluster_behind_six_search_domains_and_five_dots() {
     let _alone = alone();
     let web = testbed().service_ip("shop", "web");
     for options in ["ndots:1", "ndots:5"] {
-        let (workstation, _server, _changed) = connected(DOMAINS, options);
+        let (workstation, _server, _changed) = connected_with_search_list(DOMAINS, options);
 
         for name in ["web", "web.shop", "web.shop.svc.cluster.local"] {
-            leads_to(&workstation, name, &web);
+            assert_resolves_to(&workstation, name, &web);
         }
         assert_eq!(not_covered(&workstation), "[]", "{options}");
     }
@@ -69,7 +65,7 @@ fn a_wildcard_among_the_search_domains_is_named_with_the_form_that_it_does_not_c
             "such as web.shop.svc.cluster.local., are not concerned",
         ),
     ] {
-        let (workstation, _server, _changed) = connected(&search, options);
+        let (workstation, _server, _changed) = connected_with_search_list(&search, options);
 
         let told = not_covered(&workstation);
         assert!(
@@ -77,9 +73,9 @@ fn a_wildcard_among_the_search_domains_is_named_with_the_form_that_it_does_not_c
             "{told}"
         );
         assert!(told.contains(stated), "{told}");
-        leads_to(&workstation, form, &web);
+        assert_resolves_to(&workstation, form, &web);
         // What is told is so: the company's address comes first.
-        leads_to(&workstation, "web", "192.0.2.10");
+        assert_resolves_to(&workstation, "web", "192.0.2.10");
     }
 }
 

@@ -14,13 +14,6 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-fn connected(person: &str) -> Workstation {
-    let workstation = Workstation::new(Account::Member, person);
-    workstation.connect(&["--namespace", "shop"]);
-
-    workstation
-}
-
 /// Begins 600 connections to a port that says nothing, then makes one to `web.shop`; says how long
 /// that took in milliseconds, and how many of the others have ended.
 const BESIDE: &str = r#"
@@ -39,7 +32,7 @@ print(int(took * 1000), len(select.select([], silent, [], 0)[1]))
 #[test]
 fn a_silent_target_takes_nothing_from_the_others() {
     let _alone = alone();
-    let workstation = connected("dev");
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     let silent = testbed().pod_ip("shop", "echo");
     let nodes = ["1", "2"].map(|node| named(&testbed().namespace(node)));
     let port = ["-p", "tcp", "-d", &silent, "--dport", "7999", "-j", "DROP"];
@@ -93,8 +86,8 @@ fn a_stranger_takes_no_room_from_those_who_connect() {
     assert!(!stranger.has_ended(), "the stranger was there throughout");
 }
 
-/// Seconds that a connection to `web.shop` takes, in milliseconds.
-fn connects(workstation: &Workstation) -> u64 {
+/// How long a connection to `web.shop` takes.
+fn milliseconds_to_connect(workstation: &Workstation) -> u64 {
     let script = "import socket, time; t = time.monotonic(); \
                   socket.create_connection(('web.shop', 80), 20); \
                   print(int((time.monotonic() - t) * 1000))";
@@ -106,8 +99,8 @@ fn connects(workstation: &Workstation) -> u64 {
 #[test]
 fn a_hanging_api_server_costs_a_dial_nothing() {
     let _alone = alone();
-    let workstation = connected("dev");
-    connects(&workstation);
+    let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
+    milliseconds_to_connect(&workstation);
     let managers = testbed().managers();
     let places = managers.iter().map(|(pid, _)| of_process(*pid));
     let silent = ["-p", "tcp", "-d", "10.96.0.1", "-j", "DROP"];
@@ -117,7 +110,7 @@ fn a_hanging_api_server_costs_a_dial_nothing() {
     // Longer than what is known is fresh, and than a review may take.
     let mut slowest = 0;
     while Instant::now() < end {
-        slowest = slowest.max(connects(&workstation));
+        slowest = slowest.max(milliseconds_to_connect(&workstation));
     }
     drop(rule);
 

@@ -117,8 +117,7 @@ fn node(name: &str) -> Value {
 
 #[test]
 fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
-    let workstation = Workstation::new(Account::Root, "admin");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Root, "admin", "shop", &[]);
     let node = node("node2");
     let addresses = node["status"]["addresses"].as_array();
     let mut addresses = addresses.into_iter().flatten();
@@ -133,8 +132,7 @@ fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
 
 #[test]
 fn a_service_that_leads_to_pods_of_others_takes_a_right_to_all_namespaces() {
-    let limited = Workstation::new(Account::Member, "limited");
-    limited.connect(&["--namespace", "team-b"]);
+    let limited = Workstation::connected(Account::Member, "limited", "team-b", &[]);
     let _led = Led::to("team-b", &testbed().pod_ip("shop", "cell"), 7000);
     let target = format!("{}:7000", testbed().service_ip("team-b", "e2e-led"));
 
@@ -143,8 +141,7 @@ fn a_service_that_leads_to_pods_of_others_takes_a_right_to_all_namespaces() {
 
 #[test]
 fn an_address_among_the_pods_that_no_pod_has_is_unreachable() {
-    let workstation = Workstation::new(Account::Root, "admin");
-    workstation.connect(&["--namespace", "shop"]);
+    let workstation = Workstation::connected(Account::Root, "admin", "shop", &[]);
     let network = text(&node("node1")["spec"]["podCIDR"]);
     let (prefix, _) = network.rsplit_once('.').expect("a network of IPv4");
     let address = format!("{prefix}.250");

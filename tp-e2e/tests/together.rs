@@ -11,23 +11,19 @@ use tp_e2e::{
     netns::{AS_BEFORE, Snapshot},
     process::{Finished, PATIENCE, Running, eventually, run, signal},
     user::Account,
-    workstation::Workstation,
+    workstation::{CONNECT_TO_SHOP, READ_WEB, Workstation},
 };
 
-const CONNECT: [&str; 4] = ["tp", "connect", "--namespace", "shop"];
-const PAGE: [&str; 5] = ["curl", "-sS", "--max-time", "10", "http://web/"];
 /// For the programs of a workstation to have come as far as a test needs them.
 const SOON: Duration = Duration::from_secs(10);
 
-fn start(workstation: &Workstation, words: &[&str]) -> Running {
-    Running::start(&mut workstation.command(words))
-}
-
 fn start_connects(workstation: &Workstation, count: usize) -> Vec<Running> {
-    (0..count).map(|_| start(workstation, &CONNECT)).collect()
+    (0..count)
+        .map(|_| workstation.start(&CONNECT_TO_SHOP))
+        .collect()
 }
 
-fn finish(running: Vec<Running>) -> Vec<Finished> {
+fn finish_all(running: Vec<Running>) -> Vec<Finished> {
     running
         .into_iter()
         .map(|one| one.finish(PATIENCE))
@@ -49,14 +45,14 @@ fn connects_at_the_same_moment_end_with_one_connection_that_all_have() {
     let _alone = alone();
     for workstation in workstations() {
         for count in [2, 3, 8] {
-            for finished in finish(start_connects(&workstation, count)) {
+            for finished in finish_all(start_connects(&workstation, count)) {
                 finished.expect_success();
             }
 
             daemons::only(&workstation, Role::Session);
             daemons::only(&workstation, Role::Root);
             assert_eq!(workstation.status()["state"], "connected");
-            workstation.run(&PAGE).expect_success();
+            workstation.read_web();
             workstation.tp(&["quit"]).expect_success();
         }
     }
@@ -66,10 +62,10 @@ fn connects_at_the_same_moment_end_with_one_connection_that_all_have() {
 fn commands_at_the_same_moment_all_run_connected() {
     let _alone = alone();
     for workstation in workstations() {
-        let words = [&CONNECT[..], &["--"], &PAGE].concat();
-        let running: Vec<_> = (0..3).map(|_| start(&workstation, &words)).collect();
+        let words = [&CONNECT_TO_SHOP[..], &["--"], &READ_WEB].concat();
+        let running: Vec<_> = (0..3).map(|_| workstation.start(&words)).collect();
 
-        for finished in finish(running) {
+        for finished in finish_all(running) {
             assert_ne!(finished.expect_success(), "");
         }
         workstation.tp(&["status"]).expect_code(3);
@@ -81,10 +77,10 @@ fn an_interrupted_connect_leaves_the_attempt_to_those_who_take_part() {
     let _alone = alone();
     for workstation in workstations() {
         let away = testbed().impair(Impairment::ApiServerAway);
-        let first = start(&workstation, &CONNECT);
+        let first = workstation.start(&CONNECT_TO_SHOP);
         workstation.expect_soon("connecting");
-        let second = start(&workstation, &[&CONNECT[..], &["--", "true"]].concat());
-        let third = start(&workstation, &CONNECT);
+        let second = workstation.start(&[&CONNECT_TO_SHOP[..], &["--", "true"]].concat());
+        let third = workstation.start(&CONNECT_TO_SHOP);
         // All the three are connected to the session.
         let pid = daemons::only(&workstation, Role::Session);
         peers_are_soon(pid, 3);
@@ -95,7 +91,7 @@ fn an_interrupted_connect_leaves_the_attempt_to_those_who_take_part() {
         drop(away);
 
         third.finish(PATIENCE).expect_success();
-        workstation.run(&PAGE).expect_success();
+        workstation.read_web();
         assert_eq!(workstation.session_pid(), pid);
         workstation.tp(&["quit"]).expect_success();
     }
@@ -134,9 +130,9 @@ fn who_wants_another_place_waits_and_is_told_the_difference() {
     let _alone = alone();
     let workstation = Workstation::new(Account::Member, "dev");
     let away = testbed().impair(Impairment::ApiServerAway);
-    let first = start(&workstation, &CONNECT);
+    let first = workstation.start(&CONNECT_TO_SHOP);
     workstation.expect_soon("connecting");
-    let other = start(&workstation, &["tp", "connect", "--namespace", "team-b"]);
+    let other = workstation.start(&["tp", "connect", "--namespace", "team-b"]);
     peers_are_soon(daemons::only(&workstation, Role::Session), 2);
     drop(away);
 
@@ -154,7 +150,7 @@ fn all_who_take_part_in_an_attempt_hear_why_it_failed_and_nothing_is_left() {
     let workstation = Workstation::without_root_daemon(Account::Root, "dev");
     let _away = testbed().impair(Impairment::ApiServerAway);
 
-    let finished = finish(start_connects(&workstation, 3));
+    let finished = finish_all(start_connects(&workstation, 3));
 
     let [first, ..] = finished.as_slice() else {
         panic!("three have finished");
@@ -195,7 +191,7 @@ fn a_connect_that_fails_ends_no_connection() {
         .tp(&["connect", "--namespace", "team-b"])
         .expect_code(4);
 
-    workstation.run(&PAGE).expect_success();
+    workstation.read_web();
     assert_eq!(workstation.root_pid(), root);
 }
 
@@ -204,7 +200,7 @@ fn quitting_ends_an_attempt_and_whoever_takes_part_is_told() {
     let _alone = alone();
     for workstation in workstations() {
         let away = testbed().impair(Impairment::ApiServerAway);
-        let connecting = start(&workstation, &CONNECT);
+        let connecting = workstation.start(&CONNECT_TO_SHOP);
         workstation.expect_soon("connecting");
 
         workstation.tp(&["quit"]).expect_success();
@@ -213,7 +209,7 @@ fn quitting_ends_an_attempt_and_whoever_takes_part_is_told() {
         assert!(told.contains("`tp quit`"), "{told}");
         assert_eq!(daemons::of(&workstation, Role::Session), [0; 0]);
         drop(away);
-        workstation.tp(&CONNECT[1..]).expect_success();
+        workstation.tp(&CONNECT_TO_SHOP[1..]).expect_success();
         workstation.tp(&["quit"]).expect_success();
     }
 }
@@ -222,8 +218,8 @@ fn quitting_ends_an_attempt_and_whoever_takes_part_is_told() {
 const UNTIL_TOLD: [&str; 3] = ["sh", "-c", "echo runs; cat"];
 
 fn start_command(workstation: &Workstation) -> Running {
-    let words = [&CONNECT[..], &["--"], &UNTIL_TOLD].concat();
-    let mut running = start(workstation, &words);
+    let words = [&CONNECT_TO_SHOP[..], &["--"], &UNTIL_TOLD].concat();
+    let mut running = workstation.start(&words);
     running.wait_for("runs", PATIENCE);
 
     running
@@ -236,7 +232,7 @@ fn a_connection_made_for_commands_ends_with_the_last_of_them() {
         let [first, second] = [start_command(&workstation), start_command(&workstation)];
 
         first.finish(PATIENCE).expect_success();
-        workstation.run(&PAGE).expect_success();
+        workstation.read_web();
         second.finish(PATIENCE).expect_success();
 
         workstation.tp(&["status"]).expect_code(3);
@@ -252,7 +248,7 @@ fn a_command_that_is_killed_counts_as_ended() {
 
     signal(first.pid(), Signal::KILL);
     drop(first);
-    workstation.run(&PAGE).expect_success();
+    workstation.read_web();
     signal(second.pid(), Signal::KILL);
     drop(second);
 
@@ -271,12 +267,12 @@ fn a_connection_made_to_stay_outlives_commands_before_and_after() {
     let _alone = alone();
     let workstation = Workstation::new(Account::Member, "dev");
     let before = start_command(&workstation);
-    workstation.tp(&CONNECT[1..]).expect_success();
+    workstation.tp(&CONNECT_TO_SHOP[1..]).expect_success();
     let after = start_command(&workstation);
     before.finish(PATIENCE).expect_success();
     after.finish(PATIENCE).expect_success();
 
-    workstation.run(&PAGE).expect_success();
+    workstation.read_web();
     assert_eq!(workstation.status()["state"], "connected");
 }
 
@@ -294,14 +290,14 @@ fn whatever_was_killed_the_next_connect_works() {
         &[Role::Session, Role::Root],
     ];
     for order in orders {
-        workstation.tp(&CONNECT[1..]).expect_success();
+        workstation.tp(&CONNECT_TO_SHOP[1..]).expect_success();
 
         for role in order {
             daemons::kill(&workstation, *role);
         }
 
-        workstation.tp(&CONNECT[1..]).expect_success();
-        workstation.run(&PAGE).expect_success();
+        workstation.tp(&CONNECT_TO_SHOP[1..]).expect_success();
+        workstation.read_web();
         daemons::only(&workstation, Role::Session);
         daemons::only(&workstation, Role::Root);
     }
@@ -322,13 +318,13 @@ fn another_network_namespace_has_a_connection_of_its_own() {
     assert_eq!(status.code(), 3, "{status}");
     let reason = status.json()["reason"].to_string();
     assert!(reason.contains("another"), "{reason}");
-    let connected = there(&CONNECT).expect_success();
+    let connected = there(&CONNECT_TO_SHOP).expect_success();
     assert!(connected.starts_with("Connected"), "{connected}");
-    there(&PAGE).expect_success();
+    there(&READ_WEB).expect_success();
     there(&["tp", "quit"]).expect_success();
 
-    assert!(there(&PAGE).code() != 0, "connected still");
-    workstation.run(&PAGE).expect_success();
+    assert!(there(&READ_WEB).code() != 0, "connected still");
+    workstation.read_web();
     daemons::only(&workstation, Role::Session);
 }
 

@@ -7,36 +7,18 @@ use tp_e2e::{
     api_server::OlderApiServer,
     cluster::{Impairment, testbed, text},
     lock::alone,
-    process::{eventually, run},
+    process::run,
     user::Account,
     workstation::Workstation,
 };
 
-/// How long finding the better path, or another one, may take.
-const SWITCH: Duration = Duration::from_secs(15);
-
-fn connected(flags: &[&str]) -> Workstation {
-    let workstation = Workstation::new(Account::Member, "dev");
-    workstation.connect(&[&["--namespace", "shop"], flags].concat());
-    workstation
-}
-
-#[track_caller]
-fn on_path(workstation: &Workstation, path: &str) -> Value {
-    eventually(&format!("the path {path}"), SWITCH, || {
-        let status = workstation.status();
-        if status["transport"]["path"] == path && status["state"] == "connected" {
-            Ok(status["transport"].clone())
-        } else {
-            Err(format!("{} {}", status["state"], status["transport"]))
-        }
-    })
+fn connected_to_shop(flags: &[&str]) -> Workstation {
+    Workstation::connected(Account::Member, "dev", "shop", flags)
 }
 
 #[track_caller]
 fn transfers_are_whole(workstation: &Workstation) {
-    let size = (8 << 20).to_string();
-    let seen = workstation.echo(&["talk", "-send", &size, "-half-close", "echo:7000"]);
+    let seen = workstation.exchange(8 << 20);
     assert_eq!(seen["matches"], true, "{seen}");
     assert_eq!(seen["received"], 8 << 20, "{seen}");
     assert_eq!(seen["end"], "fin", "{seen}");
@@ -45,9 +27,9 @@ fn transfers_are_whole(workstation: &Workstation) {
 #[test]
 fn the_udp_path_is_used_when_it_answers() {
     let _alone = alone();
-    let workstation = connected(&[]);
+    let workstation = connected_to_shop(&[]);
 
-    let transport = on_path(&workstation, "udp");
+    let transport = workstation.expect_path("udp");
 
     assert_eq!(transport["reason"], "", "{transport}");
     assert!(
@@ -66,13 +48,13 @@ fn the_port_forward_carries_everything_when_udp_is_lost() {
         Impairment::UdpLostOutward,
         Impairment::UdpLostInward,
     ] {
-        let workstation = connected(&[]);
+        let workstation = connected_to_shop(&[]);
         // The company's name server is on this machine and its questions do not pass the wire.
         let _impaired = testbed().impair(impairment);
-        let workstation_two = connected(&[]);
+        let workstation_two = connected_to_shop(&[]);
 
         for workstation in [&workstation, &workstation_two] {
-            let transport = on_path(workstation, "portforward");
+            let transport = workstation.expect_path("portforward");
             assert_ne!(transport["reason"], "", "{impairment:?}: {transport}");
             transfers_are_whole(workstation);
         }
@@ -99,10 +81,10 @@ fn connecting_without_udp_says_that_the_port_forward_is_used_and_why() {
 #[test]
 fn the_port_forward_alone_is_used_when_told_so() {
     let _alone = alone();
-    let workstation = connected(&["--transport", "portforward"]);
+    let workstation = connected_to_shop(&["--transport", "portforward"]);
 
     transfers_are_whole(&workstation);
-    let transport = on_path(&workstation, "portforward");
+    let transport = workstation.expect_path("portforward");
 
     assert_ne!(transport["reason"], "", "{transport}");
     let remote = text(&transport["remote"]);
@@ -121,7 +103,7 @@ fn an_api_server_before_1_31_forwards_ports_too() {
     workstation.connect(&["--namespace", "shop", "--transport", "portforward"]);
 
     transfers_are_whole(&workstation);
-    on_path(&workstation, "portforward");
+    workstation.expect_path("portforward");
     let log = workstation.session_log();
     assert!(log.contains("v4.channel.k8s.io"), "{log}");
 }
@@ -129,9 +111,9 @@ fn an_api_server_before_1_31_forwards_ports_too() {
 #[test]
 fn no_data_takes_the_port_forward_when_udp_is_demanded() {
     let _alone = alone();
-    let workstation = connected(&["--transport", "udp"]);
+    let workstation = connected_to_shop(&["--transport", "udp"]);
 
-    let transport = on_path(&workstation, "udp");
+    let transport = workstation.expect_path("udp");
 
     assert_eq!(transport["reason"], "", "{transport}");
     transfers_are_whole(&workstation);
@@ -156,9 +138,9 @@ fn demanding_udp_where_it_is_lost_fails_with_a_sentence() {
 #[test]
 fn losing_udp_in_mid_transfer_never_looks_like_a_clean_end() {
     let _alone = alone();
-    let mut workstation = connected(&[]);
+    let mut workstation = connected_to_shop(&[]);
     workstation.may_warn();
-    on_path(&workstation, "udp");
+    workstation.expect_path("udp");
     let size = 24 << 20;
     let words = [
         "talk",
@@ -172,7 +154,7 @@ fn losing_udp_in_mid_transfer_never_looks_like_a_clean_end() {
     transfer.wait_for("mark", Duration::from_secs(15));
 
     let impaired = testbed().impair(Impairment::UdpLost);
-    on_path(&workstation, "portforward");
+    workstation.expect_path("portforward");
     transfers_are_whole(&workstation);
 
     let seen = transfer.finish(Duration::from_secs(60)).json()["result"].clone();
@@ -180,16 +162,16 @@ fn losing_udp_in_mid_transfer_never_looks_like_a_clean_end() {
     let broken = seen["end"] != "fin" && seen["end"] != "timeout";
     assert!(whole || broken, "{seen}");
     drop(impaired);
-    on_path(&workstation, "udp");
+    workstation.expect_path("udp");
     transfers_are_whole(&workstation);
 }
 
 #[test]
 fn the_api_server_away_does_not_stop_flows_on_udp() {
     let _alone = alone();
-    let mut workstation = connected(&[]);
+    let mut workstation = connected_to_shop(&[]);
     workstation.may_warn();
-    on_path(&workstation, "udp");
+    workstation.expect_path("udp");
     let _away = testbed().impair(Impairment::ApiServerAway);
 
     for _ in 0..3 {
@@ -253,20 +235,20 @@ fn replace(path: &str, value: &str) -> Value {
 fn a_way_by_udp_that_is_opened_while_connected_is_taken() {
     let _alone = alone();
     let unexposed = Unexposed::begin();
-    let workstation = connected(&[]);
-    on_path(&workstation, "portforward");
+    let workstation = connected_to_shop(&[]);
+    workstation.expect_path("portforward");
 
     drop(unexposed);
 
-    on_path(&workstation, "udp");
+    workstation.expect_path("udp");
     transfers_are_whole(&workstation);
 }
 
 #[test]
 fn the_udp_port_answers_no_stranger() {
     let _alone = alone();
-    let workstation = connected(&[]);
-    let remote = text(&on_path(&workstation, "udp")["remote"]);
+    let workstation = connected_to_shop(&[]);
+    let remote = text(&workstation.expect_path("udp")["remote"]);
     let padded = |head: &str| format!("{head}{}", "00".repeat(1200 - head.len() / 2));
     // The first packet of a QUIC connection; a packet of a version nobody has; a short one; noise.
     let packets = [
@@ -286,7 +268,7 @@ fn the_udp_port_answers_no_stranger() {
 #[test]
 fn a_manager_that_is_replaced_is_found_again() {
     let _alone = alone();
-    let mut workstation = connected(&[]);
+    let mut workstation = connected_to_shop(&[]);
     workstation.may_warn();
 
     testbed().kubectl(&[

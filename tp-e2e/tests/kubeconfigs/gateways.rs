@@ -171,10 +171,8 @@ fn is_passed_by_spdy(name: &str, answer: &str) {
     let connected = desk.connect(&[&transport[..], &flags].concat(), &[]);
     assert!(connected.status.success(), "{name}: {connected}");
 
-    let page = desk
-        .workstation
-        .run(&["curl", "-sS", "--max-time", "10", "http://web/"]);
-    assert!(page.expect_success().contains("nginx of"), "{name}");
+    let page = desk.workstation.read_web();
+    assert!(page.contains("nginx of"), "{name}");
     let log = desk.workstation.session_log();
     assert!(log.contains("protocol=\"SPDY/3.1\""), "{name}: {log}");
     desk.tp(&["quit"], &[]).expect_success();

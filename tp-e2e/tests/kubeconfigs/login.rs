@@ -1,10 +1,6 @@
 //! A developer whose kubeconfig names a program to log in with.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 use tp_e2e::{
@@ -17,7 +13,7 @@ use tp_e2e::{
 use super::support::{Both, Desk, user};
 
 /// For a process that was told to end.
-const END: Duration = Duration::from_secs(5);
+pub(crate) const END: Duration = Duration::from_secs(5);
 
 /// Functions for plugins. Each run leaves a line in `runs`, and the number of the program that ran
 /// it in `parent`.
@@ -179,18 +175,4 @@ impl Login {
     pub(crate) fn forget_runs(&self) {
         let _ = fs::remove_file(self.path("runs"));
     }
-}
-
-/// Waits for the end of a process that is not ours to wait for.
-#[track_caller]
-pub(crate) fn expect_end(what: &str, pid: u32) {
-    let status = Path::new("/proc").join(pid.to_string()).join("status");
-    eventually(
-        &format!("the end of {what}"),
-        END,
-        || match fs::read_to_string(&status) {
-            Ok(status) if !status.contains("State:\tZ") => Err(status),
-            _ => Ok(()),
-        },
-    );
 }

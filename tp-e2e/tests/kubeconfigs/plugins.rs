@@ -4,10 +4,10 @@ use std::{fs, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::json;
-use tp_e2e::process::{PATIENCE, Running, eventually, run, signal};
+use tp_e2e::process::{PATIENCE, Running, eventually, expect_end, run, signal};
 
 use super::{
-    login::{Login, expect_end},
+    login::{END, Login},
     support::user,
 };
 
@@ -77,7 +77,7 @@ fn nothing_is_left_of_a_login_that_is_interrupted() {
 
         let (code, screen) = terminal.finish(PATIENCE);
         assert_eq!(code, Some(expected), "{screen}");
-        expect_end("the plugin", login.runs().pop().unwrap());
+        expect_end("the plugin", login.runs().pop().unwrap(), END);
         login.desk.tp(&["status"], &[]).expect_code(3);
     }
 }
@@ -96,8 +96,8 @@ fn nothing_is_left_of_a_login_without_a_terminal_that_is_interrupted() {
     signal(login.process("parent"), Signal::TERM);
 
     connect.finish(PATIENCE).expect_code(143);
-    expect_end("the plugin", login.runs().pop().unwrap());
-    expect_end("what the plugin runs", child);
+    expect_end("the plugin", login.runs().pop().unwrap(), END);
+    expect_end("what the plugin runs", child, END);
     login.desk.tp(&["status"], &[]).expect_code(3);
 }
 
