@@ -155,6 +155,24 @@ impl Testbed {
         self.kubectl(&["apply", "--filename", &file.path().display().to_string()]);
     }
 
+    /// Gives a person the right to reach a namespace, by a binding of this name.
+    #[track_caller]
+    pub fn give_right(&self, binding: &str, person: &str, namespace: &str) {
+        self.kubectl(&[
+            "create",
+            "rolebinding",
+            binding,
+            "--clusterrole=tp-user",
+            &format!("--user={person}"),
+            &format!("--namespace={namespace}"),
+        ]);
+    }
+
+    #[track_caller]
+    pub fn take_right(&self, binding: &str, namespace: &str) {
+        self.kubectl(&["delete", "rolebinding", binding, "--namespace", namespace]);
+    }
+
     /// Disturbs the way between workstation and nodes until the guard is dropped. One at a time.
     #[must_use = "the disturbance ends with the guard"]
     pub fn impair(&self, rules: Impairment) -> Impaired {
@@ -200,6 +218,19 @@ impl Testbed {
         let mut command = self.inside(&format!("{}wire", self.prefix));
         command.args(["nft", "-f"]).arg(file.path());
         run(&mut command, PATIENCE).expect_success();
+    }
+
+    /// Deletes the pod of the first manager, and waits until it is gone.
+    #[track_caller]
+    pub fn delete_manager(&self) {
+        self.kubectl(&["delete", "pod", "tp-manager-0", "--namespace=tp-system"]);
+    }
+
+    /// The same, and waits until another one is ready in its place.
+    #[track_caller]
+    pub fn replace_manager(&self) {
+        self.delete_manager();
+        self.manager_ready();
     }
 
     /// Waits until the managers are ready, for tests that have disturbed them.

@@ -14,7 +14,7 @@ use crate::{
 pub fn inside(namespace: &str, commands: &[&str]) {
     for command in commands {
         let words: Vec<&str> = command.split_whitespace().collect();
-        run(testbed().inside(namespace).args(words), PATIENCE).expect_success();
+        testbed().run_inside(namespace, &words);
     }
 }
 

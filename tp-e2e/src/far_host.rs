@@ -7,6 +7,10 @@ use crate::{
     process::{PATIENCE, Running, run},
 };
 
+/// Within 10.0.0.0/8, which the nodes do not forward for the workstation; outside of the cluster's
+/// networks.
+pub const ADDED: &str = "10.77.0.1";
+
 /// An address of that host, for as long as this lives, and what serves there.
 #[derive(Debug)]
 pub struct FarHost {
@@ -20,11 +24,10 @@ impl FarHost {
     #[track_caller]
     pub fn start(address: &str, server: &[&str]) -> Self {
         let prefix = format!("{address}/32");
-        in_place(&["ip", "address", "replace", &prefix, "dev", "lo"]);
+        at_the_host(&["ip", "address", "replace", &prefix, "dev", "lo"]);
         for node in nodes() {
-            let mut command = testbed().inside(&node);
             let via = ["ip", "route", "replace", &prefix, "via", "172.30.0.210"];
-            run(command.args(via), PATIENCE).expect_success();
+            testbed().run_inside(&node, &via);
         }
 
         Self {
@@ -33,13 +36,22 @@ impl FarHost {
         }
     }
 
+    /// A web server at [`ADDED`], port 7998.
+    #[track_caller]
+    #[must_use = "the server ends with the guard"]
+    pub fn with_pages() -> Self {
+        let server = ["python3", "-m", "http.server", "--bind", ADDED, "7998"];
+
+        Self::start(ADDED, &server)
+    }
+
     /// The host vanishes without a word: it neither hears nor answers any more.
     #[track_caller]
     pub fn vanish(&self) {
         let address = &self.address;
         for rule in [["INPUT", "-d"], ["OUTPUT", "-s"]] {
             let [chain, side] = rule;
-            in_place(&["iptables", "-I", chain, side, address, "-j", "DROP"]);
+            at_the_host(&["iptables", "-I", chain, side, address, "-j", "DROP"]);
         }
     }
 }
@@ -72,6 +84,6 @@ fn place() -> Command {
 }
 
 #[track_caller]
-fn in_place(words: &[&str]) {
-    run(place().args(words), PATIENCE).expect_success();
+fn at_the_host(words: &[&str]) {
+    testbed().run_inside(&testbed().neighbour(), words);
 }

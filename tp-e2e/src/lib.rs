@@ -8,7 +8,6 @@
 
 pub mod api_server;
 pub mod batches;
-pub mod beyond;
 pub mod cluster;
 pub mod conditions;
 pub mod daemons;

@@ -119,9 +119,8 @@ impl LimitedLink {
 
     #[track_caller]
     fn tc(&self, arguments: &str) -> String {
-        let mut command = testbed().inside(&self.namespace);
-        command.arg("tc").args(arguments.split_whitespace());
-        run(&mut command, PATIENCE).expect_success()
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        testbed().run_inside(&self.namespace, &[&["tc"], &words[..]].concat())
     }
 }
 

@@ -94,14 +94,9 @@ impl Route {
     #[track_caller]
     pub fn add(words: &str) -> Self {
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-        run(
-            testbed()
-                .inside(&testbed().workstation())
-                .args(["ip", "route", "add"])
-                .args(&words),
-            PATIENCE,
-        )
-        .expect_success();
+        let added: Vec<&str> = words.iter().map(String::as_str).collect();
+        let add = [&["ip", "route", "add"], &added[..]].concat();
+        testbed().run_inside(&testbed().workstation(), &add);
 
         Self { words }
     }

@@ -282,13 +282,7 @@ fn a_manager_that_is_not_ready_is_reported_with_its_pods_reason() {
     let manager = ["statefulset/tp-manager", "--namespace=tp-system"];
     with_tp_afterwards(|| {
         testbed().kubectl(&[&["set", "image"], &manager[..], &["*=localhost/absent:1"]].concat());
-        testbed().kubectl(&[
-            "delete",
-            "pod",
-            "tp-manager-0",
-            "--namespace=tp-system",
-            "--wait=true",
-        ]);
+        testbed().delete_manager();
         eventually("the pod to lack its image", Duration::from_secs(30), || {
             let pods =
                 testbed().kubectl(&["get", "pods", "--namespace=tp-system", "--output=json"]);

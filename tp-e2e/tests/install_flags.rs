@@ -268,8 +268,7 @@ fn where_the_service_networks_cannot_be_found_services_are_reached_all_the_same(
         let networks = networks.expect("the manager may list them");
         let patch = format!("--patch=[{{\"op\":\"remove\",\"path\":\"/rules/{networks}\"}}]");
         testbed().kubectl(&["patch", "clusterrole", "tp-manager", "--type=json", &patch]);
-        testbed().kubectl(&["delete", "pod", "tp-manager-0", "--namespace=tp-system"]);
-        testbed().manager_ready();
+        testbed().replace_manager();
 
         workstation.connect(&["--namespace", "shop"]);
 
@@ -280,6 +279,5 @@ fn where_the_service_networks_cannot_be_found_services_are_reached_all_the_same(
         workstation.tp(&["quit"]).expect_success();
     });
     // It looks once a minute, and the others are not to be told.
-    testbed().kubectl(&["delete", "pod", "tp-manager-0", "--namespace=tp-system"]);
-    testbed().manager_ready();
+    testbed().replace_manager();
 }

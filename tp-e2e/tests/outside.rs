@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tp_e2e::{
-    beyond::{ADDED, Beyond},
     cluster::testbed,
+    far_host::{ADDED, FarHost},
     user::Account,
     workstation::Workstation,
 };
@@ -56,7 +56,7 @@ fn connected_where_the_name_leads_outside(account: Account, person: &str) -> Wor
 
 #[test]
 fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
-    let mut beyond = Beyond::start();
+    let mut beyond = FarHost::with_pages();
     let _legacy = Legacy::make();
     let workstation = connected_where_the_name_leads_outside(Account::Root, "admin");
 
@@ -73,12 +73,12 @@ fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
     assert!(page.contains("Directory listing"), "{page}");
     assert_eq!(outside(&workstation), serde_json::json!([ADDED]));
     // The cluster asked, not this machine.
-    beyond.0.wait_for("10.244.", Duration::from_secs(5));
+    beyond.server.wait_for("10.244.", Duration::from_secs(5));
 }
 
 #[test]
 fn a_name_that_leads_outside_is_refused_at_once_to_who_may_not() {
-    let _beyond = Beyond::start();
+    let _beyond = FarHost::with_pages();
     let _legacy = Legacy::make();
     let workstation = connected_where_the_name_leads_outside(Account::Member, "dev");
 

@@ -13,8 +13,8 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tp_e2e::{
-    beyond::{ADDED, Beyond},
     cluster::{testbed, text},
+    far_host::{ADDED, FarHost},
     process::{PATIENCE, eventually, run},
     user::Account,
     workstation::Workstation,
@@ -22,7 +22,7 @@ use tp_e2e::{
 
 #[test]
 fn also_proxy_steers_an_added_network_and_without_it_nothing_is_steered_there() {
-    let mut beyond = Beyond::start();
+    let mut beyond = FarHost::with_pages();
     let target = format!("{ADDED}:7998");
     let workstation = Workstation::new(Account::Root, "admin");
     let reached = || workstation.echo(&["connect", "-timeout", "2s", &target])["error"] == "";
@@ -51,7 +51,7 @@ fn also_proxy_steers_an_added_network_and_without_it_nothing_is_steered_there() 
     assert!(!without, "{target} is reached without the flag");
     assert!(page.contains("Directory listing"), "{page}");
     // The cluster asked, not this machine.
-    beyond.0.wait_for("10.244.", Duration::from_secs(5));
+    beyond.server.wait_for("10.244.", Duration::from_secs(5));
 }
 
 /// The kubeconfig of a person as a value.

@@ -58,14 +58,7 @@ fn rights_given_and_taken_while_connected_count_within_five_seconds() {
     let reaches = || workstation.echo(&["connect", "-timeout", "2s", &target])["error"] == "";
     assert!(!reaches());
 
-    testbed().kubectl(&[
-        "create",
-        "rolebinding",
-        "e2e-for-a-while",
-        "--clusterrole=tp-user",
-        "--user=limited",
-        "--namespace=shop",
-    ]);
+    testbed().give_right("e2e-for-a-while", "limited", "shop");
     let given = std::panic::catch_unwind(|| {
         eventually("the new right to count", COUNTS, || {
             if reaches() {
@@ -75,12 +68,7 @@ fn rights_given_and_taken_while_connected_count_within_five_seconds() {
             }
         });
     });
-    testbed().kubectl(&[
-        "delete",
-        "rolebinding",
-        "e2e-for-a-while",
-        "--namespace=shop",
-    ]);
+    testbed().take_right("e2e-for-a-while", "shop");
     assert!(given.is_ok(), "the new right did not count");
 
     eventually("the right to be gone", COUNTS, || {
@@ -214,13 +202,7 @@ fn nobody_else_can_use_the_alias_range() {
     held.wait_for("mark", PATIENCE);
     let network = text(&workstation.status()["datapath"]["alias_network"]);
     let prefix = network.split(".0").next().unwrap().to_owned();
-    let sockets = run(
-        testbed()
-            .inside(&testbed().workstation())
-            .args(["ss", "-tnH"]),
-        PATIENCE,
-    )
-    .expect_success();
+    let sockets = testbed().run_inside(&testbed().workstation(), &["ss", "-tnH"]);
     let address = sockets
         .split_whitespace()
         .find(|word| word.starts_with(&prefix) && word.ends_with(":7000"))
@@ -237,18 +219,9 @@ fn nobody_else_can_use_the_alias_range() {
 
     // A neighbour that routes the range to this machine, and a machine that forwards.
     let namespace = testbed().workstation();
-    let mut forward = testbed().inside(&namespace);
-    run(
-        forward.args(["sysctl", "-qw", "net.ipv4.ip_forward=1"]),
-        PATIENCE,
-    )
-    .expect_success();
-    let mut route = testbed().inside(&testbed().neighbour());
-    run(
-        route.args(["ip", "route", "replace", &network, "via", "172.30.0.200"]),
-        PATIENCE,
-    )
-    .expect_success();
+    testbed().run_inside(&namespace, &["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+    let route = ["ip", "route", "replace", &network, "via", "172.30.0.200"];
+    testbed().run_inside(&testbed().neighbour(), &route);
     let mut command = testbed().inside(&testbed().neighbour());
     command
         .arg(testbed().echo_client())
@@ -258,7 +231,7 @@ fn nobody_else_can_use_the_alias_range() {
         (testbed().neighbour(), ["ip", "route", "del", &network]),
         (namespace, ["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"]),
     ] {
-        run(testbed().inside(&name).args(words), PATIENCE).expect_success();
+        testbed().run_inside(&name, &words);
     }
 
     assert!(!from_neighbour, "a forwarded packet");

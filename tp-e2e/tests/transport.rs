@@ -271,14 +271,7 @@ fn a_manager_that_is_replaced_is_found_again() {
     let mut workstation = connected_to_shop(&[]);
     workstation.may_warn();
 
-    testbed().kubectl(&[
-        "delete",
-        "pod",
-        "tp-manager-0",
-        "--namespace=tp-system",
-        "--wait=true",
-    ]);
-    testbed().manager_ready();
+    testbed().replace_manager();
 
     workstation.reaches_again(Duration::from_secs(30));
 }

@@ -113,17 +113,10 @@ fn a_session_is_changed_by_nobody_and_deleted_by_its_user() {
         "{changed}"
     );
 
-    testbed().kubectl(&[
-        "create",
-        "rolebinding",
-        "e2e-limited",
-        "--clusterrole=tp-user",
-        "--user=limited",
-        "--namespace=shop",
-    ]);
+    testbed().give_right("e2e-limited", "limited", "shop");
     let delete = ["delete", "session", name, "--namespace=shop"];
     let by_other = kubectl("limited", &delete);
-    testbed().kubectl(&["delete", "rolebinding", "e2e-limited", "--namespace=shop"]);
+    testbed().take_right("e2e-limited", "shop");
     assert!(by_other.stderr.contains("takeover"), "{by_other}");
 
     kubectl("dev", &delete).expect_success();

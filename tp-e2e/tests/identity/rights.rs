@@ -55,16 +55,9 @@ async fn a_flow_ends_within_five_seconds_of_its_right() {
     let target = format!("{}:80", testbed().service_ip("shop", "web"));
     assert!(refused_dial(&tunnel, &target).await.contains("shop"));
 
-    testbed().kubectl(&[
-        "create",
-        "rolebinding",
-        "e2e-flow",
-        "--clusterrole=tp-user",
-        "--user=limited",
-        "--namespace=shop",
-    ]);
+    testbed().give_right("e2e-flow", "limited", "shop");
     let flow = reached(&tunnel, &target).await;
-    testbed().kubectl(&["delete", "rolebinding", "e2e-flow", "--namespace=shop"]);
+    testbed().take_right("e2e-flow", "shop");
     let (_send, mut receive) = flow.split();
 
     let ended = timeout(Duration::from_secs(5), receive.read_chunk(1024)).await;
