@@ -2,10 +2,11 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     cluster::testbed,
+    files::read_json,
     process::{Running, eventually, run},
 };
 
@@ -51,8 +52,7 @@ impl OlderApiServer {
     /// Makes a kubeconfig lead to this server.
     #[track_caller]
     pub fn serve(&self, kubeconfig: &Path) {
-        let text = fs::read_to_string(kubeconfig).expect("a kubeconfig can be read");
-        let mut config: Value = serde_json::from_str(&text).expect("the testbed writes JSON");
+        let mut config = read_json(kubeconfig);
         config["clusters"][0]["cluster"]["server"] = json!(url());
         fs::write(kubeconfig, config.to_string()).expect("a kubeconfig can be written");
     }

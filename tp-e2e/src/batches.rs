@@ -1,12 +1,11 @@
 //! Objects by the thousand, made or changed by several kubectl at once: each does 50 a second.
 
-use std::fs;
-
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::{
     cluster::testbed,
+    files::file_with,
     process::{PATIENCE, Running},
 };
 
@@ -22,8 +21,7 @@ impl Batch {
     #[track_caller]
     pub fn start(words: &[&str], objects: &[Value]) -> Self {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        let file = NamedTempFile::new().expect("a temporary file can be made");
-        fs::write(file.path(), list.to_string()).expect("a temporary file can be written");
+        let file = file_with(&list.to_string());
         let mut command = testbed().kubectl_command(words);
         command.arg("--filename").arg(file.path());
 

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::process::{Finished, PATIENCE, eventually, run};
+use crate::{
+    files::{file_with, path_of},
+    process::{Finished, PATIENCE, eventually, run},
+};
 
 /// The cluster that `cargo xtask cluster up` started.
 #[derive(Debug)]
@@ -150,9 +153,7 @@ impl Testbed {
 
     #[track_caller]
     pub fn kubectl_apply(&self, manifest: &str) {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
-        fs::write(file.path(), manifest).expect("a temporary file can be written");
-        self.kubectl(&["apply", "--filename", &file.path().display().to_string()]);
+        self.kubectl(&["apply", "--filename", path_of(&file_with(manifest))]);
     }
 
     /// Gives a person the right to reach a namespace, by a binding of this name.
@@ -213,11 +214,10 @@ impl Testbed {
     }
 
     fn nft(&self, rules: &str) {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
-        fs::write(file.path(), rules).expect("a temporary file can be written");
-        let mut command = self.inside(&format!("{}wire", self.prefix));
-        command.args(["nft", "-f"]).arg(file.path());
-        run(&mut command, PATIENCE).expect_success();
+        self.run_inside(
+            &self.namespace("wire"),
+            &["nft", "-f", path_of(&file_with(rules))],
+        );
     }
 
     /// Deletes the pod of the first manager, and waits until it is gone.

@@ -13,6 +13,7 @@ pub mod conditions;
 pub mod daemons;
 pub mod datapath;
 pub mod far_host;
+pub mod files;
 pub mod firewall;
 pub mod installation;
 pub mod link;

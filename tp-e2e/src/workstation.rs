@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::{
     cluster::testbed,
+    files::read_json,
     process::{self, Finished, PATIENCE, Running, eventually, run},
     programs::programs,
     user::Account,
@@ -312,8 +313,7 @@ impl Workstation {
     /// Sets fields of the kubeconfig's cluster, such as `server` and `proxy-url`.
     #[track_caller]
     pub fn set_cluster(&self, fields: &[(&str, &str)]) {
-        let text = fs::read_to_string(&self.kubeconfig).expect("there is a kubeconfig");
-        let mut config: Value = serde_json::from_str(&text).expect("the testbed's are JSON");
+        let mut config = read_json(&self.kubeconfig);
         for (name, value) in fields {
             config["clusters"][0]["cluster"][name] = (*value).into();
         }

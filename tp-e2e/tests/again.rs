@@ -1,9 +1,6 @@
 //! `tp connect` while connected: fine for what is there, refused by name for anything else.
 
-use std::{fs, path::Path};
-
-use serde_json::Value;
-use tp_e2e::{cluster::testbed, user::Account, workstation::Workstation};
+use tp_e2e::{cluster::testbed, files::read_json, user::Account, workstation::Workstation};
 
 #[test]
 fn a_second_connect_with_other_flags_says_which() {
@@ -36,12 +33,8 @@ fn a_second_connect_with_other_flags_says_which() {
 /// A kubeconfig with the same names everywhere and somebody else's credentials.
 #[test]
 fn a_second_connect_as_somebody_else_says_who_is_connected() {
-    let read = |path: &Path| -> Value {
-        let text = fs::read_to_string(path).unwrap();
-        serde_json::from_str(&text).expect("kubeconfigs of the testbed are JSON")
-    };
     let workstation = Workstation::new(Account::Member, "dev");
-    let mut config = read(workstation.kubeconfig());
+    let mut config = read_json(workstation.kubeconfig());
     let file = workstation.home().join("same-names.json");
     let flags = [
         "connect",
@@ -52,12 +45,11 @@ fn a_second_connect_as_somebody_else_says_who_is_connected() {
     ];
     workstation.connect(&["--namespace", "shop"]);
 
-    fs::write(&file, config.to_string()).unwrap();
-    Account::Member.own(&file);
+    workstation.write_file("same-names.json", &config.to_string());
     workstation.tp(&flags).expect_success();
-    let others = read(&testbed().kubeconfig("limited"));
+    let others = read_json(&testbed().kubeconfig("limited"));
     config["users"][0]["user"] = others["users"][0]["user"].clone();
-    fs::write(&file, config.to_string()).unwrap();
+    workstation.write_file("same-names.json", &config.to_string());
     workstation
         .tp(&flags)
         .assert_refused_in_one_line(4, &["user limited (not dev)"]);

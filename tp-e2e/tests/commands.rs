@@ -8,6 +8,7 @@ use std::{
 use serde_json::Value;
 use tp_e2e::{
     cluster::testbed,
+    files::read_json,
     process::{PATIENCE, eventually, run},
     terminal::Terminal,
     user::Account,
@@ -241,17 +242,14 @@ fn gathered_logs_hold_no_secret_that_others_printed() {
     let mut workstation = Workstation::new(Account::Member, "dev");
     workstation.may_warn();
     // An exec plugin that fails and says its token where errors are said.
-    let config = std::fs::read_to_string(workstation.kubeconfig()).expect("there is a kubeconfig");
-    let mut config: Value = serde_json::from_str(&config).expect("it is JSON");
+    let mut config = read_json(workstation.kubeconfig());
     let token = format!("echo '{{\"status\":{{\"token\":\"{SECRET}\"}}}}'");
     let plugin = format!("{token}; {token} >&2; echo log in first >&2; exit 1");
     config["users"][0]["user"] = serde_json::json!({"exec": {
         "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": ["-c", plugin],
         "interactiveMode": "Never", "provideClusterInfo": false,
     }});
-    let file = workstation.home().join("plugin.conf");
-    std::fs::write(&file, config.to_string()).expect("own folders are writable");
-    workstation.account().own(&file);
+    let file = workstation.write_file("plugin.conf", &config.to_string());
     let file = file.to_str().expect("the testbed's path is UTF-8");
     let refused = workstation.tp(&["connect", "--namespace=shop", "--kubeconfig", file]);
     assert_eq!(refused.code(), 78, "{refused}");

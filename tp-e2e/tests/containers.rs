@@ -110,9 +110,7 @@ fn a_container_without_rights_is_told_which_are_missing() {
 fn without_home_user_terminal_and_input_and_with_nobody_who_reads_tp_connects() {
     let _alone = alone();
     let workstation = Workstation::new(Account::Member, "dev");
-    let said = workstation.home().join("said");
-    fs::write(&said, "").expect("own folders are writable");
-    workstation.account().own(&said);
+    let said = workstation.write_file("said", "");
     // The session is where others look for it, and its log is not.
     let script = "{ env -u HOME -u USER -u TERM -u TP_STATE_DIR tp connect --namespace shop \
                   <&- 2>>\"$0\"; echo \"code $?\" >>\"$0\"; } | true";

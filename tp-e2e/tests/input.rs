@@ -70,7 +70,6 @@ fn no_kubeconfig_at_all_is_explained() {
 fn a_broken_kubeconfig_is_named() {
     let _undisturbed = undisturbed();
     let workstation = developer();
-    let file = workstation.home().join("broken.yaml");
 
     for text in [
         "contexts: [",
@@ -78,7 +77,7 @@ fn a_broken_kubeconfig_is_named() {
         "{}",
         "current-context: nowhere\n",
     ] {
-        fs::write(&file, text).unwrap();
+        let file = workstation.write_file("broken.yaml", text);
         let path = file.to_str().unwrap();
         assert_connect_refused(&workstation, &["--kubeconfig", path], 78, &[path]);
     }
@@ -121,11 +120,10 @@ fn an_api_server_out_of_reach_is_named() {
     let _undisturbed = undisturbed();
     let workstation = developer();
     let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
-    let file = workstation.home().join("elsewhere.yaml");
     // A closed port, and an address where nobody answers.
     for server in ["172.30.0.11:6444", "172.30.0.99:6443"] {
-        fs::write(&file, config.replace("172.30.0.11:6443", server)).unwrap();
-        Account::Member.own(&file);
+        let config = config.replace("172.30.0.11:6443", server);
+        let file = workstation.write_file("elsewhere.yaml", &config);
         assert_connect_refused(
             &workstation,
             &["--kubeconfig", file.to_str().unwrap()],
@@ -140,14 +138,12 @@ fn an_api_server_with_another_certificate_is_refused() {
     let _undisturbed = undisturbed();
     let workstation = developer();
     let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
-    let file = workstation.home().join("untrusted.yaml");
     let without_authority: String = config
         .lines()
         .filter(|line| !line.contains("certificate-authority-data"))
         .map(|line| format!("{line}\n"))
         .collect();
-    fs::write(&file, without_authority).unwrap();
-    Account::Member.own(&file);
+    let file = workstation.write_file("untrusted.yaml", &without_authority);
 
     assert_connect_refused(
         &workstation,

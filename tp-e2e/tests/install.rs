@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     process::Command,
@@ -12,6 +11,7 @@ use std::{
 use serde_json::{Value, json};
 use tp_e2e::{
     cluster::{Testbed, testbed},
+    files::{file_with, path_of},
     installation::{ROLLOUT, image},
     objects,
     process::{Finished, PATIENCE, run},
@@ -23,16 +23,6 @@ use tp_e2e::{
 /// `tp install` of an image that the nodes have.
 fn install_without_pulling(flags: &[&str]) -> Finished {
     testbed().tp_install(&[&["--image-pull-policy=Never"], flags].concat())
-}
-
-fn file_with(content: &str) -> tempfile::NamedTempFile {
-    let file = tempfile::NamedTempFile::new().expect("a file can be made");
-    fs::write(file.path(), content).expect("own files can be written");
-    file
-}
-
-fn path_of(file: &tempfile::NamedTempFile) -> &str {
-    file.path().to_str().expect("temporary paths are UTF-8")
 }
 
 /// The objects of tp with what changes when they are written.

@@ -1,13 +1,11 @@
 //! What each flag of `tp install` makes, and that another install with others takes it away again.
 
-use std::{
-    fs,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use serde_json::Value;
 use tp_e2e::{
     cluster::{testbed, text},
+    files::file_with,
     installation::with_tp_afterwards,
     process::{PATIENCE, run},
     user::Account,
@@ -192,8 +190,7 @@ fn a_dry_run_prints_what_is_applied_in_each_format() {
         assert_eq!(list["items"].as_array(), Some(&documents));
 
         for text in [yaml, json] {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            fs::write(file.path(), text).unwrap();
+            let file = file_with(&text);
             let mut diff =
                 testbed().kubectl_command(&["diff", "--server-side", "--field-manager=tp"]);
             diff.arg("--filename").arg(file.path());

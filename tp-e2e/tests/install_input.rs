@@ -1,12 +1,13 @@
 //! Bad input and bad days of `tp install` and `tp uninstall`: one sentence that names the thing,
 //! the documented exit code, nothing changed.
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tp_e2e::{
     cluster::testbed,
+    files::{file_with, path_of, read_json},
     process::{PATIENCE, run},
 };
 
@@ -23,21 +24,14 @@ fn assert_refused(mut command: Command, code: i32, words: &[&str]) {
 
 /// The administrator's kubeconfig with one thing changed.
 fn altered(change: impl FnOnce(&mut Value)) -> NamedTempFile {
-    let text = fs::read_to_string(testbed().kubeconfig("admin")).expect("the testbed has it");
-    let mut config = serde_json::from_str(&text).expect("kubeconfigs of the testbed are JSON");
+    let mut config = read_json(&testbed().kubeconfig("admin"));
     change(&mut config);
-    let file = NamedTempFile::new().expect("a temporary file");
-    fs::write(file.path(), config.to_string()).expect("room for the file");
-    file
-}
 
-fn path(file: &NamedTempFile) -> &str {
-    file.path().to_str().expect("a name in UTF-8")
+    file_with(&config.to_string())
 }
 
 #[test]
 fn a_kubeconfig_that_cannot_be_used_is_named() {
-    let broken = NamedTempFile::new().expect("a temporary file");
     for command in COMMANDS {
         let absent = ["--kubeconfig", "/absent/config"];
         assert_refused(tp_as("admin", command, &absent), 78, &["/absent/config"]);
@@ -47,9 +41,9 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
             "{}",
             "current-context: nowhere\n",
         ] {
-            fs::write(broken.path(), text).unwrap();
-            let flags = ["--kubeconfig", path(&broken)];
-            assert_refused(tp_as("admin", command, &flags), 78, &[path(&broken)]);
+            let broken = file_with(text);
+            let flags = ["--kubeconfig", path_of(&broken)];
+            assert_refused(tp_as("admin", command, &flags), 78, &[path_of(&broken)]);
         }
         let mut none = tp_as("admin", command, &[]);
         none.env_remove("KUBECONFIG").env("HOME", "/nonexistent");
@@ -87,7 +81,7 @@ fn an_api_server_that_cannot_be_talked_to_is_named() {
             (&closed, "172.30.0.11:6444"),
             (&untrusted, "172.30.0.11:6443"),
         ] {
-            let flags = ["--kubeconfig", path(config)];
+            let flags = ["--kubeconfig", path_of(config)];
             assert_refused(tp_as("admin", command, &flags), 69, &[server]);
         }
     }

@@ -6,15 +6,16 @@
 use std::{
     fs,
     io::{Read as _, Seek as _, SeekFrom},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tp_e2e::{
     cluster::{testbed, text},
     far_host::{ADDED, FarHost},
+    files::read_json,
     process::{PATIENCE, eventually, run},
     user::Account,
     workstation::Workstation,
@@ -54,31 +55,18 @@ fn also_proxy_steers_an_added_network_and_without_it_nothing_is_steered_there() 
     beyond.server.wait_for("10.244.", Duration::from_secs(5));
 }
 
-/// The kubeconfig of a person as a value.
-fn kubeconfig(person: &str) -> Value {
-    let text = fs::read_to_string(testbed().kubeconfig(person)).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn written(workstation: &Workstation, config: &Value) -> PathBuf {
-    let path = workstation.home().join("made.conf");
-    fs::write(&path, config.to_string()).unwrap();
-    workstation.account().own(&path);
-    path
-}
-
 #[test]
 fn cluster_and_user_flags_replace_those_of_the_context() {
     let workstation = Workstation::new(Account::Member, "dev");
-    let mut config = kubeconfig("dev");
-    let limited = kubeconfig("limited")["users"][0]["user"].take();
+    let mut config = read_json(&testbed().kubeconfig("dev"));
+    let limited = read_json(&testbed().kubeconfig("limited"))["users"][0]["user"].take();
     let users = config["users"].as_array_mut().unwrap();
     users.push(json!({"name": "nobody", "user": {"token": "wrong"}}));
     users.push(json!({"name": "other", "user": limited}));
     let away = json!({"name": "away", "cluster": {"server": "https://172.30.0.99:6443"}});
     config["clusters"].as_array_mut().unwrap().push(away);
     config["contexts"][0]["context"] = json!({"cluster": "away", "user": "nobody"});
-    let path = written(&workstation, &config);
+    let path = workstation.write_file("made.conf", &config.to_string());
     let flags = [
         "--namespace",
         "team-b",
@@ -213,9 +201,9 @@ fn a_token_of_the_user_never_reaches_the_manager() {
     let workstation = Workstation::new(Account::Member, "dev");
     let _robot = Robot::make();
     let token = Robot::token();
-    let mut config = kubeconfig("dev");
+    let mut config = read_json(&testbed().kubeconfig("dev"));
     config["users"][0]["user"] = json!({"token": token});
-    let path = written(&workstation, &config);
+    let path = workstation.write_file("made.conf", &config.to_string());
 
     workstation.connect(&[
         "--namespace",

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tp_e2e::{
     cluster::{testbed, text},
+    files::{file_with, path_of},
     process::{Finished, PATIENCE, Running},
 };
 use tp_transport::{
@@ -27,10 +28,8 @@ pub(super) fn kubectl(person: &str, arguments: &[&str]) -> Finished {
 }
 
 pub(super) fn create(person: &str, flags: &[&str], object: &Value) -> Finished {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), object.to_string()).unwrap();
-    let path = file.path().display().to_string();
-    let words = ["create", "--output=json", "--filename", &path];
+    let file = file_with(&object.to_string());
+    let words = ["create", "--output=json", "--filename", path_of(&file)];
     kubectl(person, &[&words, flags].concat())
 }
 

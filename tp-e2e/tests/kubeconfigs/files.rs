@@ -121,10 +121,12 @@ fn whom_kubectl_trusts_is_trusted() {
     )
     .expect_success();
     let damaged = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
-    desk.write("tried/leaf.pem", &leaf(&desk));
-    desk.write("tried/damaged.pem", damaged);
-    desk.write("tried/bundle.pem", &format!("words\n{damaged}{authority}"));
-    desk.write("tried/authority.pem", &authority);
+    desk.workstation.write_file("tried/leaf.pem", &leaf(&desk));
+    desk.workstation.write_file("tried/damaged.pem", damaged);
+    desk.workstation
+        .write_file("tried/bundle.pem", &format!("words\n{damaged}{authority}"));
+    desk.workstation
+        .write_file("tried/authority.pem", &authority);
     let link = desk.workstation.home().join("tried/link.pem");
     symlink("authority.pem", link).unwrap();
     let file = |name: &'static str| {
@@ -181,7 +183,7 @@ fn whom_kubectl_trusts_is_trusted() {
 #[test]
 fn whomever_to_trust_and_an_authority_are_not_taken_together() {
     let desk = Desk::new();
-    desk.write("tried/leaf.pem", &leaf(&desk));
+    desk.workstation.write_file("tried/leaf.pem", &leaf(&desk));
     let skip = |it: &mut Value| *cluster(it, "insecure-skip-tls-verify") = true.into();
     let refusal = Some((78, &["tried/config", "insecure-skip-tls-verify"][..]));
 
@@ -224,7 +226,7 @@ fn client(desk: &Desk, curve: &str) {
 #[test]
 fn client_keys_are_taken_and_one_of_a_kind_that_is_not_is_named() {
     let desk = Desk::new();
-    desk.write("tried/empty", "");
+    desk.workstation.write_file("tried/empty", "");
     let mut kubeconfig = desk.kubeconfig();
     *user(&mut kubeconfig) =
         json!({"client-certificate": "certificate.pem", "client-key": "key.pem"});
@@ -235,7 +237,9 @@ fn client_keys_are_taken_and_one_of_a_kind_that_is_not_is_named() {
 
     // kubectl takes it, and ring does not.
     client(&desk, "secp521r1");
-    let file = desk.write("tried/config", &kubeconfig.to_string());
+    let file = desk
+        .workstation
+        .write_file("tried/config", &kubeconfig.to_string());
     let refused = desk.tp(&["connect", "--kubeconfig", file.to_str().unwrap()], &[]);
     assert_eq!(refused.code(), 78, "{refused}");
     for words in ["user dev", "client-key", "P-256 or P-384"] {
@@ -251,7 +255,9 @@ fn paths_and_names_are_taken_whole() {
     kubeconfig["contexts"][0]["name"] = name.into();
     kubeconfig["current-context"] = name.into();
     let text = kubeconfig.to_string();
-    let file = desk.write("arn:aws:eks: a cluster/prod", &text);
+    let file = desk
+        .workstation
+        .write_file("arn:aws:eks: a cluster/prod", &text);
     let file = file.to_str().unwrap();
 
     for flags in [
@@ -271,10 +277,12 @@ fn the_shell_that_asks_says_which_kubeconfig_it_is() {
     let own = desk.workstation.kubeconfig().to_str().unwrap();
     let mut other = desk.kubeconfig();
     *cluster(&mut other, "server") = "https://192.0.2.1:6443".into();
-    let elsewhere = desk.write("other", &other.to_string());
+    let elsewhere = desk.workstation.write_file("other", &other.to_string());
     let elsewhere = elsewhere.to_str().unwrap();
     // HOME is where the test's state is.
-    let home = desk.write("state/.kube/config", &other.to_string());
+    let home = desk
+        .workstation
+        .write_file("state/.kube/config", &other.to_string());
     assert!(home.exists());
     let list = format!("/absent:{own}:{elsewhere}");
 
@@ -296,7 +304,7 @@ fn an_empty_current_context_leaves_it_to_the_next_file() {
     let desk = Desk::new();
     let own = desk.workstation.kubeconfig().to_str().unwrap();
     let unset = json!({"apiVersion": "v1", "kind": "Config", "current-context": ""});
-    let first = desk.write("unset", &unset.to_string());
+    let first = desk.workstation.write_file("unset", &unset.to_string());
     let list = format!("{}:{own}", first.display());
 
     desk.both("a list", &[], &[("KUBECONFIG", &list)])

@@ -94,7 +94,9 @@ fn kubeconfig(desk: &Desk) -> Value {
 
 /// Flags that lead to the gateway.
 fn flags(desk: &Desk) -> [String; 2] {
-    let file = desk.write("tried/config", &kubeconfig(desk).to_string());
+    let file = desk
+        .workstation
+        .write_file("tried/config", &kubeconfig(desk).to_string());
 
     ["--kubeconfig".to_owned(), file.display().to_string()]
 }

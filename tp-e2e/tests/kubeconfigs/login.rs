@@ -73,9 +73,12 @@ impl Login {
         let desk = Desk::new();
         for (name, account) in [("1", "robot"), ("2", "robot"), ("other", "default")] {
             let text = testbed().kubectl(&["-n", "shop", "create", "token", account]);
-            desk.write(&format!("tried/token-{name}"), text.trim());
+            desk.workstation
+                .write_file(&format!("tried/token-{name}"), text.trim());
         }
-        let file = desk.write("tried/login.sh", &format!("{FUNCTIONS}{script}\n"));
+        let file = desk
+            .workstation
+            .write_file("tried/login.sh", &format!("{FUNCTIONS}{script}\n"));
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&file, permissions).unwrap();
         Account::Member.own(&file);
@@ -137,7 +140,7 @@ impl Login {
         let text = self.kubeconfig.to_string();
         let file = self.path("config");
         if fs::read_to_string(&file).ok().as_ref() != Some(&text) {
-            self.desk.write("tried/config", &text);
+            self.desk.workstation.write_file("tried/config", &text);
         }
 
         ["--kubeconfig".to_owned(), file.display().to_string()]

@@ -1,15 +1,10 @@
 //! The two programs side by side.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::RwLockWriteGuard,
-    time::Duration,
-};
+use std::{process::Command, sync::RwLockWriteGuard, time::Duration};
 
 use serde_json::Value;
 use tp_e2e::{
+    files::read_json,
     lock::alone,
     process::{Finished, run},
     user::Account,
@@ -57,21 +52,7 @@ impl Desk {
 
     /// The developer's kubeconfig, as JSON.
     pub(crate) fn kubeconfig(&self) -> Value {
-        let text = fs::read_to_string(self.workstation.kubeconfig()).unwrap();
-
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// Writes a file below the home directory, readable for the developer alone.
-    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.workstation.home().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        // The first folder below the home directory, with all that is in it.
-        let first = Path::new(name).components().next().unwrap();
-        Account::Member.own(&self.workstation.home().join(first));
-
-        path
+        read_json(self.workstation.kubeconfig())
     }
 
     /// Another shell of the developer's.
@@ -136,7 +117,9 @@ impl Desk {
     /// The same with this kubeconfig.
     #[track_caller]
     pub(crate) fn with(&self, name: &str, kubeconfig: &Value) -> Both {
-        let file = self.write("tried/config", &kubeconfig.to_string());
+        let file = self
+            .workstation
+            .write_file("tried/config", &kubeconfig.to_string());
 
         self.both(name, &["--kubeconfig", file.to_str().unwrap()], &[])
     }
