@@ -26,6 +26,7 @@ pub mod private;
 pub mod process;
 pub mod programs;
 pub mod readers;
+pub mod sessions;
 pub mod terminal;
 pub mod transfers;
 pub mod user;

@@ -16,6 +16,7 @@ use tp_e2e::{
     objects,
     process::{Finished, PATIENCE, run},
     programs::programs,
+    sessions::session_object,
     user::Account,
     workstation::Workstation,
 };
@@ -216,19 +217,9 @@ fn an_install_without_the_rights_names_the_missing_one() {
 #[test]
 fn uninstall_asks_when_others_are_connected() {
     testbed().install_tp();
-    let whoami = testbed()
-        .kubectl_as("dev", &["auth", "whoami", "--output=json"])
-        .json();
-    let session = json!({
-        "apiVersion": "tp.internal/v1alpha1",
-        "kind": "Session",
-        "metadata": {"name": "e2e-other", "namespace": "shop"},
-        "spec": {
-            "user": whoami["status"]["userInfo"],
-            "keyHash": "0".repeat(64),
-            "clientVersion": "0.1.0",
-        },
-    });
+    let user = testbed().whoami("dev", &[]);
+    let mut session = session_object("shop", &user, &"0".repeat(64));
+    session["metadata"] = json!({"name": "e2e-other", "namespace": "shop"});
     let session = file_with(&session.to_string());
     testbed()
         .kubectl_as("dev", &["create", "--filename", path_of(&session)])

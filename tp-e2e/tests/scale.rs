@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tp_e2e::{
     batches::{Batch, in_batches},
-    cluster::{testbed, text},
+    cluster::testbed,
     process::{PATIENCE, Running, run},
+    sessions::{session_object, session_ref},
     user::Account,
     workstation::Workstation,
 };
@@ -110,7 +111,7 @@ impl Objects {
                 "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "tp-user",
             },
             "subjects": (0..USERS).map(|it| json!({
-                "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user(it),
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user_name(it),
             })).collect::<Vec<_>>(),
         })];
         rights.extend((0..NAMESPACES).map(|it| {
@@ -158,7 +159,7 @@ fn namespace(number: usize) -> String {
     format!("e2e-scale-{number}")
 }
 
-fn user(number: usize) -> String {
+fn user_name(number: usize) -> String {
     format!("e2e-scale-{number}")
 }
 
@@ -190,8 +191,7 @@ struct Company {
 impl Company {
     /// Makes the Session of each, as its user.
     fn hire() -> Self {
-        let keys = testbed().object("tp-system", "configmap", "tp-manager");
-        let manager_key = text(&keys["data"]["tp-manager-0"]).parse().unwrap();
+        let manager_key = testbed().manager_key().parse().unwrap();
         let sessions = (0..USERS).flat_map(sessions_of).collect();
         let (heard_tx, heard) = mpsc::channel(MANY);
 
@@ -257,26 +257,14 @@ impl Drop for Company {
 }
 
 fn sessions_of(number: usize) -> Vec<(SessionRef, Identity)> {
-    let name = user(number);
+    let name = user_name(number);
     let flags = ["--as", name.as_str()];
-    let words = [&["auth", "whoami", "--output=json"][..], &flags].concat();
-    let review: Value = serde_json::from_str(&testbed().kubectl(&words)).unwrap();
+    let user = testbed().whoami("admin", &flags);
     let share = 0..MANY / USERS;
     let keys: Vec<Identity> = share.map(|_| Identity::generate().unwrap()).collect();
     let objects: Vec<Value> = keys
         .iter()
-        .map(|key| {
-            json!({
-                "apiVersion": "tp.internal/v1alpha1",
-                "kind": "Session",
-                "metadata": {"generateName": "e2e-", "namespace": "shop"},
-                "spec": {
-                    "user": review["status"]["userInfo"],
-                    "keyHash": key.key_hash().to_string(),
-                    "clientVersion": env!("CARGO_PKG_VERSION"),
-                },
-            })
-        })
+        .map(|key| session_object("shop", &user, &key.key_hash().to_string()))
         .collect();
     let made = Batch::start(
         &[&CREATE[..], &["--output=json"], &flags].concat(),
@@ -294,16 +282,8 @@ fn sessions_of(number: usize) -> Vec<(SessionRef, Identity)> {
         })
         .collect();
     assert_eq!(made.len(), keys.len());
-    let refs = made.iter().map(|object| {
-        let metadata = &object["metadata"];
-        SessionRef {
-            namespace: text(&metadata["namespace"]),
-            name: text(&metadata["name"]),
-            uid: text(&metadata["uid"]),
-        }
-    });
 
-    refs.zip(keys).collect()
+    made.iter().map(session_ref).zip(keys).collect()
 }
 
 /// Connections to the port for path T, made in the network namespace of the manager's pod.

@@ -9,12 +9,12 @@ use tp_e2e::{
     process::{PATIENCE, eventually},
 };
 
-use super::support::{Forward, Made, POLICY, create, key, kubectl, made, ready, session, whoami};
+use super::support::{Admitted, Forward, Made, POLICY, create, key, made, ready, session};
 
 #[test]
 fn the_api_server_refuses_a_session_that_claims_another_user() {
     ready();
-    let own = whoami("dev", &[]);
+    let own = testbed().whoami("dev", &[]);
     let lie = |field: &str, value: Value| {
         let mut user = own.clone();
         user[field] = value;
@@ -48,7 +48,7 @@ fn the_api_server_refuses_a_session_that_claims_another_user() {
 fn an_impersonated_user_is_who_they_are_impersonated_to_be() {
     ready();
     let flags = ["--as=dev", "--as-group=developers"];
-    let user = whoami("admin", &flags);
+    let user = testbed().whoami("admin", &flags);
     assert!(user["groups"].to_string().contains("developers"), "{user}");
 
     let created = create("admin", &flags, &session("shop", &user, &key()));
@@ -75,7 +75,7 @@ fn a_service_account_makes_sessions_in_its_own_namespace_only() {
              subjects: [{{kind: ServiceAccount, name: e2e-robot, namespace: shop}}]\n"
         ));
     }
-    let user = whoami("admin", &flags);
+    let user = testbed().whoami("admin", &flags);
 
     let home = create("admin", &flags, &session("shop", &user, &key()));
     let away = create("admin", &flags, &session("team-b", &user, &key()));
@@ -96,7 +96,7 @@ fn a_session_is_changed_by_nobody_and_deleted_by_its_user() {
     let name = made.session.name.as_str();
 
     let patch = r#"{"spec":{"user":{"username":"admin"}}}"#;
-    let changed = kubectl(
+    let changed = testbed().kubectl_as(
         "admin",
         &[
             "patch",
@@ -115,30 +115,31 @@ fn a_session_is_changed_by_nobody_and_deleted_by_its_user() {
 
     testbed().give_right("e2e-limited", "limited", "shop");
     let delete = ["delete", "session", name, "--namespace=shop"];
-    let by_other = kubectl("limited", &delete);
+    let by_other = testbed().kubectl_as("limited", &delete);
     testbed().take_right("e2e-limited", "shop");
     assert!(by_other.stderr.contains("takeover"), "{by_other}");
 
-    kubectl("dev", &delete).expect_success();
+    testbed().kubectl_as("dev", &delete).expect_success();
 }
 
 #[test]
 fn users_do_not_list_sessions() {
     ready();
 
-    let listed = kubectl("dev", &["get", "sessions", "--namespace=shop"]);
+    let listed = testbed().kubectl_as("dev", &["get", "sessions", "--namespace=shop"]);
 
     assert!(listed.stderr.contains("forbidden"), "{listed}");
 }
 
 #[tokio::test]
 async fn the_manager_admits_a_session_with_its_key_and_ends_it_with_its_object() {
-    ready();
-    let forward = Forward::start();
-    let own = key();
-    let made = made("dev", &own);
+    let Admitted {
+        forward: _forward,
+        key: _key,
+        made,
+        tunnel,
+    } = Admitted::new("shop", "dev").await;
 
-    let tunnel = forward.connect(&made.session, &own).await.unwrap();
     drop(made);
 
     let closed = timeout(Duration::from_secs(5), tunnel.closed()).await;

@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use serde_json::json;
 use tp_e2e::{
-    cluster::{testbed, text},
+    cluster::testbed,
     process::{PATIENCE, eventually, run},
     programs::programs,
 };
@@ -88,8 +88,7 @@ fn a_manager_without_the_policy_is_not_ready_and_says_so() {
 #[test]
 fn programs_of_the_workstation_never_see_the_managers_key() {
     ready();
-    let keys = testbed().object("tp-system", "configmap", "tp-manager");
-    let hash = text(&keys["data"]["tp-manager-0"]);
+    let hash = testbed().manager_key();
     assert_eq!(hash.len(), 64, "{hash}");
 
     let secrets = testbed().kubectl(&["get", "secrets", "--namespace=tp-system", "-o=name"]);

@@ -12,8 +12,7 @@ use tp_proto::crd::{Session, SessionSpec};
 use tp_transport::Identity;
 
 use super::support::{
-    Forward, Made, POLICY, create, key, kubectl, made, made_in, reached, ready, refused_dial,
-    session, whoami,
+    Admitted, Forward, Made, POLICY, create, key, made, reached, ready, refused_dial, session, web,
 };
 
 /// May make Sessions in team-b.
@@ -45,7 +44,7 @@ impl Granted {
 impl Drop for Granted {
     fn drop(&mut self) {
         for namespace in ["--namespace=shop", "--namespace=team-b"] {
-            kubectl(
+            testbed().kubectl_as(
                 "admin",
                 &["delete", "rolebinding", "e2e-renewal", namespace],
             );
@@ -82,7 +81,7 @@ impl Person {
 
     fn makes(&self, object: impl Fn(&Value) -> Value) -> Made {
         let flags: Vec<&str> = self.0.iter().map(String::as_str).collect();
-        let created = create("admin", &flags, &object(&whoami("admin", &flags)));
+        let created = create("admin", &flags, &object(&testbed().whoami("admin", &flags)));
         assert!(created.status.success(), "{created}");
         Made::of(&created.json())
     }
@@ -97,7 +96,7 @@ async fn a_renewal_brings_the_users_groups_of_the_day_to_a_living_connection() {
     let alone = Person::in_groups(&[]);
     let made = alone.makes(|user| session("team-b", user, &own));
     let tunnel = forward.connect(&made.session, &own).await.unwrap();
-    let target = format!("{}:80", testbed().service_ip("shop", "web"));
+    let target = web();
     assert!(refused_dial(&tunnel, &target).await.contains("shop"));
 
     let joined = Person::in_groups(&[GROUP]).makes(|user| renewal(&made, user, &own));
@@ -119,19 +118,28 @@ async fn a_renewal_brings_the_users_groups_of_the_day_to_a_living_connection() {
 
 #[tokio::test]
 async fn another_users_renewal_is_refused_or_changes_nothing() {
-    ready();
-    let forward = Forward::start();
-    let own = key();
-    let made = made_in("team-b", "limited", &own);
-    let tunnel = forward.connect(&made.session, &own).await.unwrap();
-    let target = format!("{}:80", testbed().service_ip("shop", "web"));
+    let Admitted {
+        forward,
+        key: own,
+        made,
+        tunnel,
+    } = Admitted::new("team-b", "limited").await;
+    let target = web();
 
-    let forged = create("dev", &[], &renewal(&made, &whoami("limited", &[]), &own));
+    let forged = create(
+        "dev",
+        &[],
+        &renewal(&made, &testbed().whoami("limited", &[]), &own),
+    );
     let by_policy = format!("ValidatingAdmissionPolicy '{POLICY}'");
     assert!(forged.stderr.contains(&by_policy), "{forged}");
 
     // Honest about who makes it: an object like any other.
-    let honest = create("dev", &[], &renewal(&made, &whoami("dev", &[]), &own));
+    let honest = create(
+        "dev",
+        &[],
+        &renewal(&made, &testbed().whoami("dev", &[]), &own),
+    );
     assert!(honest.status.success(), "{honest}");
     let honest = Made::of(&honest.json());
     let refused = forward.refusal(&honest.session, &own).await;
@@ -145,7 +153,11 @@ fn renewals_go_with_their_session() {
     ready();
     let own = key();
     let made = made("dev", &own);
-    let renewed = create("dev", &[], &renewal(&made, &whoami("dev", &[]), &own));
+    let renewed = create(
+        "dev",
+        &[],
+        &renewal(&made, &testbed().whoami("dev", &[]), &own),
+    );
     assert!(renewed.status.success(), "{renewed}");
     let renewed = Made::of(&renewed.json());
 
@@ -153,7 +165,7 @@ fn renewals_go_with_their_session() {
 
     eventually("the renewal to be collected", PATIENCE, || {
         let words = ["get", "session", &renewed.session.name, "--namespace=shop"];
-        let found = kubectl("dev", &words);
+        let found = testbed().kubectl_as("dev", &words);
         if found.stderr.contains("NotFound") {
             Ok(())
         } else {

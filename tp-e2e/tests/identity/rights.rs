@@ -5,15 +5,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tp_e2e::cluster::{testbed, text};
 
-use super::support::{Forward, key, made, made_in, reached, ready, refused_dial};
+use super::support::{Admitted, reached, refused_dial, web};
 
 #[tokio::test]
 async fn the_clusters_own_machines_are_out_of_reach_even_for_its_administrator() {
-    ready();
-    let forward = Forward::start();
-    let own = key();
-    let made = made("admin", &own);
-    let tunnel = forward.connect(&made.session, &own).await.unwrap();
+    let admin = Admitted::new("shop", "admin").await;
     let api_server = testbed().service_ip("default", "kubernetes");
     let network = text(&testbed().object("default", "node", "node1")["spec"]["podCIDR"]);
     let bridge = network.replace(".0/24", ".1:10250");
@@ -26,20 +22,16 @@ async fn the_clusters_own_machines_are_out_of_reach_even_for_its_administrator()
         "169.254.169.254:80",
         &format!("{api_server}:443"),
     ] {
-        let refused = refused_dial(&tunnel, target).await;
+        let refused = refused_dial(&admin.tunnel, target).await;
         assert!(refused.starts_with("Prohibited"), "{target}: {refused}");
     }
 }
 
 #[tokio::test]
 async fn addresses_outside_the_cluster_take_a_right_of_their_own() {
-    ready();
-    let forward = Forward::start();
-    let own = key();
-    let made = made("dev", &own);
-    let tunnel = forward.connect(&made.session, &own).await.unwrap();
+    let dev = Admitted::new("shop", "dev").await;
 
-    let refused = refused_dial(&tunnel, "192.0.2.77:80").await;
+    let refused = refused_dial(&dev.tunnel, "192.0.2.77:80").await;
 
     assert!(refused.starts_with("Prohibited"), "{refused}");
     assert!(refused.contains("external"), "{refused}");
@@ -47,16 +39,16 @@ async fn addresses_outside_the_cluster_take_a_right_of_their_own() {
 
 #[tokio::test]
 async fn a_flow_ends_within_five_seconds_of_its_right() {
-    ready();
-    let forward = Forward::start();
-    let own = key();
-    let made = made_in("team-b", "limited", &own);
-    let tunnel = forward.connect(&made.session, &own).await.unwrap();
-    let target = format!("{}:80", testbed().service_ip("shop", "web"));
-    assert!(refused_dial(&tunnel, &target).await.contains("shop"));
+    let limited = Admitted::new("team-b", "limited").await;
+    let target = web();
+    assert!(
+        refused_dial(&limited.tunnel, &target)
+            .await
+            .contains("shop")
+    );
 
     testbed().give_right("e2e-flow", "limited", "shop");
-    let flow = reached(&tunnel, &target).await;
+    let flow = reached(&limited.tunnel, &target).await;
     testbed().take_right("e2e-flow", "shop");
     let (_send, mut receive) = flow.split();
 

@@ -9,12 +9,13 @@ use std::{
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::timeout;
 use tp_e2e::{
     cluster::{testbed, text},
     files::{file_with, path_of},
     process::{Finished, PATIENCE, Running},
+    sessions::{session_object, session_ref},
 };
 use tp_transport::{
     ConnectError, Dialed, Flow, Identity, PathChoice, SessionRef, Tunnel, TunnelConfig,
@@ -22,34 +23,15 @@ use tp_transport::{
 
 pub(super) const POLICY: &str = "tp-identity";
 
-/// kubectl as a person.
-pub(super) fn kubectl(person: &str, arguments: &[&str]) -> Finished {
-    testbed().kubectl_as(person, arguments)
+/// A Session that somebody is about to make.
+pub(super) fn session(namespace: &str, user: &Value, key: &Identity) -> Value {
+    session_object(namespace, user, &key.key_hash().to_string())
 }
 
 pub(super) fn create(person: &str, flags: &[&str], object: &Value) -> Finished {
     let file = file_with(&object.to_string());
     let words = ["create", "--output=json", "--filename", path_of(&file)];
-    kubectl(person, &[&words, flags].concat())
-}
-
-pub(super) fn whoami(person: &str, flags: &[&str]) -> Value {
-    let words = ["auth", "whoami", "--output=json"];
-    let review = kubectl(person, &[&words, flags].concat()).json();
-    review["status"]["userInfo"].clone()
-}
-
-pub(super) fn session(namespace: &str, user: &Value, key: &Identity) -> Value {
-    json!({
-        "apiVersion": "tp.internal/v1alpha1",
-        "kind": "Session",
-        "metadata": {"generateName": "e2e-", "namespace": namespace},
-        "spec": {
-            "user": user,
-            "keyHash": key.key_hash().to_string(),
-            "clientVersion": env!("CARGO_PKG_VERSION"),
-        },
-    })
+    testbed().kubectl_as(person, &[&words, flags].concat())
 }
 
 /// Makes an honest Session; deleted with the guard.
@@ -58,7 +40,7 @@ pub(super) fn made(person: &str, key: &Identity) -> Made {
 }
 
 pub(super) fn made_in(namespace: &str, person: &str, key: &Identity) -> Made {
-    let object = session(namespace, &whoami(person, &[]), key);
+    let object = session(namespace, &testbed().whoami(person, &[]), key);
     let created = create(person, &[], &object);
     assert!(created.status.success(), "{created}");
     Made::of(&created.json())
@@ -71,15 +53,10 @@ pub(super) struct Made {
 
 impl Made {
     pub(super) fn of(object: &Value) -> Self {
-        let metadata = &object["metadata"];
-        let session = SessionRef {
-            namespace: text(&metadata["namespace"]),
-            name: text(&metadata["name"]),
-            uid: text(&metadata["uid"]),
-        };
-        let created = text(&metadata["creationTimestamp"]);
-
-        Self { session, created }
+        Self {
+            session: session_ref(object),
+            created: text(&object["metadata"]["creationTimestamp"]),
+        }
     }
 }
 
@@ -87,7 +64,7 @@ impl Drop for Made {
     fn drop(&mut self) {
         let namespace = format!("--namespace={}", self.session.namespace);
         let words = ["delete", "session", &self.session.name, &namespace];
-        kubectl("admin", &[&words[..], &["--ignore-not-found"]].concat());
+        testbed().kubectl_as("admin", &[&words[..], &["--ignore-not-found"]].concat());
     }
 }
 
@@ -135,11 +112,10 @@ impl Forward {
         session: &SessionRef,
         key: &Identity,
     ) -> Result<Tunnel, ConnectError> {
-        let keys = testbed().object("tp-system", "configmap", "tp-manager");
         let config = TunnelConfig {
             identity: key.clone(),
             session: session.clone(),
-            manager_key: text(&keys["data"]["tp-manager-0"]).parse().unwrap(),
+            manager_key: testbed().manager_key().parse().unwrap(),
             choice: PathChoice::StreamOnly,
         };
         timeout(PATIENCE, Tunnel::connect(self.link(), config))
@@ -153,6 +129,36 @@ impl Forward {
             Err(error) => error.to_string(),
         }
     }
+}
+
+/// Somebody whose Session the manager has admitted.
+pub(super) struct Admitted {
+    pub(super) tunnel: Tunnel,
+    pub(super) made: Made,
+    pub(super) key: Identity,
+    pub(super) forward: Forward,
+}
+
+impl Admitted {
+    pub(super) async fn new(namespace: &str, person: &str) -> Self {
+        ready();
+        let forward = Forward::start();
+        let key = key();
+        let made = made_in(namespace, person, &key);
+        let tunnel = forward.connect(&made.session, &key).await.unwrap();
+
+        Self {
+            tunnel,
+            made,
+            key,
+            forward,
+        }
+    }
+}
+
+/// A service of the namespace `shop`.
+pub(super) fn web() -> String {
+    format!("{}:80", testbed().service_ip("shop", "web"))
 }
 
 pub(super) fn key() -> Identity {
