@@ -136,7 +136,7 @@ fn testbed_name_server() -> String {
 }
 
 #[track_caller]
-fn resolves(workstation: &Workstation, name: &str, expected: bool) {
+fn await_resolving(workstation: &Workstation, name: &str, expected: bool) {
     eventually(&format!("{name} to resolve: {expected}"), KNOWN, || {
         let found = workstation.run(&["getent", "ahostsv4", name]);
         if (found.code() == 0) == expected {
@@ -148,7 +148,7 @@ fn resolves(workstation: &Workstation, name: &str, expected: bool) {
 }
 
 #[track_caller]
-fn is_steered(workstation: &Workstation, network: &str, expected: bool) {
+fn await_steering(workstation: &Workstation, network: &str, expected: bool) {
     eventually(&format!("{network} steered: {expected}"), KNOWN, || {
         let status = workstation.status();
         if status.to_string().contains(network) == expected {
@@ -190,23 +190,23 @@ fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
             ),
             &["namespace", &namespace],
         );
-        resolves(&workstation, &service, true);
+        await_resolving(&workstation, &service, true);
         let block = format!("10.98.{}.0/24", round * 2);
         if round % 2 == 0 {
             made.node(&format!("e2e-node-{round}"), &block);
         } else {
             made.pod(&format!("e2e-pod-{round}"), &block.replace("0/24", "7"));
         }
-        is_steered(&workstation, &block, true);
+        await_steering(&workstation, &block, true);
         changes += 2;
         if round % 2 == 0 {
             delete(&["rolebinding", "late", "--namespace", &namespace].map(str::to_owned));
-            resolves(&workstation, &service, false);
+            await_resolving(&workstation, &service, false);
             changes += 1;
         }
         made.delete();
-        is_steered(&workstation, &block, false);
-        resolves(&workstation, &service, false);
+        await_steering(&workstation, &block, false);
+        await_resolving(&workstation, &service, false);
         changes += 2;
     }
     drop(asking.stdin());

@@ -8,7 +8,7 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-fn client(file: &str) -> String {
+fn client_program(file: &str) -> String {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../testbed/clients")
         .join(file);
@@ -107,25 +107,25 @@ fn a_static_go_program_resolves_and_connects() {
 
 #[test]
 fn java_resolves_and_connects() {
-    reaches(
+    assert_client_reaches_web(
         "java",
         &[
             "java",
             "-XX:TieredStopAtLevel=1",
             "-XX:-UsePerfData",
-            &client("Get.java"),
+            &client_program("Get.java"),
         ],
     );
 }
 
 #[test]
 fn node_resolves_and_connects() {
-    reaches("node", &["node", &client("get.mjs")]);
+    assert_client_reaches_web("node", &["node", &client_program("get.mjs")]);
 }
 
 /// The program prints the peer's address, what a closed port gave it, and the page.
 #[track_caller]
-fn reaches(who: &str, program: &[&str]) {
+fn assert_client_reaches_web(who: &str, program: &[&str]) {
     let web = testbed().service_ip("shop", "web");
 
     let said = Workstation::shared()

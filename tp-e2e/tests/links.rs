@@ -31,14 +31,14 @@ fn warmed_up() -> Workstation {
     let workstation =
         Workstation::connected(Account::Member, "dev", "shop", &["--transport", "udp"]);
     for direction in [Direction::FromWorkstation, Direction::ToWorkstation] {
-        transfer(&workstation, direction, 64 << 20);
+        time_of_transfer(&workstation, direction, 64 << 20);
     }
     workstation
 }
 
 /// Moves so many bytes of the application; returns how long it took.
 #[track_caller]
-fn transfer(workstation: &Workstation, direction: Direction, size: u64) -> Duration {
+fn time_of_transfer(workstation: &Workstation, direction: Direction, size: u64) -> Duration {
     let size = size.to_string();
     let words = match direction {
         Direction::FromWorkstation => ["talk", "-send", &size, "echo:7001", "take", &size],
@@ -59,7 +59,7 @@ fn fills_a_link_and_not_its_queue(direction: Direction, mbit: u64, queue_ms: u64
     let size = link.bytes_in(UNSHARED);
 
     let before = link.counters();
-    let (took, waits) = link.watch(|| transfer(&workstation, direction, size));
+    let (took, waits) = link.watch(|| time_of_transfer(&workstation, direction, size));
     let after = link.counters();
 
     let packet = 1500;
@@ -113,7 +113,7 @@ fn beside_tcp(direction: Direction, mbit: u64, queue_ms: u64) {
     // Shares of two that meet swing for seconds: what counts is what each has in the end.
     let (mut took, before) = (Duration::ZERO, tcp.received());
     for _ in 0..TRANSFERS_BESIDE {
-        took += transfer(&workstation, direction, size);
+        took += time_of_transfer(&workstation, direction, size);
     }
     let possible = link.bytes_in(took) as f64;
     let ours = (u64::from(TRANSFERS_BESIDE) * size) as f64 / possible;

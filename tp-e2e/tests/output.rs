@@ -91,7 +91,7 @@ fn assert_as_documented(title: &str, value: &Value) {
 
 /// The one object that a command printed.
 #[track_caller]
-fn object(format: &str, finished: &Finished) -> Value {
+fn printed_object(format: &str, finished: &Finished) -> Value {
     let text = match finished.status.success() || !finished.stdout.is_empty() {
         true => &finished.stdout,
         false => &finished.stderr,
@@ -114,7 +114,7 @@ fn object(format: &str, finished: &Finished) -> Value {
 fn check(workstation: &Workstation, title: &str, words: &[&str]) {
     for format in FORMATS {
         let finished = workstation.tp(&[words, &["--output", format]].concat());
-        assert_as_documented(title, &object(format, &finished));
+        assert_as_documented(title, &printed_object(format, &finished));
     }
 }
 
@@ -130,7 +130,7 @@ fn every_command_prints_the_fields_of_the_page() {
     check(&workstation, "Errors", &["frobnicate"]);
     for format in FORMATS {
         let connected = workstation.connect(&["--namespace", "shop", "--output", format]);
-        assert_as_documented("`tp connect`", &object(format, &connected));
+        assert_as_documented("`tp connect`", &printed_object(format, &connected));
         workstation
             .run(&["curl", "-sS", "http://web/"])
             .expect_success();
@@ -145,7 +145,7 @@ fn every_command_prints_the_fields_of_the_page() {
         check(&workstation, "`tp gather-logs`", &gather);
 
         let quit = workstation.tp(&["quit", "--output", format]);
-        assert_as_documented("`tp quit`", &object(format, &quit));
+        assert_as_documented("`tp quit`", &printed_object(format, &quit));
     }
     check(&workstation, "`tp version`", &["version"]);
     for shell in ["bash", "zsh", "fish"] {
@@ -182,8 +182,8 @@ fn installing_and_uninstalling_print_the_fields_of_the_page() {
     testbed().install_tp_again();
 
     for (format, removed, installed) in printed {
-        assert_as_documented("`tp uninstall`", &object(format, &removed));
-        assert_as_documented("`tp install`", &object(format, &installed));
+        assert_as_documented("`tp uninstall`", &printed_object(format, &removed));
+        assert_as_documented("`tp install`", &printed_object(format, &installed));
     }
 }
 
@@ -201,6 +201,6 @@ fn standard_output_is_the_commands_alone_when_one_runs_connected() {
         // Nobody but an administrator learns whether it exists.
         let failed = workstation.tp(&[&connect[..], &["no-such", "--", "echo", "mine"]].concat());
         assert_eq!(failed.code(), 77, "{failed}");
-        assert_as_documented("Errors", &object(format, &failed));
+        assert_as_documented("Errors", &printed_object(format, &failed));
     }
 }

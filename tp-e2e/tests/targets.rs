@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use tp_e2e::{
     cluster::{testbed, text},
     process::{PATIENCE, eventually, run},
@@ -94,7 +93,7 @@ fn opens_for_a_node(target: &str) {
 
 /// Refuses at once, and says why.
 #[track_caller]
-fn refuses(workstation: &Workstation, target: &str, why: &str) {
+fn assert_dial_refused(workstation: &Workstation, target: &str, why: &str) {
     let failed = || text(&workstation.status()["datapath"]["last_failed_dial"]);
     // The manager may not know of the endpoints yet.
     let refused = eventually("the refusal", KNOWN, || {
@@ -108,17 +107,10 @@ fn refuses(workstation: &Workstation, target: &str, why: &str) {
     assert!(refused["elapsed_ms"].as_f64() < Some(AT_ONCE), "{refused}");
 }
 
-/// On the first there is the API server as well.
-fn node(name: &str) -> Value {
-    let words = ["get", "node", name, "--output=json"];
-
-    serde_json::from_str(&testbed().kubectl(&words)).expect("kubectl prints JSON")
-}
-
 #[test]
 fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
     let workstation = Workstation::connected(Account::Root, "admin", "shop", &[]);
-    let node = node("node2");
+    let node = testbed().object("default", "node", "node2");
     let addresses = node["status"]["addresses"].as_array();
     let mut addresses = addresses.into_iter().flatten();
     let internal = addresses.find(|address| address["type"] == "InternalIP");
@@ -127,7 +119,7 @@ fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
     let target = format!("{}:{KUBELET}", testbed().service_ip("shop", "e2e-led"));
     opens_for_a_node(&target);
 
-    refuses(&workstation, &target, &format!("{address} is a node's"));
+    assert_dial_refused(&workstation, &target, &format!("{address} is a node's"));
 }
 
 #[test]
@@ -136,18 +128,18 @@ fn a_service_that_leads_to_pods_of_others_takes_a_right_to_all_namespaces() {
     let _led = Led::to("team-b", &testbed().pod_ip("shop", "cell"), 7000);
     let target = format!("{}:7000", testbed().service_ip("team-b", "e2e-led"));
 
-    refuses(&limited, &target, "in all namespaces");
+    assert_dial_refused(&limited, &target, "in all namespaces");
 }
 
 #[test]
 fn an_address_among_the_pods_that_no_pod_has_is_unreachable() {
     let workstation = Workstation::connected(Account::Root, "admin", "shop", &[]);
-    let network = text(&node("node1")["spec"]["podCIDR"]);
+    let network = text(&testbed().object("default", "node", "node1")["spec"]["podCIDR"]);
     let (prefix, _) = network.rsplit_once('.').expect("a network of IPv4");
     let address = format!("{prefix}.250");
     let _of_node = OfNode::add(&address);
     let target = format!("{address}:{KUBELET}");
     opens_for_a_node(&target);
 
-    refuses(&workstation, &target, "no pod or service has it");
+    assert_dial_refused(&workstation, &target, "no pod or service has it");
 }

@@ -14,8 +14,8 @@ const SERVERS: &str = r#"["172.31.0.1:53"]"#;
 fn a_query_of_a_user_with_two_sessions_reaches_the_server_once() {
     let machine = machine();
     let socket = machine.socket();
-    let _first = start(&machine, &socket);
-    let _second = start(&machine, &socket);
+    let _first = start_session_at(&machine, &socket);
+    let _second = start_session_at(&machine, &socket);
 
     assert_query_arrives_once(&machine);
 }
@@ -28,8 +28,8 @@ fn a_query_of_a_user_with_sessions_of_two_root_daemons_reaches_the_server_once()
     let mut command = machine.daemon_command_at(&other, &["--group", &group]);
     let mut daemon = Process::start(&mut command);
     daemon.wait_for_line("Root daemon is ready");
-    let _first = start(&machine, &machine.socket());
-    let _second = start(&machine, &other);
+    let _first = start_session_at(&machine, &machine.socket());
+    let _second = start_session_at(&machine, &other);
 
     assert_query_arrives_once(&machine);
 }
@@ -38,7 +38,7 @@ fn a_query_of_a_user_with_sessions_of_two_root_daemons_reaches_the_server_once()
 fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespace() {
     let machine = Machine::without_daemon(Path::new(HELPER));
     let socket = machine.socket();
-    let words = machine.helper_words(MEMBER, &session(&socket));
+    let words = machine.helper_words(MEMBER, &session_words(&socket));
     let session = words
         .iter()
         .map(|word| format!("'{word}'"))
@@ -60,8 +60,8 @@ fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespa
 }
 
 #[track_caller]
-fn start(machine: &Machine, socket: &str) -> Process {
-    let words = machine.helper_words(MEMBER, &session(socket));
+fn start_session_at(machine: &Machine, socket: &str) -> Process {
+    let words = machine.helper_words(MEMBER, &session_words(socket));
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut session = Process::start(&mut machine.command(&words));
     assert_eq!(session.object()["event"], "ready");
@@ -70,7 +70,7 @@ fn start(machine: &Machine, socket: &str) -> Process {
 }
 
 /// A session whose name server is the neighbour.
-fn session(socket: &str) -> [&str; 6] {
+fn session_words(socket: &str) -> [&str; 6] {
     let own = "/proc/self/ns/net";
 
     ["session", socket, own, r#""user""#, STEER, SERVERS]

@@ -32,7 +32,7 @@ fn confined(machine: &Machine, commands: &str, bounds: &str) -> Vec<String> {
 
 /// The same, ready.
 #[track_caller]
-fn start(machine: &mut Machine, commands: &str, bounds: &str) {
+fn start_confined_daemon(machine: &mut Machine, commands: &str, bounds: &str) {
     let launcher = confined(machine, commands, bounds);
     machine.start_daemon_by(&launcher, &["--group", &MEMBER.to_string()]);
 }
@@ -86,7 +86,7 @@ fn where_proc_sys_is_read_only_and_tun_devices_have_no_file_sessions_open_and_le
     let mut machine = Machine::without_daemon(HELPER.as_ref());
     let before = machine.snapshot();
     let commands = format!("{PROC_SYS_READ_ONLY} && {WITHOUT_DEVICES}");
-    start(&mut machine, &commands, ADDED);
+    start_confined_daemon(&mut machine, &commands, ADDED);
 
     assert_works(&machine, ADDED);
 
@@ -97,7 +97,7 @@ fn where_proc_sys_is_read_only_and_tun_devices_have_no_file_sessions_open_and_le
 #[test]
 fn where_no_tun_device_can_be_had_the_flag_that_gives_it_is_told() {
     let mut machine = Machine::without_daemon(HELPER.as_ref());
-    start(&mut machine, WITHOUT_DEVICES, "-mknod");
+    start_confined_daemon(&mut machine, WITHOUT_DEVICES, "-mknod");
     let before = machine.snapshot();
 
     let refused = refused_session(&machine);

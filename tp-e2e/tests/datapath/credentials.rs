@@ -23,7 +23,7 @@ fn a_session_in_a_user_namespace_gains_no_sight_of_privileged_programs() {
         STEER,
         NAME_SERVERS,
     ];
-    let mut session = start(&machine, &isolated, &words);
+    let mut session = start_isolated(&machine, &isolated, &words);
     let ready = session.object();
     assert_eq!(ready["event"], "ready", "{ready}");
     session.greeting = ready;
@@ -48,7 +48,7 @@ fn a_program_that_is_root_in_a_user_namespace_of_its_user_is_steered() {
     let mut session = machine.session();
     let isolated = ["unshare", "--user", "--map-root-user", "--"];
 
-    let seen = start(&machine, &isolated, &["app", "connect", TARGET]).object();
+    let seen = start_isolated(&machine, &isolated, &["app", "connect", TARGET]).object();
 
     assert_eq!(seen["greeting"], TARGET);
     assert_eq!(session.counter("privileged"), 0);
@@ -102,7 +102,7 @@ fn a_socket_that_is_older_than_its_programs_user_is_steered() {
 }
 
 /// The helper as the member, inside of something else.
-fn start(machine: &Machine, isolated: &[&str], words: &[&str]) -> Process {
+fn start_isolated(machine: &Machine, isolated: &[&str], words: &[&str]) -> Process {
     let program = machine.dir().join("datapath").display().to_string();
     let words = [isolated, &[&program], words].concat();
 

@@ -91,11 +91,11 @@ fn the_range_is_one_that_no_table_no_rule_no_address_and_no_cluster_speaks_of() 
         "scope": "user",
         "avoid": ["252.0.0.0/11", "252.34.0.0/15", "252.36.0.0/14", "252.40.0.0/13", "252.48.0.0/12"],
     });
-    let reply = ask(&machine, &open);
+    let reply = ask_root_daemon(&machine, &open);
     assert_eq!(reply["alias_base"], "252.32.0.0", "{reply}");
 
     let nothing_left = json!({"request": "open", "scope": "user", "avoid": ["252.0.0.0/10"]});
-    let refused = ask(&machine, &nothing_left);
+    let refused = ask_root_daemon(&machine, &nothing_left);
     assert_eq!(refused["kind"], "unsupported", "{refused}");
 }
 
@@ -117,7 +117,7 @@ fn no_program_takes_the_links_address_for_one_of_the_machines() {
 }
 
 /// Asks the root daemon for a bundle with just these words.
-fn ask(machine: &Machine, open: &Value) -> Value {
+fn ask_root_daemon(machine: &Machine, open: &Value) -> Value {
     let script = "\
         import array, os, socket, sys\n\
         root = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n\

@@ -96,7 +96,7 @@ fn an_api_server_behind_kubectl_proxy_is_reached_without_a_scheme() {
 }
 
 /// The certificate of the API server itself.
-fn leaf(desk: &Desk) -> String {
+fn certificate_of_server(desk: &Desk) -> String {
     let ask = "import ssl; print(ssl.get_server_certificate(('172.30.0.11', 6443)))";
 
     desk.workstation
@@ -121,7 +121,8 @@ fn whom_kubectl_trusts_is_trusted() {
     )
     .expect_success();
     let damaged = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
-    desk.workstation.write_file("tried/leaf.pem", &leaf(&desk));
+    desk.workstation
+        .write_file("tried/leaf.pem", &certificate_of_server(&desk));
     desk.workstation.write_file("tried/damaged.pem", damaged);
     desk.workstation
         .write_file("tried/bundle.pem", &format!("words\n{damaged}{authority}"));
@@ -183,7 +184,8 @@ fn whom_kubectl_trusts_is_trusted() {
 #[test]
 fn whomever_to_trust_and_an_authority_are_not_taken_together() {
     let desk = Desk::new();
-    desk.workstation.write_file("tried/leaf.pem", &leaf(&desk));
+    desk.workstation
+        .write_file("tried/leaf.pem", &certificate_of_server(&desk));
     let skip = |it: &mut Value| *cluster(it, "insecure-skip-tls-verify") = true.into();
     let refusal = Some((78, &["tried/config", "insecure-skip-tls-verify"][..]));
 
@@ -205,7 +207,7 @@ fn whomever_to_trust_and_an_authority_are_not_taken_together() {
 }
 
 /// A key on `curve`, as `openssl ecparam` writes it, and a certificate of the developer's for it.
-fn client(desk: &Desk, curve: &str) {
+fn write_client_key(desk: &Desk, curve: &str) {
     let pki = testbed().dir().join("pki");
     let script = format!(
         "cd {} && openssl ecparam -name {curve} -genkey -out key.pem && \
@@ -231,12 +233,12 @@ fn client_keys_are_taken_and_one_of_a_kind_that_is_not_is_named() {
     *user(&mut kubeconfig) =
         json!({"client-certificate": "certificate.pem", "client-key": "key.pem"});
     for curve in ["prime256v1", "secp384r1"] {
-        client(&desk, curve);
+        write_client_key(&desk, curve);
         desk.with(curve, &kubeconfig).expect_success(curve);
     }
 
     // kubectl takes it, and ring does not.
-    client(&desk, "secp521r1");
+    write_client_key(&desk, "secp521r1");
     let file = desk
         .workstation
         .write_file("tried/config", &kubeconfig.to_string());

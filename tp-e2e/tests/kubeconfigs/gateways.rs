@@ -84,7 +84,7 @@ impl Gateway {
 }
 
 /// A kubeconfig that leads to the gateway, for somebody who has nothing to log in with.
-fn kubeconfig(desk: &Desk) -> Value {
+fn kubeconfig_of_gateway(desk: &Desk) -> Value {
     let mut kubeconfig = desk.kubeconfig();
     *cluster(&mut kubeconfig, "server") = "http://127.0.0.1:8443".into();
     *user(&mut kubeconfig) = json!({});
@@ -93,23 +93,23 @@ fn kubeconfig(desk: &Desk) -> Value {
 }
 
 /// Flags that lead to the gateway.
-fn flags(desk: &Desk) -> [String; 2] {
+fn flags_of_gateway(desk: &Desk) -> [String; 2] {
     let file = desk
         .workstation
-        .write_file("tried/config", &kubeconfig(desk).to_string());
+        .write_file("tried/config", &kubeconfig_of_gateway(desk).to_string());
 
     ["--kubeconfig".to_owned(), file.display().to_string()]
 }
 
 /// An answer of HTTP.
-fn answer(status: &str, body: &str) -> String {
+fn http_answer(status: &str, body: &str) -> String {
     let size = body.len();
 
     format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n{body}")
 }
 
 /// In the words of an API server.
-fn status(code: u16, reason: &str) -> String {
+fn status_answer(code: u16, reason: &str) -> String {
     let status = json!({
         "kind": "Status",
         "apiVersion": "v1",
@@ -119,7 +119,7 @@ fn status(code: u16, reason: &str) -> String {
         "code": code,
     });
 
-    answer(&format!("{code} {reason}"), &status.to_string())
+    http_answer(&format!("{code} {reason}"), &status.to_string())
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn nobody_is_shown_credentials_where_everybody_can_read_them() {
         ),
         ("a plugin, which fails", json!({"exec": plugin})),
     ] {
-        let mut kubeconfig = kubeconfig(&desk);
+        let mut kubeconfig = kubeconfig_of_gateway(&desk);
         *user(&mut kubeconfig) = credentials;
         desk.with(name, &kubeconfig).expect_success(name);
 
@@ -155,7 +155,7 @@ fn nobody_is_shown_credentials_where_everybody_can_read_them() {
 fn is_passed_by_spdy(name: &str, answer: &str) {
     let desk = Desk::new();
     let _gateway = Gateway::start(&desk, answer, &["websocket"]);
-    let flags = flags(&desk);
+    let flags = flags_of_gateway(&desk);
     let flags = flags.each_ref().map(String::as_str);
     let forward = [
         "kubectl",
@@ -183,11 +183,11 @@ fn is_passed_by_spdy(name: &str, answer: &str) {
 #[test]
 fn a_gateway_that_passes_no_websocket_is_passed_by_spdy_as_kubectl_does() {
     for (name, answer) in [
-        ("a page", answer("403 Forbidden", PAGE)),
-        ("a page that is no error", answer("200 OK", PAGE)),
-        ("a bad request", status(400, "BadRequest")),
+        ("a page", http_answer("403 Forbidden", PAGE)),
+        ("a page that is no error", http_answer("200 OK", PAGE)),
+        ("a bad request", status_answer(400, "BadRequest")),
         // As it is for who may create port-forwards and not get them.
-        ("forbidden", status(403, "Forbidden")),
+        ("forbidden", status_answer(403, "Forbidden")),
         ("the API server's, which is not asked", String::new()),
     ] {
         is_passed_by_spdy(name, &answer);
@@ -197,9 +197,9 @@ fn a_gateway_that_passes_no_websocket_is_passed_by_spdy_as_kubectl_does() {
 #[test]
 fn a_gateway_that_passes_no_upgrade_at_all_is_named_as_the_reason() {
     let desk = Desk::new();
-    let page = answer("403 Forbidden", PAGE);
+    let page = http_answer("403 Forbidden", PAGE);
     let _gateway = Gateway::start(&desk, &page, &["websocket", "spdy/3.1"]);
-    let flags = flags(&desk);
+    let flags = flags_of_gateway(&desk);
 
     let begin = std::time::Instant::now();
     let refused = desk.connect(&flags.each_ref().map(String::as_str), &[]);

@@ -83,7 +83,13 @@ impl Proxy {
 
 /// Both succeed, and both ask the proxy for the same, which is nothing if they go directly.
 #[track_caller]
-fn alike(desk: &Desk, proxy: &Proxy, name: &str, variables: &[(&str, &str)], is_direct: bool) {
+fn assert_alike(
+    desk: &Desk,
+    proxy: &Proxy,
+    name: &str,
+    variables: &[(&str, &str)],
+    is_direct: bool,
+) {
     proxy.asked();
     desk.kubectl(&[], variables).expect_success();
     let by_kubectl = proxy.asked();
@@ -111,12 +117,12 @@ fn the_proxy_of_the_environment_is_used_where_kubectl_uses_it() {
             ("HTTPS_PROXY", "http://127.0.0.1:3128"),
             ("NO_PROXY", no_proxy),
         ];
-        alike(&desk, &proxy, no_proxy, &variables, is_direct);
+        assert_alike(&desk, &proxy, no_proxy, &variables, is_direct);
     }
     for value in ["127.0.0.1:3128", "socks5://127.0.0.1:3128"] {
-        alike(&desk, &proxy, value, &[("https_proxy", value)], false);
+        assert_alike(&desk, &proxy, value, &[("https_proxy", value)], false);
     }
-    alike(
+    assert_alike(
         &desk,
         &proxy,
         "of HTTP",
@@ -135,7 +141,7 @@ fn the_machine_itself_is_asked_without_a_proxy() {
     ]);
 
     let variables = [("HTTPS_PROXY", "http://127.0.0.1:3128")];
-    alike(&desk, &proxy, "loopback", &variables, true);
+    assert_alike(&desk, &proxy, "loopback", &variables, true);
 }
 
 #[test]
@@ -146,7 +152,7 @@ fn the_proxy_of_the_kubeconfig_comes_before_the_environment() {
         .set_cluster(&[("proxy-url", "http://u%40x:p%3Aw@127.0.0.1:3128")]);
 
     let variables = [("HTTPS_PROXY", "http://192.0.2.1:1"), ("NO_PROXY", "*")];
-    alike(&desk, &proxy, "proxy-url", &variables, false);
+    assert_alike(&desk, &proxy, "proxy-url", &variables, false);
 }
 
 #[test]

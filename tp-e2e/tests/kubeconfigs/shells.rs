@@ -11,7 +11,7 @@ use super::login::Login;
 
 /// A session that was started in a shell with these variables.
 #[track_caller]
-fn session(login: &Login, variables: &[(&str, &str)]) -> Running {
+fn start_session(login: &Login, variables: &[(&str, &str)]) -> Running {
     let mut session = Running::start(&mut login.desk.command(&["tp-session"], variables));
     let socket = login.desk.workstation.session_socket();
     eventually("the session to listen", PATIENCE, || {
@@ -27,7 +27,7 @@ fn session(login: &Login, variables: &[(&str, &str)]) -> Running {
 }
 
 #[track_caller]
-fn is_connected_to(workstation: &Workstation, session: &Running) {
+fn assert_connected_to(workstation: &Workstation, session: &Running) {
     assert_eq!(workstation.session_pid(), session.pid());
 }
 
@@ -41,10 +41,10 @@ fn a_plugin_goes_by_the_shell_that_asks() {
     "#;
     let login = Login::new(script, "IfAvailable");
     // A session ends with the command that failed, so that no `tp connect` leaves one for the next.
-    let session = session(&login, &[("AWS_PROFILE", "nobody")]);
+    let session = start_session(&login, &[("AWS_PROFILE", "nobody")]);
 
     login.connect(&[("AWS_PROFILE", "robot")]).expect_success();
-    is_connected_to(&login.desk.workstation, &session);
+    assert_connected_to(&login.desk.workstation, &session);
     let profiles = login.text("profiles");
     assert!(profiles.lines().count() > 1, "the session's own run");
     assert!(profiles.lines().all(|it| it == "robot"), "{profiles}");
@@ -54,7 +54,7 @@ fn a_plugin_goes_by_the_shell_that_asks() {
     let other = login.connect(&[("AWS_PROFILE", "nobody")]);
     assert_eq!(other.code(), 78, "{other}");
     assert!(!login.runs().is_empty());
-    is_connected_to(&login.desk.workstation, &session);
+    assert_connected_to(&login.desk.workstation, &session);
     login.desk.tp(&["quit"], &[]).expect_success();
 }
 
