@@ -95,9 +95,9 @@ enum Loses {
 
 impl Lab {
     /// A session over UDP, on a path with losses.
-    async fn over(&mut self, loses: Loses) -> (Tunnel, Peer, Relay) {
+    async fn over(&mut self, loses: Loses) -> (Tunnel, Peer, LossyRelay) {
         let (tunnel, peer) = self.pair(PathChoice::Auto).await;
-        let relay = Relay::new(self.udp, loses).await;
+        let relay = LossyRelay::new(self.udp, loses).await;
         tunnel.set_candidates(vec![relay.address]);
         on_path(&tunnel, PathKind::Udp).await;
 
@@ -105,14 +105,14 @@ impl Lab {
     }
 }
 
-struct Relay {
+struct LossyRelay {
     address: SocketAddr,
     /// Batches of QUIC that came from either end.
     batches: Arc<AtomicUsize>,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
-impl Relay {
+impl LossyRelay {
     async fn new(server: SocketAddr, loses: Loses) -> Self {
         let near = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         let far = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());

@@ -9,7 +9,7 @@ use tp_proto::tunnel::{
 };
 use tp_transport::{Accepted, Dialed, FlowError, OpenError, PathChoice, Peer, ResetCode, Tunnel};
 
-use crate::support::{Lab, echo, flow_pair, pattern, target, within};
+use crate::support::{Lab, both_ways, echo, flow_pair, pattern, target, within};
 
 #[tokio::test]
 async fn a_flow_echoes() {
@@ -61,12 +61,7 @@ async fn dials_that_wait_for_their_targets_hold_up_no_other() {
 async fn a_half_close_leaves_the_other_direction_open_both_ways() {
     let mut lab = Lab::new();
     let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    for client_first in [true, false] {
-        let (near, far) = flow_pair(&tunnel, &peer).await;
-        let (first, second) = match client_first {
-            true => (near, far),
-            false => (far, near),
-        };
+    for (first, second) in both_ways(&tunnel, &peer).await {
         let ((mut send, mut recv), (mut other_send, mut other_recv)) =
             (first.split(), second.split());
 
@@ -86,12 +81,7 @@ async fn a_half_close_leaves_the_other_direction_open_both_ways() {
 async fn a_reset_arrives_as_a_reset_both_ways() {
     let mut lab = Lab::new();
     let (tunnel, peer) = lab.pair(PathChoice::StreamOnly).await;
-    for client_first in [true, false] {
-        let (near, far) = flow_pair(&tunnel, &peer).await;
-        let (first, second) = match client_first {
-            true => (near, far),
-            false => (far, near),
-        };
+    for (first, second) in both_ways(&tunnel, &peer).await {
         let (mut send, mut recv) = second.split();
 
         first.reset(ResetCode::Reset);

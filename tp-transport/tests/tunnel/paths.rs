@@ -1,5 +1,4 @@
 use std::{
-    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,10 +11,13 @@ use tokio::{
     task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::task::AbortOnDropHandle;
 use tp_transport::{ClosedReason, Dialed, OpenError, PathChoice, PathKind, Peer, Tunnel};
 
-use crate::support::{Lab, echo, exchange, flow_pair, on_path, pattern, target, within};
+use crate::support::{
+    Lab, echo, exchange, flow_pair, on_path, pattern,
+    relay::{Relay, connected_to},
+    target, within,
+};
 
 #[tokio::test]
 async fn a_tunnel_moves_to_udp_and_the_server_follows() {
@@ -48,10 +50,10 @@ async fn a_transfer_survives_the_move_to_udp_byte_for_byte() {
 #[tokio::test]
 async fn a_transfer_survives_udp_falling_silent() {
     let mut lab = Lab::new();
-    let (tunnel, peer, relay) = relayed_pair(&mut lab).await;
+    let (tunnel, peer, path) = cuttable_pair(&mut lab).await;
     let _echo = echo(peer);
 
-    let passes = Arc::clone(&relay.passes);
+    let passes = Arc::clone(&path.passes);
     exchange(&tunnel, 96 << 20, move || {
         passes.store(false, Ordering::Relaxed);
     })
@@ -65,11 +67,11 @@ async fn a_transfer_survives_udp_falling_silent() {
 #[tokio::test]
 async fn silence_on_udp_is_noticed_soon() {
     let mut lab = Lab::new();
-    let (tunnel, peer, relay) = relayed_pair(&mut lab).await;
+    let (tunnel, peer, path) = cuttable_pair(&mut lab).await;
     let _echo = echo(peer);
 
     let started = Instant::now();
-    relay.passes.store(false, Ordering::Relaxed);
+    path.passes.store(false, Ordering::Relaxed);
     exchange(&tunnel, 1000, || {}).await;
 
     assert!(
@@ -232,55 +234,25 @@ async fn breakable_pair(lab: &mut Lab, choice: PathChoice) -> (Tunnel, Peer, Abo
     (tunnel, peer, link)
 }
 
-/// Both ends of an admitted session on a UDP path that can be cut.
-async fn relayed_pair(lab: &mut Lab) -> (Tunnel, Peer, Relay) {
+/// A UDP path that can be cut.
+struct Cuttable {
+    passes: Arc<AtomicBool>,
+    _relay: Relay,
+}
+
+/// Both ends of an admitted session on such a path.
+async fn cuttable_pair(lab: &mut Lab) -> (Tunnel, Peer, Cuttable) {
     let (tunnel, peer) = lab.pair(PathChoice::Auto).await;
-    let relay = Relay::new(lab.udp).await;
+    let passes = Arc::new(AtomicBool::new(true));
+    let open = Arc::clone(&passes);
+    let far = Arc::new(connected_to(lab.udp).await);
+    let relay = Relay::start(far, move |_, _| open.load(Ordering::Relaxed)).await;
     tunnel.set_candidates(vec![relay.address]);
     on_path(&tunnel, PathKind::Udp).await;
 
-    (tunnel, peer, relay)
-}
-
-/// A UDP path that can be cut.
-struct Relay {
-    address: SocketAddr,
-    passes: Arc<AtomicBool>,
-    _task: AbortOnDropHandle<()>,
-}
-
-impl Relay {
-    async fn new(server: SocketAddr) -> Self {
-        let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        far.connect(server).await.unwrap();
-        let address = near.local_addr().unwrap();
-        let passes = Arc::new(AtomicBool::new(true));
-        let open = Arc::clone(&passes);
-        let task = tokio::spawn(async move {
-            let (mut up, mut down) = ([0; 2048], [0; 2048]);
-            let mut client = None;
-            loop {
-                tokio::select! {
-                    Ok((length, from)) = near.recv_from(&mut up) => {
-                        client = Some(from);
-                        if open.load(Ordering::Relaxed) {
-                            let _ = far.send(&up[..length]).await;
-                        }
-                    }
-                    Ok(length) = far.recv(&mut down) => {
-                        if let Some(client) = client && open.load(Ordering::Relaxed) {
-                            let _ = near.send_to(&down[..length], client).await;
-                        }
-                    }
-                }
-            }
-        });
-
-        Self {
-            address,
-            passes,
-            _task: AbortOnDropHandle::new(task),
-        }
-    }
+    let path = Cuttable {
+        passes,
+        _relay: relay,
+    };
+    (tunnel, peer, path)
 }

@@ -8,10 +8,13 @@ use std::{
 };
 
 use tokio::{net::UdpSocket, time::timeout};
-use tokio_util::task::AbortOnDropHandle;
 use tp_transport::{PathChoice, PathKind, Tunnel};
 
-use crate::support::{Lab, echo, exchange, on_path, within};
+use crate::support::{
+    Lab, echo, exchange, on_path,
+    relay::{End, Relay, connected_to},
+    within,
+};
 
 /// How long an answer to a stranger is waited for.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -20,8 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 async fn a_stranger_gets_nothing_back_whatever_he_sends() {
     let mut lab = Lab::new();
     let (_tunnel, _peer) = lab.udp_pair().await;
-    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    stranger.connect(lab.udp).await.unwrap();
+    let stranger = connected_to(lab.udp).await;
 
     // A QUIC Initial of version 1, of an unknown version, a short header, a probe without a key,
     // nothing, and noise.
@@ -54,8 +56,7 @@ async fn a_replayed_probe_is_answered_to_nobody_and_wins_no_address() {
     let (probe, answered) = within("a probe", tap.first_probe()).await;
     assert!(answered);
 
-    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    stranger.connect(lab.udp).await.unwrap();
+    let stranger = connected_to(lab.udp).await;
     stranger.send(&probe).await.unwrap();
     for changed in [0, 1, 9, 16, 700, probe.len() - 1] {
         let mut forged = probe.clone();
@@ -119,8 +120,7 @@ struct Tap {
 impl Tap {
     async fn new(server: SocketAddr) -> Self {
         let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        far.connect(server).await.unwrap();
+        let far = connected_to(server).await;
         let address = near.local_addr().unwrap();
 
         Self { near, far, address }
@@ -148,53 +148,37 @@ struct Thief {
     long_headers: Arc<AtomicUsize>,
     steals: Arc<AtomicBool>,
     stolen: Arc<AtomicUsize>,
-    _task: AbortOnDropHandle<()>,
+    _relay: Relay,
 }
 
 impl Thief {
     /// Returns when the client's packets go by way of the thief.
     async fn between(tunnel: &Tunnel, server: SocketAddr) -> Self {
-        let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = near.local_addr().unwrap();
-        let [proven, own] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
-        let [proven, own] = [proven, own].map(|socket| {
-            socket.connect(server).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            Arc::new(UdpSocket::from_std(socket).unwrap())
-        });
+        let [proven, own] = [connected_to(server).await, connected_to(server).await].map(Arc::new);
         let [long_headers, stolen] = [(); 2].map(|()| Arc::<AtomicUsize>::default());
         let steals = Arc::<AtomicBool>::default();
-        let (thief, far) = (Arc::clone(&own), Arc::clone(&proven));
-        let (stealing, counted) = (Arc::clone(&steals), Arc::clone(&stolen));
-        let seen = Arc::clone(&long_headers);
-        let task = tokio::spawn(async move {
-            let (mut up, mut down) = ([0; 2048], [0; 2048]);
-            let mut client = None;
-            loop {
-                tokio::select! {
-                    Ok((length, from)) = near.recv_from(&mut up) => {
-                        client = Some(from);
-                        let (packet, stealing) = (&up[..length], stealing.load(Ordering::Relaxed));
-                        let is_short_header = packet.first().is_some_and(|it| it & 0xc0 == 0x40);
-                        if !stealing {
-                            let _ = far.send(packet).await;
-                        } else if is_short_header && thief.send(packet).await.is_ok() {
-                            counted.fetch_add(1, Ordering::Relaxed);
-                        }
+        let (thief, stealing) = (Arc::clone(&own), Arc::clone(&steals));
+        let (seen, counted) = (Arc::clone(&long_headers), Arc::clone(&stolen));
+        let passes = move |from, packet: &[u8]| {
+            let (form, stealing) = (packet.first(), stealing.load(Ordering::Relaxed));
+            match from {
+                End::Client => {
+                    let is_short_header = form.is_some_and(|it| it & 0xc0 == 0x40);
+                    if stealing && is_short_header && thief.try_send(packet).is_ok() {
+                        counted.fetch_add(1, Ordering::Relaxed);
                     }
-                    Ok(length) = far.recv(&mut down) => {
-                        if down[..length].first().is_some_and(|it| it & 0xc0 == 0xc0) {
-                            seen.fetch_add(1, Ordering::Relaxed);
-                        }
-                        if let Some(client) = client && !stealing.load(Ordering::Relaxed) {
-                            let _ = near.send_to(&down[..length], client).await;
-                        }
+                }
+                End::Server => {
+                    if form.is_some_and(|it| it & 0xc0 == 0xc0) {
+                        seen.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             }
-        });
+            !stealing
+        };
+        let relay = Relay::start(Arc::clone(&proven), passes).await;
 
-        tunnel.set_candidates(vec![address]);
+        tunnel.set_candidates(vec![relay.address]);
         on_path(tunnel, PathKind::Udp).await;
 
         Self {
@@ -203,7 +187,7 @@ impl Thief {
             long_headers,
             steals,
             stolen,
-            _task: AbortOnDropHandle::new(task),
+            _relay: relay,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A server that admits one session, and echoes.
 
+pub(crate) mod relay;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -178,6 +180,14 @@ pub(crate) async fn flow_pair(tunnel: &Tunnel, peer: &Peer) -> (Flow, Flow) {
         Dialed::Connected(flow) => (flow, accepted),
         Dialed::Refused { outcome, reason } => panic!("refused: {outcome:?} {reason}"),
     }
+}
+
+/// A flow that begins with the client's end, and another with the server's.
+pub(crate) async fn both_ways(tunnel: &Tunnel, peer: &Peer) -> [(Flow, Flow); 2] {
+    let forth = flow_pair(tunnel, peer).await;
+    let (near, far) = flow_pair(tunnel, peer).await;
+
+    [forth, (far, near)]
 }
 
 /// Answers every dial with an echo, until the peer ends.
