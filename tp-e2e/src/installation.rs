@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    applied::{Subject, right},
     cluster::{Testbed, testbed},
     process::{Finished, run},
     programs::programs,
@@ -40,7 +41,11 @@ impl Testbed {
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         if !*installed {
             self.install_tp_again();
-            self.kubectl_apply(GRANTS);
+            self.kubectl_apply(
+                &RIGHTS
+                    .map(|(name, namespace, person)| right(name, namespace, Subject::User(person)))
+                    .concat(),
+            );
             *installed = true;
         }
     }
@@ -95,30 +100,17 @@ impl Testbed {
     }
 }
 
+/// Who may reach what in all tests: name of the binding, namespace, person.
+const RIGHTS: [(&str, &str, &str); 3] = [
+    ("e2e-dev", "shop", "dev"),
+    ("e2e-dev", "team-b", "dev"),
+    ("e2e-limited", "team-b", "limited"),
+];
+
 const CONNECT: &str = "
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata: {name: e2e-connect, namespace: tp-system}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: tp-connect}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: \"system:authenticated\"}]
-";
-
-const GRANTS: &str = "
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: e2e-dev, namespace: shop}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: e2e-dev, namespace: team-b}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: e2e-limited, namespace: team-b}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: limited}]
 ";

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod api_server;
+pub mod applied;
 pub mod batches;
 pub mod cluster;
 pub mod conditions;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use tp_e2e::{
+    applied::{Applied, Subject, right},
     cluster::testbed,
     process::{Running, eventually},
     user::Account,
@@ -45,13 +46,11 @@ print(json.dumps({"asked": asked, "wrong": wrong[:20], "wrongs": len(wrong)}))
 "#;
 
 /// Objects that are gone again when this is dropped.
-struct Made(Vec<Vec<String>>);
+struct Changed(Vec<Applied>);
 
-impl Made {
+impl Changed {
     fn make(&mut self, manifest: &str, deletion: &[&str]) {
-        self.0
-            .push(deletion.iter().map(|&word| word.to_owned()).collect());
-        testbed().kubectl_apply(manifest);
+        self.0.push(Applied::new(manifest, deletion));
     }
 
     /// A node that nothing runs on, with a block of pod addresses.
@@ -89,24 +88,6 @@ impl Made {
             &status,
         ]);
     }
-
-    fn delete(&mut self) {
-        for words in self.0.drain(..) {
-            delete(&words);
-        }
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        self.delete();
-    }
-}
-
-fn delete(words: &[String]) {
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let fixed = ["delete", "--ignore-not-found", "--wait=false"];
-    testbed().kubectl(&[&fixed[..], &words].concat());
 }
 
 fn keep_asking(workstation: &Workstation, names: &[(String, String)]) -> Running {
@@ -174,7 +155,7 @@ fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
     let begin = Instant::now();
     let mut asking = keep_asking(&workstation, &stay);
     let mut changes = 0;
-    let mut made = Made(Vec::new());
+    let mut made = Changed(Vec::new());
     for round in 0..ROUNDS {
         let namespace = format!("e2e-later-{person}-{round}");
         let service = format!("late.{namespace}");
@@ -182,11 +163,8 @@ fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
             &format!(
                 "{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}\n---\n\
                  {{apiVersion: v1, kind: Service, metadata: {{name: late, namespace: {namespace}}}, \
-                 spec: {{ports: [{{port: 80}}]}}}}\n---\n\
-                 {{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, \
-                 metadata: {{name: late, namespace: {namespace}}}, \
-                 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}}, \
-                 subjects: [{{kind: User, name: {person}, apiGroup: rbac.authorization.k8s.io}}]}}"
+                 spec: {{ports: [{{port: 80}}]}}}}\n{}",
+                right("late", &namespace, Subject::User(person))
             ),
             &["namespace", &namespace],
         );
@@ -200,11 +178,11 @@ fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
         await_steering(&workstation, &block, true);
         changes += 2;
         if round % 2 == 0 {
-            delete(&["rolebinding", "late", "--namespace", &namespace].map(str::to_owned));
+            testbed().take_right("late", &namespace);
             await_resolving(&workstation, &service, false);
             changes += 1;
         }
-        made.delete();
+        made.0.clear();
         await_steering(&workstation, &block, false);
         await_resolving(&workstation, &service, false);
         changes += 2;

@@ -1,27 +1,15 @@
 //! Names of others that look like the cluster's.
 
-use tp_e2e::{cluster::testbed, user::Account, workstation::Workstation};
+use tp_e2e::{
+    applied::{Applied, Subject, right},
+    cluster::testbed,
+    user::Account,
+    workstation::Workstation,
+};
 
 const NAME_SERVER: &str = "172.30.0.53:53";
 /// A, AAAA, MX, HTTPS, SRV, TXT.
 const TYPES: [u16; 6] = [1, 28, 15, 65, 33, 16];
-
-/// What is deleted when this is dropped.
-struct Made(&'static [&'static str]);
-
-impl Made {
-    fn apply(manifest: &str, deletion: &'static [&'static str]) -> Self {
-        let made = Self(deletion);
-        testbed().kubectl_apply(manifest);
-        made
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        testbed().kubectl(&[&["delete", "--ignore-not-found", "--wait=false"], self.0].concat());
-    }
-}
 
 fn query(name: &str, kind: u16) -> String {
     let mut hex = "471101000001000000000000".to_owned();
@@ -53,7 +41,7 @@ fn assert_as_without_tp(workstation: &Workstation, names: &[&str]) {
 #[test]
 fn a_service_named_like_the_end_of_a_foreign_name_does_not_take_it() {
     let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
-    let _made = Made::apply(
+    let _made = Applied::new(
         "{apiVersion: v1, kind: Service, metadata: {name: test, namespace: shop}, \
          spec: {ports: [{port: 80}]}}",
         &["service", "test", "--namespace=shop"],
@@ -70,7 +58,7 @@ fn a_service_named_like_the_end_of_a_foreign_name_does_not_take_it() {
 #[test]
 fn a_headless_service_has_only_the_names_that_the_cluster_has_below_it() {
     let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
-    let _made = Made::apply(
+    let _made = Applied::new(
         "{apiVersion: v1, kind: Service, metadata: {name: test, namespace: shop}, \
          spec: {clusterIP: None, selector: {app: cell}, ports: [{port: 7000}]}}\n---\n\
          {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, \
@@ -88,18 +76,13 @@ fn a_headless_service_has_only_the_names_that_the_cluster_has_below_it() {
 #[test]
 fn a_namespace_named_like_the_end_of_a_foreign_name_has_only_its_services() {
     let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
-    let _made = Made::apply(
-        "{apiVersion: v1, kind: Namespace, metadata: {name: test}}\n---\n\
-         {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, \
-         metadata: {name: e2e-dev, namespace: test}, \
-         roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}, \
-         subjects: [{kind: User, name: dev, apiGroup: rbac.authorization.k8s.io}]}\n---\n\
+    let objects = "{apiVersion: v1, kind: Namespace, metadata: {name: test}}\n---\n\
          {apiVersion: v1, kind: Service, metadata: {name: web, namespace: test}, \
          spec: {ports: [{port: 80}]}}\n---\n\
          {apiVersion: v1, kind: Service, metadata: {name: corp, namespace: test}, \
-         spec: {clusterIP: None, ports: [{port: 80}]}}",
-        &["namespace", "test"],
-    );
+         spec: {clusterIP: None, ports: [{port: 80}]}}\n";
+    let right = right("e2e-dev", "test", Subject::User("dev"));
+    let _made = Applied::new(&format!("{objects}{right}"), &["namespace", "test"]);
     let address = testbed().service_ip("test", "web");
     workstation.expect_address("web.test", &address);
 
@@ -109,7 +92,7 @@ fn a_namespace_named_like_the_end_of_a_foreign_name_has_only_its_services() {
 #[test]
 fn an_ipv6_address_that_cannot_be_reached_is_not_given() {
     let workstation = Workstation::shared();
-    let _made = Made::apply(
+    let _made = Applied::new(
         "{apiVersion: v1, kind: Service, metadata: {name: e2e-both, namespace: shop}, \
          spec: {clusterIP: None, ports: [{port: 80}]}}\n---\n\
          {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: e2e-both-4, \

@@ -48,7 +48,7 @@ fn namespaces() -> String {
 
 /// What the flags say, as the cluster has it.
 #[derive(Debug, PartialEq, Eq)]
-struct Made {
+struct Installed {
     replicas: Option<u64>,
     pull_policy: String,
     arguments: Vec<String>,
@@ -56,7 +56,7 @@ struct Made {
     exposed: Vec<String>,
 }
 
-impl Made {
+impl Installed {
     fn read() -> Self {
         let texts = |values: &Value, field: &str| -> Vec<String> {
             let values = values.as_array().cloned().unwrap_or_default();
@@ -96,19 +96,19 @@ fn each_flag_makes_its_field_and_the_next_install_takes_it_away() {
                 "--wait",
             ])
             .expect_success();
-        let all = Made::read();
+        let all = Installed::read();
         testbed()
             .tp_install(&["--expose=none", "--wait"])
             .expect_success();
-        let plain = Made::read();
+        let plain = Installed::read();
         testbed()
             .tp_install(&["--expose=loadbalancer", "--wait"])
             .expect_success();
-        let balanced = Made::read();
+        let balanced = Installed::read();
 
         assert_eq!(
             all,
-            Made {
+            Installed {
                 replicas: Some(2),
                 pull_policy: "Never".into(),
                 arguments: owned(&["--allow=nodes", "--allow=api-server"]),
@@ -116,7 +116,7 @@ fn each_flag_makes_its_field_and_the_next_install_takes_it_away() {
                 exposed: owned(&["NodePort", "NodePort"]),
             }
         );
-        let mut expected = Made {
+        let mut expected = Installed {
             replicas: Some(1),
             pull_policy: "IfNotPresent".into(),
             arguments: Vec::new(),

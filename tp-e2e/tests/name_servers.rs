@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tp_e2e::{
+    applied::Applied,
     cluster::{Impairment, testbed},
     lock::alone,
     name_server::{NameServer, ResolvConf, Route, SERVER, ask, connected_behind},
@@ -281,7 +282,7 @@ fn a_connection_that_the_name_server_resets_is_reset() {
 fn a_long_answer_of_the_cluster_arrives_though_the_name_server_serves_no_tcp() {
     let _alone = alone();
     let (workstation, _server, _changed) = connected_behind(&["no-tcp"], "");
-    let many = Many::apply();
+    let many = many();
 
     let found = eventually("all addresses", Duration::from_secs(10), || {
         // Without EDNS 512 bytes hold fewer: dig comes back by TCP.
@@ -292,7 +293,7 @@ fn a_long_answer_of_the_cluster_arrives_though_the_name_server_serves_no_tcp() {
             .lines()
             .filter(|line| line.starts_with("10.244."))
             .count();
-        if found == Many::COUNT {
+        if found == MANY {
             Ok(found)
         } else {
             Err(said.to_string())
@@ -300,48 +301,33 @@ fn a_long_answer_of_the_cluster_arrives_though_the_name_server_serves_no_tcp() {
     });
     drop(many);
 
-    assert_eq!(found, Many::COUNT);
+    assert_eq!(found, MANY);
 }
 
-/// A headless service with many addresses; gone when dropped.
-struct Many;
+/// Addresses that fit no answer of 512 bytes.
+const MANY: usize = 60;
 
-impl Many {
-    const COUNT: usize = 60;
-
-    fn apply() -> Self {
-        let endpoints: Vec<String> = (0..Self::COUNT)
-            .map(|n| {
-                format!(
-                    "{{addresses: [10.244.0.{}], conditions: {{ready: true}}}}",
-                    180 + n
-                )
-            })
-            .collect();
-        testbed().kubectl_apply(&format!(
+/// A headless service with so many addresses.
+fn many() -> Applied {
+    let endpoints: Vec<String> = (0..MANY)
+        .map(|n| {
+            format!(
+                "{{addresses: [10.244.0.{}], conditions: {{ready: true}}}}",
+                180 + n
+            )
+        })
+        .collect();
+    Applied::new(
+        &format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: many, namespace: shop}}, \
              spec: {{clusterIP: None, ports: [{{port: 80}}]}}}}\n---\n\
              {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: many-1, \
              namespace: shop, labels: {{kubernetes.io/service-name: many}}}}, addressType: IPv4, \
              ports: [{{port: 80}}], endpoints: [{}]}}\n",
             endpoints.join(", ")
-        ));
-
-        Self
-    }
-}
-
-impl Drop for Many {
-    fn drop(&mut self) {
-        testbed().kubectl(&[
-            "delete",
-            "service,endpointslice",
-            "many",
-            "many-1",
-            "--namespace=shop",
-            "--ignore-not-found",
-        ]);
-    }
+        ),
+        &["--namespace=shop", "service/many", "endpointslice/many-1"],
+    )
 }
 
 #[test]

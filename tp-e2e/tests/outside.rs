@@ -4,19 +4,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tp_e2e::{
-    cluster::testbed,
+    applied::Applied,
     far_host::{ADDED, FarHost},
     user::Account,
     workstation::Workstation,
 };
 
 /// A headless service whose endpoint somebody entered by hand.
-struct Legacy;
-
-impl Legacy {
-    fn make() -> Self {
-        let this = Self;
-        testbed().kubectl_apply(&format!(
+fn legacy_service() -> Applied {
+    Applied::new(
+        &format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: e2e-legacy, namespace: shop}}, \
              spec: {{clusterIP: None, ports: [{{port: 7998}}]}}}}\n---\n\
              {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, \
@@ -24,22 +21,13 @@ impl Legacy {
              labels: {{kubernetes.io/service-name: e2e-legacy}}}}, \
              addressType: IPv4, ports: [{{port: 7998}}], \
              endpoints: [{{addresses: [{ADDED}], conditions: {{ready: true}}}}]}}"
-        ));
-        this
-    }
-}
-
-impl Drop for Legacy {
-    fn drop(&mut self) {
-        testbed().kubectl(&[
-            "delete",
-            "--ignore-not-found",
-            "--wait=false",
+        ),
+        &[
             "--namespace=shop",
             "service/e2e-legacy",
             "endpointslice/e2e-legacy-1",
-        ]);
-    }
+        ],
+    )
 }
 
 fn outside(workstation: &Workstation) -> Value {
@@ -57,7 +45,7 @@ fn connected_where_the_name_leads_outside(account: Account, person: &str) -> Wor
 #[test]
 fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
     let mut beyond = FarHost::with_pages();
-    let _legacy = Legacy::make();
+    let _legacy = legacy_service();
     let workstation = connected_where_the_name_leads_outside(Account::Root, "admin");
 
     let page = workstation
@@ -79,7 +67,7 @@ fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
 #[test]
 fn a_name_that_leads_outside_is_refused_at_once_to_who_may_not() {
     let _beyond = FarHost::with_pages();
-    let _legacy = Legacy::make();
+    let _legacy = legacy_service();
     let workstation = connected_where_the_name_leads_outside(Account::Member, "dev");
 
     let begin = Instant::now();

@@ -13,6 +13,7 @@ use std::{
 use serde_json::json;
 use tempfile::TempDir;
 use tp_e2e::{
+    applied::Robot,
     cluster::{testbed, text},
     far_host::{ADDED, FarHost},
     files::read_json,
@@ -85,42 +86,6 @@ fn cluster_and_user_flags_replace_those_of_the_context() {
     assert_eq!(seen["end"], "fin", "{seen}");
 }
 
-/// A service account that may connect to shop; gone when dropped.
-struct Robot;
-
-impl Robot {
-    const NAME: &str = "e2e-token";
-
-    fn make() -> Self {
-        testbed().kubectl_apply(&format!(
-            "{{apiVersion: v1, kind: ServiceAccount, metadata: {{name: {0}, namespace: shop}}}}\n\
-             ---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\n\
-             metadata: {{name: {0}, namespace: shop}}\n\
-             roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}}\n\
-             subjects: [{{kind: ServiceAccount, name: {0}, namespace: shop}}]\n",
-            Self::NAME
-        ));
-        Self
-    }
-
-    fn user() -> String {
-        format!("system:serviceaccount:shop:{}", Self::NAME)
-    }
-
-    fn token() -> String {
-        let made = testbed().kubectl(&["create", "token", Self::NAME, "--namespace=shop"]);
-        made.trim().to_owned()
-    }
-}
-
-impl Drop for Robot {
-    fn drop(&mut self) {
-        for kind in ["rolebinding", "serviceaccount"] {
-            testbed().kubectl(&["delete", kind, Self::NAME, "--namespace=shop"]);
-        }
-    }
-}
-
 /// Where the service account of a pod is, mounted by the kubelet; here by hand, in a mount
 /// namespace of the test's own.
 const MOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
@@ -148,12 +113,12 @@ impl Drop for MountPoint {
 #[test]
 fn without_a_kubeconfig_the_service_account_of_a_pod_connects() {
     let workstation = Workstation::new(Account::Root, "admin");
-    let _robot = Robot::make();
+    let robot = Robot::make("e2e-token");
     let _mount = MountPoint::make();
     let account = TempDir::new().unwrap();
     let authority = testbed().object("shop", "configmap", "kube-root-ca.crt");
     for (name, content) in [
-        ("token", Robot::token()),
+        ("token", robot.token()),
         ("namespace", "shop".to_owned()),
         ("ca.crt", text(&authority["data"]["ca.crt"])),
     ] {
@@ -169,7 +134,7 @@ fn without_a_kubeconfig_the_service_account_of_a_pod_connects() {
     run(&mut connect, PATIENCE).expect_success();
 
     let status = workstation.status();
-    assert_eq!(status["user"], Robot::user(), "{status}");
+    assert_eq!(status["user"], robot.user(), "{status}");
     assert_eq!(status["namespace"], "shop", "{status}");
     let page = workstation.read_web();
     assert!(page.contains("nginx of"), "{page}");
@@ -199,8 +164,8 @@ fn memory_holds(pid: u32, bytes: &[u8]) -> bool {
 #[test]
 fn a_token_of_the_user_never_reaches_the_manager() {
     let workstation = Workstation::new(Account::Member, "dev");
-    let _robot = Robot::make();
-    let token = Robot::token();
+    let robot = Robot::make("e2e-token");
+    let token = robot.token();
     let mut config = read_json(&testbed().kubeconfig("dev"));
     config["users"][0]["user"] = json!({"token": token});
     let path = workstation.write_file("made.conf", &config.to_string());
@@ -212,13 +177,13 @@ fn a_token_of_the_user_never_reaches_the_manager() {
         path.to_str().unwrap(),
     ]);
 
-    assert_eq!(workstation.status()["user"], Robot::user());
+    assert_eq!(workstation.status()["user"], robot.user());
     workstation.read_web();
     // Three parts; the last is the signature, without which a token is worth nothing.
     let signature = token.rsplit('.').next().unwrap().as_bytes().to_vec();
     for (pid, pod) in testbed().managers() {
         assert!(
-            memory_holds(pid, Robot::user().as_bytes()),
+            memory_holds(pid, robot.user().as_bytes()),
             "{pod}: the search finds what is there"
         );
         assert!(!memory_holds(pid, &signature), "{pod} knows the token");

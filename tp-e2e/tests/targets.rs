@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tp_e2e::{
+    applied::Applied,
     cluster::{testbed, text},
     process::{PATIENCE, eventually, run},
     user::Account,
@@ -16,12 +17,10 @@ const KUBELET: u16 = 10250;
 const AT_ONCE: f64 = 3000.0;
 
 /// A service with a cluster IP, whose endpoint somebody entered by hand.
-struct Led(&'static str);
-
-impl Led {
-    #[track_caller]
-    fn to(namespace: &'static str, address: &str, port: u16) -> Self {
-        testbed().kubectl_apply(&format!(
+#[track_caller]
+fn service_led_to(namespace: &str, address: &str, port: u16) -> Applied {
+    Applied::new(
+        &format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: e2e-led, namespace: {namespace}}}, \
              spec: {{ports: [{{port: {port}}}]}}}}\n---\n\
              {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, \
@@ -29,21 +28,14 @@ impl Led {
              labels: {{kubernetes.io/service-name: e2e-led}}}}, \
              addressType: IPv4, ports: [{{port: {port}}}], \
              endpoints: [{{addresses: [\"{address}\"], conditions: {{ready: true}}}}]}}"
-        ));
-        Self(namespace)
-    }
-}
-
-impl Drop for Led {
-    fn drop(&mut self) {
-        testbed().kubectl(&[
-            "delete",
-            "--ignore-not-found",
-            &format!("--namespace={}", self.0),
+        ),
+        &[
+            "--namespace",
+            namespace,
             "service/e2e-led",
             "endpointslice/e2e-led-1",
-        ]);
-    }
+        ],
+    )
 }
 
 /// An address of the first node in the pods' networks, as its bridges and tunnels have.
@@ -115,7 +107,7 @@ fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
     let mut addresses = addresses.into_iter().flatten();
     let internal = addresses.find(|address| address["type"] == "InternalIP");
     let address = text(&internal.expect("a node has an address")["address"]);
-    let _led = Led::to("shop", &address, KUBELET);
+    let _led = service_led_to("shop", &address, KUBELET);
     let target = format!("{}:{KUBELET}", testbed().service_ip("shop", "e2e-led"));
     opens_for_a_node(&target);
 
@@ -125,7 +117,7 @@ fn a_service_that_leads_to_a_node_is_not_reached_through_it() {
 #[test]
 fn a_service_that_leads_to_pods_of_others_takes_a_right_to_all_namespaces() {
     let limited = Workstation::connected(Account::Member, "limited", "team-b", &[]);
-    let _led = Led::to("team-b", &testbed().pod_ip("shop", "cell"), 7000);
+    let _led = service_led_to("team-b", &testbed().pod_ip("shop", "cell"), 7000);
     let target = format!("{}:7000", testbed().service_ip("team-b", "e2e-led"));
 
     assert_dial_refused(&limited, &target, "in all namespaces");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tp_e2e::{
+    applied::{Subject, right},
     cluster::testbed,
     process::{PATIENCE, eventually},
 };
@@ -68,19 +69,14 @@ fn a_service_account_makes_sessions_in_its_own_namespace_only() {
         "--as-group=system:authenticated",
     ];
     for namespace in ["shop", "team-b"] {
-        testbed().kubectl_apply(&format!(
-            "apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\n\
-             metadata: {{name: e2e-robot, namespace: {namespace}}}\n\
-             roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}}\n\
-             subjects: [{{kind: ServiceAccount, name: e2e-robot, namespace: shop}}]\n"
-        ));
+        testbed().kubectl_apply(&right("e2e-robot", namespace, Subject::Robot("e2e-robot")));
     }
     let user = testbed().whoami("admin", &flags);
 
     let home = create("admin", &flags, &session("shop", &user, &key()));
     let away = create("admin", &flags, &session("team-b", &user, &key()));
-    for namespace in ["--namespace=shop", "--namespace=team-b"] {
-        testbed().kubectl(&["delete", "rolebinding", "e2e-robot", namespace]);
+    for namespace in ["shop", "team-b"] {
+        testbed().take_right("e2e-robot", namespace);
     }
 
     assert!(home.status.success(), "{home}");

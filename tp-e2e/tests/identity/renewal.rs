@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tp_e2e::{
+    applied::{Applied, Subject, right},
     cluster::testbed,
     process::{PATIENCE, eventually},
 };
@@ -20,36 +21,16 @@ const USER: &str = "e2e-renewer";
 /// Its members may reach shop.
 const GROUP: &str = "e2e-shop";
 
-struct Granted;
+fn granted() -> [Applied; 2] {
+    [
+        ("team-b", Subject::User(USER)),
+        ("shop", Subject::Group(GROUP)),
+    ]
+    .map(|(namespace, subject)| {
+        let deletion = ["rolebinding", "e2e-renewal", "--namespace", namespace];
 
-impl Granted {
-    fn new() -> Self {
-        let binding = |namespace: &str, kind: &str, name: &str| {
-            format!(
-                "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\n\
-                 metadata: {{name: e2e-renewal, namespace: {namespace}}}\n\
-                 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}}\n\
-                 subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: {kind}, name: {name}}}]\n"
-            )
-        };
-        testbed().kubectl_apply(&format!(
-            "{}{}",
-            binding("team-b", "User", USER),
-            binding("shop", "Group", GROUP)
-        ));
-        Self
-    }
-}
-
-impl Drop for Granted {
-    fn drop(&mut self) {
-        for namespace in ["--namespace=shop", "--namespace=team-b"] {
-            testbed().kubectl_as(
-                "admin",
-                &["delete", "rolebinding", "e2e-renewal", namespace],
-            );
-        }
-    }
+        Applied::new(&right("e2e-renewal", namespace, subject), &deletion)
+    })
 }
 
 /// What `user` would make to renew a Session, as tp does.
@@ -90,7 +71,7 @@ impl Person {
 #[tokio::test]
 async fn a_renewal_brings_the_users_groups_of_the_day_to_a_living_connection() {
     ready();
-    let _granted = Granted::new();
+    let _granted = granted();
     let forward = Forward::start();
     let own = key();
     let alone = Person::in_groups(&[]);

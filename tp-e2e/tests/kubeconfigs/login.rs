@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 use tp_e2e::{
+    applied::{Robot, token_of},
     cluster::testbed,
     process::{Finished, PATIENCE, Running, eventually},
     terminal::Terminal,
@@ -35,46 +36,15 @@ pub(crate) struct Login {
     _robot: Robot,
 }
 
-/// A service account of `shop` that may connect there.
-struct Robot;
-
-const ROBOT: &str = r#"
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: robot, namespace: shop}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: tp-robot, namespace: shop}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-user}
-subjects: [{kind: ServiceAccount, name: robot, namespace: shop}]
-"#;
-
-impl Robot {
-    fn make() -> Self {
-        testbed().install_tp();
-        testbed().kubectl_apply(ROBOT);
-
-        Self
-    }
-}
-
-impl Drop for Robot {
-    fn drop(&mut self) {
-        let objects = ["serviceaccount/robot", "rolebinding/tp-robot"];
-        testbed().kubectl(&[&["-n", "shop", "delete"], &objects[..]].concat());
-    }
-}
-
 impl Login {
     /// `script` is the plugin, after [`FUNCTIONS`].
     pub(crate) fn new(script: &str, mode: &str) -> Self {
-        let robot = Robot::make();
+        testbed().install_tp();
+        let robot = Robot::make("robot");
         let desk = Desk::new();
         for (name, account) in [("1", "robot"), ("2", "robot"), ("other", "default")] {
-            let text = testbed().kubectl(&["-n", "shop", "create", "token", account]);
             desk.workstation
-                .write_file(&format!("tried/token-{name}"), text.trim());
+                .write_file(&format!("tried/token-{name}"), &token_of(account));
         }
         let file = desk
             .workstation
