@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use nix::unistd::Group;
 use serde::{Deserialize, Serialize};
 
 const UNIT: &str = "tp-daemon.service";
@@ -276,11 +277,9 @@ fn need_root(role: &str) -> anyhow::Result<()> {
 }
 
 fn has_group() -> anyhow::Result<bool> {
-    let groups = fs::read_to_string("/etc/group").context("cannot read /etc/group")?;
+    let group = Group::from_name(GROUP).with_context(|| format!("cannot look up group {GROUP}"))?;
 
-    Ok(groups
-        .lines()
-        .any(|line| line.split(':').next() == Some(GROUP)))
+    Ok(group.is_some())
 }
 
 fn has_systemd() -> bool {
@@ -396,8 +395,8 @@ mod tests {
             .find_map(|line| line.strip_prefix("Name="))
             .unwrap();
 
-        let digits = pattern.strip_prefix(crate::root::LINK_PREFIX).unwrap();
-        assert_eq!(digits, "[0-9a-f]".repeat(crate::root::LINK_DIGITS));
+        let digits = pattern.strip_prefix(crate::datapath::LINK_PREFIX).unwrap();
+        assert_eq!(digits, "[0-9a-f]".repeat(crate::datapath::LINK_DIGITS));
         assert!(NETWORK_TEXT.ends_with("[Link]\nUnmanaged=yes\n"));
     }
 

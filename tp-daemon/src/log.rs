@@ -1,26 +1,52 @@
 //! The root daemon's log, which stays small, whatever is logged and however long it runs.
 
 use std::{
+    env,
     fs::File,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
     os::{fd::AsFd, unix::fs::FileExt},
+    sync::Mutex,
 };
 
 use rustix::fs::{OFlags, fcntl_getfl};
+use tracing::Level;
+use tracing_subscriber::{
+    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 /// Largest log file, in bytes.
 const LIMIT: u64 = 4 << 20;
 
+/// Logs to standard error from here on: what `TP_LOG` names, directives as of `RUST_LOG` but without
+/// spans, or `info`.
+pub(crate) fn start() {
+    let filter = env::var("TP_LOG")
+        .ok()
+        .and_then(|directives| directives.parse::<Targets>().ok())
+        .unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    // Relocations are of no interest to anybody.
+    let filter = filter
+        .with_target("aya", Level::WARN)
+        .with_target("aya_obj", Level::WARN);
+    let written = tracing_subscriber::fmt::layer()
+        .with_writer(Mutex::new(Stderr::new()))
+        .with_ansi(io::stderr().is_terminal());
+
+    tracing_subscriber::registry()
+        .with(written.with_filter(filter))
+        .init();
+}
+
 /// Standard error. Where it is a log file that `tp` opened for this program, the oldest lines go
 /// when it is full: in the file itself, because root renames nothing in a directory of a user.
 #[derive(Debug)]
-pub(crate) struct Stderr {
+struct Stderr {
     log: Option<File>,
     limit: u64,
 }
 
 impl Stderr {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         let copy = io::stderr().as_fd().try_clone_to_owned();
 
         Self {

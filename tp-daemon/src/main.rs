@@ -7,9 +7,22 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 
 mod background;
+mod confined;
+mod connection;
+mod context;
+mod datapath;
 mod install;
 mod log;
+mod packet;
+mod peer;
+mod refusal;
 mod root;
+mod scope;
+mod server;
+mod sudo;
+#[expect(unsafe_code, reason = "system calls without a safe wrapper")]
+mod sys;
+mod wait;
 
 #[derive(Debug, Parser)]
 #[command(

@@ -5,19 +5,18 @@
 //! closes, everything made for it goes.
 
 use std::{
-    fs,
-    hash::{BuildHasher as _, Hasher as _, RandomState},
-    io::{self, IsTerminal as _},
+    fs, io,
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, lchown},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context as _, bail};
+use nix::unistd::Group;
 use rustix::{
     event::poll,
     fs::Mode,
@@ -26,35 +25,17 @@ use rustix::{
     time::Timespec,
 };
 use tp_process::lock::{Lock, Occupant, SocketFile, occupant};
-use tracing_subscriber::EnvFilter;
 
-mod aliases;
-mod bundle;
-mod confined;
-mod connection;
-mod diag;
-mod links;
-mod living;
-mod netns;
-mod packet;
-mod peer;
-mod ranges;
-mod refusal;
-mod scope;
-mod server;
-mod sudo;
-#[expect(unsafe_code, reason = "system calls without a safe wrapper")]
-mod sys;
-
-use crate::{background, log::Stderr};
-#[cfg(test)]
-pub(crate) use bundle::{LINK_DIGITS, LINK_PREFIX};
-
-use bundle::Tuning;
-use connection::Context as Shared;
-use living::Living;
-use peer::Admission;
-use server::{Lifetime, Server};
+use crate::{
+    background, confined,
+    context::{Context, Lifetime},
+    datapath::{Tuning, living::Living},
+    log,
+    peer::Admission,
+    scope,
+    server::Server,
+    sudo,
+};
 
 const BACKLOG: i32 = 64;
 /// Longest wait for the right to bind the socket.
@@ -124,11 +105,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         return background::detach("--detach", "--detached");
     }
     tp_process::background::enter(0o022);
-    tracing_subscriber::fmt()
-        .with_env_filter(log_filter())
-        .with_writer(Mutex::new(Stderr::new()))
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    log::start();
 
     let (admission, lifetime) = if args.sudo {
         let uid = sudo::check()?;
@@ -138,7 +115,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         (Admission::Group { gid }, Lifetime::UntilStopped)
     };
     confined::check_capabilities()?;
-    let context = Shared {
+    let context = Context {
         offsets: tp_ebpf_loader::kernel_offsets()?,
         hierarchy: scope::Hierarchy::find()?,
         lifetime,
@@ -156,16 +133,6 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     }
 
     runtime.block_on(async { Server::new(listener, admission, context)?.run().await })
-}
-
-/// `TP_LOG` in the syntax of `RUST_LOG`. Relocations are of no interest to anybody.
-fn log_filter() -> EnvFilter {
-    let filter = EnvFilter::try_from_env("TP_LOG").unwrap_or_else(|_| "info".into());
-
-    ["aya=warn", "aya_obj=warn"]
-        .iter()
-        .filter_map(|directive| directive.parse().ok())
-        .fold(filter, EnvFilter::add_directive)
 }
 
 /// Listens where only those who are served may connect, unless another root daemon does. The
@@ -229,29 +196,14 @@ fn lock(path: &Path) -> anyhow::Result<Lock> {
     }
 }
 
-/// Looks a group up in /etc/group; a number stands for itself.
+/// Looks a group up where the system keeps them (nsswitch.conf(5)); a number stands for itself.
 fn group_id(name: &str) -> anyhow::Result<Option<u32>> {
     if let Ok(gid) = name.parse() {
         return Ok(Some(gid));
     }
-    let groups = fs::read_to_string("/etc/group").context("cannot read /etc/group")?;
+    let group = Group::from_name(name).with_context(|| format!("cannot look up group {name}"))?;
 
-    Ok(parse_group(&groups, name))
-}
-
-fn parse_group(groups: &str, name: &str) -> Option<u32> {
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let is_wanted = fields.next()? == name;
-        let gid = fields.nth(1)?.parse().ok()?;
-
-        is_wanted.then_some(gid)
-    })
-}
-
-/// Keyed at random, so the hash of nothing is a random number.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
+    Ok(group.map(|group| group.gid.as_raw()))
 }
 
 #[cfg(test)]
@@ -259,10 +211,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_is_found_by_its_whole_name() {
-        let groups = "root:x:0:\ntpx:x:900:\ntp:x:901:alice,bob\n";
-
-        assert_eq!(parse_group(groups, "tp"), Some(901));
-        assert_eq!(parse_group(groups, "t"), None);
+    fn a_group_is_found_by_its_whole_name_or_its_number() {
+        assert_eq!(group_id("root").unwrap(), Some(0));
+        assert_eq!(group_id("roo").unwrap(), None);
+        assert_eq!(group_id("901").unwrap(), Some(901));
     }
 }

@@ -6,6 +6,10 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
 
 use crate::{packages, paths, run, tools::Tool};
 
@@ -67,11 +71,31 @@ pub(crate) fn build() -> Result<()> {
     let built = paths::target().join(format!("bpf-build/{TARGET}/release/tp-ebpf"));
     let object = paths::bpf_object();
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+    let bytes = without_dwarf(&bytes).with_context(|| format!("editing {}", built.display()))?;
     if fs::read(&object).is_ok_and(|old| old == bytes) {
         // Same bytes, same time stamp: what embeds the object is not built again.
         return Ok(());
     }
     run::write(&object, bytes)
+}
+
+/// Kernel and loader read BTF, which is made of DWARF. That is most of the file, and nobody reads it.
+fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
+    let mut object = Builder::read(object)?;
+    for section in &mut object.sections {
+        let name = section.name.to_string();
+        section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
+    }
+    object.delete_orphans();
+    // The linker keeps names of sections and of symbols in one table, which the writer does not.
+    let names = object.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut bytes = Vec::new();
+    object.write(&mut bytes)?;
+
+    Ok(bytes)
 }
 
 /// Whether the next build has to build the linker first.

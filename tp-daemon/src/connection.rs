@@ -4,29 +4,24 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use tp_ebpf_loader::{CounterKind, KernelOffsets};
+use tp_ebpf_loader::CounterKind;
 use tp_root_api::{
     Counters, Datapath, Descriptors, MAX_NETWORKS, MAX_PACKET, OpenDatapath, Reply, Request, Steer,
     wire,
 };
 
-use super::{
-    bundle::{self, Bundle, Tuning},
-    living::Living,
-    netns::NetNamespace,
+use crate::{
+    context::{Context, Lifetime},
+    datapath::{self, Bundle, netns::NetNamespace},
     packet::{self, Received},
     peer::Peer,
     refusal::Refusal,
-    scope::{self, Hierarchy},
-    server::Lifetime,
+    scope,
 };
 
 /// A peer that is refused must have said something by then.
@@ -34,18 +29,7 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 const DNS_PORT: u16 = 53;
 
-/// What all connections share.
-pub(super) struct Context {
-    pub(super) offsets: KernelOffsets,
-    pub(super) hierarchy: Hierarchy,
-    pub(super) lifetime: Lifetime,
-    pub(super) tuning: Tuning,
-    pub(super) living: Arc<Living>,
-    /// Set once any connection was, or was to become, that of a session.
-    pub(super) has_served: AtomicBool,
-}
-
-pub(super) struct Connection {
+pub(crate) struct Connection {
     socket: Arc<OwnedFd>,
     peer: Peer,
     context: Arc<Context>,
@@ -56,7 +40,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Arc<OwnedFd>, peer: Peer, context: Arc<Context>) -> Self {
+    pub(crate) fn new(socket: Arc<OwnedFd>, peer: Peer, context: Arc<Context>) -> Self {
         Self {
             socket,
             peer,
@@ -68,7 +52,7 @@ impl Connection {
     }
 
     /// Serves until the peer is gone, then drops the bundle.
-    pub(super) fn serve(mut self) {
+    pub(crate) fn serve(mut self) {
         let mut buffer = vec![0; MAX_PACKET];
         let mut foreign = Vec::new();
         loop {
@@ -102,7 +86,7 @@ impl Connection {
 
     /// Tells a peer that is not served why, in reply to its first request: a packet that is sent
     /// before it would be lost with the connection.
-    pub(super) fn refuse(socket: &OwnedFd, refusal: Refusal) {
+    pub(crate) fn refuse(socket: &OwnedFd, refusal: Refusal) {
         let mut buffer = vec![0; MAX_PACKET];
         let replied = set_socket_timeout(socket, Timeout::Recv, Some(REFUSAL_TIMEOUT))
             .map_err(io::Error::from)
@@ -215,7 +199,7 @@ impl Connection {
             ));
         }
         let scope = scope::resolve(&open.scope, &self.peer, &self.context.hierarchy)?;
-        let (bundle, description, descriptors) = Bundle::open(bundle::Request {
+        let (bundle, description, descriptors) = Bundle::open(datapath::Request {
             host,
             scope,
             avoid: &open.avoid,

@@ -18,7 +18,7 @@ const SO_PEERGROUPS: libc::c_int = 59;
 const MAX_GROUPS: usize = 65536;
 
 /// Moves the calling thread into a network namespace of its own.
-pub(super) fn unshare_network() -> io::Result<()> {
+pub(crate) fn unshare_network() -> io::Result<()> {
     // SAFETY: only the network namespace changes, no memory or descriptor table is unshared.
     let status = unsafe { libc::unshare(libc::CLONE_NEWNET) };
 
@@ -26,7 +26,7 @@ pub(super) fn unshare_network() -> io::Result<()> {
 }
 
 /// Says whether the descriptor is a network namespace.
-pub(super) fn is_network_namespace(fd: impl AsFd) -> bool {
+pub(crate) fn is_network_namespace(fd: impl AsFd) -> bool {
     // SAFETY: the request takes no argument.
     let kind = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
 
@@ -34,7 +34,7 @@ pub(super) fn is_network_namespace(fd: impl AsFd) -> bool {
 }
 
 /// Opens the user namespace that owns a namespace.
-pub(super) fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
+pub(crate) fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
     // SAFETY: the request takes no argument.
     let fd = unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_USERNS) };
     check(fd)?;
@@ -44,7 +44,7 @@ pub(super) fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// Makes a TUN device in the calling thread's network namespace; it is behind `file` then.
-pub(super) fn make_tun(file: impl AsFd, name: &str) -> io::Result<()> {
+pub(crate) fn make_tun(file: impl AsFd, name: &str) -> io::Result<()> {
     // SAFETY: all zeroes is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -61,7 +61,7 @@ pub(super) fn make_tun(file: impl AsFd, name: &str) -> io::Result<()> {
 }
 
 /// Asks for the original destination of every datagram.
-pub(super) fn receive_original_destination(socket: impl AsFd) -> io::Result<()> {
+pub(crate) fn receive_original_destination(socket: impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the value lives through the call and has the size that is passed.
     let status = unsafe {
@@ -78,7 +78,7 @@ pub(super) fn receive_original_destination(socket: impl AsFd) -> io::Result<()> 
 }
 
 /// The cookie of the network namespace that a socket belongs to.
-pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+pub(crate) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     let mut cookie = [0_u64];
     read_option(socket, SO_NETNS_COOKIE, &mut cookie)?;
 
@@ -87,7 +87,7 @@ pub(super) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
 
 /// Process, user and group of the peer at the time it connected. The process is 0 when it is not
 /// visible from here.
-pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<(u32, u32, u32)> {
+pub(crate) fn peer_credentials(socket: impl AsFd) -> io::Result<(u32, u32, u32)> {
     let mut words = [0_u32; 3];
     read_option(socket, libc::SO_PEERCRED, &mut words)?;
 
@@ -95,7 +95,7 @@ pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<(u32, u32, u32)>
 }
 
 /// The peer's process. From Linux 6.5 on.
-pub(super) fn peer_process(socket: impl AsFd) -> io::Result<OwnedFd> {
+pub(crate) fn peer_process(socket: impl AsFd) -> io::Result<OwnedFd> {
     let mut fd = [0_i32];
     read_option(socket, SO_PEERPIDFD, &mut fd)?;
 
@@ -104,7 +104,7 @@ pub(super) fn peer_process(socket: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// Supplementary groups of the peer at the time it connected.
-pub(super) fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+pub(crate) fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
     let mut groups = vec![0_u32; 64];
     loop {
         match read_option(&socket, SO_PEERGROUPS, &mut groups) {

@@ -16,7 +16,7 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 
-use super::refusal::Refusal;
+use crate::refusal::Refusal;
 
 const TUN: &str = "/dev/net/tun";
 /// Of the device behind [`TUN`], from the kernel's list of devices.
@@ -26,7 +26,7 @@ const TUN_NUMBERS: (u32, u32) = (10, 200);
 const CAPABILITIES: [(u32, &str); 2] = [(12, "NET_ADMIN"), (21, "SYS_ADMIN")];
 
 /// Fails with a sentence that names what this process may not do.
-pub(super) fn check_capabilities() -> anyhow::Result<()> {
+pub(crate) fn check_capabilities() -> anyhow::Result<()> {
     let status =
         fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let missing = missing_capabilities(&status);
@@ -62,7 +62,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 
 /// Writes a setting of the calling thread's network namespace, also where /proc/sys is read-only;
 /// a `family` that the kernel lacks has none.
-pub(super) fn set(family: &str, interface: &str, key: &str, value: &str) -> Result<(), Refusal> {
+pub(crate) fn set(family: &str, interface: &str, key: &str, value: &str) -> Result<(), Refusal> {
     let path = format!("sys/net/{family}/conf/{interface}/{key}");
     let Err(error) = fs::write(format!("/proc/{path}"), value) else {
         return Ok(());
@@ -98,7 +98,7 @@ fn has(directory: &OwnedFd, path: &str) -> bool {
 }
 
 /// Opens what TUN devices are made with, also where the machine has no file for it.
-pub(super) fn open_tun() -> anyhow::Result<File> {
+pub(crate) fn open_tun() -> anyhow::Result<File> {
     let open = || {
         OpenOptions::new()
             .read(true)

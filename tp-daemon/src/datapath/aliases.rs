@@ -28,7 +28,7 @@ use super::{
 
 /// How long an alias rests. Longer than any hook runs, than the kernel keeps a closed connection in
 /// TIME_WAIT, and than any application reads a name from a message about one that it has closed.
-pub(super) const QUARANTINE: Duration = Duration::from_secs(120);
+pub(crate) const QUARANTINE: Duration = Duration::from_secs(120);
 /// Between two looks at the aliases.
 const PAUSE: Duration = Duration::from_secs(5);
 /// What one look puts to rest, and what it frees.
@@ -37,22 +37,22 @@ const BATCH: usize = 512;
 const _: () = assert!(BATCH <= diag::MAX_ADDRESSES);
 
 /// Ends, with its thread, when dropped.
-pub(super) struct Recycler {
+pub(crate) struct Recycler {
     freed: Arc<AtomicU64>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// Where sockets that have an alias can be.
-pub(super) struct Namespaces {
+pub(crate) struct Namespaces {
     /// Of the applications.
-    pub(super) host: NetNamespace,
+    pub(crate) host: NetNamespace,
     /// Of the relay.
-    pub(super) inner: NetNamespace,
+    pub(crate) inner: NetNamespace,
 }
 
 impl Recycler {
-    pub(super) fn start(
+    pub(crate) fn start(
         aliases: Aliases,
         namespaces: Namespaces,
         quarantine: Duration,
@@ -92,7 +92,7 @@ impl Recycler {
     }
 
     /// How many aliases were freed, ever.
-    pub(super) fn freed(&self) -> u64 {
+    pub(crate) fn freed(&self) -> u64 {
         self.freed.load(Ordering::Relaxed)
     }
 }

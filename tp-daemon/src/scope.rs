@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, statfs};
 use tp_ebpf_loader::{CgroupScope, UserScope};
 use tp_root_api::Scope;
 
-use super::{
+use crate::{
     peer::{self, Peer},
     refusal::Refusal,
 };
@@ -21,18 +21,18 @@ const OWNER_MAY_WRITE: u32 = 0o200;
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ResolvedScope {
-    pub(super) user: Option<UserScope>,
-    pub(super) cgroup: Option<CgroupScope>,
+pub(crate) struct ResolvedScope {
+    pub(crate) user: Option<UserScope>,
+    pub(crate) cgroup: Option<CgroupScope>,
 }
 
 /// The root of the cgroup v2 hierarchy, where hooks see every process.
-pub(super) struct Hierarchy {
+pub(crate) struct Hierarchy {
     root: PathBuf,
 }
 
 impl Hierarchy {
-    pub(super) fn find() -> anyhow::Result<Self> {
+    pub(crate) fn find() -> anyhow::Result<Self> {
         let mounts =
             fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
         // What is listed can be covered by what was mounted later.
@@ -47,7 +47,7 @@ impl Hierarchy {
         Ok(Self { root })
     }
 
-    pub(super) fn open(&self) -> Result<File, Refusal> {
+    pub(crate) fn open(&self) -> Result<File, Refusal> {
         File::open(&self.root)
             .with_context(|| format!("cannot open {}", self.root.display()))
             .map_err(Refusal::from)
@@ -89,7 +89,7 @@ impl Hierarchy {
     }
 }
 
-pub(super) fn resolve(
+pub(crate) fn resolve(
     scope: &Scope,
     peer: &Peer,
     hierarchy: &Hierarchy,

@@ -9,10 +9,10 @@ use std::{
 use rustix::{fs::fstatfs, net::sockopt::set_socket_linger};
 use tp_root_api::{Request, wire};
 
-use super::refusal::Refusal;
+use crate::refusal::Refusal;
 
 /// What came: nothing any more, a request, something that is none, or what no request carries.
-pub(super) enum Received {
+pub(crate) enum Received {
     Closed,
     Request(Request, Vec<OwnedFd>),
     Malformed(Refusal),
@@ -21,7 +21,7 @@ pub(super) enum Received {
 }
 
 /// Waits for one packet.
-pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     let packet = match wire::receive(socket, buffer) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
             return Ok(Received::Closed);

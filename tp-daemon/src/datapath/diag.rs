@@ -41,7 +41,7 @@ const OWNED: u32 = 0x1fff & !(1 << 10) & !(1 << 6);
 const CONDITION_LEN: usize = 20;
 const JUMP_LEN: usize = 4;
 /// What a jump within a filter can reach.
-pub(super) const MAX_ADDRESSES: usize = 1024;
+pub(crate) const MAX_ADDRESSES: usize = 1024;
 /// How often the addresses that nobody was seen to have are asked for again.
 const ROUNDS: usize = 8;
 
@@ -61,7 +61,7 @@ const MAX_ANSWERS: usize = 1 << 20;
 
 /// Ends every socket of the calling thread's network namespace whose peer is in `aliases`;
 /// returns how many there were.
-pub(super) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
+pub(crate) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
     let mut destroyed = 0;
     let Ok(mut netlink) = open() else {
         return destroyed;
@@ -83,7 +83,7 @@ pub(super) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
 
 /// The end of a connection that an address is looked for at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     Own,
     Peer,
 }
@@ -94,7 +94,7 @@ pub(super) enum End {
 /// The kernel walks its table bucket by bucket, each under a lock, so an answer without sockets
 /// is complete. One with sockets comes in parts, and at their seams others can be missed; so what
 /// was not found is asked for again until nothing is.
-pub(super) fn addresses_in_use(addresses: &[Ipv4Addr], end: End) -> io::Result<BTreeSet<Ipv4Addr>> {
+pub(crate) fn addresses_in_use(addresses: &[Ipv4Addr], end: End) -> io::Result<BTreeSet<Ipv4Addr>> {
     let mut in_use = BTreeSet::new();
     for family in [AF_INET, AF_INET6] {
         for round in 0.. {

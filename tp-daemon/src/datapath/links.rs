@@ -32,7 +32,7 @@ use super::netns::NetNamespace;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Large enough that one segment of the largest size passes whole.
-pub(super) const MTU: u32 = 65521;
+pub(crate) const MTU: u32 = 65521;
 
 const TABLE_LOCAL: u32 = 255;
 
@@ -40,18 +40,18 @@ const TABLE_LOCAL: u32 = 255;
 const SHORTEST_TO_NOWHERE: u8 = 8;
 
 /// Link addresses are constants: the link has two ends and no neighbour discovery.
-pub(super) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-pub(super) const INNER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(crate) const INNER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// A netlink socket of one network namespace.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     runtime: Runtime,
     handle: Handle,
 }
 
 impl Netlink {
     /// Opens a socket in the calling thread's namespace; it stays there on any thread.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -65,7 +65,7 @@ impl Netlink {
     }
 
     /// Makes a veth pair: `host` here, `inner` in the other namespace. Both are down.
-    pub(super) fn add_veth(
+    pub(crate) fn add_veth(
         &self,
         host: &str,
         inner: &str,
@@ -87,7 +87,7 @@ impl Netlink {
             .context("cannot make a veth pair")
     }
 
-    pub(super) fn index_of(&self, name: &str) -> anyhow::Result<u32> {
+    pub(crate) fn index_of(&self, name: &str) -> anyhow::Result<u32> {
         let mut links = self
             .handle
             .link()
@@ -102,7 +102,7 @@ impl Netlink {
     }
 
     /// Name of the interface with this index, if there is one.
-    pub(super) fn name_of(&self, index: u32) -> Option<String> {
+    pub(crate) fn name_of(&self, index: u32) -> Option<String> {
         let mut links = self.handle.link().get().match_index(index).execute();
         let link = self.wait(links.try_next()).ok()??;
 
@@ -114,14 +114,14 @@ impl Netlink {
             })
     }
 
-    pub(super) fn set_up(&self, index: u32) -> anyhow::Result<()> {
+    pub(crate) fn set_up(&self, index: u32) -> anyhow::Result<()> {
         let message = LinkUnspec::new_with_index(index).up().build();
 
         self.wait(self.handle.link().set(message).execute())
             .context("cannot bring an interface up")
     }
 
-    pub(super) fn set_tun(&self, index: u32, queue_len: u32) -> anyhow::Result<()> {
+    pub(crate) fn set_tun(&self, index: u32, queue_len: u32) -> anyhow::Result<()> {
         let message = LinkUnspec::new_with_index(index)
             .mtu(MTU)
             .txqueuelen(queue_len)
@@ -132,14 +132,14 @@ impl Netlink {
             .context("cannot bring the TUN up")
     }
 
-    pub(super) fn delete(&self, index: u32) -> anyhow::Result<()> {
+    pub(crate) fn delete(&self, index: u32) -> anyhow::Result<()> {
         self.wait(self.handle.link().del(index).execute())
             .context("cannot delete an interface")
     }
 
     /// Adds an address for this link only: no program takes it for one of the machine's own that
     /// others could reach.
-    pub(super) fn add_address(&self, index: u32, address: Ipv4Addr) -> anyhow::Result<()> {
+    pub(crate) fn add_address(&self, index: u32, address: Ipv4Addr) -> anyhow::Result<()> {
         let mut request = self.handle.address().add(index, IpAddr::V4(address), 32);
         request.message_mut().header.scope = AddressScope::Link;
 
@@ -148,7 +148,7 @@ impl Netlink {
     }
 
     /// Adds a permanent neighbour, so that nobody asks who it is.
-    pub(super) fn add_neighbour(
+    pub(crate) fn add_neighbour(
         &self,
         index: u32,
         address: Ipv4Addr,
@@ -166,7 +166,7 @@ impl Netlink {
     }
 
     /// Adds a route to a direct neighbour.
-    pub(super) fn add_link_route(&self, index: u32, to: Ipv4Addr) -> anyhow::Result<()> {
+    pub(crate) fn add_link_route(&self, index: u32, to: Ipv4Addr) -> anyhow::Result<()> {
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(to, 32)
             .output_interface(index)
@@ -178,7 +178,7 @@ impl Netlink {
     }
 
     /// Adds a route for all that has no other.
-    pub(super) fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> anyhow::Result<()> {
+    pub(crate) fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> anyhow::Result<()> {
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
             .gateway(gateway)
             .output_interface(index)
@@ -190,7 +190,7 @@ impl Netlink {
 
     /// Adds the route to the aliases, in the table that every lookup asks first: the rules of
     /// some VPNs come before the main table.
-    pub(super) fn add_alias_route(
+    pub(crate) fn add_alias_route(
         &self,
         index: u32,
         aliases: Ipv4Net,
@@ -211,7 +211,7 @@ impl Netlink {
     }
 
     /// Makes all aliases addresses of this namespace.
-    pub(super) fn add_local_route(&self, index: u32, aliases: Ipv4Net) -> anyhow::Result<()> {
+    pub(crate) fn add_local_route(&self, index: u32, aliases: Ipv4Net) -> anyhow::Result<()> {
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(aliases.addr(), aliases.prefix_len())
             .output_interface(index)
@@ -225,7 +225,7 @@ impl Netlink {
     }
 
     /// Every IPv4 network that a route of any table, a rule or an address here speaks of.
-    pub(super) fn networks(&self) -> anyhow::Result<Vec<Ipv4Net>> {
+    pub(crate) fn networks(&self) -> anyhow::Result<Vec<Ipv4Net>> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes: Vec<_> = self.wait(self.handle.route().get(filter).execute().try_collect())?;
         let rules = self.handle.rule().get(IpVersion::V4).execute();
@@ -261,7 +261,7 @@ impl Netlink {
     }
 
     /// Gives a namespace an id in this one, where it has none yet.
-    pub(super) fn set_namespace_id(&self, namespace: &NetNamespace, id: i32) -> anyhow::Result<()> {
+    pub(crate) fn set_namespace_id(&self, namespace: &NetNamespace, id: i32) -> anyhow::Result<()> {
         let fd = u32::try_from(namespace.as_fd().as_raw_fd()).expect("descriptors are positive");
         let attributes = vec![NsidAttribute::Fd(fd), NsidAttribute::Id(id)];
         let answer = self.ask_namespace(attributes, RouteNetlinkMessage::NewNsId, NLM_F_ACK)?;
@@ -273,7 +273,7 @@ impl Netlink {
     }
 
     /// Whether the namespace with this id still lives.
-    pub(super) fn knows_namespace(&self, id: i32) -> anyhow::Result<bool> {
+    pub(crate) fn knows_namespace(&self, id: i32) -> anyhow::Result<bool> {
         let attributes = vec![NsidAttribute::Id(id)];
         let answer = self.ask_namespace(attributes, RouteNetlinkMessage::GetNsId, 0)?;
 

@@ -13,13 +13,13 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{refusal::Refusal, sys};
+use crate::{refusal::Refusal, sys};
 
 /// The process that connected, as the kernel recorded it then.
 #[derive(Debug)]
-pub(super) struct Peer {
-    pub(super) pid: u32,
-    pub(super) uid: u32,
+pub(crate) struct Peer {
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
     gid: u32,
     groups: Vec<u32>,
     /// The process itself: its number may be another's later.
@@ -27,7 +27,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn of(socket: impl AsFd) -> io::Result<Self> {
+    pub(crate) fn of(socket: impl AsFd) -> io::Result<Self> {
         let (pid, uid, gid) = sys::peer_credentials(&socket)?;
         let groups = sys::peer_groups(&socket)?;
 
@@ -46,7 +46,7 @@ impl Peer {
     /// For others than root these are the ambient ones: the kernel clears them when a program that
     /// grants privileges is executed (capabilities(7)), which the process that connected may have
     /// become since.
-    pub(super) fn capabilities_in(&self, user_ns: u32) -> Result<u64, Refusal> {
+    pub(crate) fn capabilities_in(&self, user_ns: u32) -> Result<u64, Refusal> {
         if user_namespace(&self.pid.to_string())? != user_ns {
             return Ok(0);
         }
@@ -58,7 +58,7 @@ impl Peer {
     }
 
     /// Fails once the process has ended. What was read of its number before was then its own.
-    pub(super) fn check_is_there(&self) -> Result<(), Refusal> {
+    pub(crate) fn check_is_there(&self) -> Result<(), Refusal> {
         let has_ended = match &self.process {
             Some(process) => {
                 let mut ends = [PollFd::new(process, PollFlags::IN)];
@@ -89,7 +89,7 @@ fn process_of(socket: impl AsFd, pid: u32) -> Option<OwnedFd> {
 }
 
 /// The number of the user namespace of a process: an id or "self".
-pub(super) fn user_namespace(process: &str) -> io::Result<u32> {
+pub(crate) fn user_namespace(process: &str) -> io::Result<u32> {
     let number = fs::metadata(format!("/proc/{process}/ns/user"))?.ino();
 
     u32::try_from(number).map_err(|_| io::ErrorKind::InvalidData.into())
@@ -108,7 +108,7 @@ fn parse_capabilities(status: &str, uid: u32) -> Option<u64> {
 
 /// Who is served.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Admission {
+pub(crate) enum Admission {
     /// Root and, if there is such a group, its members.
     Group { gid: Option<u32> },
     /// The one user who started the root daemon with sudo.
@@ -116,7 +116,7 @@ pub(super) enum Admission {
 }
 
 impl Admission {
-    pub(super) fn check(self, peer: &Peer) -> Result<(), Refusal> {
+    pub(crate) fn check(self, peer: &Peer) -> Result<(), Refusal> {
         match self {
             Self::Only { uid } if uid == peer.uid => Ok(()),
             Self::Only { .. } => Err(Refusal::permission(

@@ -1,8 +1,9 @@
-//! The bundle of one session: private namespace, veth, TUN, programs, all made and dropped as
-//! one.
+//! The data path of one session: private namespace, veth, TUN, programs, all made and dropped as
+//! one ([`Bundle`]).
 
 use std::{
     fs::File,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
@@ -17,23 +18,31 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
 use tp_root_api::{Datapath, Descriptors, PROCESS_NAME};
 
-use super::{
-    aliases::{self, Namespaces, Recycler},
+use crate::{
     confined::{self, set},
-    diag,
-    links::{HOST_MAC, INNER_MAC, MTU, Netlink},
-    living::{Living, Place},
-    netns::NetNamespace,
-    ranges::{self, Range},
     refusal::Refusal,
     scope::{Hierarchy, ResolvedScope},
     sys,
 };
 
+pub(crate) mod living;
+pub(crate) mod netns;
+
+mod aliases;
+mod diag;
+mod links;
+mod ranges;
+
+use aliases::{Namespaces, Recycler};
+use links::{HOST_MAC, INNER_MAC, MTU, Netlink};
+use living::{Living, Place};
+use netns::NetNamespace;
+use ranges::Range;
+
 const INNER_VETH: &str = "veth0";
 const TUN: &str = "tun0";
 
-/// What others call the workstation's ends of the pairs by: this, and hexadecimal digits.
+/// What the workstation's ends of the pairs are called: this, and hexadecimal digits.
 pub(crate) const LINK_PREFIX: &str = "tp";
 pub(crate) const LINK_DIGITS: usize = 8;
 
@@ -47,24 +56,24 @@ const UDP_RECEIVE_BUFFER: usize = 4 << 20;
 static CHOOSING_RANGE: Mutex<()> = Mutex::new(());
 
 /// What the bundle is for.
-pub(super) struct Request<'a> {
-    pub(super) host: NetNamespace,
-    pub(super) scope: ResolvedScope,
+pub(crate) struct Request<'a> {
+    pub(crate) host: NetNamespace,
+    pub(crate) scope: ResolvedScope,
     /// Networks that the aliases must not be of, beside those that this machine knows.
-    pub(super) avoid: &'a [IpNet],
-    pub(super) living: &'a Arc<Living>,
-    pub(super) uid: u32,
-    pub(super) offsets: KernelOffsets,
-    pub(super) hierarchy: &'a Hierarchy,
-    pub(super) tuning: Tuning,
+    pub(crate) avoid: &'a [IpNet],
+    pub(crate) living: &'a Arc<Living>,
+    pub(crate) uid: u32,
+    pub(crate) offsets: KernelOffsets,
+    pub(crate) hierarchy: &'a Hierarchy,
+    pub(crate) tuning: Tuning,
 }
 
 /// What tests set otherwise.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tuning {
+pub(crate) struct Tuning {
     /// A power of two.
-    pub(super) alias_count: u32,
-    pub(super) quarantine: Duration,
+    pub(crate) alias_count: u32,
+    pub(crate) quarantine: Duration,
 }
 
 impl Default for Tuning {
@@ -80,7 +89,7 @@ impl Default for Tuning {
 ///
 /// Fields drop in this order: no alias is freed any more, the link ends the sockets that use it
 /// while the guards still stand, then the programs go.
-pub(super) struct Bundle {
+pub(crate) struct Bundle {
     recycler: Recycler,
     _link: Link,
     data_path: DataPath,
@@ -88,7 +97,7 @@ pub(super) struct Bundle {
 }
 
 impl Bundle {
-    pub(super) fn open(request: Request<'_>) -> Result<(Self, Datapath, Descriptors), Refusal> {
+    pub(crate) fn open(request: Request<'_>) -> Result<(Self, Datapath, Descriptors), Refusal> {
         let place = request.living.take(request.uid)?;
         let inner = NetNamespace::private().context("cannot make a network namespace")?;
         // Before anything else gives it an id of its own choice.
@@ -150,16 +159,16 @@ impl Bundle {
         Ok((bundle, description, descriptors))
     }
 
-    pub(super) fn data_path(&self) -> &DataPath {
+    pub(crate) fn data_path(&self) -> &DataPath {
         &self.data_path
     }
 
     /// Aliases that stand for an address.
-    pub(super) fn aliases(&self, ever_given: u64) -> u64 {
+    pub(crate) fn aliases(&self, ever_given: u64) -> u64 {
         ever_given.saturating_sub(self.recycler.freed())
     }
 
-    pub(super) fn data_path_mut(&mut self) -> &mut DataPath {
+    pub(crate) fn data_path_mut(&mut self) -> &mut DataPath {
         &mut self.data_path
     }
 }
@@ -197,7 +206,7 @@ impl Link {
             IpNet::V4(network) => Some(network.trunc()),
             IpNet::V6(_) => None,
         }));
-        let range = ranges::choose(&in_use, super::random() as u32).ok_or_else(|| {
+        let range = ranges::choose(&in_use, random() as u32).ok_or_else(|| {
             Refusal::unsupported(
                 "no address range is free for aliases: routes, rules and addresses of this \
                  machine or networks of the cluster take all of 240.0.0.0/4",
@@ -350,7 +359,7 @@ fn host_cookie() -> Result<u64, Refusal> {
 /// A name that nothing here has: the index of an interface may be taken again, its name not.
 fn unused_name(netlink: &Netlink) -> Result<String, Refusal> {
     for _ in 0..16 {
-        let number = super::random() as u32;
+        let number = random() as u32;
         let name = format!("{LINK_PREFIX}{number:0LINK_DIGITS$x}");
         if netlink.index_of(&name).is_err() {
             return Ok(name);
@@ -358,4 +367,9 @@ fn unused_name(netlink: &Netlink) -> Result<String, Refusal> {
     }
 
     Err(anyhow::anyhow!("cannot find an unused interface name").into())
+}
+
+/// Keyed at random, so the hash of nothing is a random number.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }

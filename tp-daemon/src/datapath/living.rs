@@ -11,11 +11,12 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{links::Netlink, netns::NetNamespace, refusal::Refusal, server};
+use super::{links::Netlink, netns::NetNamespace, random};
+use crate::{context::MAX_CONNECTIONS_PER_UID, refusal::Refusal, wait::pause};
 
 /// Bundles of a user with what remains of earlier ones. The kernel takes a namespace apart some
 /// time after its last descriptor has gone, so there is room for more than sessions.
-pub(super) const MAX_PER_UID: usize = 2 * server::MAX_CONNECTIONS_PER_UID;
+pub(crate) const MAX_PER_UID: usize = 2 * MAX_CONNECTIONS_PER_UID;
 /// How long the kernel may take for that before somebody is refused.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -25,7 +26,7 @@ const FIRST_ID: i32 = 0x4000_0000;
 const IDS: u32 = 0x3000_0000;
 const TRIES: usize = 8;
 
-pub(super) struct Living {
+pub(crate) struct Living {
     entries: Mutex<Vec<Entry>>,
     next_id: AtomicI32,
 }
@@ -39,14 +40,14 @@ struct Entry {
 }
 
 /// A bundle's place in the count, which what remains of it keeps.
-pub(super) struct Place {
+pub(crate) struct Place {
     living: Arc<Living>,
     number: i32,
 }
 
 impl Living {
-    pub(super) fn new() -> Self {
-        let start = (super::random() as u32 % IDS) as i32;
+    pub(crate) fn new() -> Self {
+        let start = (random() as u32 % IDS) as i32;
 
         Self {
             entries: Mutex::default(),
@@ -55,7 +56,7 @@ impl Living {
     }
 
     /// Takes a place, or says that there is none.
-    pub(super) fn take(self: &Arc<Self>, uid: u32) -> Result<Place, Refusal> {
+    pub(crate) fn take(self: &Arc<Self>, uid: u32) -> Result<Place, Refusal> {
         let end = Instant::now() + PATIENCE;
         let number = self.next_id.fetch_add(1, Ordering::Relaxed);
         loop {
@@ -79,7 +80,7 @@ impl Living {
                      {MAX_PER_UID} private networks per user; end those programs"
                 )));
             }
-            server::pause(PAUSE);
+            pause(PAUSE);
         }
 
         Ok(Place {
@@ -95,7 +96,7 @@ impl Living {
 
 impl Place {
     /// Counts this namespace as long as it lives.
-    pub(super) fn note_namespace(&self, namespace: &NetNamespace) -> anyhow::Result<()> {
+    pub(crate) fn note_namespace(&self, namespace: &NetNamespace) -> anyhow::Result<()> {
         let netlink = Netlink::open()?;
         let mut tried = Ok(());
         for _ in 0..TRIES {
@@ -112,7 +113,7 @@ impl Place {
     }
 
     /// Counts these maps as long as they live.
-    pub(super) fn note_maps(&self, ids: &[u32]) {
+    pub(crate) fn note_maps(&self, ids: &[u32]) {
         self.entry(|entry| entry.maps.extend(ids));
     }
 

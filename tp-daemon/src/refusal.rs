@@ -7,32 +7,32 @@ use tp_root_api::{RefusedKind, Reply};
 
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(super) struct Refusal {
-    pub(super) kind: RefusedKind,
+pub(crate) struct Refusal {
+    pub(crate) kind: RefusedKind,
     message: String,
 }
 
 impl Refusal {
-    pub(super) fn new(kind: RefusedKind, message: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: RefusedKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             message: message.into(),
         }
     }
 
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(RefusedKind::Invalid, message)
     }
 
-    pub(super) fn permission(message: impl Into<String>) -> Self {
+    pub(crate) fn permission(message: impl Into<String>) -> Self {
         Self::new(RefusedKind::Permission, message)
     }
 
-    pub(super) fn unsupported(message: impl Into<String>) -> Self {
+    pub(crate) fn unsupported(message: impl Into<String>) -> Self {
         Self::new(RefusedKind::Unsupported, message)
     }
 
-    pub(super) fn into_reply(self) -> Reply {
+    pub(crate) fn into_reply(self) -> Reply {
         Reply::Refused {
             kind: self.kind,
             message: self.message,

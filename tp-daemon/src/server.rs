@@ -21,15 +21,16 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{
-    connection::{Connection, Context},
+use crate::{
+    connection::Connection,
+    context::{Context, Lifetime, MAX_CONNECTIONS_PER_UID},
     peer::{Admission, Peer},
     refusal::Refusal,
+    wait::pause,
 };
 
 /// Connections that are served; those that are refused have room of their own.
 const MAX_CONNECTIONS: usize = 64;
-pub(super) const MAX_CONNECTIONS_PER_UID: usize = 8;
 /// Refusals under way; more are closed without a word.
 const MAX_REFUSALS: usize = 16;
 const MAX_REFUSALS_PER_UID: usize = 4;
@@ -47,15 +48,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// than `tp connect` waits.
 const FIRST_SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// When the server ends by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lifetime {
-    UntilStopped,
-    /// With the last session, or when none comes.
-    WithLastSession,
-}
-
-pub(super) struct Server {
+pub(crate) struct Server {
     acceptor: Acceptor,
     admission: Admission,
     context: Arc<Context>,
@@ -82,7 +75,7 @@ enum Input {
 }
 
 impl Server {
-    pub(super) fn new(
+    pub(crate) fn new(
         listener: OwnedFd,
         admission: Admission,
         context: Context,
@@ -100,7 +93,7 @@ impl Server {
         })
     }
 
-    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut result = Ok(());
@@ -313,15 +306,6 @@ impl Drop for Acceptor {
             tracing::error!("The acceptor panicked");
         }
     }
-}
-
-/// For what the kernel tells nobody of.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "nothing is notified when descriptors, memory or a namespace are free again"
-)]
-pub(super) fn pause(duration: Duration) {
-    thread::sleep(duration);
 }
 
 fn accept_all(listener: &OwnedFd, accepted_tx: &mpsc::Sender<OwnedFd>) {

@@ -27,12 +27,12 @@ const STEP: u32 = 367;
 const PREFIX_LEN: u8 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range {
-    pub(super) aliases: Ipv4Net,
+pub(crate) struct Range {
+    pub(crate) aliases: Ipv4Net,
     /// The workstation's end of the veth; outside of the aliases.
-    pub(super) host: Ipv4Addr,
+    pub(crate) host: Ipv4Addr,
     /// The inner end, next hop of the aliases.
-    pub(super) gateway: Ipv4Addr,
+    pub(crate) gateway: Ipv4Addr,
 }
 
 impl Range {
@@ -48,12 +48,12 @@ impl Range {
         }
     }
 
-    pub(super) fn alias_count(&self) -> u32 {
+    pub(crate) fn alias_count(&self) -> u32 {
         1 << (32 - self.aliases.prefix_len())
     }
 
     /// The same with at most that many aliases, a power of two.
-    pub(super) fn limited_to(self, count: u32) -> Self {
+    pub(crate) fn limited_to(self, count: u32) -> Self {
         let prefix_len = u8::try_from(32 - count.ilog2()).expect("at most 32");
         let prefix_len = prefix_len.max(self.aliases.prefix_len());
 
@@ -78,7 +78,7 @@ impl Range {
 }
 
 /// Chooses a range that overlaps nothing; `seed` decides which one.
-pub(super) fn choose(in_use: &[Ipv4Net], seed: u32) -> Option<Range> {
+pub(crate) fn choose(in_use: &[Ipv4Net], seed: u32) -> Option<Range> {
     [SHORTEST_RANGE, SHORTEST_RANGE_AT_NEED]
         .into_iter()
         .find_map(|shortest| candidates(seed).find(|range| range.is_free(in_use, shortest)))

@@ -15,13 +15,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::sys;
 
 #[derive(Debug)]
-pub(super) struct NetNamespace {
+pub(crate) struct NetNamespace {
     fd: OwnedFd,
 }
 
 impl NetNamespace {
     /// Makes a namespace that nobody else has.
-    pub(super) fn private() -> io::Result<Self> {
+    pub(crate) fn private() -> io::Result<Self> {
         on_thread(|| {
             sys::unshare_network()?;
             let fd = File::open("/proc/thread-self/ns/net")?.into();
@@ -30,18 +30,18 @@ impl NetNamespace {
     }
 
     /// Takes a descriptor that somebody handed over; `None` if it is something else.
-    pub(super) fn from_descriptor(fd: OwnedFd) -> Option<Self> {
+    pub(crate) fn from_descriptor(fd: OwnedFd) -> Option<Self> {
         sys::is_network_namespace(&fd).then_some(Self { fd })
     }
 
-    pub(super) fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         let fd = self.fd.try_clone()?;
 
         Ok(Self { fd })
     }
 
     /// Says whether that process is in this namespace.
-    pub(super) fn is_of_process(&self, pid: u32) -> io::Result<bool> {
+    pub(crate) fn is_of_process(&self, pid: u32) -> io::Result<bool> {
         let ours = rustix::fs::fstat(&self.fd)?;
         let theirs = fs::metadata(format!("/proc/{pid}/ns/net"))?;
 
@@ -49,7 +49,7 @@ impl NetNamespace {
     }
 
     /// Says whether users have the same numbers in this namespace as in the daemon's own.
-    pub(super) fn has_our_users(&self) -> io::Result<bool> {
+    pub(crate) fn has_our_users(&self) -> io::Result<bool> {
         let owner = rustix::fs::fstat(sys::owner_of(&self.fd)?)?;
         let ours = fs::metadata("/proc/self/ns/user")?;
 
@@ -57,7 +57,7 @@ impl NetNamespace {
     }
 
     /// Runs `work` on a thread inside the namespace.
-    pub(super) fn run<T: Send, E: Send + From<io::Error>>(
+    pub(crate) fn run<T: Send, E: Send + From<io::Error>>(
         &self,
         work: impl FnOnce() -> Result<T, E> + Send,
     ) -> Result<T, E> {

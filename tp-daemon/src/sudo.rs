@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use tp_process::owner;
 
 /// Checks the running executable; returns the user who called sudo.
-pub(super) fn check() -> anyhow::Result<u32> {
+pub(crate) fn check() -> anyhow::Result<u32> {
     let uid = env::var("SUDO_UID")
         .ok()
         .and_then(|uid| uid.parse().ok())
