@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use resolv_conf::{Config, ScopedIp};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UdpSocket},
@@ -44,23 +45,15 @@ pub(crate) struct Resolver {
 impl Resolver {
     /// Reads a pod's `/etc/resolv.conf`.
     pub(crate) fn from_conf(text: &str) -> Self {
-        let mut servers = Vec::new();
-        let mut cluster_domain = DEFAULT_DOMAIN.to_owned();
-        for line in text.lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                Some("nameserver") => {
-                    let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
-                    servers.extend(address.map(|address| SocketAddr::new(address, 53)));
-                }
-                Some("search") => {
-                    if let Some(domain) = words.find_map(|word| word.strip_prefix("svc.")) {
-                        cluster_domain = domain.trim_end_matches('.').to_owned();
-                    }
-                }
-                _ => {}
-            }
-        }
+        let (conf, _) = Config::parse_with_errors(text.as_bytes());
+        let search = conf.get_search().map(Vec::as_slice).unwrap_or_default();
+        let cluster_domain = search
+            .iter()
+            .find_map(|domain| domain.strip_prefix("svc."))
+            .unwrap_or(DEFAULT_DOMAIN)
+            .trim_end_matches('.')
+            .to_owned();
+        let servers = conf.nameservers.iter().filter_map(as_asked).collect();
 
         Self {
             servers,
@@ -125,6 +118,14 @@ impl Resolver {
     }
 }
 
+/// An address of one interface alone is that of no cluster's name server.
+fn as_asked(server: &ScopedIp) -> Option<SocketAddr> {
+    match server {
+        ScopedIp::V6(_, Some(_)) => None,
+        server => Some(SocketAddr::new(server.into(), 53)),
+    }
+}
+
 fn set_id(message: &mut [u8], id: u16) -> io::Result<()> {
     message
         .get_mut(..2)
@@ -181,6 +182,17 @@ mod tests {
 
         assert_eq!(resolver.servers, ["10.96.0.10:53".parse().unwrap()]);
         assert_eq!(resolver.cluster_domain(), "example.org");
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_no_server() {
+        let resolver = Resolver::from_conf(
+            "# nameserver 10.96.0.9\nnameserver bad\nnameserver fe80::1%eth0\nnonsense\n\
+             nameserver fd00::a\nnameserver 10.96.0.10 extra\noptions unknown\n",
+        );
+
+        let expected = ["[fd00::a]:53", "10.96.0.10:53"].map(|it| it.parse().unwrap());
+        assert_eq!(resolver.servers, expected as [SocketAddr; 2]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
+use resolv_conf::Config;
 use tokio::{net::UdpSocket, time::timeout};
 use tp_core::dns::{self, Presence};
 
@@ -19,60 +20,32 @@ const MOST_DOMAINS: usize = 6;
 /// It asks three (resolv.conf(5)).
 const MOST_SERVERS: usize = 3;
 
-#[derive(Debug, PartialEq, Eq)]
-struct Search {
-    domains: Vec<String>,
-    /// A name with as many dots is asked as it is before it is completed.
-    ndots: usize,
+/// The domains of the last line that names any, without the dots that may stand around them.
+fn domains(conf: &Config) -> Vec<String> {
+    conf.get_last_search_or_domain()
+        .map(|domain| domain.trim_matches('.').to_owned())
+        .filter(|domain| !domain.is_empty())
+        .take(MOST_DOMAINS)
+        .collect()
 }
 
-impl Search {
-    fn parse(conf: &str) -> Self {
-        let mut search = Self {
-            domains: Vec::new(),
-            ndots: 1,
-        };
-        for line in conf.lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                // The last line counts.
-                Some("search" | "domain") => {
-                    search.domains = words
-                        .map(|word| word.trim_matches('.').to_owned())
-                        .filter(|word| !word.is_empty())
-                        .take(MOST_DOMAINS)
-                        .collect();
-                }
-                Some("options") => {
-                    let ndots = words.find_map(|word| word.strip_prefix("ndots:")?.parse().ok());
-                    search.ndots = ndots.unwrap_or(search.ndots);
-                }
-                _ => {}
-            }
-        }
-
-        search
-    }
-
-    /// A form that is not completed first.
-    fn remedy(&self) -> &'static str {
-        if self.ndots <= 1 {
-            "names with a dot, such as web.shop, are not concerned"
-        } else {
-            "names that end in a dot, such as web.shop.svc.cluster.local., are not concerned"
-        }
+/// A form that is not completed first: a name with `ndots` dots is asked as it is.
+fn remedy(ndots: u32) -> &'static str {
+    if ndots <= 1 {
+        "names with a dot, such as web.shop, are not concerned"
+    } else {
+        "names that end in a dot, such as web.shop.svc.cluster.local., are not concerned"
     }
 }
 
 /// Sentences about search domains that keep short names from the cluster at this moment.
-pub(super) async fn in_the_way(conf: &str, servers: &[SocketAddrV4]) -> Vec<String> {
-    let search = Search::parse(conf);
-    if search.ndots == 0 {
+pub(super) async fn in_the_way(conf: &Config, servers: &[SocketAddrV4]) -> Vec<String> {
+    if conf.ndots == 0 {
         return Vec::new();
     }
-    let domains = search.domains.iter().cloned();
+    let domains = domains(conf).into_iter();
     let answers = join_all(domains.map(|domain| probe(domain, servers.to_vec()))).await;
-    let remedy = search.remedy();
+    let remedy = remedy(conf.ndots);
     let wildcards = answers
         .iter()
         .filter(|(_, presence)| *presence == Some(Presence::Exists))
@@ -138,22 +111,45 @@ fn unlikely_label() -> String {
 mod tests {
     use super::*;
 
+    fn parse(conf: &str) -> Config {
+        Config::parse_with_errors(conf.as_bytes()).0
+    }
+
     #[test]
     fn search_domains_and_dots_are_read() {
         let conf = "search corp.test. Example.org\nnameserver 172.30.0.53\noptions edns0 ndots:5\n";
 
-        let search = Search::parse(conf);
+        let conf = parse(conf);
 
-        assert_eq!(search.domains, ["corp.test", "Example.org"]);
-        assert_eq!(search.ndots, 5);
-        assert!(search.remedy().contains("end in a dot"));
+        assert_eq!(domains(&conf), ["corp.test", "Example.org"]);
+        assert_eq!(conf.ndots, 5);
+        assert!(remedy(conf.ndots).contains("end in a dot"));
     }
 
     #[test]
     fn the_last_line_of_domains_counts_and_one_dot_is_usual() {
-        let search = Search::parse("search a.test\ndomain b.test\n");
+        let conf = parse("search a.test\ndomain b.test\n");
 
-        assert_eq!(search.domains, ["b.test"]);
-        assert_eq!(search.ndots, 1);
+        assert_eq!(domains(&conf), ["b.test"]);
+        assert_eq!(conf.ndots, 1);
+        assert_eq!(
+            domains(&parse("domain b.test\nsearch a.test c.test\n")).len(),
+            2
+        );
+    }
+
+    #[test]
+    fn of_the_options_the_last_one_counts_that_is_a_number() {
+        let conf =
+            parse("options ndots:2 ndots:3\noptions ndots:4 rotate unknown\noptions ndots:x\n");
+
+        assert_eq!(conf.ndots, 4);
+    }
+
+    #[test]
+    fn six_domains_complete_a_name() {
+        let conf = parse("search a.test b.test c.test . d.test e.test f.test g.test\n");
+
+        assert_eq!(domains(&conf).len(), MOST_DOMAINS);
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use resolv_conf::Config;
 use tokio::{sync::watch, time::interval};
 
 use super::search;
@@ -23,7 +24,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// The name servers in use at this moment, as far as they are read.
 pub(crate) fn current() -> Vec<SocketAddrV4> {
-    steered(&parse(&read(RESOLV_CONF)))
+    steered(&servers(&read_conf()))
 }
 
 fn steered(servers: &[IpAddr]) -> Vec<SocketAddrV4> {
@@ -58,8 +59,8 @@ pub(crate) async fn watch(servers: watch::Sender<Vec<SocketAddrV4>>) {
 
 /// Sentences about names that do not pass through tp, or that others answer first.
 pub(crate) async fn not_covered() -> Vec<String> {
-    let conf = read(RESOLV_CONF);
-    let mut sentences = unread(&parse(&conf));
+    let conf = read_conf();
+    let mut sentences = unread(&servers(&conf));
     sentences.extend(other_sources(&read(NSSWITCH_CONF)));
     sentences.extend(name_cache());
     sentences.extend(search::in_the_way(&conf, &current()).await);
@@ -165,16 +166,35 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Without a line, the resolver asks this machine (resolv.conf(5)).
-fn parse(text: &str) -> Vec<IpAddr> {
-    let mut servers: Vec<IpAddr> = text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            (words.next()? == "nameserver").then(|| words.next())?
-        })
-        .filter_map(|word| word.split('%').next()?.parse().ok())
+fn read_conf() -> Config {
+    parse(&fs::read(RESOLV_CONF).unwrap_or_default())
+}
+
+/// Reads what can be read, as the C library does. `resolv_conf` alone refuses interfaces such as
+/// `br-lan` behind an address, and takes `#53` behind one for a comment, where the C library takes
+/// the line for wrong.
+fn parse(conf: &[u8]) -> Config {
+    let lines: Vec<&[u8]> = conf
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !has_glued_comment(line))
+        .map(|line| line.split(|byte| *byte == b'%').next().unwrap_or_default())
         .collect();
+
+    Config::parse_with_errors(&lines.join(&b'\n')).0
+}
+
+fn has_glued_comment(line: &[u8]) -> bool {
+    let mut words = line
+        .split(u8::is_ascii_whitespace)
+        .filter(|it| !it.is_empty());
+    let is_mark = |byte: &u8| matches!(byte, b'#' | b';');
+
+    words.next() == Some(b"nameserver") && words.next().is_some_and(|it| it.iter().any(is_mark))
+}
+
+/// Without a line, the resolver asks this machine (resolv.conf(5)).
+fn servers(conf: &Config) -> Vec<IpAddr> {
+    let mut servers: Vec<IpAddr> = conf.nameservers.iter().map(IpAddr::from).collect();
     servers.dedup();
     if servers.is_empty() {
         servers.push(IpAddr::from([127, 0, 0, 1]));
@@ -187,17 +207,59 @@ fn parse(text: &str) -> Vec<IpAddr> {
 mod tests {
     use super::*;
 
+    fn read_in(conf: &str) -> Vec<String> {
+        let servers = servers(&parse(conf.as_bytes()));
+
+        servers.iter().map(IpAddr::to_string).collect()
+    }
+
     #[test]
     fn name_servers_are_read_in_order() {
         let text = "# nameserver 1.1.1.1\nsearch corp.test\nnameserver 172.30.0.53\nnameserver fe80::1%eth0\nnameserver bad\n";
 
-        let expected: [IpAddr; 2] = ["172.30.0.53".parse().unwrap(), "fe80::1".parse().unwrap()];
-        assert_eq!(parse(text), expected);
+        assert_eq!(read_in(text), ["172.30.0.53", "fe80::1"]);
+    }
+
+    #[test]
+    fn the_interface_behind_an_address_may_have_any_name() {
+        for interface in ["2", "br-lan", "eth0.100", "veth_1"] {
+            let text = format!("nameserver fe80::1%{interface}\nnameserver 172.30.0.53\n");
+
+            assert_eq!(read_in(&text), ["fe80::1", "172.30.0.53"], "{interface}");
+        }
+    }
+
+    #[test]
+    fn a_comment_ends_no_word() {
+        let text = "nameserver 1.1.1.1#53\nnameserver 1.1.1.2;x\n;nameserver 1.1.1.3\n\
+                    nameserver 172.30.0.53 # ours\n";
+
+        assert_eq!(read_in(text), ["172.30.0.53"]);
+    }
+
+    #[test]
+    fn lines_that_cannot_be_read_hide_no_others() {
+        let conf = b"options none:1 rotate:\nnonsense\nsearch \xff\nnameserver\n\
+                     nameserver 172.30.0.53 extra\nsortlist x\nnameserver 172.30.0.54\n";
+
+        let servers = servers(&parse(conf));
+
+        let expected = ["172.30.0.53", "172.30.0.54"].map(|it| it.parse().unwrap());
+        assert_eq!(servers, expected as [IpAddr; 2]);
+    }
+
+    #[test]
+    fn more_servers_are_read_than_the_c_library_asks() {
+        let text: String = (1..=5)
+            .map(|at| format!("nameserver 192.0.2.{at}\n"))
+            .collect();
+
+        assert_eq!(read_in(&text).len(), 5);
     }
 
     #[test]
     fn without_a_server_the_machine_itself_is_asked() {
-        assert_eq!(parse(""), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(read_in(""), ["127.0.0.1"]);
     }
 
     #[test]
