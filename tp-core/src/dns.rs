@@ -5,6 +5,7 @@
 
 mod answer;
 mod reply;
+mod subject;
 mod zone;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,6 +17,7 @@ use hickory_proto::{
 
 pub use answer::{Limit, failure};
 pub use reply::{Conclusion, addresses, conclude};
+pub use subject::{Subject, subject};
 pub use zone::{ServiceEntry, Zone};
 
 /// How long an answer may be kept, in seconds: a disconnect must not leave stale names behind.
@@ -79,16 +81,10 @@ pub fn decide(query: &[u8], zone: &Zone, limit: Limit) -> Decision {
     let Some((message, question)) = parse(query) else {
         return Decision::PassOn;
     };
-    if question.query_type() == RecordType::PTR
-        && let Ok(network) = question.name().parse_arpa_name()
-    {
-        return decide_pointer(&message, network.addr(), zone, limit);
+    if let Some(address) = asked_address(&question) {
+        return decide_pointer(&message, address, zone, limit);
     }
-    let name = question.name().to_lowercase();
-    let labels: Vec<String> = name
-        .iter()
-        .map(|label| String::from_utf8_lossy(label).into_owned())
-        .collect();
+    let labels = labels(question.name());
     if let Some(namespace) = pod_namespace(&labels, zone) {
         return ask_pod(&message, &question, &labels, namespace, zone);
     }
@@ -129,6 +125,22 @@ fn parse(query: &[u8]) -> Option<(Message, Query)> {
     let question = question.clone();
 
     Some((message, question))
+}
+
+/// The address whose name is asked for. A name of fewer labels is that of a network.
+fn asked_address(question: &Query) -> Option<IpAddr> {
+    if question.query_type() != RecordType::PTR {
+        return None;
+    }
+    let network = question.name().parse_arpa_name().ok()?;
+
+    (network.prefix_len() == network.max_prefix_len()).then_some(network.addr())
+}
+
+fn labels(name: &Name) -> Vec<String> {
+    name.iter()
+        .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
+        .collect()
 }
 
 /// Reads `…service`, `…service.namespace`, `…service.namespace.svc` and the full name.

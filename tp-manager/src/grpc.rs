@@ -3,7 +3,6 @@
 //! Knows the model and the wire, nothing of Kubernetes objects.
 
 mod candidates;
-mod names;
 mod resolve;
 mod table;
 mod wire;
@@ -21,7 +20,10 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 use tonic::{Request, Response, Status};
-use tp_core::VERSION;
+use tp_core::{
+    VERSION,
+    dns::{self, Subject},
+};
 use tp_proto::tunnel::{
     Candidates, HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse,
     ResolveRequest, ResolveResponse, TableEvent, WatchTableRequest,
@@ -125,12 +127,12 @@ impl Control {
             .map_err(|error| Status::unavailable(error.to_string()))
     }
 
-    /// Whether the answer to this question is the user's to know.
-    async fn may_ask(&self, question: &names::Question) -> Result<bool, Status> {
-        let namespace = match question {
-            names::Question::Foreign => return Ok(false),
-            names::Question::In(namespace) => namespace.clone(),
-            names::Question::About(address) => match self.model.read().owner(*address) {
+    /// Whether the answer to a question about `subject` is the user's to know.
+    async fn may_ask(&self, subject: &Subject) -> Result<bool, Status> {
+        let namespace = match subject {
+            Subject::Foreign => return Ok(false),
+            Subject::In(namespace) => namespace.clone(),
+            Subject::About(address) => match self.model.read().owner(*address) {
                 Owner::Namespace(namespace) | Owner::Service { namespace, .. } => namespace,
                 _ => return Ok(false),
             },
@@ -194,9 +196,9 @@ impl Manager for Control {
     ) -> Result<Response<ResolveResponse>, Status> {
         let query = request.into_inner().query;
         let resolver = &self.replica.resolver;
-        let question = names::read(&query, resolver.cluster_domain())
+        let subject = dns::subject(&query, resolver.cluster_domain())
             .ok_or_else(|| Status::invalid_argument("this is not a DNS query"))?;
-        let response = if self.may_ask(&question).await? {
+        let response = if self.may_ask(&subject).await? {
             resolver
                 .ask(&query, &self.room.questions)
                 .await

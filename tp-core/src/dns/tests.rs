@@ -181,6 +181,14 @@ fn other_pointers_are_asked_in_the_cluster_or_pass_on() {
 }
 
 #[test]
+fn the_name_of_a_network_is_not_that_of_an_address() {
+    assert_eq!(
+        decided("96.10.in-addr.arpa.", RecordType::PTR),
+        Decision::PassOn
+    );
+}
+
+#[test]
 fn what_is_no_query_passes_on() {
     let zone = zone();
     let mut response = query("web.", RecordType::A);

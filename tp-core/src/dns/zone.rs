@@ -202,7 +202,7 @@ fn is_registry(label: &str) -> bool {
     ) || (label.len() == 2 && label.bytes().all(|it| it.is_ascii_lowercase()))
 }
 
-fn labels(domain: &str) -> Vec<String> {
+pub(super) fn labels(domain: &str) -> Vec<String> {
     let domain = domain.trim_matches('.').to_ascii_lowercase();
 
     domain.split('.').map(str::to_owned).collect()

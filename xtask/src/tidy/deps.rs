@@ -94,7 +94,7 @@ const HOMES: [(&str, &[&str]); 10] = [
             "xtask",
         ],
     ),
-    ("hickory-proto", &["tp-core", "tp-e2e", "tp-manager"]),
+    ("hickory-proto", &["tp-core", "tp-e2e"]),
     (
         "kube",
         &["tp-cli", "tp-kube", "tp-manager", "tp-proto", "tp-session"],
