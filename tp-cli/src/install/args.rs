@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use humantime::DurationError;
 use tp_proto::crd::MANAGER_NAMESPACE;
 
 use crate::cli::ClusterArgs;
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(120);
+/// A year. What is added to a moment must leave one that the clock can tell.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Put tp into a cluster, or bring what is there to this version and these flags
 ///
@@ -59,7 +62,7 @@ pub(crate) struct InstallArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// How long to wait until the managers are ready, as in 90s or 5m; 0 does not wait
+    /// How long to wait until the managers are ready, as in 90s or 1m30s; 0 does not wait
     #[arg(
         long,
         value_name = "DURATION",
@@ -187,21 +190,20 @@ impl std::str::FromStr for Wait {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
-            Some(at) => text.split_at(at),
-            None => (text, "s"),
+        let is_number = !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
+        let parsed = if is_number {
+            humantime::parse_duration(&format!("{text}s"))
+        } else {
+            humantime::parse_duration(text)
         };
-        let factor = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return Err("expected a number of seconds, or one with s, m or h".into()),
-        };
-        let seconds: u64 = digits
-            .parse()
-            .map_err(|_| "expected a number with s, m or h")?;
-
-        Ok(Self(Duration::from_secs(seconds.saturating_mul(factor))))
+        match parsed {
+            Ok(wait) => Ok(Self(wait.min(LONGEST_WAIT))),
+            // More than can be counted. With a fraction it is one that is too fine.
+            Err(DurationError::NumberOverflow) if !text.contains('.') => Ok(Self(LONGEST_WAIT)),
+            Err(_) => {
+                Err("expected a duration such as 90s, 5m or 1m30s, or a number of seconds".into())
+            }
+        }
     }
 }
 
@@ -213,12 +215,30 @@ mod tests {
     use crate::cli::{Cli, Command};
 
     #[test]
-    fn a_wait_is_a_number_with_a_unit() {
-        assert_eq!("90s".parse(), Ok(Wait(Duration::from_secs(90))));
-        assert_eq!("5m".parse(), Ok(Wait(Duration::from_secs(300))));
-        assert_eq!("0".parse(), Ok(Wait(Duration::ZERO)));
-        assert!("soon".parse::<Wait>().is_err());
-        assert!("".parse::<Wait>().is_err());
+    fn a_wait_is_numbers_with_units_or_seconds() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("5m", 300),
+            ("2h", 7200),
+            ("1m30s", 90),
+            ("1h 5min", 3900),
+            ("0", 0),
+            ("0s", 0),
+            ("007", 7),
+            ("18446744073709551615", LONGEST_WAIT.as_secs()),
+            ("18446744073709551615h", LONGEST_WAIT.as_secs()),
+        ] {
+            assert_eq!(
+                text.parse(),
+                Ok(Wait(Duration::from_secs(seconds))),
+                "{text}"
+            );
+        }
+        for text in ["", " ", "s", "soon", "5x", "-5s", "5s,", "0.5ns"] {
+            let refused = text.parse::<Wait>().unwrap_err();
+
+            assert!(refused.contains("90s"), "{text}: {refused}");
+        }
     }
 
     #[test]
