@@ -2,77 +2,135 @@
 
 use std::{
     fs,
+    net::IpAddr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::Command,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+};
 
 use super::{Layout, network::Network};
 use crate::run;
 
+const LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// Whom a certificate stands for: to Kubernetes the organization is a group, and the name a user.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    organization: Option<&'a str>,
+    name: &'a str,
+}
+
+impl<'a> Subject<'a> {
+    const fn of(organization: &'a str, name: &'a str) -> Self {
+        Self {
+            organization: Some(organization),
+            name,
+        }
+    }
+
+    const fn alone(name: &'a str) -> Self {
+        Self {
+            organization: None,
+            name,
+        }
+    }
+}
+
 /// People of the test cluster and their groups. What they may do is for the tests to grant.
-const USERS: &[(&str, &str)] = &[
-    ("admin", "/O=system:masters/CN=admin"),
-    ("dev", "/O=devs/CN=dev"),
-    ("limited", "/O=devs-limited/CN=limited"),
-    ("stranger", "/CN=stranger"),
+const USERS: &[(&str, Subject<'_>)] = &[
+    ("admin", Subject::of("system:masters", "admin")),
+    ("dev", Subject::of("devs", "dev")),
+    ("limited", Subject::of("devs-limited", "limited")),
+    ("stranger", Subject::alone("stranger")),
 ];
 
-const COMPONENTS: &[(&str, &str)] = &[
+const COMPONENTS: &[(&str, Subject<'_>)] = &[
     (
         "apiserver-client",
-        "/O=system:masters/CN=kube-apiserver-kubelet-client",
+        Subject::of("system:masters", "kube-apiserver-kubelet-client"),
     ),
-    ("controller-manager", "/CN=system:kube-controller-manager"),
-    ("proxy", "/CN=system:kube-proxy"),
-    ("scheduler", "/CN=system:kube-scheduler"),
+    (
+        "controller-manager",
+        Subject::alone("system:kube-controller-manager"),
+    ),
+    ("proxy", Subject::alone("system:kube-proxy")),
+    ("scheduler", Subject::alone("system:kube-scheduler")),
 ];
 
 /// Makes everything under `pki/` and `users/`.
 pub(crate) fn create(layout: &Layout, network: Network, nodes: u8) -> Result<()> {
-    let pki = Pki {
-        folder: layout.pki(),
-        network,
-    };
-    private_folder(&pki.folder)?;
+    let folder = layout.pki();
+    private_folder(&folder)?;
     // Others may pass through: a file handed over with chown is then readable for its owner.
     fs::create_dir_all(layout.users())?;
-    pki.authority()?;
+    let pki = Pki {
+        folder,
+        network,
+        authority: authority()?,
+    };
+    run::write(&pki.file("ca.crt"), pki.authority.pem())?;
+    private_file(&pki.file("ca.key"), &pki.authority.key().serialize_pem())?;
     pki.service_account_key()?;
 
-    let (api, service) = (network.node(1), network.api_service());
-    pki.certificate(
+    pki.write(
         "apiserver",
-        "/CN=kube-apiserver",
-        &format!(
-            "IP:{api},IP:{service},IP:127.0.0.1,DNS:kubernetes.default.svc,DNS:kubernetes.default"
-        ),
+        Subject::alone("kube-apiserver"),
+        vec![
+            ip(&network.node(1))?,
+            ip(network.api_service())?,
+            ip("127.0.0.1")?,
+            dns("kubernetes.default.svc")?,
+            dns("kubernetes.default")?,
+        ],
     )?;
     for (name, subject) in COMPONENTS {
-        pki.certificate(name, subject, "")?;
-        pki.kubeconfig(name, &pki.file(&format!("{name}.conf")))?;
+        let identity = pki.write(name, *subject, Vec::new())?;
+        pki.kubeconfig(name, &identity, &pki.file(&format!("{name}.conf")))?;
     }
     for index in 1..=nodes {
         let name = format!("node{index}");
-        pki.certificate(
-            &name,
-            &format!("/O=system:nodes/CN=system:node:{name}"),
-            &format!("IP:{},DNS:{name}", network.node(index)),
-        )?;
-        pki.kubeconfig(&name, &pki.file(&format!("{name}.conf")))?;
+        let user = format!("system:node:{name}");
+        let alternatives = vec![ip(&network.node(index))?, dns(&name)?];
+        let identity = pki.write(&name, Subject::of("system:nodes", &user), alternatives)?;
+        pki.kubeconfig(&name, &identity, &pki.file(&format!("{name}.conf")))?;
     }
     for (name, subject) in USERS {
-        pki.certificate(name, subject, "")?;
-        pki.kubeconfig(name, &layout.user(name))?;
+        let identity = pki.write(name, *subject, Vec::new())?;
+        pki.kubeconfig(name, &identity, &layout.user(name))?;
     }
     Ok(())
+}
+
+fn ip(address: &str) -> Result<SanType> {
+    let address: IpAddr = address
+        .parse()
+        .with_context(|| format!("{address} is no IP address"))?;
+    Ok(SanType::IpAddress(address))
+}
+
+fn dns(name: &str) -> Result<SanType> {
+    Ok(SanType::DnsName(name.try_into()?))
 }
 
 struct Pki {
     folder: PathBuf,
     network: Network,
+    authority: Authority,
+}
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+/// A certificate and its key, as PEM.
+struct Identity {
+    certificate: String,
+    key: String,
 }
 
 impl Pki {
@@ -80,97 +138,27 @@ impl Pki {
         self.folder.join(name)
     }
 
-    fn openssl(&self, arguments: &[&str]) -> Result<()> {
-        run::output(
-            Command::new("openssl")
-                .args(arguments)
-                .current_dir(&self.folder),
-        )
-        .map(drop)
-    }
-
-    fn authority(&self) -> Result<()> {
-        self.openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.crt",
-            "-days",
-            "3650",
-            "-subj",
-            "/CN=tp-testbed",
-        ])
-    }
-
     fn service_account_key(&self) -> Result<()> {
-        self.openssl(&[
-            "ecparam",
-            "-genkey",
-            "-name",
-            "prime256v1",
-            "-noout",
-            "-out",
-            "sa.key",
-        ])?;
-        self.openssl(&["ec", "-in", "sa.key", "-pubout", "-out", "sa.pub"])
+        let key = KeyPair::generate().context("making the key of service accounts")?;
+        private_file(&self.file("sa.key"), &key.serialize_pem())?;
+        run::write(&self.file("sa.pub"), key.public_key_pem())
     }
 
-    fn certificate(&self, name: &str, subject: &str, alternatives: &str) -> Result<()> {
-        let (key, request) = (format!("{name}.key"), format!("{name}.csr"));
-        self.openssl(&[
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-keyout",
-            &key,
-            "-out",
-            &request,
-            "-subj",
-            subject,
-        ])?;
-
-        let mut extensions = "extendedKeyUsage=clientAuth,serverAuth\n".to_owned();
-        if !alternatives.is_empty() {
-            extensions += &format!("subjectAltName={alternatives}\n");
-        }
-        let extension_file = format!("{name}.ext");
-        run::write(&self.file(&extension_file), extensions)?;
-        self.openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            &request,
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "3650",
-            "-extfile",
-            &extension_file,
-            "-out",
-            &format!("{name}.crt"),
-        ])
+    fn write(
+        &self,
+        name: &str,
+        subject: Subject<'_>,
+        alternatives: Vec<SanType>,
+    ) -> Result<Identity> {
+        let identity = issue(&self.authority, subject, alternatives)
+            .with_context(|| format!("making the certificate of {name}"))?;
+        run::write(&self.file(&format!("{name}.crt")), &identity.certificate)?;
+        private_file(&self.file(&format!("{name}.key")), &identity.key)?;
+        Ok(identity)
     }
 
     /// Writes a kubeconfig that needs no other file.
-    fn kubeconfig(&self, name: &str, target: &Path) -> Result<()> {
-        let embedded = |file: &str| -> Result<String> {
-            let path = self.file(file);
-            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            Ok(base64(&bytes))
-        };
+    fn kubeconfig(&self, name: &str, identity: &Identity, target: &Path) -> Result<()> {
         let config = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -178,14 +166,14 @@ impl Pki {
                 "name": "testbed",
                 "cluster": {
                     "server": self.network.server(),
-                    "certificate-authority-data": embedded("ca.crt")?,
+                    "certificate-authority-data": STANDARD.encode(self.authority.pem()),
                 },
             }],
             "users": [{
                 "name": name,
                 "user": {
-                    "client-certificate-data": embedded(&format!("{name}.crt"))?,
-                    "client-key-data": embedded(&format!("{name}.key"))?,
+                    "client-certificate-data": STANDARD.encode(&identity.certificate),
+                    "client-key-data": STANDARD.encode(&identity.key),
                 },
             }],
             "contexts": [{ "name": "testbed", "context": { "cluster": "testbed", "user": name } }],
@@ -193,6 +181,52 @@ impl Pki {
         });
         private_file(target, &serde_json::to_string_pretty(&config)?)
     }
+}
+
+fn authority() -> Result<Authority> {
+    let mut params = params(Subject::alone("tp-testbed"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().context("making the key of the authority")?;
+    CertifiedIssuer::self_signed(params, key).context("making the certificate of the authority")
+}
+
+/// A certificate for both ends of a connection, as each component is both.
+fn issue(
+    authority: &Authority,
+    subject: Subject<'_>,
+    alternatives: Vec<SanType>,
+) -> Result<Identity, rcgen::Error> {
+    let mut params = params(subject);
+    params.subject_alt_names = alternatives;
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, authority)?;
+
+    Ok(Identity {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
+}
+
+fn params(subject: Subject<'_>) -> CertificateParams {
+    let mut name = DistinguishedName::new();
+    if let Some(organization) = subject.organization {
+        name.push(DnType::OrganizationName, organization);
+    }
+    name.push(DnType::CommonName, subject.name);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name;
+    params.use_authority_key_identifier_extension = true;
+    let age = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    params.not_before = rcgen::date_time_ymd(1970, 1, 1) + age;
+    params.not_after = params.not_before + LIFE;
+
+    params
 }
 
 fn private_folder(path: &Path) -> Result<()> {
@@ -213,37 +247,98 @@ fn private_file(path: &Path, content: &str) -> Result<()> {
     Ok(())
 }
 
-/// Standard base64 with padding.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group = chunk
-            .iter()
-            .chain([0, 0].iter())
-            .take(3)
-            .fold(0_usize, |group, byte| group << 8 | usize::from(*byte));
-        for position in 0..4 {
-            if position <= chunk.len() {
-                text.push(char::from(ALPHABET[group >> (18 - 6 * position) & 63]));
-            } else {
-                text.push('=');
-            }
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use x509_parser::{certificate::X509Certificate, extensions::GeneralName, pem::parse_x509_pem};
+
     use super::*;
 
+    fn with_certificate<T>(pem: &str, look: impl FnOnce(&X509Certificate<'_>) -> T) -> T {
+        let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
+
+        look(&pem.parse_x509().unwrap())
+    }
+
     #[test]
-    fn base64_pads_like_the_standard() {
-        assert_eq!(base64(b""), "");
-        assert_eq!(base64(b"f"), "Zg==");
-        assert_eq!(base64(b"fo"), "Zm8=");
-        assert_eq!(base64(b"foo"), "Zm9v");
-        assert_eq!(base64(b"\xff\xfe\xfdx"), "//79eA==");
+    fn a_certificate_names_its_subject_and_serves_both_ends() {
+        let authority = authority().unwrap();
+        let alternatives = vec![ip("172.30.0.1").unwrap(), dns("node1").unwrap()];
+        let subject = Subject::of("system:nodes", "system:node:node1");
+
+        let identity = issue(&authority, subject, alternatives).unwrap();
+
+        with_certificate(&identity.certificate, |it| {
+            assert_eq!(
+                it.subject().to_string(),
+                "O=system:nodes, CN=system:node:node1"
+            );
+            assert_eq!(it.issuer().to_string(), "CN=tp-testbed");
+            let purposes = it.extended_key_usage().unwrap().unwrap().value;
+            assert!(purposes.client_auth && purposes.server_auth);
+            let names = it.subject_alternative_name().unwrap().unwrap().value;
+            let expected = [
+                GeneralName::IPAddress(&[172, 30, 0, 1]),
+                GeneralName::DNSName("node1"),
+            ];
+            assert_eq!(names.general_names, expected);
+            // Nothing that is not said forbids a use.
+            assert!(it.key_usage().unwrap().is_none());
+            assert!(!it.is_ca());
+            let life = (it.validity().not_after - it.validity().not_before).unwrap();
+            assert_eq!(life.whole_seconds().unsigned_abs(), LIFE.as_secs());
+            assert!(it.validity().is_valid());
+        });
+    }
+
+    #[test]
+    fn a_certificate_is_the_authoritys() {
+        let (ours, another) = (authority().unwrap(), authority().unwrap());
+        let identity = issue(&ours, Subject::alone("stranger"), Vec::new()).unwrap();
+
+        with_certificate(&ours.pem(), |ours| {
+            assert!(ours.is_ca() && ours.verify_signature(None).is_ok());
+            with_certificate(&identity.certificate, |it| {
+                assert!(it.verify_signature(Some(ours.public_key())).is_ok());
+                assert!(it.subject_alternative_name().unwrap().is_none());
+            });
+        });
+        with_certificate(&another.pem(), |another| {
+            with_certificate(&identity.certificate, |it| {
+                assert!(it.verify_signature(Some(another.public_key())).is_err());
+            });
+        });
+    }
+
+    #[test]
+    fn only_their_owner_reads_keys_and_kubeconfigs() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            dir: folder.path().to_owned(),
+        };
+
+        create(&layout, Network::Ipv6, 2).unwrap();
+
+        for file in [
+            "pki/ca.key",
+            "pki/sa.key",
+            "pki/node2.key",
+            "pki/proxy.conf",
+            "users/dev.conf",
+        ] {
+            let mode = fs::metadata(layout.dir.join(file))
+                .unwrap()
+                .permissions()
+                .mode();
+
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+        for file in [
+            "pki/ca.crt",
+            "pki/sa.pub",
+            "pki/apiserver.crt",
+            "pki/node2.crt",
+        ] {
+            assert!(layout.dir.join(file).is_file(), "{file}");
+        }
     }
 }
