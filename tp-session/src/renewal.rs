@@ -22,7 +22,6 @@ use tp_transport::{KeyHash, SessionRef};
 use super::{
     cluster::{Cluster, Place},
     shared::Shared,
-    uplink::jitter,
 };
 
 const INTERVAL: Duration = Duration::from_secs(SESSION_RENEWAL_SECONDS);
@@ -179,7 +178,7 @@ pub(super) async fn keep(mut world: impl World) -> Infallible {
                 if left < NEAR {
                     world.tell(Some(ending(left, &fault)));
                 }
-                world.pause(backoff.pause(jitter())).await;
+                world.pause(backoff.pause(fastrand::f64())).await;
             }
         }
     }

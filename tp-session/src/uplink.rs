@@ -291,7 +291,7 @@ impl Uplink {
 
     async fn again(&self, lost: &str, backoff: &mut Backoff) -> Established {
         loop {
-            sleep(backoff.pause(jitter())).await;
+            sleep(backoff.pause(fastrand::f64())).await;
             match self.establish_anew(lost).await {
                 Ok(established) => return established,
                 Err(fault) => {
@@ -379,7 +379,7 @@ impl Uplink {
                 Ok(()) => backoff.reset(),
                 Err(reason) => {
                     tracing::info!(%reason, "Port-forward not restored, trying again");
-                    sleep(backoff.pause(jitter())).await;
+                    sleep(backoff.pause(fastrand::f64())).await;
                 }
             }
         }
@@ -474,10 +474,4 @@ async fn bounded<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Res
 
 fn temporary(message: &str) -> Fault {
     Fault::new(FaultKind::TemporaryFailure, format!("{message}: try again"))
-}
-
-/// Sub-second digits of the clock are random enough to spread clients.
-pub(super) fn jitter() -> f64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    f64::from(now.map_or(0, |now| now.subsec_nanos())) / 1e9
 }
