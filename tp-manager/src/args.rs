@@ -1,6 +1,7 @@
 //! The manager's command line; its pod's identity comes from the environment.
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use tp_proto::allow::Allow;
 
 /// The traffic manager of tp. `tp install` runs it.
 #[derive(Debug, Clone, Parser)]
@@ -18,10 +19,4 @@ pub(crate) struct Args {
     /// Destinations of the cluster itself that users may reach
     #[arg(long)]
     pub(crate) allow: Vec<Allow>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Allow {
-    Nodes,
-    ApiServer,
 }

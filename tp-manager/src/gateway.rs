@@ -18,11 +18,12 @@ use tokio::{
     sync::Semaphore,
     task::JoinSet,
 };
+use tp_proto::allow::Allow;
 use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer, tune_link};
 
 use crate::{
-    access::Access, args::Allow, grpc::Replica, housekeeping::Departed, model::SharedModel,
-    publish::Publisher, sessions::Sessions,
+    access::Access, grpc::Replica, housekeeping::Departed, model::SharedModel, publish::Publisher,
+    sessions::Sessions,
 };
 
 /// Eight of each of a thousand sessions, and those that are nobody's yet: the tunnel's server lets

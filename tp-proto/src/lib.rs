@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod allow;
 mod check;
 mod codec;
 pub mod crd;

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
 use humantime::DurationError;
-use tp_proto::crd::MANAGER_NAMESPACE;
+use tp_proto::{allow::Allow, crd::MANAGER_NAMESPACE};
 
 use crate::cli::ClusterArgs;
 
@@ -55,7 +58,7 @@ pub(crate) struct InstallArgs {
     pub(crate) connect_group: Vec<String>,
 
     /// Destinations that users may reach although they belong to the cluster itself (repeatable)
-    #[arg(long, value_name = "WHAT")]
+    #[arg(long, value_name = "WHAT", value_parser = allow())]
     pub(crate) allow: Vec<Allow>,
 
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
@@ -165,21 +168,15 @@ pub(crate) enum Expose {
     None,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Allow {
-    /// Addresses of nodes, and of pods that share them
-    Nodes,
-    /// The API server's Service
-    ApiServer,
-}
+/// Values of --allow, which completions and the help know.
+fn allow() -> impl TypedValueParser<Value = Allow> {
+    let about = |allow| match allow {
+        Allow::Nodes => "Addresses of nodes, and of pods that share them",
+        Allow::ApiServer => "The API server's Service",
+    };
+    let value = |allow: Allow| PossibleValue::new(allow.as_str()).help(about(allow));
 
-impl Allow {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Nodes => "nodes",
-            Self::ApiServer => "api-server",
-        }
-    }
+    PossibleValuesParser::new(Allow::ALL.map(value)).try_map(|text| text.parse::<Allow>())
 }
 
 /// A duration as people write it.
@@ -259,6 +256,24 @@ mod tests {
 
             assert_eq!(args.wait, expected, "{flags}");
         }
+    }
+
+    #[test]
+    fn what_may_be_allowed_is_listed_and_read() {
+        let tp = Cli::command();
+        let install = tp.find_subcommand("install").unwrap();
+        let flag = install.get_arguments().find(|it| it.get_id() == "allow");
+        let values = flag.unwrap().get_possible_values();
+        let told = |value: &PossibleValue| value.get_help().is_some();
+        assert!(values.iter().all(told) && values.len() == Allow::ALL.len());
+
+        let line = "tp install --image x --allow nodes --allow api-server";
+        let command = Cli::try_parse_from(line.split(' ')).unwrap().command;
+        let Command::Install(args) = command else {
+            panic!("{command:?}");
+        };
+        assert_eq!(args.allow, Allow::ALL);
+        assert!(Cli::try_parse_from(["tp", "install", "--allow", "pods"]).is_err());
     }
 
     #[test]

@@ -10,12 +10,13 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tp_core::VERSION;
 use tp_proto::{
+    allow::Allow,
     crd::{AGENT_NAMESPACE, Intercept, MANAGER_NAME, Session},
     fault::{Fault, FaultKind},
 };
 
 use super::{
-    args::{Allow, Expose, InstallArgs, PullPolicy},
+    args::{Expose, InstallArgs, PullPolicy},
     object::Object,
 };
 use crate::values;

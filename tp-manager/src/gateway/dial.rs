@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tp_proto::tunnel::Outcome;
+use tp_proto::{allow::Allow, tunnel::Outcome};
 use tp_transport::{PendingFlow, SpliceCounters, keep_alive, splice};
 
 use super::{
@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     access::{Access, Review, Scope, User},
-    args::Allow,
     model::SharedModel,
 };
 

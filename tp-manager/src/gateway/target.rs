@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use tp_proto::tunnel::Outcome;
+use tp_proto::{allow::Allow, tunnel::Outcome};
 
-use crate::{access::Scope, args::Allow, model::Owner};
+use crate::{access::Scope, model::Owner};
 
 /// Why nothing is dialled, and the word for it that an application understands.
 #[derive(Debug, PartialEq, Eq)]
