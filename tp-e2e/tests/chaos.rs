@@ -5,6 +5,7 @@
 
 use std::{env, time::Duration};
 
+use fastrand::Rng;
 use rustix::{event::poll, process::Signal, time::Timespec};
 use tp_e2e::{
     cluster::testbed,
@@ -20,23 +21,10 @@ const STEPS: usize = 10;
 /// Longest time between two steps, in milliseconds: connecting takes some hundreds.
 const GAP: u64 = 150;
 
-/// xorshift64*, Vigna 2016: random enough for moments, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-
-    /// Lets a random time pass: the moment is what is tested.
-    fn pass(&mut self) {
-        let milliseconds = self.below(GAP);
-        let time = Timespec::try_from(Duration::from_millis(milliseconds)).expect("small");
-        let _ = poll(&mut [], Some(&time));
-    }
+/// Lets a random time pass: the moment is what is tested.
+fn pass(random: &mut Rng) {
+    let time = Timespec::try_from(Duration::from_millis(random.u64(..GAP))).expect("small");
+    let _ = poll(&mut [], Some(&time));
 }
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -44,11 +32,11 @@ fn number(variable: &str, default: u64) -> u64 {
 }
 
 /// One round of [`STEPS`] steps. What the programs answer is theirs; that they end is not.
-fn disturb(workstation: &Workstation, random: &mut Random) {
+fn disturb(workstation: &Workstation, random: &mut Rng) {
     let tp = |words: &[&str]| Running::start(&mut workstation.command(&[&["tp"], words].concat()));
     let mut running = Vec::new();
     for _ in 0..STEPS {
-        match random.below(10) {
+        match random.u8(..10) {
             0..=3 => running.push(tp(&["connect", "--namespace", "shop"])),
             4 => running.push(tp(&["connect", "--namespace", "team-b"])),
             5 => running.push(tp(&[
@@ -61,9 +49,8 @@ fn disturb(workstation: &Workstation, random: &mut Random) {
             ])),
             6 => running.push(tp(&["quit"])),
             7 if !running.is_empty() => {
-                let victims = u64::try_from(running.len()).expect("few");
-                let victim = usize::try_from(random.below(victims)).expect("few");
-                let signal = [Signal::KILL, Signal::INT][usize::from(random.below(2) == 0)];
+                let victim = random.usize(..running.len());
+                let signal = [Signal::KILL, Signal::INT][usize::from(random.bool())];
                 let victim: &mut Running = &mut running[victim];
                 if !victim.has_ended() {
                     kill_if_there(victim.pid(), signal);
@@ -72,7 +59,7 @@ fn disturb(workstation: &Workstation, random: &mut Random) {
             8 => daemons::kill(workstation, Role::Session),
             _ => daemons::kill(workstation, Role::Root),
         }
-        random.pass();
+        pass(random);
     }
     for one in running {
         one.finish(PATIENCE);
@@ -89,9 +76,7 @@ fn whatever_is_started_quit_and_killed_the_next_connect_works_and_quitting_leave
     for round in 0..number("TP_ROUNDS", ROUNDS) {
         let seed = seed + round;
         eprintln!("round {round}: TP_SEED={seed}");
-        // Neighbouring seeds give unlike numbers, and zero is none.
-        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        disturb(&workstation, &mut random);
+        disturb(&workstation, &mut Rng::with_seed(seed));
 
         let mut connected = workstation.tp(&["connect", "--namespace", "shop"]);
         // Somebody may have connected to the other namespace before.

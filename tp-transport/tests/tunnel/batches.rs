@@ -160,7 +160,7 @@ async fn pump(
     pass: impl Fn(&[u8], SocketAddr),
 ) {
     let state = UdpSocketState::new(socket.into()).unwrap();
-    let (mut buffer, mut dice) = (vec![0; 1 << 16], 1u32);
+    let (mut buffer, mut dice) = (vec![0; 1 << 16], fastrand::Rng::with_seed(1));
     loop {
         let mut meta = [RecvMeta::default()];
         socket.readable().await.unwrap();
@@ -176,12 +176,11 @@ async fn pump(
         batches.fetch_add(usize::from(is_batch && is_quic), Ordering::Relaxed);
         let datagrams = buffer[..meta.len].chunks(meta.stride.max(1));
         for (index, datagram) in datagrams.enumerate() {
-            dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let is_lost = match loses {
                 Loses::Nothing => false,
                 Loses::AllButTheFirst => is_batch && index > 0,
                 Loses::Whole => is_batch,
-                Loses::OneInFive => (dice >> 16) % 5 == 0,
+                Loses::OneInFive => dice.u8(..5) == 0,
             };
             if !is_lost {
                 pass(datagram, meta.addr);

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use fastrand::Rng;
 use ipnet::{IpNet, Ipv4Net};
 use tp_core::dns::{ServiceEntry, Zone};
 use tp_proto::{
@@ -26,33 +27,9 @@ const MOST_STEPS: usize = 5;
 const NAMESPACES: [&str; 5] = ["shop", "team-b", "dev", "com", "web"];
 const NAMES: [&str; 4] = ["web", "db", "shop", "test"];
 
-/// SplitMix64: a seed gives the same history everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(bound).unwrap()).unwrap()
-    }
-
-    fn octet(&mut self, bound: usize) -> u8 {
-        u8::try_from(self.below(bound)).unwrap()
-    }
-
-    fn one<'a>(&mut self, all: &[&'a str]) -> &'a str {
-        all[self.below(all.len())]
-    }
-}
-
 /// A cluster, and the namespaces that its user may reach.
 struct World {
-    random: Random,
+    random: Rng,
     model: SharedModel,
     rights: BTreeSet<String>,
 }
@@ -60,7 +37,7 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut world = Self {
-            random: Random(seed),
+            random: Rng::with_seed(seed),
             model: SharedModel::new(),
             rights: BTreeSet::new(),
         };
@@ -74,10 +51,10 @@ impl World {
     }
 
     fn step(&mut self) {
-        let namespace = self.random.one(&NAMESPACES).to_owned();
-        let name = ObjectName::new(namespace.clone(), self.random.one(&NAMES));
-        let node = format!("node{}", self.random.below(3));
-        match self.random.below(12) {
+        let namespace = NAMESPACES[self.random.usize(..NAMESPACES.len())].to_owned();
+        let name = ObjectName::new(namespace.clone(), NAMES[self.random.usize(..NAMES.len())]);
+        let node = format!("node{}", self.random.usize(..3));
+        match self.random.usize(..12) {
             0 | 1 => self.update(|model| model.update_namespaces(Update::Applied(namespace, ()))),
             2 => self.update(|model| model.update_namespaces(Update::Removed(namespace))),
             3 | 4 => drop(self.rights.insert(namespace)),
@@ -88,12 +65,12 @@ impl World {
             }
             8 => self.update(|model| model.update_services(Update::Removed(name))),
             9 => {
-                let ip = [10, 0, self.random.octet(4), own_octet(&name)];
+                let ip = [10, 0, self.random.u8(..4), own_octet(&name)];
                 let pod = Pod {
                     addresses: vec![ip.into()],
                     ..Pod::default()
                 };
-                let is_gone = self.random.below(3) == 0;
+                let is_gone = self.random.usize(..3) == 0;
                 let update = match is_gone {
                     true => Update::Removed(name),
                     false => Update::Applied(name, pod),
@@ -101,8 +78,8 @@ impl World {
                 self.update(|model| model.update_pods(update));
             }
             10 => {
-                let pods = Ipv4Addr::new(10, 244, self.random.octet(4), 0);
-                let beside_pods = [10, 0, self.random.octet(4) + 60, 1];
+                let pods = Ipv4Addr::new(10, 244, self.random.u8(..4), 0);
+                let beside_pods = [10, 0, self.random.u8(..4) + 60, 1];
                 let value = Node {
                     internal: vec![beside_pods.into()],
                     pod_networks: vec![IpNet::new(pods.into(), 24).unwrap()],
@@ -123,15 +100,15 @@ impl World {
         let model = self.model.read();
         let services: BTreeMap<ObjectName, Service> = model
             .services()
-            .filter(|_| self.random.below(4) > 0)
+            .filter(|_| self.random.usize(..4) > 0)
             .map(|(name, service)| (name.clone(), (**service).clone()))
             .collect();
         drop(model);
         self.update(|model| model.update_services(Update::Replaced(services)));
         self.update(|model| model.update_nodes(Update::Removed(node.to_owned())));
-        let length = 16 + self.random.octet(3);
+        let length = 16 + self.random.u8(..3);
         let network = Ipv4Net::new(Ipv4Addr::new(10, 96, 0, 0), length).unwrap();
-        let found = (self.random.below(3) > 0).then(|| vec![network.into()]);
+        let found = (self.random.usize(..3) > 0).then(|| vec![network.into()]);
         self.update(|model| model.set_service_networks(found));
     }
 
@@ -143,12 +120,12 @@ impl World {
             .flat_map(|(_, service)| service.cluster_ips.iter().copied())
             .collect();
         drop(model);
-        let last = self.random.octet(30);
+        let last = self.random.u8(..30);
         let candidates: [IpAddr; 2] = [
             Ipv4Addr::new(10, 96, 0, last).into(),
             Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last.into()).into(),
         ];
-        let families = self.random.below(3);
+        let families = self.random.usize(..3);
         let free = candidates.into_iter().take(families);
         Service {
             cluster_ips: free.filter(|it| !taken.contains(it)).collect(),
@@ -269,13 +246,13 @@ fn follow(seed: u64, part: usize, mapped: &[&str], counts: &mut Counts) {
     // What the session knew when it last knew everything.
     let mut before = None;
     for look in 0..LOOKS {
-        for _ in 0..world.random.below(MOST_STEPS) {
+        for _ in 0..world.random.usize(..MOST_STEPS) {
             world.step();
         }
         assert_networks_are_those_of_a_listing(&world, seed);
         let now = world.services();
         // The cluster may also go on before everything is told.
-        let is_hasty = world.random.below(3) == 0;
+        let is_hasty = world.random.usize(..3) == 0;
         loop {
             session.step(&world, counts, |zone| {
                 if let Some(before) = &before {

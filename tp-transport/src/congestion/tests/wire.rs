@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fastrand::Rng;
+
 use super::tcp::Segment;
 
 /// Headers of IPv4, UDP and Ethernet.
@@ -113,7 +115,8 @@ pub(super) struct Wire {
     free_at: Instant,
     deliveries: BinaryHeap<Reverse<Delivery>>,
     order: u64,
-    random: Random,
+    /// The same in every run.
+    random: Rng,
     counts: Vec<Counts>,
     /// The longest wait of each step.
     waits: Vec<Duration>,
@@ -128,7 +131,7 @@ impl Wire {
             free_at: start,
             deliveries: BinaryHeap::new(),
             order: 0,
-            random: Random(0x9e37_79b9_7f4a_7c15),
+            random: Rng::with_seed(0),
             counts: vec![Counts::default(); flows],
             waits: Vec::new(),
         }
@@ -166,7 +169,7 @@ impl Wire {
                 None => return,
             },
             false => {
-                let jitter = self.path.jitter.mul_f64(self.random.next());
+                let jitter = self.path.jitter.mul_f64(self.random.f64());
                 now + self.path.rtt / 2 + jitter
             }
         };
@@ -185,7 +188,7 @@ impl Wire {
         add(&mut self.counts[packet.flow].sent, bucket, packet.size);
         let saved = Duration::from_secs_f64(self.path.burst as f64 / self.path.bytes_per_second());
         let wait = self.free_at.saturating_duration_since(now);
-        if wait > self.path.queue || self.random.next() * 1000.0 < self.path.lost_per_mille as f64 {
+        if wait > self.path.queue || self.random.f64() * 1000.0 < self.path.lost_per_mille as f64 {
             return None;
         }
         self.free_at = self.free_at.max(now - saved) + self.path.time_of(packet.size);
@@ -203,10 +206,9 @@ impl Wire {
             return at;
         }
         let turn = (at - self.start).as_nanos() / TURN.as_nanos();
-        let mut seed = Random(0x2545_f491_4f6c_dd1d ^ (turn as u64) << 1 ^ u64::from(is_far_end));
-        seed.next();
-        let length = self.path.stall.mul_f64(seed.next());
-        let begin = self.start + TURN * turn as u32 + (TURN - length).mul_f64(seed.next());
+        let mut random = Rng::with_seed((turn as u64) << 1 | u64::from(is_far_end));
+        let length = self.path.stall.mul_f64(random.f64());
+        let begin = self.start + TURN * turn as u32 + (TURN - length).mul_f64(random.f64());
 
         if begin <= at {
             at.max(begin + length)
@@ -256,18 +258,6 @@ impl Wire {
             .max()
             .copied()
             .unwrap_or_default()
-    }
-}
-
-/// Numbers from 0 to 1; the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
