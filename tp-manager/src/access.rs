@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tp_proto::crd::{GROUP, UserInfo};
+
+use crate::sync::lock;
 
 mod pace;
 
@@ -438,10 +440,6 @@ fn forget(all: &mut HashMap<Key, Known>) {
     if let Some(&limit) = looked_at.get(FORGOTTEN) {
         all.retain(|_, known| known.looked_at >= Some(limit));
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod target;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer, tune_link};
 
 use crate::{
     access::Access, grpc::Replica, housekeeping::Departed, model::SharedModel, publish::Publisher,
-    sessions::Sessions,
+    sessions::Sessions, sync::lock,
 };
 
 /// Eight of each of a thousand sessions, and those that are nobody's yet: the tunnel's server lets
@@ -51,7 +51,7 @@ pub(crate) struct Connected(Mutex<BTreeMap<SessionRef, (u64, Peer)>>);
 impl Connected {
     /// Enters a connection and returns its number, and the one that it replaces.
     fn enter(&self, peer: &Peer) -> (u64, Option<Peer>) {
-        let mut connected = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connected = lock(&self.0);
         let previous = connected.remove(peer.session());
         let number = previous.as_ref().map_or(0, |(number, _)| number + 1);
         connected.insert(peer.session().clone(), (number, peer.clone()));
@@ -61,7 +61,7 @@ impl Connected {
 
     /// Whether the session is without a connection now.
     fn leave(&self, session: &SessionRef, number: u64) -> bool {
-        let mut connected = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connected = lock(&self.0);
         let last = connected
             .get(session)
             .is_some_and(|(newest, _)| *newest == number);

@@ -8,7 +8,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use tokio::time::{Instant, interval, timeout};
 use tp_proto::crd::Session;
 use tp_transport::SessionRef;
 
-use crate::sessions::Sessions;
+use crate::{sessions::Sessions, sync};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// A client whose connection ended deletes its Session itself, unless it was killed. The tunnel has
@@ -58,7 +58,7 @@ impl Departed {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SessionRef, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

@@ -18,6 +18,7 @@ mod policy;
 mod publish;
 mod runtime;
 mod sessions;
+mod sync;
 
 use std::process::ExitCode;
 

@@ -14,7 +14,7 @@ use std::{
     mem,
     net::IpAddr,
     ops::Bound,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -473,12 +473,12 @@ impl SharedModel {
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Model> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+        crate::sync::read(&self.inner)
     }
 
     /// Several updates in one are settled, and told, once.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Model)) {
-        let mut model = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let mut model = crate::sync::write(&self.inner);
         change(&mut model);
         model.settle();
         let new = model.log.revision();

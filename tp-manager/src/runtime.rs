@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -32,6 +32,7 @@ use crate::{
     policy::{self, Policy},
     publish::Publisher,
     sessions::{Gate, Sessions},
+    sync::lock,
 };
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -209,7 +210,7 @@ struct Readiness {
 impl Health for Readiness {
     fn ready(&self) -> Result<(), String> {
         let ready = self.judge();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = lock(&self.told);
         // A probe's answer is shown nowhere; the log is.
         if *told != ready {
             match &ready {

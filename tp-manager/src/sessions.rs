@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, RwLock, RwLockReadGuard},
 };
 
 use futures::{Stream, StreamExt as _};
@@ -28,6 +28,7 @@ use crate::{
     access::User,
     index::{self, SyncedPart},
     policy::Policy,
+    sync,
 };
 
 const LIFETIME: SignedDuration = SignedDuration::from_secs(SESSION_LIFETIME_SECONDS);
@@ -363,11 +364,11 @@ impl Sessions {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        sync::read(&self.state)
     }
 
     fn write(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut sync::write(&self.state));
         self.revision.send_modify(|revision| *revision += 1);
     }
 }

@@ -4,7 +4,7 @@ mod driver;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -30,6 +30,7 @@ use crate::{
     probe::ProbeKeys,
     quic::{CLIENT_CREDIT, LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config},
     status::{ClosedReason, PathKind, PathStatus, TunnelStats},
+    sync::lock,
     tls,
 };
 use driver::{Command, Driver, Look};
@@ -339,10 +340,7 @@ impl Tunnel {
             Err(_) => return Err(ConnectError::TimedOut(HANDSHAKE_LIMIT)),
         }
         inner.mux.side().replace_link(link);
-        *inner
-            .link_task
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = task;
+        *lock(&inner.link_task) = task;
         self.command(Command::LinkReplaced);
 
         Ok(())

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -23,6 +23,7 @@ use tp_proto::tunnel::{Credit, FlowUpdates, KeepAlive};
 use crate::{
     codes::CloseCode,
     flow::{self, CONTROL_PRIORITY, FlowError},
+    sync,
 };
 
 /// What one message says of flows; at 23 bytes each at most it is shorter than a message may be.
@@ -195,7 +196,7 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 

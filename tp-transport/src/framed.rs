@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
@@ -23,6 +23,8 @@ use tokio::{
     sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::sync;
 
 /// Bytes that may wait to be written: enough to keep the stream busy, few enough that a small
 /// request does not wait long behind them. One batch of QUIC may exceed it.
@@ -310,8 +312,7 @@ impl Link {
     }
 
     fn outgoing(&self) -> std::sync::MutexGuard<'_, Outgoing> {
-        // The lock is never held across anything that could leave it half-written.
-        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.outgoing)
     }
 }
 

@@ -28,6 +28,7 @@ mod mux;
 mod preface;
 mod probe;
 mod quic;
+mod sync;
 mod tls;
 
 pub use {

@@ -17,7 +17,7 @@ use std::{
     io::{self, IoSliceMut},
     net::{Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
 };
 
@@ -31,6 +31,7 @@ use crate::{
     framed::{Link, Received},
     probe::{Form, form},
     quic::RECEIVE_SEGMENTS,
+    sync,
 };
 use udp::Udp;
 
@@ -149,8 +150,7 @@ impl<S: Side> Mux<S> {
     }
 
     fn received(&self) -> std::sync::MutexGuard<'_, ReceiveQueue> {
-        // The lock is never held across anything that could leave it half-written.
-        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.received)
     }
 
     /// Fills `bufs` from the byte streams.

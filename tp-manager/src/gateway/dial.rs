@@ -6,7 +6,7 @@ use std::{
     future::pending,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     access::{Access, Review, Scope, User},
     model::SharedModel,
+    sync,
 };
 
 /// As long as Linux itself tries by default.
@@ -215,7 +216,7 @@ impl Grants {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, Uses>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

@@ -3,10 +3,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::sync::lock;
 
 /// Flows of one session, and of one user.
 const SESSION_FLOWS: usize = 4096;
@@ -60,7 +62,7 @@ impl Shares {
     }
 
     fn of(&self, user: &str) -> Arc<UserShare> {
-        let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = lock(&self.0);
         if let Some(share) = shares.get(user).and_then(Weak::upgrade) {
             return share;
         }

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, OnceLock, PoisonError, RwLock,
+        Arc, OnceLock, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -17,6 +17,7 @@ use crate::{
     probe::{Probe, ProbeKeys, ProbeKind},
     quic::LOGICAL_SERVER,
     status::PathKind,
+    sync,
 };
 
 /// Transmits of at least this size count as data; acknowledgements and keep-alives are smaller.
@@ -137,11 +138,11 @@ impl ClientSide {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Paths> {
-        self.paths.read().unwrap_or_else(PoisonError::into_inner)
+        sync::read(&self.paths)
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Paths> {
-        self.paths.write().unwrap_or_else(PoisonError::into_inner)
+        sync::write(&self.paths)
     }
 }
 

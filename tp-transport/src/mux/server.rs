@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, OnceLock, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -24,6 +24,7 @@ use crate::{
     probe::{IN_PARTS, MIN_SIZE, Probe, ProbeKeys, ProbeKind, SINGLY, key_id},
     quic::{is_link_address, link_address},
     status::PathKind,
+    sync::{lock, read, write},
 };
 
 /// How long an address may send after its last genuine probe.
@@ -395,18 +396,6 @@ impl Side for ServerSide {
 
         Some(peer.answer(said, probe.len()))
     }
-}
-
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn lock<T>(lock: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     io::{self, IoSliceMut},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     task::{Context, Poll},
 };
 
@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket, sync::Notify};
 
 use super::batch::{Batch, MAX_BATCH};
+use crate::sync::lock;
 
 /// What is asked of the kernel, in each direction.
 const BUFFER_SIZE: usize = 4 << 20;
@@ -220,11 +221,6 @@ impl Udp {
             other => other,
         }
     }
-}
-
-fn lock(batch: &Mutex<Batch>) -> MutexGuard<'_, Batch> {
-    // The lock is never held across anything that could leave it half-written.
-    batch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the kernel gives a UDP socket such as a tunnel's.

@@ -4,10 +4,12 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use tokio_util::sync::CancellationToken;
+
+use crate::sync;
 
 /// Each costs little more than its socket.
 const ROOM: usize = 1024;
@@ -52,8 +54,7 @@ impl Strangers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entered> {
-        // Each change of it is whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 
