@@ -11,9 +11,11 @@ use source::Source;
 mod deps;
 mod layout;
 mod manifests;
+mod modules;
 mod promises;
 mod source;
 mod test_rules;
+mod tokens;
 mod words;
 
 /// A broken rule, as one line.

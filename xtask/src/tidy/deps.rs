@@ -122,14 +122,7 @@ const HOMES: [(&str, &[&str]); 10] = [
 /// All that the pure crate may use. None of them does I/O or reads a clock.
 const PURE: (&str, &[&str]) = (
     "tp-core",
-    &[
-        "bytes",
-        "etherparse",
-        "hickory-proto",
-        "ipnet",
-        "thiserror",
-        "tracing",
-    ],
+    &["bytes", "etherparse", "hickory-proto", "ipnet", "thiserror"],
 );
 
 /// Modules that must not know each other: folder, and what its files must not name.
