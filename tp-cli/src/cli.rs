@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
+    cluster_args::{ClusterArgs, ManagerArgs},
     exit,
     install::{GrantArgs, InstallArgs, UninstallArgs},
     output::Format,
@@ -180,48 +181,6 @@ pub(crate) struct ConnectArgs {
     /// Command to run connected
     #[arg(last = true, value_name = "COMMAND", help_heading = "Arguments")]
     pub(crate) command: Vec<OsString>,
-}
-
-/// Which cluster, as whom: as for kubectl.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
-#[command(next_help_heading = "Kubernetes")]
-pub(crate) struct ClusterArgs {
-    /// Kubeconfig file; otherwise $KUBECONFIG, ~/.kube/config, the service account of a pod
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kubeconfig: Option<PathBuf>,
-
-    /// Context of the kubeconfig; the current one by default
-    #[arg(long, value_name = "NAME")]
-    pub(crate) context: Option<String>,
-
-    /// Cluster of the kubeconfig, in place of the context's
-    #[arg(long, value_name = "NAME")]
-    pub(crate) cluster: Option<String>,
-
-    /// User of the kubeconfig, in place of the context's
-    #[arg(long, value_name = "NAME")]
-    pub(crate) user: Option<String>,
-
-    /// User to impersonate
-    #[arg(long = "as", value_name = "USER")]
-    pub(crate) impersonate_user: Option<String>,
-
-    /// Group to impersonate; may be given several times
-    #[arg(long = "as-group", value_name = "GROUP", requires = "impersonate_user")]
-    pub(crate) impersonate_groups: Vec<String>,
-}
-
-/// Where the traffic manager is.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ManagerArgs {
-    /// Namespace of the traffic manager
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        default_value = tp_proto::crd::MANAGER_NAMESPACE,
-        help_heading = "Kubernetes"
-    )]
-    pub(crate) manager_namespace: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]

@@ -13,6 +13,7 @@ use crate::{cli::Cli, output::Output};
 
 mod cli;
 mod client;
+mod cluster_args;
 mod cmd;
 mod exit;
 mod files;

@@ -14,8 +14,8 @@ use rustix::net::{
 use serde_json::{Value, json};
 
 use crate::{
-    app::{self, PATIENCE, canonical, name},
     session::say,
+    socket::{PATIENCE, canonical, name},
     sys,
 };
 
@@ -67,8 +67,8 @@ pub(crate) fn run_in_roots_user_namespace(uid: &str, words: &[&str]) {
     say(&serde_json::from_str(&line).expect("JSON"));
 }
 
-/// Waits in a new user namespace until its root is somebody, and runs the application as that.
-pub(crate) fn run_unshared(words: &[&str]) {
+/// Waits in a new user namespace until its root is somebody, and becomes that.
+pub(crate) fn become_root_of_new_users() {
     sys::unshare_users();
     say(&json!({"event": "unshared"}));
     let mut line = String::new();
@@ -76,7 +76,6 @@ pub(crate) fn run_unshared(words: &[&str]) {
         .read_line(&mut line)
         .expect("input is text");
     sys::become_user(0);
-    app::run(words);
 }
 
 /// Makes a socket as root, and uses it as somebody else.

@@ -10,8 +10,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    app::{Options, PATIENCE, open},
     session::say,
+    socket::{Options, PATIENCE, open},
 };
 
 /// Holds connections to many addresses, and says of each line it is told how many of them still

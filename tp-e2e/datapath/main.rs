@@ -13,6 +13,7 @@ mod names;
 mod packets;
 mod root_client;
 mod session;
+mod socket;
 mod sys;
 
 fn main() {

@@ -16,9 +16,9 @@ use rustix::net::{SendFlags, sendto};
 use serde_json::{Value, json};
 
 use crate::{
-    app::{PATIENCE, canonical, errno},
     far_side::answer,
     session::say,
+    socket::{PATIENCE, canonical, errno},
     sys,
 };
 

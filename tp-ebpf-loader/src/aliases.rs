@@ -15,7 +15,7 @@ use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, FIRST_ALIAS_INDEX};
 use crate::{
     MapError, Plan,
     fds::{Access, Words},
-    maps::{array, broken, take, typed},
+    map::{array, broken, take, typed},
 };
 
 const ALIASES: &str = "ALIASES";

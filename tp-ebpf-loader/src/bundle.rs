@@ -1,9 +1,7 @@
 //! The programs of one bundle: loaded together, attached in three places, dropped as one.
 
 use std::{
-    ffi::CStr,
     mem,
-    net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
@@ -17,11 +15,9 @@ use aya::{
         tc::{NlOptions, TcAttachOptions},
     },
 };
-use tp_ebpf_common::{
-    ALIAS_TABLE_LEN, KernelOffsets, LISTENER_SLOT, ProcessName, Settings, UDP_SLOT, scope,
-};
+use tp_ebpf_common::{ALIAS_TABLE_LEN, LISTENER_SLOT, UDP_SLOT};
 
-use crate::{LoadError, maps::Maps};
+use crate::{LoadError, Plan, maps::Maps};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tp-ebpf.o"));
 
@@ -42,72 +38,6 @@ const HOST_INGRESS: &str = "tp_host_ingress";
 const VETH_INGRESS: &str = "tp_veth_ingress";
 const TUN_INGRESS: &str = "tp_tun_ingress";
 const LOOKUP: &str = "tp_lookup";
-
-/// Whose sockets are steered. Both limits apply when both are given, none means everybody's.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Plan {
-    pub netns_cookie: u64,
-    /// The name of processes that are never steered.
-    pub exempt: &'static CStr,
-    pub user: Option<UserScope>,
-    pub cgroup: Option<CgroupScope>,
-    pub alias_base: u32,
-    /// At most 65536, a power of two.
-    pub alias_count: u32,
-    pub interfaces: Interfaces,
-    pub offsets: KernelOffsets,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct UserScope {
-    pub uid: u32,
-    /// Permitted capabilities of the session in `user_ns`.
-    pub capabilities: u64,
-    /// The user namespace of the machine, by the number of its file.
-    pub user_ns: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct CgroupScope {
-    pub id: u64,
-    /// Depth below the root of the hierarchy.
-    pub level: u32,
-}
-
-/// Indices in the private namespace.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Interfaces {
-    pub veth: u32,
-    pub tun: u32,
-}
-
-impl Plan {
-    fn settings(&self) -> Settings {
-        let mut scope = 0;
-        if self.user.is_some() {
-            scope |= scope::USER;
-        }
-        if self.cgroup.is_some() {
-            scope |= scope::CGROUP;
-        }
-
-        Settings {
-            netns_cookie: self.netns_cookie,
-            capabilities: self.user.map_or(0, |user| user.capabilities),
-            cgroup_id: self.cgroup.map_or(0, |cgroup| cgroup.id),
-            exempt: process_name(self.exempt),
-            scope,
-            uid: self.user.map_or(0, |user| user.uid),
-            user_ns: self.user.map_or(0, |user| user.user_ns),
-            cgroup_level: self.cgroup.map_or(0, |cgroup| cgroup.level),
-            alias_base: self.alias_base,
-            alias_mask: !(self.alias_count - 1),
-            veth_index: self.interfaces.veth,
-            tun_index: self.interfaces.tun,
-            offsets: self.offsets,
-        }
-    }
-}
 
 /// Loaded programs, their links and maps. Dropping it detaches everything.
 pub struct DataPath {
@@ -239,21 +169,6 @@ impl DataPath {
 }
 
 /// Formats an alias base for logs.
-impl Plan {
-    pub fn alias_network(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.alias_base)
-    }
-}
-
-/// As the kernel keeps it: cut to what fits with a zero behind it.
-fn process_name(name: &CStr) -> ProcessName {
-    let mut padded = ProcessName::default();
-    let len = name.count_bytes().min(padded.len() - 1);
-    padded[..len].copy_from_slice(&name.to_bytes()[..len]);
-
-    padded
-}
-
 /// Attaches by a filter, which is there as long as the interface: whoever kills the root daemon and
 /// keeps the private namespace does not get rid of it, as of a TCX link.
 ///

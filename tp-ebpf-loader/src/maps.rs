@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
 };
 
 use aya::{
@@ -16,7 +16,12 @@ use aya::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tp_ebpf_common::{Counter, CounterKind, NameServer, SteerAction};
 
-use crate::{MapError, Plan, aliases::Aliases, fds};
+use crate::{
+    MapError, Plan,
+    aliases::Aliases,
+    fds,
+    map::{array, broken, copy, take, typed},
+};
 
 const STEER4: &str = "STEER4";
 const STEER6: &str = "STEER6";
@@ -259,43 +264,10 @@ fn name_server(server: &SocketAddr) -> NameServer {
     }
 }
 
-pub(crate) fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, MapError> {
-    ebpf.take_map(name).ok_or(MapError::Missing { name })
-}
-
-pub(crate) fn typed<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, MapError>
-where
-    M: TryFrom<Map, Error = AyaError>,
-{
-    M::try_from(take(ebpf, name)?).map_err(broken(name))
-}
-
-pub(crate) fn array<'a>(name: &'static str, map: &'a Map) -> Result<&'a MapData, MapError> {
-    match map {
-        Map::Array(data) => Ok(data),
-        _ => Err(MapError::Missing { name }),
-    }
-}
-
-fn copy(name: &'static str, map: &Map) -> Result<OwnedFd, MapError> {
-    array(name, map)?
-        .fd()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|source| MapError::Descriptor { name, source })
-}
-
 fn fits(name: &'static str, count: usize, limit: usize) -> Result<(), MapError> {
     if count > limit {
         return Err(MapError::TooMany { name, count, limit });
     }
 
     Ok(())
-}
-
-pub(crate) fn broken(name: &'static str) -> impl Fn(AyaError) -> MapError {
-    move |source| MapError::Aya {
-        name,
-        source: Box::new(source),
-    }
 }

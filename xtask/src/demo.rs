@@ -9,8 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    cluster, dist, packages, paths, products, run,
-    test::{Kubernetes, Steps, consent, needed},
+    cluster,
+    consent::{Kubernetes, consent, needed},
+    dist, packages, paths, products, run,
+    steps::Steps,
 };
 
 #[derive(clap::Args)]

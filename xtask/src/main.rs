@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod cluster;
+mod consent;
 mod demo;
 mod dist;
 mod ebpf;
@@ -18,6 +19,7 @@ mod packages;
 mod paths;
 mod products;
 mod run;
+mod steps;
 mod test;
 mod tidy;
 mod tools;

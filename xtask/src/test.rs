@@ -1,14 +1,17 @@
 //! Everything that tests, set-up included: the order is the one in which mistakes should show.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    process::Command,
-    time::Instant,
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{
+    bench, cluster,
+    consent::{Kubernetes, consent, needed},
+    demo, dist, ebpf, packages, paths, products, run,
+    steps::Steps,
+    tidy,
+    tools::DENY,
 };
-
-use anyhow::{Context as _, Result, bail};
-
-use crate::{bench, cluster, demo, dist, ebpf, packages, paths, products, run, tidy, tools::Tool};
 use programs::TestProgram;
 use untouched::Untouched;
 
@@ -19,13 +22,6 @@ mod untouched;
 
 /// Where to look when a test fails.
 const THEIR_WORDS: &str = "what the failed test said above";
-
-const DENY: Tool = Tool {
-    name: "cargo-deny",
-    version: "0.20.2",
-    arguments: &[],
-    environment: &[],
-};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -194,139 +190,4 @@ fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Re
 
 fn cargo(arguments: &[&str]) -> Result<()> {
     run::status(run::cargo().args(arguments).current_dir(paths::workspace()))
-}
-
-/// Whose cluster a command uses.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kubernetes {
-    /// The one that this machine runs for it.
-    Own,
-    /// The user's.
-    Foreign,
-}
-
-/// Says what will be installed and built, and asks once.
-pub(crate) fn consent(command: &str, kubernetes: Kubernetes, yes: bool) -> Result<()> {
-    if kubernetes == Kubernetes::Own && !run::is_root() {
-        bail!("the test cluster makes namespaces and control groups: run this as root");
-    }
-    announce(command, kubernetes)?;
-    if yes || std::env::var("CI").is_ok_and(|value| value == "true" || value == "1") {
-        return Ok(());
-    }
-    if !std::io::stdin().is_terminal() {
-        bail!("nobody is there to ask: pass --yes to agree");
-    }
-    print!("Go on? [Y/n] ");
-    std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin()
-        .read_line(&mut answer)
-        .context("reading the answer")?;
-    match answer.trim().to_lowercase().as_str() {
-        "" | "y" | "yes" => Ok(()),
-        _ => bail!("nothing was done"),
-    }
-}
-
-fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
-    let lists = needed(kubernetes);
-    let missing = packages::missing(&lists)?;
-    let mut minutes = match command {
-        "soak" => soak::MINUTES,
-        "test" => 25,
-        _ => 1,
-    };
-    println!("`cargo xtask {command}` on this machine:");
-    if missing.is_empty() {
-        println!("  packages   all {} are installed", packages::count(&lists));
-    } else {
-        println!(
-            "  packages   to install with apt-get: {}",
-            missing.join(" ")
-        );
-        minutes += 4;
-    }
-    if ebpf::linker_is_missing() {
-        println!("  toolchain  to build once: the linker for eBPF (about a minute)");
-        minutes += 1;
-    }
-    if command == "test" && DENY.find().is_none() {
-        println!("  tools      to build once: cargo-deny (about 4 minutes)");
-        minutes += 4;
-    }
-    if !paths::release().join("tp-daemon").exists() {
-        let compiling = if command == "test" { 10 } else { 5 };
-        println!("  tp         to compile (about {compiling} minutes)");
-        minutes += compiling;
-    }
-    if kubernetes == Kubernetes::Own {
-        if cluster::build::is_needed()? {
-            let version = cluster::build::KUBERNETES;
-            println!("  cluster    to compile once: Kubernetes {version} (about 7 minutes)");
-            minutes += 7;
-        }
-        println!(
-            "  cluster    namespaces and control groups named tpt-*, files in {}; removed by `cargo xtask cluster down`",
-            paths::testbed().display()
-        );
-    }
-    println!(
-        "  caches     {} and {}",
-        paths::cache().display(),
-        paths::target().display()
-    );
-    println!("  about {minutes} min on two cores; ~/.kube is not touched");
-    Ok(())
-}
-
-/// The packages that a command needs.
-pub(crate) fn needed(kubernetes: Kubernetes) -> Vec<&'static [&'static str]> {
-    let mut lists = vec![packages::BUILD, ebpf::packages()];
-    if kubernetes == Kubernetes::Own {
-        lists.extend([packages::CLUSTER, packages::CLIENTS, ebpf::lint_packages()]);
-    }
-    lists
-}
-
-/// Tells what goes on and how long each step took.
-pub(crate) struct Steps {
-    begin: Instant,
-    done: Vec<(String, f64)>,
-}
-
-impl Steps {
-    pub(crate) fn new() -> Self {
-        Self {
-            begin: Instant::now(),
-            done: Vec::new(),
-        }
-    }
-
-    /// Runs one step; a failure says where to look.
-    pub(crate) fn step<T>(
-        &mut self,
-        name: &str,
-        look_at: &str,
-        action: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
-        println!("==> {name}");
-        let begin = Instant::now();
-        let outcome = action();
-        let seconds = begin.elapsed().as_secs_f64();
-        match &outcome {
-            Ok(_) => println!("    {name}: done in {seconds:.1} s"),
-            Err(_) => println!("    {name}: FAILED after {seconds:.1} s"),
-        }
-        self.done.push((name.to_owned(), seconds));
-        outcome.with_context(|| format!("{name} failed; look at {look_at}"))
-    }
-
-    pub(crate) fn summary(&self) {
-        println!();
-        for (name, seconds) in &self.done {
-            println!("{seconds:8.1} s  {name}");
-        }
-        println!("{:8.1} s  all", self.begin.elapsed().as_secs_f64());
-    }
 }

@@ -8,7 +8,9 @@ use anyhow::{Result, bail};
 use crate::paths;
 use source::Source;
 
+mod circles;
 mod deps;
+mod imports;
 mod layout;
 mod manifests;
 mod modules;
@@ -35,6 +37,7 @@ fn check(root: &Path) -> Result<()> {
     problems.extend(layout::check(&sources));
     problems.extend(test_rules::check(&sources));
     problems.extend(words::check(&sources));
+    problems.extend(circles::check(&sources));
     problems.extend(promises::check(root, &sources));
 
     if problems.is_empty() {

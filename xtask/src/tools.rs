@@ -10,6 +10,14 @@ use anyhow::{Context as _, Result};
 
 use crate::{paths, run};
 
+/// Checks licences, sources and security problems of dependencies.
+pub(crate) const DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    arguments: &[],
+    environment: &[],
+};
+
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
     pub(crate) version: &'static str,

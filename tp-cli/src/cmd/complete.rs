@@ -8,8 +8,9 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tp_proto::local::NamespacesRequest;
 
 use crate::{
-    cli::{ClusterArgs, CompleteArgs, Names},
+    cli::{CompleteArgs, Names},
     client,
+    cluster_args::ClusterArgs,
     install::cluster,
     output::print_all,
 };

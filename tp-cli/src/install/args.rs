@@ -9,7 +9,7 @@ use clap::{
 use humantime::DurationError;
 use tp_proto::{allow::Allow, crd::MANAGER_NAMESPACE};
 
-use crate::cli::ClusterArgs;
+use crate::cluster_args::ClusterArgs;
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(120);
 /// A year. What is added to a moment must leave one that the clock can tell.

@@ -6,7 +6,7 @@ use kube::Client;
 use tp_kube::{Choice, Credential, Place, Shell};
 use tp_proto::fault::{Fault, FaultKind, chain};
 
-use crate::cli::ClusterArgs;
+use crate::cluster_args::ClusterArgs;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

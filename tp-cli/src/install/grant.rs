@@ -8,7 +8,7 @@ use tp_proto::fault::{Fault, FaultKind};
 
 use super::{apply, cluster::Cluster, object::Object, print};
 use crate::{
-    cli::{ClusterArgs, ManagerArgs},
+    cluster_args::{ClusterArgs, ManagerArgs},
     output::Output,
     values,
 };

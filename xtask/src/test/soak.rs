@@ -2,11 +2,13 @@
 
 use anyhow::{Result, bail};
 
-use super::{Kubernetes, Steps, THEIR_WORDS, build, cluster_up, consent, needed};
-use crate::{cluster, ebpf, packages};
-
-/// How long all of them take.
-pub(super) const MINUTES: u32 = 15;
+use super::{THEIR_WORDS, build, cluster_up};
+use crate::{
+    cluster,
+    consent::{Kubernetes, consent, needed},
+    ebpf, packages,
+    steps::Steps,
+};
 
 struct Long {
     /// The test program of `tp-e2e`.

@@ -31,7 +31,6 @@ pub(super) struct Tree<'a> {
 pub(super) struct File<'a> {
     pub(super) source: &'a Source,
     /// The names of the module and of those around it; the root has none.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for rules about paths"))]
     pub(super) module: Vec<String>,
     /// All of the file is compiled for tests only.
     pub(super) is_test: bool,
