@@ -32,6 +32,7 @@ fn check(root: &Path) -> Result<()> {
     let metadata = deps::metadata(root)?;
 
     let mut problems = deps::check(&metadata);
+    problems.extend(deps::check_reach(&metadata));
     problems.extend(deps::check_imports(&sources));
     problems.extend(manifests::check(&sources));
     problems.extend(layout::check(&sources));
