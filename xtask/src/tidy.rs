@@ -14,6 +14,7 @@ mod imports;
 mod layout;
 mod manifests;
 mod modules;
+mod names;
 mod promises;
 mod source;
 mod test_rules;
@@ -29,16 +30,18 @@ pub(crate) fn run() -> Result<()> {
 
 fn check(root: &Path) -> Result<()> {
     let sources = source::read_all(root)?;
+    let trees = modules::trees(&sources);
     let metadata = deps::metadata(root)?;
 
     let mut problems = deps::check(&metadata);
     problems.extend(deps::check_reach(&metadata));
     problems.extend(deps::check_imports(&sources));
-    problems.extend(manifests::check(&sources));
+    problems.extend(manifests::check(&sources, &trees));
     problems.extend(layout::check(&sources));
     problems.extend(test_rules::check(&sources));
     problems.extend(words::check(&sources));
-    problems.extend(circles::check(&sources));
+    problems.extend(circles::check(&trees));
+    problems.extend(names::check(&trees));
     problems.extend(promises::check(root, &sources));
 
     if problems.is_empty() {

@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
-    Problem, Source,
+    Problem,
     imports::{self, Imports},
-    modules::{self, Target, Tree},
+    modules::{Target, Tree},
 };
 
 /// Imports that close a circle: the file, and the one that it takes something from. Without them
@@ -41,29 +41,29 @@ const KNOWN: [(&str, &str); 10] = [
 type Edge = (usize, usize);
 type Edges = BTreeSet<Edge>;
 
-pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
-    compare(sources, &KNOWN)
+pub(super) fn check(trees: &[Tree<'_>]) -> Vec<Problem> {
+    compare(trees, &KNOWN)
 }
 
-fn compare(sources: &[Source], known: &[(&str, &str)]) -> Vec<Problem> {
+fn compare(trees: &[Tree<'_>], known: &[(&str, &str)]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut met = BTreeSet::new();
-    for tree in modules::trees(sources) {
+    for tree in trees {
         if tree.target != Target::Production {
             continue;
         }
-        let imports = imports::imports(&tree);
+        let imports = imports::imports(tree);
         let all: Edges = imports.keys().copied().collect();
         let is_known = |&(from, to): &Edge| {
-            let edge = (path(&tree, from), path(&tree, to));
+            let edge = (path(tree, from), path(tree, to));
             known
                 .iter()
                 .position(|&(from, to)| edge == (from.into(), to.into()))
         };
-        met.extend(knots(&tree, &all).iter().flatten().filter_map(is_known));
+        met.extend(knots(tree, &all).iter().flatten().filter_map(is_known));
         let others = all.into_iter().filter(|edge| is_known(edge).is_none());
-        for circle in circles(&tree, &imports, others.collect()) {
-            problems.push(describe(&tree, &imports, &circle));
+        for circle in circles(tree, &imports, others.collect()) {
+            problems.push(describe(tree, &imports, &circle));
         }
     }
     for (at, (from, to)) in known.iter().enumerate() {
@@ -220,6 +220,7 @@ fn shortest_way(edges: &Edges, from: usize, to: usize) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tidy::{Source, modules};
 
     fn sources(files: &[(&str, &str)]) -> Vec<Source> {
         files
@@ -229,7 +230,7 @@ mod tests {
     }
 
     fn problems(files: &[(&str, &str)]) -> Vec<Problem> {
-        compare(&sources(files), &[])
+        compare(&modules::trees(&sources(files)), &[])
     }
 
     #[test]
@@ -294,10 +295,8 @@ mod tests {
         let check = |b| {
             let root = ("main", "mod a;\nmod b;\n");
             let known = [("tp-a/src/a.rs", "tp-a/src/b.rs")];
-            compare(
-                &sources(&[root, ("a", "use crate::b::X;\n"), ("b", b)]),
-                &known,
-            )
+            let sources = sources(&[root, ("a", "use crate::b::X;\n"), ("b", b)]);
+            compare(&modules::trees(&sources), &known)
         };
 
         assert!(check("use crate::a::Y;\n").is_empty());

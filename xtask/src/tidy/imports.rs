@@ -53,7 +53,7 @@ pub(super) fn imports(tree: &Tree<'_>) -> Imports {
     let contents: Vec<Contents> = tree
         .files
         .iter()
-        .map(|file| read(&file.module, &file.production()))
+        .map(|file| read(&file.module, &file.production))
         .collect();
     let mut index = Index::default();
     for (number, contents) in contents.iter().enumerate() {

@@ -20,7 +20,7 @@ const BY_MACROS: [(&str, &str, &str); 1] = [(
 /// A workspace of its own, for another target.
 const OWN_WORKSPACES: [&str; 2] = ["tp-ebpf", "testbed"];
 
-pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
+pub(super) fn check(sources: &[Source], trees: &[Tree<'_>]) -> Vec<Problem> {
     let manifests = sources.iter().filter(|source| {
         source.path.ends_with("Cargo.toml")
             && source.path.components().count() == 2
@@ -28,7 +28,7 @@ pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
     });
 
     let mut problems: Vec<Problem> = manifests.flat_map(check_one).collect();
-    problems.extend(check_named(sources));
+    problems.extend(check_named(sources, trees));
     problems.extend(check_root(sources));
 
     problems
@@ -67,8 +67,7 @@ fn check_one(manifest: &Source) -> Vec<Problem> {
 
 /// A dependency is named by the code that it is for: a dependency of a library or a program by what
 /// is compiled when no test is, one of tests by tests, one of a build script by that script.
-fn check_named(sources: &[Source]) -> Vec<Problem> {
-    let trees = modules::trees(sources);
+fn check_named(sources: &[Source], trees: &[Tree<'_>]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let members = sources.iter().filter(|source| is_of_member(source));
     for manifest in members {
@@ -147,13 +146,13 @@ fn dependencies(manifest: &Source) -> impl Iterator<Item = Dependency<'_>> {
 }
 
 fn in_production(trees: &[&Tree<'_>], package: &str) -> bool {
-    files(trees, Target::Production).any(|file| mentions(&file.production(), package) > 0)
+    files(trees, Target::Production).any(|file| mentions(&file.production, package) > 0)
 }
 
 fn in_tests(trees: &[&Tree<'_>], package: &str) -> bool {
     files(trees, Target::Test).any(|file| mentions(&file.tokens, package) > 0)
         || files(trees, Target::Production)
-            .any(|file| mentions(&file.tokens, package) > mentions(&file.production(), package))
+            .any(|file| mentions(&file.tokens, package) > mentions(&file.production, package))
 }
 
 fn in_build(trees: &[&Tree<'_>], package: &str) -> bool {
@@ -190,7 +189,7 @@ mod tests {
     fn a_manifest_without_the_lints_of_the_workspace_is_refused() {
         let manifest = Source::new("tp-core/Cargo.toml", "[package]\n[dependencies]\n");
 
-        assert_eq!(check(&[manifest]).len(), 1);
+        assert_eq!(check_one(&manifest).len(), 1);
     }
 
     #[test]
@@ -205,6 +204,10 @@ mod tests {
         );
     }
 
+    fn named(sources: &[Source]) -> Vec<Problem> {
+        check_named(sources, &modules::trees(sources))
+    }
+
     fn member(manifest: &str, files: &[(&str, &str)]) -> Vec<Source> {
         let mut sources = vec![Source::new("tp-a/Cargo.toml", manifest)];
         for (path, text) in files {
@@ -217,7 +220,7 @@ mod tests {
     #[test]
     fn a_dependency_that_no_code_names_is_refused() {
         let manifest = "[dependencies]\ntokio-util.workspace = true\n";
-        let check = |code: &str| check_named(&member(manifest, &[("tp-a/src/lib.rs", code)]));
+        let check = |code: &str| named(&member(manifest, &[("tp-a/src/lib.rs", code)]));
 
         assert!(check("use tokio_util::x;\n").is_empty());
         assert!(check("fn a() { tokio_util::b(); }\n").is_empty());
@@ -235,7 +238,7 @@ mod tests {
         let check = |code| {
             let manifest = "[dependencies]\nserde_json.workspace = true\n";
             let manifest = Source::new("tp-proto/Cargo.toml", manifest);
-            check_named(&[manifest, Source::new("tp-proto/src/lib.rs", code)])
+            named(&[manifest, Source::new("tp-proto/src/lib.rs", code)])
         };
 
         assert!(check("").is_empty());
@@ -247,7 +250,7 @@ mod tests {
         let manifest = "[dev-dependencies]\nhttp.workspace = true\n";
         let check = |path: &str, code: &str| {
             let root = ("tp-a/src/lib.rs", "#[cfg(test)]\nmod tests;\n");
-            check_named(&member(manifest, &[root, (path, code)]))
+            named(&member(manifest, &[root, (path, code)]))
         };
 
         assert!(check("tp-a/src/tests.rs", "use http::x;\n").is_empty());
@@ -258,7 +261,7 @@ mod tests {
     #[test]
     fn a_dependency_of_the_build_script_is_named_by_it() {
         let manifest = "[build-dependencies]\nprotox.workspace = true\n";
-        let check = |path| check_named(&member(manifest, &[(path, "protox::compile();\n")]));
+        let check = |path| named(&member(manifest, &[(path, "protox::compile();\n")]));
 
         assert!(check("tp-a/build.rs").is_empty());
         assert_eq!(check("tp-a/src/lib.rs").len(), 1);

@@ -32,20 +32,9 @@ pub(super) struct File<'a> {
     pub(super) source: &'a Source,
     /// The names of the module and of those around it; the root has none.
     pub(super) module: Vec<String>,
-    /// All of the file is compiled for tests only.
-    pub(super) is_test: bool,
     pub(super) tokens: Vec<Token<'a>>,
-}
-
-impl<'a> File<'a> {
     /// The tokens that are compiled when no test is.
-    pub(super) fn production(&self) -> Vec<Token<'a>> {
-        if self.is_test {
-            return Vec::new();
-        }
-
-        tokens::production(&self.tokens)
-    }
+    pub(super) production: Vec<Token<'a>>,
 }
 
 /// A module that a file declares to be in another file.
@@ -115,11 +104,16 @@ fn add<'a>(
     let tokens = tokens::tokens(&source.text);
     let declarations = declarations(&tokens);
     let is_root = module.is_empty();
+    let production = if is_test {
+        Vec::new()
+    } else {
+        tokens::production(&tokens)
+    };
     files.push(File {
         source,
         module: module.clone(),
-        is_test,
         tokens,
+        production,
     });
     for declaration in declarations {
         let path = path_of(&source.path, is_root, &declaration);
@@ -214,7 +208,8 @@ mod tests {
         for tree in trees(sources) {
             for file in tree.files {
                 let path = file.source.path.display().to_string();
-                found.push((path, file.module.join("::"), file.is_test));
+                let is_test = file.production.is_empty() && !file.tokens.is_empty();
+                found.push((path, file.module.join("::"), is_test));
             }
         }
 
@@ -250,7 +245,7 @@ mod tests {
             Source::new("tp-a/src/main.rs", declared),
             Source::new("tp-a/src/b.rs", ""),
             Source::new("tp-a/src/b/tests.rs", "mod world;\n"),
-            Source::new("tp-a/src/b/tests/world.rs", ""),
+            Source::new("tp-a/src/b/tests/world.rs", "fn world() {}\n"),
         ];
 
         let tests: Vec<bool> = files(&sources).into_iter().map(|it| it.2).collect();
