@@ -1,6 +1,6 @@
 //! What a bundle is loaded for: whose sockets are steered, and to which aliases.
 
-use std::{ffi::CStr, net::Ipv4Addr};
+use std::ffi::CStr;
 
 use tp_ebpf_common::{KernelOffsets, ProcessName, Settings, scope};
 
@@ -43,10 +43,6 @@ pub struct Interfaces {
 }
 
 impl Plan {
-    pub fn alias_network(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.alias_base)
-    }
-
     pub(crate) fn settings(&self) -> Settings {
         let mut scope = 0;
         if self.user.is_some() {

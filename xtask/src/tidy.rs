@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use crate::paths;
 use source::Source;
 
+mod callers;
 mod circles;
 mod deps;
 mod imports;
@@ -42,6 +43,7 @@ fn check(root: &Path) -> Result<()> {
     problems.extend(words::check(&sources));
     problems.extend(circles::check(&trees));
     problems.extend(names::check(&trees));
+    problems.extend(callers::check(&sources, &trees));
     problems.extend(promises::check(root, &sources));
 
     if problems.is_empty() {
