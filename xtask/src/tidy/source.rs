@@ -115,13 +115,19 @@ impl<'a> Line<'a> {
     }
 }
 
+/// The line from which on everything is for tests: a module with its contents, or declarations of
+/// modules at the end of the file.
 fn first_test_line(lines: &[&str]) -> Option<usize> {
     (0..lines.len()).find(|&index| {
+        let mut after = lines[index + 1..]
+            .iter()
+            .filter(|line| !line.is_empty() && !line.trim_start().starts_with("#["));
+        let is_module = |line: &&str| line.trim_start().starts_with("mod ");
+
         lines[index].starts_with("#[cfg(test)]")
-            && lines[index + 1..]
-                .iter()
-                .find(|line| !line.trim_start().starts_with("#["))
-                .is_some_and(|line| line.trim_start().starts_with("mod "))
+            && after.next().is_some_and(|line| {
+                is_module(line) && (line.ends_with('{') || after.all(is_module))
+            })
     })
 }
 
@@ -184,6 +190,15 @@ mod tests {
 
         assert_eq!(source.production_lines(), 2);
         assert_eq!(source.lines().filter(|line| line.is_test).count(), 4);
+    }
+
+    #[test]
+    fn a_declaration_of_tests_at_the_top_does_not_end_the_production_code() {
+        let top = Source::new("a/src/lib.rs", "#[cfg(test)]\nmod tests;\n\nfn a() {}\n");
+        let end = "fn a() {}\n\n#[cfg(test)]\n#[path = \"b\"]\nmod b;\n#[cfg(test)]\nmod c;\n";
+        let end = Source::new("a/src/lib.rs", end);
+
+        assert_eq!((top.production_lines(), end.production_lines()), (4, 2));
     }
 
     #[test]
