@@ -16,7 +16,7 @@ use rustix::{
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
 
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 
 const TUN: &str = "/dev/net/tun";
 /// Of the device behind [`TUN`], from the kernel's list of devices.
@@ -62,7 +62,12 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 
 /// Writes a setting of the calling thread's network namespace, also where /proc/sys is read-only;
 /// a `family` that the kernel lacks has none.
-pub(crate) fn set(family: &str, interface: &str, key: &str, value: &str) -> Result<(), Refusal> {
+pub(crate) fn set(
+    family: &str,
+    interface: &str,
+    key: &str,
+    value: &str,
+) -> Result<(), RequestError> {
     let path = format!("sys/net/{family}/conf/{interface}/{key}");
     let Err(error) = fs::write(format!("/proc/{path}"), value) else {
         return Ok(());
@@ -85,7 +90,7 @@ pub(crate) fn set(family: &str, interface: &str, key: &str, value: &str) -> Resu
     };
 
     written().map_err(|own: io::Error| {
-        Refusal::unsupported(format!(
+        RequestError::unsupported(format!(
             "cannot write /proc/{path}: {error}; nor by another mount of proc: {own}; in a \
              container, start the container with `--security-opt systempaths=unconfined` (Docker) or \
              `--security-opt unmask=ALL` (Podman)"

@@ -18,9 +18,9 @@ use tp_root_api::{
 use crate::{
     context::{Context, Lifetime},
     datapath::{self, Bundle, netns::NetNamespace},
-    packet::{self, Received},
-    peer::Peer,
-    refusal::Refusal,
+    packet::{self, Incoming},
+    peer::PeerProcess,
+    request_error::RequestError,
     scope,
 };
 
@@ -31,7 +31,7 @@ const DNS_PORT: u16 = 53;
 
 pub(crate) struct Connection {
     socket: Arc<OwnedFd>,
-    peer: Peer,
+    peer: PeerProcess,
     context: Arc<Context>,
     bundle: Option<Bundle>,
     has_had_bundle: bool,
@@ -40,7 +40,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Arc<OwnedFd>, peer: Peer, context: Arc<Context>) -> Self {
+    pub(crate) fn new(socket: Arc<OwnedFd>, peer: PeerProcess, context: Arc<Context>) -> Self {
         Self {
             socket,
             peer,
@@ -64,14 +64,14 @@ impl Connection {
                 }
             };
             let sent = match received {
-                Received::Closed => break,
-                Received::Malformed(refusal) => self.send(&refusal.into_reply()),
-                Received::Request(request, fds) => self.answer(request, fds),
-                Received::Foreign(fds) => {
+                Incoming::Closed => break,
+                Incoming::Malformed(refusal) => self.send(&refusal.into_reply()),
+                Incoming::Request(request, fds) => self.answer(request, fds),
+                Incoming::Foreign(fds) => {
                     foreign = fds;
                     let message = "a descriptor came that is not a namespace";
                     // The connection ends either way.
-                    let _ = self.send(&Refusal::invalid(message).into_reply());
+                    let _ = self.send(&RequestError::invalid(message).into_reply());
                     break;
                 }
             };
@@ -86,7 +86,7 @@ impl Connection {
 
     /// Tells a peer that is not served why, in reply to its first request: a packet that is sent
     /// before it would be lost with the connection.
-    pub(crate) fn refuse(socket: &OwnedFd, refusal: Refusal) {
+    pub(crate) fn refuse(socket: &OwnedFd, refusal: RequestError) {
         let mut buffer = vec![0; MAX_PACKET];
         let replied = set_socket_timeout(socket, Timeout::Recv, Some(REFUSAL_TIMEOUT))
             .map_err(io::Error::from)
@@ -111,7 +111,7 @@ impl Connection {
         &mut self,
         request: Request,
         fds: Vec<OwnedFd>,
-    ) -> Result<(Reply, Option<Descriptors>), Refusal> {
+    ) -> Result<(Reply, Option<Descriptors>), RequestError> {
         let reply = match request {
             Request::Open(open) => {
                 let opened = self.open(&open, fds).inspect_err(|refusal| {
@@ -121,7 +121,7 @@ impl Connection {
                 return Ok((Reply::Opened(description), Some(descriptors)));
             }
             Request::Hello { version, connects } => {
-                tracing::debug!(%version, "Peer says hello");
+                tracing::debug!(%version, "PeerProcess says hello");
                 if connects {
                     self.context.has_served.store(true, Ordering::Relaxed);
                 }
@@ -145,7 +145,7 @@ impl Connection {
             }
             Request::NameServers { servers } => {
                 if servers.iter().any(|server| server.port() != DNS_PORT) {
-                    return Err(Refusal::invalid("a name server is asked at port 53"));
+                    return Err(RequestError::invalid("a name server is asked at port 53"));
                 }
                 let maps = self.bundle_mut()?.data_path_mut().maps_mut();
                 maps.set_name_servers(&servers)?;
@@ -165,41 +165,41 @@ impl Connection {
         &mut self,
         open: &OpenDatapath,
         fds: Vec<OwnedFd>,
-    ) -> Result<(Datapath, Descriptors), Refusal> {
+    ) -> Result<(Datapath, Descriptors), RequestError> {
         if self.has_had_bundle {
-            return Err(Refusal::invalid(
+            return Err(RequestError::invalid(
                 "this connection has or had a bundle already: connect again for another",
             ));
         }
         let started = Instant::now();
         let Ok([fd]) = <[OwnedFd; 1]>::try_from(fds) else {
-            return Err(Refusal::invalid(
+            return Err(RequestError::invalid(
                 "the request must carry one descriptor, the session's network namespace",
             ));
         };
         let host = NetNamespace::from_descriptor(fd)
-            .ok_or_else(|| Refusal::invalid("the descriptor is not a network namespace"))?;
+            .ok_or_else(|| RequestError::invalid("the descriptor is not a network namespace"))?;
         if self.peer.pid == 0 {
-            return Err(Refusal::unsupported(
+            return Err(RequestError::unsupported(
                 "the session runs in a process namespace that the root daemon cannot see",
             ));
         }
         // Descriptors of foreign namespaces are easy to get, for example under /run/netns.
         if !host.is_of_process(self.peer.pid)? {
-            return Err(Refusal::permission(
+            return Err(RequestError::permission(
                 "the descriptor is not the network namespace that the session runs in",
             ));
         }
         self.peer.check_is_there()?;
         // The guard of the aliases compares numbers as the namespace's owner sees them.
         if !host.has_our_users()? {
-            return Err(Refusal::unsupported(
+            return Err(RequestError::unsupported(
                 "the network namespace belongs to another user namespace, for example to a \
                  rootless container; run `tp connect` outside of it",
             ));
         }
         let scope = scope::resolve(&open.scope, &self.peer, &self.context.hierarchy)?;
-        let (bundle, description, descriptors) = Bundle::open(datapath::Request {
+        let (bundle, description, descriptors) = Bundle::open(datapath::DatapathRequest {
             host,
             scope,
             avoid: &open.avoid,
@@ -219,7 +219,7 @@ impl Connection {
     }
 
     /// Keeps a part until the request that it belongs to.
-    fn keep(&mut self, part: Steer) -> Result<(), Refusal> {
+    fn keep(&mut self, part: Steer) -> Result<(), RequestError> {
         self.bundle_mut()?;
         let kept = &mut self.parts;
         let count = [&kept.include, &kept.exclude, &part.include, &part.exclude]
@@ -228,7 +228,7 @@ impl Connection {
             .sum::<usize>();
         if count > MAX_NETWORKS {
             self.parts = Steer::default();
-            return Err(Refusal::invalid(format!(
+            return Err(RequestError::invalid(format!(
                 "more than {MAX_NETWORKS} networks cannot be steered"
             )));
         }
@@ -240,13 +240,13 @@ impl Connection {
     }
 
     /// The request with its parts; what an earlier one left behind belongs to none.
-    fn whole(&mut self, last: Steer) -> Result<Steer, Refusal> {
+    fn whole(&mut self, last: Steer) -> Result<Steer, RequestError> {
         let mut whole = std::mem::take(&mut self.parts);
         if last.parts == 0 {
             return Ok(last);
         }
         if last.parts != whole.parts {
-            return Err(Refusal::invalid("parts of the request are missing"));
+            return Err(RequestError::invalid("parts of the request are missing"));
         }
         whole.include.extend(last.include);
         whole.exclude.extend(last.exclude);
@@ -264,7 +264,7 @@ impl Connection {
         tracing::info!(uid = self.peer.uid, ?elapsed, "Dropped a bundle");
     }
 
-    fn counters(&mut self) -> Result<Counters, Refusal> {
+    fn counters(&mut self) -> Result<Counters, RequestError> {
         let mut counters = Counters::default();
         let bundle = self.bundle_mut()?;
         for counter in bundle.data_path().maps().counters()? {
@@ -285,10 +285,10 @@ impl Connection {
         Ok(counters)
     }
 
-    fn bundle_mut(&mut self) -> Result<&mut Bundle, Refusal> {
+    fn bundle_mut(&mut self) -> Result<&mut Bundle, RequestError> {
         self.bundle
             .as_mut()
-            .ok_or_else(|| Refusal::invalid("this connection has no bundle"))
+            .ok_or_else(|| RequestError::invalid("this connection has no bundle"))
     }
 
     fn send(&self, reply: &Reply) -> io::Result<()> {

@@ -9,9 +9,6 @@ use crate::{
     scope::Hierarchy,
 };
 
-/// Connections of one user that are served at a time.
-pub(crate) const MAX_CONNECTIONS_PER_UID: usize = 8;
-
 pub(crate) struct Context {
     pub(crate) offsets: KernelOffsets,
     pub(crate) hierarchy: Hierarchy,

@@ -20,7 +20,7 @@ use tp_root_api::{Datapath, Descriptors, PROCESS_NAME};
 
 use crate::{
     confined::{self, set},
-    refusal::Refusal,
+    request_error::RequestError,
     scope::{Hierarchy, ResolvedScope},
     sys,
 };
@@ -35,7 +35,7 @@ mod ranges;
 
 use aliases::{Namespaces, Recycler};
 use links::{HOST_MAC, INNER_MAC, MTU, Netlink};
-use living::{Living, Place};
+use living::{Living, Reservation};
 use netns::NetNamespace;
 use ranges::Range;
 
@@ -56,7 +56,7 @@ const UDP_RECEIVE_BUFFER: usize = 4 << 20;
 static CHOOSING_RANGE: Mutex<()> = Mutex::new(());
 
 /// What the bundle is for.
-pub(crate) struct Request<'a> {
+pub(crate) struct DatapathRequest<'a> {
     pub(crate) host: NetNamespace,
     pub(crate) scope: ResolvedScope,
     /// Networks that the aliases must not be of, beside those that this machine knows.
@@ -93,11 +93,13 @@ pub(crate) struct Bundle {
     recycler: Recycler,
     _link: Link,
     data_path: DataPath,
-    _place: Place,
+    _place: Reservation,
 }
 
 impl Bundle {
-    pub(crate) fn open(request: Request<'_>) -> Result<(Self, Datapath, Descriptors), Refusal> {
+    pub(crate) fn open(
+        request: DatapathRequest<'_>,
+    ) -> Result<(Self, Datapath, Descriptors), RequestError> {
         let place = request.living.take(request.uid)?;
         let inner = NetNamespace::private().context("cannot make a network namespace")?;
         // Before anything else gives it an id of its own choice.
@@ -122,11 +124,14 @@ impl Bundle {
         inner.run(|| {
             let (listener, udp) = (&devices.listener, &devices.udp);
             data_path.attach_inner(inner.as_fd(), INNER_VETH, TUN, listener, udp)?;
-            Ok::<_, Refusal>(())
+            Ok::<_, RequestError>(())
         })?;
         // The guard stands before the way is open, and the way is open before anybody is steered.
-        link.host
-            .run(|| data_path.attach_host(&link.name).map_err(Refusal::from))?;
+        link.host.run(|| {
+            data_path
+                .attach_host(&link.name)
+                .map_err(RequestError::from)
+        })?;
         link.open()?;
         data_path.attach_cgroup(request.hierarchy.open()?)?;
 
@@ -196,7 +201,7 @@ impl Link {
         inner: &NetNamespace,
         avoid: &[IpNet],
         tuning: Tuning,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, RequestError> {
         let netlink = host.run(Netlink::open)?;
         let _choosing = CHOOSING_RANGE
             .lock()
@@ -207,7 +212,7 @@ impl Link {
             IpNet::V6(_) => None,
         }));
         let range = ranges::choose(&in_use, random() as u32).ok_or_else(|| {
-            Refusal::unsupported(
+            RequestError::unsupported(
                 "no address range is free for aliases: routes, rules and addresses of this \
                  machine or networks of the cluster take all of 240.0.0.0/4",
             )
@@ -228,7 +233,7 @@ impl Link {
         Ok(link)
     }
 
-    fn configure(&self) -> Result<(), Refusal> {
+    fn configure(&self) -> Result<(), RequestError> {
         let Range { host, gateway, .. } = self.range;
         self.host.run(|| {
             set("ipv6", &self.name, "disable_ipv6", "1")?;
@@ -242,7 +247,7 @@ impl Link {
     }
 
     /// Opens the way to the aliases.
-    fn open(&self) -> Result<(), Refusal> {
+    fn open(&self) -> Result<(), RequestError> {
         let Range {
             aliases,
             host,
@@ -293,7 +298,7 @@ struct Devices {
 }
 
 /// Runs inside the private namespace.
-fn make_devices(range: &Range) -> Result<Devices, Refusal> {
+fn make_devices(range: &Range) -> Result<Devices, RequestError> {
     let netlink = Netlink::open()?;
     for name in ["all", "default", INNER_VETH] {
         set("ipv6", name, "disable_ipv6", "1")?;
@@ -348,16 +353,16 @@ fn udp_socket() -> io::Result<Socket> {
 }
 
 /// Runs inside the session's namespace.
-fn host_cookie() -> Result<u64, Refusal> {
+fn host_cookie() -> Result<u64, RequestError> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
 
     sys::netns_cookie(&socket).map_err(|_| {
-        Refusal::unsupported("this kernel cannot tell network namespaces apart; tp needs 5.14")
+        RequestError::unsupported("this kernel cannot tell network namespaces apart; tp needs 5.14")
     })
 }
 
 /// A name that nothing here has: the index of an interface may be taken again, its name not.
-fn unused_name(netlink: &Netlink) -> Result<String, Refusal> {
+fn unused_name(netlink: &Netlink) -> Result<String, RequestError> {
     for _ in 0..16 {
         let number = random() as u32;
         let name = format!("{LINK_PREFIX}{number:0LINK_DIGITS$x}");

@@ -15,7 +15,7 @@ mod install;
 mod log;
 mod packet;
 mod peer;
-mod refusal;
+mod request_error;
 mod root;
 mod scope;
 mod server;

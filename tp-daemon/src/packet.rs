@@ -9,22 +9,22 @@ use std::{
 use rustix::{fs::fstatfs, net::sockopt::set_socket_linger};
 use tp_root_api::{Request, wire};
 
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 
 /// What came: nothing any more, a request, something that is none, or what no request carries.
-pub(crate) enum Received {
+pub(crate) enum Incoming {
     Closed,
     Request(Request, Vec<OwnedFd>),
-    Malformed(Refusal),
+    Malformed(RequestError),
     /// To be closed last: its owner decides how long that takes.
     Foreign(Vec<OwnedFd>),
 }
 
 /// Waits for one packet.
-pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Incoming> {
     let packet = match wire::receive(socket, buffer) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-            return Ok(Received::Closed);
+            return Ok(Incoming::Closed);
         }
         result => result?,
     };
@@ -33,20 +33,20 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Receiv
             // Fails for what is no socket. One that lingers would hold up whoever closes it.
             let _ = set_socket_linger(fd, Some(Duration::ZERO));
         }
-        return Ok(Received::Foreign(packet.fds));
+        return Ok(Incoming::Foreign(packet.fds));
     }
     if packet.bytes.is_empty() {
-        return Ok(Received::Closed);
+        return Ok(Incoming::Closed);
     }
     if packet.is_truncated {
-        return Ok(Received::Malformed(Refusal::invalid(
+        return Ok(Incoming::Malformed(RequestError::invalid(
             "the request is larger than a packet may be",
         )));
     }
 
     match serde_json::from_slice(packet.bytes) {
-        Ok(request) => Ok(Received::Request(request, packet.fds)),
-        Err(error) => Ok(Received::Malformed(Refusal::invalid(format!(
+        Ok(request) => Ok(Incoming::Request(request, packet.fds)),
+        Err(error) => Ok(Incoming::Malformed(RequestError::invalid(format!(
             "the request cannot be read; are session and root daemon of the same version? {error}"
         )))),
     }

@@ -13,11 +13,14 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::{refusal::Refusal, sys};
+use crate::{request_error::RequestError, sys};
+
+/// Connections of one user that are served at a time.
+pub(crate) const MAX_CONNECTIONS_PER_UID: usize = 8;
 
 /// The process that connected, as the kernel recorded it then.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct PeerProcess {
     pub(crate) pid: u32,
     pub(crate) uid: u32,
     gid: u32,
@@ -26,7 +29,7 @@ pub(crate) struct Peer {
     process: Option<OwnedFd>,
 }
 
-impl Peer {
+impl PeerProcess {
     pub(crate) fn of(socket: impl AsFd) -> io::Result<Self> {
         let (pid, uid, gid) = sys::peer_credentials(&socket)?;
         let groups = sys::peer_groups(&socket)?;
@@ -46,7 +49,7 @@ impl Peer {
     /// For others than root these are the ambient ones: the kernel clears them when a program that
     /// grants privileges is executed (capabilities(7)), which the process that connected may have
     /// become since.
-    pub(crate) fn capabilities_in(&self, user_ns: u32) -> Result<u64, Refusal> {
+    pub(crate) fn capabilities_in(&self, user_ns: u32) -> Result<u64, RequestError> {
         if user_namespace(&self.pid.to_string())? != user_ns {
             return Ok(0);
         }
@@ -58,7 +61,7 @@ impl Peer {
     }
 
     /// Fails once the process has ended. What was read of its number before was then its own.
-    pub(crate) fn check_is_there(&self) -> Result<(), Refusal> {
+    pub(crate) fn check_is_there(&self) -> Result<(), RequestError> {
         let has_ended = match &self.process {
             Some(process) => {
                 let mut ends = [PollFd::new(process, PollFlags::IN)];
@@ -67,7 +70,7 @@ impl Peer {
             None => true,
         };
         if has_ended {
-            return Err(Refusal::permission(
+            return Err(RequestError::permission(
                 "the process that connected to the root daemon has ended",
             ));
         }
@@ -108,25 +111,25 @@ fn parse_capabilities(status: &str, uid: u32) -> Option<u64> {
 
 /// Who is served.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Admission {
+pub(crate) enum Audience {
     /// Root and, if there is such a group, its members.
     Group { gid: Option<u32> },
     /// The one user who started the root daemon with sudo.
     Only { uid: u32 },
 }
 
-impl Admission {
-    pub(crate) fn check(self, peer: &Peer) -> Result<(), Refusal> {
+impl Audience {
+    pub(crate) fn check(self, peer: &PeerProcess) -> Result<(), RequestError> {
         match self {
             Self::Only { uid } if uid == peer.uid => Ok(()),
-            Self::Only { .. } => Err(Refusal::permission(
+            Self::Only { .. } => Err(RequestError::permission(
                 "this root daemon was started with sudo and serves only the user who did so",
             )),
             Self::Group { .. } if peer.uid == 0 => Ok(()),
             Self::Group { gid: Some(gid) } if peer.gid == gid || peer.groups.contains(&gid) => {
                 Ok(())
             }
-            Self::Group { .. } => Err(Refusal::permission(
+            Self::Group { .. } => Err(RequestError::permission(
                 "only root and members of the group tp may use the root daemon: add your user \
                  to the group (`sudo usermod -aG tp $USER`) and log in again",
             )),
@@ -140,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_member_by_supplementary_group_is_served() {
-        let admission = Admission::Group { gid: Some(70) };
+        let admission = Audience::Group { gid: Some(70) };
 
         assert!(admission.check(&peer(1000, 1000, &[10, 70])).is_ok());
         assert!(admission.check(&peer(1000, 70, &[])).is_ok());
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_daemon_of_sudo_serves_nobody_else_not_even_root() {
-        let admission = Admission::Only { uid: 1000 };
+        let admission = Audience::Only { uid: 1000 };
 
         assert!(admission.check(&peer(1000, 1000, &[])).is_ok());
         assert!(admission.check(&peer(1001, 1000, &[])).is_err());
@@ -173,8 +176,8 @@ mod tests {
         assert_eq!(parse_capabilities("Name:\tx\n", 7), None);
     }
 
-    fn peer(uid: u32, gid: u32, groups: &[u32]) -> Peer {
-        Peer {
+    fn peer(uid: u32, gid: u32, groups: &[u32]) -> PeerProcess {
+        PeerProcess {
             pid: 1,
             uid,
             gid,

@@ -5,7 +5,7 @@
 //! closes, everything made for it goes.
 
 use std::{
-    fs, io,
+    fs,
     os::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt, lchown},
@@ -31,9 +31,9 @@ use crate::{
     context::{Context, Lifetime},
     datapath::{Tuning, living::Living},
     log,
-    peer::Admission,
+    peer::Audience,
     scope,
-    server::Server,
+    server::RootServer,
     sudo,
 };
 
@@ -109,10 +109,10 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
 
     let (admission, lifetime) = if args.sudo {
         let uid = sudo::check()?;
-        (Admission::Only { uid }, Lifetime::WithLastSession)
+        (Audience::Only { uid }, Lifetime::WithLastSession)
     } else {
         let gid = group_id(&args.group)?;
-        (Admission::Group { gid }, Lifetime::UntilStopped)
+        (Audience::Group { gid }, Lifetime::UntilStopped)
     };
     confined::check_capabilities()?;
     let context = Context {
@@ -132,12 +132,12 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         background::tell_detached().context("cannot let go of standard output")?;
     }
 
-    runtime.block_on(async { Server::new(listener, admission, context)?.run().await })
+    runtime.block_on(async { RootServer::new(listener, admission, context)?.run().await })
 }
 
 /// Listens where only those who are served may connect, unless another root daemon does. The
 /// socket of one that died makes way.
-fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<(OwnedFd, SocketFile)> {
+fn open_socket(path: &Path, admission: Audience) -> anyhow::Result<(OwnedFd, SocketFile)> {
     let place = || format!("cannot listen at {}", path.display());
     let directory = path.parent().context("the socket needs a directory")?;
     fs::DirBuilder::new()
@@ -158,9 +158,9 @@ fn open_socket(path: &Path, admission: Admission) -> anyhow::Result<(OwnedFd, So
     }
 
     let (uid, gid, mode) = match admission {
-        Admission::Group { gid: Some(gid) } => (0, gid, 0o660),
-        Admission::Group { gid: None } => (0, 0, 0o600),
-        Admission::Only { uid } => (uid, 0, 0o600),
+        Audience::Group { gid: Some(gid) } => (0, gid, 0o660),
+        Audience::Group { gid: None } => (0, 0, 0o600),
+        Audience::Only { uid } => (uid, 0, 0o600),
     };
     let address = SocketAddrUnix::new(path).with_context(place)?;
     let socket = socket_with(

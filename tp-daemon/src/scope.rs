@@ -12,8 +12,8 @@ use tp_ebpf_loader::{CgroupScope, UserScope};
 use tp_root_api::Scope;
 
 use crate::{
-    peer::{self, Peer},
-    refusal::Refusal,
+    peer::{self, PeerProcess},
+    request_error::RequestError,
 };
 
 const OWNER_MAY_WRITE: u32 = 0o200;
@@ -47,22 +47,22 @@ impl Hierarchy {
         Ok(Self { root })
     }
 
-    pub(crate) fn open(&self) -> Result<File, Refusal> {
+    pub(crate) fn open(&self) -> Result<File, RequestError> {
         File::open(&self.root)
             .with_context(|| format!("cannot open {}", self.root.display()))
-            .map_err(Refusal::from)
+            .map_err(RequestError::from)
     }
 
     /// Nothing outside of the hierarchy is looked at: whoever asks learns nothing of it, and no
     /// file system that hangs is waited for.
-    fn cgroup(&self, path: &str, uid: u32) -> Result<CgroupScope, Refusal> {
-        let none = || Refusal::invalid(format!("{path} is not a cgroup v2 directory"));
+    fn cgroup(&self, path: &str, uid: u32) -> Result<CgroupScope, RequestError> {
+        let none = || RequestError::invalid(format!("{path} is not a cgroup v2 directory"));
         let below = Path::new(path)
             .strip_prefix(&self.root)
             .map_err(|_| none())?;
         let level = below.components().count();
         if level == 0 {
-            return Err(Refusal::invalid(
+            return Err(RequestError::invalid(
                 "the root cgroup is no scope; ask for the system scope instead",
             ));
         }
@@ -76,7 +76,7 @@ impl Hierarchy {
         .map_err(|_| none())?;
         let metadata = File::from(directory).metadata()?;
         if uid != 0 && (metadata.uid() != uid || metadata.mode() & OWNER_MAY_WRITE == 0) {
-            return Err(Refusal::permission(format!(
+            return Err(RequestError::permission(format!(
                 "cgroup {path} does not belong to the user of this session"
             )));
         }
@@ -84,20 +84,20 @@ impl Hierarchy {
         Ok(CgroupScope {
             // The kernel's id of a cgroup is the number of its directory.
             id: metadata.ino(),
-            level: u32::try_from(level).map_err(|_| Refusal::invalid("cgroup too deep"))?,
+            level: u32::try_from(level).map_err(|_| RequestError::invalid("cgroup too deep"))?,
         })
     }
 }
 
 pub(crate) fn resolve(
     scope: &Scope,
-    peer: &Peer,
+    peer: &PeerProcess,
     hierarchy: &Hierarchy,
-) -> Result<ResolvedScope, Refusal> {
+) -> Result<ResolvedScope, RequestError> {
     let user = || {
         // That of the network namespace too, as was checked.
         let user_ns = peer::user_namespace("self")?;
-        Ok::<_, Refusal>(UserScope {
+        Ok::<_, RequestError>(UserScope {
             uid: peer.uid,
             capabilities: peer.capabilities_in(user_ns)?,
             user_ns,
@@ -114,7 +114,7 @@ pub(crate) fn resolve(
             cgroup: Some(hierarchy.cgroup(path, peer.uid)?),
         }),
         Scope::System if peer.uid == 0 => Ok(ResolvedScope::default()),
-        Scope::System => Err(Refusal::permission(
+        Scope::System => Err(RequestError::permission(
             "only root may steer the sockets of every user; use the user scope",
         )),
     }

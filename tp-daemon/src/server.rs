@@ -23,9 +23,9 @@ use tokio::{
 
 use crate::{
     connection::Connection,
-    context::{Context, Lifetime, MAX_CONNECTIONS_PER_UID},
-    peer::{Admission, Peer},
-    refusal::Refusal,
+    context::{Context, Lifetime},
+    peer::{Audience, MAX_CONNECTIONS_PER_UID, PeerProcess},
+    request_error::RequestError,
     wait::pause,
 };
 
@@ -48,9 +48,9 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// than `tp connect` waits.
 const FIRST_SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(crate) struct Server {
+pub(crate) struct RootServer {
     acceptor: Acceptor,
-    admission: Admission,
+    admission: Audience,
     context: Arc<Context>,
     connections: BTreeMap<u64, Served>,
     next_id: u64,
@@ -74,10 +74,10 @@ enum Input {
     Broken,
 }
 
-impl Server {
+impl RootServer {
     pub(crate) fn new(
         listener: OwnedFd,
-        admission: Admission,
+        admission: Audience,
         context: Context,
     ) -> anyhow::Result<Self> {
         let (ended_tx, ended_rx) = mpsc::channel(MAX_CONNECTIONS + MAX_REFUSALS);
@@ -136,7 +136,7 @@ impl Server {
         let socket = Arc::new(socket);
         let started = set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT))
             .map_err(std::io::Error::from)
-            .and_then(|()| match Peer::of(&socket) {
+            .and_then(|()| match PeerProcess::of(&socket) {
                 Ok(peer) => match self.check(&peer) {
                     Ok(()) => self.serve(socket, peer),
                     Err(refusal) => self.refuse(socket, Some(peer.uid), refusal),
@@ -148,16 +148,16 @@ impl Server {
         }
     }
 
-    fn check(&self, peer: &Peer) -> Result<(), Refusal> {
+    fn check(&self, peer: &PeerProcess) -> Result<(), RequestError> {
         self.admission.check(peer)?;
         if self.count(false, Some(peer.uid)) >= MAX_CONNECTIONS_PER_UID {
-            return Err(Refusal::unsupported(format!(
+            return Err(RequestError::unsupported(format!(
                 "this user has {MAX_CONNECTIONS_PER_UID} sessions already, as many as one may \
                  have: end one with `tp quit`"
             )));
         }
         if self.count(false, None) >= MAX_CONNECTIONS {
-            return Err(Refusal::unsupported(format!(
+            return Err(RequestError::unsupported(format!(
                 "the users of this machine have {MAX_CONNECTIONS} sessions, as many as there may \
                  be: one of them must run `tp quit` first"
             )));
@@ -174,7 +174,7 @@ impl Server {
             .count()
     }
 
-    fn serve(&mut self, socket: Arc<OwnedFd>, peer: Peer) -> std::io::Result<()> {
+    fn serve(&mut self, socket: Arc<OwnedFd>, peer: PeerProcess) -> std::io::Result<()> {
         let uid = peer.uid;
         let connection = Connection::new(Arc::clone(&socket), peer, Arc::clone(&self.context));
 
@@ -185,7 +185,7 @@ impl Server {
         &mut self,
         socket: Arc<OwnedFd>,
         uid: Option<u32>,
-        refusal: Refusal,
+        refusal: RequestError,
     ) -> std::io::Result<()> {
         tracing::debug!(reason = %refusal, "Refusing a connection");
         let of_uid = uid.map_or(0, |uid| self.count(true, Some(uid)));

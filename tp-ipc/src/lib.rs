@@ -27,7 +27,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use tp_process::lock::{Lock, Occupant, occupant};
 
-pub use listener::{Listener, Peer, Presence};
+pub use listener::{Listener, PeerPresence, PeerStream};
 
 mod listener;
 
@@ -164,13 +164,13 @@ pub fn make_state_dir() -> Result<PathBuf, IpcError> {
 
 /// A gRPC channel to a session, and its process if it has a number in this namespace of processes.
 #[derive(Debug)]
-pub struct Connected {
+pub struct SessionChannel {
     pub channel: Channel,
     pub process: Option<OwnedFd>,
 }
 
 /// Connects to the session behind `path`, which must be of the same user.
-pub async fn connect(path: &Path) -> Result<Connected, IpcError> {
+pub async fn connect(path: &Path) -> Result<SessionChannel, IpcError> {
     check_directory(parent(path))?;
     let stream = UnixStream::connect(path).await.map_err(|source| {
         let path = path.to_owned();
@@ -206,7 +206,7 @@ pub async fn connect(path: &Path) -> Result<Connected, IpcError> {
         .await
         .map_err(IpcError::Channel)?;
 
-    Ok(Connected { channel, process })
+    Ok(SessionChannel { channel, process })
 }
 
 /// What is missing is made for this user alone; what is there stays as it is.

@@ -77,15 +77,17 @@ impl Listener {
     }
 
     /// The next connection of a process of the same user; others are hung up on.
-    pub async fn accept(&self) -> io::Result<Peer> {
+    pub async fn accept(&self) -> io::Result<PeerStream> {
         std::future::poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Peer>> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<PeerStream>> {
         loop {
             let (stream, _) = std::task::ready!(self.listener.poll_accept(cx))?;
             match super::peer_uid(&stream) {
-                Ok(uid) if uid == geteuid().as_raw() => return Poll::Ready(Ok(Peer::new(stream))),
+                Ok(uid) if uid == geteuid().as_raw() => {
+                    return Poll::Ready(Ok(PeerStream::new(stream)));
+                }
                 Ok(uid) => tracing::debug!(uid, "Refused a process of another user"),
                 Err(error) => tracing::debug!(%error, "Cannot tell whose process this is"),
             }
@@ -94,7 +96,7 @@ impl Listener {
 }
 
 impl Stream for Listener {
-    type Item = io::Result<Peer>;
+    type Item = io::Result<PeerStream>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.poll_accept(cx).map(Some)
@@ -133,20 +135,20 @@ fn sweep(dir: &Path) -> io::Result<()> {
 
 /// A connection of a process of the same user.
 #[derive(Debug)]
-pub struct Peer {
+pub struct PeerStream {
     stream: UnixStream,
-    presence: Presence,
+    presence: PeerPresence,
     _gone: DropGuard,
 }
 
 /// Tells the peers of a session apart, and when one has gone, which the kernel sees to.
 #[derive(Debug, Clone)]
-pub struct Presence {
+pub struct PeerPresence {
     id: u64,
     gone: CancellationToken,
 }
 
-impl Presence {
+impl PeerPresence {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -166,9 +168,9 @@ impl Presence {
     }
 }
 
-impl Peer {
+impl PeerStream {
     fn new(stream: UnixStream) -> Self {
-        let presence = Presence::new();
+        let presence = PeerPresence::new();
 
         Self {
             stream,
@@ -178,15 +180,15 @@ impl Peer {
     }
 }
 
-impl Connected for Peer {
-    type ConnectInfo = Presence;
+impl Connected for PeerStream {
+    type ConnectInfo = PeerPresence;
 
-    fn connect_info(&self) -> Presence {
+    fn connect_info(&self) -> PeerPresence {
         self.presence.clone()
     }
 }
 
-impl AsyncRead for Peer {
+impl AsyncRead for PeerStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -196,7 +198,7 @@ impl AsyncRead for Peer {
     }
 }
 
-impl AsyncWrite for Peer {
+impl AsyncWrite for PeerStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -25,7 +25,7 @@ const MAX_FDS: usize = 8;
 
 /// One packet as it came.
 #[derive(Debug)]
-pub struct Received<'a> {
+pub struct RawPacket<'a> {
     /// The JSON object; empty when the other end has closed the connection.
     pub bytes: &'a [u8],
     pub fds: Vec<OwnedFd>,
@@ -92,7 +92,7 @@ pub fn send(socket: impl AsFd, packet: &impl Serialize, fds: &[BorrowedFd<'_>]) 
 /// # Errors
 ///
 /// Those of recvmsg(2) but EINTR.
-pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received<'_>> {
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<RawPacket<'_>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = retry_on_intr(|| {
@@ -108,7 +108,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received<'_>>
         .flatten()
         .collect();
 
-    Ok(Received {
+    Ok(RawPacket {
         bytes: &buffer[..message.bytes],
         fds,
         is_truncated: message

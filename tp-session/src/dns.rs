@@ -18,7 +18,7 @@ use tp_proto::tunnel::ResolveRequest;
 use super::shared::Shared;
 
 pub(super) use datagrams::Datagrams;
-pub(super) use stream::Server;
+pub(super) use stream::NameServerStream;
 
 mod datagrams;
 mod newest;

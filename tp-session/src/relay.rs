@@ -102,7 +102,7 @@ pub(super) struct Relay {
 /// What an approved attempt waits with for its connection.
 enum Ready {
     Flow(Flow),
-    NameServer(dns::Server),
+    NameServer(dns::NameServerStream),
 }
 
 /// How a dial ended.

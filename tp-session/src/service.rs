@@ -10,7 +10,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status as GrpcStatus, transport::Channel};
-use tp_ipc::Presence;
+use tp_ipc::PeerPresence;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{
@@ -122,7 +122,7 @@ impl Service {
     }
 
     /// From here on the peer is a user, until its connection ends.
-    async fn enter(&self, presence: &Presence) {
+    async fn enter(&self, presence: &PeerPresence) {
         if !self.state.lock().await.enter(presence.id()) {
             return;
         }
@@ -288,7 +288,7 @@ fn broken_off() -> Fault {
 }
 
 /// Who asks; the listener sees to it that every request says so.
-fn presence<T>(request: &Request<T>) -> Result<Presence, GrpcStatus> {
+fn presence<T>(request: &Request<T>) -> Result<PeerPresence, GrpcStatus> {
     let presence = request.extensions().get().cloned();
 
     presence.ok_or_else(|| GrpcStatus::internal("a request came from nowhere"))

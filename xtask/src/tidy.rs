@@ -17,6 +17,7 @@ mod manifests;
 mod modules;
 mod names;
 mod promises;
+mod reach;
 mod source;
 mod test_rules;
 mod tokens;
@@ -35,7 +36,7 @@ fn check(root: &Path) -> Result<()> {
     let metadata = deps::metadata(root)?;
 
     let mut problems = deps::check(&metadata);
-    problems.extend(deps::check_reach(&metadata));
+    problems.extend(reach::check(&reach::Tree::of(root)?));
     problems.extend(deps::check_imports(&sources));
     problems.extend(manifests::check(&sources, &trees));
     problems.extend(layout::check(&sources));

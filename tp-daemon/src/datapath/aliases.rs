@@ -189,7 +189,7 @@ impl Rounds {
             return Ok(BTreeSet::new());
         }
         let Namespaces { host, inner } = &self.namespaces;
-        let mut held = host.run(|| diag::addresses_in_use(&addresses, End::Peer))?;
+        let mut held = host.run(|| diag::addresses_in_use(&addresses, End::PeerProcess))?;
         held.extend(inner.run(|| diag::addresses_in_use(&addresses, End::Own))?);
 
         Ok(held)

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::{links::Netlink, netns::NetNamespace, random};
-use crate::{context::MAX_CONNECTIONS_PER_UID, refusal::Refusal, wait::pause};
+use crate::{peer::MAX_CONNECTIONS_PER_UID, request_error::RequestError, wait::pause};
 
 /// Bundles of a user with what remains of earlier ones. The kernel takes a namespace apart some
 /// time after its last descriptor has gone, so there is room for more than sessions.
@@ -40,7 +40,7 @@ struct Entry {
 }
 
 /// A bundle's place in the count, which what remains of it keeps.
-pub(crate) struct Place {
+pub(crate) struct Reservation {
     living: Arc<Living>,
     number: i32,
 }
@@ -56,7 +56,7 @@ impl Living {
     }
 
     /// Takes a place, or says that there is none.
-    pub(crate) fn take(self: &Arc<Self>, uid: u32) -> Result<Place, Refusal> {
+    pub(crate) fn take(self: &Arc<Self>, uid: u32) -> Result<Reservation, RequestError> {
         let end = Instant::now() + PATIENCE;
         let number = self.next_id.fetch_add(1, Ordering::Relaxed);
         loop {
@@ -75,7 +75,7 @@ impl Living {
                 }
             }
             if Instant::now() >= end {
-                return Err(Refusal::unsupported(format!(
+                return Err(RequestError::unsupported(format!(
                     "programs of this user keep what earlier connections had: at most \
                      {MAX_PER_UID} private networks per user; end those programs"
                 )));
@@ -83,7 +83,7 @@ impl Living {
             pause(PAUSE);
         }
 
-        Ok(Place {
+        Ok(Reservation {
             living: Arc::clone(self),
             number,
         })
@@ -94,7 +94,7 @@ impl Living {
     }
 }
 
-impl Place {
+impl Reservation {
     /// Counts this namespace as long as it lives.
     pub(crate) fn note_namespace(&self, namespace: &NetNamespace) -> anyhow::Result<()> {
         let netlink = Netlink::open()?;
@@ -125,7 +125,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.entry(|entry| entry.has_bundle = false);
     }

@@ -36,7 +36,7 @@ const SHORT_DIAL: Duration = Duration::from_secs(1);
 
 /// The far end of a resolver's connection.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct NameServerStream {
     /// None if the server is not there and only the cluster's names are answered.
     stream: Option<TcpStream>,
 }
@@ -46,7 +46,7 @@ type Own = Option<Vec<u8>>;
 
 impl Dns {
     /// Dials the server in the machine's own network.
-    pub(crate) async fn dial(&self, address: SocketAddrV4) -> (Verdict, Option<Server>) {
+    pub(crate) async fn dial(&self, address: SocketAddrV4) -> (Verdict, Option<NameServerStream>) {
         let dialled = async {
             let stream = TcpStream::connect(address).await?;
             // Whatever goes wrong from here on, the server sees a reset.
@@ -65,9 +65,9 @@ impl Dns {
         match dialled {
             Ok(stream) => {
                 let stream = Some(stream);
-                (Verdict::Connected, Some(Server { stream }))
+                (Verdict::Connected, Some(NameServerStream { stream }))
             }
-            Err(_) if is_expected => (Verdict::Connected, Some(Server { stream: None })),
+            Err(_) if is_expected => (Verdict::Connected, Some(NameServerStream { stream: None })),
             Err(error) => {
                 tracing::debug!(%error, "Name server not reached by TCP");
                 (verdict(&error), None)
@@ -76,9 +76,9 @@ impl Dns {
     }
 
     /// Serves a resolver until both sides have ended.
-    pub(crate) async fn serve_stream(self: Arc<Self>, client: TcpStream, server: Server) {
+    pub(crate) async fn serve_stream(self: Arc<Self>, client: TcpStream, server: NameServerStream) {
         let prepared = client.set_nodelay(true);
-        let Server { stream } = server;
+        let NameServerStream { stream } = server;
         let served = match (&stream, prepared) {
             (_, Err(error)) => Err(error),
             (Some(server), Ok(())) => self.relay_stream(&client, server).await,

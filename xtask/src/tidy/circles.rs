@@ -15,18 +15,8 @@ use super::{
 
 /// Imports that close a circle: the file, and the one that it takes something from. Without them
 /// there is none. This list only gets shorter.
-const KNOWN: [(&str, &str); 10] = [
-    (
-        "tp-daemon/src/root/connection.rs",
-        "tp-daemon/src/root/server.rs",
-    ),
-    (
-        "tp-daemon/src/root/living.rs",
-        "tp-daemon/src/root/server.rs",
-    ),
-    ("tp-e2e/src/programs.rs", "tp-e2e/src/cluster.rs"),
+const KNOWN: [(&str, &str); 6] = [
     ("tp-session/src/leads.rs", "tp-session/src/shared.rs"),
-    ("tp-session/src/renewal.rs", "tp-session/src/uplink.rs"),
     ("tp-transport/src/credit.rs", "tp-transport/src/flow.rs"),
     (
         "tp-transport/src/credit.rs",

@@ -1,10 +1,6 @@
-//! Who may depend on whom, directly and by way of others.
+//! Which crate may name which.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    path::Path,
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -129,20 +125,6 @@ const PURE: (&str, &[&str]) = (
     &["bytes", "etherparse", "hickory-proto", "ipnet", "thiserror"],
 );
 
-/// What a crate must not reach by any way, with the features of the whole workspace, since that is
-/// what is built. A star at the end stands for any rest.
-const FORBIDDEN: [(&str, &[&str]); 4] = [
-    ("tp-cli", &["aya*", "rtnetlink", "tp-ebpf-*", "tp-session"]),
-    (
-        "tp-core",
-        &["kube*", "mio", "quinn*", "socket2", "tokio*", "tonic*"],
-    ),
-    ("tp-manager", &["aya*", "tp-ebpf-*"]),
-    ("tp-session", &["aya*", "tp-ebpf-*"]),
-];
-/// What is built and shipped runs here.
-const PLATFORM: &str = "x86_64-unknown-linux-gnu";
-
 /// Modules that must not know each other: folder, and what its files must not name.
 const STRANGERS: [(&str, &str); 2] = [
     ("tp-manager/src/index", "crate::grpc"),
@@ -152,13 +134,10 @@ const STRANGERS: [(&str, &str); 2] = [
 #[derive(Debug, Deserialize)]
 pub(super) struct Metadata {
     packages: Vec<Package>,
-    workspace_members: Vec<String>,
-    resolve: Resolve,
 }
 
 #[derive(Debug, Deserialize)]
 struct Package {
-    id: String,
     name: String,
     dependencies: Vec<Dependency>,
 }
@@ -170,38 +149,13 @@ struct Dependency {
     kind: Option<String>,
 }
 
-/// What Cargo chose for the dependencies.
-#[derive(Debug, Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Node {
-    id: String,
-    deps: Vec<Edge>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Edge {
-    pkg: String,
-    dep_kinds: Vec<Kind>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Kind {
-    /// `None`: a normal one.
-    kind: Option<String>,
-}
-
 pub(super) fn metadata(root: &Path) -> Result<Metadata> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let text = run::output(command.current_dir(root).args([
         "metadata",
+        "--no-deps",
         "--offline",
         "--format-version=1",
-        "--filter-platform",
-        PLATFORM,
     ]))?;
 
     serde_json::from_str(&text).context("reading the answer of cargo metadata")
@@ -209,8 +163,7 @@ pub(super) fn metadata(root: &Path) -> Result<Metadata> {
 
 pub(super) fn check(metadata: &Metadata) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let is_member = |package: &&Package| metadata.workspace_members.contains(&package.id);
-    for package in metadata.packages.iter().filter(is_member) {
+    for package in &metadata.packages {
         let name = package.name.as_str();
         let Some((_, allowed)) = EDGES.iter().find(|(from, _)| *from == name) else {
             problems.push(format!(
@@ -239,73 +192,6 @@ pub(super) fn check(metadata: &Metadata) -> Vec<Problem> {
     }
 
     problems
-}
-
-/// Compares what crates reach with what they must not reach.
-pub(super) fn check_reach(metadata: &Metadata) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (name, forbidden) in FORBIDDEN {
-        let Some(ways) = ways_from(metadata, name) else {
-            problems.push(format!("{name} is no crate of the workspace"));
-            continue;
-        };
-        for (package, way) in ways {
-            if forbidden.iter().any(|pattern| matches(pattern, package)) {
-                let way = way.join(" -> ");
-                problems.push(format!("{name} must not reach {package}: {way}"));
-            }
-        }
-    }
-
-    problems
-}
-
-fn matches(pattern: &str, package: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => package.starts_with(start),
-        None => package == pattern,
-    }
-}
-
-/// All packages that a member reaches through normal dependencies, each with a shortest way to it.
-fn ways_from<'a>(metadata: &'a Metadata, member: &str) -> Option<BTreeMap<&'a str, Vec<&'a str>>> {
-    let names: BTreeMap<&str, &str> = metadata
-        .packages
-        .iter()
-        .map(|package| (package.id.as_str(), package.name.as_str()))
-        .collect();
-    let nodes: BTreeMap<&str, &Node> = metadata
-        .resolve
-        .nodes
-        .iter()
-        .map(|node| (node.id.as_str(), node))
-        .collect();
-    let id = metadata
-        .workspace_members
-        .iter()
-        .map(String::as_str)
-        .find(|id| names.get(id) == Some(&member))?;
-
-    let mut ways = BTreeMap::from([(id, vec![names[id]])]);
-    let mut pending = VecDeque::from([id]);
-    while let Some(id) = pending.pop_front() {
-        let edges = nodes.get(id).into_iter().flat_map(|node| &node.deps);
-        for edge in edges.filter(|edge| edge.dep_kinds.iter().any(|it| it.kind.is_none())) {
-            let next = edge.pkg.as_str();
-            if !ways.contains_key(next) {
-                let name = names.get(next).copied().unwrap_or(next);
-                let way = ways[id].iter().copied().chain([name]).collect();
-                ways.insert(next, way);
-                pending.push_back(next);
-            }
-        }
-    }
-
-    let mut by_name = BTreeMap::new();
-    for way in ways.into_values() {
-        by_name.insert(way[way.len() - 1], way);
-    }
-    Some(by_name)
 }
 
 pub(super) fn check_imports(sources: &[Source]) -> Vec<Problem> {
@@ -340,42 +226,9 @@ mod tests {
 
         Metadata {
             packages: vec![Package {
-                id: name.into(),
                 name: name.into(),
                 dependencies: vec![dependency],
             }],
-            workspace_members: vec![name.into()],
-            resolve: Resolve { nodes: Vec::new() },
-        }
-    }
-
-    /// All members that must not reach something, and edges of a kind.
-    fn tree(edges: &[(&str, &str, Option<&str>)]) -> Metadata {
-        let mut names: Vec<&str> = FORBIDDEN.iter().map(|(name, _)| *name).collect();
-        let workspace_members = names.iter().map(|&name| name.into()).collect();
-        names.extend(edges.iter().flat_map(|(from, to, _)| [from, to]));
-        let package = |&name: &&str| Package {
-            id: name.into(),
-            name: name.into(),
-            dependencies: Vec::new(),
-        };
-        let edge = |&(_, to, kind): &(&str, &str, Option<&str>)| Edge {
-            pkg: to.into(),
-            dep_kinds: vec![Kind {
-                kind: kind.map(Into::into),
-            }],
-        };
-        let node = |&name: &&str| Node {
-            id: name.into(),
-            deps: edges.iter().filter(|it| it.0 == name).map(edge).collect(),
-        };
-
-        Metadata {
-            packages: names.iter().map(package).collect(),
-            workspace_members,
-            resolve: Resolve {
-                nodes: names.iter().map(node).collect(),
-            },
         }
     }
 
@@ -404,36 +257,6 @@ mod tests {
             check(&package("tp-manager", "quinn", None)),
             ["quinn has a home, which is not tp-manager"]
         );
-    }
-
-    #[test]
-    fn a_crate_does_not_reach_what_it_must_not_by_any_way() {
-        let edges = [
-            ("tp-manager", "a", None),
-            ("a", "b", None),
-            ("b", "tp-ebpf-loader", None),
-            ("b", "aya-obj", Some("build")),
-        ];
-
-        assert_eq!(
-            check_reach(&tree(&edges)),
-            ["tp-manager must not reach tp-ebpf-loader: tp-manager -> a -> b -> tp-ebpf-loader"]
-        );
-        assert!(check_reach(&tree(&edges[..2])).is_empty());
-    }
-
-    #[test]
-    fn a_crate_that_must_not_reach_something_is_one_of_ours() {
-        let mut tree = tree(&[]);
-        tree.workspace_members.remove(0);
-
-        assert_eq!(check_reach(&tree).len(), 1);
-    }
-
-    #[test]
-    fn a_star_stands_for_any_rest() {
-        assert!(matches("quinn*", "quinn") && matches("quinn*", "quinn-proto"));
-        assert!(matches("quinn", "quinn") && !matches("quinn", "quinn-proto"));
     }
 
     #[test]

@@ -11,17 +11,14 @@ use super::{
 /// Crates that nothing is built on.
 const APART: [&str; 2] = ["tp-e2e", "xtask"];
 /// Names that several crates have, and which. This list only gets shorter.
-const KNOWN: [(&str, &[&str]); 12] = [
+const KNOWN: [(&str, &[&str]); 9] = [
     ("Access", &["tp-ebpf-loader", "tp-manager"]),
     ("Action", &["tp-core", "tp-transport"]),
-    ("Allow", &["tp-cli", "tp-manager"]),
     ("Answer", &["tp-cli", "tp-transport"]),
-    ("Connected", &["tp-manager", "tp-transport"]),
     ("Flow", &["tp-ebpf", "tp-transport"]),
     ("InstallArgs", &["tp-cli", "tp-daemon"]),
     ("Link", &["tp-core", "tp-transport"]),
-    ("Presence", &["tp-core", "tp-transport"]),
-    ("Scope", &["tp-manager", "tp-proto"]),
+    ("Scope", &["tp-manager", "tp-root-api"]),
     ("UninstallArgs", &["tp-cli", "tp-daemon"]),
     ("Verdict", &["tp-core", "tp-ebpf"]),
 ];

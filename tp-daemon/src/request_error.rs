@@ -7,12 +7,12 @@ use tp_root_api::{RefusedKind, Reply};
 
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(crate) struct Refusal {
+pub(crate) struct RequestError {
     pub(crate) kind: RefusedKind,
     message: String,
 }
 
-impl Refusal {
+impl RequestError {
     pub(crate) fn new(kind: RefusedKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -40,25 +40,25 @@ impl Refusal {
     }
 }
 
-impl From<anyhow::Error> for Refusal {
+impl From<anyhow::Error> for RequestError {
     fn from(error: anyhow::Error) -> Self {
         Self::new(RefusedKind::Failed, format!("{error:#}"))
     }
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for RequestError {
     fn from(error: io::Error) -> Self {
         Self::new(RefusedKind::Failed, error.to_string())
     }
 }
 
-impl From<LoadError> for Refusal {
+impl From<LoadError> for RequestError {
     fn from(error: LoadError) -> Self {
         Self::unsupported(format!("{:#}", anyhow::Error::from(error)))
     }
 }
 
-impl From<MapError> for Refusal {
+impl From<MapError> for RequestError {
     fn from(error: MapError) -> Self {
         let kind = match error {
             MapError::TooMany { .. } => RefusedKind::Invalid,
