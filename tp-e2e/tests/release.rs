@@ -8,6 +8,7 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 use tp_e2e::{
     process::{Finished, PATIENCE, run},
@@ -186,6 +187,36 @@ fn a_release_is_installed_once_and_removed_without_a_trace() {
     assert_same(&tree(root), &before);
     let said = release.daemon("uninstall", root).expect_success();
     assert!(said.contains("not installed"), "{said}");
+}
+
+#[test]
+fn a_release_of_two_programs_becomes_one_of_three_and_is_removed_whole() {
+    let release = Unpacked::new();
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let before = tree(root);
+    release.daemon("install", root).expect_success();
+    // As a release left it in which tp-daemon was also the session.
+    let session = "usr/local/bin/tp-session";
+    fs::remove_file(root.join(session)).unwrap();
+    fs::write(root.join("usr/local/bin/tp-daemon"), "an older one").unwrap();
+    let record = root.join("usr/local/lib/tp/installed.json");
+    let mut made: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let files = made["files"].as_array_mut().expect("files are listed");
+    let known = files.len();
+    files.retain(|file| file != session);
+    assert_eq!(files.len(), known - 1);
+    fs::write(&record, made.to_string()).unwrap();
+
+    release.daemon("install", root).expect_success();
+    for program in ["tp", "tp-daemon", "tp-session"] {
+        let installed = fs::read(root.join("usr/local/bin").join(program)).unwrap();
+        let expected = fs::read(release.file(program)).unwrap();
+        assert!(installed == expected, "{program} is not the release's");
+    }
+
+    release.daemon("uninstall", root).expect_success();
+    assert_same(&tree(root), &before);
 }
 
 #[test]
