@@ -2,8 +2,19 @@
 //!
 //! The socket lies in a directory that only its user may enter, and both ends check the other's
 //! uid: a directory under `/tmp` may have been made by somebody else first.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), tp_ipc::IpcError> {
+//! // In the session.
+//! let listener = tp_ipc::Listener::bind(&tp_ipc::socket_path()).await?;
+//! // In `tp`: a gRPC channel.
+//! let session = tp_ipc::connect(&tp_ipc::socket_path()).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 use std::{
     ffi::OsStr,
@@ -36,22 +47,31 @@ const SOCKET_SUFFIX: &str = ".sock";
 const START_LOCK: &str = "start.lock";
 const LOOK: Duration = Duration::from_millis(5);
 
+/// Why the socket between `tp` and its session cannot be used. `path` is the socket's or its
+/// directory's.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "fields are what the message names")]
 pub enum IpcError {
+    /// The directory cannot be made, is somebody else's, or lets others in.
     #[error("{path} cannot be used: {problem}")]
     Directory { path: PathBuf, problem: String },
+    /// Nothing listens there.
     #[error("no session listens at {path}")]
     NoSession { path: PathBuf },
+    /// Another session of this user listens there already.
     #[error("another session of this user is running ({path} is in use)")]
     InUse { path: PathBuf },
+    /// A process of another user listens there.
     #[error("{path} belongs to another user's process (uid {uid})")]
     ForeignPeer { path: PathBuf, uid: u32 },
+    /// A system call failed.
     #[error("cannot use {path}")]
     Socket {
         path: PathBuf,
         #[source]
         source: io::Error,
     },
+    /// The other end does not speak gRPC.
     #[error("the session does not answer")]
     Channel(#[source] tonic::transport::Error),
 }
@@ -78,7 +98,7 @@ fn is_session_socket(name: &OsStr) -> bool {
         .is_some_and(|name| name.starts_with(SOCKET_PREFIX) && name.ends_with(SOCKET_SUFFIX))
 }
 
-/// Whether a session of this user runs in another network namespace.
+/// Tells whether a session of this user runs in another network namespace.
 pub fn runs_elsewhere() -> bool {
     let own = socket_path();
     let Ok(entries) = fs::read_dir(parent(&own)) else {
@@ -96,8 +116,12 @@ pub fn runs_elsewhere() -> bool {
         })
 }
 
-/// The right to start programs for this user, which one `tp` has at a time. Nothing if somebody
-/// else has it for as long as `bound`.
+/// Waits for the right to start programs for this user, which one `tp` has at a time; `None` if another
+/// one has it for as long as `bound`.
+///
+/// # Errors
+///
+/// [`IpcError::Directory`] or [`IpcError::Socket`], if the lock cannot be made.
 pub async fn may_start(bound: Duration) -> Result<Option<Lock>, IpcError> {
     let dir = directory();
     make_directory(&dir)?;
@@ -151,6 +175,10 @@ fn state_dir_in(variable: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
 }
 
 /// Makes the directory of [`state_dir`] if needed, closed to others.
+///
+/// # Errors
+///
+/// [`IpcError::Directory`].
 pub fn make_state_dir() -> Result<PathBuf, IpcError> {
     let dir = state_dir();
     make_directory(&dir)?;
@@ -165,11 +193,18 @@ pub fn make_state_dir() -> Result<PathBuf, IpcError> {
 /// A gRPC channel to a session, and its process if it has a number in this namespace of processes.
 #[derive(Debug)]
 pub struct SessionChannel {
+    /// Ends with the session.
     pub channel: Channel,
+    /// A pidfd (pidfd_open(2)).
     pub process: Option<OwnedFd>,
 }
 
 /// Connects to the session behind `path`, which must be of the same user.
+///
+/// # Errors
+///
+/// [`IpcError::NoSession`] where nothing listens, [`IpcError::ForeignPeer`] for another user's process,
+/// and the others but [`IpcError::InUse`].
 pub async fn connect(path: &Path) -> Result<SessionChannel, IpcError> {
     check_directory(parent(path))?;
     let stream = UnixStream::connect(path).await.map_err(|source| {

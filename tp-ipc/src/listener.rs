@@ -41,8 +41,13 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Makes the directory if needed and listens, unless another session does. What sessions that
-    /// were killed left there goes.
+    /// Makes the directory if needed and listens, unless another session does. Sockets of sessions
+    /// that were killed are removed.
+    ///
+    /// # Errors
+    ///
+    /// [`IpcError::InUse`] if another session of this user listens, or does not stop starting within
+    /// 5 s; [`IpcError::Directory`]; [`IpcError::Socket`].
     pub async fn bind(path: &Path) -> Result<Self, IpcError> {
         let dir = parent(path);
         make_directory(dir)?;
@@ -76,7 +81,11 @@ impl Listener {
         }
     }
 
-    /// The next connection of a process of the same user; others are hung up on.
+    /// Waits for the next connection of a process of the same user; others are hung up on.
+    ///
+    /// # Errors
+    ///
+    /// Those of accept(2).
     pub async fn accept(&self) -> io::Result<PeerStream> {
         std::future::poll_fn(|cx| self.poll_accept(cx)).await
     }
@@ -158,6 +167,7 @@ impl PeerPresence {
         }
     }
 
+    /// The number of the peer, in the order of the connections.
     pub fn id(&self) -> u64 {
         self.id
     }

@@ -71,12 +71,12 @@ impl Credential {
         user.client_key_data = Some(BASE64_STANDARD.encode(key).into());
     }
 
-    /// As bytes for another program of the same version.
+    /// Writes it as bytes for another program of the same version.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings")
     }
 
-    /// Nothing if they are not from [`Credential::to_bytes`].
+    /// Reads what [`Credential::to_bytes`] wrote; `None` for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }

@@ -25,15 +25,21 @@ use crate::{
 /// Bytes of a kubeconfig: those of thousands of clusters are smaller.
 const LARGEST: u64 = 64 << 20;
 
-/// What is asked for; what is left empty is as the kubeconfig says.
+/// The cluster that is asked for, by kubectl's flags of the same names; a field that is left empty is as
+/// the kubeconfig says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// Of several, what an earlier one says stands. None: the service account of a pod.
+    /// Files; where several give a value, the first counts. None: the service account of a pod.
     pub kubeconfigs: Vec<PathBuf>,
+    /// `--context`
     pub context: Option<String>,
+    /// `--cluster`
     pub cluster: Option<String>,
+    /// `--user`
     pub user: Option<String>,
+    /// `--as`
     pub impersonate_user: Option<String>,
+    /// `--as-group`
     pub impersonate_groups: Vec<String>,
     /// Its variables decide about proxies, and credential plugins inherit them.
     pub shell: Shell,
@@ -42,6 +48,7 @@ pub struct Choice {
 /// What the kubeconfig gives for a [`Choice`].
 #[derive(Clone)]
 pub struct Chosen {
+    /// The server, trust and login of the context.
     pub config: Config,
     /// `in-cluster` for the service account of a pod.
     pub context: String,
@@ -51,9 +58,12 @@ pub struct Chosen {
 }
 
 impl Choice {
-    /// Reads the kubeconfig; asks nobody. Errors are of [`FaultKind::Config`] and name the files.
+    /// Reads the kubeconfig; asks nobody. `place` is where its credential plugin would run.
     ///
-    /// `place` is where its credential plugin would run.
+    /// # Errors
+    ///
+    /// Of [`FaultKind::Config`]: a file that cannot be read, or a name that is in none of them. They name
+    /// the files.
     pub fn load(&self, place: Place) -> Result<Chosen, Fault> {
         let mut chosen = match self.kubeconfigs.as_slice() {
             [] => in_cluster()?,
@@ -207,12 +217,16 @@ impl Chosen {
         server.trim_end_matches('/').to_owned()
     }
 
-    /// Whether it takes a program to log in.
+    /// Tells whether logging in takes a credential plugin.
     pub fn has_plugin(&self) -> bool {
         self.plugin.is_some()
     }
 
     /// Runs the credential plugin, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Of [`FaultKind::Config`], with the plugin's own words.
     pub async fn log_in(&self) -> Result<Option<Credential>, Fault> {
         let Some(plugin) = &self.plugin else {
             return Ok(None);
@@ -224,7 +238,11 @@ impl Chosen {
             .map_err(|why| unusable_context(&self.context, &why.to_string()))
     }
 
-    /// The client. Runs the credential plugin, if there is one and no `credential` of it.
+    /// Makes the client. Runs the credential plugin, if there is one and no `credential` of it.
+    ///
+    /// # Errors
+    ///
+    /// Of [`FaultKind::Config`]: the plugin failed, or certificates, keys or a proxy cannot be used.
     pub async fn client(mut self, credential: Option<Credential>) -> Result<Client, Fault> {
         let (context, user) = (self.context, self.user);
         let login = self.plugin.map(|plugin| Login::new(plugin, credential));

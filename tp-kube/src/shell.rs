@@ -23,6 +23,7 @@ pub struct Shell {
 }
 
 impl Shell {
+    /// Of variables and a working directory that another program has told.
     pub fn new(variables: BTreeMap<String, String>, directory: PathBuf) -> Self {
         Self {
             variables,
@@ -52,8 +53,11 @@ impl Shell {
     }
 
     /// The files that kubectl would read in this shell, absolute: those of KUBECONFIG, else that of
-    /// the home directory if it is there. Refuses what it cannot read: another file would lead to
-    /// another cluster.
+    /// the home directory if it is there.
+    ///
+    /// # Errors
+    ///
+    /// Of [`FaultKind::Config`], if a variable is not UTF-8: another file would lead to another cluster.
     pub fn kubeconfigs(&self) -> Result<Vec<PathBuf>, Fault> {
         self.check("KUBECONFIG")?;
         let listed = self.variable("KUBECONFIG").unwrap_or_default();
@@ -85,6 +89,7 @@ impl Shell {
         Err(Fault::new(FaultKind::Config, message))
     }
 
+    /// The path as seen from the shell's directory.
     pub fn absolute(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }

@@ -2,8 +2,25 @@
 //! whoever started it, holds locks that end with it, and raises its limits.
 //!
 //! Knows no session and no protocol.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use tp_process::{background, lock::Lock, raise_descriptors};
+//!
+//! # fn main() -> std::io::Result<()> {
+//! background::enter(0o077);
+//! raise_descriptors();
+//! let lock = Lock::try_acquire(Path::new("/run/example.lock"))?;
+//! if lock.is_none() {
+//!     eprintln!("another one is running");
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 #![deny(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod background;
 pub mod lock;

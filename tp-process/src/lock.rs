@@ -21,7 +21,11 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Nothing if somebody else holds it.
+    /// Takes the lock (flock(2)) without waiting; `None` if another process holds it.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2), also for a symbolic link at `path`, and of flock(2).
     pub fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -39,6 +43,7 @@ impl Lock {
 /// What stands at the path of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occupant {
+    /// There is no file.
     Nobody,
     /// A socket whose listener has died.
     Stale,
@@ -46,7 +51,12 @@ pub enum Occupant {
     Living,
 }
 
-/// Asks without waiting: a listener that is busy lives.
+/// Asks without waiting, by a connection attempt: a listener that is busy lives. `kind` is the type of
+/// the socket (unix(7)).
+///
+/// # Errors
+///
+/// Those of lstat(2) but ENOENT, and of socket(2).
 pub fn occupant(path: &Path, kind: SocketType) -> io::Result<Occupant> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
@@ -75,6 +85,10 @@ pub struct SocketFile {
 
 impl SocketFile {
     /// Of the socket that was bound to `path` while `lock` was held.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2).
     pub fn of(path: &Path, lock: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
 
@@ -97,7 +111,7 @@ impl SocketFile {
         fs::remove_file(&self.path)
     }
 
-    /// False also when another file has its name.
+    /// Whether the file is still the one that was made; false also when another file has its name.
     pub fn is_there(&self) -> bool {
         let same = || {
             let found = rustix::fs::lstat(&self.path)?;

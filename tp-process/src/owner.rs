@@ -9,8 +9,12 @@ use std::{
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// What on the way to `path`, itself included, somebody besides root can replace; nothing if root
-/// alone can.
+/// Finds the first part of `path`, beginning with the file itself, that somebody besides root can
+/// replace; `None` if root alone can.
+///
+/// # Errors
+///
+/// Those of realpath(3) and lstat(2), as for a file that does not exist.
 pub fn replaceable_part(path: &Path) -> io::Result<Option<PathBuf>> {
     for part in path.canonicalize()?.ancestors() {
         let metadata = fs::symlink_metadata(part)?;

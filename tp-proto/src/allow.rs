@@ -13,6 +13,7 @@ pub enum Allow {
 }
 
 impl Allow {
+    /// In the order of the help.
     pub const ALL: [Self; 2] = [Self::Nodes, Self::ApiServer];
 
     /// The value of the flag.

@@ -3,6 +3,7 @@
 use crate::local::Check;
 
 impl Check {
+    /// Something is as it should be.
     pub fn ok(name: &str, message: impl Into<String>) -> Self {
         Self::new(name, "ok", message.into(), "")
     }
@@ -17,6 +18,7 @@ impl Check {
         Self::new(name, "failed", message.into(), remedy)
     }
 
+    /// Tells whether this is a failure, and not a warning.
     pub fn has_failed(&self) -> bool {
         self.state == "failed"
     }

@@ -19,6 +19,7 @@ pub const MANAGER_NAME: &str = "tp-manager";
 /// ConfigMap that publishes, per replica (key: pod name), the SHA-256 of its public key, in hex,
 /// and the manager's version under [`MANAGER_VERSION_KEY`].
 pub const MANAGER_CONFIG_MAP: &str = "tp-manager";
+/// The key of that ConfigMap whose value is the manager's version.
 pub const MANAGER_VERSION_KEY: &str = "version";
 
 /// ValidatingAdmissionPolicy, and its binding, that ties `spec.user` to who makes an object.
@@ -56,6 +57,7 @@ pub const HEALTH_PORT: u16 = 7072;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SessionSpec {
+    /// The user who made it.
     pub user: UserInfo,
     /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) of the client's certificate, in hex.
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
@@ -96,11 +98,15 @@ impl Session {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UserInfo {
+    /// Name of the user.
     pub username: String,
+    /// Identifier of the user across changes of the name, where the API server has one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
+    /// Names of the groups that the user is a member of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// Further values that the API server's authenticator gives.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
@@ -112,8 +118,10 @@ pub struct SessionStatus {
     /// `Connected` or `Disconnected`.
     #[serde(default)]
     pub phase: String,
+    /// Pod of the traffic manager that has the connection.
     #[serde(default)]
     pub replica: String,
+    /// When the phase began, as RFC 3339 has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
 }
@@ -134,8 +142,11 @@ pub struct SessionStatus {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InterceptSpec {
+    /// The user who made it.
     pub user: UserInfo,
+    /// The Session whose workstation gets the traffic.
     pub session: SessionReference,
+    /// The workload whose traffic it is.
     pub workload: WorkloadReference,
     /// Container ports.
     pub ports: Vec<u16>,
@@ -145,14 +156,20 @@ pub struct InterceptSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionReference {
+    /// Namespace of the Session.
     pub namespace: String,
+    /// Name of the Session.
     pub name: String,
+    /// UID of the Session.
     pub uid: String,
 }
 
+/// Names a workload in the namespace of the object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadReference {
+    /// Such as `Deployment`.
     pub kind: String,
+    /// Name of the workload.
     pub name: String,
 }

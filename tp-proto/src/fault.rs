@@ -52,13 +52,16 @@ impl FaultKind {
 /// One sentence for a person: what failed, which thing, what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
+    /// Decides the exit code.
     pub kind: FaultKind,
+    /// The sentence, without a full stop.
     pub message: String,
 }
 
 const KIND_KEY: &str = "tp-fault";
 
 impl Fault {
+    /// A fault of this kind with this sentence.
     pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -67,7 +70,7 @@ impl Fault {
     }
 }
 
-/// Whether the other side said this, rather than the connection to it broke.
+/// Tells whether the other side said this, rather than the connection to it broke.
 pub fn is_said(status: &tonic::Status) -> bool {
     status.metadata().contains_key(KIND_KEY)
 }

@@ -3,8 +3,21 @@
 //!
 //! Compatibility: clients and managers one minor version apart work together. Fields are added,
 //! never renumbered or given another meaning; an unknown field or enum value must be harmless.
+//!
+//! A fault keeps its kind, which is the exit code of `tp`, across a gRPC status:
+//!
+//! ```
+//! use tp_proto::fault::{Fault, FaultKind};
+//!
+//! let fault = Fault::new(FaultKind::NotInstalled, "tp is not installed: run `tp install`");
+//! let status = tonic::Status::from(fault.clone());
+//!
+//! assert_eq!(Fault::from(status), fault);
+//! assert_eq!(fault.kind.exit_code(), 5);
+//! ```
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod allow;
 mod check;
@@ -18,6 +31,7 @@ pub mod version;
 /// `tp` and its session, over a unix socket.
 pub mod local {
     #![expect(
+        missing_docs,
         unused_qualifications,
         clippy::allow_attributes,
         clippy::allow_attributes_without_reason,
@@ -37,6 +51,7 @@ pub mod local {
 /// A session and the traffic manager, over the tunnel.
 pub mod tunnel {
     #![expect(
+        missing_docs,
         unused_qualifications,
         clippy::allow_attributes,
         clippy::allow_attributes_without_reason,

@@ -14,7 +14,8 @@ use crate::tunnel::{Service, Snapshot, table_event::Event};
 pub struct Parts(Option<Snapshot>);
 
 impl Parts {
-    /// What is to be applied next: an event as it came, or a snapshot when it is complete.
+    /// Takes an event and returns the one to apply next: it as it came, or a snapshot once that is
+    /// complete.
     pub fn take(&mut self, event: Event) -> Option<Event> {
         match (event, &mut self.0) {
             (Event::Snapshot(snapshot), begun) if snapshot.services_follow => {
@@ -43,7 +44,7 @@ impl Parts {
     }
 }
 
-/// Makes of `zone` what the manager says.
+/// Applies an event of the manager to `zone`.
 pub fn apply(zone: &mut Zone, event: Event) {
     match event {
         Event::Snapshot(snapshot) => {
@@ -84,7 +85,7 @@ fn networks(snapshot: &Snapshot) -> Vec<IpNet> {
     texts.filter_map(|text| text.parse().ok()).collect()
 }
 
-/// 4 or 16 bytes in network order.
+/// The address of 4 or 16 bytes in network order; `None` for another length.
 pub fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(<[u8; 4]>::try_from(bytes).ok()?.into()),

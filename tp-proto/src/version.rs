@@ -5,6 +5,10 @@ use tp_core::VERSION;
 use crate::fault::{Fault, FaultKind};
 
 /// Refuses `whose` version ("the traffic manager") if this program does not work with it.
+///
+/// # Errors
+///
+/// Of [`FaultKind::Failed`], naming both versions.
 pub fn check(whose: &str, version: &str) -> Result<(), Fault> {
     check_pair(whose, version, VERSION)
 }
