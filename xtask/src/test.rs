@@ -21,7 +21,7 @@ pub(crate) mod soak;
 mod untouched;
 
 /// Where to look when a test fails.
-const THEIR_WORDS: &str = "what the failed test said above";
+const TEST_OUTPUT: &str = "the failed test's output above";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -53,8 +53,11 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     let tests = build(&mut steps)?;
     if options.only.is_none() {
         let unit = tests.iter().filter(|test| !test.is_end_to_end());
-        steps.step("unit and scenario tests", THEIR_WORDS, || {
+        steps.step("unit and scenario tests", TEST_OUTPUT, || {
             programs::run_all(unit, &["--quiet"])
+        })?;
+        steps.step("examples of the documentation", TEST_OUTPUT, || {
+            run::status(products::cargo(&["test"])?.args(["--doc", "--quiet"]))
         })?;
     }
 
@@ -83,9 +86,13 @@ pub(crate) fn test(options: &Options) -> Result<()> {
 
 /// Builds what is tested, and the tests.
 fn build(steps: &mut Steps) -> Result<Vec<TestProgram>> {
-    steps.step("programs", "the compiler's words above", products::build)?;
+    steps.step("programs", "the compiler's output above", products::build)?;
     steps.step("distribution", "target/dist", dist::pack)?;
-    steps.step("tests built", "the compiler's words above", programs::build)
+    steps.step(
+        "tests built",
+        "the compiler's output above",
+        programs::build,
+    )
 }
 
 fn static_checks(steps: &mut Steps) -> Result<()> {
@@ -172,7 +179,7 @@ fn on_cluster(steps: &mut Steps, options: &Options, tests: &[TestProgram]) -> Re
     let mut arguments = vec!["--test-threads=1"];
     arguments.extend(options.only.as_deref());
     let end_to_end = tests.iter().filter(|test| test.is_end_to_end());
-    steps.step("end-to-end tests", THEIR_WORDS, || {
+    steps.step("end-to-end tests", TEST_OUTPUT, || {
         programs::run_all(end_to_end, &arguments)
     })?;
     if options.only.is_some() {

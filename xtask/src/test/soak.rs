@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::{THEIR_WORDS, build, cluster_up};
+use super::{TEST_OUTPUT, build, cluster_up};
 use crate::{
     cluster,
     consent::{Kubernetes, consent, needed},
@@ -56,7 +56,7 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
     let mut failed = Vec::new();
     for long in chosen {
         let name = format!("{} with {}={}", long.test, long.variable, long.value);
-        let outcome = steps.step(&name, THEIR_WORDS, || {
+        let outcome = steps.step(&name, TEST_OUTPUT, || {
             let program = tests
                 .iter()
                 .find(|test| test.is_end_to_end() && test.name() == long.program);
