@@ -29,7 +29,7 @@ async fn main() -> anyhow::Result<()> {
         .init();
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    tracing::info!(node = args.node_name, "The agent is ready");
+    tracing::info!(node = args.node_name, "Agent is ready");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

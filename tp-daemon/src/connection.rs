@@ -121,7 +121,7 @@ impl Connection {
                 return Ok((Reply::Opened(description), Some(descriptors)));
             }
             Request::Hello { version, connects } => {
-                tracing::debug!(%version, "PeerProcess says hello");
+                tracing::debug!(%version, "Peer says hello");
                 if connects {
                     self.context.has_served.store(true, Ordering::Relaxed);
                 }

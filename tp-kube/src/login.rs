@@ -124,7 +124,7 @@ impl ResolvesClientCert for Login {
         let mut user = AuthInfo::default();
         self.state().credential.as_ref()?.identify(&mut user);
         let identity = identity::of(&user).unwrap_or_else(|wrong| {
-            tracing::warn!(%wrong, "The certificate of a credential plugin cannot be used");
+            tracing::warn!(%wrong, "Certificate of a credential plugin cannot be used");
             None
         });
 

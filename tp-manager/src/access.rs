@@ -406,7 +406,7 @@ impl Look {
         };
         match (outcome, granted) {
             (Err(error), Some(_)) => {
-                tracing::debug!(%error, "An old answer stands in");
+                tracing::debug!(%error, "Old answer used");
                 Ok(true)
             }
             (outcome, _) => outcome,

@@ -102,10 +102,10 @@ impl Gateway {
 
     async fn link(&self, stream: TcpStream) {
         if let Err(error) = tune_link(&stream) {
-            tracing::debug!(%error, "A link keeps its delay");
+            tracing::debug!(%error, "Link keeps its delay");
         }
         if let Err(error) = self.server.attach(stream).await {
-            tracing::debug!(%error, "A link ended");
+            tracing::debug!(%error, "Link ended");
         }
     }
 
@@ -128,7 +128,7 @@ impl Gateway {
             previous.close(CloseCode::Shutdown, "the session has connected once more");
         }
         self.departed.returned(&session);
-        tracing::info!(%session, "A session is connected");
+        tracing::info!(%session, "Session connected");
 
         // Boxed, so that a session does not keep the room of what is over.
         tokio::join!(
@@ -137,7 +137,7 @@ impl Gateway {
         );
 
         let reason = peer.closed().await;
-        tracing::info!(%session, %reason, "A session is disconnected");
+        tracing::info!(%session, %reason, "Session disconnected");
         if self.connected.leave(&session, number) {
             self.departed.left(session.clone());
             self.publisher.tell(&session, "Disconnected").await;

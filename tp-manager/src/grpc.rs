@@ -97,7 +97,7 @@ where
     server.http2().max_send_buf_size(UNSENT);
     let served = server.serve_connection(TokioIo::new(io), service).await;
     if let Err(error) = served {
-        tracing::debug!(%error, "A control stream ended");
+        tracing::debug!(%error, "Control stream ended");
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) async fn serve(listener: TcpListener, health: Arc<dyn Health>) {
             answers.spawn(async move {
                 let _permit = permit;
                 if timeout(TIMEOUT, answer(stream, &*health)).await.is_err() {
-                    tracing::trace!("A health probe was too slow");
+                    tracing::trace!("Health probe too slow");
                 }
             });
         }
@@ -69,7 +69,7 @@ where
         )
         .await;
     if let Err(error) = answered {
-        tracing::trace!(%error, "A health probe went away");
+        tracing::trace!(%error, "Health probe gone");
     }
 }
 

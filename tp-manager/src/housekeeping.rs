@@ -85,7 +85,7 @@ async fn delete(client: &Client, session: &SessionRef) {
         ..DeleteParams::default()
     };
     match timeout(TIMEOUT, api.delete(&session.name, &params)).await {
-        Ok(Ok(_)) => tracing::debug!(%session, "A Session that nobody uses is deleted"),
+        Ok(Ok(_)) => tracing::debug!(%session, "Unused Session deleted"),
         Ok(Err(error)) => tracing::debug!(%error, "Cannot delete a Session"),
         Err(_) => tracing::debug!("Deleting a Session took too long"),
     }

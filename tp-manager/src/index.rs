@@ -128,7 +128,7 @@ async fn follow<O, K, V>(
             Ok(event) => update(event, convert, &mut listing),
             Err(error) => {
                 // The watch goes on by itself; the API server may be away.
-                tracing::debug!(%error, "A watch was interrupted");
+                tracing::debug!(%error, "Watch interrupted");
                 None
             }
         });

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "The manager cannot go on");
+            tracing::error!(error = format!("{error:#}"), "Manager cannot go on");
             ExitCode::FAILURE
         }
     }

@@ -181,7 +181,7 @@ async fn check(client: &Client, namespace: &str, policy: &watch::Sender<Policy>)
         Ok(Ok(Some(field))) => {
             policy.send_modify(|known| {
                 if known.proven.is_some() {
-                    tracing::warn!(field, "A forged session would be accepted");
+                    tracing::warn!(field, "Forged session would be accepted");
                 }
                 known.proven = None;
                 known.doubt = format!(

@@ -42,7 +42,7 @@ impl Publisher {
             let pause = match timeout(TIMEOUT, self.apply(data)).await {
                 Ok(Ok(())) => {
                     if !published.send_replace(true) {
-                        tracing::info!("The hash of this replica's key is published");
+                        tracing::info!("Hash of this replica's key published");
                     }
                     REPEAT
                 }
@@ -59,7 +59,7 @@ impl Publisher {
     /// Nobody should dial a replica that ends.
     pub(crate) async fn withdraw(&self) {
         if !matches!(timeout(TIMEOUT, self.apply(json!({}))).await, Ok(Ok(()))) {
-            tracing::debug!("The hash of the key stays published");
+            tracing::debug!("Hash of the key stays published");
         }
     }
 

@@ -120,14 +120,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     start(Box::pin(health::serve(probes, readiness)));
     start(Box::pin(Arc::clone(&gateway).accept_links(links)));
     start(Box::pin(gateway.accept_peers()));
-    tracing::info!(%key, "The manager serves");
+    tracing::info!(%key, "Manager serves");
 
     let stopped = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         _ = tasks.join_next() => Err(anyhow::anyhow!("a part of the manager ended by itself")),
     };
-    tracing::info!("The manager ends");
+    tracing::info!("Manager ends");
     // Clients go to another replica while this one still answers.
     publisher.withdraw().await;
     if timeout(CLOSE_TIMEOUT, server.close(CloseCode::Shutdown))

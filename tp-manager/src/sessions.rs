@@ -358,7 +358,7 @@ impl Sessions {
                     let uid = object.uid().unwrap_or_default();
                     self.write(|state| state.remove(&uid));
                 }
-                Err(error) => tracing::debug!(%error, "The watch of Sessions was interrupted"),
+                Err(error) => tracing::debug!(%error, "Watch of Sessions interrupted"),
             }
         }
     }

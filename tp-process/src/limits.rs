@@ -11,6 +11,6 @@ pub fn raise_descriptors() {
         maximum,
     };
     if let Err(error) = setrlimit(Resource::Nofile, wanted) {
-        tracing::info!(%error, "The limit of open files stays as it is");
+        tracing::info!(%error, "Limit of open files not raised");
     }
 }

@@ -51,7 +51,7 @@ impl Dialler {
         let Dialled { tcp, grant, asked } = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
-                tracing::debug!(%target, outcome = ?refusal.outcome, "A dial is refused");
+                tracing::debug!(%target, outcome = ?refusal.outcome, "Dial refused");
                 pending.refuse(refusal.outcome, &refusal.reason).await;
                 return;
             }
@@ -62,8 +62,8 @@ impl Dialler {
         let counters = SpliceCounters::default();
         tokio::select! {
             // Dropping the splice resets both ends.
-            () = grant.token.cancelled() => tracing::debug!(%target, "A right was revoked"),
-            end = splice(tcp, flow, &counters) => tracing::trace!(%target, ?end, "A flow ended"),
+            () = grant.token.cancelled() => tracing::debug!(%target, "Right revoked"),
+            end = splice(tcp, flow, &counters) => tracing::trace!(%target, ?end, "Flow ended"),
             never = self.follow(asked, &grant.scope) => match never {},
         }
     }
@@ -106,10 +106,10 @@ impl Dialler {
         match connected {
             Ok(Ok(tcp)) => {
                 if let Err(error) = tcp.set_nodelay(true) {
-                    tracing::trace!(%error, "A connection keeps its delay");
+                    tracing::trace!(%error, "Connection keeps its delay");
                 }
                 if let Err(error) = keep_alive(&tcp) {
-                    tracing::debug!(%error, "A quiet connection is not probed");
+                    tracing::debug!(%error, "Quiet connection not probed");
                 }
                 Ok(Dialled { tcp, grant, asked })
             }

@@ -136,7 +136,7 @@ async fn watch_standing(
             is_new
         });
         if is_new {
-            tracing::info!(session = %peer.session(), "A renewal has changed the user's groups");
+            tracing::info!(session = %peer.session(), "Renewal changed the user's groups");
         }
         tokio::select! {
             Ok(()) = changes.changed() => {}

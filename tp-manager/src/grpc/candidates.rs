@@ -139,7 +139,7 @@ impl Exposed {
             let looked_up = timeout(LOOKUP_TIMEOUT, lookup_host((name.as_str(), UDP_PORT))).await;
             match looked_up {
                 Ok(Ok(addresses)) => balancers.extend(addresses),
-                Ok(Err(error)) => tracing::debug!(%error, "A load balancer's name has no address"),
+                Ok(Err(error)) => tracing::debug!(%error, "Load balancer's name has no address"),
                 Err(_) => tracing::debug!("Looking a load balancer's name up took too long"),
             }
         }

@@ -40,7 +40,7 @@ pub(crate) async fn follow(
             // A webhook, a quota, or an API server that tries nothing out: it will say so again.
             Err(kube::Error::Api(status)) if (400..429).contains(&status.code) => {
                 let reason = status.message;
-                tracing::info!(reason, "The service networks cannot be found");
+                tracing::info!(reason, "Service networks not found");
                 // What was found before stays.
                 synced.done();
                 REFRESH

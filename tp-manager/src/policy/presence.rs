@@ -94,7 +94,7 @@ impl Presence {
             Ok(Seen::ListBegins) => self.in_list = false,
             Ok(Seen::ListEnds) if !self.in_list => *self = Self::default(),
             Ok(Seen::ListEnds) => {}
-            Err(error) => tracing::debug!(%error, "The watch of the policy was interrupted"),
+            Err(error) => tracing::debug!(%error, "Watch of the policy interrupted"),
         }
     }
 
