@@ -59,7 +59,7 @@ impl Place<'_> {
 
     /// Shows a command and what it prints.
     fn show(&self, words: &[&str]) -> Result<()> {
-        println!("\n$ {}", words.join(" "));
+        println!("\n$ {}", run::in_shell(words));
         let begin = Instant::now();
         run::status(&mut self.command(words))?;
         println!("  ({:.0} ms)", begin.elapsed().as_secs_f64() * 1e3);
@@ -120,14 +120,9 @@ pub(crate) fn tour() -> Result<()> {
     println!(
         "\nThe workstation cannot reach the cluster's networks by routing, and its name server knows no cluster:"
     );
-    println!("\n$ curl --silent --max-time 2 http://web.shop/");
-    let before = run::output(&mut place.command(&[
-        "curl",
-        "--silent",
-        "--max-time",
-        "2",
-        "http://web.shop/",
-    ]));
+    let words = ["curl", "--silent", "--max-time", "2", "http://web.shop/"];
+    println!("\n$ {}", run::in_shell(&words));
+    let before = run::output(&mut place.command(&words));
     if before.is_ok() {
         bail!("web.shop answers without tp: this would show nothing");
     }
@@ -206,16 +201,33 @@ fn figures(place: &Place<'_>, loads: &[(&str, &[&str])]) -> Result<()> {
     Ok(())
 }
 
+/// What a person may try next: a command, and below it what it does.
+const HINTS: [(&str, &str); 4] = [
+    (
+        "cargo xtask cluster ws bash",
+        "a shell on that workstation: kubectl, tp, curl http://web/",
+    ),
+    (
+        "cargo xtask cluster ws --user nobody tp status",
+        "the same machine as another user sees it: not connected",
+    ),
+    (
+        "cargo xtask cluster impair udp-drop",
+        "block the direct path by UDP; `cargo xtask cluster impair none` opens it again",
+    ),
+    (
+        "cargo xtask bench",
+        "figures beside plain routing and kubectl port-forward",
+    ),
+];
+
 fn hints() {
+    println!("\nTry more, from this folder:");
+    for (command, about) in HINTS {
+        println!("  {command}\n      {about}");
+    }
     println!(
-        "
-Try more, from this folder:
-  cargo xtask cluster ws bash                    a shell on that workstation: kubectl, tp, curl http://web/
-  cargo xtask cluster ws --user nobody tp status as another user, who has nothing of this
-  cargo xtask cluster impair udp-drop            take the direct path away, and `none` to give it back
-  cargo xtask bench                              figures beside plain routing and kubectl port-forward
-Remove it:
-  cargo xtask cluster down                       everything but the caches in {} and {}",
+        "Remove it:\n  cargo xtask cluster down\n      everything but the caches in {} and {}",
         paths::cache().display(),
         paths::target().display()
     );

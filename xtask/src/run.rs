@@ -40,11 +40,32 @@ fn is_of_own_package(variable: &OsStr) -> bool {
 
 /// A command in words, for messages.
 pub(crate) fn shown(command: &Command) -> String {
-    std::iter::once(command.get_program())
+    let words: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(OsStr::to_string_lossy)
-        .collect::<Vec<_>>()
-        .join(" ")
+        .collect();
+
+    in_shell(&words)
+}
+
+/// Words as a person types them in bash: one line, quoted where the shell would read them otherwise.
+pub(crate) fn in_shell(words: &[impl AsRef<str>]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| quoted(word.as_ref())).collect();
+
+    quoted.join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@/+=,%".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    if word.contains('\n') {
+        let escaped = word.replace('\\', r"\\").replace('\'', r"\'");
+        return format!("$'{}'", escaped.replace('\n', r"\n"));
+    }
+
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Runs a command whose output the user sees.
@@ -176,4 +197,45 @@ pub(crate) fn own_program() -> Result<PathBuf> {
     Ok(name
         .strip_suffix(" (deleted)")
         .map_or_else(|| path.clone(), PathBuf::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_copied_into_a_shell() {
+        for (words, expected) in [
+            (&["tp", "status"][..], "tp status"),
+            (
+                &["tp", "install", "--image=localhost/tp:1"],
+                "tp install --image=localhost/tp:1",
+            ),
+            (&["psql", "-c", "select 1"], "psql -c 'select 1'"),
+            (&["echo", "", "it's"], r"echo '' 'it'\''s'"),
+            (&["curl", "%{http_code}\n"], r"curl $'%{http_code}\n'"),
+            (&["echo", "a\\b'\nc"], r"echo $'a\\b\'\nc'"),
+        ] {
+            assert_eq!(in_shell(words), expected);
+        }
+    }
+
+    /// As the shell itself reads it.
+    #[test]
+    fn a_shell_reads_the_words_that_were_meant() {
+        let words = [
+            "a b",
+            "it's",
+            "%{remote_ip}\n",
+            "a\\b'\nc",
+            "",
+            "$HOME",
+            "*",
+        ];
+        let line = format!("printf '%s|' {}", in_shell(&words));
+
+        let read = output(Command::new("bash").args(["-c", &line])).unwrap();
+
+        assert_eq!(read, format!("{}|", words.join("|")));
+    }
 }
