@@ -20,6 +20,17 @@ mod check;
 /// Shells and the file names that their completion systems expect.
 const COMPLETIONS: &[(&str, &str)] = &[("bash", "tp.bash"), ("fish", "tp.fish"), ("zsh", "_tp")];
 
+/// What a user reads: README and what it links to, in the same places as in a checkout.
+const DOCUMENTS: &[&str] = &[
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "KNOWN-ISSUES.md",
+    "README.md",
+    "SECURITY.md",
+    "docs/output.md",
+    "docs/promises.md",
+];
+
 pub(crate) fn dist() -> Result<()> {
     products::build()?;
     pack()?;
@@ -54,7 +65,7 @@ pub(crate) fn pack() -> Result<()> {
     ));
     write_archive(&folder, &archive, &notices)?;
     products::write_image(&image(), &notices)?;
-    write_sums(&folder)?;
+    write_sums(&folder, &[&archive, &image()])?;
     check::all(&folder, &archive)
 }
 
@@ -95,11 +106,8 @@ fn write_archive(folder: &Path, archive: &Path, notices: &Path) -> Result<()> {
             .into_owned();
         add(&file, &name, 0o644)?;
     }
-    for document in ["README.md", "CHANGELOG.md"] {
-        let file = paths::workspace().join(document);
-        if file.exists() {
-            add(&file, document, 0o644)?;
-        }
+    for document in DOCUMENTS {
+        add(&paths::workspace().join(document), document, 0o644)?;
     }
 
     for (shell, name) in COMPLETIONS {
@@ -117,11 +125,12 @@ fn write_archive(folder: &Path, archive: &Path, notices: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_sums(folder: &Path) -> Result<()> {
+/// Of what is published: everything else in the folder is in the archive, too.
+fn write_sums(folder: &Path, published: &[&Path]) -> Result<()> {
     let mut sums = String::new();
-    for file in files(folder)? {
+    for file in published {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        sums += &format!("{}  {name}\n", file_digest(&file)?);
+        sums += &format!("{}  {name}\n", file_digest(file)?);
     }
     run::write(&folder.join("SHA256SUMS"), sums)
 }

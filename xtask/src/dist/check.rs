@@ -19,14 +19,19 @@ const DOCUMENT: u32 = 0o644;
 
 /// What the archive holds, below its one folder.
 const MEMBERS: &[(&str, u32)] = &[
+    ("ARCHITECTURE.md", DOCUMENT),
     ("CHANGELOG.md", DOCUMENT),
+    ("KNOWN-ISSUES.md", DOCUMENT),
     ("LICENSE-APACHE", DOCUMENT),
     ("LICENSE-MIT", DOCUMENT),
     ("README.md", DOCUMENT),
+    ("SECURITY.md", DOCUMENT),
     ("THIRD-PARTY-NOTICES.txt", DOCUMENT),
     ("completions/_tp", DOCUMENT),
     ("completions/tp.bash", DOCUMENT),
     ("completions/tp.fish", DOCUMENT),
+    ("docs/output.md", DOCUMENT),
+    ("docs/promises.md", DOCUMENT),
     ("tp", PROGRAM),
     ("tp-daemon", PROGRAM),
     ("tp-daemon.service", DOCUMENT),
@@ -49,7 +54,7 @@ pub(super) fn all(folder: &Path, archive: &Path) -> Result<()> {
         .with_context(|| format!("checking {}", archive.display()))?;
     let image = super::image();
     check_image(&image, opened.path()).with_context(|| format!("checking {}", image.display()))?;
-    check_sums(folder)
+    check_sums(folder, &[archive, &image])
 }
 
 /// Files of an archive or a layer, with their modes.
@@ -64,6 +69,13 @@ fn check_archive(folder: &Path, archive: &Path, opened: &Path) -> Result<()> {
     for (name, _) in MEMBERS {
         let size = fs::metadata(opened.join(name))?.len();
         ensure!(size > 0, "{name} is empty");
+    }
+    let readme = fs::read_to_string(opened.join("README.md"))?;
+    for link in links(&readme) {
+        ensure!(
+            opened.join(link).exists(),
+            "README.md links to {link}, which is missing"
+        );
     }
     for program in products::WORKSTATION {
         ensure_stripped(&opened.join(program))?;
@@ -111,7 +123,7 @@ fn check_image(image: &Path, opened: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_sums(folder: &Path) -> Result<()> {
+fn check_sums(folder: &Path, published: &[&Path]) -> Result<()> {
     const SUMS: &str = "SHA256SUMS";
     run::output(
         Command::new("sha256sum")
@@ -119,14 +131,27 @@ fn check_sums(folder: &Path) -> Result<()> {
             .current_dir(folder),
     )?;
     let sums = fs::read_to_string(folder.join(SUMS))?;
-    for file in super::files(folder)? {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let is_listed = sums
-            .lines()
-            .any(|line| line.ends_with(&format!("  {name}")));
-        ensure!(is_listed || name == SUMS, "{SUMS} has no line for {name}");
-    }
+    let names = |file: &&Path| Some(file.file_name()?.to_string_lossy().into_owned());
+    let expected: Vec<String> = published.iter().filter_map(names).collect();
+    let listed: Vec<&str> = sums
+        .lines()
+        .filter_map(|line| Some(line.split_once("  ")?.1))
+        .collect();
+    ensure!(
+        listed == expected,
+        "{SUMS} lists {listed:?}, and {expected:?} are published"
+    );
     Ok(())
+}
+
+/// The files of the same archive that a document links to.
+fn links(document: &str) -> impl Iterator<Item = &str> {
+    document
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .map(|link| link.split('#').next().unwrap_or(link))
+        .filter(|link| !link.is_empty() && !link.contains("://"))
 }
 
 fn open(path: &Path) -> Result<io::BufReader<File>> {
@@ -186,6 +211,7 @@ fn ensure_stripped(program: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths;
 
     fn refusal(found: &[(&str, u32)]) -> String {
         let found = found
@@ -210,5 +236,21 @@ mod tests {
             refusal(&[("top/tp", PROGRAM), ("top/tp.part", DOCUMENT)]),
             "nobody expects top/tp.part"
         );
+    }
+
+    #[test]
+    fn links_to_files_are_told_from_those_to_the_web() {
+        let document = "see [a](A.md), [b](docs/b.md#part), [c](https://c.test/) and [d](#d)";
+
+        assert_eq!(links(document).collect::<Vec<_>>(), ["A.md", "docs/b.md"]);
+    }
+
+    #[test]
+    fn what_the_readme_links_to_is_in_the_release() {
+        let readme = fs::read_to_string(paths::workspace().join("README.md")).unwrap();
+
+        for link in links(&readme) {
+            assert!(MEMBERS.iter().any(|(name, _)| *name == link), "{link}");
+        }
     }
 }
