@@ -35,7 +35,7 @@ pub(crate) struct ClusterArgs {
 }
 
 /// Where the traffic manager is.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct ManagerArgs {
     /// Namespace of the traffic manager
     #[arg(
@@ -45,4 +45,9 @@ pub(crate) struct ManagerArgs {
         help_heading = "Kubernetes"
     )]
     pub(crate) manager_namespace: String,
+}
+
+impl ManagerArgs {
+    /// What clap calls the flag.
+    pub(crate) const NAMESPACE: &str = "manager_namespace";
 }

@@ -22,7 +22,7 @@ fn with_other_installations(test: impl FnOnce()) {
         let result = catch_unwind(AssertUnwindSafe(test));
         if let Err(failure) = result {
             // There is one installation at a time, and the next test wants the usual one.
-            let elsewhere = ["--namespace", "tp-elsewhere"];
+            let elsewhere = ["--manager-namespace", "tp-elsewhere"];
             let _ = testbed().tp(&[&UNINSTALL[..], &elsewhere].concat());
             resume_unwind(failure);
         }
@@ -207,7 +207,7 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
     workstation.may_warn();
     with_other_installations(|| {
         testbed().uninstall_everything();
-        let elsewhere = ["--namespace", "tp-elsewhere"];
+        let elsewhere = ["--manager-namespace", "tp-elsewhere"];
 
         testbed()
             .tp_install(&[&elsewhere[..], &["--wait"]].concat())
@@ -215,7 +215,7 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
         let refused = testbed().tp_install(&[]);
         assert_eq!(refused.code(), 1, "{refused}");
         assert!(
-            refused.stderr.contains("--namespace tp-elsewhere"),
+            refused.stderr.contains("--manager-namespace tp-elsewhere"),
             "{refused}"
         );
         assert!(refused.sentence().starts_with("tp: "), "{refused}");

@@ -191,11 +191,7 @@ fn image_to_install(args: &ConnectArgs, fault: &Fault) -> anyhow::Result<Option<
 }
 
 fn install_args(args: &ConnectArgs, image: String) -> InstallArgs {
-    InstallArgs::with_image(
-        args.cluster.clone(),
-        args.manager.manager_namespace.clone(),
-        image,
-    )
+    InstallArgs::with_image(args.cluster.clone(), args.manager.clone(), image)
 }
 
 /// Where to, what can be reached there, and how.
@@ -336,7 +332,7 @@ mod tests {
 
         let install = install_args(&args, "localhost/tp:1".into());
 
-        assert_eq!(install.namespace, "m");
+        assert_eq!(install.manager.manager_namespace, "m");
         assert_eq!(install.image.as_deref(), Some("localhost/tp:1"));
         let cluster = &install.cluster;
         assert_eq!(cluster.kubeconfig.as_deref(), Some(Path::new("/k")));

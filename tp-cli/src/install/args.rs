@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use clap::{
-    Args, ValueEnum,
+    Arg, Args, ValueEnum,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use humantime::DurationError;
-use tp_proto::{allow::Allow, crd::MANAGER_NAMESPACE};
+use tp_proto::allow::Allow;
 
-use crate::cluster_args::ClusterArgs;
+use crate::cluster_args::{ClusterArgs, ManagerArgs};
 
 const DEFAULT_WAIT: Duration = Duration::from_secs(120);
 /// A year. What is added to a moment must leave one that the clock can tell.
@@ -21,6 +21,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// field manager "tp", so running it again changes nothing that is right already. With --dry-run
 /// the objects are printed instead, for a repository of manifests.
 #[derive(Debug, Clone, Args)]
+#[command(mut_arg(ManagerArgs::NAMESPACE, with_short_name))]
 pub(crate) struct InstallArgs {
     /// Image of the traffic manager, as the cluster's nodes pull it
     ///
@@ -33,14 +34,8 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     pub(crate) image_pull_policy: PullPolicy,
 
-    /// Namespace of the traffic manager
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        default_value = MANAGER_NAMESPACE,
-        help_heading = "Kubernetes"
-    )]
-    pub(crate) namespace: String,
+    #[command(flatten)]
+    pub(crate) manager: ManagerArgs,
 
     /// How many managers serve at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=50))]
@@ -82,12 +77,12 @@ pub(crate) struct InstallArgs {
 
 impl InstallArgs {
     /// Every flag at its default but these.
-    pub(crate) fn with_image(cluster: ClusterArgs, namespace: String, image: String) -> Self {
+    pub(crate) fn with_image(cluster: ClusterArgs, manager: ManagerArgs, image: String) -> Self {
         Self {
             cluster,
             image: Some(image),
             image_pull_policy: PullPolicy::IfNotPresent,
-            namespace,
+            manager,
             replicas: 1,
             expose: Expose::NodePort,
             connect_group: Vec::new(),
@@ -106,15 +101,10 @@ impl InstallArgs {
 /// Custom resource definitions and namespaces stay, and with them what others made there;
 /// --everything removes those as well.
 #[derive(Debug, Clone, Args)]
+#[command(mut_arg(ManagerArgs::NAMESPACE, with_short_name))]
 pub(crate) struct UninstallArgs {
-    /// Namespace of the traffic manager
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        default_value = MANAGER_NAMESPACE,
-        help_heading = "Kubernetes"
-    )]
-    pub(crate) namespace: String,
+    #[command(flatten)]
+    pub(crate) manager: ManagerArgs,
 
     /// Leave the cluster as it was before, and end what `tp connect` started on this machine
     ///
@@ -134,6 +124,11 @@ pub(crate) struct UninstallArgs {
     // Last: its heading is that of whatever follows.
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+}
+
+/// In commands that know no other namespace the flag has been called --namespace.
+fn with_short_name(manager_namespace: Arg) -> Arg {
+    manager_namespace.alias("namespace")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -277,12 +272,32 @@ mod tests {
     }
 
     #[test]
+    fn each_command_takes_the_managers_namespace_by_one_name() {
+        let named = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Install(args) => args.manager.manager_namespace,
+            Command::Uninstall(args) => args.manager.manager_namespace,
+            Command::Grant(args) => args.manager.manager_namespace,
+            Command::Connect(args) => args.manager.manager_namespace,
+            Command::Check(args) => args.manager.manager_namespace,
+            command => panic!("{command:?}"),
+        };
+        for command in ["install", "uninstall", "grant a -n b", "connect", "check"] {
+            let line = format!("tp {command} --manager-namespace net");
+            assert_eq!(named(&line), "net", "{line}");
+        }
+        // As it was called in these first.
+        for command in ["install", "uninstall"] {
+            assert_eq!(named(&format!("tp {command} --namespace net")), "net");
+        }
+    }
+
+    #[test]
     fn each_flag_stands_under_its_own_heading() {
         let tp = Cli::command();
         for (command, flag, heading) in [
             ("install", "image", None),
             ("install", "wait", None),
-            ("install", "namespace", Some("Kubernetes")),
+            ("install", ManagerArgs::NAMESPACE, Some("Kubernetes")),
             ("install", "context", Some("Kubernetes")),
             ("uninstall", "everything", None),
             ("grant", "group", None),

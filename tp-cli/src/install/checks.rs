@@ -72,7 +72,7 @@ pub(crate) async fn no_other_installation(cluster: &Cluster, namespace: &str) ->
         Some(holder) if holder != namespace => Err(Fault::new(
             FaultKind::Failed,
             format!(
-                "tp is installed in namespace {holder} of {}: pass --namespace {holder}, or \
+                "tp is installed in namespace {holder} of {}: pass --manager-namespace {holder}, or \
                  uninstall it there first",
                 cluster.server()
             ),

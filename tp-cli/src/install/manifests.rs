@@ -61,21 +61,21 @@ impl Parameters {
                 "--image {image:?} is no image reference: expected REGISTRY/NAME:TAG"
             )));
         }
-        if !values::is_label(&args.namespace) {
+        let namespace = &args.manager.manager_namespace;
+        if !values::is_label(namespace) {
             return Err(usage(format!(
-                "--namespace {:?} is no namespace name: expected lower-case letters, digits and \
-                 hyphens",
-                args.namespace
+                "--manager-namespace {namespace:?} is no namespace name: expected lower-case \
+                 letters, digits and hyphens"
             )));
         }
-        if args.namespace == AGENT_NAMESPACE {
+        if namespace == AGENT_NAMESPACE {
             return Err(usage(format!(
-                "--namespace {AGENT_NAMESPACE} is where agents live: choose another"
+                "--manager-namespace {AGENT_NAMESPACE} is where agents live: choose another"
             )));
         }
 
         Ok(Self {
-            namespace: args.namespace.clone(),
+            namespace: namespace.clone(),
             image,
             image_pull_policy: args.image_pull_policy,
             replicas: args.replicas,

@@ -55,7 +55,7 @@ pub(crate) async fn uninstall(
     output: Output,
     end_here: impl Future<Output = Result<Left, Fault>>,
 ) -> anyhow::Result<()> {
-    let objects = manifests::render(&Parameters::for_removal(&args.namespace));
+    let objects = manifests::render(&Parameters::for_removal(&args.manager.manager_namespace));
     if args.dry_run {
         return tell(&objects, args.everything, output);
     }
@@ -78,7 +78,7 @@ pub(crate) async fn uninstall(
     }
     remove_sessions(&cluster, &mut progress).await?;
     remove_objects(&cluster, &objects, args.everything, &mut progress).await?;
-    remove_replicas(&cluster, &args.namespace, &mut progress).await?;
+    remove_replicas(&cluster, &args.manager.manager_namespace, &mut progress).await?;
     let kept = if args.everything {
         remove_kept(&cluster, &objects, &mut progress).await?
     } else {
@@ -107,7 +107,7 @@ pub(crate) async fn uninstall(
     }
     let removed = serde_json::json!({
         "server": cluster.server(),
-        "namespace": args.namespace,
+        "namespace": args.manager.manager_namespace,
         "everything": args.everything,
         "kept_namespaces": kept,
         "kept_bindings": dangling,
