@@ -16,6 +16,8 @@ mod client;
 mod cluster_args;
 mod cmd;
 mod exit;
+#[cfg(test)]
+mod fake_api_server;
 mod files;
 mod install;
 mod kubeconfig;

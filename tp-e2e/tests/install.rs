@@ -268,8 +268,14 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
     assert!(!roles.contains("tp-user"), "{roles}");
 
     install_without_pulling(&["--wait"]).expect_success();
+    let grant = ["grant", "e2e-nobody", "--namespace", "shop"];
+    testbed.tp(&grant).expect_success();
     testbed.uninstall_everything();
     let after = testbed.objects();
+    for command in [&["uninstall"][..], &["uninstall", "--everything"]] {
+        let refused = testbed.tp(command);
+        refused.assert_refused(5, &["not installed", "nothing to remove"]);
+    }
     testbed.install_tp_again();
 
     assert_eq!(objects::differences(&before, &after), "");

@@ -245,7 +245,8 @@ fn another_namespace_holds_the_one_installation_of_a_cluster() {
             .tp(&[&UNINSTALL[..], &elsewhere].concat())
             .expect_success();
         assert!(!namespaces().contains("tp-elsewhere"), "{}", namespaces());
-        testbed().kubectl(&["delete", "rolebinding", "tp-use-user-dev", "-n", "shop"]);
+        let bindings = testbed().kubectl(&["get", "rolebindings", "-n", "shop", "-o", "name"]);
+        assert!(!bindings.contains("tp-use-user-dev"), "{bindings}");
     });
 }
 

@@ -98,8 +98,9 @@ impl InstallArgs {
 /// This removes the traffic manager from the cluster. To end only a connection of this machine, use
 /// `tp quit`; there are no agents in pods to remove.
 ///
-/// Custom resource definitions and namespaces stay, and with them what others made there;
-/// --everything removes those as well.
+/// Custom resource definitions, namespaces and the bindings that `tp grant` made stay; --everything
+/// removes them as well. Namespaces that were there before tp always stay, and bindings that somebody
+/// else made stay with their namespaces.
 #[derive(Debug, Clone, Args)]
 #[command(mut_arg(ManagerArgs::NAMESPACE, with_short_name))]
 pub(crate) struct UninstallArgs {

@@ -59,6 +59,24 @@ pub(crate) async fn no_downgrade(cluster: &Cluster, namespace: &str) -> Result<(
 
 /// The cluster-wide objects belong to one installation.
 pub(crate) async fn no_other_installation(cluster: &Cluster, namespace: &str) -> Result<(), Fault> {
+    match other_installation(cluster, namespace).await? {
+        Some(other) => Err(Fault::new(
+            FaultKind::Failed,
+            format!(
+                "tp is installed in namespace {other} of {}: pass --manager-namespace {other}, or \
+                 uninstall it there first",
+                cluster.server()
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The namespace of an installation that is not in this one.
+pub(crate) async fn other_installation(
+    cluster: &Cluster,
+    namespace: &str,
+) -> Result<Option<String>, Fault> {
     let bindings: Api<ClusterRoleBinding> = Api::all(cluster.client().clone());
     let holder = bindings
         .get_opt(MANAGER_NAME)
@@ -68,17 +86,7 @@ pub(crate) async fn no_other_installation(cluster: &Cluster, namespace: &str) ->
         .and_then(|subjects| subjects.into_iter().next())
         .and_then(|subject| subject.namespace);
 
-    match holder {
-        Some(holder) if holder != namespace => Err(Fault::new(
-            FaultKind::Failed,
-            format!(
-                "tp is installed in namespace {holder} of {}: pass --manager-namespace {holder}, or \
-                 uninstall it there first",
-                cluster.server()
-            ),
-        )),
-        _ => Ok(()),
-    }
+    Ok(holder.filter(|holder| holder != namespace))
 }
 
 /// The digits that the text begins with; providers write "34+".

@@ -6,7 +6,7 @@ use kube::{Api, api::DynamicObject};
 use serde_json::json;
 use tp_proto::fault::{Fault, FaultKind};
 
-use super::{apply, cluster::Cluster, object::Object, print};
+use super::{apply, cluster::Cluster, manifests, object::Object, print};
 use crate::{
     cluster_args::{ClusterArgs, ManagerArgs},
     output::Output,
@@ -14,13 +14,16 @@ use crate::{
 };
 
 const RBAC: &str = "rbac.authorization.k8s.io";
-const CONNECT_ROLE: &str = "tp-connect";
+/// The ClusterRole that lets somebody connect to a namespace.
+pub(crate) const USER_ROLE: &str = "tp-user";
+/// The Role that lets somebody forward a port to the traffic manager.
+pub(crate) const CONNECT_ROLE: &str = "tp-connect";
 
 /// Let a user or a group connect, and reach what is in these namespaces
 ///
 /// Makes a RoleBinding to the ClusterRole tp-user in each namespace, and one to the Role tp-connect
-/// in that of the traffic manager, for forwarding a port to it. With --dry-run the objects are
-/// printed instead. `kubectl delete rolebinding` takes a right back.
+/// in the namespace of the traffic manager, which lets them forward a port to it. With --dry-run the
+/// objects are printed instead. `kubectl delete rolebinding` takes a right back.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GrantArgs {
     /// Who may connect, by the name that the API server knows them by (`kubectl auth whoami`)
@@ -79,7 +82,7 @@ impl GrantArgs {
         let uses = self.subjects().flat_map(|subject| {
             let namespaces = self.namespace.iter();
             namespaces
-                .map(move |namespace| subject.binding(namespace, "use", "ClusterRole", "tp-user"))
+                .map(move |namespace| subject.binding(namespace, "use", "ClusterRole", USER_ROLE))
         });
         let connects = self
             .subjects()
@@ -96,15 +99,17 @@ impl Subject<'_> {
         let name = self.name.replace(['/', '%'], "_");
         let kind = self.kind.to_lowercase();
 
-        Object {
-            value: json!({
-                "apiVersion": format!("{RBAC}/v1"),
-                "kind": "RoleBinding",
-                "metadata": {"name": format!("tp-{purpose}-{kind}-{name}"), "namespace": namespace},
-                "roleRef": {"apiGroup": RBAC, "kind": role_kind, "name": role},
-                "subjects": [{"apiGroup": RBAC, "kind": self.kind, "name": self.name}],
-            }),
-        }
+        let mut value = json!({
+            "apiVersion": format!("{RBAC}/v1"),
+            "kind": "RoleBinding",
+            "metadata": {"name": format!("tp-{purpose}-{kind}-{name}"), "namespace": namespace},
+            "roleRef": {"apiGroup": RBAC, "kind": role_kind, "name": role},
+            "subjects": [{"apiGroup": RBAC, "kind": self.kind, "name": self.name}],
+        });
+        // `tp uninstall --everything` finds them by these.
+        manifests::add_labels(&mut value);
+
+        Object { value }
     }
 }
 
@@ -145,13 +150,7 @@ fn sentence(args: &GrantArgs, bindings: &[String]) -> String {
 
 /// Bindings to roles that are not there would be made without a word.
 async fn check_installed(cluster: &Cluster, namespace: &str) -> Result<(), Fault> {
-    let role = Object {
-        value: json!({
-            "apiVersion": format!("{RBAC}/v1"),
-            "kind": "Role",
-            "metadata": {"name": CONNECT_ROLE, "namespace": namespace},
-        }),
-    };
+    let role = Object::named(&format!("{RBAC}/v1"), "Role", Some(namespace), CONNECT_ROLE);
     let found: Option<DynamicObject> = role
         .api(cluster)
         .get_opt(role.name())
@@ -226,6 +225,14 @@ mod tests {
         for it in &made {
             assert_eq!(it["subjects"][0]["kind"], "User");
             assert_eq!(it["subjects"][0]["name"], "alice@corp.test");
+        }
+    }
+
+    #[test]
+    fn bindings_are_labelled_as_those_of_tp() {
+        for binding in bindings("tp grant alice -n shop") {
+            let labels = &binding["metadata"]["labels"];
+            assert_eq!(labels[manifests::MANAGED_BY], "tp", "{binding}");
         }
     }
 

@@ -225,7 +225,7 @@ fn placeholder(text: &str) -> Option<&str> {
     (!name.contains('$')).then_some(name)
 }
 
-fn add_labels(value: &mut Value) {
+pub(crate) fn add_labels(value: &mut Value) {
     let labels = &mut value["metadata"]["labels"];
     for (name, text) in [
         ("app.kubernetes.io/name", "tp"),

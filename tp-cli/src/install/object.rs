@@ -4,7 +4,7 @@ use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cluster::Cluster;
 
@@ -14,6 +14,23 @@ pub(crate) struct Object {
 }
 
 impl Object {
+    /// One that is in the cluster, by what it is called there.
+    pub(crate) fn named(
+        api_version: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Self {
+        let mut metadata = json!({ "name": name });
+        if let Some(namespace) = namespace {
+            metadata["namespace"] = json!(namespace);
+        }
+
+        Self {
+            value: json!({"apiVersion": api_version, "kind": kind, "metadata": metadata}),
+        }
+    }
+
     pub(crate) fn kind(&self) -> &str {
         self.text("/kind")
     }

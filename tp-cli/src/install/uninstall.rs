@@ -6,39 +6,30 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::{
-    authentication::v1::SelfSubjectReview,
-    core::v1::{Namespace, Pod, Service},
-    policy::v1::PodDisruptionBudget,
-    rbac::v1::{ClusterRoleBinding, RoleBinding},
-};
+use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Pod};
 use kube::{
     Api, ResourceExt as _,
-    api::{DynamicObject, ListParams, PostParams},
+    api::{ListParams, PostParams},
 };
 use tokio::time::{Instant, sleep};
-use tp_core::VERSION;
 use tp_proto::{
     crd::{Intercept, Session},
     fault::{Fault, FaultKind},
 };
 
-use super::{
-    apply::remove,
-    args::UninstallArgs,
-    cluster::Cluster,
-    manifests::{self, MANAGED_BY, Parameters, SELECTOR},
-    object::Object,
-};
+use super::{apply::remove, args::UninstallArgs, checks, cluster::Cluster, object::Object};
 use crate::{
     output::{Format, Output},
     progress::{Progress, note},
 };
+use found::{Found, path};
+
+mod found;
+#[cfg(test)]
+mod tests;
 
 const GONE_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
-/// Kinds that plain `tp uninstall` keeps: others' objects may depend on them.
-const KEPT: [&str; 2] = ["Namespace", "CustomResourceDefinition"];
 
 /// What runs on this machine after the session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,18 +46,21 @@ pub(crate) async fn uninstall(
     output: Output,
     end_here: impl Future<Output = Result<Left, Fault>>,
 ) -> anyhow::Result<()> {
-    let objects = manifests::render(&Parameters::for_removal(&args.manager.manager_namespace));
-    if args.dry_run {
-        return tell(&objects, args.everything, output);
-    }
-
     // Before anything is shown: a credential plugin may use the terminal.
     let cluster = Cluster::connect(&args.cluster, None).await?;
-    let mut progress = Progress::new(output);
+    let mut progress = match args.dry_run {
+        true => Progress::on_terminal(output),
+        false => Progress::new(output),
+    };
     progress.step("looking for connections");
     let others = others(&cluster).await?;
+    progress.step("looking for what is installed");
+    let found = installed(&cluster, &args).await?;
+    progress.clear();
+    if args.dry_run {
+        return tell(&found.to_remove(args.everything), output);
+    }
     if !others.is_empty() && !args.yes {
-        progress.clear();
         confirm(&others, output)?;
     }
 
@@ -77,27 +71,87 @@ pub(crate) async fn uninstall(
         left = end_here.await?;
     }
     remove_sessions(&cluster, &mut progress).await?;
-    remove_objects(&cluster, &objects, args.everything, &mut progress).await?;
-    remove_replicas(&cluster, &args.manager.manager_namespace, &mut progress).await?;
-    let kept = if args.everything {
-        remove_kept(&cluster, &objects, &mut progress).await?
-    } else {
-        Vec::new()
-    };
-    let dangling = bindings_to_tp_user(&cluster).await;
+    remove_objects(&cluster, &found.objects, &mut progress).await?;
+    managers_gone(&cluster, &args.manager.manager_namespace, &mut progress).await?;
+    if args.everything {
+        remove_objects(&cluster, &found.granted, &mut progress).await?;
+        remove_objects(&cluster, &found.lasting, &mut progress).await?;
+        objects_gone(&cluster, &found.lasting, &mut progress).await?;
+    }
     progress.clear();
 
-    let mut text = format!("tp {VERSION} is removed from {}.\n", cluster.server());
-    for namespace in &kept {
-        text.push_str(&format!(
-            "Namespace {namespace} was there before tp and stays.\n"
+    let removed_bindings: Vec<String> = match args.everything {
+        true => found.granted.iter().map(path).collect(),
+        false => Vec::new(),
+    };
+    let removed = serde_json::json!({
+        "server": cluster.server(),
+        "namespace": args.manager.manager_namespace,
+        "everything": args.everything,
+        "kept_namespaces": if args.everything { found.foreign.as_slice() } else { &[] },
+        "removed_bindings": removed_bindings,
+        "kept_bindings": found.kept_bindings(args.everything),
+        "root_daemon_goes_on": left == Left::RootDaemon,
+    });
+
+    output.print(
+        &removed,
+        &text(cluster.server(), &found, args.everything, left),
+    )
+}
+
+/// What there is to remove; that there is nothing is an error.
+async fn installed(cluster: &Cluster, args: &UninstallArgs) -> Result<Found, Fault> {
+    let namespace = &args.manager.manager_namespace;
+    // The objects of the whole cluster are that one's.
+    if let Some(other) = checks::other_installation(cluster, namespace).await? {
+        let server = cluster.server();
+        return Err(Fault::new(
+            FaultKind::NotInstalled,
+            format!(
+                "tp is installed in the namespace {other} of {server}, not in {namespace}: pass \
+                 --manager-namespace {other}"
+            ),
         ));
     }
-    if !dangling.is_empty() {
-        text.push_str(&format!(
-            "Bindings to the ClusterRole tp-user, made by administrators, stay: {}\n",
-            dangling.join(", ")
-        ));
+    let found = Found::of(cluster, namespace).await?;
+    if found.to_remove(args.everything).is_empty() {
+        return Err(found.absence(cluster, namespace));
+    }
+
+    Ok(found)
+}
+
+fn text(server: &str, found: &Found, everything: bool, left: Left) -> String {
+    let paths = |bindings: &[Object]| bindings.iter().map(path).collect::<Vec<_>>().join(", ");
+    let mut text = format!("tp is removed from {server}.\n");
+    if everything {
+        for namespace in &found.foreign {
+            text.push_str(&format!(
+                "Namespace {namespace} was there before tp and stays.\n"
+            ));
+        }
+        let kept = found.kept_bindings(everything);
+        if !kept.is_empty() {
+            text.push_str(&format!(
+                "Bindings to roles of tp that `tp grant` did not make stay: {}\n",
+                kept.join(", ")
+            ));
+        }
+    } else {
+        if !found.granted.is_empty() {
+            text.push_str(&format!(
+                "Bindings that `tp grant` made stay, and count again when tp is installed again: \
+                 {}\n",
+                paths(&found.granted)
+            ));
+        }
+        if !found.bound.is_empty() {
+            text.push_str(&format!(
+                "Other bindings to roles of tp stay: {}\n",
+                paths(&found.bound)
+            ));
+        }
     }
     if left == Left::RootDaemon {
         text.push_str(
@@ -105,26 +159,13 @@ pub(crate) async fn uninstall(
              tp-daemon uninstall` removes the service.\n",
         );
     }
-    let removed = serde_json::json!({
-        "server": cluster.server(),
-        "namespace": args.manager.manager_namespace,
-        "everything": args.everything,
-        "kept_namespaces": kept,
-        "kept_bindings": dangling,
-        "root_daemon_goes_on": left == Left::RootDaemon,
-    });
 
-    output.print(&removed, &text)
+    text
 }
 
-/// What would be removed, besides Sessions and what depends on the number of replicas.
-fn tell(objects: &[Object], everything: bool, output: Output) -> anyhow::Result<()> {
-    let titles: Vec<String> = objects
-        .iter()
-        .rev()
-        .filter(|object| everything || !KEPT.contains(&object.kind()))
-        .map(Object::title)
-        .collect();
+/// What would be removed, besides Sessions.
+fn tell(objects: &[&Object], output: Output) -> anyhow::Result<()> {
+    let titles: Vec<String> = objects.iter().map(|object| object.title()).collect();
     let text: String = titles.iter().map(|title| format!("{title}\n")).collect();
 
     output.print(&serde_json::json!({ "remove": titles }), &text)
@@ -156,9 +197,14 @@ async fn sessions(cluster: &Cluster) -> Result<Vec<Session>, Fault> {
     let sessions: Api<Session> = Api::all(cluster.client().clone());
     match sessions.list(&ListParams::default()).await {
         Ok(list) => Ok(list.items),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Vec::new()),
+        Err(error) if is_unknown(&error) => Ok(Vec::new()),
         Err(error) => Err(cluster.fault("list the Sessions", &error)),
     }
+}
+
+/// Whether the API server does not know the kind. It may say so in plain text, with no reason.
+fn is_unknown(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 fn confirm(others: &BTreeSet<String>, output: Output) -> Result<(), Fault> {
@@ -195,7 +241,7 @@ async fn remove_sessions(cluster: &Cluster, progress: &mut Progress) -> Result<(
     let intercepts: Api<Intercept> = Api::all(client.clone());
     let list = match intercepts.list(&ListParams::default()).await {
         Ok(list) => list.items,
-        Err(kube::Error::Api(status)) if status.is_not_found() => Vec::new(),
+        Err(error) if is_unknown(&error) => Vec::new(),
         Err(error) => return Err(cluster.fault("list the Intercepts", &error)),
     };
     for intercept in list {
@@ -210,14 +256,9 @@ async fn remove_sessions(cluster: &Cluster, progress: &mut Progress) -> Result<(
 async fn remove_objects(
     cluster: &Cluster,
     objects: &[Object],
-    everything: bool,
     progress: &mut Progress,
 ) -> Result<(), Fault> {
-    for object in objects.iter().rev() {
-        let kept = KEPT.contains(&object.kind());
-        if kept && !(everything && object.kind() == "CustomResourceDefinition") {
-            continue;
-        }
+    for object in objects {
         progress.step(&format!("removing {}", object.title()));
         remove(cluster, &object.api(cluster), object.kind(), object.name()).await?;
     }
@@ -225,33 +266,14 @@ async fn remove_objects(
     Ok(())
 }
 
-/// What depends on the number of replicas, found by label; then waits for the last pod.
-async fn remove_replicas(
+/// Waits for the end of the last pod.
+async fn managers_gone(
     cluster: &Cluster,
     namespace: &str,
     progress: &mut Progress,
 ) -> Result<(), Fault> {
-    let client = cluster.client();
-    let list = ListParams::default().labels(SELECTOR);
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    let found = services
-        .list(&list)
-        .await
-        .map_err(|error| cluster.fault("list the Services of tp", &error))?;
-    for service in found {
-        remove(cluster, &services, "Service", &service.name_any()).await?;
-    }
-    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
-    let found = budgets
-        .list(&list)
-        .await
-        .map_err(|error| cluster.fault("list the PodDisruptionBudgets of tp", &error))?;
-    for budget in found {
-        remove(cluster, &budgets, "PodDisruptionBudget", &budget.name_any()).await?;
-    }
-
     progress.step("waiting for the managers to end");
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), namespace);
     let managers = ListParams::default()
         .labels("app.kubernetes.io/name=tp,app.kubernetes.io/component=manager");
     let deadline = Instant::now() + GONE_TIMEOUT;
@@ -268,51 +290,21 @@ async fn remove_replicas(
     }
 }
 
-/// Removes namespaces, and waits until they and the definitions are gone. Returns the namespaces
-/// that are not ours.
-async fn remove_kept(
+async fn objects_gone(
     cluster: &Cluster,
     objects: &[Object],
     progress: &mut Progress,
-) -> Result<Vec<String>, Fault> {
-    let namespaces: Api<Namespace> = Api::all(cluster.client().clone());
-    let mut foreign = Vec::new();
-    for object in objects.iter().filter(|object| object.kind() == "Namespace") {
-        let found = namespaces
-            .get_opt(object.name())
-            .await
-            .map_err(|error| cluster.fault(&format!("read {}", object.title()), &error))?;
-        match found {
-            Some(found) if found.labels().get(MANAGED_BY).is_some_and(|by| by == "tp") => {
-                remove(cluster, &namespaces, "Namespace", object.name()).await?;
-            }
-            Some(_) => foreign.push(object.name().to_owned()),
-            None => {}
-        }
-    }
-
+) -> Result<(), Fault> {
     let deadline = Instant::now() + GONE_TIMEOUT;
-    for object in objects.iter().filter(|object| {
-        KEPT.contains(&object.kind()) && !foreign.iter().any(|name| name == object.name())
-    }) {
+    for object in objects {
         progress.step(&format!("waiting until {} is gone", object.title()));
-        while is_there(cluster, object).await? {
+        while found::read(cluster, object).await?.is_some() {
             still_there(deadline, object.kind(), object.name())?;
             sleep(POLL).await;
         }
     }
 
-    Ok(foreign)
-}
-
-async fn is_there(cluster: &Cluster, object: &Object) -> Result<bool, Fault> {
-    let found: Option<DynamicObject> = object
-        .api(cluster)
-        .get_opt(object.name())
-        .await
-        .map_err(|error| cluster.fault(&format!("read {}", object.title()), &error))?;
-
-    Ok(found.is_some())
+    Ok(())
 }
 
 fn still_there(deadline: Instant, kind: &str, name: &str) -> Result<(), Fault> {
@@ -328,31 +320,4 @@ fn still_there(deadline: Instant, kind: &str, name: &str) -> Result<(), Fault> {
             GONE_TIMEOUT.as_secs()
         ),
     ))
-}
-
-/// Bindings that administrators made, as NAMESPACE/NAME; told, not touched.
-async fn bindings_to_tp_user(cluster: &Cluster) -> Vec<String> {
-    let client = cluster.client();
-    let everything = ListParams::default();
-    let bindings: Api<RoleBinding> = Api::all(client.clone());
-    let cluster_bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
-
-    let mut names = Vec::new();
-    if let Ok(list) = bindings.list(&everything).await {
-        let ours = list
-            .into_iter()
-            .filter(|binding| binding.role_ref.name == "tp-user");
-        names.extend(ours.map(|binding| {
-            let namespace = binding.namespace().unwrap_or_default();
-            format!("{namespace}/{}", binding.name_any())
-        }));
-    }
-    if let Ok(list) = cluster_bindings.list(&everything).await {
-        let ours = list
-            .into_iter()
-            .filter(|binding| binding.role_ref.name == "tp-user");
-        names.extend(ours.map(|binding| binding.name_any()));
-    }
-
-    names
 }

@@ -1,35 +1,19 @@
-use std::net::Ipv4Addr;
-
 use clap::Parser as _;
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{TcpListener, TcpStream},
-};
 
 use super::*;
-use crate::cli::{Cli, Command};
+use crate::{
+    cli::{Cli, Command},
+    fake_api_server::{self, refused},
+};
 
 /// What an API server says: to a request's path and body, a status and an object.
 type Answer = fn(&str, &str) -> (u16, Value);
 
 /// What is found of a cluster whose API server answers so.
 async fn found(answer: Answer) -> Vec<Check> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let server = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream, answer));
-        }
-    });
-    let kubeconfig = tempfile::NamedTempFile::new().unwrap();
-    let config = json!({
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "shop"}}],
-        "clusters": [{"name": "c", "cluster": {"server": server}}],
-        "users": [{"name": "u", "user": {}}],
-    });
-    std::fs::write(kubeconfig.path(), config.to_string()).unwrap();
+    let kubeconfig =
+        fake_api_server::kubeconfig(move |asked| answer(&asked.path, &asked.body)).await;
     let file = kubeconfig.path().to_str().unwrap();
     let line = Cli::try_parse_from(["tp", "check", "--kubeconfig", file]).unwrap();
     let Command::Check(args) = line.command else {
@@ -37,44 +21,6 @@ async fn found(answer: Answer) -> Vec<Check> {
     };
 
     checks(&args).await
-}
-
-/// Answers the requests of one connection (RFC 9112).
-async fn serve(stream: TcpStream, answer: Answer) {
-    let mut stream = BufReader::new(stream);
-    loop {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            if stream.read_line(&mut head).await.unwrap_or(0) == 0 {
-                return;
-            }
-        }
-        let length = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(": ")?;
-            name.eq_ignore_ascii_case("content-length")
-                .then(|| value.parse().unwrap())
-        });
-        let mut body = vec![0; length.unwrap_or(0)];
-        stream.read_exact(&mut body).await.unwrap();
-        let path = head.split(' ').nth(1).unwrap();
-        let (status, object) = answer(path, &String::from_utf8(body).unwrap());
-        let object = object.to_string();
-        let answer = format!(
-            "HTTP/1.1 {status} So\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{object}",
-            object.len()
-        );
-        stream.write_all(answer.as_bytes()).await.unwrap();
-    }
-}
-
-fn refused(code: u16) -> (u16, Value) {
-    let reason = if code == 404 { "NotFound" } else { "Forbidden" };
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no",
-        "reason": reason, "code": code,
-    });
-
-    (code, status)
 }
 
 /// A cluster with tp, for a user who has every right.
