@@ -17,6 +17,8 @@ use tp_proto::{
     local::{QuitRequest, QuitResponse, StatusRequest, session_client::SessionClient},
 };
 
+use crate::state::ConnectionState;
+
 /// Longest wait for an answer of the session to a question about itself.
 pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 /// Longest wait for the end of a session: it flushes, then undoes.
@@ -74,7 +76,7 @@ pub(crate) async fn is_connected() -> bool {
     };
     let status = ask(session.status(StatusRequest {})).await;
 
-    status.is_ok_and(|status| status.state == "connected")
+    status.is_ok_and(|status| ConnectionState::of(&status) == ConnectionState::Connected)
 }
 
 /// Where a user may have connected who is not connected here.

@@ -27,6 +27,7 @@ mod redact;
 mod root_daemon;
 mod signals;
 mod spawn;
+mod state;
 mod values;
 
 fn main() -> ExitCode {

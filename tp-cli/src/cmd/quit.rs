@@ -10,6 +10,7 @@ use crate::{
     client::{self, Session},
     output::Output,
     root_daemon,
+    state::ConnectionState,
 };
 
 /// A root daemon that `tp connect` started ends with its last session.
@@ -23,7 +24,7 @@ struct Quit {
 
 pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
     let disconnected = Quit {
-        state: "disconnected",
+        state: ConnectionState::DISCONNECTED,
     };
     // As it is to be: scripts quit whatever was before.
     let Some(session) = client::find().await? else {

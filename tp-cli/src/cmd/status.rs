@@ -10,6 +10,7 @@ use tp_proto::{
 use crate::{
     client,
     output::{Block, Output, bytes},
+    state::ConnectionState,
 };
 
 /// More fill a screen.
@@ -22,16 +23,18 @@ pub(crate) async fn run(output: Output) -> anyhow::Result<ExitCode> {
     };
     output.print(&status, &text(&status))?;
 
-    Ok(if status.state == "disconnected" {
-        ExitCode::from(FaultKind::NotConnected.exit_code())
-    } else {
-        ExitCode::SUCCESS
+    Ok(match ConnectionState::of(&status) {
+        ConnectionState::Disconnected => ExitCode::from(FaultKind::NotConnected.exit_code()),
+        ConnectionState::Connecting
+        | ConnectionState::Connected
+        | ConnectionState::Reconnecting
+        | ConnectionState::Other => ExitCode::SUCCESS,
     })
 }
 
 pub(crate) fn disconnected() -> Status {
     Status {
-        state: "disconnected".into(),
+        state: ConnectionState::DISCONNECTED.into(),
         reason: format!(
             "no session runs{}; `tp connect` starts one",
             client::elsewhere()
@@ -80,7 +83,7 @@ fn text(status: &Status) -> String {
     if let Some(datapath) = &status.datapath {
         text.push_str(&datapath_text(status, datapath));
     }
-    if status.state != "disconnected" {
+    if ConnectionState::of(status) != ConnectionState::Disconnected {
         let intercepts = match status.intercepts.as_slice() {
             [] => "none".into(),
             names => names.join(", "),
