@@ -13,6 +13,8 @@ use crate::{
     state::ConnectionState,
 };
 
+mod words;
+
 /// More fill a screen.
 const MAX_SUBNETS: usize = 32;
 
@@ -52,7 +54,10 @@ fn text(status: &Status) -> String {
         .line("Server", &status.server)
         .line("Namespace", &status.namespace)
         .line("Mapped namespaces", status.mapped_namespaces.join(", "))
-        .line("Connected since", &status.connected_since);
+        .line(
+            "Connected since",
+            words::to_the_second(&status.connected_since),
+        );
     if status.session_pid != 0 {
         session = session.line("Process", status.session_pid.to_string());
     }
@@ -96,7 +101,7 @@ fn text(status: &Status) -> String {
 
 fn transport_text(transport: &TransportStatus) -> String {
     let mut block = Block::new("Transport")
-        .line("Path", path(&transport.path))
+        .line("Path", words::path(&transport.path))
         .line("Reason", &transport.reason)
         .line("Remote", &transport.remote);
     if transport.rtt_ms > 0.0 {
@@ -134,14 +139,6 @@ fn transport_text(transport: &TransportStatus) -> String {
     }
 
     block.finish()
-}
-
-fn path(name: &str) -> &str {
-    match name {
-        "udp" => "UDP, straight to the traffic manager",
-        "portforward" => "port-forward, through the API server",
-        other => other,
-    }
 }
 
 fn dns_text(dns: &DnsStatus) -> String {
@@ -208,7 +205,7 @@ fn counts(counts: &[Count]) -> String {
     let counts: Vec<String> = counts
         .iter()
         .filter(|count| count.count > 0)
-        .map(|count| format!("{} {}", count.count, count.reason))
+        .map(|count| format!("{} {}", count.count, words::reason(&count.reason)))
         .collect();
 
     counts.join(", ")
@@ -221,6 +218,7 @@ mod tests {
     fn connected() -> Status {
         Status {
             state: "connected".into(),
+            connected_since: "2026-11-27T04:47:23.476948767Z".into(),
             user: "dev".into(),
             context: "lab".into(),
             namespace: "shop".into(),
@@ -237,7 +235,7 @@ mod tests {
                 last_failed_dial: "10.96.1.2:81: Connection refused (os error 111)".into(),
                 drops: vec![
                     Count {
-                        reason: "other user".into(),
+                        reason: "foreign_socket".into(),
                         count: 3,
                     },
                     Count {
@@ -245,6 +243,10 @@ mod tests {
                         count: 0,
                     },
                 ],
+                not_steered: vec![Count {
+                    reason: "other_user".into(),
+                    count: 1,
+                }],
                 ..DatapathStatus::default()
             }),
             ..Status::default()
@@ -281,11 +283,33 @@ mod tests {
         let text = text(&connected());
 
         assert!(
-            text.contains("Dropped packets   : 3 other user\n"),
+            text.contains("Dropped packets   : 3 of a socket that is not steered\n"),
             "{text}"
         );
         assert!(!text.contains("forwarded"), "{text}");
-        assert!(!text.contains("Not steered"), "{text}");
+        assert!(!text.contains("Dials"), "{text}");
+    }
+
+    #[test]
+    fn the_text_has_words_and_times_for_people() {
+        let text = text(&connected());
+
+        assert!(
+            text.contains("Not steered       : 1 of another user\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("Connected since   : 2026-11-27T04:47:23Z\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn programs_get_names_and_times_as_the_session_tells_them() {
+        let json = serde_json::to_value(connected()).unwrap();
+
+        assert_eq!(json["connected_since"], "2026-11-27T04:47:23.476948767Z");
+        assert_eq!(json["datapath"]["not_steered"][0]["reason"], "other_user");
     }
 
     #[test]
