@@ -253,7 +253,7 @@ pub(crate) struct CheckArgs {
 
 impl CheckArgs {
     /// Whether they ask for a cluster or a namespace of their own.
-    pub(crate) fn name_a_place(&self) -> bool {
+    pub(crate) fn name_a_destination(&self) -> bool {
         self.cluster != ClusterArgs::default()
             || self.namespace.is_some()
             || self.manager.manager_namespace != tp_proto::crd::MANAGER_NAMESPACE

@@ -113,6 +113,8 @@ fn while_connected_every_way_by_udp_and_the_steering_are_tried() {
     assert_eq!(checked.code(), 0, "{checked}");
     assert_eq!(states(&checked, "steering"), ["ok"], "{checked}");
     assert_eq!(states(&checked, "traffic manager"), ["ok"], "{checked}");
+    let here = workstation.tp(&["check", "--namespace", "shop", "-o", "json"]);
+    assert!(!here.stdout.contains("the flags name another"), "{here}");
     let elsewhere = workstation.tp(&["check", "--namespace", "team-b", "-o", "json"]);
     assert_eq!(states(&elsewhere, "connection"), ["warning"], "{elsewhere}");
 

@@ -6,14 +6,16 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
+use tp_kube::Place;
 use tp_proto::{
     fault::{Fault, FaultKind},
-    local::{Check, CheckRequest, CheckResponse},
+    local::{Check, CheckRequest, CheckResponse, Status, StatusRequest},
 };
 
 use crate::{
     cli::CheckArgs,
     client::{self, Session},
+    install::cluster::choice,
     output::Output,
     progress::Progress,
     spawn::{self, Started},
@@ -38,13 +40,7 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
         Ok(told) => {
             checks.extend_from_slice(&told.checks);
             if is_connected {
-                if args.name_a_place() {
-                    checks.push(Check::warning(
-                        "connection",
-                        "what was checked is the connection that there is, whatever the flags name",
-                        "`tp quit`, then check again",
-                    ));
-                }
+                checks.extend(another_connection(&args).await);
                 progress.step("asking for a name of the cluster");
                 checks.push(steering::check(&told).await);
             }
@@ -68,6 +64,46 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
         true => ExitCode::from(FaultKind::Failed.exit_code()),
         false => ExitCode::SUCCESS,
     })
+}
+
+/// A warning if the flags name something else than what is connected.
+async fn another_connection(args: &CheckArgs) -> Option<Check> {
+    if !args.name_a_destination() {
+        return None;
+    }
+    let status = match client::find().await {
+        Ok(Some(mut session)) => client::ask(session.status(StatusRequest {})).await,
+        Ok(None) | Err(_) => return None,
+    };
+    let chosen = choice(&args.cluster).and_then(|choice| choice.load(Place::Foreground));
+    let server = chosen.map(|chosen| chosen.server());
+    if matches!((status, server), (Ok(status), Ok(server)) if is_named(args, &status, &server)) {
+        return None;
+    }
+
+    Some(Check::warning(
+        "connection",
+        "what was checked is the connection that there is, and the flags name another",
+        "`tp quit`, then check again",
+    ))
+}
+
+/// Whether all that the flags name is connected. Who `--user` is, and in which groups
+/// `--as-group` puts somebody, a status does not tell.
+fn is_named(args: &CheckArgs, status: &Status, server: &str) -> bool {
+    let cluster = &args.cluster;
+    let is = |flag: &Option<String>, connected: &str| {
+        flag.as_deref().is_none_or(|flag| flag == connected)
+    };
+    let manager = status.manager.as_ref().map(|manager| &manager.namespace);
+
+    cluster.user.is_none()
+        && cluster.impersonate_groups.is_empty()
+        && server == status.server
+        && is(&cluster.context, &status.context)
+        && is(&cluster.impersonate_user, &status.user)
+        && is(&args.namespace, &status.namespace)
+        && manager.is_none_or(|manager| *manager == args.manager.manager_namespace)
 }
 
 /// What the session says. One that is started for this ends with it.
@@ -119,7 +155,56 @@ fn text(checks: &[Check]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+    use tp_proto::local::ManagerStatus;
+
     use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn flags_that_name_what_is_connected_are_no_reason_to_warn() {
+        let status = Status {
+            context: "lab".into(),
+            server: "https://192.0.2.1:6443".into(),
+            namespace: "shop".into(),
+            user: "dev".into(),
+            manager: Some(ManagerStatus {
+                namespace: "tp-system".into(),
+                ..ManagerStatus::default()
+            }),
+            ..Status::default()
+        };
+        let named = |flags: &str, server: &str| {
+            let line = format!("tp check {flags}");
+            match Cli::try_parse_from(line.split_whitespace())
+                .unwrap()
+                .command
+            {
+                Command::Check(args) => is_named(&args, &status, server),
+                command => panic!("{command:?}"),
+            }
+        };
+
+        for flags in [
+            "-n shop",
+            "-n shop --context lab",
+            "--as dev",
+            "--manager-namespace tp-system",
+        ] {
+            assert!(named(flags, &status.server), "{flags}");
+        }
+        for flags in [
+            "-n bank",
+            "--context other",
+            "--as jane",
+            "--user dev",
+            "--as dev --as-group ops",
+            "--manager-namespace net",
+        ] {
+            assert!(!named(flags, &status.server), "{flags}");
+        }
+        assert!(!named("--kubeconfig other", "https://192.0.2.2:6443"));
+    }
 
     #[test]
     fn each_check_is_a_line_with_its_remedy() {

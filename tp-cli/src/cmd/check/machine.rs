@@ -137,19 +137,28 @@ fn absent() -> Check {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     match std::env::split_paths(&path).any(|dir| dir.join("sudo").is_file()) {
-        true => Check::ok(
-            NAME,
-            format!(
-                "not running; `tp connect` starts {program} through sudo (`sudo {program} install` \
-                 makes it a service)"
-            ),
-        ),
+        true => Check::ok(NAME, through_sudo(&program.to_string(), has_systemd())),
         false => Check::failed(
             NAME,
             "not running, and there is no sudo to start it with",
             &format!("run `{program} install` as root once"),
         ),
     }
+}
+
+/// Whether sudo lets this user is not asked: it would be written down as an attempt.
+fn through_sudo(program: &str, has_systemd: bool) -> String {
+    let service = match has_systemd {
+        true => format!(" (`sudo {program} install` makes it a service)"),
+        false => String::new(),
+    };
+
+    format!("not running; `tp connect` starts {program} through sudo, if sudo lets you{service}")
+}
+
+/// As sd_booted(3) tells it.
+fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
 }
 
 #[cfg(test)]
@@ -171,6 +180,20 @@ mod tests {
             assert_eq!(check.state, state, "{release}");
             assert!(check.message.contains(words), "{check:?}");
         }
+    }
+
+    #[test]
+    fn sudo_is_no_promise_and_a_service_needs_systemd() {
+        let (with, without) = (through_sudo("/p", true), through_sudo("/p", false));
+
+        for said in [&with, &without] {
+            assert!(said.contains("through sudo, if sudo lets you"), "{said}");
+        }
+        assert!(
+            with.contains("`sudo /p install` makes it a service"),
+            "{with}"
+        );
+        assert!(!without.contains("service"), "{without}");
     }
 
     #[test]
