@@ -16,9 +16,9 @@ use crate::{
 /// Put this machine on the network of a Kubernetes cluster
 ///
 /// After `tp connect` the programs of this user reach services and pods of the cluster by name
-/// and by address, as if they ran in it. No route to the cluster, no DNS setting and no file of
-/// this machine is changed, and every pod stays as it is. `tp quit`, or the end of any of the
-/// processes involved, leaves the machine as it was.
+/// and by address, as if they ran in it. tp changes no route to the cluster, no DNS setting, no
+/// file of this machine and no pod. `tp quit` leaves the machine as it was before, and so does the
+/// end of any process of tp.
 #[derive(Debug, Parser)]
 #[command(
     name = "tp",
@@ -74,7 +74,7 @@ Examples:
   tp install --image registry.example/tp:0.1.0 --replicas 2 --expose loadbalancer
   tp install --image registry.example/tp:0.1.0 --dry-run -o yaml > tp.yaml
 
-Nobody may connect before they are allowed to:
+Then let users connect:
   tp grant alice --namespace shop";
 
 const GRANT_EXAMPLES: &str = "\
@@ -105,12 +105,13 @@ that `tp grant` gives.";
 /// Connect to a cluster
 ///
 /// Starts the daemons if needed, connects to the traffic manager of the cluster and steers this
-/// user's connections to services and pods into it. Connecting again as before is fine; another
-/// place, user or flag needs `tp quit` first. Ctrl-C while connecting undoes everything.
+/// user's connections to services and pods into it. Running it again with the same options does
+/// nothing; to change cluster, user or options, run `tp quit` first. Ctrl-C while connecting undoes
+/// everything.
 ///
-/// With a command after `--`, runs it connected and exits with its exit code; the connection ends
-/// with it if it was made for it. Standard output is then the command's, whatever --output says; an
-/// error of `tp` itself is still printed as --output says.
+/// With a command after `--`, runs the command while connected and exits with its exit code. A
+/// connection that was made for the command ends with it. Standard output is the command's alone,
+/// whatever --output says; errors of `tp` itself are printed as --output says.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = CONNECT_EXAMPLES)]
 pub(crate) struct ConnectArgs {
@@ -147,8 +148,8 @@ pub(crate) struct ConnectArgs {
 
     /// Networks to leave alone, in CIDR notation, separated by commas
     ///
-    /// The longest match wins; what is the same as, or contains, a network of the cluster leaves that
-    /// alone.
+    /// The longest match wins. A network that equals or contains one of the cluster's leaves that
+    /// one alone.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = values::network,
         help_heading = "Network")]
     pub(crate) never_proxy: Vec<String>,
@@ -197,7 +198,7 @@ pub(crate) enum Transport {
 
 /// End the connection
 ///
-/// Returns when the machine is as before. That there is nothing to end is fine.
+/// Returns when the machine is as it was before connecting. Succeeds also without a connection.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tp quit\n  tp quit --stop-daemons")]
 pub(crate) struct QuitArgs {
@@ -232,8 +233,8 @@ The exit code is 1 when a check failed, and 0 when there are only warnings.";
 /// Check what connecting needs: kernel, root daemon, resolver, API server, rights, UDP
 ///
 /// Prints a line for each, with what to do about a warning or a failure. Needs no root and changes
-/// nothing. While connected it checks that connection, and every way to it by UDP; otherwise it asks
-/// the cluster that `tp connect` with the same flags would connect to.
+/// nothing. While connected, checks that connection and each UDP address of its traffic manager.
+/// Otherwise checks the cluster that `tp connect` would connect to with the same flags.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = CHECK_HELP)]
 pub(crate) struct CheckArgs {

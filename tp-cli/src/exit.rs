@@ -22,7 +22,7 @@ Exit codes:
   1      failed
   2      wrong flag or argument
   3      not connected
-  4      connected to another place
+  4      already connected, with other options
   5      tp is not installed in the cluster
   69     API server, root daemon or tunnel out of reach
   75     something is starting or overloaded: try again

@@ -11,7 +11,7 @@ pub enum FaultKind {
     Usage = 2,
     /// The command needs a session and there is none.
     NotConnected = 3,
-    /// Connected to another place.
+    /// Connected already, with other options.
     AlreadyConnected = 4,
     /// tp is not installed in the cluster.
     NotInstalled = 5,

@@ -53,7 +53,7 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
         checks.extend(cluster::checks(&args).await);
         checks.push(Check::ok(
             "connection",
-            "there is none: UDP, and whether a firewall is in the way, are checked while connected",
+            "there is none: UDP and firewalls of this machine are checked only while connected",
         ));
     }
     progress.clear();

@@ -25,8 +25,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(crate) struct InstallArgs {
     /// Image of the traffic manager, as the cluster's nodes pull it
     ///
-    /// Every release, and `cargo xtask dist`, has it as tp-image.tar, to be pushed to a registry of
-    /// yours.
+    /// A release has it as tp-image.tar. Push that file to a registry of yours.
     #[arg(long, value_name = "REF")]
     pub(crate) image: Option<String>,
 
@@ -41,14 +40,14 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=50))]
     pub(crate) replicas: u16,
 
-    /// How workstations reach a manager by UDP; without it everything goes through the API server
+    /// How workstations reach a manager by UDP; with none, everything goes through the API server
     #[arg(long, value_name = "HOW", default_value = "nodeport")]
     pub(crate) expose: Expose,
 
-    /// Who may forward a port to the managers beside those whom `tp grant` lets (repeatable)
+    /// Group that may forward a port to the managers, as with `tp grant` (repeatable)
     ///
-    /// The managers admit nobody without a Session. Mind that in some clouds everybody with any
-    /// account there is in the group system:authenticated.
+    /// A Session is still required. In some clouds everybody who has an account there is in the
+    /// group system:authenticated.
     #[arg(long, value_name = "GROUP")]
     pub(crate) connect_group: Vec<String>,
 
@@ -109,8 +108,8 @@ pub(crate) struct UninstallArgs {
 
     /// Leave the cluster as it was before, and end what `tp connect` started on this machine
     ///
-    /// That is the session, and the root daemon unless it runs as a service: that one goes on
-    /// until `sudo tp-daemon uninstall`.
+    /// Ends the session, and the root daemon unless it runs as a service, which `sudo tp-daemon
+    /// uninstall` removes.
     #[arg(long)]
     pub(crate) everything: bool,
 

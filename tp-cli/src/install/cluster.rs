@@ -49,8 +49,8 @@ impl Cluster {
         &self.server
     }
 
-    /// What an error of the API server means to the person who waits for `deed`.
-    pub(crate) fn fault(&self, deed: &str, error: &kube::Error) -> Fault {
+    /// What an error of the API server means to a person, who wanted to do `operation`.
+    pub(crate) fn fault(&self, operation: &str, error: &kube::Error) -> Fault {
         match error {
             kube::Error::Api(status) if status.code == 401 => Fault::new(
                 FaultKind::NoPermission,
@@ -62,13 +62,13 @@ impl Cluster {
             kube::Error::Api(status) if status.is_forbidden() => Fault::new(
                 FaultKind::NoPermission,
                 format!(
-                    "cannot {deed}: {}; ask an administrator of the cluster",
+                    "cannot {operation}: {}; ask an administrator of the cluster",
                     status.message
                 ),
             ),
             kube::Error::Api(status) => Fault::new(
                 FaultKind::Failed,
-                format!("cannot {deed}: {}", status.message),
+                format!("cannot {operation}: {}", status.message),
             ),
             kube::Error::Service(_) | kube::Error::HyperError(_) => Fault::new(
                 FaultKind::Unavailable,
@@ -80,7 +80,7 @@ impl Cluster {
             ),
             error => Fault::new(
                 FaultKind::Failed,
-                format!("cannot {deed}: {}", chain(error)),
+                format!("cannot {operation}: {}", chain(error)),
             ),
         }
     }
