@@ -81,7 +81,7 @@ pub(crate) fn prepare(command: &str, yes: bool) -> Result<()> {
     steps.step("packages", "the log it names", || {
         packages::ensure(&needed(Kubernetes::Own))
     })?;
-    steps.step("programs", "the compiler's words above", products::build)?;
+    steps.step("programs", "the compiler output above", products::build)?;
     steps.step("image", "target/dist", || dist::image_only().map(drop))?;
     steps.step("cluster up", "the log it names", || {
         cluster::up(2, cluster::Network::Ipv4)
@@ -245,7 +245,7 @@ fn foreign(options: &Options, kubeconfig: &Path, image: &str) -> Result<()> {
     steps.step("packages", "the log it names", || {
         packages::ensure(&needed(Kubernetes::Foreign))
     })?;
-    steps.step("programs", "the compiler's words above", products::build)?;
+    steps.step("programs", "the compiler output above", products::build)?;
     let archive = steps.step("image", "target/dist", dist::image_only)?;
     println!(
         "\nThe image has to be where your cluster finds it. One of these pushes it:\n  \

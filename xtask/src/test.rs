@@ -21,7 +21,7 @@ pub(crate) mod soak;
 mod untouched;
 
 /// Where to look when a test fails.
-const TEST_OUTPUT: &str = "the failed test's output above";
+const TEST_OUTPUT: &str = "the output of the failed test above";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -56,9 +56,6 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         steps.step("unit and scenario tests", TEST_OUTPUT, || {
             programs::run_all(unit, &["--quiet"])
         })?;
-        steps.step("examples of the documentation", TEST_OUTPUT, || {
-            run::status(products::cargo(&["test"])?.args(["--doc", "--quiet"]))
-        })?;
     }
 
     if options.only.is_none() {
@@ -86,13 +83,9 @@ pub(crate) fn test(options: &Options) -> Result<()> {
 
 /// Builds what is tested, and the tests.
 fn build(steps: &mut Steps) -> Result<Vec<TestProgram>> {
-    steps.step("programs", "the compiler's output above", products::build)?;
+    steps.step("programs", "the compiler output above", products::build)?;
     steps.step("distribution", "target/dist", dist::pack)?;
-    steps.step(
-        "tests built",
-        "the compiler's output above",
-        programs::build,
-    )
+    steps.step("tests built", "the compiler output above", programs::build)
 }
 
 fn static_checks(steps: &mut Steps) -> Result<()> {
