@@ -56,6 +56,9 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         steps.step("unit and scenario tests", TEST_OUTPUT, || {
             programs::run_all(unit, &["--quiet"])
         })?;
+        steps.step("examples of the documentation", TEST_OUTPUT, || {
+            run::status(products::cargo(&["test"])?.args(["--doc", "--quiet"]))
+        })?;
     }
 
     if options.only.is_none() {
