@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{sync::Semaphore, time::timeout};
-use tp_core::dns::{self, Conclusion, Decision, Limit, Question};
+use tp_core::dns::{ClusterState, Query, Question, Step};
 use tp_proto::tunnel::ResolveRequest;
 
 use super::shared::Shared;
@@ -65,16 +65,6 @@ impl Known {
             .filter(|(sent, _)| sent.elapsed() < COME_BACK)
             .map_or(0, |(_, awaited)| awaited)
     }
-}
-
-/// What becomes of a query.
-enum Fate {
-    /// This message answers it.
-    Answer(Vec<u8>),
-    Ask(Question),
-    PassOn,
-    /// It is no query that could be answered.
-    Lost,
 }
 
 impl Dns {
@@ -135,80 +125,75 @@ impl Dns {
         })
     }
 
-    /// Decides without waiting for anything: an answer of the table is there at once.
-    fn decide(&self, query: &[u8], limit: Limit) -> Fate {
+    /// The first step of `query`, without waiting for anything: an answer of the table is there at
+    /// once.
+    fn decide(&self, query: &Query) -> Step {
         let counters = &self.shared.counters;
-        match self.shared.zone(|zone| dns::decide(query, zone, limit)) {
-            Decision::PassOn => Fate::PassOn,
-            Decision::Answer(_) if self.shared.up().is_none() => {
-                count(&counters.failed);
-                dns::unreachable_cluster(query, limit).map_or(Fate::Lost, Fate::Answer)
-            }
-            Decision::Answer(answer) => {
-                count(&counters.answered);
-                Fate::Answer(answer)
-            }
-            Decision::AskCluster(question) => {
-                count(&counters.asked);
-                Fate::Ask(question)
-            }
+        let cluster = match self.shared.up() {
+            Some(_) => ClusterState::Reachable,
+            None => ClusterState::Unreachable,
+        };
+        let step = self.shared.zone(|zone| zone.decide(query, cluster));
+        match &step {
+            Step::Send(_) => count(&counters.answered),
+            Step::Fail(_) => count(&counters.failed),
+            Step::AskCluster(_) => count(&counters.asked),
+            Step::PassOn => {}
         }
+
+        step
     }
 
     /// Asks the cluster when there is room for a question more.
-    async fn ask(&self, query: &[u8], question: &Question, limit: Limit) -> Fate {
+    async fn ask(&self, query: &Query, question: Question) -> Step {
         let _room = self.asking.acquire().await;
 
-        self.ask_cluster(query, question, limit).await
+        self.ask_cluster(query, question).await
     }
 
-    /// Asks the cluster; what becomes of the query then.
-    async fn ask_cluster(&self, query: &[u8], question: &Question, limit: Limit) -> Fate {
-        let Some(mut up) = self.shared.up() else {
-            return self.unasked(query, question, limit);
-        };
+    /// Takes all steps of `query` that ask the cluster; the step after them.
+    async fn ask_cluster(&self, query: &Query, mut question: Question) -> Step {
         let patience = if question.is_ours() {
             CLUSTER_LIMIT
         } else {
             FOREIGN_LIMIT
         };
-        let mut next = question.clone();
-        let asked = timeout(patience, async {
-            loop {
-                let request = ResolveRequest {
-                    query: next.message.clone().into(),
-                };
-                let reply = up.manager.resolve(request).await?.into_inner().response;
-                let conclude = |zone: &_| dns::conclude(query, &next, &reply, zone, limit);
-                match self.shared.zone(conclude) {
-                    Conclusion::Ask(further) => next = further,
-                    Conclusion::Answer(answer) => return Ok(Some(answer)),
-                    Conclusion::PassOn => return Ok(None),
-                }
-            }
-        });
-        match asked.await {
-            Ok(Ok(Some(answer))) => {
-                self.shared.leads.learn(&answer, &self.shared).await;
-                Fate::Answer(answer)
-            }
-            Ok(Ok(None)) => Fate::PassOn,
-            Ok(Err::<_, tonic::Status>(status)) => {
+        let step = match timeout(patience, self.converse(query, &mut question)).await {
+            Ok(Ok(step)) => step,
+            Ok(Err(status)) => {
                 tracing::debug!(reason = status.message(), "Cluster did not resolve");
-                self.unasked(query, question, limit)
+                query.unanswered(&question)
             }
-            Err(_) => self.unasked(query, question, limit),
+            Err(_) => query.unanswered(&question),
+        };
+        match &step {
+            Step::Send(answer) => self.shared.leads.learn(answer, &self.shared).await,
+            Step::Fail(_) => count(&self.shared.counters.failed),
+            Step::AskCluster(_) | Step::PassOn => {}
         }
+
+        step
     }
 
-    /// The cluster cannot be asked. A name that it may not even have must not fail for that.
-    fn unasked(&self, query: &[u8], question: &Question, limit: Limit) -> Fate {
-        if !question.is_ours() {
-            return Fate::PassOn;
+    async fn converse(
+        &self,
+        query: &Query,
+        question: &mut Question,
+    ) -> Result<Step, tonic::Status> {
+        let Some(mut up) = self.shared.up() else {
+            return Ok(query.unanswered(question));
+        };
+        loop {
+            let request = ResolveRequest {
+                query: question.message.clone().into(),
+            };
+            let reply = up.manager.resolve(request).await?.into_inner().response;
+            let answered = |zone: &_| query.answered(question, &reply, zone);
+            match self.shared.zone(answered) {
+                Step::AskCluster(further) => *question = further,
+                step => return Ok(step),
+            }
         }
-        count(&self.shared.counters.failed);
-
-        dns::unreachable_cluster(query, limit).map_or(Fate::Lost, Fate::Answer)
     }
 }
 

@@ -10,89 +10,69 @@ use hickory_proto::{
     },
 };
 
-use super::{TTL, Zone, parse};
+use super::{TTL, Zone, query::Asked};
 
 /// Payload that we take ourselves, below every usual MTU (DNS flag day 2020).
-const EDNS_PAYLOAD: u16 = 1232;
+pub(super) const EDNS_PAYLOAD: u16 = 1232;
 /// Without EDNS (RFC 1035 section 2.3.4).
-const CLASSIC_PAYLOAD: u16 = 512;
+pub(super) const CLASSIC_PAYLOAD: u16 = 512;
 
-/// How long a message may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
-    /// What the query allows, 512 bytes without EDNS; a longer message is truncated.
-    Datagram,
-    /// 64 KiB: TCP.
-    Stream,
-}
-
-pub(super) fn addresses(
-    query: &Message,
-    name: &Name,
-    addresses: &[IpAddr],
-    zone: &Zone,
-    limit: Limit,
-) -> Vec<u8> {
-    let mut response = response(query);
+/// The asked name with `addresses`; without any, it exists and has no such record.
+pub(super) fn addresses(asked: &Asked, addresses: &[IpAddr], zone: &Zone) -> Vec<u8> {
+    let mut response = response(asked);
     for address in addresses {
         let data = match address {
             IpAddr::V4(v4) => RData::A(A(*v4)),
             IpAddr::V6(v6) => RData::AAAA(AAAA(*v6)),
         };
-        response.add_answer(Record::from_rdata(name.clone(), TTL, data));
+        response.add_answer(Record::from_rdata(asked.name().clone(), TTL, data));
     }
     if addresses.is_empty() {
         response.add_authority(authority(zone));
     }
 
-    bytes(query, response, limit)
+    bytes(asked, response)
 }
 
-pub(super) fn pointer(
-    query: &Message,
-    namespace: &str,
-    service: &str,
-    zone: &Zone,
-    limit: Limit,
-) -> Vec<u8> {
-    let mut response = response(query);
+/// The asked name of an address leads to that of a service.
+pub(super) fn pointer(asked: &Asked, namespace: &str, service: &str, zone: &Zone) -> Vec<u8> {
+    let mut response = response(asked);
     let target = format!(
         "{service}.{namespace}.svc.{}.",
         zone.domain_labels().join(".")
     );
-    if let (Some(question), Ok(target)) = (query.queries.first(), Name::from_ascii(target)) {
-        let name = question.name().clone();
+    if let Ok(target) = Name::from_ascii(target) {
+        let name = asked.name().clone();
         response.add_answer(Record::from_rdata(name, TTL, RData::PTR(PTR(target))));
     }
 
-    bytes(query, response, limit)
+    bytes(asked, response)
 }
 
 /// NXDOMAIN.
-pub(super) fn missing(query: &Message, zone: &Zone, limit: Limit) -> Vec<u8> {
-    let mut response = response(query);
+pub(super) fn missing(asked: &Asked, zone: &Zone) -> Vec<u8> {
+    let mut response = response(asked);
     response.metadata.response_code = ResponseCode::NXDomain;
     response.add_authority(authority(zone));
 
-    bytes(query, response, limit)
+    bytes(asked, response)
 }
 
-/// An answer without records; `None` for what is no query.
-pub fn failure(query: &[u8], code: ResponseCode, limit: Limit) -> Option<Vec<u8>> {
-    let (query, _) = parse(query)?;
-    let mut response = response(&query);
-    response.metadata.response_code = code;
+/// SERVFAIL, without records.
+pub(super) fn failure(asked: &Asked) -> Vec<u8> {
+    let mut response = response(asked);
+    response.metadata.response_code = ResponseCode::ServFail;
 
-    Some(bytes(&query, response, limit))
+    bytes(asked, response)
 }
 
-pub(super) fn response(query: &Message) -> Message {
-    let mut response = Message::response(query.metadata.id, OpCode::Query);
-    response.metadata.recursion_desired = query.metadata.recursion_desired;
+pub(super) fn response(asked: &Asked) -> Message {
+    let mut response = Message::response(asked.id, OpCode::Query);
+    response.metadata.recursion_desired = asked.recursion_desired;
     response.metadata.recursion_available = true;
     response.metadata.authoritative = true;
-    response.add_queries(query.queries.iter().cloned());
-    if query.edns.is_some() {
+    response.add_query(asked.question.clone());
+    if asked.has_edns {
         let mut edns = Edns::new();
         edns.set_max_payload(EDNS_PAYLOAD);
         response.set_edns(edns);
@@ -119,15 +99,9 @@ pub(super) fn authority(zone: &Zone) -> Record {
     Record::from_rdata(name(format!("{domain}.")), TTL, RData::SOA(soa))
 }
 
-pub(super) fn bytes(query: &Message, response: Message, limit: Limit) -> Vec<u8> {
-    let most = match limit {
-        Limit::Datagram => query.edns.as_ref().map_or(CLASSIC_PAYLOAD, |edns| {
-            edns.max_payload().clamp(CLASSIC_PAYLOAD, EDNS_PAYLOAD)
-        }),
-        Limit::Stream => u16::MAX,
-    };
+pub(super) fn bytes(asked: &Asked, response: Message) -> Vec<u8> {
     match response.to_vec() {
-        Ok(message) if message.len() <= usize::from(most) => message,
+        Ok(message) if message.len() <= usize::from(asked.most) => message,
         // Empty only if not even the question can be written, which was read from the wire.
         Ok(_) | Err(_) => response.truncate().to_vec().unwrap_or_default(),
     }

@@ -6,69 +6,69 @@ use std::{
 };
 
 use hickory_proto::{
-    op::{Message, Query, ResponseCode},
+    op::{Message, ResponseCode},
     rr::{Name, RData, Record, RecordType},
 };
 
-use super::{Claim, Limit, Question, TTL, Zone, answer, ask_for, parse};
+use super::{
+    Query, Question, Step, TTL, Zone, answer,
+    query::{Asked, Claim},
+};
 
-/// What becomes of a query after the cluster's reply.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Conclusion {
-    /// The message to send.
-    Answer(Vec<u8>),
-    /// Ask the cluster this as well. A further question follows only the first one.
-    Ask(Question),
-    /// The cluster does not have the name: send the query, as it is, to the server that it was
-    /// meant for.
-    PassOn,
+impl Query {
+    /// The step that follows when the cluster says `reply`, a message in wire format, to
+    /// `question`; an empty reply says that the cluster does not have the name. A further question
+    /// follows only the first one.
+    ///
+    /// For a name that is not below the cluster's domain the cluster counts only if it has it. That
+    /// there is no record of the asked type is an answer only for a name that has others: programs
+    /// take a name for missing when one of its two address types is (RFC 4074 section 4.2).
+    pub fn answered(&self, question: &Question, reply: &[u8], zone: &Zone) -> Step {
+        match self.asked() {
+            Some(asked) => conclude(asked, question, reply, zone),
+            None => Step::PassOn,
+        }
+    }
+
+    /// The step that follows when the cluster cannot be asked `question`, or does not reply. A name
+    /// that the cluster may not even have must not fail for that.
+    pub fn unanswered(&self, question: &Question) -> Step {
+        match self.asked() {
+            Some(asked) if question.is_ours() => Step::Fail(answer::failure(asked)),
+            _ => Step::PassOn,
+        }
+    }
 }
 
-/// What becomes of `query` when the cluster says `reply` to `question`; an empty reply says that
-/// the cluster does not have the name.
-///
-/// For a name that is not below the cluster's domain the cluster counts only if it has it. That
-/// there is no record of the asked type is an answer only for a name that has others: programs take
-/// a name for missing when one of its two address types is (RFC 4074 section 4.2).
-pub fn conclude(
-    query: &[u8],
-    question: &Question,
-    reply: &[u8],
-    zone: &Zone,
-    limit: Limit,
-) -> Conclusion {
-    let Some((message, asked)) = parse(query) else {
-        return Conclusion::PassOn;
-    };
+fn conclude(asked: &Asked, question: &Question, reply: &[u8], zone: &Zone) -> Step {
     if reply.is_empty() && question.is_ours() {
-        return Conclusion::Answer(answer::missing(&message, zone, limit));
+        return Step::Send(answer::missing(asked, zone));
     }
     let Ok(reply) = Message::from_vec(reply) else {
-        let failure = answer::failure(query, ResponseCode::ServFail, limit);
-        return failure
-            .filter(|_| question.is_ours())
-            .map_or(Conclusion::PassOn, Conclusion::Answer);
+        return if question.is_ours() {
+            Step::Send(answer::failure(asked))
+        } else {
+            Step::PassOn
+        };
     };
     let has_records = !reply.answers.is_empty();
     let is_empty = !has_records && reply.metadata.response_code == ResponseCode::NoError;
-    let answer = || rewritten(&message, &asked, question, &reply, zone, limit);
+    let answer = || rewritten(asked, question, &reply, zone);
     match &question.claim {
-        Claim::Ours => Conclusion::Answer(answer()),
-        Claim::Empty(answer) if has_records => Conclusion::Answer(answer.clone()),
-        Claim::Service if has_records || is_empty => Conclusion::Answer(answer()),
-        Claim::Perhaps if has_records => Conclusion::Answer(answer()),
-        Claim::Perhaps if is_empty && !is_address_or_pointer(&asked) => {
+        Claim::Ours => Step::Send(answer()),
+        Claim::Empty(answer) if has_records => Step::Send(answer.clone()),
+        Claim::Service if has_records || is_empty => Step::Send(answer()),
+        Claim::Perhaps if has_records => Step::Send(answer()),
+        Claim::Perhaps if is_empty && !is_address_or_pointer(asked) => {
             let claim = Claim::Empty(answer());
-            let name = question.full_name.clone();
-            ask_for(&message, name, RecordType::A, claim)
-                .map_or(Conclusion::PassOn, Conclusion::Ask)
+            Question::step(asked, question.full_name.clone(), RecordType::A, claim)
         }
-        Claim::Service | Claim::Perhaps | Claim::Empty(_) => Conclusion::PassOn,
+        Claim::Service | Claim::Perhaps | Claim::Empty(_) => Step::PassOn,
     }
 }
 
-fn is_address_or_pointer(asked: &Query) -> bool {
-    matches!(asked.query_type(), RecordType::A | RecordType::PTR)
+fn is_address_or_pointer(asked: &Asked) -> bool {
+    matches!(asked.kind(), RecordType::A | RecordType::PTR)
 }
 
 /// The IPv4 addresses that `message` gives, at most `most` of them.
@@ -90,17 +90,10 @@ pub(super) fn is_steered(address: IpAddr) -> bool {
     address.is_ipv4()
 }
 
-/// `reply` as an answer to `query`: the asked name stands where the full one was, and no address
+/// `reply` as an answer to the query: the asked name stands where the full one was, and no address
 /// that does not lead into the tunnel.
-fn rewritten(
-    query: &Message,
-    asked: &Query,
-    question: &Question,
-    reply: &Message,
-    zone: &Zone,
-    limit: Limit,
-) -> Vec<u8> {
-    let mut response = answer::response(query);
+fn rewritten(asked: &Asked, question: &Question, reply: &Message, zone: &Zone) -> Vec<u8> {
+    let mut response = answer::response(asked);
     response.metadata.response_code = reply.metadata.response_code;
     let full_name = first_owner(&reply.answers, &question.full_name);
     let kept = |records: &[Record]| -> Vec<Record> {
@@ -122,7 +115,7 @@ fn rewritten(
         response.add_authority(answer::authority(zone));
     }
 
-    answer::bytes(query, response, limit)
+    answer::bytes(asked, response)
 }
 
 /// The name that the chain of `answers` begins with. A cluster's DNS that rewrites names may not

@@ -4,7 +4,11 @@ use std::net::IpAddr;
 
 use hickory_proto::rr::Name;
 
-use super::{asked_address, is_branch, labels, parse, zone};
+use super::{
+    decide::{asked_address, is_branch, labels},
+    query::{Asked, Limit},
+    zone,
+};
 
 /// What a question is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -20,11 +24,11 @@ pub enum Subject {
 /// Reads what `query`, a message in wire format, is about; `None` if it is no query with one
 /// question of the Internet.
 pub fn subject(query: &[u8], cluster_domain: &str) -> Option<Subject> {
-    let (_, question) = parse(query)?;
+    let asked = Asked::decode(query, Limit::Stream)?;
 
-    Some(match asked_address(&question) {
+    Some(match asked_address(&asked) {
         Some(address) => Subject::About(address),
-        None => classify(question.name(), cluster_domain),
+        None => classify(asked.name(), cluster_domain),
     })
 }
 

@@ -1,8 +1,14 @@
 //! Whose a query is, and what the table answers.
 
-use std::str::FromStr;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+};
 
-use hickory_proto::{op::Edns, rr::RData};
+use hickory_proto::{
+    op::{Edns, OpCode},
+    rr::RData,
+};
 
 use super::*;
 
@@ -52,24 +58,29 @@ fn query(name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::query();
     message.metadata.id = 4711;
     message.metadata.recursion_desired = true;
-    message.add_query(Query::query(Name::from_str(name).unwrap(), kind));
+    message.add_query(op::Query::query(Name::from_str(name).unwrap(), kind));
     message.to_vec().unwrap()
 }
 
-fn decided(name: &str, kind: RecordType) -> Decision {
+fn decide(query: &[u8], zone: &Zone, limit: Limit) -> Step {
+    let query = Query::decode(query.to_vec(), limit);
+    zone.decide(&query, ClusterState::Reachable)
+}
+
+fn decided(name: &str, kind: RecordType) -> Step {
     decide(&query(name, kind), &zone(), Limit::Datagram)
 }
 
 fn answer(name: &str, kind: RecordType) -> Message {
     match decided(name, kind) {
-        Decision::Answer(bytes) => Message::from_vec(&bytes).unwrap(),
+        Step::Send(bytes) => Message::from_vec(&bytes).unwrap(),
         other => panic!("{name} {kind}: {other:?}"),
     }
 }
 
 fn asked(name: &str, kind: RecordType) -> Question {
     match decided(name, kind) {
-        Decision::AskCluster(question) => question,
+        Step::AskCluster(question) => question,
         other => panic!("{name} {kind}: {other:?}"),
     }
 }
@@ -95,7 +106,7 @@ fn a_service_has_four_names_in_the_connected_namespace() {
 #[test]
 fn a_service_of_another_namespace_needs_its_name() {
     assert_eq!(answer("echo.team-b.", RecordType::A).answers.len(), 1);
-    assert_eq!(decided("echo.", RecordType::A), Decision::PassOn);
+    assert_eq!(decided("echo.", RecordType::A), Step::PassOn);
 }
 
 #[test]
@@ -116,7 +127,7 @@ fn names_that_the_cluster_lacks_pass_on() {
         "nothing.shop.",
         "google.dev.",
     ] {
-        assert_eq!(decided(name, RecordType::A), Decision::PassOn, "{name}");
+        assert_eq!(decided(name, RecordType::A), Step::PassOn, "{name}");
     }
 }
 
@@ -176,7 +187,7 @@ fn other_pointers_are_asked_in_the_cluster_or_pass_on() {
     asked("7.0.244.10.in-addr.arpa.", RecordType::PTR);
     assert_eq!(
         decided("8.8.8.8.in-addr.arpa.", RecordType::PTR),
-        Decision::PassOn
+        Step::PassOn
     );
 }
 
@@ -184,7 +195,7 @@ fn other_pointers_are_asked_in_the_cluster_or_pass_on() {
 fn the_name_of_a_network_is_not_that_of_an_address() {
     assert_eq!(
         decided("96.10.in-addr.arpa.", RecordType::PTR),
-        Decision::PassOn
+        Step::PassOn
     );
 }
 
@@ -195,7 +206,7 @@ fn what_is_no_query_passes_on() {
     response[2] |= 0x80;
 
     for bytes in [b"garbage".to_vec(), Vec::new(), response] {
-        assert_eq!(decide(&bytes, &zone, Limit::Datagram), Decision::PassOn);
+        assert_eq!(decide(&bytes, &zone, Limit::Datagram), Step::PassOn);
     }
 }
 
@@ -206,7 +217,7 @@ fn a_mapping_hides_the_other_namespaces() {
     zone.apply("team-b", "echo", service("10.96.1.3"));
 
     let bytes = query("echo.team-b.svc.", RecordType::A);
-    assert_eq!(decide(&bytes, &zone, Limit::Datagram), Decision::PassOn);
+    assert_eq!(decide(&bytes, &zone, Limit::Datagram), Step::PassOn);
 }
 
 #[test]
@@ -221,7 +232,7 @@ fn edns_is_answered_with_edns_and_sets_the_limit() {
     message.set_edns(edns);
     let extended = message.to_vec().unwrap();
     let sent = |bytes: &[u8], limit| match decide(bytes, &zone, limit) {
-        Decision::Answer(bytes) => Message::from_vec(&bytes).unwrap(),
+        Step::Send(bytes) => Message::from_vec(&bytes).unwrap(),
         other => panic!("{other:?}"),
     };
 
@@ -238,7 +249,7 @@ fn a_removed_service_is_nobodys() {
 
     assert_eq!(
         decide(&query("web.", RecordType::A), &zone, Limit::Datagram),
-        Decision::PassOn
+        Step::PassOn
     );
     assert_eq!(zone.service_at("10.96.1.2".parse().unwrap()), None);
 }
@@ -259,7 +270,7 @@ fn names_on_the_way_to_others_exist_without_records() {
         );
         assert!(matches!(message.authorities[0].data, RData::SOA(_)));
     }
-    assert_eq!(decided("shop.svc.", RecordType::A), Decision::PassOn);
+    assert_eq!(decided("shop.svc.", RecordType::A), Step::PassOn);
 }
 
 #[test]
@@ -281,7 +292,7 @@ fn a_service_named_like_a_top_level_domain_claims_the_names_it_has_and_no_other(
 
     for name in ["app.", "app.shop.", "google.dev."] {
         let own = decided(name, RecordType::A);
-        assert!(matches!(own, Decision::Answer(_)), "{name}: {own:?}");
+        assert!(matches!(own, Step::Send(_)), "{name}: {own:?}");
     }
     for name in [
         "vercel.app.",
@@ -298,11 +309,11 @@ fn a_service_named_like_a_top_level_domain_claims_the_names_it_has_and_no_other(
             RecordType::HTTPS,
             RecordType::SRV,
         ] {
-            assert_eq!(decided(name, kind), Decision::PassOn, "{kind} {name}");
+            assert_eq!(decided(name, kind), Step::PassOn, "{kind} {name}");
         }
     }
     let port = decided("_http._tcp.app.", RecordType::SRV);
-    assert!(matches!(port, Decision::AskCluster(_)), "{port:?}");
+    assert!(matches!(port, Step::AskCluster(_)), "{port:?}");
 }
 
 #[test]
@@ -316,7 +327,7 @@ fn a_namespace_of_others_does_not_take_the_place_of_a_public_registry() {
     let everything = || Zone::new("cluster.local", "shop", []);
 
     for name in ["example.com.", "example.io."] {
-        assert_eq!(decided(everything(), name), Decision::PassOn, "{name}");
+        assert_eq!(decided(everything(), name), Step::PassOn, "{name}");
     }
     for (zone, name) in [
         (everything(), "example.com.svc."),
@@ -328,14 +339,14 @@ fn a_namespace_of_others_does_not_take_the_place_of_a_public_registry() {
         ),
     ] {
         let own = decided(zone, name);
-        assert!(matches!(own, Decision::Answer(_)), "{name}: {own:?}");
+        assert!(matches!(own, Step::Send(_)), "{name}: {own:?}");
     }
 }
 
 #[test]
 fn names_that_cannot_be_a_pods_are_not_asked_for() {
     for name in ["www.shop.pod.", "10-244-0.shop.pod."] {
-        assert_eq!(decided(name, RecordType::A), Decision::PassOn, "{name}");
+        assert_eq!(decided(name, RecordType::A), Step::PassOn, "{name}");
     }
     asked("fd00--7.shop.pod.", RecordType::AAAA);
 }
@@ -348,7 +359,7 @@ fn addresses_that_do_not_lead_into_the_tunnel_are_not_answered() {
         .into();
     zone.apply("shop", "both", ServiceEntry { addresses });
     let answers = |kind| match decide(&query("both.", kind), &zone, Limit::Datagram) {
-        Decision::Answer(bytes) => Message::from_vec(&bytes).unwrap(),
+        Step::Send(bytes) => Message::from_vec(&bytes).unwrap(),
         other => panic!("{other:?}"),
     };
 
@@ -379,9 +390,43 @@ fn a_cluster_may_have_another_domain() {
 
     assert!(matches!(
         decided("web.shop.svc.cluster.example."),
-        Decision::Answer(_)
+        Step::Send(_)
     ));
-    assert_eq!(decided("web.shop.svc.cluster.local."), Decision::PassOn);
+    assert_eq!(decided("web.shop.svc.cluster.local."), Step::PassOn);
+}
+#[test]
+fn while_the_cluster_is_unreachable_what_the_table_decides_fails() {
+    let zone = zone();
+    let step = |name| {
+        let query = Query::decode(query(name, RecordType::A), Limit::Datagram);
+        zone.decide(&query, ClusterState::Unreachable)
+    };
+
+    for name in ["web.", "nothing.shop.svc.cluster.local."] {
+        let Step::Fail(bytes) = step(name) else {
+            panic!("{name}");
+        };
+        let message = Message::from_vec(&bytes).unwrap();
+        assert_eq!(message.metadata.id, 4711);
+        assert_eq!(message.metadata.response_code, ResponseCode::ServFail);
+        assert!(message.answers.is_empty() && message.authorities.is_empty());
+    }
+    assert!(matches!(step("cells."), Step::AskCluster(_)));
+    assert_eq!(step("example.com."), Step::PassOn);
+}
+
+#[test]
+fn a_query_that_cannot_be_sent_fails_and_any_other_message_has_no_answer() {
+    let failure = |message: &[u8]| {
+        let query = Query::decode(message.to_vec(), Limit::Datagram);
+        assert_eq!(query.message(), message);
+        query.failure()
+    };
+
+    let sent = failure(&query("example.com.", RecordType::MX)).unwrap();
+    let code = Message::from_vec(&sent).unwrap().metadata.response_code;
+    assert_eq!(code, ResponseCode::ServFail);
+    assert_eq!(failure(b"garbage"), None);
 }
 
 mod replies;

@@ -14,12 +14,12 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tp_core::{
-    dns::{self, Limit, Question},
+    dns::{Limit, Query, Question, Step},
     packet,
 };
 
 use super::{
-    Dns, Fate, count,
+    Dns, count,
     newest::Newest,
     pass_on::{self, Reply},
 };
@@ -39,25 +39,18 @@ pub(crate) struct Datagrams {
     pub(crate) tun: Tun,
 }
 
-/// Who asked, and whom.
-#[derive(Clone, Copy)]
-struct Ends {
+/// A query as it came.
+struct Datagram {
     source: SocketAddrV4,
     alias: SocketAddrV4,
     server: SocketAddrV4,
-}
-
-/// A query that the cluster was asked about.
-struct Asked {
-    ends: Ends,
-    query: Vec<u8>,
-    fate: Fate,
+    query: Query,
 }
 
 /// Queries that wait for somebody, each kind in a room of its own: what waits for a server of the
 /// machine never keeps from a name of the cluster, nor the reverse.
 struct Waiting {
-    asked: JoinSet<Asked>,
+    asked: JoinSet<(Datagram, Step)>,
     passed_on: Newest,
 }
 
@@ -83,9 +76,7 @@ impl Datagrams {
                 Some(()) = waiting.passed_on.join_next() => {}
                 Some(asked) = waiting.asked.join_next() => {
                     match asked {
-                        Ok(Asked { ends, query, fate }) => {
-                            self.settle(ends, &query, fate, &mut waiting);
-                        }
+                        Ok((datagram, step)) => self.take(datagram, step, &mut waiting),
                         // The resolver asks again.
                         Err(error) => tracing::error!(%error, "Query lost"),
                     }
@@ -96,89 +87,80 @@ impl Datagrams {
                     if !self.dns.is_name_server(server) {
                         continue;
                     }
-                    let ends = Ends { source, alias, server };
-                    let query = &buffer[..length];
-                    let fate = self.dns.decide(query, Limit::Datagram);
-                    self.settle(ends, query, fate, &mut waiting);
+                    let query = Query::decode(buffer[..length].to_vec(), Limit::Datagram);
+                    let step = self.dns.decide(&query);
+                    let datagram = Datagram { source, alias, server, query };
+                    self.take(datagram, step, &mut waiting);
                 }
             }
         }
     }
 
-    fn settle(self: &Arc<Self>, ends: Ends, query: &[u8], fate: Fate, waiting: &mut Waiting) {
-        match fate {
-            Fate::Answer(answer) => {
-                self.dns.note_truncated(ends.server, &answer);
-                self.answer(ends, &answer);
+    fn take(self: &Arc<Self>, datagram: Datagram, step: Step, waiting: &mut Waiting) {
+        match step {
+            Step::Send(answer) | Step::Fail(answer) => {
+                self.dns.note_truncated(datagram.server, &answer);
+                self.answer(&datagram, &answer);
             }
-            Fate::Ask(question) => self.ask(ends, query.to_vec(), question, waiting),
-            Fate::PassOn => self.pass_on(ends, query.to_vec(), waiting),
-            Fate::Lost => count(&self.dns.shared.counters.failed),
+            Step::AskCluster(question) => self.ask(datagram, question, waiting),
+            Step::PassOn => self.pass_on(datagram, waiting),
         }
     }
 
-    fn ask(
-        self: &Arc<Self>,
-        ends: Ends,
-        query: Vec<u8>,
-        question: Question,
-        waiting: &mut Waiting,
-    ) {
+    fn ask(self: &Arc<Self>, datagram: Datagram, question: Question, waiting: &mut Waiting) {
         let Ok(room) = Arc::clone(&self.dns.asking).try_acquire_owned() else {
             count(&self.dns.shared.counters.failed);
             return;
         };
-        let this = Arc::clone(self);
+        let dns = Arc::clone(&self.dns);
         waiting.asked.spawn(async move {
-            let fate = this
-                .dns
-                .ask_cluster(&query, &question, Limit::Datagram)
-                .await;
+            let step = dns.ask_cluster(&datagram.query, question).await;
             drop(room);
-            Asked { ends, query, fate }
+            (datagram, step)
         });
     }
 
-    fn pass_on(self: &Arc<Self>, ends: Ends, query: Vec<u8>, waiting: &mut Waiting) {
+    fn pass_on(self: &Arc<Self>, datagram: Datagram, waiting: &mut Waiting) {
         let counters = &self.dns.shared.counters;
         count(&counters.passed_on);
         let this = Arc::clone(self);
         let is_one_forgotten = waiting.passed_on.spawn(async move {
-            let reply = pass_on::ask(ends.server, &query).await;
-            this.reply(ends, &query, reply);
+            let reply = pass_on::ask(datagram.server, datagram.query.message()).await;
+            this.reply(&datagram, reply);
         });
         if is_one_forgotten {
             count(&counters.failed);
         }
     }
 
-    fn reply(&self, ends: Ends, query: &[u8], reply: Reply) {
+    fn reply(&self, datagram: &Datagram, reply: Reply) {
         match reply {
-            Reply::Message(reply) => self.answer(ends, &reply),
-            Reply::Unreachable(code) => self.unreachable(ends, code),
+            Reply::Message(reply) => self.answer(datagram, &reply),
+            Reply::Unreachable(code) => self.unreachable(datagram, code),
             Reply::Unsent(code) => {
-                self.unreachable(ends, code);
+                self.unreachable(datagram, code);
                 // A socket that is not connected is told of no ICMP error, where it would have
                 // seen its own sendto() fail. One that is connected sees the error first.
-                if let Some(failure) = dns::unreachable_cluster(query, Limit::Datagram) {
-                    self.answer(ends, &failure);
+                if let Some(failure) = datagram.query.failure() {
+                    self.answer(datagram, &failure);
                 }
             }
             Reply::Silence => count(&self.dns.shared.counters.failed),
         }
     }
 
-    fn answer(&self, ends: Ends, message: &[u8]) {
-        match packet::udp(ends.alias, ends.source, message) {
+    fn answer(&self, to: &Datagram, message: &[u8]) {
+        match packet::udp(to.alias, to.source, message) {
             Some(packet) => self.tun.write(&packet),
             None => count(&self.dns.shared.counters.failed),
         }
     }
 
     /// The resolver goes on to its next server at once.
-    fn unreachable(&self, ends: Ends, code: u8) {
+    fn unreachable(&self, datagram: &Datagram, code: u8) {
         count(&self.dns.shared.counters.failed);
-        if let Some(packet) = packet::datagram_unreachable(ends.source, ends.alias, code) {
+        let Datagram { source, alias, .. } = *datagram;
+        if let Some(packet) = packet::datagram_unreachable(source, alias, code) {
             self.tun.write(&packet);
         }
     }

@@ -19,13 +19,13 @@ use nix::errno::Errno;
 use socket2::SockRef;
 use tokio::{net::TcpStream, sync::mpsc, task::JoinSet, time::timeout};
 use tp_core::{
-    dns::Limit,
+    dns::{Limit, Query, Step},
     framing::{self, Boundaries, Part, Queries},
     net::Verdict,
 };
 use tp_transport::splice::{closed, failed};
 
-use super::{Dns, Fate, count};
+use super::{Dns, count};
 
 /// Answers of one connection that are waited for, or wait until they may be written; then its
 /// resolver is not read any more.
@@ -137,22 +137,21 @@ impl Dns {
                 match part {
                     Part::Other(bytes) => write_all(server, &bytes).await?,
                     Part::Query(framed) => {
-                        match self.decide(Part::message(&framed), Limit::Stream) {
-                            Fate::Answer(answer) => {
+                        let query = decoded(&framed);
+                        match self.decide(&query) {
+                            Step::Send(answer) | Step::Fail(answer) => {
                                 owed.fetch_add(1, Ordering::Relaxed);
                                 // Nobody takes it once the server has ended its side.
                                 let _ = own.send(Some(answer)).await;
                             }
-                            Fate::Ask(question) => {
+                            Step::AskCluster(question) => {
                                 owed.fetch_add(1, Ordering::Relaxed);
                                 let this = Arc::clone(self);
-                                asked.spawn(async move {
-                                    let query = Part::message(&framed);
-                                    let fate = this.ask(query, &question, Limit::Stream).await;
-                                    (fate, framed)
-                                });
+                                asked.spawn(
+                                    async move { (this.ask(&query, question).await, framed) },
+                                );
                             }
-                            Fate::PassOn | Fate::Lost => {
+                            Step::PassOn => {
                                 count(&self.shared.counters.passed_on);
                                 write_all(server, &framed).await?;
                             }
@@ -168,8 +167,8 @@ impl Dns {
                 }
                 Some(ended) = asked.join_next() => {
                     let (answer, framed) = match ended {
-                        Ok((Fate::Answer(answer), _)) => (Some(answer), None),
-                        Ok((_, framed)) => (None, Some(framed)),
+                        Ok((Step::Send(answer) | Step::Fail(answer), _)) => (Some(answer), None),
+                        Ok((Step::AskCluster(_) | Step::PassOn, framed)) => (None, Some(framed)),
                         Err(_) => (None, None),
                     };
                     let _ = own.send(answer).await;
@@ -197,17 +196,17 @@ impl Dns {
             }
             queries.push(&buffer[..read]);
             while let Some(part) = queries.next_part() {
-                let fate = match &part {
+                let step = match &part {
                     Part::Query(framed) => {
-                        let query = Part::message(framed);
-                        match self.decide(query, Limit::Stream) {
-                            Fate::Ask(question) => self.ask(query, &question, Limit::Stream).await,
-                            fate => fate,
+                        let query = decoded(framed);
+                        match self.decide(&query) {
+                            Step::AskCluster(question) => self.ask(&query, question).await,
+                            step => step,
                         }
                     }
-                    Part::Other(_) => Fate::PassOn,
+                    Part::Other(_) => Step::PassOn,
                 };
-                let Fate::Answer(answer) = fate else {
+                let (Step::Send(answer) | Step::Fail(answer)) = step else {
                     count(&self.shared.counters.failed);
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 };
@@ -217,6 +216,10 @@ impl Dns {
 
         SockRef::from(client).shutdown(Shutdown::Write)
     }
+}
+
+fn decoded(framed: &[u8]) -> Query {
+    Query::decode(Part::message(framed).to_vec(), Limit::Stream)
 }
 
 /// The server's bytes as they come, and answers of ours between its messages.

@@ -29,22 +29,22 @@ fn alias(target: &str) -> RData {
 }
 
 /// What the cluster says to each question in turn, and what becomes of the query.
-fn concluded(asked_name: &str, kind: RecordType, replies: &[Message]) -> Conclusion {
-    let query = query(asked_name, kind);
+fn concluded(asked_name: &str, kind: RecordType, replies: &[Message]) -> Step {
+    let query = Query::decode(query(asked_name, kind), Limit::Datagram);
     let mut question = asked(asked_name, kind);
     for reply in replies {
         let reply = reply.to_vec().unwrap();
-        match conclude(&query, &question, &reply, &zone(), Limit::Datagram) {
-            Conclusion::Ask(next) => question = next,
-            conclusion => return conclusion,
+        match query.answered(&question, &reply, &zone()) {
+            Step::AskCluster(next) => question = next,
+            step => return step,
         }
     }
-    Conclusion::Ask(question)
+    Step::AskCluster(question)
 }
 
 fn answer_to(asked_name: &str, kind: RecordType, replies: &[Message]) -> Message {
     match concluded(asked_name, kind, replies) {
-        Conclusion::Answer(bytes) => Message::from_vec(&bytes).unwrap(),
+        Step::Send(bytes) => Message::from_vec(&bytes).unwrap(),
         other => panic!("{asked_name} {kind}: {other:?}"),
     }
 }
@@ -93,7 +93,7 @@ fn names_that_the_cluster_does_not_have_pass_on_unless_they_are_below_its_domain
             "example.cells.shop.svc.",
         ] {
             let concluded = concluded(foreign, kind, &[reply(code, &[])]);
-            assert_eq!(concluded, Conclusion::PassOn, "{code} {kind} {foreign}");
+            assert_eq!(concluded, Step::PassOn, "{code} {kind} {foreign}");
         }
         let ours = answer_to(HOST, kind, &[reply(code, &[])]);
         assert_eq!(ours.metadata.response_code, code, "{kind}");
@@ -104,12 +104,13 @@ fn names_that_the_cluster_does_not_have_pass_on_unless_they_are_below_its_domain
 fn a_user_who_may_not_ask_for_a_name_is_told_so_only_below_the_clusters_domain() {
     let conclude_empty = |asked_name| {
         let query = query(asked_name, RecordType::A);
+        let query = Query::decode(query, Limit::Datagram);
         let question = asked(asked_name, RecordType::A);
-        conclude(&query, &question, &[], &zone(), Limit::Datagram)
+        query.answered(&question, &[], &zone())
     };
 
-    assert_eq!(conclude_empty("cell-9.cells."), Conclusion::PassOn);
-    let Conclusion::Answer(bytes) = conclude_empty("cell-9.cells.shop.svc.cluster.local.") else {
+    assert_eq!(conclude_empty("cell-9.cells."), Step::PassOn);
+    let Step::Send(bytes) = conclude_empty("cell-9.cells.shop.svc.cluster.local.") else {
         panic!("nobody else knows this name");
     };
     let code = Message::from_vec(&bytes).unwrap().metadata.response_code;
@@ -137,10 +138,10 @@ fn an_empty_reply_to_a_name_that_has_no_address_either_passes_on() {
 
     for second in [nothing(), missing()] {
         let concluded = concluded("example.cells.", RecordType::AAAA, &[nothing(), second]);
-        assert_eq!(concluded, Conclusion::PassOn);
+        assert_eq!(concluded, Step::PassOn);
     }
     let concluded = concluded("example.cells.", RecordType::A, &[nothing()]);
-    assert_eq!(concluded, Conclusion::PassOn);
+    assert_eq!(concluded, Step::PassOn);
 }
 
 #[test]
@@ -222,4 +223,20 @@ fn what_the_cluster_lacks_is_not_remembered_for_long() {
     assert_eq!(sent.metadata.response_code, ResponseCode::NXDomain);
     assert_eq!(sent.authorities[0].ttl, TTL);
     assert!(matches!(&sent.authorities[0].data, RData::SOA(soa) if soa.minimum == TTL));
+}
+
+#[test]
+fn without_a_reply_only_names_below_the_clusters_domain_fail() {
+    let unanswered = |asked_name| {
+        let query = query(asked_name, RecordType::A);
+        let query = Query::decode(query, Limit::Datagram);
+        query.unanswered(&asked(asked_name, RecordType::A))
+    };
+
+    let Step::Fail(bytes) = unanswered(HOST) else {
+        panic!("nobody else knows this name");
+    };
+    let code = Message::from_vec(&bytes).unwrap().metadata.response_code;
+    assert_eq!(code, ResponseCode::ServFail);
+    assert_eq!(unanswered("cells."), Step::PassOn);
 }
