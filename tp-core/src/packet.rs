@@ -1,6 +1,6 @@
 //! The packets we read from and write to the TUN. IPv4 only, without options.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
 use bytes::Bytes;
 use etherparse::{
@@ -130,13 +130,6 @@ pub fn syn_packet(source: SocketAddrV4, destination: SocketAddrV4, sequence: u32
     written(builder.size(0), |packet| builder.write(packet, &[]).is_ok())
 }
 
-/// Whether `address` lies in the aliases `base .. base + count`.
-pub fn alias_index(address: Ipv4Addr, base: Ipv4Addr, count: u32) -> Option<u32> {
-    u32::from(address)
-        .checked_sub(u32::from(base))
-        .filter(|index| *index < count)
-}
-
 #[cfg(test)]
 mod tests {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
@@ -222,24 +215,6 @@ mod tests {
     #[test]
     fn a_payload_that_fits_no_packet_is_refused() {
         assert!(udp(at("1.1.1.1:1"), at("1.1.1.2:2"), &[0; 65_508]).is_none());
-    }
-
-    #[test]
-    fn an_alias_has_an_index() {
-        let base = Ipv4Addr::new(198, 18, 0, 0);
-
-        assert_eq!(
-            alias_index(Ipv4Addr::new(198, 18, 1, 2), base, 65_536),
-            Some(258)
-        );
-        assert_eq!(
-            alias_index(Ipv4Addr::new(198, 19, 0, 0), base, 65_536),
-            None
-        );
-        assert_eq!(
-            alias_index(Ipv4Addr::new(198, 17, 0, 0), base, 65_536),
-            None
-        );
     }
 
     fn at(text: &str) -> SocketAddrV4 {

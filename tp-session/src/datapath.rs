@@ -11,13 +11,19 @@ use std::{
 use tp_proto::fault::{Fault, FaultKind};
 use tp_root_api::{Datapath, Descriptors};
 
+use self::{aliases::Aliases, datagrams::Datagrams, tun::Tun};
 use super::{
-    dns::{Datagrams, Dns},
-    relay::{Aliases, Relay, Tun},
+    dns::Dns,
+    relay::Relay,
     shared::Shared,
     sys::{AliasTable, Heartbeat, Part},
     tasks::Tasks,
 };
+
+pub(super) mod aliases;
+mod datagrams;
+mod newest;
+pub(super) mod tun;
 
 /// What the root daemon hands over with [`tp_root_api::Reply::Opened`], ready to be served.
 pub struct Handover {
@@ -82,14 +88,12 @@ impl Handover {
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let tun = Tun::new(tun)?;
-        let aliases = Aliases {
-            table: Arc::new(table),
-            datapath,
-        };
+        let aliases = Aliases::new(table, &datapath);
         let heartbeat = Arc::new(heartbeat);
         let dns = Dns::new(Arc::clone(shared));
         let datagrams = Arc::new(Datagrams {
             dns: Arc::clone(&dns),
+            shared: Arc::clone(shared),
             aliases: aliases.clone(),
             tun: tun.clone(),
         });

@@ -1,28 +1,28 @@
 //! Queries of the session's user to the machine's own name servers: answered, asked in the
 //! cluster, or passed on as they are.
+//!
+//! `tp_core::dns` decides, and its steps are taken here. How a query comes, and how its answer goes
+//! back, is the business of the data path: this module knows neither the TUN nor aliases.
 
 use std::{
     collections::VecDeque,
     net::SocketAddrV4,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tp_core::dns::{ClusterState, Query, Question, Step};
 use tp_proto::tunnel::ResolveRequest;
 
-use super::shared::Shared;
+use super::shared::{Shared, count};
 
-pub(super) use datagrams::Datagrams;
 pub(super) use stream::NameServerStream;
 
-mod datagrams;
-mod newest;
-mod pass_on;
+pub(super) mod pass_on;
 mod search;
 pub(super) mod servers;
 mod stream;
@@ -98,7 +98,7 @@ impl Dns {
     }
 
     /// A truncated answer of ours sends its resolver to the server by TCP.
-    fn note_truncated(&self, server: SocketAddrV4, answer: &[u8]) {
+    pub(super) fn note_truncated(&self, server: SocketAddrV4, answer: &[u8]) {
         if answer.get(2).is_none_or(|flags| flags & TRUNCATED == 0) {
             return;
         }
@@ -127,7 +127,7 @@ impl Dns {
 
     /// The first step of `query`, without waiting for anything: an answer of the table is there at
     /// once.
-    fn decide(&self, query: &Query) -> Step {
+    pub(super) fn decide(&self, query: &Query) -> Step {
         let counters = &self.shared.counters;
         let cluster = match self.shared.up() {
             Some(_) => ClusterState::Reachable,
@@ -144,6 +144,11 @@ impl Dns {
         step
     }
 
+    /// Room for a question to the cluster; `None` if [`MAX_ASKED`] are under way.
+    pub(super) fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.asking).try_acquire_owned().ok()
+    }
+
     /// Asks the cluster when there is room for a question more.
     async fn ask(&self, query: &Query, question: Question) -> Step {
         let _room = self.asking.acquire().await;
@@ -152,7 +157,7 @@ impl Dns {
     }
 
     /// Takes all steps of `query` that ask the cluster; the step after them.
-    async fn ask_cluster(&self, query: &Query, mut question: Question) -> Step {
+    pub(super) async fn ask_cluster(&self, query: &Query, mut question: Question) -> Step {
         let patience = if question.is_ours() {
             CLUSTER_LIMIT
         } else {
@@ -195,8 +200,4 @@ impl Dns {
             }
         }
     }
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -2,8 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{self, Read, Write},
+    io,
     net::{SocketAddr, SocketAddrV4},
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
@@ -12,7 +11,6 @@ use std::{
 
 use futures::FutureExt as _;
 use tokio::{
-    io::unix::AsyncFd,
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
     time::{Interval, MissedTickBehavior, interval, sleep_until},
@@ -24,13 +22,13 @@ use tp_core::{
     syn::{Action, Attempt, HeldSyns},
 };
 use tp_proto::tunnel::Outcome;
-use tp_root_api::Datapath;
 use tp_transport::{Dialed, Flow, splice_observed};
 
 use super::{
+    datapath::{aliases::Aliases, tun::Tun},
     dns::{self, Dns},
     shared::{FlowCount, Shared},
-    sys::{self, AliasTable, BEAT, Heartbeat, INPUT_OR_ERROR, Part},
+    sys::{self, BEAT, Heartbeat, Part},
 };
 
 /// As many as the listener's backlog.
@@ -41,54 +39,6 @@ const BATCH: usize = 64;
 const MAX_PACKET: usize = 65_536;
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(50);
 const IDLE: Duration = Duration::from_secs(3600);
-
-/// The TUN; clones share it.
-#[derive(Clone)]
-pub(super) struct Tun(Arc<AsyncFd<File>>);
-
-impl Tun {
-    pub(super) fn new(file: File) -> io::Result<Self> {
-        Ok(Self(Arc::new(sys::watched(file)?)))
-    }
-
-    /// Writes one packet. A full queue loses it, as any network does: the sender repeats.
-    pub(super) fn write(&self, packet: &[u8]) {
-        if let Err(error) = self.0.get_ref().write(packet) {
-            tracing::debug!(%error, "Packet lost on its way to the TUN");
-        }
-    }
-
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0
-            .async_io(INPUT_OR_ERROR, |mut file| file.read(buffer))
-            .await
-    }
-
-    fn try_read(&self, buffer: &mut [u8]) -> Option<usize> {
-        self.0.get_ref().read(buffer).ok()
-    }
-}
-
-/// Translates aliases of one data path.
-#[derive(Clone)]
-pub(super) struct Aliases {
-    pub(super) table: Arc<AliasTable>,
-    pub(super) datapath: Datapath,
-}
-
-impl Aliases {
-    /// The real address and port behind an alias.
-    pub(super) fn real(&self, alias: SocketAddrV4) -> Option<SocketAddrV4> {
-        let Datapath {
-            alias_base,
-            alias_count,
-            ..
-        } = self.datapath;
-        let index = packet::alias_index(*alias.ip(), alias_base, alias_count)?;
-
-        Some(SocketAddrV4::new(self.table.real(index)?, alias.port()))
-    }
-}
 
 pub(super) struct Relay {
     pub(super) tun: Tun,

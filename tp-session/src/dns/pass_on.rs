@@ -25,7 +25,7 @@ const ICMP_DESTINATION_UNREACHABLE: u8 = 3;
 
 /// How the server that was meant took it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Message(Vec<u8>),
     /// The network said so, with this code of ICMP's "destination unreachable".
     Unreachable(u8),
@@ -36,7 +36,7 @@ pub(super) enum Reply {
 }
 
 /// A socket per query: the kernel's choice of port is what guards against forged replies.
-pub(super) async fn ask(server: SocketAddrV4, query: &[u8]) -> Reply {
+pub(crate) async fn ask(server: SocketAddrV4, query: &[u8]) -> Reply {
     let socket = match socket().await {
         Ok(socket) => socket,
         Err(error) => {

@@ -25,7 +25,8 @@ use tp_core::{
 };
 use tp_transport::splice::{closed, failed};
 
-use super::{Dns, count};
+use super::Dns;
+use crate::shared::count;
 
 /// Answers of one connection that are waited for, or wait until they may be written; then its
 /// resolver is not read any more.

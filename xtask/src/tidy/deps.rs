@@ -126,9 +126,11 @@ const PURE: (&str, &[&str]) = (
 );
 
 /// Modules that must not know each other: folder, and what its files must not name.
-const STRANGERS: [(&str, &str); 2] = [
+const STRANGERS: [(&str, &str); 4] = [
     ("tp-manager/src/index", "crate::grpc"),
     ("tp-manager/src/grpc", "crate::index"),
+    ("tp-session/src/dns", "datapath::"),
+    ("tp-session/src/dns", "relay::"),
 ];
 
 #[derive(Debug, Deserialize)]

@@ -1,4 +1,5 @@
-//! Queries over UDP.
+//! Queries over UDP: what arrives at the socket in the private namespace, and is answered through the
+//! TUN.
 
 use std::{
     io::{self, IoSliceMut},
@@ -18,13 +19,13 @@ use tp_core::{
     packet,
 };
 
-use super::{
-    Dns, count,
-    newest::Newest,
-    pass_on::{self, Reply},
-};
+use super::{aliases::Aliases, newest::Newest, tun::Tun};
 use crate::{
-    relay::{Aliases, Tun},
+    dns::{
+        Dns,
+        pass_on::{self, Reply},
+    },
+    shared::{Shared, count},
     sys::{self, BEAT, Heartbeat, INPUT_OR_ERROR, Part},
 };
 
@@ -33,10 +34,11 @@ use crate::{
 const MAX_PASSED_ON: usize = 1024;
 const MAX_MESSAGE: usize = 65_535;
 
-pub(crate) struct Datagrams {
-    pub(crate) dns: Arc<Dns>,
-    pub(crate) aliases: Aliases,
-    pub(crate) tun: Tun,
+pub(super) struct Datagrams {
+    pub(super) dns: Arc<Dns>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) aliases: Aliases,
+    pub(super) tun: Tun,
 }
 
 /// A query as it came.
@@ -57,7 +59,7 @@ struct Waiting {
 impl Datagrams {
     /// Answers datagrams, and says that it is alive: a session that hangs here, or in the relay, loses
     /// port 53.
-    pub(crate) async fn serve(
+    pub(super) async fn serve(
         self: Arc<Self>,
         socket: UdpSocket,
         heartbeat: Arc<Heartbeat>,
@@ -108,8 +110,8 @@ impl Datagrams {
     }
 
     fn ask(self: &Arc<Self>, datagram: Datagram, question: Question, waiting: &mut Waiting) {
-        let Ok(room) = Arc::clone(&self.dns.asking).try_acquire_owned() else {
-            count(&self.dns.shared.counters.failed);
+        let Some(room) = self.dns.room() else {
+            count(&self.shared.counters.failed);
             return;
         };
         let dns = Arc::clone(&self.dns);
@@ -121,7 +123,7 @@ impl Datagrams {
     }
 
     fn pass_on(self: &Arc<Self>, datagram: Datagram, waiting: &mut Waiting) {
-        let counters = &self.dns.shared.counters;
+        let counters = &self.shared.counters;
         count(&counters.passed_on);
         let this = Arc::clone(self);
         let is_one_forgotten = waiting.passed_on.spawn(async move {
@@ -145,20 +147,20 @@ impl Datagrams {
                     self.answer(datagram, &failure);
                 }
             }
-            Reply::Silence => count(&self.dns.shared.counters.failed),
+            Reply::Silence => count(&self.shared.counters.failed),
         }
     }
 
     fn answer(&self, to: &Datagram, message: &[u8]) {
         match packet::udp(to.alias, to.source, message) {
             Some(packet) => self.tun.write(&packet),
-            None => count(&self.dns.shared.counters.failed),
+            None => count(&self.shared.counters.failed),
         }
     }
 
     /// The resolver goes on to its next server at once.
     fn unreachable(&self, datagram: &Datagram, code: u8) {
-        count(&self.dns.shared.counters.failed);
+        count(&self.shared.counters.failed);
         let Datagram { source, alias, .. } = *datagram;
         if let Some(packet) = packet::datagram_unreachable(source, alias, code) {
             self.tun.write(&packet);
