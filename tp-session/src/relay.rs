@@ -27,7 +27,7 @@ use tp_transport::{Dialed, Flow, splice_observed};
 use super::{
     datapath::{aliases::Aliases, tun::Tun},
     dns::{self, Dns},
-    shared::{FlowCount, Shared},
+    shared::{FlowCount, Shared, count},
     sys::{self, BEAT, Heartbeat, Part},
 };
 
@@ -180,32 +180,42 @@ impl Relay {
         self.perform(attempts, actions);
     }
 
-    fn perform(&self, attempts: &mut Attempts, actions: Vec<Action>) {
+    fn perform(&self, attempts: &mut Attempts, actions: impl IntoIterator<Item = Action>) {
         for action in actions {
-            match action {
-                Action::Write(packet) => self.tun.write(&packet),
-                Action::WriteAgain(packet) => {
-                    self.shared
-                        .counters
-                        .repeated
-                        .fetch_add(1, Ordering::Relaxed);
-                    self.tun.write(&packet);
-                }
-                Action::Cancel(attempt) => {
-                    attempts.ready.remove(&attempt.flow);
-                    if let Some(dial) = attempts.dialling.remove(&attempt) {
-                        dial.abort();
-                    }
-                }
-                Action::Dial(attempt) => self.dial(attempts, attempt),
+            let mut next = Some(action);
+            while let Some(action) = next {
+                next = self.perform_one(attempts, action);
             }
         }
     }
 
-    fn dial(&self, attempts: &mut Attempts, attempt: Attempt) {
+    /// Performs `action`; the action that it leads to at once.
+    fn perform_one(&self, attempts: &mut Attempts, action: Action) -> Option<Action> {
+        match action {
+            Action::Write(packet) => self.tun.write(&packet),
+            Action::WriteAgain(packet) => {
+                count(&self.shared.counters.repeated);
+                self.tun.write(&packet);
+            }
+            Action::Cancel(attempt) => {
+                attempts.ready.remove(&attempt.flow);
+                if let Some(dial) = attempts.dialling.remove(&attempt) {
+                    dial.abort();
+                }
+            }
+            Action::Dial(attempt) => return self.dial(attempts, attempt),
+        }
+
+        None
+    }
+
+    /// Begins to dial; the action that refuses an attempt whose destination is not known.
+    fn dial(&self, attempts: &mut Attempts, attempt: Attempt) -> Option<Action> {
         let Some(target) = self.aliases.real(attempt.flow.destination) else {
-            self.verdict(attempts, attempt, Verdict::HostUnreachable);
-            return;
+            let verdict = Verdict::HostUnreachable;
+            return attempts
+                .held
+                .handle_verdict(attempt, verdict, Instant::now());
         };
         let (dns, shared) = (Arc::clone(&self.dns), Arc::clone(&self.shared));
         let dial = async move {
@@ -232,6 +242,8 @@ impl Relay {
             }
         });
         attempts.dialling.insert(attempt, dial);
+
+        None
     }
 
     fn dialled(&self, attempts: &mut Attempts, dialled: Dialling) {
@@ -246,16 +258,10 @@ impl Relay {
         if let Some(ready) = ready {
             attempts.ready.insert(attempt.flow, ready);
         }
-        self.verdict(attempts, attempt, verdict);
-    }
-
-    fn verdict(&self, attempts: &mut Attempts, attempt: Attempt, verdict: Verdict) {
-        if let Some(action) = attempts
+        let action = attempts
             .held
-            .handle_verdict(attempt, verdict, Instant::now())
-        {
-            self.perform(attempts, vec![action]);
-        }
+            .handle_verdict(attempt, verdict, Instant::now());
+        self.perform(attempts, action);
     }
 
     fn accepted(&self, attempts: &mut Attempts, stream: TcpStream, peer: SocketAddr) {
