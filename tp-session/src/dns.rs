@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,7 +15,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
-use tp_core::dns::{ClusterState, Query, Question, Step};
+use tp_core::dns::{ClusterState, Query, Question, Step, Zone};
 use tp_proto::tunnel::ResolveRequest;
 
 use super::shared::{Shared, count};
@@ -172,7 +172,13 @@ impl Dns {
             Err(_) => query.unanswered(&question),
         };
         match &step {
-            Step::Send(answer) => self.shared.leads.learn(answer, &self.shared).await,
+            Step::Send(answer) => {
+                let is_cluster = |address: Ipv4Addr| {
+                    let has_it = |zone: &Zone| zone.is_cluster_address(address.into());
+                    self.shared.zone(has_it)
+                };
+                self.shared.leads.learn(answer, is_cluster).await;
+            }
             Step::Fail(_) => count(&self.shared.counters.failed),
             Step::AskCluster(_) | Step::PassOn => {}
         }
@@ -193,7 +199,7 @@ impl Dns {
                 query: question.message.clone().into(),
             };
             let reply = up.manager.resolve(request).await?.into_inner().response;
-            let answered = |zone: &_| query.answered(question, &reply, zone);
+            let answered = |zone: &Zone| query.answered(question, &reply, zone);
             match self.shared.zone(answered) {
                 Step::AskCluster(further) => *question = further,
                 step => return Ok(step),

@@ -14,9 +14,8 @@ use tokio::{
 use tp_core::{
     dns,
     outside::{self, Outside},
+    steering::Local,
 };
-
-use super::shared::Shared;
 
 /// Of one answer; further ones are not steered.
 const MOST_OF_ONE: usize = 16;
@@ -24,8 +23,11 @@ const MOST_OF_ONE: usize = 16;
 const STEER_LIMIT: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(15);
 
-#[derive(Default)]
 pub(super) struct Leads {
+    /// This machine's own networks.
+    local: watch::Receiver<Local>,
+    /// The name servers in use.
+    servers: watch::Receiver<Vec<SocketAddrV4>>,
     known: Mutex<Outside>,
     /// For the root daemon.
     wanted: watch::Sender<Vec<Ipv4Addr>>,
@@ -34,21 +36,34 @@ pub(super) struct Leads {
 }
 
 impl Leads {
-    /// Before `answer` goes out, so that a program that connects at once is steered already.
-    pub(super) async fn learn(&self, answer: &[u8], shared: &Shared) {
-        let mut found = dns::addresses(answer, MOST_OF_ONE);
-        shared.zone(|zone| found.retain(|it| !zone.is_cluster_address((*it).into())));
-        if !found.is_empty() {
-            self.steer(found, shared).await;
+    pub(super) fn new(
+        local: watch::Receiver<Local>,
+        servers: watch::Receiver<Vec<SocketAddrV4>>,
+    ) -> Self {
+        Self {
+            local,
+            servers,
+            known: Mutex::default(),
+            wanted: watch::Sender::default(),
+            steered: watch::Sender::default(),
         }
     }
 
-    async fn steer(&self, mut found: Vec<Ipv4Addr>, shared: &Shared) {
+    /// Before `answer` goes out, so that a program that connects at once is steered already.
+    pub(super) async fn learn(&self, answer: &[u8], is_cluster: impl Fn(Ipv4Addr) -> bool) {
+        let mut found = dns::addresses(answer, MOST_OF_ONE);
+        found.retain(|it| !is_cluster(*it));
+        if !found.is_empty() {
+            self.steer(found).await;
+        }
+    }
+
+    async fn steer(&self, mut found: Vec<Ipv4Addr>) {
         found.retain(|address| {
             let is_server = |server: &SocketAddrV4| server.ip() == address;
             outside::is_elsewhere(*address)
-                && !shared.local.borrow().has(*address)
-                && !shared.name_servers.borrow().iter().any(is_server)
+                && !self.local.borrow().has(*address)
+                && !self.servers.borrow().iter().any(is_server)
         });
         let now = Instant::now();
         let mut is_new = false;
@@ -108,12 +123,10 @@ impl Leads {
 
 #[cfg(test)]
 mod tests {
-    use tp_core::{
-        dns::Zone,
-        steering::{Link, Local},
-    };
+    use tp_core::{dns::Zone, steering::Link};
 
     use super::*;
+    use crate::shared::Shared;
 
     const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
@@ -135,7 +148,7 @@ mod tests {
             shared.leads.is_steered(addresses);
         };
 
-        tokio::join!(shared.leads.steer(vec![ELSEWHERE], &shared), root);
+        tokio::join!(shared.leads.steer(vec![ELSEWHERE]), root);
 
         assert_eq!(shared.leads.steered(), [ELSEWHERE]);
     }
@@ -155,12 +168,12 @@ mod tests {
         };
         shared.local.send_replace(local.clone());
 
-        shared.leads.steer(found, &shared).await;
+        shared.leads.steer(found).await;
         assert!(wanted.borrow().is_empty());
 
         let shared = self::shared();
         shared.local.send_replace(local);
-        shared.leads.steer(vec![ELSEWHERE], &shared).await;
+        shared.leads.steer(vec![ELSEWHERE]).await;
         assert_eq!(*shared.leads.wanted().borrow(), [ELSEWHERE]);
     }
 }

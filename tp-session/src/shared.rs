@@ -123,14 +123,18 @@ impl Drop for FlowCount<'_> {
 impl Shared {
     /// No tunnel yet, and names as `zone` has them.
     pub fn new(zone: Zone) -> Self {
+        let local = watch::Sender::default();
+        let name_servers = watch::Sender::new(Vec::new());
+        let leads = Leads::new(local.subscribe(), name_servers.subscribe());
+
         Self {
             zone: RwLock::new(zone),
             up: watch::Sender::new(None),
             reason: watch::Sender::new(String::new()),
             networks: watch::Sender::new(Vec::new()),
-            local: watch::Sender::default(),
-            name_servers: watch::Sender::new(Vec::new()),
-            leads: Leads::default(),
+            local,
+            name_servers,
+            leads,
             counters: Counters::default(),
             deleted: CancellationToken::new(),
             services_are_covered: AtomicBool::new(false),

@@ -15,8 +15,7 @@ use super::{
 
 /// Imports that close a circle: the file, and the one that it takes something from. Without them
 /// there is none. This list only gets shorter.
-const KNOWN: [(&str, &str); 6] = [
-    ("tp-session/src/leads.rs", "tp-session/src/shared.rs"),
+const KNOWN: [(&str, &str); 5] = [
     ("tp-transport/src/credit.rs", "tp-transport/src/flow.rs"),
     (
         "tp-transport/src/credit.rs",
