@@ -10,11 +10,11 @@ pub mod credit;
 pub mod dns;
 pub mod framing;
 pub mod keep_alive;
-pub mod net;
 pub mod outside;
 pub mod packet;
 pub mod steering;
 pub mod syn;
+pub mod verdict;
 
 /// Version of every program built from this workspace.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -8,7 +8,7 @@ use etherparse::{
     icmpv4::DestUnreachableHeader,
 };
 
-use crate::net;
+use crate::verdict;
 
 const TTL: u8 = 64;
 /// Bytes of the payload that an ICMP error quotes beside the IP header (RFC 792).
@@ -65,11 +65,11 @@ pub fn reset(syn: &Syn) -> Vec<u8> {
     written(builder.size(0), |packet| builder.write(packet, &[]).is_ok())
 }
 
-/// The ICMP error that refuses `syn` with `code` ([`net::HOST_UNREACHABLE`] and its neighbours).
+/// The ICMP error that refuses `syn` with `code` ([`verdict::HOST_UNREACHABLE`] and its neighbours).
 pub fn unreachable(syn: &Syn, code: u8) -> Vec<u8> {
     let reason = match code {
-        net::NET_UNREACHABLE => DestUnreachableHeader::Network,
-        net::PROHIBITED => DestUnreachableHeader::FilterProhibited,
+        verdict::NET_UNREACHABLE => DestUnreachableHeader::Network,
+        verdict::PROHIBITED => DestUnreachableHeader::FilterProhibited,
         _ => DestUnreachableHeader::Host,
     };
     let header = usize::from(syn.packet.first().map_or(0, |first| first & 0x0f)) * 4;
@@ -121,20 +121,24 @@ fn written(size: usize, write: impl FnOnce(&mut Vec<u8>) -> bool) -> Vec<u8> {
     packet
 }
 
-/// A SYN for tests.
-pub fn syn_packet(source: SocketAddrV4, destination: SocketAddrV4, sequence: u32) -> Vec<u8> {
-    let builder = PacketBuilder::ipv4(source.ip().octets(), destination.ip().octets(), TTL)
-        .tcp(source.port(), destination.port(), sequence, 64_240)
-        .syn();
-
-    written(builder.size(0), |packet| builder.write(packet, &[]).is_ok())
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 
     use super::*;
+
+    /// A SYN as it leaves an application's kernel.
+    pub(crate) fn syn_packet(
+        source: SocketAddrV4,
+        destination: SocketAddrV4,
+        sequence: u32,
+    ) -> Vec<u8> {
+        let builder = PacketBuilder::ipv4(source.ip().octets(), destination.ip().octets(), TTL)
+            .tcp(source.port(), destination.port(), sequence, 64_240)
+            .syn();
+
+        written(builder.size(0), |packet| builder.write(packet, &[]).is_ok())
+    }
 
     fn syn() -> Syn {
         let packet = syn_packet(at("198.19.255.1:40000"), at("198.18.1.2:80"), u32::MAX);
@@ -155,10 +159,10 @@ mod tests {
         let (source, destination) = (at("198.19.255.1:40000"), at("198.18.1.2:53"));
 
         for code in [
-            net::PORT_UNREACHABLE,
-            net::NET_UNKNOWN,
-            net::HOST_UNREACHABLE,
-            net::PROHIBITED,
+            verdict::PORT_UNREACHABLE,
+            verdict::NET_UNKNOWN,
+            verdict::HOST_UNREACHABLE,
+            verdict::PROHIBITED,
         ] {
             let packet = datagram_unreachable(source, destination, code).unwrap();
 
@@ -198,7 +202,11 @@ mod tests {
 
     #[test]
     fn an_icmp_error_quotes_the_syn() {
-        for code in [net::NET_UNREACHABLE, net::HOST_UNREACHABLE, net::PROHIBITED] {
+        for code in [
+            verdict::NET_UNREACHABLE,
+            verdict::HOST_UNREACHABLE,
+            verdict::PROHIBITED,
+        ] {
             let syn = syn();
             let packet = unreachable(&syn, code);
             let sliced = SlicedPacket::from_ip(&packet).unwrap();

@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::{
-    net::{Signal, Verdict},
     packet::{self, FlowKey, Syn},
+    verdict::{Signal, Verdict},
 };
 
 /// An attempt whose next SYN is overdue by this much has been given up by the application. The

@@ -17,9 +17,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tp_core::{
-    net::Verdict,
     packet::{self, FlowKey},
     syn::{Action, Attempt, HeldSyns},
+    verdict::Verdict,
 };
 use tp_proto::tunnel::Outcome;
 use tp_transport::{Dialed, Flow, splice_observed};

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tp_core::{dns::Zone, net::Verdict, steering::Local};
+use tp_core::{dns::Zone, steering::Local, verdict::Verdict};
 use tp_proto::{
     local::Count,
     table,

@@ -2,7 +2,7 @@ use super::*;
 
 fn syn(port: u16, sequence: u32) -> Syn {
     let source = format!("198.19.255.1:{port}").parse().unwrap();
-    let packet = packet::syn_packet(source, "198.18.1.2:80".parse().unwrap(), sequence);
+    let packet = packet::tests::syn_packet(source, "198.18.1.2:80".parse().unwrap(), sequence);
     packet::parse_syn(&packet).unwrap()
 }
 
@@ -73,7 +73,7 @@ fn a_refusal_that_the_kernel_may_have_dropped_is_repeated() {
     }
     held.handle_verdict(attempt(&unreachable), Verdict::HostUnreachable, now);
     held.handle_verdict(attempt(&refused), Verdict::Refused, now);
-    let refusal = packet::unreachable(&unreachable, crate::net::HOST_UNREACHABLE);
+    let refusal = packet::unreachable(&unreachable, crate::verdict::HOST_UNREACHABLE);
 
     let mut times = Vec::new();
     while let Some(due) = held.poll_timeout().filter(|due| *due < now + SWEEP) {
@@ -132,7 +132,7 @@ fn a_full_table_refuses_at_once() {
     held.handle_syn(syn(40000, 1), now);
     let second = syn(40001, 1);
 
-    let refusal = packet::unreachable(&second, crate::net::HOST_UNREACHABLE);
+    let refusal = packet::unreachable(&second, crate::verdict::HOST_UNREACHABLE);
     assert_eq!(held.handle_syn(second, now), [Action::Write(refusal)]);
 }
 

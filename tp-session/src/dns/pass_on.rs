@@ -14,7 +14,7 @@ use nix::{
     },
 };
 use tokio::{io::Interest, net::UdpSocket, time::timeout};
-use tp_core::net;
+use tp_core::verdict;
 
 /// Longer than any resolver waits for one attempt (5 s, resolv.conf(5)), so that its own time-out
 /// decides.
@@ -100,7 +100,7 @@ fn reported(socket: &UdpSocket) -> Option<u8> {
             Some(if is_unreachable {
                 error.ee_code
             } else {
-                net::HOST_UNREACHABLE
+                verdict::HOST_UNREACHABLE
             })
         }
         _ => None,
@@ -110,10 +110,10 @@ fn reported(socket: &UdpSocket) -> Option<u8> {
 /// What stands for an error of this machine's own: no route, a route that forbids, a firewall.
 fn unsent(error: &io::Error) -> Reply {
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENETUNREACH | Errno::ENETDOWN) => Reply::Unsent(net::NET_UNKNOWN),
+        Some(Errno::ENETUNREACH | Errno::ENETDOWN) => Reply::Unsent(verdict::NET_UNKNOWN),
         Some(
             Errno::EHOSTUNREACH | Errno::EHOSTDOWN | Errno::EPERM | Errno::EACCES | Errno::EINVAL,
-        ) => Reply::Unsent(net::PROHIBITED),
+        ) => Reply::Unsent(verdict::PROHIBITED),
         _ => Reply::Silence,
     }
 }
@@ -155,7 +155,7 @@ mod tests {
 
         let reply = ask(address, &[0, 1, 2]).await;
 
-        assert_eq!(reply, Reply::Unreachable(net::PORT_UNREACHABLE));
+        assert_eq!(reply, Reply::Unreachable(verdict::PORT_UNREACHABLE));
     }
 
     #[tokio::test]

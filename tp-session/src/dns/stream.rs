@@ -21,7 +21,7 @@ use tokio::{net::TcpStream, sync::mpsc, task::JoinSet, time::timeout};
 use tp_core::{
     dns::{Limit, Query, Step},
     framing::{self, Boundaries, Part, Queries},
-    net::Verdict,
+    verdict::Verdict,
 };
 use tp_transport::splice::{closed, failed};
 
