@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Doubles from `first` to `most`; a success starts again.
+/// Pauses that double up to a limit.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -11,6 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
+    /// The first pause lasts `first`; none lasts longer than `most`.
     pub fn new(first: Duration, most: Duration) -> Self {
         Self {
             first,
@@ -28,6 +29,7 @@ impl Backoff {
         pause.mul_f64(1.0 - 0.25 * jitter.clamp(0.0, 1.0))
     }
 
+    /// An attempt succeeded: the next pause is the first one again.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

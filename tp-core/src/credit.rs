@@ -47,7 +47,8 @@ impl Limits {
     }
 }
 
-/// What the peer breaks by sending more than it was granted, or by giving back what it has not.
+/// The peer sent more than it was granted, or gave back credit that it does not have. Nothing was
+/// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("more bytes than were granted")]
 pub struct Exceeded;
@@ -74,13 +75,14 @@ pub struct Share {
 }
 
 impl Share {
-    /// Granted and not passed on.
+    /// Granted and not passed on, in bytes.
     pub fn held(&self) -> u64 {
         self.held
     }
 }
 
 impl Pool {
+    /// A pool without flows. `limits.start` and `limits.window` are at least `limits.floor`.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -89,7 +91,8 @@ impl Pool {
         }
     }
 
-    /// A new flow, which has been granted [`Share::held`]; `None` if there are too many.
+    /// A new flow, which has been granted [`Share::held`]; `None` if [`Limits::flows`] are open.
+    /// `now` is the time since any fixed moment, the same one for all calls.
     pub fn open(&mut self, now: Duration) -> Option<Share> {
         if self.flows == self.limits.flows {
             return None;
@@ -106,13 +109,18 @@ impl Pool {
         })
     }
 
+    /// The flow has ended: what it held is free for others.
     pub fn close(&mut self, share: Share) {
         self.flows -= 1;
         self.taken -= self.above(share.held);
     }
 
-    /// `bytes` of the flow are passed on. Returns what it is granted now, if anything.
-    /// `round_trip` is asked only when it matters.
+    /// `bytes` of the flow are passed on at `now`. Returns how many bytes it is granted; 0 if what
+    /// could be granted is not worth a message. `round_trip` is asked only when it matters.
+    ///
+    /// # Errors
+    ///
+    /// [`Exceeded`] if the flow was not granted as many bytes.
     pub fn pass_on(
         &mut self,
         share: &mut Share,
@@ -130,11 +138,15 @@ impl Pool {
     }
 
     /// The sender gives `bytes` of its credit back.
+    ///
+    /// # Errors
+    ///
+    /// [`Exceeded`] if it does not have as many.
     pub fn give_back(&mut self, share: &mut Share, bytes: u64) -> Result<(), Exceeded> {
         self.lower(share, bytes)
     }
 
-    /// Granted to all flows and not passed on, where a flow counts with no less than its floor.
+    /// Granted to all flows and not passed on, in bytes, where a flow counts with no less than its floor.
     pub fn held(&self) -> u64 {
         self.flows * self.limits.floor + self.taken
     }

@@ -53,10 +53,12 @@ pub enum ClusterState {
 pub enum Presence {
     /// It has an address.
     Exists,
+    /// It has none, or there is no such name.
     Missing,
 }
 
-/// A query for the IPv4 address of `name`; `None` if that can be no name.
+/// A query for the IPv4 address of `name` in wire format; `None` if that is not a name (RFC 1035
+/// section 3.1). `name` is a full name, with or without a dot at its end.
 pub fn question(name: &str) -> Option<Vec<u8>> {
     let mut name = Name::from_ascii(name).ok()?;
     name.set_fqdn(true);
@@ -67,7 +69,8 @@ pub fn question(name: &str) -> Option<Vec<u8>> {
     query.to_vec().ok()
 }
 
-/// What `answer` says to `query`; `None` if it is no answer to it, or a failure.
+/// Whether the name that `query` asks for exists, as `answer` says, both in wire format; `None` if
+/// `answer` has another identifier or question, or says neither NOERROR nor NXDOMAIN.
 pub fn presence(query: &[u8], answer: &[u8]) -> Option<Presence> {
     let query = Message::from_vec(query).ok()?;
     let answer = Message::from_vec(answer).ok()?;

@@ -20,13 +20,13 @@ pub enum Part {
 }
 
 impl Part {
-    /// The message of a framed query.
+    /// The message of a framed query, without the two bytes of its length.
     pub fn message(framed: &[u8]) -> &[u8] {
         framed.get(LENGTH..).unwrap_or_default()
     }
 }
 
-/// The way from the resolver to the server.
+/// The bytes on the way from the resolver to the server, in parts.
 #[derive(Debug, Default)]
 pub struct Queries {
     held: Vec<u8>,
@@ -84,7 +84,7 @@ impl Queries {
         self.late.push(framed);
     }
 
-    /// What is left when the resolver has ended its side.
+    /// The bytes that are left when the resolver has ended its side: half a message, if any.
     pub fn rest(&mut self) -> Vec<u8> {
         mem::take(&mut self.held)
     }
@@ -130,7 +130,8 @@ pub struct Boundaries {
 }
 
 impl Boundaries {
-    /// Notes bytes that go by; the last position among them that is between two messages.
+    /// Notes `bytes` that go by. Returns the last position among them that is between two messages;
+    /// `None` if there is none.
     pub fn push(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut last = None;
         let mut at = 0;
@@ -154,6 +155,7 @@ impl Boundaries {
         last
     }
 
+    /// Whether the byte that comes next begins a message, so that another message may go before it.
     pub fn is_between_messages(&self) -> bool {
         self.left == 0 && self.half.is_none()
     }
@@ -163,7 +165,8 @@ fn length(first: u8, second: u8) -> usize {
     usize::from(u16::from_be_bytes([first, second]))
 }
 
-/// `message` with its length before it; `None` if it has none.
+/// `message` with its length before it, in two bytes of network byte order (RFC 1035 section
+/// 4.2.2); `None` if it is longer than 65535 bytes.
 pub fn framed(message: &[u8]) -> Option<Vec<u8>> {
     let length = u16::try_from(message.len()).ok()?;
 

@@ -5,11 +5,18 @@
 use std::time::Duration;
 
 /// What a connection has received and sent so far, in segments.
+///
+/// The counters are those of `struct tcp_info` in `linux/tcp.h` (Linux 4.2 and 4.6). Each wraps to
+/// zero after 2³² - 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Segments {
+    /// `tcpi_segs_in`: all segments received.
     pub received: u32,
+    /// `tcpi_segs_out`: all segments sent.
     pub sent: u32,
+    /// `tcpi_data_segs_in`: segments received that carry data.
     pub data_received: u32,
+    /// `tcpi_data_segs_out`: segments sent that carry data.
     pub data_sent: u32,
 }
 
@@ -27,8 +34,8 @@ struct Quiet {
 }
 
 impl Watch {
-    /// Looks at the connection. Returns the time between two probes when it has become known, or
-    /// turns out to be shorter.
+    /// Looks at the connection, at the time `now` since any fixed moment. Returns the time between
+    /// two probes when it has become known, or turns out to be shorter.
     pub fn look(&mut self, segments: Segments, now: Duration) -> Option<Duration> {
         let Some(quiet) = self
             .quiet

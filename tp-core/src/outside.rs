@@ -10,10 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// After the last answer with an address, and the last dial to it. Longer than programs commonly
-/// keep an address, shorter than anybody would look for the reason.
+/// How long an address is kept after the last answer with it and the last dial to it. Longer than
+/// programs commonly keep an address, shorter than anybody would look for the reason.
 pub const LIFE: Duration = Duration::from_secs(300);
-/// A further one takes the place of the one that was used longest ago.
+/// How many addresses are kept. A further one takes the place of the one that was used longest ago.
 pub const MOST: usize = 256;
 
 /// The addresses, each with the time of its last use.
@@ -21,7 +21,7 @@ pub const MOST: usize = 256;
 pub struct Outside(BTreeMap<Ipv4Addr, Instant>);
 
 impl Outside {
-    /// An answer leads to `address`. Whether it was not known.
+    /// An answer leads to `address`. Returns whether it is new.
     pub fn learn(&mut self, address: Ipv4Addr, now: Instant) -> bool {
         if self.renew(address, now) {
             return false;
@@ -36,14 +36,14 @@ impl Outside {
         true
     }
 
-    /// A connection goes to `address`. Whether it is known.
+    /// A connection goes to `address`. Returns whether it is known; an unknown one stays so.
     pub fn renew(&mut self, address: Ipv4Addr, now: Instant) -> bool {
         let used = self.0.get_mut(&address);
 
         used.map(|used| *used = now).is_some()
     }
 
-    /// Whether anything was forgotten, because it was in use too long ago.
+    /// Forgets the addresses whose last use is [`LIFE`] ago. Returns whether there was one.
     pub fn forget(&mut self, now: Instant) -> bool {
         let before = self.0.len();
         self.0
@@ -52,6 +52,7 @@ impl Outside {
         self.0.len() < before
     }
 
+    /// The addresses, in ascending order.
     pub fn addresses(&self) -> Vec<Ipv4Addr> {
         self.0.keys().copied().collect()
     }
@@ -63,7 +64,8 @@ impl Outside {
     }
 }
 
-/// Whether `address` can be that of another machine.
+/// Whether `address` can be that of another machine: it is not "this network" (RFC 1122 section
+/// 3.2.1.3), loopback, link-local (RFC 3927), multicast (RFC 5771) or limited broadcast.
 pub fn is_elsewhere(address: Ipv4Addr) -> bool {
     let is_this_network = address.octets()[0] == 0;
 

@@ -17,7 +17,9 @@ const QUOTED: usize = 8;
 /// A connection attempt as it left the application's kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Syn {
+    /// The ends of the connection.
     pub flow: FlowKey,
+    /// The sequence number, in host byte order.
     pub sequence: u32,
     /// The whole packet, to be written back.
     pub packet: Bytes,
@@ -26,11 +28,14 @@ pub struct Syn {
 /// Both ends of a connection on the veth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowKey {
+    /// The application's end.
     pub source: SocketAddrV4,
+    /// The alias that the application connects to.
     pub destination: SocketAddrV4,
 }
 
-/// The SYN in `packet`; `None` for everything else.
+/// The SYN in `packet`, a whole IPv4 packet; `None` for everything else: other protocols, fragments
+/// (RFC 791), TCP segments without SYN or with ACK (RFC 9293 section 3.1), truncated headers.
 pub fn parse_syn(packet: &[u8]) -> Option<Syn> {
     let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
     if ip.protocol() != IpNumber::TCP || ip.is_fragmenting_payload() {
@@ -51,7 +56,7 @@ pub fn parse_syn(packet: &[u8]) -> Option<Syn> {
     })
 }
 
-/// The RST that refuses `syn` (RFC 9293 section 3.10.7.1).
+/// The RST that refuses `syn` (RFC 9293 section 3.10.7.1), as a whole IPv4 packet.
 pub fn reset(syn: &Syn) -> Vec<u8> {
     let FlowKey {
         source,
@@ -65,7 +70,10 @@ pub fn reset(syn: &Syn) -> Vec<u8> {
     written(builder.size(0), |packet| builder.write(packet, &[]).is_ok())
 }
 
-/// The ICMP error that refuses `syn` with `code` ([`verdict::HOST_UNREACHABLE`] and its neighbours).
+/// The ICMP error "destination unreachable" (RFC 792) that refuses `syn`, as a whole IPv4 packet. It
+/// quotes the IP header and 8 bytes of `syn`. `code` is [`verdict::NET_UNREACHABLE`],
+/// [`verdict::HOST_UNREACHABLE`] or [`verdict::PROHIBITED`]; any other counts as
+/// [`verdict::HOST_UNREACHABLE`].
 pub fn unreachable(syn: &Syn, code: u8) -> Vec<u8> {
     let reason = match code {
         verdict::NET_UNREACHABLE => DestUnreachableHeader::Network,
@@ -86,7 +94,7 @@ pub fn unreachable(syn: &Syn, code: u8) -> Vec<u8> {
     })
 }
 
-/// A UDP packet; `None` if `payload` does not fit one.
+/// A UDP datagram (RFC 768) as a whole IPv4 packet; `None` if `payload` is longer than 65507 bytes.
 pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
     let builder = PacketBuilder::ipv4(source.ip().octets(), destination.ip().octets(), TTL)
         .udp(source.port(), destination.port());
@@ -97,7 +105,9 @@ pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> O
 }
 
 /// The ICMP error "destination unreachable" with `code` about a datagram from `source`, as
-/// `destination` or a router on the way there sends it; `None` for a code that there is not.
+/// `destination` or a router on the way there sends it, as a whole IPv4 packet. It quotes the headers
+/// of the datagram. `None` for a code above 15 (RFC 792, RFC 1812 section 5.2.7.1); with code 4,
+/// "fragmentation needed", the next hop's MTU is 0 (RFC 1191 section 4).
 pub fn datagram_unreachable(
     source: SocketAddrV4,
     destination: SocketAddrV4,

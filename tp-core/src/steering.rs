@@ -30,9 +30,10 @@ pub struct Wishes {
     pub spared: BTreeSet<IpNet>,
 }
 
-/// What this machine's own network says.
+/// The addresses, links and routes that this machine has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Local {
+    /// Addresses of its interfaces.
     pub own: BTreeSet<Ipv4Addr>,
     /// Networks of its interfaces.
     pub connected: Vec<Link>,
@@ -40,9 +41,12 @@ pub struct Local {
     pub routed: Vec<Link>,
 }
 
+/// A network that an interface leads to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Link {
+    /// The network, without bits behind its prefix.
     pub network: Ipv4Net,
+    /// The name of the interface.
     pub interface: String,
 }
 
@@ -58,7 +62,7 @@ impl Local {
 }
 
 impl Link {
-    /// Whether they have addresses in common.
+    /// Whether the link's network and `network` have addresses in common.
     pub fn overlaps(&self, network: &IpNet) -> bool {
         let own = IpNet::V4(self.network);
 
@@ -69,12 +73,16 @@ impl Link {
 /// What is steered, and what the user should know about it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
+    /// Networks that are steered, in ascending order; none of them is in `exclude`.
     pub include: Vec<IpNet>,
+    /// Networks that are not steered, where they are the longer prefix; in ascending order.
     pub exclude: Vec<IpNet>,
+    /// Sentences for `tp status`.
     pub notices: Vec<String>,
 }
 
-/// Whether this can be steered for nobody, whatever they ask for.
+/// Whether `network` is never steered, whatever the user wishes: it lies in 127.0.0.0/8, 0.0.0.0/8,
+/// 169.254.0.0/16, 224.0.0.0/4 or 255.255.255.255/32.
 pub fn is_always_local(network: &IpNet) -> bool {
     match network {
         IpNet::V4(network) => never().any(|local| local.contains(network)),
@@ -82,6 +90,7 @@ pub fn is_always_local(network: &IpNet) -> bool {
     }
 }
 
+/// Decides which of the cluster's `networks` are steered on a machine with the networks `local`.
 pub fn decide(networks: &[IpNet], wishes: &Wishes, local: &Local) -> Decision {
     let links: Vec<&Link> = local
         .connected
@@ -201,7 +210,8 @@ fn notices(networks: &[IpNet], wishes: &Wishes, local: &Local, links: &[&Link]) 
     notices
 }
 
-/// What else has come to use the addresses that stand for the cluster's.
+/// Says in a sentence which of the machine's or the cluster's networks overlap with the networks
+/// `aliases`; without one, none does.
 pub fn collisions(aliases: &[Ipv4Net], networks: &[IpNet], local: &Local) -> Vec<String> {
     let collides = |network: &Ipv4Net| {
         aliases

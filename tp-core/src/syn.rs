@@ -31,11 +31,13 @@ const AGAIN: [Duration; 3] = [
 /// Identifies one attempt: a port that is used again has another sequence number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Attempt {
+    /// The application's end and the alias that it connects to.
     pub flow: FlowKey,
+    /// The sequence number of its SYN.
     pub sequence: u32,
 }
 
-/// What is to be done.
+/// What is to be done. Packets are whole IPv4 packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Dial the destination, then call [`HeldSyns::handle_verdict`].
@@ -94,6 +96,7 @@ pub struct HeldSyns {
 }
 
 impl HeldSyns {
+    /// No attempts yet, and at most `capacity` that wait.
     pub fn new(capacity: usize) -> Self {
         Self {
             held: HashMap::new(),
@@ -111,7 +114,7 @@ impl HeldSyns {
         self.dialling
     }
 
-    /// A SYN was read from the TUN.
+    /// A SYN was read from the TUN at `now`. The actions are to be performed in their order.
     pub fn handle_syn(&mut self, syn: Syn, now: Instant) -> Vec<Action> {
         let attempt = Attempt {
             flow: syn.flow,
@@ -150,7 +153,8 @@ impl HeldSyns {
         actions
     }
 
-    /// The dial of `attempt` has ended. Nothing happens if the attempt is over.
+    /// The dial of `attempt` has ended at `now`. `None` if the attempt is over, or if nothing is
+    /// written for this verdict.
     pub fn handle_verdict(
         &mut self,
         attempt: Attempt,
@@ -176,7 +180,8 @@ impl HeldSyns {
         answer
     }
 
-    /// The listener has accepted this connection. `None` if nobody approved it.
+    /// The listener has accepted the connection `flow`. `None` if no dial for it has succeeded: it is
+    /// to be reset.
     pub fn handle_accepted(&mut self, flow: FlowKey) -> Option<Attempt> {
         let held = self.held.get_mut(&flow)?;
         if held.state != State::Approved {
@@ -192,7 +197,8 @@ impl HeldSyns {
         Some(attempt)
     }
 
-    /// Repeats refusals, and forgets attempts that the application has given up.
+    /// Repeats refusals, and forgets attempts that the application has given up. It is to be
+    /// called at the time that [`HeldSyns::poll_timeout`] gives; an earlier call does no harm.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = self.due_again(now);
         if self.sweep.is_none_or(|due| now < due) {
@@ -210,7 +216,7 @@ impl HeldSyns {
         actions
     }
 
-    /// Resets everything that waits: the session ends.
+    /// The session ends: forgets everything. Returns the packets that reset what waits.
     pub fn reset_all(&mut self) -> Vec<Vec<u8>> {
         self.over.clear();
         self.again = Default::default();
@@ -224,7 +230,7 @@ impl HeldSyns {
             .collect()
     }
 
-    /// When [`HeldSyns::handle_timeout`] is due.
+    /// When [`HeldSyns::handle_timeout`] is due; `None` if nothing waits for a time.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let again = self.again.iter().filter_map(|queue| Some(queue.front()?.0));
 

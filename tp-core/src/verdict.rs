@@ -3,6 +3,7 @@
 /// How the far side's kernel ended a dial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
+    /// The target accepted the connection.
     Connected,
     /// ECONNREFUSED
     Refused,
@@ -44,6 +45,7 @@ pub const NET_UNKNOWN: u8 = 6;
 pub const PROHIBITED: u8 = 13;
 
 impl Verdict {
+    /// The signal with which the application's `connect()` ends as the dial did.
     pub fn signal(self) -> Signal {
         match self {
             Self::Connected => Signal::Accept,
@@ -55,7 +57,7 @@ impl Verdict {
         }
     }
 
-    /// As `tp status` counts it.
+    /// The name under which `tp status` counts it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Connected => "connected",

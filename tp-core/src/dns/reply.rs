@@ -71,7 +71,8 @@ fn is_address_or_pointer(asked: &Asked) -> bool {
     matches!(asked.kind(), RecordType::A | RecordType::PTR)
 }
 
-/// The IPv4 addresses that `message` gives, at most `most` of them.
+/// The IPv4 addresses in the answer and additional sections of `message`, which is in wire format, at
+/// most `most` of them; none if it cannot be decoded.
 pub fn addresses(message: &[u8], most: usize) -> Vec<Ipv4Addr> {
     let Ok(message) = Message::from_vec(message) else {
         return Vec::new();

@@ -21,8 +21,8 @@ pub enum Subject {
     Foreign,
 }
 
-/// Reads what `query`, a message in wire format, is about; `None` if it is no query with one
-/// question of the Internet.
+/// Reads what `query`, a message in wire format, is about; `None` if it is not a query with one
+/// question of the class IN. `cluster_domain` may have a dot at its end.
 pub fn subject(query: &[u8], cluster_domain: &str) -> Option<Subject> {
     let asked = Asked::decode(query, Limit::Stream)?;
 

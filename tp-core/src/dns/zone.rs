@@ -7,14 +7,14 @@ use std::{
 
 use ipnet::IpNet;
 
-/// A Service, as far as names go.
+/// The addresses of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceEntry {
     /// Cluster IPs; empty for headless services and ExternalName, which only the cluster resolves.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Everything that names are decided by.
+/// The table that names are decided by: namespaces, services and networks of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Zone {
     domain: Vec<String>,
@@ -29,8 +29,8 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// An empty zone of the cluster domain `domain`. Names are limited to the namespaces `mapped`
-    /// unless that is empty.
+    /// An empty zone of the cluster domain `domain`, whose services in `connected_namespace` have
+    /// names of one label. Names are limited to the namespaces `mapped` unless that is empty.
     pub fn new(
         domain: &str,
         connected_namespace: &str,
@@ -47,7 +47,7 @@ impl Zone {
         }
     }
 
-    /// The cluster's own domain, when it turns out to be another.
+    /// The cluster's own domain turns out to be `domain`.
     pub fn set_domain(&mut self, domain: &str) {
         self.domain = labels(domain);
     }
@@ -77,6 +77,8 @@ impl Zone {
         self.networks = networks;
     }
 
+    /// The service `name` of `namespace` is there, or has changed. One of a namespace that is not
+    /// visible is left out.
     pub fn apply(&mut self, namespace: &str, name: &str, service: ServiceEntry) {
         self.remove(namespace, name);
         if !self.namespaces.contains(namespace) {
@@ -94,6 +96,7 @@ impl Zone {
             .insert(name.to_owned(), service);
     }
 
+    /// The service `name` of `namespace` is gone.
     pub fn remove(&mut self, namespace: &str, name: &str) {
         let Some(services) = self.services.get_mut(namespace) else {
             return;
@@ -115,16 +118,20 @@ impl Zone {
         }
     }
 
+    /// The service `name` of `namespace`; both in lower case.
     pub fn service(&self, namespace: &str, name: &str) -> Option<&ServiceEntry> {
         self.services.get(namespace)?.get(name)
     }
 
+    /// Namespace and name of the service with this cluster IP; of several, the first in the order of
+    /// the alphabet.
     pub fn service_at(&self, address: IpAddr) -> Option<(&str, &str)> {
         let (namespace, name) = self.by_address.get(&address)?.first()?;
 
         Some((namespace, name))
     }
 
+    /// Whether the cluster has the namespace `name` and it is visible.
     pub fn has_namespace(&self, name: &str) -> bool {
         self.namespaces.contains(name)
     }
@@ -138,7 +145,7 @@ impl Zone {
         self.namespaces.contains(namespace) && (is_chosen || !is_registry(namespace))
     }
 
-    /// Those of the cluster that are visible, by name.
+    /// The visible namespaces, in the order of the alphabet.
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.namespaces.iter().map(String::as_str)
     }
@@ -148,7 +155,8 @@ impl Zone {
         self.services.values().map(BTreeMap::len).sum()
     }
 
-    /// The full name of one service, and its IPv4 address.
+    /// The full name of one service, without a dot at its end, and its IPv4 address; `None` if there
+    /// is no service with an IPv4 address.
     pub fn a_service(&self) -> Option<(String, Ipv4Addr)> {
         let (address, owner) = self.by_address.iter().find_map(|(address, owners)| {
             let IpAddr::V4(address) = address else {
@@ -162,10 +170,12 @@ impl Zone {
         Some((format!("{name}.{namespace}.svc.{domain}"), address))
     }
 
+    /// The namespace whose services have names of one label.
     pub fn connected_namespace(&self) -> &str {
         &self.connected_namespace
     }
 
+    /// The cluster's service and pod networks.
     pub fn networks(&self) -> &[IpNet] {
         &self.networks
     }
@@ -181,7 +191,8 @@ impl Zone {
         &self.domain
     }
 
-    /// The search path of a pod of the connected namespace.
+    /// The search path of a pod of the connected namespace (search in resolv.conf(5)), without dots
+    /// at the ends.
     pub fn search(&self) -> Vec<String> {
         let domain = self.domain.join(".");
         vec![
