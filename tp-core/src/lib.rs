@@ -29,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod alias;
 pub mod backoff;
 pub mod credit;
 pub mod dns;

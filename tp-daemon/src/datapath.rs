@@ -15,6 +15,7 @@ use anyhow::Context;
 use ipnet::IpNet;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
+use tp_core::alias::QUARANTINE;
 use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
 use tp_root_api::{Datapath, Descriptors, PROCESS_NAME};
 
@@ -80,7 +81,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             alias_count: ALIAS_TABLE_LEN as u32,
-            quarantine: aliases::QUARANTINE,
+            quarantine: QUARANTINE,
         }
     }
 }

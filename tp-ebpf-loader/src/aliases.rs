@@ -1,8 +1,13 @@
-//! The part of an alias's life that user space decides: from use to rest, from rest to freedom.
+//! The maps of the aliases, as the root daemon changes them.
+//!
+//! The life cycle of an alias is drawn and decided in `tp-core/src/alias.rs`. In use is what
+//! `ALIASES` has, in quarantine what `RESTING` has, free what `FREE` has; fresh are the indices
+//! that `NEXT_ALIAS` has not reached.
 
 use std::{
     io,
     net::Ipv4Addr,
+    ops::Range,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -32,12 +37,15 @@ const USE_LEN: usize = 2;
 /// An alias that stands for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsedAlias {
+    /// Its place in the alias table.
     pub index: u32,
-    /// When a socket last got it; larger is later.
+    /// When a socket last received it, in units of 2^[`AliasUse::UNIT_BITS`] ns since boot.
     pub handed_out: u32,
+    /// It must never stand for another address.
+    pub is_pinned: bool,
 }
 
-/// The aliases of one bundle. There is one of it: nobody else puts them to rest or frees them.
+/// The aliases of one data path. It has no second owner: nobody else quarantines or frees them.
 pub struct Aliases {
     in_use: HashMap<MapData, [u8; 4], u32>,
     resting: HashMap<MapData, [u8; 4], u32>,
@@ -75,32 +83,43 @@ impl Aliases {
         })
     }
 
-    /// How many aliases there are.
-    pub fn capacity(&self) -> u32 {
-        self.count.saturating_sub(FIRST_ALIAS_INDEX)
+    /// The indices of all aliases.
+    pub fn indices(&self) -> Range<u32> {
+        FIRST_ALIAS_INDEX..self.count.max(FIRST_ALIAS_INDEX)
     }
 
-    /// How many of them have ever stood for an address.
+    /// The number of aliases that have ever stood for an address.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
     pub fn ever_used(&self) -> Result<u32, MapError> {
+        let capacity = self.count.saturating_sub(FIRST_ALIAS_INDEX);
         let next = self.next.get(&0, 0).map_err(broken(NEXT_ALIAS))?;
 
-        Ok(u32::try_from(next).map_or(self.capacity(), |next| next.min(self.capacity())))
+        Ok(u32::try_from(next).map_or(capacity, |next| next.min(capacity)))
     }
 
-    /// Those that stand for an address, in use or at rest, and may be given to another one.
+    /// The aliases that stand for an address, in use or in quarantine.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::ever_used`].
     pub fn used(&self) -> Result<Vec<UsedAlias>, MapError> {
         let end = FIRST_ALIAS_INDEX + self.ever_used()?;
         let used = (FIRST_ALIAS_INDEX..end)
             .map(|index| UsedAlias {
                 index,
                 handed_out: self.use_of(index, HANDED_OUT).load(Ordering::Acquire),
+                is_pinned: self.is_pinned(index),
             })
-            .filter(|alias| alias.handed_out != 0 && !self.is_pinned(alias.index))
+            .filter(|alias| alias.handed_out != 0)
             .collect();
 
         Ok(used)
     }
 
+    /// The address that sockets have as their peer.
     pub fn address(&self, index: u32) -> Ipv4Addr {
         Ipv4Addr::from(self.base | index)
     }
@@ -110,15 +129,19 @@ impl Aliases {
         self.use_of(index, IS_PINNED).load(Ordering::Acquire) != 0
     }
 
-    /// Makes `alias` look as if a socket had just got it.
-    pub fn refresh(&self, alias: UsedAlias, latest: u32) {
-        self.use_of(alias.index, HANDED_OUT)
-            .store(latest.max(alias.handed_out), Ordering::Release);
+    /// Makes an alias look as if a socket had received it at `last_use`.
+    pub fn refresh(&self, index: u32, last_use: u32) {
+        self.use_of(index, HANDED_OUT)
+            .fetch_max(last_use, Ordering::AcqRel);
     }
 
-    /// Puts an alias to rest: a socket that wants its address brings it back into use. False if
-    /// it has to stay as it is.
-    pub fn rest(&mut self, index: u32) -> Result<bool, MapError> {
+    /// Quarantines an alias; a socket that wants its address brings it back into use. False if
+    /// another alias of that address is in quarantine.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn quarantine(&mut self, index: u32) -> Result<bool, MapError> {
         let real = self.real(index);
         if lookup(&self.resting, RESTING, &real)?.is_some() {
             return Ok(false);
@@ -134,7 +157,12 @@ impl Aliases {
         Ok(true)
     }
 
-    /// Frees an alias at rest, which nobody may have any more. False if it has come back into use.
+    /// Frees an alias in quarantine, which nobody may hold any more. False if it has come back
+    /// into use.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
     pub fn free(&mut self, index: u32) -> Result<bool, MapError> {
         let real = self.real(index);
         if lookup(&self.resting, RESTING, &real)? != Some(index) {

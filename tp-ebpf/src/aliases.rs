@@ -1,8 +1,7 @@
 //! The aliases that stand for real addresses.
 //!
-//! An alias is fresh, in use (`ALIASES`), at rest (`RESTING`) or free (`FREE`). Programs bring it
-//! into use; the loader's side puts it to rest, and frees it once no socket can have it any more.
-//! Who removes an address from `RESTING` has its alias: one CPU, or the loader's side.
+//! The life cycle of an alias is drawn in `tp-core/src/alias.rs`. A program that removes an address
+//! from `RESTING` owns its alias: one CPU, or else the root daemon, which frees it.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
