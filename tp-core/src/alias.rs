@@ -33,6 +33,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub mod ranges;
+
 /// The usual length of a quarantine. Longer than any hook runs, than the kernel keeps a closed
 /// connection in TIME_WAIT, and than an application takes to read a name from a message about a
 /// connection that it has closed.

@@ -15,7 +15,10 @@ use anyhow::Context;
 use ipnet::IpNet;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
-use tp_core::alias::QUARANTINE;
+use tp_core::alias::{
+    QUARANTINE,
+    ranges::{self, AliasRange},
+};
 use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
 use tp_root_api::{Datapath, Descriptors, PROCESS_NAME};
 
@@ -32,13 +35,11 @@ pub(crate) mod netns;
 mod aliases;
 mod diag;
 mod links;
-mod ranges;
 
 use aliases::{Namespaces, Recycler};
 use links::{HOST_MAC, INNER_MAC, MTU, Netlink};
 use living::{Living, Reservation};
 use netns::NetNamespace;
-use ranges::Range;
 
 const INNER_VETH: &str = "veth0";
 const TUN: &str = "tun0";
@@ -192,7 +193,7 @@ struct Link {
     netlink: Netlink,
     name: String,
     index: u32,
-    range: Range,
+    range: AliasRange,
 }
 
 impl Link {
@@ -235,7 +236,7 @@ impl Link {
     }
 
     fn configure(&self) -> Result<(), RequestError> {
-        let Range { host, gateway, .. } = self.range;
+        let AliasRange { host, gateway, .. } = self.range;
         self.host.run(|| {
             set("ipv6", &self.name, "disable_ipv6", "1")?;
             // What comes out of the private namespace is for this machine only.
@@ -249,7 +250,7 @@ impl Link {
 
     /// Opens the way to the aliases.
     fn open(&self) -> Result<(), RequestError> {
-        let Range {
+        let AliasRange {
             aliases,
             host,
             gateway,
@@ -299,7 +300,7 @@ struct Devices {
 }
 
 /// Runs inside the private namespace.
-fn make_devices(range: &Range) -> Result<Devices, RequestError> {
+fn make_devices(range: &AliasRange) -> Result<Devices, RequestError> {
     let netlink = Netlink::open()?;
     for name in ["all", "default", INNER_VETH] {
         set("ipv6", name, "disable_ipv6", "1")?;

@@ -1,4 +1,4 @@
-//! Which addresses a bundle uses for its aliases and for its own link.
+//! The choice of the addresses that a data path uses for its aliases and for its own link.
 //!
 //! They are of 240.0.0.0/4, which is reserved and which Linux routes like any other. Others take
 //! parts of it too: clouds for pods and nodes, proxies and meshes for addresses that stand for
@@ -26,16 +26,18 @@ const CANDIDATES: u32 = FIRST_OCTETS.len() as u32 * SECOND_OCTETS;
 const STEP: u32 = 367;
 const PREFIX_LEN: u8 = 16;
 
+/// The addresses of one data path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Range {
-    pub(crate) aliases: Ipv4Net,
+pub struct AliasRange {
+    /// The alias with index `i` is the `i`-th address of this network.
+    pub aliases: Ipv4Net,
     /// The workstation's end of the veth; outside of the aliases.
-    pub(crate) host: Ipv4Addr,
+    pub host: Ipv4Addr,
     /// The inner end, next hop of the aliases.
-    pub(crate) gateway: Ipv4Addr,
+    pub gateway: Ipv4Addr,
 }
 
-impl Range {
+impl AliasRange {
     fn candidate(number: u32) -> Self {
         let first = FIRST_OCTETS[(number / SECOND_OCTETS) as usize % FIRST_OCTETS.len()];
         let second = 2 + 2 * (number % SECOND_OCTETS) as u8;
@@ -48,12 +50,13 @@ impl Range {
         }
     }
 
-    pub(crate) fn alias_count(&self) -> u32 {
+    /// The number of addresses in `aliases`, a power of two.
+    pub fn alias_count(&self) -> u32 {
         1 << (32 - self.aliases.prefix_len())
     }
 
     /// The same with at most that many aliases, a power of two.
-    pub(crate) fn limited_to(self, count: u32) -> Self {
+    pub fn limited_to(self, count: u32) -> Self {
         let prefix_len = u8::try_from(32 - count.ilog2()).expect("at most 32");
         let prefix_len = prefix_len.max(self.aliases.prefix_len());
 
@@ -77,17 +80,24 @@ impl Range {
     }
 }
 
-/// Chooses a range that overlaps nothing; `seed` decides which one.
-pub(crate) fn choose(in_use: &[Ipv4Net], seed: u32) -> Option<Range> {
+/// Chooses a range that overlaps none of the networks `in_use`; `seed` decides which one.
+pub fn choose(in_use: &[Ipv4Net], seed: u32) -> Option<AliasRange> {
     [SHORTEST_RANGE, SHORTEST_RANGE_AT_NEED]
         .into_iter()
         .find_map(|shortest| candidates(seed).find(|range| range.is_free(in_use, shortest)))
 }
 
-fn candidates(seed: u32) -> impl Iterator<Item = Range> {
+/// The index of `address` among the aliases `base .. base + count`.
+pub fn alias_index(address: Ipv4Addr, base: Ipv4Addr, count: u32) -> Option<u32> {
+    u32::from(address)
+        .checked_sub(u32::from(base))
+        .filter(|index| *index < count)
+}
+
+fn candidates(seed: u32) -> impl Iterator<Item = AliasRange> {
     let start = seed % CANDIDATES;
 
-    (0..CANDIDATES).map(move |n| Range::candidate((start + n * STEP) % CANDIDATES))
+    (0..CANDIDATES).map(move |n| AliasRange::candidate((start + n * STEP) % CANDIDATES))
 }
 
 fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
@@ -202,6 +212,24 @@ mod tests {
             (range.aliases.addr(), 23)
         );
         assert_eq!(range.limited_to(1 << 20).aliases, range.aliases);
+    }
+
+    #[test]
+    fn an_alias_has_an_index() {
+        let base = Ipv4Addr::new(198, 18, 0, 0);
+
+        assert_eq!(
+            alias_index(Ipv4Addr::new(198, 18, 1, 2), base, 65_536),
+            Some(258)
+        );
+        assert_eq!(
+            alias_index(Ipv4Addr::new(198, 19, 0, 0), base, 65_536),
+            None
+        );
+        assert_eq!(
+            alias_index(Ipv4Addr::new(198, 17, 0, 0), base, 65_536),
+            None
+        );
     }
 
     fn net(text: &str) -> Ipv4Net {
