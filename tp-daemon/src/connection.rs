@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use tp_ebpf_loader::CounterKind;
+use tp_ebpf_loader::{Counter, CounterKind, CounterValue};
 use tp_root_api::{
     Counters, Datapath, Descriptors, MAX_NETWORKS, MAX_PACKET, OpenDatapath, Reply, Request, Steer,
     wire,
@@ -267,18 +267,14 @@ impl Connection {
     fn counters(&mut self) -> Result<Counters, RequestError> {
         let mut counters = Counters::default();
         let bundle = self.bundle_mut()?;
-        for counter in bundle.data_path().maps().counters()? {
-            let named = (counter.name.to_owned(), counter.value);
-            match counter.kind {
-                CounterKind::Drop => counters.drops.push(named),
-                CounterKind::NotSteered => counters.not_steered.push(named),
-                CounterKind::Event if counter.name == "steered" => {
-                    counters.steered = counter.value;
-                }
-                CounterKind::Event if counter.name == "aliases" => {
-                    counters.aliases = bundle.aliases(counter.value);
-                }
-                CounterKind::Event => {}
+        for CounterValue { counter, value } in bundle.data_path().maps().counters()? {
+            let named = (counter.name().to_owned(), value);
+            match (counter.kind(), counter) {
+                (CounterKind::Drop, _) => counters.drops.push(named),
+                (CounterKind::NotSteered, _) => counters.not_steered.push(named),
+                (CounterKind::Event, Counter::Steered) => counters.steered = value,
+                (CounterKind::Event, Counter::Aliases) => counters.aliases = bundle.aliases(value),
+                (CounterKind::Event, _) => {}
             }
         }
 
@@ -293,5 +289,23 @@ impl Connection {
 
     fn send(&self, reply: &Reply) -> io::Result<()> {
         wire::send(&self.socket, reply, &[])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tp_root_api::DropReason;
+
+    use super::*;
+
+    #[test]
+    fn the_reasons_that_sessions_act_upon_are_counters_of_drops() {
+        for (reason, counter) in [
+            (DropReason::ForeignSocket, Counter::ForeignSocket),
+            (DropReason::Unasked, Counter::Unasked),
+        ] {
+            assert_eq!(reason.name(), counter.name());
+            assert_eq!(counter.kind(), CounterKind::Drop);
+        }
     }
 }

@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use tp_core::dns::Zone;
 use tp_proto::tunnel::{manager_client::ManagerClient, table_event::Event};
-use tp_root_api::{Datapath, Descriptors};
+use tp_root_api::{Datapath, Descriptors, DropReason};
 use tp_session::{Handover, Shared, Tasks, Up, firewall};
 use tp_transport::{PathChoice, SessionRef, Tunnel, TunnelConfig};
 
@@ -189,10 +189,11 @@ impl Session {
 
     /// As a session asks when it has connected.
     fn passes(&self) -> bool {
+        let reason = DropReason::ForeignSocket.name();
         let reached = async || {
             let counters = self.ask(&json!({"request": "counters"}));
             let drops = counters["drops"].as_array()?;
-            let count = drops.iter().find(|pair| pair[0] == firewall::REACHED)?;
+            let count = drops.iter().find(|pair| pair[0] == reason)?;
             count[1].as_u64()
         };
         let alias = firewall::unused_alias(&self.datapath);

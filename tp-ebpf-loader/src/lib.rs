@@ -18,4 +18,4 @@ pub use bundle::DataPath;
 pub use error::{BtfError, LoadError, MapError};
 pub use maps::{CounterValue, NEVER_STEERED, is_map_alive};
 pub use plan::{CgroupScope, Interfaces, Plan, UserScope};
-pub use tp_ebpf_common::{ALIAS_TABLE_LEN, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets};
+pub use tp_ebpf_common::{ALIAS_TABLE_LEN, Counter, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets};

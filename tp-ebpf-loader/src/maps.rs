@@ -14,7 +14,7 @@ use aya::{
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tp_ebpf_common::{Counter, CounterKind, NameServer, SteerAction};
+use tp_ebpf_common::{Counter, NameServer, SteerAction};
 
 use crate::{
     MapError, Plan,
@@ -61,11 +61,12 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix_len: u8) -> IpNet {
 }
 const MAX_NAME_SERVERS: usize = 64;
 
-/// One counter as people see it.
+/// A counter and its sum over all processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterValue {
-    pub name: &'static str,
-    pub kind: CounterKind,
+    /// Says what was counted, by its name and its kind.
+    pub counter: Counter,
+    /// Events since the programs were loaded.
     pub value: u64,
 }
 
@@ -173,8 +174,7 @@ impl Maps {
                     .get(&(*counter as u32), 0)
                     .map_err(broken(COUNTERS))?;
                 Ok(CounterValue {
-                    name: counter.name(),
-                    kind: counter.kind(),
+                    counter: *counter,
                     value: values.iter().sum(),
                 })
             })

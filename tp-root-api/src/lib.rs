@@ -155,14 +155,44 @@ pub struct Datapath {
     pub hooks: Vec<String>,
 }
 
+/// Counters of a data path, since it was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Packets dropped, by reason.
+    /// Packets dropped, by reason; see [`DropReason`].
     pub drops: Vec<(String, u64)>,
     /// Sockets that met a steered network and were not steered, by reason.
     pub not_steered: Vec<(String, u64)>,
     pub aliases: u64,
     pub steered: u64,
+}
+
+/// A reason in [`Counters::drops`] that a session acts upon. There are others, which it only shows:
+/// reasons are added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// The packet left the workstation by the data path's interface, from a socket that was not
+    /// steered.
+    ForeignSocket,
+    /// The packet went to a socket of the workstation that was not steered.
+    Unasked,
+}
+
+impl DropReason {
+    /// Every reason that is known here.
+    pub const ALL: [Self; 2] = [Self::ForeignSocket, Self::Unasked];
+
+    /// The name on the wire, where it never changes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ForeignSocket => "foreign_socket",
+            Self::Unasked => "unasked",
+        }
+    }
+
+    /// `None` for a reason that is not known here.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.name() == name)
+    }
 }
 
 /// What the session serves, of the private namespace that root made for it.
@@ -177,6 +207,15 @@ pub struct Descriptors {
     pub alias_table: OwnedFd,
     /// Another one.
     pub heartbeat: OwnedFd,
+}
+
+impl Counters {
+    /// The packets dropped for `reason`; `None` if the root daemon does not count them.
+    pub fn dropped(&self, reason: DropReason) -> Option<u64> {
+        let found = self.drops.iter().find(|it| it.0 == reason.name())?;
+
+        Some(found.1)
+    }
 }
 
 impl Descriptors {

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
 use tp_root_api::{
-    Counters, Datapath, MAX_NETWORKS_PER_PACKET, MAX_PACKET, OpenDatapath, RefusedKind, Reply,
-    Request, Scope, Steer,
+    Counters, Datapath, DropReason, MAX_NETWORKS_PER_PACKET, MAX_PACKET, OpenDatapath, RefusedKind,
+    Reply, Request, Scope, Steer,
 };
 
 #[track_caller]
@@ -161,6 +161,25 @@ fn fields_that_are_not_known_are_harmless() {
         r#"{"reply":"counters","drops":[],"not_steered":[],"aliases":0,"steered":0,"new":1}"#;
     let reply: Reply = serde_json::from_str(reply).unwrap();
     assert_eq!(reply, Reply::Counters(Counters::default()));
+}
+
+#[test]
+fn a_reason_for_drops_that_is_not_known_is_harmless() {
+    let counters = Counters {
+        drops: vec![("new".into(), 1), ("foreign_socket".into(), 2)],
+        ..Counters::default()
+    };
+
+    assert_eq!(DropReason::from_name("new"), None);
+    assert_eq!(counters.dropped(DropReason::ForeignSocket), Some(2));
+    assert_eq!(counters.dropped(DropReason::Unasked), None);
+    for (reason, name) in [
+        (DropReason::ForeignSocket, "foreign_socket"),
+        (DropReason::Unasked, "unasked"),
+    ] {
+        assert_eq!(reason.name(), name);
+        assert_eq!(DropReason::from_name(name), Some(reason));
+    }
 }
 
 #[test]

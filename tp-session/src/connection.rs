@@ -19,7 +19,7 @@ use tp_proto::{
     fault::{Fault, FaultKind},
     local::{ConnectRequest, Transport},
 };
-use tp_root_api::{Counters, Datapath, Reply, Request};
+use tp_root_api::{Counters, Datapath, DropReason, Reply, Request};
 use tp_transport::{CloseCode, PathChoice};
 
 use super::{
@@ -43,8 +43,6 @@ use super::{
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// A status without them is better than none.
 const COUNTERS_LIMIT: Duration = Duration::from_secs(2);
-/// How the root daemon counts what nobody waits for.
-const UNASKED: &str = "unasked";
 /// Where a manager has no other domain.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
@@ -291,19 +289,18 @@ impl Connection {
 
     async fn reached(&self) -> Option<u64> {
         let counters = self.counters_of_root().await?;
-        let found = counters.drops.iter().find(|it| it.0 == firewall::REACHED)?;
 
-        Some(found.1)
+        counters.dropped(DropReason::ForeignSocket)
     }
 
     /// Without the packets that [`Self::look_for_firewall`] sends, and without repeated refusals.
     pub(super) async fn counters(&self) -> Counters {
         let mut counters = self.counters_of_root().await.unwrap_or_default();
         for (reason, count) in &mut counters.drops {
-            let own = match reason.as_str() {
-                firewall::REACHED => &self.tried,
-                UNASKED => &self.shared.counters.repeated,
-                _ => continue,
+            let own = match DropReason::from_name(reason) {
+                Some(DropReason::ForeignSocket) => &self.tried,
+                Some(DropReason::Unasked) => &self.shared.counters.repeated,
+                None => continue,
             };
             *count = count.saturating_sub(own.load(Ordering::Relaxed));
         }

@@ -7,10 +7,6 @@ use socket2::{Domain, Socket, Type};
 use tokio::time::{Instant, sleep};
 use tp_root_api::Datapath;
 
-/// How the root daemon counts packets that reach the data path's interface from a socket that was not
-/// steered, and that end there.
-pub const REACHED: &str = "foreign_socket";
-
 /// The kernel has sent a SYN when `connect()` returns; beyond this it is not under way.
 const LIMIT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
@@ -31,7 +27,7 @@ pub fn unused_alias(datapath: &Datapath) -> SocketAddrV4 {
 }
 
 /// Whether a SYN of this user's to an alias gets as far as the interface of the data path. `reached`
-/// counts what got there; without its answer nobody can tell.
+/// counts what got there and ended there ([`tp_root_api::DropReason::ForeignSocket`]); without its answer nobody can tell.
 pub async fn lets_pass<F: Future<Output = Option<u64>>>(
     alias: SocketAddrV4,
     reached: impl Fn() -> F,
