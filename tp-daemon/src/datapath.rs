@@ -54,27 +54,32 @@ const TUN_QUEUE_LEN: u32 = 4096;
 const BACKLOG: i32 = 4096;
 const UDP_RECEIVE_BUFFER: usize = 4 << 20;
 
-/// Between looking for a free range and occupying it nobody else may look.
+/// Held from the search for a free range until the range is occupied.
 static CHOOSING_RANGE: Mutex<()> = Mutex::new(());
 
-/// What the bundle is for.
+/// The session that a bundle is for, and the machine that it is made on.
 pub(crate) struct DatapathRequest<'a> {
+    /// The network namespace of the session.
     pub(crate) host: NetNamespace,
+    /// The sockets to steer.
     pub(crate) scope: ResolvedScope,
     /// Networks that the aliases must not be of, beside those that this machine knows.
     pub(crate) avoid: &'a [IpNet],
+    /// The count of what lives on of earlier bundles.
     pub(crate) living: &'a Arc<Living>,
+    /// The user of the session, under whom the bundle is counted.
     pub(crate) uid: u32,
     pub(crate) offsets: KernelOffsets,
     pub(crate) hierarchy: &'a Hierarchy,
     pub(crate) tuning: Tuning,
 }
 
-/// What tests set otherwise.
+/// Values that tests change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tuning {
-    /// A power of two.
+    /// The largest number of aliases, a power of two.
     pub(crate) alias_count: u32,
+    /// The shortest quarantine of an alias before it stands for another address.
     pub(crate) quarantine: Duration,
 }
 
@@ -170,7 +175,8 @@ impl Bundle {
         &self.data_path
     }
 
-    /// Aliases that stand for an address.
+    /// The number of aliases that stand for an address. `ever_given` is the value of
+    /// [`tp_ebpf_loader::Counter::Aliases`].
     pub(crate) fn aliases(&self, ever_given: u64) -> u64 {
         ever_given.saturating_sub(self.recycler.freed())
     }
@@ -239,7 +245,7 @@ impl Link {
         let AliasRange { host, gateway, .. } = self.range;
         self.host.run(|| {
             set("ipv6", &self.name, "disable_ipv6", "1")?;
-            // What comes out of the private namespace is for this machine only.
+            // Packets out of the private namespace are for this machine only.
             set("ipv4", &self.name, "forwarding", "0")
         })?;
         self.netlink.add_address(self.index, host)?;
@@ -265,7 +271,7 @@ impl Link {
 }
 
 impl Link {
-    /// False also when an interface of another name has taken the index.
+    /// False as well if an interface of another name has taken the index.
     fn is_there(&self) -> bool {
         self.netlink.name_of(self.index).as_deref() == Some(&self.name)
     }
@@ -291,7 +297,7 @@ impl Drop for Link {
     }
 }
 
-/// What lives in the private namespace.
+/// Sockets and interfaces in the private namespace.
 struct Devices {
     listener: Socket,
     udp: Socket,

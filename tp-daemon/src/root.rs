@@ -71,7 +71,7 @@ pub(crate) struct RootArgs {
     #[arg(long, hide = true, value_name = "COUNT", value_parser = alias_count)]
     alias_count: Option<u32>,
 
-    /// How long an alias rests before it stands for another address.
+    /// Length of the quarantine before an alias stands for another address.
     #[arg(long, hide = true, value_name = "MILLISECONDS")]
     alias_quarantine: Option<u64>,
 }

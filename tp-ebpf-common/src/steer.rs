@@ -4,20 +4,25 @@
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SteerAction {
+    /// Sockets to the destination are left alone.
     Exclude = 0,
+    /// Sockets to the destination are steered.
     Include = 1,
 }
 
-/// A name server; IPv4 in its mapped form.
+/// A name server, the key of the map of name servers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameServer {
+    /// In network order; IPv4 in its mapped form (`::ffff:a.b.c.d`).
     pub address: [u8; 16],
+    /// In network order.
     pub port: [u8; 2],
     _zero: [u8; 2],
 }
 
 impl NameServer {
+    /// The key for an IPv6 address, or one in the mapped form, and a port, both in network order.
     pub const fn new(address: [u8; 16], port: [u8; 2]) -> Self {
         Self {
             address,
@@ -26,6 +31,7 @@ impl NameServer {
         }
     }
 
+    /// The key for an IPv4 address and a port, both in network order.
     #[inline(always)]
     pub const fn v4(a: [u8; 4], port: [u8; 2]) -> Self {
         let address = [

@@ -124,7 +124,7 @@ impl Aliases {
         Ipv4Addr::from(self.base | index)
     }
 
-    /// True for an alias that must never be given to another address.
+    /// True for an alias that must never stand for another address.
     pub fn is_pinned(&self, index: u32) -> bool {
         self.use_of(index, IS_PINNED).load(Ordering::Acquire) != 0
     }

@@ -25,7 +25,12 @@ const KIND_ENUM64: u32 = 19;
 /// Anonymous structs and unions inside each other, deeper than any kernel nests them.
 const MAX_DEPTH: usize = 8;
 
-/// Reads the offsets from the kernel that runs.
+/// Reads the offsets from the type information of the kernel that runs, which Linux has since 5.4
+/// if it was built with CONFIG_DEBUG_INFO_BTF.
+///
+/// # Errors
+///
+/// [`BtfError`]: the information cannot be read or understood, or lacks one of the members.
 pub fn kernel_offsets() -> Result<KernelOffsets, BtfError> {
     parse_offsets(&fs::read(VMLINUX)?)
 }

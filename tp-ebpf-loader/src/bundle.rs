@@ -1,4 +1,4 @@
-//! The programs of one bundle: loaded together, attached in three places, dropped as one.
+//! The programs of one data path: loaded together, attached in three places, dropped as one.
 
 use std::{
     mem,
@@ -39,7 +39,21 @@ const VETH_INGRESS: &str = "tp_veth_ingress";
 const TUN_INGRESS: &str = "tp_tun_ingress";
 const LOOKUP: &str = "tp_lookup";
 
-/// Loaded programs, their links and maps. Dropping it detaches everything.
+/// Loaded programs, their links and maps. Dropping it detaches everything but the filters, which
+/// go with their interface.
+///
+/// | Hook | Linux | The program there |
+/// |---|---|---|
+/// | `cgroup/connect4`, `connect6` | 4.17 | writes the alias in place of the real address |
+/// | `cgroup/sendmsg4`, `sendmsg6` | 4.18 | does so for datagrams to name servers |
+/// | `cgroup/recvmsg4`, `recvmsg6` | 5.2 | shows the real address as the sender of a datagram |
+/// | `cgroup/getpeername4`, `getpeername6` | 5.8 | shows the real address as the peer |
+/// | `sk_lookup` | 5.9 | leads connections and datagrams for aliases to the session's sockets |
+/// | `tc/ingress`, `tc/egress` | 4.5 | guards the veth, holds SYNs, checks what the session sends |
+///
+/// The first five are attached by links (Linux 5.7 for cgroups, 5.9 for `sk_lookup`), the last one
+/// by filters of a clsact queueing discipline: TCX, which Linux has since 6.6, would end with its
+/// descriptor.
 pub struct DataPath {
     // Fields drop in this order: links before the programs and maps they use.
     cgroup_links: Vec<CgroupSockAddrLink>,
@@ -50,6 +64,15 @@ pub struct DataPath {
 }
 
 impl DataPath {
+    /// Loads the programs and makes their maps; nothing is attached yet.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]: the kernel or this build lacks something.
+    ///
+    /// # Panics
+    ///
+    /// If `alias_count` is no power of two, or larger than the alias table.
     pub fn load(plan: &Plan) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
@@ -88,7 +111,12 @@ impl DataPath {
         })
     }
 
-    /// Attaches what belongs into the private namespace. The calling thread must be in it.
+    /// Attaches what belongs into the private namespace `netns`: `sk_lookup`, with the sockets that
+    /// serve the aliases, and the filters of both interfaces. The calling thread must be in it.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]: the kernel lacks something, or an interface is not there.
     pub fn attach_inner(
         &mut self,
         netns: BorrowedFd<'_>,
@@ -111,13 +139,21 @@ impl DataPath {
 
     /// Attaches what guards the workstation's end of the veth. The calling thread must be in its
     /// namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::attach_inner`].
     pub fn attach_host(&mut self, veth: &str) -> Result<(), LoadError> {
         add_clsact(veth)?;
         self.attach_tc(HOST_INGRESS, veth, TcAttachType::Ingress)?;
         self.attach_tc(HOST_EGRESS, veth, TcAttachType::Egress)
     }
 
-    /// Steers from here on.
+    /// Steers the sockets of processes in or below `cgroup`, a directory of cgroup v2, from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Program`]: the kernel lacks a hook, or another program excludes ours.
     pub fn attach_cgroup(&mut self, cgroup: impl AsFd) -> Result<(), LoadError> {
         for (name, hook) in CGROUP_PROGRAMS {
             let program = program::<CgroupSockAddr>(&mut self.ebpf, name)?;
@@ -137,15 +173,18 @@ impl DataPath {
         self.cgroup_links.clear();
     }
 
-    /// Attached programs: "cgroup/connect4".
+    /// The hooks of attached programs, in the order of attachment: "cgroup/connect4", "sk_lookup",
+    /// "tc/ingress veth0".
     pub fn hooks(&self) -> &[String] {
         &self.hooks
     }
 
+    /// The maps, to read.
     pub fn maps(&self) -> &Maps {
         &self.maps
     }
 
+    /// The maps, to change.
     pub fn maps_mut(&mut self) -> &mut Maps {
         &mut self.maps
     }
@@ -168,9 +207,8 @@ impl DataPath {
     }
 }
 
-/// Formats an alias base for logs.
-/// Attaches by a filter, which is there as long as the interface: whoever kills the root daemon and
-/// keeps the private namespace does not get rid of it, as of a TCX link.
+/// Attaches by a filter, which lives as long as the interface: a user who kills the root daemon and
+/// keeps the private namespace does not get rid of it, unlike a TCX link.
 ///
 /// The link is forgotten: dropping it removes, by its number, whatever filter an interface of the
 /// same number has in the namespace of the thread that drops it.

@@ -4,66 +4,101 @@ use std::io;
 
 use thiserror::Error;
 
+/// Loading or attaching the programs did not work.
 #[derive(Debug, Error)]
 pub enum LoadError {
+    /// The loader was built without the programs.
     #[error("this build carries no eBPF object; build it with `cargo xtask ebpf` first")]
     NoObject,
+    /// The kernel does not take the maps or the object.
     #[error("the kernel refuses the eBPF object")]
     Object(#[from] Box<aya::EbpfError>),
+    /// The kernel does not load or attach a program.
     #[error("the kernel refuses the program {program}")]
     Program {
+        /// The name of the program in the object.
         program: &'static str,
+        /// What the kernel said.
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    /// The object is of another version.
     #[error("the eBPF object lacks {name}")]
-    Missing { name: &'static str },
+    Missing {
+        /// The name of the program.
+        name: &'static str,
+    },
+    /// An interface takes no filters.
     #[error("cannot prepare {interface} for programs")]
     Interface {
+        /// The name of the interface.
         interface: String,
+        /// What the kernel said.
         #[source]
         source: Box<aya::programs::tc::TcError>,
     },
+    /// A map does not work.
     #[error("cannot set up a map")]
     Map(#[from] MapError),
 }
 
+/// Speaking to a map did not work.
 #[derive(Debug, Error)]
 pub enum MapError {
+    /// The kernel does not carry out an operation on a map, or it is of another kind.
     #[error("map {name} does not work")]
     Aya {
+        /// The name of the map in the object.
         name: &'static str,
+        /// What the kernel said.
         #[source]
         source: Box<aya::maps::MapError>,
     },
+    /// The object is of another version.
     #[error("map {name} is missing")]
-    Missing { name: &'static str },
+    Missing {
+        /// The name of the map in the object.
+        name: &'static str,
+    },
+    /// The descriptor of a map cannot be duplicated, frozen or mapped into memory.
     #[error("map {name} cannot be handed out")]
     Descriptor {
+        /// The name of the map in the object.
         name: &'static str,
+        /// What the kernel said.
         #[source]
         source: io::Error,
     },
+    /// More entries were wanted than a map takes; it stays as it was.
     #[error("{count} entries do not fit into map {name}, which takes {limit}")]
     TooMany {
+        /// The name of the map in the object.
         name: &'static str,
+        /// The number of entries that were wanted.
         count: usize,
+        /// The number of entries that the map takes.
         limit: usize,
     },
 }
 
+/// The kernel's type information does not tell what the programs need.
 #[derive(Debug, Error)]
 pub enum BtfError {
+    /// The file is not there or cannot be read.
     #[error(
         "cannot read the kernel's type information at /sys/kernel/btf/vmlinux, which takes a kernel \
          with CONFIG_DEBUG_INFO_BTF and, in a container, the kernel's /sys"
     )]
     Read(#[from] io::Error),
+    /// The file is not in the format that is known here.
     #[error("the kernel's type information is malformed")]
     Malformed,
+    /// The running kernel has another structure.
     #[error("the kernel's type information lacks {member} of struct {structure}")]
     Missing {
+        /// The name of the struct.
         structure: &'static str,
+        /// The name of the member.
         member: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! The maps of one bundle.
+//! The maps of one data path.
 
 use std::{
     collections::BTreeMap,
@@ -70,6 +70,7 @@ pub struct CounterValue {
     pub value: u64,
 }
 
+/// The maps of one data path that user space changes or reads.
 pub struct Maps {
     steer4: LpmTrie<MapData, [u8; 4], u32>,
     steer6: LpmTrie<MapData, [u8; 16], u32>,
@@ -112,6 +113,11 @@ impl Maps {
     /// Replaces the steered networks. The longest prefix wins; on a tie `exclude` does, and
     /// nothing includes what is [`NEVER_STEERED`]. While it runs, a destination may meet the old or
     /// the new entry, never none if both have one.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::TooMany`] for more than 16384 networks of a family, and those of bpf(2), after
+    /// which a part may have been replaced.
     pub fn steer(&mut self, include: &[IpNet], exclude: &[IpNet]) -> Result<(), MapError> {
         let mut wanted4 = BTreeMap::new();
         let mut wanted6 = BTreeMap::new();
@@ -141,6 +147,11 @@ impl Maps {
     }
 
     /// Replaces the name servers whose port is steered.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::TooMany`] for more than 64, and those of bpf(2), after which a part may have
+    /// been replaced.
     pub fn set_name_servers(&mut self, servers: &[SocketAddr]) -> Result<(), MapError> {
         let wanted: Vec<NameServer> = servers.iter().map(name_server).collect();
         fits(NAME_SERVERS, wanted.len(), MAX_NAME_SERVERS)?;
@@ -164,7 +175,11 @@ impl Maps {
         Ok(())
     }
 
-    /// All counters in a stable order.
+    /// All counters, in the order of [`Counter::ALL`].
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
     pub fn counters(&self) -> Result<Vec<CounterValue>, MapError> {
         Counter::ALL
             .iter()
@@ -181,7 +196,11 @@ impl Maps {
             .collect()
     }
 
-    /// Ids of the maps that others get a descriptor of.
+    /// The ids of the maps of which other processes receive a descriptor; see [`is_map_alive`].
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
     pub fn shared_ids(&self) -> Result<[u32; 2], MapError> {
         let id = |name, map| {
             let info = array(name, map)?.info().map_err(broken(name))?;
@@ -194,17 +213,26 @@ impl Maps {
         ])
     }
 
-    /// What frees aliases; `None` if somebody has taken it.
+    /// Takes the maps of the aliases out; `None` the second time.
     pub fn take_aliases(&mut self) -> Option<Aliases> {
         self.aliases.take()
     }
 
-    /// The alias table, to be mapped shared for reading; it cannot be mapped for writing.
+    /// A descriptor of the alias table, to be mapped shared for reading (Linux 5.5); it is frozen
+    /// (Linux 5.2) and cannot be mapped for writing.
+    ///
+    /// # Errors
+    ///
+    /// Those of dup(2).
     pub fn alias_table_fd(&self) -> Result<OwnedFd, MapError> {
         copy(ALIAS_TABLE, &self.alias_table)
     }
 
-    /// The heartbeat, to be mapped shared for writing.
+    /// A descriptor of the heartbeat, to be mapped shared for writing (Linux 5.5).
+    ///
+    /// # Errors
+    ///
+    /// Those of dup(2).
     pub fn heartbeat_fd(&self) -> Result<OwnedFd, MapError> {
         copy(HEARTBEAT, &self.heartbeat)
     }
@@ -251,7 +279,7 @@ fn replace<K: Pod + Ord>(
     Ok(())
 }
 
-/// Whether anybody still has this map.
+/// Whether a process or a program still has the map with this id.
 pub fn is_map_alive(id: u32) -> bool {
     MapInfo::from_id(id).is_ok()
 }

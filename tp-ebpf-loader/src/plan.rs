@@ -1,44 +1,58 @@
-//! What a bundle is loaded for: whose sockets are steered, and to which aliases.
+//! What the programs are loaded for: whose sockets are steered, and to which aliases.
 
 use std::ffi::CStr;
 
 use tp_ebpf_common::{KernelOffsets, ProcessName, Settings, scope};
 
-/// Whose sockets are steered. Both limits apply when both are given, none means everybody's.
+/// What the programs are loaded for. Sockets of one network namespace are steered: of `user`, of
+/// `cgroup`, of whoever satisfies both if both are given, of everybody if neither is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan {
+    /// The network namespace whose sockets are steered, as SO_NETNS_COOKIE tells it (Linux 5.14).
     pub netns_cookie: u64,
-    /// The name of processes that are never steered.
+    /// The name of processes that are never steered, at most 15 bytes.
     pub exempt: &'static CStr,
+    /// The user whose sockets are steered.
     pub user: Option<UserScope>,
+    /// The cgroup whose sockets are steered.
     pub cgroup: Option<CgroupScope>,
+    /// The first address of the aliases, a multiple of `alias_count`, in the machine's byte order:
+    /// `u32::from` of an `Ipv4Addr`.
     pub alias_base: u32,
-    /// At most 65536, a power of two.
+    /// The number of aliases: a power of two, at most 65536.
     pub alias_count: u32,
+    /// The interfaces of the private namespace.
     pub interfaces: Interfaces,
+    /// What [`crate::kernel_offsets`] found.
     pub offsets: KernelOffsets,
 }
 
+/// Sockets of one user's programs, but not of those that have gained privileges.
 #[derive(Clone, Copy, Debug)]
 pub struct UserScope {
+    /// The user, as the initial user namespace numbers it.
     pub uid: u32,
-    /// Permitted capabilities of the session in `user_ns`.
+    /// The set of permitted capabilities, one bit each, that the session has in `user_ns`.
     pub capabilities: u64,
     /// The user namespace of the machine, by the number of its file.
     pub user_ns: u32,
 }
 
+/// Sockets of programs in a cgroup or below it.
 #[derive(Clone, Copy, Debug)]
 pub struct CgroupScope {
+    /// The id of the cgroup: the number of its directory's inode.
     pub id: u64,
     /// Depth below the root of the hierarchy.
     pub level: u32,
 }
 
-/// Indices in the private namespace.
+/// Indices of interfaces in the private namespace.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Interfaces {
+    /// The inner end of the veth.
     pub veth: u32,
+    /// The TUN.
     pub tun: u32,
 }
 

@@ -98,7 +98,7 @@ fn leads_to(index: u32, real: [u8; 4]) -> bool {
     found == u32::from_ne_bytes(real)
 }
 
-/// Brings an alias at rest back into use.
+/// Brings an alias in quarantine back into use.
 #[inline(always)]
 fn revive(real: [u8; 4]) -> Option<u32> {
     let entry = RESTING.get_ptr(&real)?;
@@ -110,7 +110,7 @@ fn revive(real: [u8; 4]) -> Option<u32> {
     if ALIASES.insert(&real, &index, BPF_NOEXIST.into()).is_ok() {
         return Some(index);
     }
-    // Another CPU took a new alias for the address; this one goes on resting.
+    // Another CPU took a new alias for the address; this one stays in quarantine.
     let _ = RESTING.insert(&real, &index, BPF_NOEXIST.into());
 
     known(real)
@@ -157,7 +157,7 @@ fn fresh() -> Option<u32> {
     is_there.then_some(taken as u32)
 }
 
-/// Leaves word for those who put aliases to rest.
+/// Notes the use for the root daemon, which quarantines the least recently used aliases.
 #[inline(always)]
 fn note_use(index: u32, tracking: Tracking) -> Option<()> {
     let uses = ALIAS_USES.get_ptr_mut(0)?.cast::<AliasUse>();

@@ -23,7 +23,7 @@ pub(crate) static NAME_SERVERS: HashMap<NameServer, u32> = HashMap::with_max_ent
 pub(crate) static ALIASES: HashMap<[u8; 4], u32> =
     HashMap::with_max_entries(ALIAS_TABLE_LEN as u32, BPF_F_NO_PREALLOC);
 
-/// The same for aliases that are not in use and not yet free.
+/// The same for aliases in quarantine.
 #[map]
 pub(crate) static RESTING: HashMap<[u8; 4], u32> =
     HashMap::with_max_entries(ALIAS_TABLE_LEN as u32, BPF_F_NO_PREALLOC);

@@ -5,8 +5,27 @@
 //! The connection is the lease: when it closes, the root daemon drops everything it made for it.
 //! Programs one minor version apart read each other's packets: fields are added, never given
 //! another meaning.
+//!
+//! ```no_run
+//! use rustix::net::SocketFlags;
+//! use tp_root_api::{MAX_PACKET, Reply, Request, socket_path, wire};
+//!
+//! let socket = wire::socket(SocketFlags::empty())?;
+//! wire::connect(&socket, &socket_path())?;
+//! let hello = Request::Hello { version: "0.1.0".into(), connects: false };
+//! wire::send(&socket, &hello, &[])?;
+//!
+//! let mut buffer = vec![0; MAX_PACKET];
+//! let packet = wire::receive(&socket, &mut buffer)?;
+//! match serde_json::from_slice(packet.bytes)? {
+//!     Reply::Hello { version, pid, .. } => println!("version {version}, process {pid}"),
+//!     reply => eprintln!("{reply:?}"),
+//! }
+//! # Ok::<_, std::io::Error>(())
+//! ```
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 use std::{
     ffi::CStr,
@@ -44,11 +63,13 @@ pub const MAX_NETWORKS: usize = 16 * 1024;
 /// Networks in one packet, so that it is no larger than [`MAX_PACKET`] whatever they are.
 pub const MAX_NETWORKS_PER_PACKET: usize = 1024;
 
+/// What a peer asks of the root daemon. Each is answered by one [`Reply`], in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    /// Who are you? Allowed to every peer that may connect.
+    /// Who are you? Allowed to every peer that may connect. Answered by [`Reply::Hello`].
     Hello {
+        /// The version of the peer, as `tp --version` has it.
         version: String,
         /// A session is about to need the root daemon. One that ends with the last session ends
         /// when the last peer that said so has gone, whether the session came or not.
@@ -56,22 +77,28 @@ pub enum Request {
         connects: bool,
     },
     /// Make the data path of this session. Carries one descriptor: the session's network namespace
-    /// (an open `/proc/self/ns/net`). At most one data path per connection, ever.
+    /// (an open `/proc/self/ns/net`). At most one data path per connection, ever. Answered by
+    /// [`Reply::Opened`].
     Open(OpenDatapath),
     /// Replace the steered networks by these and those of the parts before. Needs a data path.
     Steer(Steer),
     /// A part of the networks of the next [`Request::Steer`], where one packet does not hold all.
     SteerPart(Steer),
     /// Replace the name servers whose port 53 is steered. Needs a data path.
-    NameServers { servers: Vec<SocketAddr> },
-    /// Counters of the data path.
+    NameServers {
+        /// At most 64, each with port 53.
+        servers: Vec<SocketAddr>,
+    },
+    /// Counters of the data path. Needs one. Answered by [`Reply::Counters`].
     Counters,
     /// Drop the data path and reply once the machine is as before. (Closing the socket does the same.)
     Close,
 }
 
+/// What a data path is made for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenDatapath {
+    /// Whose sockets are steered.
     pub scope: Scope,
     /// Networks that the aliases must not be of, beside those that the machine knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -86,7 +113,10 @@ pub enum Scope {
     User,
     /// Sockets of the peer's own user in this cgroup v2 directory (or below), which must be
     /// writable by that user.
-    Cgroup { path: String },
+    Cgroup {
+        /// The absolute path of the directory, below the mount of the hierarchy.
+        path: String,
+    },
     /// Every socket. Root only.
     System,
 }
@@ -94,7 +124,9 @@ pub enum Scope {
 /// Destination networks to steer. The longest match wins; on a tie `exclude` does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steer {
+    /// Networks to steer.
     pub include: Vec<IpNet>,
+    /// Networks to leave alone.
     pub exclude: Vec<IpNet>,
     /// How many parts went before that belong to it; others are forgotten.
     #[serde(default, skip_serializing_if = "is_none")]
@@ -105,27 +137,36 @@ fn is_none(parts: &u32) -> bool {
     *parts == 0
 }
 
+/// The answer to one [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
+    /// Who the root daemon is.
     Hello {
+        /// The version of the root daemon, as `tp --version` has it.
         version: String,
+        /// Its process, as its own PID namespace numbers it.
         pid: u32,
         /// It was started for one user, and ends with that user's last session.
         #[serde(default)]
         ends_with_last_session: bool,
     },
-    /// Carries [`Descriptors`].
+    /// The data path is there. Carries [`Descriptors`].
     Opened(Datapath),
+    /// The request was carried out.
     Done,
+    /// What the programs counted.
     Counters(Counters),
-    /// A sentence, and the kind that the session passes on.
+    /// The request was not carried out.
     Refused {
+        /// The kind of fault that the session passes on.
         kind: RefusedKind,
+        /// One sentence for a person: what failed, which thing, what to do.
         message: String,
     },
 }
 
+/// Why a request was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusedKind {
@@ -135,23 +176,27 @@ pub enum RefusedKind {
     Permission,
     /// The kernel or the machine lacks something.
     Unsupported,
+    /// Something else failed.
     Failed,
 }
 
 /// What the session needs to know about its data path.
 ///
 /// The alias table is an array of `alias_count` u32: element `i` is the real IPv4 address (network
-/// byte order) behind `alias_base + i`, 0 if the alias is free. The heartbeat is one u64: the
-/// session writes CLOCK_BOOTTIME nanoseconds at least every 500 ms; port 53 passes unsteered when
-/// it is older than 2 s.
+/// byte order) behind `alias_base + i`, 0 if the alias never stood for one. The heartbeat is one
+/// u64: the session writes CLOCK_BOOTTIME nanoseconds at least every 500 ms; port 53 passes
+/// unsteered when it is older than 2 s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapath {
+    /// The first address of the aliases, a multiple of `alias_count`.
     pub alias_base: Ipv4Addr,
+    /// The number of aliases: a power of two, at most 65536.
     pub alias_count: u32,
-    /// Source address that the workstation's side of the veth uses.
+    /// The source address that the workstation's side of the veth uses.
     pub host_address: Ipv4Addr,
+    /// The largest IP packet of the veth, in bytes.
     pub mtu: u32,
-    /// Attached programs, as status shows them: "cgroup/connect4".
+    /// The hooks of attached programs, as status shows them: "cgroup/connect4".
     pub hooks: Vec<String>,
 }
 
@@ -162,7 +207,9 @@ pub struct Counters {
     pub drops: Vec<(String, u64)>,
     /// Sockets that met a steered network and were not steered, by reason.
     pub not_steered: Vec<(String, u64)>,
+    /// Aliases that stand for an address, in use or in quarantine.
     pub aliases: u64,
+    /// Sockets, and datagrams to name servers, that received an alias.
     pub steered: u64,
 }
 
@@ -202,10 +249,11 @@ pub struct Descriptors {
     pub listener: OwnedFd,
     /// Receives queries to name servers.
     pub udp: OwnedFd,
+    /// The TUN, whose packets are whole IPv4 packets: held SYNs to read, answers to write.
     pub tun: OwnedFd,
-    /// A map to be mapped into memory, shared; see [`Datapath`].
+    /// A map to be mapped into memory, shared and for reading; see [`Datapath`].
     pub alias_table: OwnedFd,
-    /// Another one.
+    /// A map to be mapped into memory, shared and for writing; see [`Datapath`].
     pub heartbeat: OwnedFd,
 }
 
@@ -219,7 +267,7 @@ impl Counters {
 }
 
 impl Descriptors {
-    /// In the order of the protocol.
+    /// The descriptors in the order of the protocol.
     pub fn as_fds(&self) -> [BorrowedFd<'_>; 5] {
         let Self {
             listener,
@@ -232,7 +280,8 @@ impl Descriptors {
         [listener, udp, tun, alias_table, heartbeat].map(AsFd::as_fd)
     }
 
-    /// `None` unless these are as many as there are fields.
+    /// Takes the descriptors in the order of the protocol; `None` unless these are as many as there
+    /// are fields.
     pub fn from_fds(fds: Vec<OwnedFd>) -> Option<Self> {
         let [listener, udp, tun, alias_table, heartbeat] = <[OwnedFd; 5]>::try_from(fds).ok()?;
 

@@ -28,6 +28,7 @@ const MAX_FDS: usize = 8;
 pub struct RawPacket<'a> {
     /// The JSON object; empty when the other end has closed the connection.
     pub bytes: &'a [u8],
+    /// The descriptors that came with it, in the order of the sender, closed on exec.
     pub fds: Vec<OwnedFd>,
     /// The packet was larger than the buffer, or carried more descriptors than there is room for.
     pub is_truncated: bool,

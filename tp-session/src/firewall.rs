@@ -26,8 +26,9 @@ pub fn unused_alias(datapath: &Datapath) -> SocketAddrV4 {
     SocketAddrV4::new((first + 1).into(), PORT)
 }
 
-/// Whether a SYN of this user's to an alias gets as far as the interface of the data path. `reached`
-/// counts what got there and ended there ([`tp_root_api::DropReason::ForeignSocket`]); without its answer nobody can tell.
+/// Whether a SYN of this user's to an alias gets as far as the interface of the data path, where it
+/// ends. `reached` reads the counter of [`tp_root_api::DropReason::ForeignSocket`]; without its
+/// answer nobody can tell.
 pub async fn lets_pass<F: Future<Output = Option<u64>>>(
     alias: SocketAddrV4,
     reached: impl Fn() -> F,

@@ -161,13 +161,13 @@ impl Shell {
         let mut addresses_held =
             host.run(|| diag::addresses_in_use(&addresses, End::PeerProcess))?;
         addresses_held.extend(inner.run(|| diag::addresses_in_use(&addresses, End::Own))?);
-        let those = |is_so: &dyn Fn(u32) -> bool| -> BTreeSet<u32> {
-            indices.iter().copied().filter(|it| is_so(*it)).collect()
+        let asked = |matches: &dyn Fn(u32) -> bool| -> BTreeSet<u32> {
+            indices.iter().copied().filter(|it| matches(*it)).collect()
         };
 
         Ok(Holders {
-            held: those(&|index| addresses_held.contains(&self.aliases.address(index))),
-            pinned: those(&|index| self.aliases.is_pinned(index)),
+            held: asked(&|index| addresses_held.contains(&self.aliases.address(index))),
+            pinned: asked(&|index| self.aliases.is_pinned(index)),
         })
     }
 }
