@@ -233,7 +233,7 @@ impl RootServer {
             return;
         };
         if served.thread.join().is_err() {
-            tracing::error!(id, "A connection's thread panicked");
+            tracing::error!(id, "Connection's thread panicked");
         }
     }
 
@@ -303,7 +303,7 @@ impl Drop for Acceptor {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("The acceptor panicked");
+            tracing::error!("Acceptor panicked");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use tp_proto::fault::{Fault, FaultKind};
 use tp_root_api::{Datapath, Descriptors};
 
-use self::{aliases::Aliases, datagrams::Datagrams, tun::Tun};
+use self::{aliases::AliasMap, datagrams::Datagrams, tun::Tun};
 use super::{
     dns::Dns,
     relay::Relay,
@@ -88,7 +88,7 @@ impl Handover {
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let tun = Tun::new(tun)?;
-        let aliases = Aliases::new(table, &datapath);
+        let aliases = AliasMap::new(table, &datapath);
         let heartbeat = Arc::new(heartbeat);
         let dns = Dns::new(Arc::clone(shared));
         let datagrams = Arc::new(Datagrams {

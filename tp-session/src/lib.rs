@@ -86,14 +86,14 @@ async fn serve() -> anyhow::Result<()> {
     tokio::select! {
         served = &mut server => served.context("the session's socket failed")?,
         () = stop.cancelled() => {}
-        () = unreachable => tracing::info!("The session's socket is gone, and nobody can reach it"),
+        () = unreachable => tracing::info!("Session's socket gone; nobody can reach it"),
         () = service.supervise() => {}
         _ = terminate.recv() => tracing::info!("Told to end"),
         _ = interrupt.recv() => tracing::info!("Told to end"),
     }
     let ended = async {
         if timeout(END_LIMIT, service.end()).await.is_err() {
-            tracing::info!("The connection did not end in time");
+            tracing::info!("Connection did not end in time");
         }
         flush.cancel();
     };

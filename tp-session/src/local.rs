@@ -162,7 +162,7 @@ impl Observer {
                     }
                     is_broken = !is_whole;
                 }
-                Err(fault) => tracing::info!(reason = %fault, "The network cannot be read"),
+                Err(fault) => tracing::info!(reason = %fault, "Network cannot be read"),
             }
         }
     }

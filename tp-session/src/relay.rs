@@ -25,7 +25,7 @@ use tp_proto::tunnel::Outcome;
 use tp_transport::{Dialed, Flow, splice_observed};
 
 use super::{
-    datapath::{aliases::Aliases, tun::Tun},
+    datapath::{aliases::AliasMap, tun::Tun},
     dns::{self, Dns},
     shared::{FlowCount, Shared, count},
     sys::{self, BEAT, Heartbeat, Part},
@@ -43,7 +43,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub(super) struct Relay {
     pub(super) tun: Tun,
     pub(super) listener: TcpListener,
-    pub(super) aliases: Aliases,
+    pub(super) aliases: AliasMap,
     pub(super) shared: Arc<Shared>,
     pub(super) dns: Arc<Dns>,
     pub(super) heartbeat: Arc<Heartbeat>,

@@ -86,7 +86,7 @@ impl Login {
                     return Ok(user);
                 }
                 Err(fault) => {
-                    tracing::info!(reason = %fault, "The kubeconfig as it is now does not serve");
+                    tracing::info!(reason = %fault, "Kubeconfig as it is now cannot be used");
                 }
             }
         }
@@ -114,11 +114,11 @@ impl Login {
         let loaded = match timeout(RELOAD_LIMIT, Cluster::load(&self.request)).await {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(fault)) => {
-                tracing::info!(reason = %fault, "The kubeconfig cannot be used any more");
+                tracing::info!(reason = %fault, "Kubeconfig cannot be used any more");
                 return None;
             }
             Err(_) => {
-                tracing::info!("The kubeconfig could not be read in time");
+                tracing::info!("Kubeconfig not read in time");
                 return None;
             }
         };

@@ -43,8 +43,8 @@ impl Spared {
         for host in &self.hosts {
             match timeout(LOOKUP_LIMIT, lookup_host((host.as_str(), 0))).await {
                 Ok(Ok(found)) => self.seen.extend(found.map(|it| (it.ip(), now))),
-                Ok(Err(error)) => tracing::debug!(%error, "A name to spare does not resolve"),
-                Err(_) => tracing::debug!("A name to spare does not resolve in time"),
+                Ok(Err(error)) => tracing::debug!(%error, "Name to spare does not resolve"),
+                Err(_) => tracing::debug!("Name to spare does not resolve in time"),
             }
         }
         forget(&mut self.seen, now);

@@ -130,7 +130,7 @@ impl Follower {
 
     fn note(&self, problem: Option<String>) {
         let problem = problem.map(|reason| {
-            tracing::info!(%reason, "The root daemon has not taken a change");
+            tracing::info!(%reason, "Root daemon has not taken a change");
             format!("the root daemon has not taken the last change of {reason}; it is told again")
         });
         self.steered.send_if_modified(|steered| {

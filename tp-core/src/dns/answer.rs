@@ -10,12 +10,18 @@ use hickory_proto::{
     },
 };
 
-use super::{TTL, Zone, query::Asked};
+use super::{
+    Query, TTL, Zone,
+    query::{Asked, EDNS_PAYLOAD},
+};
 
-/// Payload that we take ourselves, below every usual MTU (DNS flag day 2020).
-pub(super) const EDNS_PAYLOAD: u16 = 1232;
-/// Without EDNS (RFC 1035 section 2.3.4).
-pub(super) const CLASSIC_PAYLOAD: u16 = 512;
+impl Query {
+    /// SERVFAIL as the answer, for a query that could not even be passed on; `None` if the message
+    /// is not a query with one question of the class IN.
+    pub fn failure(&self) -> Option<Vec<u8>> {
+        self.asked().map(failure)
+    }
+}
 
 /// The asked name with `addresses`; without any, it exists and has no such record.
 pub(super) fn addresses(asked: &Asked, addresses: &[IpAddr], zone: &Zone) -> Vec<u8> {

@@ -5,10 +5,12 @@ use hickory_proto::{
     rr::{DNSClass, Name, RecordType},
 };
 
-use super::{
-    Step,
-    answer::{self, CLASSIC_PAYLOAD, EDNS_PAYLOAD},
-};
+use super::Step;
+
+/// Payload that we take ourselves, below every usual MTU (DNS flag day 2020).
+pub(super) const EDNS_PAYLOAD: u16 = 1232;
+/// Without EDNS (RFC 1035 section 2.3.4).
+const CLASSIC_PAYLOAD: u16 = 512;
 
 /// How long an answer may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +46,6 @@ impl Query {
     /// The message as it came.
     pub fn message(&self) -> &[u8] {
         &self.message
-    }
-
-    /// SERVFAIL as the answer, for a query that could not even be passed on; `None` if the message
-    /// is not a query with one question of the class IN.
-    pub fn failure(&self) -> Option<Vec<u8>> {
-        self.asked.as_ref().map(answer::failure)
     }
 
     pub(super) fn asked(&self) -> Option<&Asked> {

@@ -92,7 +92,7 @@ impl Drop for Recycler {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("The thread that frees aliases panicked");
+            tracing::error!("Thread that frees aliases panicked");
         }
     }
 }

@@ -12,13 +12,13 @@ use crate::sys::AliasTable;
 
 /// Translates aliases of one data path.
 #[derive(Clone)]
-pub(crate) struct Aliases {
+pub(crate) struct AliasMap {
     table: Arc<AliasTable>,
     base: Ipv4Addr,
     count: u32,
 }
 
-impl Aliases {
+impl AliasMap {
     pub(super) fn new(table: AliasTable, datapath: &Datapath) -> Self {
         Self {
             table: Arc::new(table),

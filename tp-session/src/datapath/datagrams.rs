@@ -19,11 +19,11 @@ use tp_core::{
     packet,
 };
 
-use super::{aliases::Aliases, newest::Newest, tun::Tun};
+use super::{aliases::AliasMap, newest::Newest, tun::Tun};
 use crate::{
     dns::{
         Dns,
-        pass_on::{self, Reply},
+        pass_on::{self, ServerReply},
     },
     shared::{Shared, count},
     sys::{self, BEAT, Heartbeat, INPUT_OR_ERROR, Part},
@@ -37,7 +37,7 @@ const MAX_MESSAGE: usize = 65_535;
 pub(super) struct Datagrams {
     pub(super) dns: Arc<Dns>,
     pub(super) shared: Arc<Shared>,
-    pub(super) aliases: Aliases,
+    pub(super) aliases: AliasMap,
     pub(super) tun: Tun,
 }
 
@@ -135,11 +135,11 @@ impl Datagrams {
         }
     }
 
-    fn reply(&self, datagram: &Datagram, reply: Reply) {
+    fn reply(&self, datagram: &Datagram, reply: ServerReply) {
         match reply {
-            Reply::Message(reply) => self.answer(datagram, &reply),
-            Reply::Unreachable(code) => self.unreachable(datagram, code),
-            Reply::Unsent(code) => {
+            ServerReply::Message(reply) => self.answer(datagram, &reply),
+            ServerReply::Unreachable(code) => self.unreachable(datagram, code),
+            ServerReply::Unsent(code) => {
                 self.unreachable(datagram, code);
                 // A socket that is not connected is told of no ICMP error, where it would have
                 // seen its own sendto() fail. One that is connected sees the error first.
@@ -147,7 +147,7 @@ impl Datagrams {
                     self.answer(datagram, &failure);
                 }
             }
-            Reply::Silence => count(&self.shared.counters.failed),
+            ServerReply::Silence => count(&self.shared.counters.failed),
         }
     }
 

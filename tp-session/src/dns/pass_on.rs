@@ -25,7 +25,7 @@ const ICMP_DESTINATION_UNREACHABLE: u8 = 3;
 
 /// How the server that was meant took it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
+pub(crate) enum ServerReply {
     Message(Vec<u8>),
     /// The network said so, with this code of ICMP's "destination unreachable".
     Unreachable(u8),
@@ -36,21 +36,21 @@ pub(crate) enum Reply {
 }
 
 /// A socket per query: the kernel's choice of port is what guards against forged replies.
-pub(crate) async fn ask(server: SocketAddrV4, query: &[u8]) -> Reply {
+pub(crate) async fn ask(server: SocketAddrV4, query: &[u8]) -> ServerReply {
     let socket = match socket().await {
         Ok(socket) => socket,
         Err(error) => {
             tracing::debug!(%error, "No socket to pass a query on");
-            return Reply::Silence;
+            return ServerReply::Silence;
         }
     };
     match timeout(LIMIT, exchange(&socket, server, query)).await {
-        Ok(Ok(reply)) => Reply::Message(reply),
+        Ok(Ok(reply)) => ServerReply::Message(reply),
         Ok(Err(error)) => {
             tracing::debug!(%error, "Name server did not answer");
-            reported(&socket).map_or_else(|| unsent(&error), Reply::Unreachable)
+            reported(&socket).map_or_else(|| unsent(&error), ServerReply::Unreachable)
         }
-        Err(_) => Reply::Silence,
+        Err(_) => ServerReply::Silence,
     }
 }
 
@@ -108,13 +108,13 @@ fn reported(socket: &UdpSocket) -> Option<u8> {
 }
 
 /// What stands for an error of this machine's own: no route, a route that forbids, a firewall.
-fn unsent(error: &io::Error) -> Reply {
+fn unsent(error: &io::Error) -> ServerReply {
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENETUNREACH | Errno::ENETDOWN) => Reply::Unsent(verdict::NET_UNKNOWN),
+        Some(Errno::ENETUNREACH | Errno::ENETDOWN) => ServerReply::Unsent(verdict::NET_UNKNOWN),
         Some(
             Errno::EHOSTUNREACH | Errno::EHOSTDOWN | Errno::EPERM | Errno::EACCES | Errno::EINVAL,
-        ) => Reply::Unsent(verdict::PROHIBITED),
-        _ => Reply::Silence,
+        ) => ServerReply::Unsent(verdict::PROHIBITED),
+        _ => ServerReply::Silence,
     }
 }
 
@@ -142,7 +142,7 @@ mod tests {
 
         let (reply, ()) = tokio::join!(ask(address, &query), served);
 
-        assert_eq!(reply, Reply::Message(vec![0xff, 0x01, 0xaa, 0xbb]));
+        assert_eq!(reply, ServerReply::Message(vec![0xff, 0x01, 0xaa, 0xbb]));
     }
 
     #[tokio::test]
@@ -155,7 +155,7 @@ mod tests {
 
         let reply = ask(address, &[0, 1, 2]).await;
 
-        assert_eq!(reply, Reply::Unreachable(verdict::PORT_UNREACHABLE));
+        assert_eq!(reply, ServerReply::Unreachable(verdict::PORT_UNREACHABLE));
     }
 
     #[tokio::test]
@@ -163,6 +163,6 @@ mod tests {
         // A datagram to a broadcast address is refused: EACCES, or ENETUNREACH without a route.
         let reply = ask("255.255.255.255:53".parse().unwrap(), &[0, 1, 2]).await;
 
-        assert!(matches!(reply, Reply::Unsent(_)), "{reply:?}");
+        assert!(matches!(reply, ServerReply::Unsent(_)), "{reply:?}");
     }
 }

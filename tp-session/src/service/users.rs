@@ -279,12 +279,12 @@ impl Phase {
                     .await
                     .is_err()
                 {
-                    tracing::info!("The attempt to connect did not end in time");
+                    tracing::info!("Attempt to connect did not end in time");
                 }
             }
             Self::Lost { down, .. } => {
                 if timeout(ATTEMPT_LIMIT, down.cancelled()).await.is_err() {
-                    tracing::info!("The lost connection was not taken down in time");
+                    tracing::info!("Lost connection not taken down in time");
                 }
             }
             Self::Idle { .. } | Self::Ending => {}
