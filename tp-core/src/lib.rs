@@ -1,5 +1,5 @@
 //! Decisions of tp as values in and values out: which packet answers a held SYN, who answers a DNS
-//! query, how long to wait before the next attempt.
+//! query, which path carries the tunnel, how long to wait before the next attempt.
 //!
 //! No I/O, no clock, no runtime: time comes in as an argument, packets and messages as bytes.
 //!
@@ -37,6 +37,7 @@ pub mod framing;
 pub mod keep_alive;
 pub mod outside;
 pub mod packet;
+pub mod path;
 pub mod steering;
 pub mod syn;
 pub mod verdict;

@@ -15,6 +15,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
+use tp_core::path::{PathChoice, PathKind, monitor::CandidateStatus};
 use tp_proto::tunnel::Outcome;
 
 use crate::{
@@ -24,12 +25,11 @@ use crate::{
     flow::{self, Flow, FlowError, FlowIo},
     framed::Link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
-    monitor::CandidateStatus,
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
     probe::ProbeKeys,
     quic::{CLIENT_CREDIT, LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config},
-    status::{ClosedReason, PathKind, PathStatus, TunnelStats},
+    status::{ClosedReason, PathStatus, TunnelStats},
     sync::lock,
     tls,
 };
@@ -47,19 +47,6 @@ const LOOKS: u32 = 6;
 const LOOK_PAUSE: Duration = Duration::from_millis(150);
 /// Commands that may wait for the driver.
 const MAX_COMMANDS: usize = 16;
-
-/// Which paths may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum PathChoice {
-    /// Start on the stream, move to UDP when it answers, and back when it falls silent.
-    #[default]
-    Auto,
-    /// The handshake and the control stream use the stream until UDP answers; dials wait for UDP,
-    /// and no flow ever returns to the stream.
-    UdpOnly,
-    /// No UDP socket at all.
-    StreamOnly,
-}
 
 pub struct TunnelConfig {
     pub identity: Identity,

@@ -16,9 +16,9 @@ use std::{
 
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
+use tp_core::path::PathKind;
 
 use self::bbr::Bbr;
-use crate::status::PathKind;
 
 mod aggregation;
 mod bbr;

@@ -19,11 +19,9 @@ pub mod server;
 pub mod splice;
 pub mod status;
 
-mod batching;
 mod congestion;
 mod credit;
 mod framed;
-mod monitor;
 mod mux;
 mod preface;
 mod probe;
@@ -31,15 +29,15 @@ mod quic;
 mod sync;
 mod tls;
 
+pub use tp_core::path::{PathChoice, PathKind, monitor::CandidateStatus};
 pub use {
-    client::{ConnectError, Dialed, OpenError, PathChoice, Tunnel, TunnelConfig},
+    client::{ConnectError, Dialed, OpenError, Tunnel, TunnelConfig},
     codes::{CloseCode, ResetCode},
     flow::{Accepted, Flow, FlowError, FlowIo, PendingFlow, RecvHalf, SendHalf},
     framed::tune_link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
-    monitor::CandidateStatus,
     mux::udp::{UdpFacts, udp_facts},
     server::{Admission, AttachError, BindError, Peer, Refusal, SILENCE_LIMIT, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},
-    status::{ClosedReason, PathKind, PathStatus, TunnelStats},
+    status::{ClosedReason, PathStatus, TunnelStats},
 };

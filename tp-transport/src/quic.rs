@@ -3,19 +3,13 @@
 use std::{net::Ipv6Addr, net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-
-use tp_core::credit::Limits;
-
-use crate::{
-    client::PathChoice,
-    congestion::{PathAwareFactory, PathEpoch},
+use tp_core::{
+    credit::Limits,
+    path::{BASE_SIZE, FULL_SIZE, PathChoice},
 };
 
-/// Largest datagram on either path: an Ethernet frame less the headers of IPv6, UDP and a
-/// tunnel around them.
-pub(crate) const FULL_SIZE: u16 = 1452;
-/// What every path must carry.
-pub(crate) const BASE_SIZE: u16 = 1200;
+use crate::congestion::{PathAwareFactory, PathEpoch};
+
 /// Largest datagram where a path proves that it carries it: a byte stream, or jumbo frames. It
 /// saves a third of the processor time.
 const LARGEST_SIZE: u16 = 8952;

@@ -9,6 +9,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
+use tp_core::path::PathKind;
 
 use crate::{
     codes::CloseCode,
@@ -23,7 +24,7 @@ use crate::{
     },
     preface::{self, PrefaceError},
     quic::{endpoint_config, is_link_address},
-    status::{PathKind, PathStatus},
+    status::PathStatus,
     tls::ServerTls,
 };
 

@@ -3,17 +3,9 @@
 use std::{net::SocketAddr, time::Duration};
 
 use quinn::{Connection, ConnectionError};
+use tp_core::path::PathKind;
 
 use crate::{codes::CloseCode, credit::Ledger, mux::udp::Udp};
-
-/// One of the two ways between the ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PathKind {
-    /// T: the byte stream through the API server.
-    Stream,
-    /// U: UDP straight to the replica.
-    Udp,
-}
 
 /// Which path carries the flows, and why not the better one.
 #[derive(Debug, Clone, PartialEq, Eq)]

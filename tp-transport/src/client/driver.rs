@@ -12,20 +12,22 @@ use tokio::{
     time::sleep_until,
 };
 
-use crate::{
+use tp_core::path::{
+    BASE_SIZE, PathChoice, PathKind,
     batching::{self, Check, Lost},
-    client::PathChoice,
+    monitor::{Action, CandidateStatus, Monitor, Target},
+};
+
+use crate::{
     codes::CloseCode,
     congestion::PathEpoch,
     framed::now_ms,
-    monitor::{Action, CandidateStatus, Monitor, Target},
     mux::{
         Mux,
         client::{ClientSide, ProbeReply},
     },
     probe::{IN_PARTS, Probe, ProbeKind, SINGLY},
-    quic::BASE_SIZE,
-    status::{PathKind, PathStatus},
+    status::PathStatus,
 };
 
 #[derive(Debug)]

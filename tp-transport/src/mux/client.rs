@@ -9,6 +9,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, mpsc};
+use tp_core::path::PathKind;
 
 use crate::{
     congestion::PathEpoch,
@@ -16,7 +17,6 @@ use crate::{
     mux::{Answer, Route, Side},
     probe::{Probe, ProbeKeys, ProbeKind},
     quic::LOGICAL_SERVER,
-    status::PathKind,
     sync,
 };
 

@@ -14,16 +14,15 @@ use std::{
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tp_core::path::{PathKind, batching::PARTS};
 
 use crate::{
-    batching::PARTS,
     congestion::PathEpoch,
     framed::{Link, now_ms},
     keys::SessionRef,
     mux::{Answer, Route, Side},
     probe::{IN_PARTS, MIN_SIZE, Probe, ProbeKeys, ProbeKind, SINGLY, key_id},
     quic::{is_link_address, link_address},
-    status::PathKind,
     sync::{lock, read, write},
 };
 

@@ -21,8 +21,6 @@ const KNOWN: [(&str, &str); 5] = [
         "tp-transport/src/credit.rs",
         "tp-transport/src/flow/half.rs",
     ),
-    ("tp-transport/src/monitor.rs", "tp-transport/src/client.rs"),
-    ("tp-transport/src/quic.rs", "tp-transport/src/client.rs"),
     ("tp-transport/src/tls.rs", "tp-transport/src/server.rs"),
 ];
 

@@ -11,9 +11,8 @@ use super::{
 /// Crates that nothing is built on.
 const APART: [&str; 2] = ["tp-e2e", "xtask"];
 /// Names that several crates have, and which. This list only gets shorter.
-const KNOWN: [(&str, &[&str]); 9] = [
+const KNOWN: [(&str, &[&str]); 8] = [
     ("Access", &["tp-ebpf-loader", "tp-manager"]),
-    ("Action", &["tp-core", "tp-transport"]),
     ("Answer", &["tp-cli", "tp-transport"]),
     ("Flow", &["tp-ebpf", "tp-transport"]),
     ("InstallArgs", &["tp-cli", "tp-daemon"]),

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use quinn::congestion::BbrConfig;
+use tp_core::path::PathKind;
 
 use super::{
     super::{PathAwareFactory, PathEpoch},
@@ -10,7 +11,6 @@ use super::{
     sim::{Factory, Run},
     wire::{Path, Wire},
 };
-use crate::status::PathKind;
 
 /// Of what arrives.
 const SENT: f64 = 1.15;

@@ -13,6 +13,7 @@ use quinn_proto::{
     Event, MtuDiscoveryConfig, ServerConfig, StreamEvent, StreamId, Transmit, TransportConfig,
     VarInt,
 };
+use tp_core::path::{BASE_SIZE, FULL_SIZE};
 
 use super::{
     sim::{Factory, Flow},
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     keys::{Identity, KeyHash, SessionRef},
-    quic::{BASE_SIZE, FULL_SIZE, SERVER_NAME},
+    quic::SERVER_NAME,
     server::{Admission, Refusal},
     tls::{ServerTls, client_config},
 };

@@ -1,4 +1,4 @@
-//! Decides, from probes alone, which path the client uses. Pure: time and wire are arguments.
+//! Decides, from probes alone, which path the client uses.
 //!
 //! A UDP address is used once it has answered probes in a row; it is left when six probes of the
 //! fast pace stay unanswered. Receiving is no proof, because one direction may be blocked alone.
@@ -15,10 +15,7 @@ use std::{
 };
 
 use self::{candidate::Candidate, look::Look};
-use crate::{
-    client::PathChoice,
-    quic::{BASE_SIZE, FULL_SIZE},
-};
+use super::{BASE_SIZE, FULL_SIZE, PathChoice};
 
 /// Pace of probes on a path that is in use, and while one is being tried.
 const FAST: Duration = Duration::from_millis(60);
@@ -43,17 +40,25 @@ const GONE_AFTER: Duration = Duration::from_secs(3);
 const LATE: Duration = Duration::from_millis(50);
 const MAX_CANDIDATES: usize = 8;
 
+/// Where probes and the connection go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Target {
+pub enum Target {
+    /// The byte stream of path T.
     Link,
+    /// An address of the replica, by path U.
     Udp(SocketAddr),
 }
 
+/// What the client has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
+    /// Send a probe.
     Probe {
+        /// Where to.
         to: Target,
+        /// Stands in the probe and in its reply; grows from probe to probe.
         counter: u64,
+        /// Bytes of UDP payload; 0 for the least that a probe has.
         size: usize,
     },
     /// Move the connection to another path.
@@ -62,8 +67,10 @@ pub(crate) enum Action {
     Gone,
 }
 
+/// Watches the paths of one client. Its owner reads the clock, calls [`Monitor::tick`] when
+/// [`Monitor::next_tick`] is reached, and carries the [`Action`]s out.
 #[derive(Debug)]
-pub(crate) struct Monitor {
+pub struct Monitor {
     choice: PathChoice,
     active: Target,
     candidates: Vec<Candidate>,
@@ -83,7 +90,8 @@ struct LinkHealth {
 }
 
 impl Monitor {
-    pub(crate) fn new(choice: PathChoice, now: Instant) -> Self {
+    /// A connection on the byte stream, without any UDP address yet.
+    pub fn new(choice: PathChoice, now: Instant) -> Self {
         Self {
             choice,
             active: Target::Link,
@@ -100,12 +108,14 @@ impl Monitor {
         }
     }
 
-    pub(crate) fn active(&self) -> Target {
+    /// The path in use.
+    pub fn active(&self) -> Target {
         self.active
     }
 
-    /// Replaces the addresses to try, best first. One in use stays in use while it works.
-    pub(crate) fn set_candidates(&mut self, now: Instant, addresses: &[SocketAddr]) {
+    /// Replaces the addresses to try, best first; from the ninth on they are not tried. One in use
+    /// stays in use while it works.
+    pub fn set_candidates(&mut self, now: Instant, addresses: &[SocketAddr]) {
         if self.choice == PathChoice::StreamOnly {
             return;
         }
@@ -127,9 +137,9 @@ impl Monitor {
         }
     }
 
-    /// A genuine reply arrived from a UDP address. Replies on the byte stream need no call: any
+    /// A genuine reply to the probe with this counter arrived from a UDP address. Replies on the byte stream need no call: any
     /// byte received there counts.
-    pub(crate) fn on_reply(&mut self, now: Instant, from: SocketAddr, counter: u64) {
+    pub fn on_reply(&mut self, now: Instant, from: SocketAddr, counter: u64) {
         self.look.on_reply(now, from, counter);
         let in_use_and_idle = self.active == Target::Udp(from) && self.busy_until < now;
         if let Some(candidate) = self.candidate(from) {
@@ -142,7 +152,7 @@ impl Monitor {
     }
 
     /// The byte stream has ended, or a new one has taken its place.
-    pub(crate) fn on_link(&mut self, now: Instant, up: bool) {
+    pub fn on_link(&mut self, now: Instant, up: bool) {
         self.link.awaiting_since = None;
         self.link.next_probe = now;
         self.link.down_since = match up {
@@ -158,7 +168,7 @@ impl Monitor {
     }
 
     /// Data was sent.
-    pub(crate) fn on_activity(&mut self, now: Instant) {
+    pub fn on_activity(&mut self, now: Instant) {
         let was_idle = self.busy_until < now;
         self.busy_until = now + BUSY_FOR;
         if was_idle && let Some(candidate) = self.active_candidate() {
@@ -167,7 +177,7 @@ impl Monitor {
     }
 
     /// When [`Monitor::tick`] is due.
-    pub(crate) fn next_tick(&self, now: Instant) -> Instant {
+    pub fn next_tick(&self, now: Instant) -> Instant {
         let udp = match self.active {
             Target::Udp(address) => self
                 .candidates
@@ -188,7 +198,7 @@ impl Monitor {
 
     /// Sends what is due and judges the paths. `link_heard`: when the byte stream last brought
     /// anything. All replies that have arrived must have been given before.
-    pub(crate) fn tick(&mut self, now: Instant, link_heard: Instant) -> Vec<Action> {
+    pub fn tick(&mut self, now: Instant, link_heard: Instant) -> Vec<Action> {
         self.link
             .awaiting_since
             .take_if(|since| link_heard >= *since);
@@ -358,7 +368,7 @@ impl Monitor {
     }
 
     /// Asks every address once, or, `again`, those that have not answered since.
-    pub(crate) fn look(&mut self, now: Instant, again: bool) -> Vec<Action> {
+    pub fn look(&mut self, now: Instant, again: bool) -> Vec<Action> {
         if !again {
             self.look
                 .begin(self.candidates.iter().map(|candidate| candidate.address));
@@ -379,12 +389,12 @@ impl Monitor {
     }
 
     /// What the last look has found by now.
-    pub(crate) fn found(&self) -> &[CandidateStatus] {
+    pub fn found(&self) -> &[CandidateStatus] {
         self.look.found()
     }
 
     /// Counters for `count` probes that are not the monitor's; returns the first.
-    pub(crate) fn take_counters(&mut self, count: u64) -> u64 {
+    pub fn take_counters(&mut self, count: u64) -> u64 {
         let first = self.next_counter;
         self.next_counter += count;
 
@@ -392,19 +402,19 @@ impl Monitor {
     }
 
     /// Whether data was sent a short while ago.
-    pub(crate) fn is_busy(&self, now: Instant) -> bool {
+    pub fn is_busy(&self, now: Instant) -> bool {
         now < self.busy_until
     }
 
-    /// Round-trip time of probes on the UDP path in use.
-    pub(crate) fn udp_rtt(&mut self) -> Duration {
+    /// Smoothed round-trip time of probes on the UDP path in use; 0 while there is none.
+    pub fn udp_rtt(&mut self) -> Duration {
         self.active_candidate()
             .and_then(|candidate| candidate.rtt)
             .unwrap_or_default()
     }
 
     /// Why UDP is not in use, as a phrase; empty if it is.
-    pub(crate) fn reason(&self) -> String {
+    pub fn reason(&self) -> String {
         if self.choice == PathChoice::StreamOnly {
             return "UDP is not to be used".into();
         }

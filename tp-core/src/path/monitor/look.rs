@@ -9,8 +9,9 @@ use std::{
 /// What a look has found of one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CandidateStatus {
+    /// The address that was asked.
     pub address: SocketAddr,
-    /// Of the fastest answer; nothing if there was none.
+    /// Round-trip time of the fastest answer; nothing if there was none.
     pub rtt: Option<Duration>,
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Action, FAST, Target};
-use crate::quic::{BASE_SIZE, FULL_SIZE};
+use crate::path::{BASE_SIZE, FULL_SIZE};
 
 /// Answers in a row before an address is used, and after it has failed before.
 const ANSWERS: u32 = 2;

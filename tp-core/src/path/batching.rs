@@ -9,9 +9,9 @@
 use std::time::{Duration, Instant};
 
 /// Probes in a batch.
-pub(crate) const PARTS: usize = 4;
+pub const PARTS: usize = 4;
 /// Counters that a round takes: a batch, one that is answered by a batch, and one alone.
-pub(crate) const COUNTERS: u64 = PARTS as u64 + 2;
+pub const COUNTERS: u64 = PARTS as u64 + 2;
 /// Rounds before a direction is blamed; a single one in which everything arrives acquits both.
 const ROUNDS: u32 = 6;
 /// Rounds whose lone probe must have been answered for a verdict.
@@ -26,14 +26,16 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// In which directions batches are lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Lost {
-    pub(crate) up: bool,
-    pub(crate) down: bool,
+pub struct Lost {
+    /// Batches to the manager.
+    pub up: bool,
+    /// Batches to the client.
+    pub down: bool,
 }
 
 impl Lost {
     /// Why batching is off, as a phrase; empty if it is on.
-    pub(crate) fn reason(self) -> &'static str {
+    pub fn reason(self) -> &'static str {
         match (self.up, self.down) {
             (false, false) => "",
             (true, false) => "off to the cluster: packets sent together do not arrive",
@@ -43,9 +45,10 @@ impl Lost {
     }
 }
 
-/// Checks one UDP path, from the client. Pure: time and wire are arguments.
+/// Checks one UDP path, from the client. Its owner calls [`Check::tick`] when
+/// [`Check::next_tick`] is reached, and sends the probes.
 #[derive(Debug)]
-pub(crate) struct Check {
+pub struct Check {
     lost: Lost,
     round: Option<Round>,
     next: Instant,
@@ -67,7 +70,8 @@ struct Round {
 }
 
 impl Check {
-    pub(crate) fn new(now: Instant) -> Self {
+    /// A path that is taken into use, of which nothing is known: its first round is due.
+    pub fn new(now: Instant) -> Self {
         Self {
             lost: Lost::default(),
             round: None,
@@ -79,17 +83,18 @@ impl Check {
         }
     }
 
-    pub(crate) fn lost(&self) -> Lost {
+    /// The verdict of the last check; nothing is lost before the first.
+    pub fn lost(&self) -> Lost {
         self.lost
     }
 
     /// When [`Check::tick`] is due.
-    pub(crate) fn next_tick(&self) -> Instant {
+    pub fn next_tick(&self) -> Instant {
         self.round.as_ref().map_or(self.next, |round| round.ends)
     }
 
     /// Whether a round is to begin now, for which [`Check::begin`] is then to be called.
-    pub(crate) fn tick(&mut self, now: Instant, is_busy: bool) -> bool {
+    pub fn tick(&mut self, now: Instant, is_busy: bool) -> bool {
         if self.round.as_ref().is_some_and(|round| now >= round.ends) {
             self.end(now);
         }
@@ -105,8 +110,9 @@ impl Check {
         true
     }
 
-    /// A round was sent whose probes have the counters from `first` on.
-    pub(crate) fn begin(&mut self, now: Instant, first: u64, rtt: Duration) {
+    /// A round was sent whose [`COUNTERS`] probes have the counters from `first` on, on a path of
+    /// this round-trip time.
+    pub fn begin(&mut self, now: Instant, first: u64, rtt: Duration) {
         self.round = Some(Round {
             first,
             ends: now + PATIENCE.max(rtt * 3),
@@ -116,8 +122,8 @@ impl Check {
         });
     }
 
-    /// A genuine reply; `part` is its place in a batch of replies.
-    pub(crate) fn on_reply(&mut self, now: Instant, counter: u64, part: u8) {
+    /// A genuine reply to the probe with this counter; `part` is its place in a batch of replies.
+    pub fn on_reply(&mut self, now: Instant, counter: u64, part: u8) {
         let Some(round) = &mut self.round else {
             return;
         };
