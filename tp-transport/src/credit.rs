@@ -22,7 +22,7 @@ use tp_proto::tunnel::{Credit, FlowUpdates, KeepAlive};
 
 use crate::{
     codes::CloseCode,
-    flow::{self, CONTROL_PRIORITY, FlowError},
+    message::{self, CONTROL_PRIORITY, FlowError},
     sync,
 };
 
@@ -176,7 +176,7 @@ impl Ledger {
                         Err(_) => return,
                     },
                 };
-                let Ok(frame) = flow::frame(&updates) else {
+                let Ok(frame) = message::frame(&updates) else {
                     return self.violated("an update of credit does not fit its message");
                 };
                 if stream.write_chunk(frame).await.is_err() {
@@ -201,7 +201,7 @@ impl Ledger {
 }
 
 async fn read(stream: &mut RecvStream) -> Result<FlowUpdates, FlowError> {
-    let frame = flow::read_frame(stream)
+    let frame = message::read_frame(stream)
         .await
         .map_err(|error| match error {
             ReadExactError::FinishedEarly(_) => {

@@ -7,18 +7,18 @@ mod half;
 mod io;
 
 use std::{
-    io as std_io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use quinn::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
+use quinn::{RecvStream, SendStream};
 use tp_proto::tunnel::{Control, Dial, Open, Outcome, Verdict, open};
 
-use crate::{codes::ResetCode, credit::Ledger};
+use crate::{codes::ResetCode, credit::Ledger, message::CONTROL_PRIORITY};
 
-pub(crate) use half::{FlowCount, frame, read_frame};
+pub(crate) use half::FlowCount;
 pub use {
+    crate::message::FlowError,
     half::{RecvHalf, SendHalf},
     io::FlowIo,
 };
@@ -27,62 +27,6 @@ pub use {
 const MAX_REASON: usize = 1024;
 /// More flows than credit is kept for.
 const TOO_MANY: &str = "this session has as many connections open as it may";
-/// Control streams are sent before flows, so that bulk cannot starve them.
-pub(crate) const CONTROL_PRIORITY: i32 = 10;
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FlowError {
-    /// The other end reset its direction, or stopped reading ours.
-    #[error("the flow was reset by the other end")]
-    Reset(ResetCode),
-    #[error("the tunnel is gone")]
-    TunnelLost,
-    #[error("the flow was ended here already")]
-    Closed,
-    #[error("the other end broke the flow protocol: {0}")]
-    Malformed(&'static str),
-}
-
-impl From<ReadError> for FlowError {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Reset(code) => Self::Reset(code.into()),
-            ReadError::ConnectionLost(_) => Self::TunnelLost,
-            ReadError::ClosedStream
-            | ReadError::IllegalOrderedRead
-            | ReadError::ZeroRttRejected => Self::Closed,
-        }
-    }
-}
-
-impl From<WriteError> for FlowError {
-    fn from(error: WriteError) -> Self {
-        match error {
-            WriteError::Stopped(code) => Self::Reset(code.into()),
-            WriteError::ConnectionLost(_) => Self::TunnelLost,
-            WriteError::ClosedStream | WriteError::ZeroRttRejected => Self::Closed,
-        }
-    }
-}
-
-impl From<ConnectionError> for FlowError {
-    fn from(_: ConnectionError) -> Self {
-        Self::TunnelLost
-    }
-}
-
-impl From<FlowError> for std_io::Error {
-    fn from(error: FlowError) -> Self {
-        let kind = match error {
-            FlowError::Reset(_) => std_io::ErrorKind::ConnectionReset,
-            FlowError::TunnelLost => std_io::ErrorKind::ConnectionAborted,
-            FlowError::Closed => std_io::ErrorKind::NotConnected,
-            FlowError::Malformed(_) => std_io::ErrorKind::InvalidData,
-        };
-
-        Self::new(kind, error)
-    }
-}
 
 /// The raw bytes of one flow, both directions, after the verdict.
 #[derive(Debug)]

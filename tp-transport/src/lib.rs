@@ -7,7 +7,7 @@
 //! [`flow`]; how a TCP connection is tied to it: [`splice`]. Keys and pins: [`keys`].
 //!
 //! Nothing here knows Kubernetes, and nothing here decides who is admitted: the server asks its
-//! [`server::Admission`].
+//! [`Admission`].
 
 #![forbid(unsafe_code)]
 
@@ -19,9 +19,11 @@ pub mod server;
 pub mod splice;
 pub mod status;
 
+mod admission;
 mod congestion;
 mod credit;
 mod framed;
+mod message;
 mod mux;
 mod preface;
 mod probe;
@@ -31,13 +33,14 @@ mod tls;
 
 pub use tp_core::path::{PathChoice, PathKind, monitor::CandidateStatus};
 pub use {
+    admission::{Admission, Refusal},
     client::{ConnectError, Dialed, OpenError, Tunnel, TunnelConfig},
     codes::{CloseCode, ResetCode},
     flow::{Accepted, Flow, FlowError, FlowIo, PendingFlow, RecvHalf, SendHalf},
     framed::tune_link,
     keys::{Identity, KeyError, KeyHash, SessionRef},
     mux::udp::{UdpFacts, udp_facts},
-    server::{Admission, AttachError, BindError, Peer, Refusal, SILENCE_LIMIT, TunnelServer},
+    server::{AttachError, BindError, Peer, SILENCE_LIMIT, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},
     status::{ClosedReason, PathStatus, TunnelStats},
 };

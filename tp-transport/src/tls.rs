@@ -20,9 +20,9 @@ use rustls::{
 };
 
 use crate::{
+    admission::Admission,
     keys::{Identity, KeyError, KeyHash, SessionRef, certificate_key, certificate_session},
     quic::ALPN,
-    server::Admission,
 };
 
 /// Why this end refuses the other. TLS turns it into one of its alerts; QUIC carries its text to

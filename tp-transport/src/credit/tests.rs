@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     Admission, Flow, Identity, KeyHash, Refusal, SessionRef,
     congestion::PathEpoch,
-    flow::{Accepted, FlowCount},
+    flow::{self, Accepted, FlowCount},
     quic::{SERVER_CREDIT, SERVER_NAME, server_transport},
     tls::{self, ServerTls},
 };
@@ -91,7 +91,9 @@ impl Pair {
             kind: Some(dial),
             credit: start,
         };
-        send.write_chunk(flow::frame(&open).unwrap()).await.unwrap();
+        send.write_chunk(message::frame(&open).unwrap())
+            .await
+            .unwrap();
         let (answer, question) = self.ledger.connection.accept_bi().await.unwrap();
         let accepted = flow::accept(answer, question, &self.ledger, &FlowCount::default())
             .await
@@ -126,7 +128,7 @@ impl Pair {
 }
 
 fn grant(flow: u64, bytes: u64) -> Bytes {
-    flow::frame(&FlowUpdates {
+    message::frame(&FlowUpdates {
         granted: vec![Credit { flow, bytes }],
         ..FlowUpdates::default()
     })
@@ -134,7 +136,7 @@ fn grant(flow: u64, bytes: u64) -> Bytes {
 }
 
 fn give_back(flow: u64, bytes: u64) -> Bytes {
-    flow::frame(&FlowUpdates {
+    message::frame(&FlowUpdates {
         returned: vec![Credit { flow, bytes }],
         ..FlowUpdates::default()
     })
@@ -264,7 +266,7 @@ async fn updates_for_a_flow_that_has_ended_are_passed_over() {
         .unwrap()
         .unwrap();
 
-    let verdict = flow::read_frame(&mut recv).await.unwrap();
+    let verdict = message::read_frame(&mut recv).await.unwrap();
     assert!(verdict.is_some());
     let mut received = [0; 11];
     recv.read_exact(&mut received).await.unwrap();
@@ -276,7 +278,7 @@ async fn a_flow_sends_what_it_was_granted_and_waits_for_more() {
     let pair = Pair::new(SMALL).await;
     let (flow, _send, mut recv) = pair.flow(5).await;
     let (mut send, _question) = flow.split();
-    flow::read_frame(&mut recv).await.unwrap();
+    message::read_frame(&mut recv).await.unwrap();
     let write = tokio::spawn(async move { send.write_all(b"hello world").await.map(|()| send) });
 
     let mut received = [0; 11];
@@ -321,7 +323,7 @@ async fn a_peer_of_a_version_without_credit_is_served_as_before() {
     let pair = Pair::new(SMALL).await;
     let (flow, mut peer_send, mut peer_recv) = pair.flow(0).await;
     let (mut send, mut recv) = flow.split();
-    let verdict = flow::read_frame(&mut peer_recv).await.unwrap().unwrap();
+    let verdict = message::read_frame(&mut peer_recv).await.unwrap().unwrap();
     assert_eq!(verdict, [8, 1], "as it always was");
     let data = Bytes::from(vec![7; 1 << 20]);
 
@@ -356,7 +358,7 @@ fn an_update_of_many_flows_with_long_numbers_fits_its_message() {
 
     let (mut credits, mut probes) = (0, 0);
     while let Some(updates) = state.take_updates() {
-        flow::frame(&updates).unwrap();
+        message::frame(&updates).unwrap();
         credits += updates.granted.len() + updates.returned.len();
         probes += updates.keep_alives.len();
     }

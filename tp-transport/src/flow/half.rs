@@ -1,4 +1,4 @@
-//! The two directions of a flow, and the messages at their beginning.
+//! The two directions of a flow.
 
 use std::sync::{
     Arc,
@@ -13,6 +13,7 @@ use super::FlowError;
 use crate::{
     codes::ResetCode,
     credit::{ReceiveCredit, SendCredit},
+    message::{frame, read_frame},
 };
 
 /// How many flows there are.
@@ -39,9 +40,6 @@ impl Drop for Place {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
-
-/// Longest message on any stream.
-const MAX_MESSAGE: usize = 2048;
 
 /// The sending direction. Dropped before [`SendHalf::finish`], it resets.
 #[derive(Debug)]
@@ -268,32 +266,4 @@ impl Drop for RecvHalf {
             self.stop(ResetCode::Aborted);
         }
     }
-}
-
-/// A message behind its length.
-pub(crate) fn frame(message: &impl Message) -> Result<Bytes, FlowError> {
-    let length = message.encoded_len();
-    let prefix = u16::try_from(length)
-        .ok()
-        .filter(|_| length <= MAX_MESSAGE)
-        .ok_or(FlowError::Malformed("a message is too long to be sent"))?;
-    let mut frame = Vec::with_capacity(2 + length);
-    frame.extend_from_slice(&prefix.to_be_bytes());
-    frame.extend_from_slice(&message.encode_to_vec());
-
-    Ok(frame.into())
-}
-
-/// The reverse of [`frame`]; `None` if the message is too long.
-pub(crate) async fn read_frame(stream: &mut RecvStream) -> Result<Option<Vec<u8>>, ReadExactError> {
-    let mut prefix = [0; 2];
-    stream.read_exact(&mut prefix).await?;
-    let length = usize::from(u16::from_be_bytes(prefix));
-    if length > MAX_MESSAGE {
-        return Ok(None);
-    }
-    let mut frame = vec![0; length];
-    stream.read_exact(&mut frame).await?;
-
-    Ok(Some(frame))
 }

@@ -20,9 +20,9 @@ use super::{
     wire::{Data, HEADERS, Packet},
 };
 use crate::{
+    admission::{Admission, Refusal},
     keys::{Identity, KeyHash, SessionRef},
     quic::SERVER_NAME,
-    server::{Admission, Refusal},
     tls::{ServerTls, client_config},
 };
 

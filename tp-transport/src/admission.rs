@@ -1,0 +1,39 @@
+//! Who may connect, as the manager is asked.
+
+use crate::keys::{KeyHash, SessionRef};
+
+/// Why a session is not admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// A sentence for the user, sent to the client.
+    pub reason: String,
+    /// The answer may change within moments (the `Session` was made just now and has not been
+    /// seen yet): the question is repeated for up to two seconds.
+    pub retry: bool,
+}
+
+impl Refusal {
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            retry: false,
+        }
+    }
+
+    pub fn for_now(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            retry: true,
+        }
+    }
+}
+
+/// Decides who may connect. Both questions are asked often and must not block.
+pub trait Admission: Send + Sync + 'static {
+    /// Whether a session of this name exists, asked before any QUIC byte is read.
+    fn known(&self, session: &SessionRef) -> Result<(), Refusal>;
+
+    /// Whether `key` is the session's key, asked within the handshake. The client then proves
+    /// that it holds the key.
+    fn admit(&self, session: &SessionRef, key: &KeyHash) -> Result<(), Refusal>;
+}
