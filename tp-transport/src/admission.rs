@@ -33,7 +33,8 @@ pub trait Admission: Send + Sync + 'static {
     /// Whether a session of this name exists, asked before any QUIC byte is read.
     fn known(&self, session: &SessionRef) -> Result<(), Refusal>;
 
-    /// Whether `key` is the session's key, asked within the handshake. The client then proves
-    /// that it holds the key.
+    /// Whether `key` is the session's key, asked once the client has proven that it holds the key,
+    /// before anything that it sends is read. A refusal closes the connection with
+    /// [`CloseCode::NotAdmitted`](crate::CloseCode::NotAdmitted); it is not asked again.
     fn admit(&self, session: &SessionRef, key: &KeyHash) -> Result<(), Refusal>;
 }

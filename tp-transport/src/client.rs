@@ -24,7 +24,7 @@ use crate::{
     credit::Ledger,
     flow::{self, Flow, FlowError, FlowIo},
     framed::Link,
-    keys::{Identity, KeyError, KeyHash, SessionRef},
+    keys::{AnotherKey, Identity, KeyError, KeyHash, SessionRef},
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
     probe::ProbeKeys,
@@ -66,8 +66,8 @@ pub enum ConnectError {
     #[error("the traffic manager refuses the session: {0}")]
     Refused(String),
     /// The other end has another key than the pinned one.
-    #[error("{0}")]
-    AnotherKey(String),
+    #[error(transparent)]
+    AnotherKey(AnotherKey),
     /// The other end breaks the protocol.
     #[error("the handshake with the traffic manager failed: {0}")]
     Handshake(String),
@@ -147,7 +147,7 @@ impl Tunnel {
             manager_key,
             choice,
         } = config;
-        let crypto = tls::client_config(&identity, &session, manager_key)?;
+        let (crypto, another_key) = tls::client_config(&identity, &session, manager_key)?;
         let udp = match choice {
             PathChoice::StreamOnly => None,
             PathChoice::Auto | PathChoice::UdpOnly => {
@@ -171,9 +171,10 @@ impl Tunnel {
             .connect_with(client_config, LOGICAL_SERVER, SERVER_NAME)
             .map_err(|error| ConnectError::Handshake(error.to_string()))?;
         let welcomed = async {
-            let connection = connecting.await.map_err(handshake_error)?;
+            let error = |error| handshake_error(error, another_key.get());
+            let connection = connecting.await.map_err(error)?;
             // The manager judges the certificate after this end believes itself connected.
-            let mut welcome = connection.accept_uni().await.map_err(handshake_error)?;
+            let mut welcome = connection.accept_uni().await.map_err(error)?;
             if welcome.read_chunk(1, true).await.is_err() {
                 return Err(ConnectError::LinkEnded);
             }
@@ -446,22 +447,39 @@ async fn refusal(answer: oneshot::Receiver<Result<(), String>>, link: &Link) -> 
     }
 }
 
-fn handshake_error(error: ConnectionError) -> ConnectError {
-    match &error {
-        ConnectionError::ConnectionClosed(close) => {
-            let reason = String::from_utf8_lossy(&close.reason);
-            match tls::refusal(&reason) {
-                Some(reason) => ConnectError::Refused(reason.into()),
-                None => ConnectError::Handshake(error.to_string()),
-            }
-        }
-        ConnectionError::ApplicationClosed(close) => {
+/// Why no tunnel came of a connection; `another_key` is what this end has against the manager.
+fn handshake_error(error: ConnectionError, another_key: Option<&AnotherKey>) -> ConnectError {
+    match (error, another_key) {
+        (_, Some(another_key)) => ConnectError::AnotherKey(*another_key),
+        (ConnectionError::ApplicationClosed(close), None) => {
             ConnectError::Refused(String::from_utf8_lossy(&close.reason).into_owned())
         }
-        ConnectionError::TransportError(broken) => match tls::refusal(&broken.reason) {
-            Some(reason) => ConnectError::AnotherKey(reason.into()),
-            None => ConnectError::Handshake(error.to_string()),
-        },
-        error => ConnectError::Handshake(error.to_string()),
+        (error, None) => ConnectError::Handshake(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::{ConnectionClose, TransportErrorCode};
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_within_tls_by_an_earlier_manager_shows_its_sentence() {
+        let close = ConnectionClose {
+            // handshake_failure (RFC 8446, section 6.2)
+            error_code: TransportErrorCode::crypto(40),
+            frame_type: None,
+            reason: "other error: tp refuses: the Session has ended".into(),
+        };
+
+        let error = handshake_error(ConnectionError::ConnectionClosed(close), None);
+
+        assert!(matches!(error, ConnectError::Handshake(_)), "{error:?}");
+        let shown = error.to_string();
+        assert!(
+            shown.ends_with("tp refuses: the Session has ended"),
+            "{shown}"
+        );
     }
 }

@@ -26,6 +26,21 @@ pub enum KeyError {
     NoSession,
 }
 
+/// The manager has another key than the pinned one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "what answers proves the key {} and not the key {} that the cluster publishes for this replica \
+     of the traffic manager. Something else stands in its place, unless it was replaced this moment",
+    .proved.short(),
+    .pinned.short()
+)]
+pub struct AnotherKey {
+    /// The key of what answers.
+    pub proved: KeyHash,
+    /// The key that was expected.
+    pub pinned: KeyHash,
+}
+
 impl KeyHash {
     /// The hash of a SubjectPublicKeyInfo.
     pub fn of_spki(spki_der: &[u8]) -> Self {

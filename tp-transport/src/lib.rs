@@ -38,7 +38,7 @@ pub use {
     codes::{CloseCode, ResetCode},
     flow::{Accepted, Flow, FlowError, FlowIo, PendingFlow, RecvHalf, SendHalf},
     framed::tune_link,
-    keys::{Identity, KeyError, KeyHash, SessionRef},
+    keys::{AnotherKey, Identity, KeyError, KeyHash, SessionRef},
     mux::udp::{UdpFacts, udp_facts},
     server::{AttachError, BindError, Peer, SILENCE_LIMIT, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},

@@ -26,7 +26,7 @@ use crate::{
     preface::{self, PrefaceError},
     quic::{endpoint_config, is_link_address},
     status::PathStatus,
-    tls::ServerTls,
+    tls,
 };
 
 mod handshake;
@@ -100,19 +100,15 @@ impl TunnelServer {
         identity: Identity,
         admission: Arc<dyn Admission>,
     ) -> Result<Arc<Self>, BindError> {
-        let tls = ServerTls::new(identity, Arc::clone(&admission))?;
+        let tls = Arc::new(tls::server_config(&identity)?);
         let udp = udp
             .map(Udp::from_socket)
             .transpose()
             .map_err(BindError::Endpoint)?;
         let mux = Mux::new(ServerSide::default(), udp);
-        // Every handshake gets a configuration of its own; this one admits nobody.
-        let nobody = SessionRef {
-            namespace: String::new(),
-            name: String::new(),
-            uid: String::new(),
-        };
-        let config = ServerConfig::with_crypto(Arc::new(tls.config(&nobody)));
+        // Without one quinn accepts nothing; every handshake gets a configuration of its own.
+        let crypto = Arc::clone(&tls);
+        let config = ServerConfig::with_crypto(crypto);
         let socket = Arc::clone(&mux);
         let runtime = Arc::new(Drivers);
         let endpoint =
@@ -122,7 +118,8 @@ impl TunnelServer {
         let acceptor = Acceptor {
             mux: Arc::clone(&mux),
             endpoint: endpoint.clone(),
-            tls: Arc::new(tls),
+            tls,
+            admission: Arc::clone(&admission),
             peers: peers_tx,
         };
 

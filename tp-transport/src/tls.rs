@@ -1,6 +1,10 @@
 //! TLS 1.3 with pinned keys on both ends: no authority, no name, no resumption.
+//!
+//! A client refuses a manager here, before it shows its own certificate. A manager has clients prove
+//! any key here and refuses them behind the handshake, by a close code of ours with a sentence: all
+//! that TLS could carry of a refusal is one of its own alerts.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
@@ -20,29 +24,11 @@ use rustls::{
 };
 
 use crate::{
-    admission::Admission,
-    keys::{Identity, KeyError, KeyHash, SessionRef, certificate_key, certificate_session},
+    keys::{
+        AnotherKey, Identity, KeyError, KeyHash, SessionRef, certificate_key, certificate_session,
+    },
     quic::ALPN,
 };
-
-/// Why this end refuses the other. TLS turns it into one of its alerts; QUIC carries its text to
-/// the other end, where [`refusal`] finds it.
-#[derive(Debug, thiserror::Error)]
-#[error("{REFUSED}{0}")]
-struct Refused(String);
-
-const REFUSED: &str = "tp refuses: ";
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
-        Self::Other(OtherError(Arc::new(refused)))
-    }
-}
-
-/// The sentence in the reason with which a connection was closed, if one of the ends gave one.
-pub(crate) fn refusal(reason: &str) -> Option<&str> {
-    reason.split_once(REFUSED).map(|(_, sentence)| sentence)
-}
 
 /// TLS 1.3 suites of ring, AES-128-GCM first: with AES in hardware it is the fastest.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
@@ -57,14 +43,18 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
+/// The client's side of a handshake. It fills the cell if the manager has another key: of a failed
+/// handshake QUIC keeps no more than a text.
 pub(crate) fn client_config(
     identity: &Identity,
     session: &SessionRef,
     manager_key: KeyHash,
-) -> Result<QuicClientConfig, KeyError> {
+) -> Result<(QuicClientConfig, Arc<OnceLock<AnotherKey>>), KeyError> {
     let provider = provider();
+    let another_key = Arc::default();
     let verifier = PinnedManager {
         key: manager_key,
+        another_key: Arc::clone(&another_key),
         provider: Arc::clone(&provider),
     };
     let certificate = identity.session_certificate(session)?;
@@ -79,45 +69,31 @@ pub(crate) fn client_config(
     config.enable_sni = false;
     config.alpn_protocols = vec![ALPN.to_vec()];
 
-    Ok(QuicClientConfig::try_from(config).expect("AES-128-GCM is among the suites"))
+    let config = QuicClientConfig::try_from(config).expect("AES-128-GCM is among the suites");
+
+    Ok((config, another_key))
 }
 
-/// The manager's side of the handshakes; each one expects the session of its byte stream.
-pub(crate) struct ServerTls {
-    provider: Arc<CryptoProvider>,
-    certificate: CertificateDer<'static>,
-    identity: Identity,
-    admission: Arc<dyn Admission>,
-}
+/// The manager's side of every handshake.
+pub(crate) fn server_config(identity: &Identity) -> Result<QuicServerConfig, KeyError> {
+    let provider = provider();
+    let verifier = AnySession {
+        provider: Arc::clone(&provider),
+    };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .expect("ring has TLS 1.3 suites")
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_single_cert(
+            vec![identity.manager_certificate()?],
+            identity.private_key(),
+        )
+        .expect("ring signs with ECDSA P-256");
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![ALPN.to_vec()];
 
-impl ServerTls {
-    pub(crate) fn new(identity: Identity, admission: Arc<dyn Admission>) -> Result<Self, KeyError> {
-        Ok(Self {
-            provider: provider(),
-            certificate: identity.manager_certificate()?,
-            identity,
-            admission,
-        })
-    }
-
-    pub(crate) fn config(&self, session: &SessionRef) -> QuicServerConfig {
-        let verifier = AdmittedSession {
-            session: session.clone(),
-            admission: Arc::clone(&self.admission),
-            provider: Arc::clone(&self.provider),
-        };
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_protocol_versions(&[&TLS13])
-            .expect("ring has TLS 1.3 suites")
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_single_cert(vec![self.certificate.clone()], self.identity.private_key())
-            .expect("ring signs with ECDSA P-256");
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-
-        QuicServerConfig::try_from(config).expect("AES-128-GCM is among the suites")
-    }
+    Ok(QuicServerConfig::try_from(config).expect("AES-128-GCM is among the suites"))
 }
 
 /// What verifies a peer's signature, whichever end the peer is: the same methods of two traits.
@@ -155,6 +131,7 @@ macro_rules! tls13_signatures {
 #[derive(Debug)]
 struct PinnedManager {
     key: KeyHash,
+    another_key: Arc<OnceLock<AnotherKey>>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -169,14 +146,12 @@ impl ServerCertVerifier for PinnedManager {
     ) -> Result<ServerCertVerified, Error> {
         let key = certificate_key(end_entity).map_err(|_| CertificateError::BadEncoding)?;
         if key != self.key {
-            return Err(Refused(format!(
-                "what answers proves the key {} and not the key {} that the cluster publishes for \
-                 this replica of the traffic manager. Something else stands in its place, unless \
-                 it was replaced this moment",
-                key.short(),
-                self.key.short()
-            ))
-            .into());
+            let another_key = AnotherKey {
+                proved: key,
+                pinned: self.key,
+            };
+            let _ = self.another_key.set(another_key);
+            return Err(Error::Other(OtherError(Arc::new(another_key))));
         }
 
         Ok(ServerCertVerified::assertion())
@@ -185,22 +160,14 @@ impl ServerCertVerifier for PinnedManager {
     tls13_signatures!();
 }
 
-/// Trusts the key that belongs to one session, if that session is admitted.
-struct AdmittedSession {
-    session: SessionRef,
-    admission: Arc<dyn Admission>,
+/// Trusts any key whose certificate names a session: whether that is admitted is asked once the
+/// client has proven the key.
+#[derive(Debug)]
+struct AnySession {
     provider: Arc<CryptoProvider>,
 }
 
-impl std::fmt::Debug for AdmittedSession {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("AdmittedSession")
-            .field(&self.session)
-            .finish()
-    }
-}
-
-impl ClientCertVerifier for AdmittedSession {
+impl ClientCertVerifier for AnySession {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -211,17 +178,9 @@ impl ClientCertVerifier for AdmittedSession {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let key = certificate_key(end_entity).map_err(|_| CertificateError::BadEncoding)?;
-        let named = certificate_session(end_entity).map_err(|_| CertificateError::BadEncoding)?;
-        if named != self.session {
-            tracing::debug!(%named, expected = %self.session, "Certificate of another session");
-            let reason = format!("the certificate is not that of Session {}", self.session);
-            return Err(Refused(reason).into());
-        }
-        if let Err(refusal) = self.admission.admit(&self.session, &key) {
-            tracing::debug!(session = %self.session, refusal.reason, "Session is not admitted");
-            return Err(Refused(refusal.reason).into());
-        }
+        certificate_key(end_entity)
+            .and_then(|_| certificate_session(end_entity))
+            .map_err(|_| CertificateError::BadEncoding)?;
 
         Ok(ClientCertVerified::assertion())
     }

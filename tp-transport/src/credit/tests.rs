@@ -7,11 +7,11 @@ use tp_proto::tunnel::{Dial, Open, open};
 
 use super::*;
 use crate::{
-    Admission, Flow, Identity, KeyHash, Refusal, SessionRef,
+    Flow, Identity, SessionRef,
     congestion::PathEpoch,
     flow::{self, Accepted, FlowCount},
     quic::{SERVER_CREDIT, SERVER_NAME, server_transport},
-    tls::{self, ServerTls},
+    tls,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -23,18 +23,6 @@ const SMALL: Limits = Limits {
     shared: 1 << 20,
     starts: 1 << 10,
 };
-
-struct Everybody;
-
-impl Admission for Everybody {
-    fn known(&self, _: &SessionRef) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn admit(&self, _: &SessionRef, _: &KeyHash) -> Result<(), Refusal> {
-        Ok(())
-    }
-}
 
 /// An honest end with a ledger, and a peer without one that the test plays.
 struct Pair {
@@ -52,10 +40,10 @@ impl Pair {
             uid: "1".into(),
         };
         let (identity, manager) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-        let client_tls = tls::client_config(&identity, &session, manager.key_hash()).unwrap();
-        let server_tls = ServerTls::new(manager, Arc::new(Everybody)).unwrap();
+        let (client_tls, _) = tls::client_config(&identity, &session, manager.key_hash()).unwrap();
+        let server_tls = tls::server_config(&manager).unwrap();
         let transport = server_transport(&Arc::new(PathEpoch::default()));
-        let mut server_config = ServerConfig::with_crypto(Arc::new(server_tls.config(&session)));
+        let mut server_config = ServerConfig::with_crypto(Arc::new(server_tls));
         server_config.transport_config(Arc::clone(&transport));
         let mut client_config = ClientConfig::new(Arc::new(client_tls));
         client_config.transport_config(transport);

@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use quinn::{Connection, Endpoint, Incoming, ServerConfig};
+use quinn::{
+    Connection, ConnectionError, Endpoint, Incoming, ServerConfig, crypto::rustls::QuicServerConfig,
+};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::JoinSet,
@@ -13,16 +16,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Peer, Registered, keep, path_status, peer::PeerInner};
 use crate::{
+    admission::Admission,
+    codes::CloseCode,
     congestion::PathEpoch,
     credit::Ledger,
-    keys::{KeyHash, certificate_key},
+    keys::{KeyHash, SessionRef, certificate_key, certificate_session},
     mux::{
         Mux,
         server::{PeerPaths, ServerLink, ServerSide},
     },
     probe::ProbeKeys,
     quic::{SERVER_CREDIT, server_transport},
-    tls::ServerTls,
 };
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -35,7 +39,8 @@ const MAX_UNACCEPTED_FLOWS: usize = 256;
 pub(super) struct Acceptor {
     pub(super) mux: Arc<Mux<ServerSide>>,
     pub(super) endpoint: Endpoint,
-    pub(super) tls: Arc<ServerTls>,
+    pub(super) tls: Arc<QuicServerConfig>,
+    pub(super) admission: Arc<dyn Admission>,
     pub(super) peers: mpsc::Sender<Peer>,
 }
 
@@ -55,17 +60,19 @@ impl Acceptor {
                 incoming.ignore();
                 continue;
             };
-            let (mux, tls) = (Arc::clone(&self.mux), Arc::clone(&self.tls));
+            let handshake = Handshake {
+                mux: Arc::clone(&self.mux),
+                tls: Arc::clone(&self.tls),
+                admission: Arc::clone(&self.admission),
+            };
             let peers = self.peers.clone();
             handshakes.spawn(async move {
                 let _permit = permit;
-                let handshake = tokio::select! {
+                let done = tokio::select! {
                     () = link.link.ended().cancelled() => return,
-                    handshake = timeout(HANDSHAKE_LIMIT, handshake(mux, &tls, &link, incoming)) => {
-                        handshake
-                    }
+                    done = timeout(HANDSHAKE_LIMIT, handshake.run(&link, incoming)) => done,
                 };
-                match handshake {
+                match done {
                     Ok(Ok(peer)) => {
                         // Full: the client's time-out applies. Closed: the server ends.
                         let _ = peers.send(peer).await;
@@ -78,64 +85,110 @@ impl Acceptor {
     }
 }
 
-async fn handshake(
-    mux: Arc<Mux<ServerSide>>,
-    tls: &ServerTls,
-    link: &ServerLink,
-    incoming: Incoming,
-) -> Result<Peer, quinn::ConnectionError> {
-    let epoch = Arc::new(PathEpoch::default());
-    let mut config = ServerConfig::with_crypto(Arc::new(tls.config(&link.session)));
-    config.transport_config(server_transport(&epoch));
-    let connection = incoming.accept_with(Arc::new(config))?.await?;
-    let key = peer_key(&connection).expect("a client certificate is mandatory and was parsed");
-
-    let paths = PeerPaths::new(
-        link.session.clone(),
-        ProbeKeys::of_connection(&connection),
-        epoch,
-    );
-    mux.side().add_peer(&paths, link);
-    let (status, path) = watch::channel(path_status(&connection, &paths));
-    let (flows, flows_rx) = mpsc::channel(MAX_UNACCEPTED_FLOWS);
-    let registered = Registered {
-        mux: Arc::clone(&mux),
-        paths: Arc::clone(&paths),
-    };
-    let ledger = Ledger::new(connection.clone(), SERVER_CREDIT);
-    let keeper = keep(
-        connection.clone(),
-        Arc::clone(&ledger),
-        registered,
-        status,
-        flows,
-    );
-    let peer = Peer {
-        inner: Arc::new(PeerInner {
-            session: link.session.clone(),
-            key,
-            connection: connection.clone(),
-            ledger,
-            path,
-            flows: Mutex::new(flows_rx),
-            mux: Arc::downgrade(&mux),
-            _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)),
-        }),
-    };
-    // Tells the client that its certificate was accepted.
-    let mut welcome = connection.open_uni().await?;
-    if welcome.write_all(&[1]).await.is_ok() {
-        let _ = welcome.finish();
-    }
-
-    Ok(peer)
+/// Why a handshake came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeError {
+    #[error("the session is refused: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
 }
 
-fn peer_key(connection: &Connection) -> Option<KeyHash> {
-    let identity = connection.peer_identity()?;
-    let chain = identity
-        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-        .ok()?;
+/// One handshake: who is there, and whether that session is admitted.
+struct Handshake {
+    mux: Arc<Mux<ServerSide>>,
+    tls: Arc<QuicServerConfig>,
+    admission: Arc<dyn Admission>,
+}
 
-    certificate_key(chain.first()?).ok()
+impl Handshake {
+    async fn run(self, link: &ServerLink, incoming: Incoming) -> Result<Peer, HandshakeError> {
+        let Self {
+            mux,
+            tls,
+            admission,
+        } = self;
+        let epoch = Arc::new(PathEpoch::default());
+        let mut config = ServerConfig::with_crypto(tls);
+        config.transport_config(server_transport(&epoch));
+        let connection = incoming.accept_with(Arc::new(config))?.await?;
+        let key = match admitted(&connection, &link.session, &*admission) {
+            Ok(key) => key,
+            Err(reason) => {
+                connection.close(CloseCode::NotAdmitted.into(), reason.as_bytes());
+                return Err(HandshakeError::Refused(reason));
+            }
+        };
+
+        let paths = PeerPaths::new(
+            link.session.clone(),
+            ProbeKeys::of_connection(&connection),
+            epoch,
+        );
+        mux.side().add_peer(&paths, link);
+        let (status, path) = watch::channel(path_status(&connection, &paths));
+        let (flows, flows_rx) = mpsc::channel(MAX_UNACCEPTED_FLOWS);
+        let registered = Registered {
+            mux: Arc::clone(&mux),
+            paths: Arc::clone(&paths),
+        };
+        let ledger = Ledger::new(connection.clone(), SERVER_CREDIT);
+        let keeper = keep(
+            connection.clone(),
+            Arc::clone(&ledger),
+            registered,
+            status,
+            flows,
+        );
+        let peer = Peer {
+            inner: Arc::new(PeerInner {
+                session: link.session.clone(),
+                key,
+                connection: connection.clone(),
+                ledger,
+                path,
+                flows: Mutex::new(flows_rx),
+                mux: Arc::downgrade(&mux),
+                _keeper: AbortOnDropHandle::new(tokio::spawn(keeper)),
+            }),
+        };
+        // Tells the client that its certificate was accepted.
+        let mut welcome = connection.open_uni().await?;
+        if welcome.write_all(&[1]).await.is_ok() {
+            let _ = welcome.finish();
+        }
+
+        Ok(peer)
+    }
+}
+
+/// The key that the client has proven, if it is that of the session that its byte stream has named
+/// and that session is admitted. The error is a sentence for the client's user.
+fn admitted(
+    connection: &Connection,
+    session: &SessionRef,
+    admission: &dyn Admission,
+) -> Result<KeyHash, String> {
+    let (named, key) = proven(connection).expect("a certificate is mandatory and was parsed");
+    if named != *session {
+        tracing::debug!(%named, expected = %session, "Certificate of another session");
+        return Err(format!("the certificate is not that of Session {session}"));
+    }
+    admission.admit(session, &key).map_err(|refusal| {
+        tracing::debug!(%session, refusal.reason, "Session is not admitted");
+        refusal.reason
+    })?;
+
+    Ok(key)
+}
+
+fn proven(connection: &Connection) -> Option<(SessionRef, KeyHash)> {
+    let identity = connection.peer_identity()?;
+    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let certificate = chain.first()?;
+
+    Some((
+        certificate_session(certificate).ok()?,
+        certificate_key(certificate).ok()?,
+    ))
 }

@@ -78,12 +78,13 @@ async fn a_manager_with_another_key_is_not_talked_to() {
 
     let error = refused(Tunnel::connect(lab.link(), config)).await;
 
-    let ConnectError::AnotherKey(reason) = &error else {
+    let ConnectError::AnotherKey(another) = &error else {
         panic!("{error}");
     };
-    let proved = &lab.manager_key.to_string()[..12];
+    assert_eq!(another.proved, lab.manager_key);
+    let (proved, reason) = (&lab.manager_key.to_string()[..12], another.to_string());
     assert!(reason.contains(proved), "{reason}");
-    assert_eq!(error.to_string(), *reason);
+    assert_eq!(error.to_string(), reason);
 }
 
 #[tokio::test]

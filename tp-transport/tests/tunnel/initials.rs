@@ -3,21 +3,18 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 
-use quinn::crypto::rustls::QuicClientConfig;
-use rustls::{
-    DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
-};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::{io::AsyncWriteExt, net::UdpSocket, time::timeout};
 use tp_transport::PathChoice;
 
-use crate::support::{Lab, preface_of, within, within_limit};
+use crate::support::{
+    Lab, preface_of,
+    quic::{quic_client, trusts_all},
+    within, within_limit,
+};
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -121,52 +118,5 @@ fn ordinary_server() -> quinn::Endpoint {
 }
 
 fn ordinary_client() -> quinn::ClientConfig {
-    let provider = Arc::new(ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustsAll(provider)))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"tp/1".to_vec()];
-
-    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
-}
-
-#[derive(Debug)]
-struct TrustsAll(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for TrustsAll {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    quic_client(trusts_all().with_no_client_auth())
 }

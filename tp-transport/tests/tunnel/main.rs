@@ -5,6 +5,7 @@
 mod batches;
 mod credit;
 mod flows;
+mod golden;
 mod handshake;
 mod initials;
 mod paths;

@@ -1,5 +1,6 @@
 //! A server that admits one session, and echoes.
 
+pub(crate) mod quic;
 pub(crate) mod relay;
 
 use std::{

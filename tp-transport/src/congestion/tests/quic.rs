@@ -20,10 +20,9 @@ use super::{
     wire::{Data, HEADERS, Packet},
 };
 use crate::{
-    admission::{Admission, Refusal},
-    keys::{Identity, KeyHash, SessionRef},
+    keys::{Identity, SessionRef},
     quic::SERVER_NAME,
-    tls::{ServerTls, client_config},
+    tls::{client_config, server_config},
 };
 
 /// As many as quinn asks for at once.
@@ -47,18 +46,6 @@ pub(super) enum Demand {
     TwoBursts(Duration, Duration),
     /// Without an end, to a reader that leaves no more than so many bytes unread.
     Within(u32),
-}
-
-struct Everybody;
-
-impl Admission for Everybody {
-    fn known(&self, _: &SessionRef) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn admit(&self, _: &SessionRef, _: &KeyHash) -> Result<(), Refusal> {
-        Ok(())
-    }
 }
 
 struct End {
@@ -110,9 +97,9 @@ impl Quic {
             uid: "6f1c7b0a-0000-4000-8000-000000000001".into(),
         };
         let (alice, manager) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-        let crypto = client_config(&alice, &session, manager.key_hash()).unwrap();
-        let tls = ServerTls::new(manager, Arc::new(Everybody)).unwrap();
-        let mut server = ServerConfig::with_crypto(Arc::new(tls.config(&session)));
+        let (crypto, _) = client_config(&alice, &session, manager.key_hash()).unwrap();
+        let tls = server_config(&manager).unwrap();
+        let mut server = ServerConfig::with_crypto(Arc::new(tls));
         let unread = match demand {
             Demand::Within(bytes) => bytes,
             _ => UNREAD,
