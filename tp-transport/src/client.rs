@@ -70,7 +70,7 @@ pub enum ConnectError {
     AnotherKey(AnotherKey),
     /// The other end breaks the protocol.
     #[error("the handshake with the traffic manager failed: {0}")]
-    Handshake(String),
+    Handshake(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the stream to the traffic manager ended during the handshake")]
     LinkEnded,
     #[error("the traffic manager does not answer within {0:?}")]
@@ -169,7 +169,7 @@ impl Tunnel {
         let (link_task, answer) = spawn_link(&mux, &link, stream, &session);
         let connecting = endpoint
             .connect_with(client_config, LOGICAL_SERVER, SERVER_NAME)
-            .map_err(|error| ConnectError::Handshake(error.to_string()))?;
+            .map_err(|error| ConnectError::Handshake(error.into()))?;
         let welcomed = async {
             let error = |error| handshake_error(error, another_key.get());
             let connection = connecting.await.map_err(error)?;
@@ -454,7 +454,7 @@ fn handshake_error(error: ConnectionError, another_key: Option<&AnotherKey>) -> 
         (ConnectionError::ApplicationClosed(close), None) => {
             ConnectError::Refused(String::from_utf8_lossy(&close.reason).into_owned())
         }
-        (error, None) => ConnectError::Handshake(error.to_string()),
+        (error, None) => ConnectError::Handshake(error.into()),
     }
 }
 

@@ -70,7 +70,7 @@ pub enum ClosedReason {
     #[error("the tunnel was closed here")]
     Local,
     #[error("the tunnel broke: {0}")]
-    Broken(String),
+    Broken(#[source] ConnectionError),
 }
 
 impl From<ConnectionError> for ClosedReason {
@@ -82,7 +82,7 @@ impl From<ConnectionError> for ClosedReason {
                 reason: String::from_utf8_lossy(&close.reason).into_owned(),
             },
             ConnectionError::TimedOut | ConnectionError::Reset => Self::ReplicaGone,
-            error => Self::Broken(error.to_string()),
+            error => Self::Broken(error),
         }
     }
 }
