@@ -100,12 +100,12 @@ const URI_PREFIX: &str = "tp://session/";
 
 impl SessionRef {
     /// The URI that stands in the certificate: `tp://session/NAMESPACE/NAME/UID`.
-    pub fn uri(&self) -> String {
+    fn uri(&self) -> String {
         format!("{URI_PREFIX}{}/{}/{}", self.namespace, self.name, self.uid)
     }
 
     /// Whether every part is of a form that Kubernetes could have given out.
-    pub fn is_well_formed(&self) -> bool {
+    pub(crate) fn is_well_formed(&self) -> bool {
         [&self.namespace, &self.name, &self.uid]
             .into_iter()
             .all(|part| is_well_formed_part(part))

@@ -11,23 +11,23 @@
 
 #![forbid(unsafe_code)]
 
-pub mod client;
-pub mod codes;
-pub mod flow;
-pub mod keys;
-pub mod server;
 pub mod splice;
-pub mod status;
 
 mod admission;
+mod client;
+mod codes;
 mod congestion;
 mod credit;
+mod flow;
 mod framed;
+mod keys;
 mod message;
 mod mux;
 mod preface;
 mod probe;
 mod quic;
+mod server;
+mod status;
 mod sync;
 mod tls;
 

@@ -217,13 +217,6 @@ impl TunnelServer {
         self.peers.lock().await.recv().await
     }
 
-    /// Sizes that the kernel granted for the UDP socket (receive, send), in bytes of payload.
-    pub fn udp_buffers(&self) -> Option<(u64, u64)> {
-        let udp = self.mux.udp()?;
-
-        Some((udp.receive_buffer(), udp.send_buffer()))
-    }
-
     /// Closes every connection and waits, with a bound, until the clients know.
     pub async fn close(&self, code: CloseCode) {
         self.endpoint

@@ -207,7 +207,10 @@ impl RecvHalf {
 
     /// Fills up to `chunks.len()` chunks without waiting for more than the first. What was read
     /// before counts as passed on.
-    pub async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, FlowError> {
+    pub(crate) async fn read_chunks(
+        &mut self,
+        chunks: &mut [Bytes],
+    ) -> Result<Option<usize>, FlowError> {
         self.settle()?;
         let read = self.stream.read_chunks(chunks).await;
         self.ended |= !matches!(read, Ok(Some(_)));
