@@ -4,7 +4,7 @@ mod driver;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{sleep, timeout},
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tp_core::path::{PathChoice, PathKind, monitor::CandidateStatus};
 use tp_proto::tunnel::Outcome;
 
@@ -33,7 +33,7 @@ use crate::{
     sync::lock,
     tls,
 };
-use driver::{Command, Driver, Look};
+use driver::{Command, Driver, Look, Parts};
 
 /// For the handshake, from the preface to the manager's welcome.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -111,8 +111,8 @@ struct Inner {
     mux: Arc<Mux<ClientSide>>,
     path: watch::Receiver<PathStatus>,
     commands: mpsc::Sender<Command>,
-    /// Set before the connection is closed from here for want of an answer.
-    gone: Arc<OnceLock<()>>,
+    /// Cancelled before the connection is closed from here for want of an answer.
+    gone: CancellationToken,
     link_task: Mutex<AbortOnDropHandle<()>>,
     ledger: Arc<Ledger>,
     _driver: AbortOnDropHandle<()>,
@@ -186,16 +186,16 @@ impl Tunnel {
         };
         mux.side().set_keys(ProbeKeys::of_connection(&connection));
 
-        let gone = Arc::new(OnceLock::new());
+        let gone = CancellationToken::new();
         let (commands, commands_rx) = mpsc::channel(MAX_COMMANDS);
-        let (driver, path) = Driver::new(
+        let (driver, path) = Driver::new(Parts {
             choice,
-            endpoint.clone(),
-            connection.clone(),
-            Arc::clone(&mux),
+            endpoint: endpoint.clone(),
+            connection: connection.clone(),
+            mux: Arc::clone(&mux),
             epoch,
-            Arc::clone(&gone),
-        );
+            gone: gone.clone(),
+        });
         let driver = tokio::spawn(driver.run(commands_rx, replies));
         let ledger = Ledger::new(connection.clone(), CLIENT_CREDIT);
         let credit = tokio::spawn(Arc::clone(&ledger).run());
@@ -369,8 +369,8 @@ impl Tunnel {
     }
 
     fn reason(&self, error: ConnectionError) -> ClosedReason {
-        match (self.inner.gone.get(), error) {
-            (Some(()), ConnectionError::LocallyClosed) => ClosedReason::ReplicaGone,
+        match (self.inner.gone.is_cancelled(), error) {
+            (true, ConnectionError::LocallyClosed) => ClosedReason::ReplicaGone,
             (_, error) => error.into(),
         }
     }

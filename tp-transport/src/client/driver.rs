@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use tokio::{
     time::sleep_until,
 };
 
+use tokio_util::sync::CancellationToken;
 use tp_core::path::{
     BASE_SIZE, PathChoice, PathKind,
     batching::{self, Check, Lost},
@@ -53,8 +54,19 @@ pub(super) struct Driver {
     connection: Connection,
     mux: Arc<Mux<ClientSide>>,
     epoch: Arc<PathEpoch>,
-    gone: Arc<OnceLock<()>>,
+    gone: CancellationToken,
     status: watch::Sender<PathStatus>,
+}
+
+/// What the driver moves, and whom it tells.
+pub(super) struct Parts {
+    pub(super) choice: PathChoice,
+    pub(super) endpoint: Endpoint,
+    pub(super) connection: Connection,
+    pub(super) mux: Arc<Mux<ClientSide>>,
+    pub(super) epoch: Arc<PathEpoch>,
+    /// Cancelled before the connection is closed from here for want of an answer.
+    pub(super) gone: CancellationToken,
 }
 
 enum Input {
@@ -67,14 +79,15 @@ enum Input {
 }
 
 impl Driver {
-    pub(super) fn new(
-        choice: PathChoice,
-        endpoint: Endpoint,
-        connection: Connection,
-        mux: Arc<Mux<ClientSide>>,
-        epoch: Arc<PathEpoch>,
-        gone: Arc<OnceLock<()>>,
-    ) -> (Self, watch::Receiver<PathStatus>) {
+    pub(super) fn new(parts: Parts) -> (Self, watch::Receiver<PathStatus>) {
+        let Parts {
+            choice,
+            endpoint,
+            connection,
+            mux,
+            epoch,
+            gone,
+        } = parts;
         let monitor = Monitor::new(choice, Instant::now());
         let (status, status_rx) = watch::channel(PathStatus {
             path: PathKind::Stream,
@@ -277,7 +290,7 @@ impl Driver {
             }
             Action::Gone => {
                 // Read by whoever learns that the connection is closed.
-                let _ = self.gone.set(());
+                self.gone.cancel();
                 self.connection.close(CloseCode::Quit.into(), b"no answer");
             }
         }
