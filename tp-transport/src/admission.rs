@@ -13,6 +13,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// A refusal for good.
     pub fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
@@ -20,6 +21,7 @@ impl Refusal {
         }
     }
 
+    /// A refusal whose question is repeated.
     pub fn for_now(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
@@ -31,10 +33,18 @@ impl Refusal {
 /// Decides who may connect. Both questions are asked often and must not block.
 pub trait Admission: Send + Sync + 'static {
     /// Whether a session of this name exists, asked before any QUIC byte is read.
+    ///
+    /// # Errors
+    ///
+    /// The refusal, which the client is told on its byte stream.
     fn known(&self, session: &SessionRef) -> Result<(), Refusal>;
 
     /// Whether `key` is the session's key, asked once the client has proven that it holds the key,
     /// before anything that it sends is read. A refusal closes the connection with
     /// [`CloseCode::NotAdmitted`](crate::CloseCode::NotAdmitted); it is not asked again.
+    ///
+    /// # Errors
+    ///
+    /// The refusal, which the client is told.
     fn admit(&self, session: &SessionRef, key: &KeyHash) -> Result<(), Refusal>;
 }

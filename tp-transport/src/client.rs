@@ -1,6 +1,7 @@
 //! The session's end of the tunnel.
 
 mod driver;
+mod error;
 
 use std::{
     net::SocketAddr,
@@ -24,7 +25,7 @@ use crate::{
     credit::Ledger,
     flow::{self, Flow, FlowError, FlowIo},
     framed::Link,
-    keys::{AnotherKey, Identity, KeyError, KeyHash, SessionRef},
+    keys::{Identity, KeyHash, SessionRef},
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
     probe::ProbeKeys,
@@ -34,6 +35,8 @@ use crate::{
     tls,
 };
 use driver::{Command, Driver, Look, Parts};
+use error::handshake_error;
+pub use error::{ConnectError, OpenError};
 
 /// For the handshake, from the preface to the manager's welcome.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -48,53 +51,30 @@ const LOOK_PAUSE: Duration = Duration::from_millis(150);
 /// Commands that may wait for the driver.
 const MAX_COMMANDS: usize = 16;
 
+/// How [`Tunnel::connect`] connects.
 pub struct TunnelConfig {
+    /// The key that this end proves.
     pub identity: Identity,
+    /// The `Session` object that was made for that key.
     pub session: SessionRef,
     /// The key that the manager must prove.
     pub manager_key: KeyHash,
+    /// Which paths may be used.
     pub choice: PathChoice,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("cannot use the session's key")]
-    Key(#[from] KeyError),
-    #[error("cannot set the QUIC endpoint up")]
-    Endpoint(#[source] std::io::Error),
-    /// The manager does not admit the session (yet).
-    #[error("the traffic manager refuses the session: {0}")]
-    Refused(String),
-    /// The other end has another key than the pinned one.
-    #[error(transparent)]
-    AnotherKey(AnotherKey),
-    /// The other end breaks the protocol.
-    #[error("the handshake with the traffic manager failed: {0}")]
-    Handshake(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the stream to the traffic manager ended during the handshake")]
-    LinkEnded,
-    #[error("the traffic manager does not answer within {0:?}")]
-    TimedOut(Duration),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    #[error("the tunnel is closed: {0}")]
-    Closed(ClosedReason),
-    /// Only with [`PathChoice::UdpOnly`].
-    #[error("UDP to the traffic manager does not work: {0}")]
-    NoUdp(String),
-    #[error(transparent)]
-    Flow(#[from] FlowError),
-    #[error("the traffic manager refuses the control stream: {0}")]
-    Refused(String),
 }
 
 /// How a dial ended at the far side.
 #[derive(Debug)]
 pub enum Dialed {
+    /// The target has accepted the connection.
     Connected(Flow),
-    Refused { outcome: Outcome, reason: String },
+    /// There is no connection.
+    Refused {
+        /// What `connect()` would say.
+        outcome: Outcome,
+        /// Why, as a sentence for the user.
+        reason: String,
+    },
 }
 
 /// The tunnel; clones share it. It ends with [`Tunnel::close`] or its last clone.
@@ -127,7 +107,14 @@ impl Drop for Inner {
 }
 
 impl Tunnel {
-    /// Handshake over `link`, a byte stream to the manager's port for path T.
+    /// Handshake over `link`, a byte stream to the manager's port for path T; takes ten seconds at
+    /// most.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Refused`] if the manager does not admit the session, by its answer on the byte
+    /// stream or by closing the connection; [`ConnectError::AnotherKey`] if its key is not the pinned
+    /// one; the others if there is no handshake at all.
     pub async fn connect(
         link: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         config: TunnelConfig,
@@ -220,6 +207,10 @@ impl Tunnel {
     }
 
     /// Opens the control stream; [`FlowIo::into_channel`] makes a gRPC channel of it.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Closed`], [`OpenError::Flow`], or [`OpenError::Refused`] by the manager.
     pub async fn open_control(&self) -> Result<FlowIo, OpenError> {
         let (send, recv) = self.open().await?;
         let (io, verdict) = self.or_closed(flow::open_control(send, recv).await).await?;
@@ -231,6 +222,11 @@ impl Tunnel {
 
     /// Asks the manager to connect to `target` and waits for its verdict, which the caller
     /// bounds. Dropping the future gives the dial up at the far side too.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Closed`], [`OpenError::Flow`], or [`OpenError::NoUdp`] after five seconds. A
+    /// target that refuses is none: see [`Dialed::Refused`].
     pub async fn dial(&self, target: SocketAddr) -> Result<Dialed, OpenError> {
         self.wait_for_path().await?;
         let (send, recv) = self.open().await?;
@@ -313,7 +309,13 @@ impl Tunnel {
         self.inner.mux.side().link().ended().cancelled().await;
     }
 
-    /// Replaces the byte stream of path T by a new one to the same replica.
+    /// Replaces the byte stream of path T by a new one to the same replica. The old one serves until
+    /// the manager has answered on the new one, within ten seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Refused`], [`ConnectError::LinkEnded`] or [`ConnectError::TimedOut`]; the tunnel
+    /// then is as before.
     pub async fn replace_link(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -344,6 +346,7 @@ impl Tunnel {
         self.inner.path.clone()
     }
 
+    /// Counters since the tunnel began.
     pub fn stats(&self) -> TunnelStats {
         let inner = &self.inner;
         TunnelStats::of(&inner.connection, &inner.ledger, inner.mux.udp())
@@ -444,42 +447,5 @@ async fn refusal(answer: oneshot::Receiver<Result<(), String>>, link: &Link) -> 
             ConnectError::LinkEnded
         }
         Err(_) => ConnectError::LinkEnded,
-    }
-}
-
-/// Why no tunnel came of a connection; `another_key` is what this end has against the manager.
-fn handshake_error(error: ConnectionError, another_key: Option<&AnotherKey>) -> ConnectError {
-    match (error, another_key) {
-        (_, Some(another_key)) => ConnectError::AnotherKey(*another_key),
-        (ConnectionError::ApplicationClosed(close), None) => {
-            ConnectError::Refused(String::from_utf8_lossy(&close.reason).into_owned())
-        }
-        (error, None) => ConnectError::Handshake(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use quinn::{ConnectionClose, TransportErrorCode};
-
-    use super::*;
-
-    #[test]
-    fn a_refusal_within_tls_by_an_earlier_manager_shows_its_sentence() {
-        let close = ConnectionClose {
-            // handshake_failure (RFC 8446, section 6.2)
-            error_code: TransportErrorCode::crypto(40),
-            frame_type: None,
-            reason: "other error: tp refuses: the Session has ended".into(),
-        };
-
-        let error = handshake_error(ConnectionError::ConnectionClosed(close), None);
-
-        assert!(matches!(error, ConnectError::Handshake(_)), "{error:?}");
-        let shown = error.to_string();
-        assert!(
-            shown.ends_with("tp refuses: the Session has ended"),
-            "{shown}"
-        );
     }
 }

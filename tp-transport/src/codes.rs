@@ -2,12 +2,13 @@
 
 use quinn::VarInt;
 
-/// Why one direction of a flow ended early.
+/// Why one direction of a flow ended early: the code of RESET_STREAM and STOP_SENDING (RFC 9000,
+/// sections 19.4 and 19.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResetCode {
-    /// The TCP connection at the other end was reset by its peer.
+    /// The TCP connection at the other end was reset by its peer. Code 1.
     Reset,
-    /// The other end gave the flow up: its program stopped, or its splice was dropped.
+    /// The other end gave the flow up: its program stopped, or its splice was dropped. Code 2.
     Aborted,
     /// A code of a newer version.
     Other(u64),
@@ -33,20 +34,21 @@ impl From<VarInt> for ResetCode {
     }
 }
 
-/// Why the whole connection was closed.
+/// Why the whole connection was closed: the code of CONNECTION_CLOSE of type 0x1d (RFC 9000, section
+/// 19.19).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseCode {
-    /// The user disconnected.
+    /// The user disconnected. Code 0.
     Quit,
-    /// The `Session` object is gone, or its time is over: a new one may be made.
+    /// The `Session` object is gone, or its time is over: a new one may be made. Code 1.
     SessionGone,
-    /// The `Session` lost its admission.
+    /// The `Session` is not admitted, or lost its admission. Code 2.
     NotAdmitted,
-    /// This program ends; another replica may serve.
+    /// This program ends; another replica may serve. Code 3.
     Shutdown,
-    /// The other end does not keep to the protocol.
+    /// The other end does not keep to the protocol. Code 4.
     Protocol,
-    /// Somebody deleted the `Session` object of a connection, to end it.
+    /// Somebody deleted the `Session` object of a connection, to end it. Code 5.
     Deleted,
     /// A code of a newer version.
     Other(u64),

@@ -43,6 +43,7 @@ impl Flow {
         }
     }
 
+    /// Its two directions, which end apart from each other.
     pub fn split(self) -> (SendHalf, RecvHalf) {
         (self.send, self.recv)
     }
@@ -61,7 +62,9 @@ pub enum Accepted {
     Control(FlowIo),
     /// A TCP connection that this end is asked to dial.
     Dial {
+        /// Where to; the port is not 0.
         target: SocketAddr,
+        /// Takes the verdict.
         pending: PendingFlow,
     },
 }
@@ -77,6 +80,11 @@ pub struct PendingFlow {
 
 impl PendingFlow {
     /// The target is connected: the raw bytes follow.
+    ///
+    /// # Errors
+    ///
+    /// [`FlowError::Closed`] if the session has more flows than there is credit for, of which the other
+    /// end is told; otherwise if the verdict cannot be sent.
     pub async fn accept(mut self) -> Result<Flow, FlowError> {
         let mut verdict = verdict(Outcome::Connected, "");
         if let Some((ledger, start)) = self.credit.take() {

@@ -45,6 +45,10 @@ const UNSENT_LIMIT: u32 = 32 << 10;
 
 /// Sets a TCP connection up as a byte stream of path T: nothing is held back, and little is queued
 /// in the kernel, where a small request would wait behind it.
+///
+/// # Errors
+///
+/// If the kernel refuses TCP_NODELAY or TCP_NOTSENT_LOWAT.
 pub fn tune_link(tcp: &TcpStream) -> io::Result<()> {
     tcp.set_nodelay(true)?;
 

@@ -12,16 +12,22 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyHash([u8; 32]);
 
+/// What is wrong with a key, its hash or its certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
+    /// The cryptographic library fails.
     #[error("cannot make a key pair or its certificate")]
     Generate(#[source] rcgen::Error),
+    /// A text is no key hash; it is cut to 80 characters.
     #[error("{0:?} is not a key hash: expected 64 hexadecimal digits")]
     Hash(String),
+    /// See [`SessionRef`] for what its parts may be.
     #[error("the session reference has a part that is empty, too long or not printable ASCII")]
     SessionRef,
+    /// The bytes are no X.509 certificate (RFC 5280), or others follow.
     #[error("the certificate is malformed")]
     Certificate,
+    /// Its subject alternative name is not the one URI of a session.
     #[error("the certificate does not name a session")]
     NoSession,
 }
@@ -42,7 +48,7 @@ pub struct AnotherKey {
 }
 
 impl KeyHash {
-    /// The hash of a SubjectPublicKeyInfo.
+    /// The hash of a SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7).
     pub fn of_spki(spki_der: &[u8]) -> Self {
         let digest = ring::digest::digest(&ring::digest::SHA256, spki_der);
         let bytes = digest.as_ref().try_into();
@@ -86,11 +92,15 @@ impl FromStr for KeyHash {
     }
 }
 
-/// Names one `Session` object for good: a later object of the same name has another UID.
+/// Names one `Session` object for good: a later object of the same name has another UID. Each part
+/// has 1 to 253 characters out of ASCII letters, digits, `-`, `.` and `_`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq, PartialOrd, Ord)]
 pub struct SessionRef {
+    /// The namespace of the object.
     pub namespace: String,
+    /// Its name.
     pub name: String,
+    /// Its UID.
     pub uid: String,
 }
 
@@ -144,6 +154,10 @@ pub struct Identity {
 
 impl Identity {
     /// A fresh ECDSA P-256 key pair.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::Generate`] if the machine gives no random numbers.
     pub fn generate() -> Result<Self, KeyError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(KeyError::Generate)?;
         let hash = KeyHash::of_spki(&key.subject_public_key_info());

@@ -3,13 +3,96 @@
 //! One QUIC connection per session travels over two interchangeable paths: a framed byte stream
 //! through the API server (path T, [`PathKind::Stream`]) and UDP (path U, [`PathKind::Udp`]). The
 //! handshake happens on T only; a live connection moves between the paths and no flow notices.
-//! Client: [`client::Tunnel`]. Server: [`server::TunnelServer`]. What a stream carries:
-//! [`flow`]; how a TCP connection is tied to it: [`splice`]. Keys and pins: [`keys`].
+//! Client: [`Tunnel`]. Server: [`TunnelServer`]. What a stream carries: [`Flow`]; how a TCP
+//! connection is tied to it: [`mod@splice`]. Keys and pins: [`Identity`], [`KeyHash`].
 //!
 //! Nothing here knows Kubernetes, and nothing here decides who is admitted: the server asks its
-//! [`Admission`].
+//! [`Admission`]; and nothing here decides which path is used: that is [`tp_core::path`].
+//!
+//! # Example
+//!
+//! Both ends in one process, with a pipe between them for path T and no UDP. The client dials an
+//! address in the cluster, and the server accepts the flow without a connection behind it.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use tp_transport::{
+//!     Accepted, Admission, CloseCode, Dialed, Identity, KeyHash, PathChoice, Refusal, SessionRef,
+//!     Tunnel, TunnelConfig, TunnelServer,
+//! };
+//!
+//! /// Admits one session with one key.
+//! struct OneSession(SessionRef, KeyHash);
+//!
+//! impl Admission for OneSession {
+//!     fn known(&self, session: &SessionRef) -> Result<(), Refusal> {
+//!         match *session == self.0 {
+//!             true => Ok(()),
+//!             false => Err(Refusal::new("there is no such session")),
+//!         }
+//!     }
+//!
+//!     fn admit(&self, session: &SessionRef, key: &KeyHash) -> Result<(), Refusal> {
+//!         self.known(session)?;
+//!         match *key == self.1 {
+//!             true => Ok(()),
+//!             false => Err(Refusal::new("the Session has another key")),
+//!         }
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (client_key, manager_key) = (Identity::generate()?, Identity::generate()?);
+//! let session = SessionRef {
+//!     namespace: "shop".into(),
+//!     name: "alice".into(),
+//!     uid: "6f1c7b0a-0000-4000-8000-000000000001".into(),
+//! };
+//! let config = TunnelConfig {
+//!     identity: client_key.clone(),
+//!     session: session.clone(),
+//!     manager_key: manager_key.key_hash(),
+//!     choice: PathChoice::StreamOnly,
+//! };
+//! let admission = Arc::new(OneSession(session, client_key.key_hash()));
+//! let server = TunnelServer::bind(None, manager_key, admission)?;
+//!
+//! let (near, far) = tokio::io::duplex(64 << 10);
+//! let attached = Arc::clone(&server);
+//! tokio::spawn(async move { attached.attach(far).await });
+//! let serving = tokio::spawn(async move {
+//!     let peer = server.accept().await?;
+//!     match peer.accept().await? {
+//!         Accepted::Dial { pending, .. } => {
+//!             let (mut send, _recv) = pending.accept().await.ok()?.split();
+//!             send.write_all(b"hello").await.ok()?;
+//!             send.finish();
+//!             send.stopped().await.ok()
+//!         }
+//!         Accepted::Control(_) => None,
+//!     }
+//! });
+//!
+//! let tunnel = Tunnel::connect(near, config).await?;
+//! let Dialed::Connected(flow) = tunnel.dial("10.96.1.2:80".parse()?).await? else {
+//!     return Err("the far side refuses the dial".into());
+//! };
+//! let (_send, mut recv) = flow.split();
+//! let mut read = Vec::new();
+//! while let Some(bytes) = recv.read_chunk(1024).await? {
+//!     read.extend_from_slice(&bytes);
+//! }
+//! assert_eq!(read, b"hello");
+//! serving.await?;
+//! tunnel.close(CloseCode::Quit).await;
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod splice;
 

@@ -13,15 +13,19 @@ const MAX_MESSAGE: usize = 2048;
 /// Control streams are sent before flows, so that bulk cannot starve them.
 pub(crate) const CONTROL_PRIORITY: i32 = 10;
 
+/// How a flow, or one direction of it, fails.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
     /// The other end reset its direction, or stopped reading ours.
     #[error("the flow was reset by the other end")]
     Reset(ResetCode),
+    /// The connection has ended: no flow of it goes on.
     #[error("the tunnel is gone")]
     TunnelLost,
+    /// This end has finished, reset or stopped it before.
     #[error("the flow was ended here already")]
     Closed,
+    /// A message is too long, cut off or not to be decoded.
     #[error("the other end broke the flow protocol: {0}")]
     Malformed(&'static str),
 }

@@ -56,28 +56,39 @@ const SILENCE_PACE: Duration = Duration::from_secs(10);
 const FOLLOW_PACE: Duration = Duration::from_millis(1);
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
+/// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
+    /// No certificate can be made of the key.
     #[error("cannot use the manager's key")]
     Key(#[from] KeyError),
+    /// The UDP socket cannot be used.
     #[error("cannot set the QUIC endpoint up")]
     Endpoint(#[source] io::Error),
 }
 
+/// Why a byte stream is not served, or no longer.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
+    /// It does not begin with the preface, or with one of another version.
     #[error("the stream does not begin as tp's path T does")]
     NotOurs,
+    /// It was silent for five seconds where something had to come, or took nothing.
     #[error("the stream is silent")]
     TimedOut,
+    /// [`Admission::known`] refuses the session, for this reason.
     #[error("the session is refused: {0}")]
     Refused(String),
+    /// Reading or writing failed.
     #[error("the stream failed")]
     Io(#[from] io::Error),
+    /// All room is taken by streams that are proven to be others'.
     #[error("the server has as many streams as it serves")]
     TooMany,
+    /// Ten seconds passed without a handshake or a genuine probe on it.
     #[error("nobody proved in time that the stream is the session's")]
     Unproven,
+    /// It had not named a session when there were too many such streams.
     #[error("other streams needed its room before it named a session")]
     Evicted,
 }
@@ -95,6 +106,11 @@ pub struct TunnelServer {
 
 impl TunnelServer {
     /// Without `udp`, all sessions stay on their byte streams.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError::Key`] if no certificate can be made of `identity`, [`BindError::Endpoint`] if
+    /// `udp` cannot be used.
     pub fn bind(
         udp: Option<UdpSocket>,
         identity: Identity,
@@ -137,6 +153,10 @@ impl TunnelServer {
     }
 
     /// Serves a byte stream that was accepted on the port for path T, until it ends.
+    ///
+    /// # Errors
+    ///
+    /// See [`AttachError`]: each ends this stream alone.
     pub async fn attach(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,

@@ -10,6 +10,7 @@ use crate::{codes::CloseCode, credit::Ledger, mux::udp::Udp};
 /// Which path carries the flows, and why not the better one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathStatus {
+    /// The path in use.
     pub path: PathKind,
     /// Why UDP is not used; empty if it is.
     pub reason: String,
@@ -27,16 +28,20 @@ pub struct PathStatus {
 pub struct TunnelStats {
     /// Round-trip time of the QUIC connection.
     pub rtt: Duration,
-    /// Bytes in QUIC datagrams.
+    /// Bytes in QUIC datagrams sent.
     pub bytes_sent: u64,
+    /// Bytes in QUIC datagrams received.
     pub bytes_received: u64,
+    /// QUIC packets that were declared lost (RFC 9002, section 6.1).
     pub lost_packets: u64,
-    /// Largest QUIC datagram that is sent.
+    /// Largest QUIC datagram that is sent, in bytes of UDP payload.
     pub mtu: u16,
-    /// Sizes that the kernel granted for the UDP socket, in bytes of payload; 0 without one.
+    /// Size that the kernel granted for the receive buffer of the UDP socket, in bytes of payload; 0
+    /// without a socket.
     pub udp_receive_buffer: u64,
+    /// The same of its send buffer.
     pub udp_send_buffer: u64,
-    /// Granted to the other end's flows and not passed on: what may have to be kept here.
+    /// Bytes granted to the other end's flows and not passed on: what may have to be kept here.
     pub credit_held: u64,
     /// Flows that may send nothing until the other end's readers have read.
     pub waiting_flows: u64,
@@ -63,12 +68,21 @@ impl TunnelStats {
 /// Why a tunnel ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClosedReason {
+    /// Neither the byte stream nor UDP answers.
     #[error("the replica does not answer on any path")]
     ReplicaGone,
+    /// The other end closed it.
     #[error("the other end closed the tunnel: {reason}")]
-    Peer { code: CloseCode, reason: String },
+    Peer {
+        /// Why, for the program.
+        code: CloseCode,
+        /// Why, as a sentence for the user.
+        reason: String,
+    },
+    /// This end closed it.
     #[error("the tunnel was closed here")]
     Local,
+    /// QUIC gave the connection up: the other end breaks the protocol.
     #[error("the tunnel broke: {0}")]
     Broken(#[source] ConnectionError),
 }

@@ -75,11 +75,20 @@ impl SendHalf {
     }
 
     /// Waits for room, then hands all of `data` over; the tunnel keeps it until acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// [`FlowError::Reset`] if the other end no longer reads, [`FlowError::TunnelLost`],
+    /// [`FlowError::Closed`].
     pub async fn write_all(&mut self, data: &[u8]) -> Result<(), FlowError> {
         self.write_chunk(Bytes::copy_from_slice(data)).await
     }
 
     /// As [`SendHalf::write_all`], without a copy.
+    ///
+    /// # Errors
+    ///
+    /// As [`SendHalf::write_all`].
     pub async fn write_chunk(&mut self, mut data: Bytes) -> Result<(), FlowError> {
         while !data.is_empty() {
             let most = usize::try_from(self.credit().await?).unwrap_or(usize::MAX);
@@ -195,6 +204,11 @@ impl RecvHalf {
 
     /// The next bytes, at most `max` of them; `None` once the other end has half-closed. What was
     /// read before counts as passed on.
+    ///
+    /// # Errors
+    ///
+    /// [`FlowError::Reset`] if the other end has reset its direction, [`FlowError::TunnelLost`],
+    /// [`FlowError::Closed`]; the same again on every later call.
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, FlowError> {
         self.settle()?;
         let read = self.stream.read_chunk(max, true).await;

@@ -23,6 +23,10 @@ impl FlowIo {
     }
 
     /// The client's end of a control stream as a gRPC channel, which ends with the stream.
+    ///
+    /// # Errors
+    ///
+    /// If HTTP/2 does not begin on the stream.
     pub async fn into_channel(self) -> Result<Channel, tonic::transport::Error> {
         let mut io = Some(hyper_util::rt::TokioIo::new(self));
         let connector = tower::service_fn(move |_| {

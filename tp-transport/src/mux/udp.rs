@@ -226,10 +226,11 @@ impl Udp {
 /// What the kernel gives a UDP socket such as a tunnel's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpFacts {
-    /// Bytes of payload that its buffers hold.
+    /// Bytes of payload that its receive buffer holds.
     pub receive_buffer: u64,
+    /// Bytes of payload that its send buffer holds.
     pub send_buffer: u64,
-    /// What is asked of the kernel, in each direction.
+    /// Bytes that are asked of the kernel, for each buffer.
     pub wanted_buffer: u64,
     /// How many packets the kernel takes at once.
     pub batch: usize,

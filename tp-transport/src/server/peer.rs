@@ -85,6 +85,7 @@ impl Drop for PeerInner {
 }
 
 impl Peer {
+    /// The session whose key the client has proven.
     pub fn session(&self) -> &SessionRef {
         &self.inner.session
     }
@@ -106,14 +107,17 @@ impl Peer {
         self.inner.connection.close(code.into(), reason.as_bytes());
     }
 
+    /// Resolves when the connection has ended.
     pub async fn closed(&self) -> ClosedReason {
         self.inner.connection.closed().await.into()
     }
 
+    /// Which path the client uses.
     pub fn path(&self) -> watch::Receiver<PathStatus> {
         self.inner.path.clone()
     }
 
+    /// Counters since the connection began.
     pub fn stats(&self) -> TunnelStats {
         let mux = self.inner.mux.upgrade();
         let udp = mux.as_ref().and_then(|mux| mux.udp());

@@ -30,6 +30,10 @@ const PROBES: u32 = 3;
 /// within a minute, and no firewall in between forgets it.
 ///
 /// TCP_USER_TIMEOUT stays as it is: it would end connections whose reader merely does not read.
+///
+/// # Errors
+///
+/// If the kernel refuses SO_KEEPALIVE or one of its times.
 pub fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
     probe(tcp, PROBED_AFTER)
 }
