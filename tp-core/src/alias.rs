@@ -47,6 +47,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// An alias that stands for an address, as the kernel's table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InUse {
+    /// Its place among the aliases, from 0.
     pub index: u32,
     /// When a socket last received it; larger is later.
     pub last_use: u32,
@@ -59,6 +60,7 @@ pub struct InUse {
 pub struct Holders {
     /// Sockets or flows have them.
     pub held: BTreeSet<u32>,
+    /// They must never stand for another address.
     pub pinned: BTreeSet<u32>,
 }
 
@@ -82,7 +84,12 @@ pub enum Action {
     /// [`LifeCycle::handle_released`].
     Free(u32),
     /// Make this alias look as if a socket had received it at `last_use`.
-    Refresh { index: u32, last_use: u32 },
+    Refresh {
+        /// The alias.
+        index: u32,
+        /// As in [`InUse::last_use`].
+        last_use: u32,
+    },
 }
 
 /// How far a look has come.

@@ -366,7 +366,7 @@ impl Tunnel {
             .await
             .is_err()
         {
-            tracing::debug!("The manager may not know yet that the tunnel is closed");
+            tracing::debug!("Manager may not know yet that the tunnel is closed");
         }
         self.inner.mux.side().link().end();
     }
@@ -380,7 +380,7 @@ impl Tunnel {
 
     fn command(&self, command: Command) {
         if self.inner.commands.try_send(command).is_err() {
-            tracing::debug!("The tunnel is closed or behind; the command is dropped");
+            tracing::debug!("Tunnel closed or behind; command dropped");
         }
     }
 }
@@ -423,7 +423,7 @@ fn spawn_link(
                 .await
         };
         let (written, read) = tokio::join!(write, read);
-        tracing::debug!(?written, ?read, "The byte stream of the tunnel has ended");
+        tracing::debug!(?written, ?read, "Byte stream of the tunnel ended");
     });
 
     (AbortOnDropHandle::new(task), answer_rx)

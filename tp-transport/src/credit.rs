@@ -148,10 +148,7 @@ impl Ledger {
 
     /// Ends the connection: the peer does not keep to its credit.
     fn violated(&self, reason: &str) {
-        tracing::info!(
-            reason,
-            "The tunnel is ended: the other end breaks the protocol"
-        );
+        tracing::info!(reason, "Tunnel ended: the other end breaks the protocol");
         self.connection
             .close(CloseCode::Protocol.into(), reason.as_bytes());
     }

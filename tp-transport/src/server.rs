@@ -344,7 +344,7 @@ async fn keep(
         loop {
             sleep(SILENCE_PACE).await;
             if u128::from(paths.silent_ms()) > SILENCE_LIMIT.as_millis() {
-                tracing::debug!("A client has gone without a word");
+                tracing::debug!("Client gone without closing its connection");
                 connection.close(CloseCode::Shutdown.into(), b"nothing was heard of you");
             }
         }

@@ -13,6 +13,7 @@ mod circles;
 mod deps;
 mod imports;
 mod layout;
+mod logs;
 mod manifests;
 mod modules;
 mod names;
@@ -42,6 +43,7 @@ fn check(root: &Path) -> Result<()> {
     problems.extend(layout::check(&sources));
     problems.extend(test_rules::check(&sources));
     problems.extend(words::check(&sources));
+    problems.extend(logs::check(&sources));
     problems.extend(circles::check(&trees));
     problems.extend(names::check(&trees));
     problems.extend(callers::check(&sources, &trees));

@@ -286,7 +286,7 @@ impl Driver {
                 side.switch(remote);
                 self.check = remote.map(|_| Check::new(now));
                 self.rebind();
-                tracing::debug!(?target, "The tunnel moves to another path");
+                tracing::debug!(?target, "Tunnel moves to another path");
             }
             Action::Gone => {
                 // Read by whoever learns that the connection is closed.

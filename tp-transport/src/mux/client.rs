@@ -176,7 +176,7 @@ impl Side for ClientSide {
     fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Answer> {
         let probe = self.keys()?.open(ProbeKind::Reply, probe)?;
         if self.replies.try_send(ProbeReply { from, probe }).is_err() {
-            tracing::trace!("The monitor is behind with its replies");
+            tracing::trace!("Path monitor behind with its replies");
         }
 
         None

@@ -218,7 +218,7 @@ impl ServerSide {
                 .iter()
                 .min_by_key(|link| (link.is_proven(), link.link.address()))
         {
-            tracing::debug!(%session, "A session has too many byte streams");
+            tracing::debug!(%session, "Session has too many byte streams");
             links.remove(&evicted.link.address());
             evicted.link.end();
         }

@@ -53,8 +53,8 @@ pub(super) async fn read_opens(
                     let _ = flows.send(Box::new(accepted)).await;
                 }
                 Ok(Err(FlowError::TunnelLost)) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "A stream was not understood"),
-                Err(_) => tracing::debug!("A stream did not say what it is for"),
+                Ok(Err(error)) => tracing::debug!(%error, "Stream not understood"),
+                Err(_) => tracing::debug!("Stream did not say what it is for"),
             }
         });
     }

@@ -96,7 +96,7 @@ impl Idle {
             loop {
                 let after = credit.keep_alive().await;
                 if let Err(error) = probe(tcp, after) {
-                    tracing::debug!(%error, "A connection is probed as before");
+                    tracing::debug!(%error, "Connection probed as before");
                 }
             }
         };
