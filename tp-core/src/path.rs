@@ -1,7 +1,7 @@
 //! Which path carries the tunnel, and how datagrams are handed to it.
 //!
-//! A client has two ways to its replica: a byte stream through the API server (path T) and UDP
-//! straight to the pod (path U). [`monitor`] chooses between them from probes, [`batching`] finds out
+//! A client has two ways to its replica: a byte stream through the API server (the stream path) and UDP
+//! straight to the pod (the UDP path). [`monitor`] chooses between them from probes, [`batching`] finds out
 //! whether several datagrams may be sent by UDP at once. Both are told the time and what arrived, and
 //! answer with what is to be sent: sockets, keys and the clock are their owner's.
 

@@ -1,7 +1,7 @@
 //! A large cluster and a large company: what 5,000 services and 300 sessions cost one manager.
 //!
 //! The sessions have objects, keys, tunnels and tables of their own, in this one process; their byte
-//! streams begin where a port-forward ends, at the manager's port for path T.
+//! streams begin where a port-forward ends, at the manager's port for the stream path.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -286,7 +286,7 @@ fn sessions_of(number: usize) -> Vec<(SessionRef, Identity)> {
     made.iter().map(session_ref).zip(keys).collect()
 }
 
-/// Connections to the port for path T, made in the network namespace of the manager's pod.
+/// Connections to the port for the stream path, made in the network namespace of the manager's pod.
 fn links(manager: u32, count: usize) -> Vec<tokio::net::TcpStream> {
     let entered = thread::spawn(move || {
         let namespace = fs::File::open(format!("/proc/{manager}/ns/net")).unwrap();

@@ -47,7 +47,7 @@ fn a_silent_target_takes_nothing_from_the_others() {
     assert_eq!(ended, "0", "as without tp, they wait");
 }
 
-/// Connects to the port for path T, over and over, and says nothing: as many as sys.argv[1] at once,
+/// Connects to the port for the stream path, over and over, and says nothing: as many as sys.argv[1] at once,
 /// each for four seconds.
 const STRANGER: &str = r#"
 import collections, resource, socket, sys, time

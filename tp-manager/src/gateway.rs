@@ -74,7 +74,7 @@ impl Connected {
 }
 
 impl Gateway {
-    /// Takes the streams of path T, which end at this port, until it is aborted.
+    /// Takes the byte streams that end at this port, until it is aborted.
     pub(crate) async fn accept_links(self: Arc<Self>, listener: TcpListener) {
         let room = Arc::new(Semaphore::new(MAX_LINKS));
         let mut links = JoinSet::new();

@@ -30,9 +30,9 @@ pub const SESSION_LIFETIME_SECONDS: i64 = 8 * 3600;
 /// How often a client renews its Session.
 pub const SESSION_RENEWAL_SECONDS: u64 = 3600;
 
-/// Loopback TCP port of the manager that port-forwards end at (path T).
+/// Loopback TCP port of the manager that port-forwards end at (the stream path).
 pub const TUNNEL_PORT: u16 = 7070;
-/// UDP port of the manager (path U).
+/// UDP port of the manager (the UDP path).
 pub const UDP_PORT: u16 = 7071;
 /// HTTP port of the manager's health probes.
 pub const HEALTH_PORT: u16 = 7072;

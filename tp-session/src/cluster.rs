@@ -318,7 +318,7 @@ impl Cluster {
         })
     }
 
-    /// A byte stream to the manager's port for path T.
+    /// A byte stream to the manager's port for the stream path.
     pub(super) async fn port_forward(
         &self,
         pod: &str,

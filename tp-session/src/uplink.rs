@@ -312,7 +312,7 @@ impl Uplink {
         self.establish(&user, &replicas, Some(lost), &silent).await
     }
 
-    /// Follows the table, renews the Session and keeps path T alive, until the tunnel ends.
+    /// Follows the table, renews the Session and keeps the stream path alive, until the tunnel ends.
     async fn follow(&self, established: &mut Established) -> End {
         let Established {
             up,

@@ -107,7 +107,7 @@ impl Drop for Inner {
 }
 
 impl Tunnel {
-    /// Handshake over `link`, a byte stream to the manager's port for path T; takes ten seconds at
+    /// Handshake over `link`, a byte stream to the manager's port for the stream path; takes ten seconds at
     /// most.
     ///
     /// # Errors
@@ -303,13 +303,13 @@ impl Tunnel {
         found
     }
 
-    /// Resolves when the byte stream of path T has ended; a new one may be given to
+    /// Resolves when the byte stream has ended; a new one may be given to
     /// [`Tunnel::replace_link`].
     pub async fn link_ended(&self) {
         self.inner.mux.side().link().ended().cancelled().await;
     }
 
-    /// Replaces the byte stream of path T by a new one to the same replica. The old one serves until
+    /// Replaces the byte stream by a new one to the same replica. The old one serves until
     /// the manager has answered on the new one, within ten seconds.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Congestion control that knows which path is in use.
 //!
 //! A full byte stream is back-pressure and never a loss, so a stock controller's window grows
-//! without end on path T and then floods path U. On T the window is fixed; on U it is that of
+//! without end on the stream path and then floods the UDP path. On the stream path the window is fixed; on the UDP path it is that of
 //! [`bbr`], started afresh at every switch, and acknowledgements of packets sent before the switch
 //! do not count for it.
 
@@ -26,7 +26,7 @@ mod filter;
 mod rate;
 mod round;
 
-/// Window on path T: what 16 MB of stream window can have in flight.
+/// Window on the stream path: what 16 MB of stream window can have in flight.
 const STREAM_WINDOW: u64 = 16 << 20;
 
 /// The path in use and how often it changed. One per connection, read at every packet.
@@ -115,7 +115,7 @@ struct PathAware {
     /// When the path that was last seen came into use.
     since: Instant,
     mtu: u16,
-    /// The controller of path U; `None` on path T.
+    /// The controller of the UDP path; `None` on the stream path.
     udp: Option<Bbr>,
     /// Whether packets of this path are among those that an ACK frame acknowledges.
     has_acks: bool,

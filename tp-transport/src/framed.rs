@@ -43,7 +43,7 @@ const PREFIX: usize = 2;
 /// Unsent bytes that the kernel may hold, for the same reason.
 const UNSENT_LIMIT: u32 = 32 << 10;
 
-/// Sets a TCP connection up as a byte stream of path T: nothing is held back, and little is queued
+/// Sets a TCP connection up as a byte stream: nothing is held back, and little is queued
 /// in the kernel, where a small request would wait behind it.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! The tunnel between a session and one replica of the traffic manager.
 //!
 //! One QUIC connection per session travels over two interchangeable paths: a framed byte stream
-//! through the API server (path T, [`PathKind::Stream`]) and UDP (path U, [`PathKind::Udp`]). The
-//! handshake happens on T only; a live connection moves between the paths and no flow notices.
+//! through the API server (the stream path, [`PathKind::Stream`]) and UDP (the UDP path, [`PathKind::Udp`]). The
+//! handshake happens on the stream path only; a live connection moves between the paths and no flow notices.
 //! Client: [`Tunnel`]. Server: [`TunnelServer`]. What a stream carries: [`Flow`]; how a TCP
 //! connection is tied to it: [`mod@splice`]. Keys and pins: [`Identity`], [`KeyHash`].
 //!
@@ -11,7 +11,7 @@
 //!
 //! # Example
 //!
-//! Both ends in one process, with a pipe between them for path T and no UDP. The client dials an
+//! Both ends in one process, with a pipe between them for the stream path and no UDP. The client dials an
 //! address in the cluster, and the server accepts the flow without a connection behind it.
 //!
 //! ```

@@ -43,9 +43,9 @@ const MAX_CANDIDATES: usize = 8;
 /// Where probes and the connection go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The byte stream of path T.
+    /// The stream path.
     Link,
-    /// An address of the replica, by path U.
+    /// The UDP path to an address of the replica.
     Udp(SocketAddr),
 }
 

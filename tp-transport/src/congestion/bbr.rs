@@ -1,4 +1,4 @@
-//! The controller of path U: a model of the path as in draft-ietf-ccwg-bbr-06 (BBRv3), with what
+//! The controller of the UDP path: a model of the path as in draft-ietf-ccwg-bbr-06 (BBRv3), with what
 //! QUIC's side gives: a window and nothing else. The pacer sends `1.25 · window / smoothed RTT`,
 //! whatever is asked of it, so that the window is the only lever, and these parts differ from the
 //! draft:

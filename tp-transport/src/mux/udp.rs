@@ -1,4 +1,4 @@
-//! The UDP socket of path U.
+//! The socket of the UDP path.
 
 use std::{
     future::poll_fn,

@@ -1,4 +1,4 @@
-//! The preface of path T and the refusal behind a handshake, to the byte: clients and managers one
+//! The preface of the stream path and the refusal behind a handshake, to the byte: clients and managers one
 //! minor version apart must read each other's.
 
 use std::{
