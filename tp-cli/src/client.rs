@@ -143,8 +143,8 @@ async fn has_ended(process: Option<&OwnedFd>) -> bool {
 
 pub(crate) fn no_answer(after: Duration) -> Fault {
     let message = format!(
-        "the session did not answer within {} s: see its log in {}; ending the process \
-         `tp-session` leaves the network as it was before connecting",
+        "the session did not answer within {} s: see its log in {}; `pkill -f \
+         tp-session` ends it and leaves the network as it was before connecting",
         after.as_secs(),
         tp_ipc::state_dir().display()
     );

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use tp_proto::crd::MANAGER_NAMESPACE;
 
+use crate::values;
+
 /// Which cluster, as whom: as for kubectl.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Kubernetes")]
@@ -42,6 +44,7 @@ pub(crate) struct ManagerArgs {
         long,
         value_name = "NAMESPACE",
         default_value = MANAGER_NAMESPACE,
+        value_parser = values::namespace,
         help_heading = "Kubernetes"
     )]
     pub(crate) manager_namespace: String,

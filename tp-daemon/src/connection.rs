@@ -115,7 +115,7 @@ impl Connection {
         let reply = match request {
             Request::Open(open) => {
                 let opened = self.open(&open, fds).inspect_err(|refusal| {
-                    tracing::debug!(reason = %refusal, "Refused a data path");
+                    tracing::debug!(reason = %refusal, "Data path refused");
                 });
                 let (description, descriptors) = opened?;
                 return Ok((Reply::Opened(description), Some(descriptors)));
@@ -168,7 +168,7 @@ impl Connection {
     ) -> Result<(Datapath, Descriptors), RequestError> {
         if self.has_had_bundle {
             return Err(RequestError::invalid(
-                "this connection has or had a bundle already: connect again for another",
+                "this connection has or had a data path already: connect again for another",
             ));
         }
         let started = Instant::now();
@@ -213,7 +213,7 @@ impl Connection {
         self.has_had_bundle = true;
         self.context.has_served.store(true, Ordering::Relaxed);
         let elapsed = started.elapsed();
-        tracing::info!(uid = self.peer.uid, ?elapsed, "Opened a bundle");
+        tracing::info!(uid = self.peer.uid, ?elapsed, "Data path opened");
 
         Ok((description, descriptors))
     }
@@ -261,7 +261,7 @@ impl Connection {
         let started = Instant::now();
         drop(bundle);
         let elapsed = started.elapsed();
-        tracing::info!(uid = self.peer.uid, ?elapsed, "Dropped a bundle");
+        tracing::info!(uid = self.peer.uid, ?elapsed, "Data path dropped");
     }
 
     fn counters(&mut self) -> Result<Counters, RequestError> {
@@ -284,7 +284,7 @@ impl Connection {
     fn bundle_mut(&mut self) -> Result<&mut Bundle, RequestError> {
         self.bundle
             .as_mut()
-            .ok_or_else(|| RequestError::invalid("this connection has no bundle"))
+            .ok_or_else(|| RequestError::invalid("this connection has no data path"))
     }
 
     fn send(&self, reply: &Reply) -> io::Result<()> {

@@ -10,8 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nix::unistd::Group;
 use serde::{Deserialize, Serialize};
+
+use crate::group;
 
 const UNIT: &str = "tp-daemon.service";
 const UNIT_TEXT: &str = include_str!("../tp-daemon.service");
@@ -140,7 +141,8 @@ struct File {
 
 fn files(source: &Path) -> anyhow::Result<Vec<File>> {
     let mut files = Vec::new();
-    for program in ["tp", "tp-daemon", "tp-session"] {
+    // `tp` last: it looks for the others.
+    for program in ["tp-session", "tp-daemon", "tp"] {
         let path = source.join(program);
         let content = fs::read(&path)
             .with_context(|| format!("cannot read {}: a release has it", path.display()))?;
@@ -277,9 +279,7 @@ fn need_root(role: &str) -> anyhow::Result<()> {
 }
 
 fn has_group() -> anyhow::Result<bool> {
-    let group = Group::from_name(GROUP).with_context(|| format!("cannot look up group {GROUP}"))?;
-
-    Ok(group.is_some())
+    Ok(group::find(GROUP)?.is_some())
 }
 
 fn has_systemd() -> bool {

@@ -20,10 +20,11 @@ const LIMIT: u64 = 4 << 20;
 /// Logs to standard error from here on: what `TP_LOG` names, directives as of `RUST_LOG` but without
 /// spans, or `info`.
 pub(crate) fn start() {
-    let filter = env::var("TP_LOG")
-        .ok()
-        .and_then(|directives| directives.parse::<Targets>().ok())
-        .unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let directives = env::var("TP_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = directives.parse::<Targets>().unwrap_or_else(|error| {
+        eprintln!("tp-daemon: TP_LOG is not followed: {error}");
+        Targets::new().with_default(Level::INFO)
+    });
     // Relocations are of no interest to anybody.
     let filter = filter
         .with_target("aya", Level::WARN)

@@ -11,6 +11,7 @@ mod confined;
 mod connection;
 mod context;
 mod datapath;
+mod group;
 mod install;
 mod log;
 mod packet;

@@ -16,7 +16,6 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nix::unistd::Group;
 use rustix::{
     event::poll,
     fs::Mode,
@@ -30,7 +29,7 @@ use crate::{
     background, confined,
     context::{Context, Lifetime},
     datapath::{Tuning, living::Living},
-    log,
+    group, log,
     peer::Audience,
     scope,
     server::RootServer,
@@ -196,14 +195,12 @@ fn lock(path: &Path) -> anyhow::Result<Lock> {
     }
 }
 
-/// Looks a group up where the system keeps them (nsswitch.conf(5)); a number stands for itself.
+/// Looks a group up; a number stands for itself.
 fn group_id(name: &str) -> anyhow::Result<Option<u32>> {
-    if let Ok(gid) = name.parse() {
-        return Ok(Some(gid));
+    match name.parse() {
+        Ok(gid) => Ok(Some(gid)),
+        Err(_) => group::find(name),
     }
-    let group = Group::from_name(name).with_context(|| format!("cannot look up group {name}"))?;
-
-    Ok(group.map(|group| group.gid.as_raw()))
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["session", rest @ ..] => {
-            // As the session of `tp-daemon` does: it is not steered.
-            rustix::thread::set_name(c"tp-daemon").expect("a process may name itself");
+            // As `tp-session` does: it is not steered.
+            rustix::thread::set_name(tp_root_api::PROCESS_NAME).expect("a process may name itself");
             session::run(rest);
         }
         ["rogue", rest @ ..] => attack::run(rest),

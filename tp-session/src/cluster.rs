@@ -318,7 +318,7 @@ impl Cluster {
         })
     }
 
-    /// A byte stream to the manager's port for the stream path.
+    /// A byte stream to the manager's link port.
     pub(super) async fn port_forward(
         &self,
         pod: &str,

@@ -213,7 +213,7 @@ fn died() -> Fault {
 pub(super) fn unexpected() -> Fault {
     Fault::new(
         FaultKind::Failed,
-        "the root daemon gave an unexpected answer: are tp and tp-daemon of the same version?",
+        "the root daemon gave an unexpected answer: are tp-session and tp-daemon of the same version?",
     )
 }
 

@@ -40,7 +40,8 @@ pub trait Admission: Send + Sync + 'static {
     fn known(&self, session: &SessionRef) -> Result<(), Refusal>;
 
     /// Whether `key` is the session's key, asked once the client has proven that it holds the key,
-    /// before anything that it sends is read. A refusal closes the connection with
+    /// before anything that it sends is read; of what it sends until then QUIC keeps 16 KiB. A refusal
+    /// closes the connection with
     /// [`CloseCode::NotAdmitted`](crate::CloseCode::NotAdmitted); it is not asked again.
     ///
     /// # Errors

@@ -107,7 +107,7 @@ impl Drop for Inner {
 }
 
 impl Tunnel {
-    /// Handshake over `link`, a byte stream to the manager's port for the stream path; takes ten seconds at
+    /// Handshake over `link`, a byte stream to the manager; takes ten seconds at
     /// most.
     ///
     /// # Errors

@@ -61,6 +61,9 @@ const fn fits(credit: &Limits, windows: &Windows) -> bool {
         && credit.budget() + RESERVE <= windows.connection as u64 / 8 * 7
 }
 
+/// What a peer may send before it is admitted: anybody who knows the name of a session completes the
+/// handshake. quinn keeps what it has received for a while also after a close.
+const UNADMITTED_WINDOW: u32 = 16 << 10;
 const SEND_WINDOW: u64 = 16 << 20;
 /// Streams that may be open at once; beyond it a dial waits. A manager refuses flows, with a
 /// reason, before.
@@ -114,12 +117,20 @@ pub(crate) fn client_transport(epoch: &Arc<PathEpoch>, choice: PathChoice) -> Ar
     Arc::new(config)
 }
 
-/// Settings of a server's connection, which starts anew on every path that its client moves to.
+/// Settings of a server's connection, which starts anew on every path that its client moves to. Until
+/// [`admit`] the peer has no stream for flows and next to no window.
 pub(crate) fn server_transport(epoch: &Arc<PathEpoch>) -> Arc<TransportConfig> {
     let mut config = transport(epoch, LARGEST_SIZE, &SERVER_WINDOWS);
-    config.max_concurrent_bidi_streams(VarInt::from_u32(FIRST_FLOWS));
+    config.max_concurrent_bidi_streams(VarInt::from_u32(0));
+    config.receive_window(VarInt::from_u32(UNADMITTED_WINDOW));
 
     Arc::new(config)
+}
+
+/// Gives the peer of a server's connection the room of an admitted session.
+pub(crate) fn admit(connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(SERVER_WINDOWS.connection));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(FIRST_FLOWS));
 }
 
 /// Makes room for more flows while half of those that may be are there.
@@ -176,3 +187,17 @@ pub(crate) fn endpoint_config() -> EndpointConfig {
 /// Segments of [`LARGEST_SIZE`] that hold what the kernel may hand over at once. QUIC makes its
 /// receive buffers of this size.
 pub(crate) const RECEIVE_SEGMENTS: usize = (64 << 10) / LARGEST_SIZE as usize + 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_next_to_no_room_before_it_is_admitted() {
+        let config = format!("{:?}", server_transport(&Arc::default()));
+
+        for room in ["receive_window: 16384,", "max_concurrent_bidi_streams: 0,"] {
+            assert!(config.contains(&format!(" {room}")), "{room} {config}");
+        }
+    }
+}

@@ -71,7 +71,7 @@ pub enum BindError {
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// It does not begin with the preface, or with one of another version.
-    #[error("the stream does not begin as tp's stream path does")]
+    #[error("the first bytes of the stream are not tp's")]
     NotOurs,
     /// It was silent for five seconds where something had to come, or took nothing.
     #[error("the stream is silent")]
@@ -152,7 +152,7 @@ impl TunnelServer {
         }))
     }
 
-    /// Serves a byte stream that was accepted on the port for the stream path, until it ends.
+    /// Serves a byte stream that was accepted, until it ends.
     ///
     /// # Errors
     ///

@@ -74,9 +74,10 @@ pub(crate) async fn uninstall(
     remove_objects(&cluster, &found.objects, &mut progress).await?;
     managers_gone(&cluster, &args.manager.manager_namespace, &mut progress).await?;
     if args.everything {
-        remove_objects(&cluster, &found.granted, &mut progress).await?;
         remove_objects(&cluster, &found.lasting, &mut progress).await?;
         objects_gone(&cluster, &found.lasting, &mut progress).await?;
+        // Last: one in a namespace of others may be refused, and those in a namespace of tp are gone.
+        remove_objects(&cluster, &found.granted, &mut progress).await?;
     }
     progress.clear();
 
@@ -114,7 +115,7 @@ async fn installed(cluster: &Cluster, args: &UninstallArgs) -> Result<Found, Fau
             ),
         ));
     }
-    let found = Found::of(cluster, namespace).await?;
+    let found = Found::of(cluster, namespace, args.everything).await?;
     if found.to_remove(args.everything).is_empty() {
         return Err(found.absence(cluster, namespace));
     }
@@ -125,6 +126,16 @@ async fn installed(cluster: &Cluster, args: &UninstallArgs) -> Result<Found, Fau
 fn text(server: &str, found: &Found, everything: bool, left: Left) -> String {
     let paths = |bindings: &[Object]| bindings.iter().map(path).collect::<Vec<_>>().join(", ");
     let mut text = format!("tp is removed from {server}.\n");
+    if !found.others.is_empty() {
+        let titles: Vec<String> = found.others.iter().map(Object::title).collect();
+        text.push_str(&format!(
+            "These are called as tp's are, and stay, since tp did not make them: {}\n",
+            titles.join(", ")
+        ));
+    }
+    if found.are_bindings_hidden {
+        text.push_str("Bindings of `tp grant` stay, which this user may not list.\n");
+    }
     if everything {
         for namespace in &found.foreign {
             text.push_str(&format!(
@@ -155,7 +166,7 @@ fn text(server: &str, found: &Found, everything: bool, left: Left) -> String {
     }
     if left == Left::RootDaemon {
         text.push_str(
-            "The root daemon of this machine is not this user's to end and goes on: `sudo \
+            "The root daemon of this machine keeps running, since this user may not end it: `sudo \
              tp-daemon uninstall` removes the service.\n",
         );
     }

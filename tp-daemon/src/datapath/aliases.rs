@@ -158,8 +158,7 @@ impl Shell {
             .map(|index| self.aliases.address(*index))
             .collect();
         let Namespaces { host, inner } = &self.namespaces;
-        let mut addresses_held =
-            host.run(|| diag::addresses_in_use(&addresses, End::PeerProcess))?;
+        let mut addresses_held = host.run(|| diag::addresses_in_use(&addresses, End::Peer))?;
         addresses_held.extend(inner.run(|| diag::addresses_in_use(&addresses, End::Own))?);
         let asked = |matches: &dyn Fn(u32) -> bool| -> BTreeSet<u32> {
             indices.iter().copied().filter(|it| matches(*it)).collect()

@@ -85,7 +85,7 @@ pub(crate) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Own,
-    PeerProcess,
+    Peer,
 }
 
 /// Which of `addresses`, at most [`MAX_ADDRESSES`], TCP sockets of the calling thread's network
@@ -226,7 +226,7 @@ fn with_filter(mut request: Vec<u8>, filter: &[u8]) -> Vec<u8> {
 fn filter(addresses: &[Ipv4Addr], end: End) -> Vec<u8> {
     let code = match end {
         End::Own => INET_DIAG_BC_S_COND,
-        End::PeerProcess => INET_DIAG_BC_D_COND,
+        End::Peer => INET_DIAG_BC_D_COND,
     };
     let any_port = (-1_i32).to_ne_bytes();
     let total = addresses.len() * CONDITION_LEN - JUMP_LEN;
@@ -266,7 +266,7 @@ fn error_of(body: &[u8]) -> io::Error {
 }
 
 fn matching_id(body: &[u8], aliases: Ipv4Net) -> Option<SocketId> {
-    let address = address_of(body, End::PeerProcess)?;
+    let address = address_of(body, End::Peer)?;
 
     aliases.contains(&address).then(|| id_of(body)).flatten()
 }
@@ -280,7 +280,7 @@ fn id_of(body: &[u8]) -> Option<SocketId> {
 fn address_of(body: &[u8], end: End) -> Option<Ipv4Addr> {
     let at = match end {
         End::Own => SOURCE_IN_ID,
-        End::PeerProcess => DESTINATION_IN_ID,
+        End::Peer => DESTINATION_IN_ID,
     };
     let address: [u8; 16] = id_of(body)?[at..at + 16].try_into().ok()?;
     match *body.first()? {
@@ -333,11 +333,11 @@ mod tests {
             .collect();
         asked.insert(500, Ipv4Addr::new(127, 86, 0, 1));
 
-        let peers = addresses_in_use(&asked, End::PeerProcess).unwrap();
+        let peers = addresses_in_use(&asked, End::Peer).unwrap();
         let ends = addresses_in_use(&asked, End::Own).unwrap();
         drop(stream);
         let dual_stack = TcpStream::connect(mapped).unwrap();
-        let mapped_peers = addresses_in_use(&asked, End::PeerProcess).unwrap();
+        let mapped_peers = addresses_in_use(&asked, End::Peer).unwrap();
 
         let expected = BTreeSet::from([Ipv4Addr::new(127, 86, 0, 1)]);
         assert_eq!(peers, expected, "from {own}");
@@ -345,10 +345,7 @@ mod tests {
         assert_eq!(ends, expected);
         assert_eq!(mapped_peers, expected);
         drop(dual_stack);
-        assert_eq!(
-            addresses_in_use(&[], End::PeerProcess).unwrap(),
-            BTreeSet::new()
-        );
+        assert_eq!(addresses_in_use(&[], End::Peer).unwrap(), BTreeSet::new());
     }
 
     fn answer(family: u8, destination: &[u8]) -> Vec<u8> {

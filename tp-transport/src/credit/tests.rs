@@ -10,7 +10,7 @@ use crate::{
     Flow, Identity, SessionRef,
     congestion::PathEpoch,
     flow::{self, Accepted, FlowCount},
-    quic::{SERVER_CREDIT, SERVER_NAME, server_transport},
+    quic::{self, SERVER_CREDIT, SERVER_NAME, server_transport},
     tls,
 };
 
@@ -57,11 +57,16 @@ impl Pair {
             .unwrap();
         let accepting = async { server.accept().await.unwrap().await.unwrap() };
         let (peer, connection) = tokio::join!(connecting, accepting);
+        let peer = peer.unwrap();
+        // Both ends are set up as a server is.
+        for end in [&peer, &connection] {
+            quic::admit(end);
+        }
         let ledger = Ledger::new(connection, limits);
         let run = tokio::spawn(Arc::clone(&ledger).run());
 
         Self {
-            peer: peer.unwrap(),
+            peer,
             ledger,
             _endpoints: [server, client],
             _run: tokio_util::task::AbortOnDropHandle::new(run),

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Peer, Registered, keep, path_status, peer::PeerInner};
+use super::{CLOSE_LIMIT, Peer, Registered, keep, path_status, peer::PeerInner};
 use crate::{
     admission::Admission,
     codes::CloseCode,
@@ -26,7 +26,7 @@ use crate::{
         server::{PeerPaths, ServerLink, ServerSide},
     },
     probe::ProbeKeys,
-    quic::{SERVER_CREDIT, server_transport},
+    quic::{self, SERVER_CREDIT, server_transport},
 };
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -67,7 +67,6 @@ impl Acceptor {
             };
             let peers = self.peers.clone();
             handshakes.spawn(async move {
-                let _permit = permit;
                 let done = tokio::select! {
                     () = link.link.ended().cancelled() => return,
                     done = timeout(HANDSHAKE_LIMIT, handshake.run(&link, incoming)) => done,
@@ -76,8 +75,17 @@ impl Acceptor {
                     Ok(Ok(peer)) => {
                         // Full: the client's time-out applies. Closed: the server ends.
                         let _ = peers.send(peer).await;
+                        drop(permit);
                     }
-                    Ok(Err(error)) => tracing::debug!(%error, "Handshake failed"),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "Handshake failed");
+                        drop(permit);
+                        if matches!(error, HandshakeError::Refused(_)) {
+                            // One stream gets one refusal, which may still be on its way.
+                            let _ = timeout(CLOSE_LIMIT, link.link.ended().cancelled()).await;
+                            link.link.end();
+                        }
+                    }
                     Err(_) => tracing::debug!("Handshake took too long"),
                 }
             });
@@ -119,6 +127,7 @@ impl Handshake {
                 return Err(HandshakeError::Refused(reason));
             }
         };
+        quic::admit(&connection);
 
         let paths = PeerPaths::new(
             link.session.clone(),

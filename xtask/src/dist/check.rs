@@ -70,12 +70,16 @@ fn check_archive(folder: &Path, archive: &Path, opened: &Path) -> Result<()> {
         let size = fs::metadata(opened.join(name))?.len();
         ensure!(size > 0, "{name} is empty");
     }
-    let readme = fs::read_to_string(opened.join("README.md"))?;
-    for link in links(&readme) {
-        ensure!(
-            opened.join(link).exists(),
-            "README.md links to {link}, which is missing"
-        );
+    for (name, _) in MEMBERS.iter().filter(|(name, _)| name.ends_with(".md")) {
+        let page = fs::read_to_string(opened.join(name))?;
+        let folder = opened.join(name);
+        let folder = folder.parent().unwrap_or(&opened);
+        for link in links(&page) {
+            ensure!(
+                folder.join(link).exists(),
+                "{name} links to {link}, which is missing"
+            );
+        }
     }
     for program in products::WORKSTATION {
         ensure_stripped(&opened.join(program))?;

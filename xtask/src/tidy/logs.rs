@@ -8,22 +8,39 @@ const ARTICLES: [&str; 3] = ["A ", "An ", "The "];
 pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for source in sources.iter().filter(|source| source.is_rust()) {
-        let mut is_within = false;
+        // How many parentheses of a call are open.
+        let mut open = 0;
         for line in source.lines().filter(|line| !line.is_test) {
-            let begun = line.text.split("tracing::").nth(1).unwrap_or_default();
-            is_within |= LEVELS.iter().any(|level| begun.starts_with(level));
-            let message = line.text.split('"').nth(1).unwrap_or_default();
-            if is_within && ARTICLES.iter().any(|article| message.starts_with(article)) {
-                let at = source.at(line.number);
-                problems.push(format!(
-                    "{at}: a log message begins with a noun or a verb, not with an article"
-                ));
+            let mut text = line.text;
+            if open == 0 {
+                let Some(call) = call(text) else { continue };
+                text = call;
             }
-            is_within &= !line.text.trim_end().ends_with([';', ',']) || !line.text.contains(')');
+            for (at, part) in text.split('"').enumerate() {
+                let is_string = at % 2 == 1;
+                if is_string && ARTICLES.iter().any(|article| part.starts_with(article)) {
+                    let at = source.at(line.number);
+                    problems.push(format!(
+                        "{at}: a log message begins with a noun or a verb, not with an article"
+                    ));
+                }
+                if !is_string {
+                    open += part.matches('(').count();
+                    open = open.saturating_sub(part.matches(')').count());
+                }
+            }
         }
     }
 
     problems
+}
+
+/// A line from the parenthesis on that begins a call of the macros.
+fn call(line: &str) -> Option<&str> {
+    let (_, begun) = line.split_once("tracing::")?;
+    let level = LEVELS.iter().find(|level| begun.starts_with(**level))?;
+
+    Some(&begun[level.len() - 1..])
 }
 
 #[cfg(test)]
@@ -39,6 +56,14 @@ mod tests {
         assert_eq!(problems("tracing::info!(name, \"A flow ended\");\n"), 1);
         assert_eq!(
             problems("tracing::warn!(\n    %error,\n    \"The watch ended\"\n);\n"),
+            1
+        );
+        assert_eq!(
+            problems("tracing::error!(error = format!(\"{e:#}\"), \"The end\");\n"),
+            1
+        );
+        assert_eq!(
+            problems("tracing::warn!(\n    error = chain(&error),\n    \"The end\"\n);\n"),
             1
         );
         assert_eq!(problems("tracing::info!(name, \"Flow ended\");\n"), 0);

@@ -36,13 +36,17 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
     (
         "tp-daemon",
         &[
+            "aws-lc*",
             "axum*",
             "h2",
             "http*",
             "hyper*",
             "kube*",
+            "native-tls",
+            "openssl*",
             "prost*",
             "quinn*",
+            "reqwest",
             "ring",
             "rustls*",
             "serde_norway",

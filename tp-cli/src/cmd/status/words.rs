@@ -1,4 +1,4 @@
-//! What `tp status` calls in its text what programs know by a name.
+//! Words of `tp status` for names that programs read.
 
 /// Reasons as they are counted, each with the words that follow a number of packets or sockets.
 const REASONS: [(&str, &str); 21] = [

@@ -25,16 +25,25 @@ pub(super) struct Found {
     pub(super) objects: Vec<Object>,
     /// Definitions, and namespaces that tp made: others' objects may depend on them.
     pub(super) lasting: Vec<Object>,
+    /// Called as an object of tp is, and made by somebody else.
+    pub(super) others: Vec<Object>,
     /// Namespaces that were there before tp.
     pub(super) foreign: Vec<String>,
     /// Bindings of `tp grant`.
     pub(super) granted: Vec<Object>,
     /// Bindings to roles of tp that somebody else made.
     pub(super) bound: Vec<Object>,
+    /// This user may not list bindings, so that nobody knows of the two above.
+    pub(super) are_bindings_hidden: bool,
 }
 
 impl Found {
-    pub(super) async fn of(cluster: &Cluster, namespace: &str) -> Result<Self, Fault> {
+    /// Without `everything` bindings stay, so that whoever may not list them may go on.
+    pub(super) async fn of(
+        cluster: &Cluster,
+        namespace: &str,
+        everything: bool,
+    ) -> Result<Self, Fault> {
         let mut found = Self::default();
         let known = manifests::render(&Parameters::for_removal(namespace));
         for object in known.into_iter().rev() {
@@ -43,12 +52,18 @@ impl Found {
             };
             match object.kind() {
                 "Namespace" if !is_ours(&there) => found.foreign.push(object.name().to_owned()),
+                _ if !is_ours(&there) => found.others.push(object),
                 "Namespace" | "CustomResourceDefinition" => found.lasting.push(object),
                 _ => found.objects.push(object),
             }
         }
         found.add_replicas(cluster, namespace).await?;
-        found.add_bindings(cluster, namespace).await?;
+        match found.add_bindings(cluster, namespace).await {
+            Err(fault) if fault.kind == FaultKind::NoPermission && !everything => {
+                found.are_bindings_hidden = true;
+            }
+            added => added?,
+        }
 
         Ok(found)
     }
@@ -72,7 +87,7 @@ impl Found {
         let budgets = names(&budgets).map(|name| ("policy/v1", "PodDisruptionBudget", name));
         for (version, kind, name) in services.chain(budgets) {
             let is_known = |object: &Object| object.kind() == kind && object.name() == name;
-            if !self.objects.iter().any(is_known) {
+            if !self.objects.iter().chain(&self.others).any(is_known) {
                 let object = Object::named(version, kind, Some(namespace), &name);
                 self.objects.push(object);
             }
@@ -95,7 +110,9 @@ impl Found {
             let is_of_tp = match binding.role_ref.name.as_str() {
                 USER_ROLE => binding.role_ref.kind == "ClusterRole",
                 // One of this name comes with the installation.
-                CONNECT_ROLE => place == namespace && name != CONNECT_ROLE,
+                CONNECT_ROLE => {
+                    binding.role_ref.kind == "Role" && place == namespace && name != CONNECT_ROLE
+                }
                 _ => false,
             };
             if !is_of_tp {
@@ -124,7 +141,7 @@ impl Found {
 
     /// All that is to go.
     pub(super) fn to_remove(&self, everything: bool) -> Vec<&Object> {
-        let more = everything.then(|| self.granted.iter().chain(&self.lasting));
+        let more = everything.then(|| self.lasting.iter().chain(&self.granted));
 
         self.objects
             .iter()

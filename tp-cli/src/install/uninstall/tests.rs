@@ -18,7 +18,10 @@ type Objects = BTreeMap<String, Value>;
 
 /// A cluster that loses what is deleted there.
 #[derive(Clone, Default)]
-struct Lab(Arc<Mutex<Objects>>);
+struct Lab(Arc<Mutex<Objects>>, Refused);
+
+/// The kind of object that may not be listed.
+type Refused = Option<&'static str>;
 
 impl Lab {
     fn installed() -> Self {
@@ -67,6 +70,12 @@ impl Lab {
         self.add(&object);
     }
 
+    fn found_by_name(&self, part: &str) -> Vec<String> {
+        let names = self.names();
+
+        names.into_iter().filter(|it| it.contains(part)).collect()
+    }
+
     fn names(&self) -> Vec<String> {
         let objects = self.0.lock().unwrap();
         let named = objects
@@ -79,6 +88,9 @@ impl Lab {
     fn answer(&self, asked: &Asked) -> (u16, Value) {
         let path = asked.path.split('?').next().unwrap().to_owned();
         let mut objects = self.0.lock().unwrap();
+        if self.1.is_some_and(|kind| path.ends_with(kind)) {
+            return refused(403);
+        }
         if path.ends_with("/selfsubjectreviews") {
             return (201, json!({"status": {"userInfo": {"username": "admin"}}}));
         }
@@ -148,7 +160,7 @@ impl Lab {
         };
         let cluster = Cluster::connect(&args, None).await.unwrap();
 
-        Found::of(&cluster, "tp-system").await.unwrap()
+        Found::of(&cluster, "tp-system", true).await.unwrap()
     }
 }
 
@@ -296,4 +308,41 @@ async fn a_namespace_that_was_there_before_tp_stays() {
 
     cluster.uninstall(&["--everything"]).await.unwrap();
     assert_eq!(cluster.names(), ["tp-system"]);
+}
+
+#[tokio::test]
+async fn only_everything_needs_the_right_to_list_bindings() {
+    let mut cluster = Lab::installed();
+    cluster.1 = Some("/rolebindings");
+
+    let fault = cluster.uninstall(&["--everything"]).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::NoPermission, "{fault}");
+    assert!(!cluster.found_by_name("tp-manager").is_empty());
+
+    cluster.uninstall(&[]).await.unwrap();
+    assert!(cluster.found_by_name("tp-manager").is_empty());
+}
+
+#[tokio::test]
+async fn an_object_that_tp_did_not_make_stays_whatever_its_name() {
+    let cluster = Lab::installed();
+    let path = "/api/v1/namespaces/tp-system/services/tp-manager";
+    cluster.0.lock().unwrap().get_mut(path).unwrap()["metadata"]["labels"] = json!({});
+
+    let found = cluster.found().await;
+    let said = text("S", &found, true, Left::Nothing);
+    assert!(said.contains("Service tp-system/tp-manager"), "{said}");
+
+    cluster.uninstall(&["--everything"]).await.unwrap();
+    assert!(cluster.0.lock().unwrap().contains_key(path));
+}
+
+#[tokio::test]
+async fn a_manager_namespace_that_is_no_name_is_refused_before_anything_is_asked() {
+    for command in ["connect", "check", "install", "uninstall", "grant"] {
+        let line = ["tp", command, "--manager-namespace", "shop?"];
+        let error = Cli::try_parse_from(line).unwrap_err().to_string();
+
+        assert!(error.contains("shop?"), "{command}: {error}");
+    }
 }
