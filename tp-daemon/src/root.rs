@@ -19,11 +19,12 @@ use anyhow::{Context as _, bail};
 use rustix::{
     event::poll,
     fs::Mode,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
+    net::{SocketAddrUnix, SocketFlags, SocketType, bind, listen},
     process::umask,
     time::Timespec,
 };
 use tp_process::lock::{Lock, Occupant, SocketFile, occupant};
+use tp_root_api::wire;
 
 use crate::{
     background, confined,
@@ -162,13 +163,7 @@ fn open_socket(path: &Path, admission: Audience) -> anyhow::Result<(OwnedFd, Soc
         Audience::Only { uid } => (uid, 0, 0o600),
     };
     let address = SocketAddrUnix::new(path).with_context(place)?;
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .with_context(place)?;
+    let socket = wire::socket(SocketFlags::empty()).with_context(place)?;
     // By the mask and without following links: nothing that somebody puts in place of the socket
     // changes hands.
     umask(Mode::from_raw_mode(!mode & 0o777));
