@@ -1,5 +1,5 @@
-//! What a background program of `tp` does as a process, whichever of them it is: it lets go of
-//! whoever started it, holds locks that end with it, and raises its limits.
+//! Process set-up of all background programs of `tp`: they detach from their parent, hold locks that
+//! end with them, and raise their limits. For all crates: locks that ignore poisoning ([`sync`]).
 //!
 //! Knows no session and no protocol.
 //!
@@ -25,6 +25,7 @@
 pub mod background;
 pub mod lock;
 pub mod owner;
+pub mod sync;
 
 mod limits;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]

@@ -1,4 +1,4 @@
-//! Locks that the kernel gives back when their holder dies, and sockets that nobody listens at.
+//! Locks that the kernel releases when their holder dies, and sockets whose listener has died.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use rustix::{
 };
 
 /// An exclusive lock on a file that only its user can open. The file stays: removing it would let
-/// two hold the lock, one of them that of a file without a name.
+/// two processes hold the lock, one of them on an unlinked file.
 #[derive(Debug)]
 pub struct Lock {
     _file: OwnedFd,
@@ -40,23 +40,23 @@ impl Lock {
     }
 }
 
-/// What stands at the path of a socket.
+/// The state of a socket's path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occupant {
     /// There is no file.
     Nobody,
     /// A socket whose listener has died.
     Stale,
-    /// A socket that somebody listens at, or something that is none.
+    /// A socket with a listener, or a file that is not a socket.
     Living,
 }
 
-/// Asks without waiting, by a connection attempt: a listener that is busy lives. `kind` is the type of
-/// the socket (unix(7)).
+/// Probes a socket by a non-blocking connect(2); a busy listener counts as living. `kind` is the type
+/// of the socket (unix(7)).
 ///
 /// # Errors
 ///
-/// Those of lstat(2) but ENOENT, and of socket(2).
+/// Those of lstat(2) except ENOENT, and of socket(2).
 pub fn occupant(path: &Path, kind: SocketType) -> io::Result<Occupant> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
@@ -73,18 +73,17 @@ pub fn occupant(path: &Path, kind: SocketType) -> io::Result<Occupant> {
     }
 }
 
-/// The file that a listener made, to be removed only if it is still that one: another may have
-/// taken the place of a socket that had stopped listening.
+/// The socket file of a listener, which is removed on drop unless another listener has replaced it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
     lock: PathBuf,
-    /// As long as it is open, no other file gets its number.
+    /// While it is open, no other file gets its inode number.
     file: OwnedFd,
 }
 
 impl SocketFile {
-    /// Of the socket that was bound to `path` while `lock` was held.
+    /// The file of the socket that was bound to `path` while `lock` was held.
     ///
     /// # Errors
     ///
@@ -100,7 +99,7 @@ impl SocketFile {
     }
 
     fn remove(&self) -> io::Result<()> {
-        // Whoever holds the lock is about to find the socket stale, and replaces it.
+        // The holder of the lock finds the socket stale and replaces it.
         let Some(_lock) = Lock::try_acquire(&self.lock)? else {
             return Ok(());
         };
@@ -111,7 +110,7 @@ impl SocketFile {
         fs::remove_file(&self.path)
     }
 
-    /// Whether the file is still the one that was made; false also when another file has its name.
+    /// Returns whether the file is still the one that was made; false if another file has its name.
     pub fn is_there(&self) -> bool {
         let same = || {
             let found = rustix::fs::lstat(&self.path)?;

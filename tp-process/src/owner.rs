@@ -1,4 +1,4 @@
-//! Whether root may run a file on a user's word.
+//! Checks that only root can replace a file that root runs for a user.
 
 use std::{
     fs, io,
@@ -14,11 +14,11 @@ const STICKY: u32 = 0o1000;
 ///
 /// # Errors
 ///
-/// Those of realpath(3) and lstat(2), as for a file that does not exist.
+/// Those of realpath(3) and lstat(2), such as for a missing file.
 pub fn replaceable_part(path: &Path) -> io::Result<Option<PathBuf>> {
     for part in path.canonicalize()?.ancestors() {
         let metadata = fs::symlink_metadata(part)?;
-        // In a sticky directory, /tmp, only its owner can replace a file.
+        // In a sticky directory such as /tmp, only a file's owner can replace it.
         let is_sticky = metadata.is_dir() && metadata.mode() & STICKY != 0;
         let is_open = !is_sticky && metadata.mode() & WRITABLE_BY_OTHERS != 0;
         if metadata.uid() != 0 || is_open {

@@ -4,8 +4,8 @@ use std::{mem, ptr};
 
 const LAST_SIGNAL: libc::c_int = 64;
 
-/// Closes every descriptor but the standard three. A shell's lock or pipe would be held for as
-/// long as this program runs.
+/// Closes every descriptor but the standard three: an inherited lock or pipe would be held for as long
+/// as this program runs.
 pub(crate) fn close_inherited() {
     let (first, last, flags): (libc::c_uint, libc::c_uint, libc::c_uint) =
         (3, libc::c_uint::MAX, 0);
@@ -14,9 +14,9 @@ pub(crate) fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
 }
 
-/// Makes signals that were ignored or blocked mean again what they mean by default, but SIGPIPE,
-/// which Rust ignores. A script's shell ignores SIGINT for what it starts in the background.
-pub(crate) fn heed_signals() {
+/// Resets ignored signals to their default action, except SIGPIPE, which Rust ignores, and unblocks all.
+/// A script's shell ignores SIGINT for its background jobs.
+pub(crate) fn reset_signals() {
     for signal in (1..=LAST_SIGNAL).filter(|signal| *signal != libc::SIGPIPE) {
         // SAFETY: all zeroes is a valid `sigaction`, the default action without flags; the kernel
         // reads and writes only the two that are given. Signals that have no action are refused.

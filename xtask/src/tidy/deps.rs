@@ -1,4 +1,4 @@
-//! Which crate may name which.
+//! Allowed dependencies between crates.
 
 use std::{path::Path, process::Command};
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{Problem, Source};
 use crate::run;
 
-/// Our crates, and which of ours each may use. An edge that is not here is forbidden.
+/// Our crates, each with those of ours that it may use. Other edges are forbidden.
 const EDGES: [(&str, &[&str]); 16] = [
     (
         "tp-agent",
@@ -43,7 +43,7 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("tp-ebpf-common", &[]),
     ("tp-ebpf-loader", &["tp-ebpf-common"]),
     ("tp-ipc", &["tp-process"]),
-    ("tp-kube", &["tp-proto"]),
+    ("tp-kube", &["tp-process", "tp-proto"]),
     (
         "tp-manager",
         &["tp-core", "tp-process", "tp-proto", "tp-transport"],
@@ -63,11 +63,11 @@ const EDGES: [(&str, &[&str]); 16] = [
             "tp-transport",
         ],
     ),
-    ("tp-transport", &["tp-core", "tp-proto"]),
+    ("tp-transport", &["tp-core", "tp-process", "tp-proto"]),
     ("xtask", &[]),
 ];
 
-/// Packages that have one home.
+/// Packages that only certain crates may use.
 const HOMES: [(&str, &[&str]); 10] = [
     (
         "anyhow",
@@ -119,13 +119,13 @@ const HOMES: [(&str, &[&str]); 10] = [
     ),
 ];
 
-/// All that the pure crate may use. None of them does I/O or reads a clock.
+/// The packages that the pure crate may use. They do no I/O and read no clock.
 const PURE: (&str, &[&str]) = (
     "tp-core",
     &["bytes", "etherparse", "hickory-proto", "ipnet", "thiserror"],
 );
 
-/// Modules that must not know each other: folder, and what its files must not name.
+/// Modules that must not know each other: a folder, and the name that its files must not mention.
 const STRANGERS: [(&str, &str); 4] = [
     ("tp-manager/src/index", "grpc::"),
     ("tp-manager/src/grpc", "index::"),
@@ -147,7 +147,7 @@ struct Package {
 #[derive(Debug, Deserialize)]
 struct Dependency {
     name: String,
-    /// `None`: a normal one.
+    /// `None` for a normal dependency.
     kind: Option<String>,
 }
 
