@@ -1,5 +1,5 @@
-//! Rules of this workspace that no other tool checks. Each check names the file, the line and the
-//! rule; all run, so that one run shows everything.
+//! Rules of this workspace that no other tool checks. Each problem names the file, the line and the
+//! rule; all checks run, so that one run shows everything.
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use source::Source;
 mod callers;
 mod circles;
 mod deps;
+mod durations;
 mod imports;
 mod layout;
 mod logs;
@@ -24,7 +25,7 @@ mod test_rules;
 mod tokens;
 mod words;
 
-/// A broken rule, as one line.
+/// A violation of a rule, as one line.
 type Problem = String;
 
 pub(crate) fn run() -> Result<()> {
@@ -46,6 +47,7 @@ fn check(root: &Path) -> Result<()> {
     problems.extend(logs::check(&sources));
     problems.extend(circles::check(&trees));
     problems.extend(names::check(&trees));
+    problems.extend(durations::check(&trees));
     problems.extend(callers::check(&sources, &trees));
     problems.extend(promises::check(root, &sources));
 
