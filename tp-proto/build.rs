@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
         .build_transport(false)
-        .codec_path("crate::codec::Small")
+        .codec_path("crate::codec::SmallBufferCodec")
         .type_attribute(
             ".tp.local.v1",
             "#[derive(serde::Serialize, serde::Deserialize)]",

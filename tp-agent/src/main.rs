@@ -1,5 +1,5 @@
-//! The node agent. It will redirect intercepted ports inside pods; so far it says that it is there
-//! and waits to be told to end.
+//! The node agent. It will redirect intercepted ports inside pods; so far it logs its start and
+//! waits for a signal to end.
 
 #![forbid(unsafe_code)]
 

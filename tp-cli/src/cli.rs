@@ -253,7 +253,7 @@ pub(crate) struct CheckArgs {
 }
 
 impl CheckArgs {
-    /// Whether they ask for a cluster or a namespace of their own.
+    /// Returns whether the flags name a cluster or a namespace.
     pub(crate) fn name_a_destination(&self) -> bool {
         self.cluster != ClusterArgs::default()
             || self.namespace.is_some()

@@ -1,4 +1,4 @@
-//! The way to the session of this user.
+//! Connections to this user's session.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -19,13 +19,13 @@ use tp_proto::{
 
 use crate::state::ConnectionState;
 
-/// Longest wait for an answer of the session to a question about itself.
-pub(crate) const ANSWER: Duration = Duration::from_secs(10);
-/// Longest wait for the end of a session: it flushes, then undoes.
-const QUIT: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(10);
+/// Until the session answers a request about itself.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until a session has ended: it flushes, then undoes its changes.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A connection to the session. What was asked for through it may end with it.
+/// A connection to the session. The session may end a request when this closes.
 #[derive(Debug)]
 pub(crate) struct Session {
     client: SessionClient<Channel>,
@@ -69,7 +69,7 @@ pub(crate) fn not_connected() -> Fault {
     Fault::new(FaultKind::NotConnected, message)
 }
 
-/// Whether there is a connection that a further request would only be compared with.
+/// Returns whether the session is connected: it only compares further requests with the connection.
 pub(crate) async fn is_connected() -> bool {
     let Ok(Some(mut session)) = find().await else {
         return false;
@@ -79,7 +79,7 @@ pub(crate) async fn is_connected() -> bool {
     status.is_ok_and(|status| ConnectionState::of(&status) == ConnectionState::Connected)
 }
 
-/// Where a user may have connected who is not connected here.
+/// Hint for a user who is not connected here but may be elsewhere.
 pub(crate) fn elsewhere() -> &'static str {
     if tp_ipc::runs_elsewhere() {
         " in this network namespace (a session runs in another one)"
@@ -88,23 +88,24 @@ pub(crate) fn elsewhere() -> &'static str {
     }
 }
 
-/// One question to the session, with a bound.
+/// Awaits an answer of the session, with a timeout.
 pub(crate) async fn ask<T>(
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Fault> {
-    match tokio::time::timeout(ANSWER, answer).await {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(status.into()),
-        Err(_) => Err(no_answer(ANSWER)),
+        Err(_) => Err(no_answer(ANSWER_TIMEOUT)),
     }
 }
 
-/// Ends the session for everybody and waits for its end, so that a connect may follow at once.
+/// Ends the session for all its users and waits until it has ended, so that a connect may follow at
+/// once.
 pub(crate) async fn quit(session: Session) -> Result<QuitResponse, Fault> {
     end(session, QuitRequest { unless_used: false }).await
 }
 
-/// Gives up what was asked for through this connection; the session ends if nobody else uses it.
+/// Closes this connection; the session ends if nobody else uses it.
 pub(crate) async fn leave(session: Session) -> Result<QuitResponse, Fault> {
     end(session, QuitRequest { unless_used: true }).await
 }
@@ -119,19 +120,19 @@ async fn end(session: Session, request: QuitRequest) -> Result<QuitResponse, Fau
         drop(client);
         if !response.goes_on {
             while !has_ended(process.as_ref()).await {
-                tokio::time::sleep(POLL).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
         Ok(response)
     };
 
-    tokio::time::timeout(QUIT, ended)
+    tokio::time::timeout(QUIT_TIMEOUT, ended)
         .await
-        .unwrap_or_else(|_| Err(no_answer(QUIT)))
+        .unwrap_or_else(|_| Err(no_answer(QUIT_TIMEOUT)))
 }
 
-/// Without a process to look at, only the absence of the socket is the end: one that is being
-/// closed may hang up on who asks.
+/// Without a pidfd only the absence of the socket counts: a socket that is being closed may reset
+/// connections.
 async fn has_ended(process: Option<&OwnedFd>) -> bool {
     let Some(process) = process else {
         return matches!(find().await, Ok(None));

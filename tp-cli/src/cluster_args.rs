@@ -1,4 +1,4 @@
-//! The flags that say which cluster, as whom, and where tp is in it.
+//! Flags for the cluster, the user, and the traffic manager's namespace.
 
 use std::path::PathBuf;
 
@@ -51,6 +51,6 @@ pub(crate) struct ManagerArgs {
 }
 
 impl ManagerArgs {
-    /// What clap calls the flag.
+    /// The flag's id in clap.
     pub(crate) const NAMESPACE: &str = "manager_namespace";
 }

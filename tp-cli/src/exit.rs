@@ -1,4 +1,4 @@
-//! How a command ends: exit codes and the one place where errors are printed.
+//! Exit codes, and the one place where errors are printed.
 
 use std::{
     ffi::OsString,
@@ -15,7 +15,7 @@ use tp_proto::fault::{Fault, FaultKind};
 
 use crate::output::{Format, Output};
 
-/// What `tp help exit-codes` is about.
+/// Text of `tp help exit-codes`.
 pub(crate) const CODES: &str = "\
 Exit codes:
   0      done
@@ -34,8 +34,8 @@ Errors are on standard error: text, or with --output json or yaml the object
 {\"error\": {\"kind\": ..., \"message\": ...}}, where kind is one of failed, usage, not_connected,
 already_connected, not_installed, unavailable, temporary_failure, no_permission, config.";
 
-/// What users of other tools type, and what they mean.
-const WORDS: [(&[&str], &str); 4] = [
+/// Words of other tools' users, each with our command.
+const TIPS: [(&[&str], &str); 4] = [
     (
         &["helm", "upgrade"],
         "`tp install` puts the traffic manager into a cluster, and brings it to this version",
@@ -51,7 +51,7 @@ const WORDS: [(&[&str], &str); 4] = [
     (&["logs", "loglevel"], "`tp gather-logs` collects the logs"),
 ];
 
-/// `tp` was asked to stop while it worked, and has undone what it had begun, or could not.
+/// `tp` was interrupted by a signal; `is_undone` tells whether it could undo its work.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted; {}", if *is_undone {
     "nothing is left behind"
@@ -105,7 +105,7 @@ pub(crate) fn usage(mut error: clap::Error, args: impl Iterator<Item = OsString>
         let message = text.split("\n\nUsage:").next().unwrap_or(text);
         print_error(FaultKind::Usage, message, Output::new(format));
     } else {
-        // A closed pipe is no reason to complain.
+        // A closed pipe is no error.
         let _ = error.print();
     }
 
@@ -120,14 +120,14 @@ fn tip(error: &clap::Error) -> Option<&'static str> {
     let ContextValue::String(word) = error.get(ContextKind::InvalidSubcommand)? else {
         return None;
     };
-    let (_, tip) = WORDS
+    let (_, tip) = TIPS
         .iter()
         .find(|(words, _)| words.contains(&word.as_str()))?;
 
     Some(tip)
 }
 
-/// The exit code of a shell for a process that ended by this signal.
+/// The exit code that a shell reports for a process ended by this signal.
 pub(crate) fn of_signal(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
@@ -137,7 +137,7 @@ fn print_error(kind: FaultKind, message: &str, output: Output) {
         kind: name(kind),
         message,
     };
-    // Nobody is left to be told of a failure to print.
+    // A failure to print cannot be reported.
     let _ = match output.format() {
         Format::Text => writeln!(io::stderr().lock(), "tp: {message}"),
         Format::Json | Format::Yaml => output
@@ -169,7 +169,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// The output format of a command line that clap could not read.
+/// The output format in a command line that clap rejects.
 fn format_in(args: impl Iterator<Item = OsString>) -> Format {
     let args: Vec<String> = args
         .map(|arg| arg.to_string_lossy().into_owned())

@@ -1,4 +1,4 @@
-//! An API server for tests: it speaks HTTP and says what a test wants.
+//! An API server for tests, over HTTP, with answers of the test's choice.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -17,8 +17,8 @@ pub(crate) struct Asked {
     pub(crate) body: String,
 }
 
-/// A kubeconfig whose current context is a server that answers each request with a status and an
-/// object, or with a text that is no object.
+/// A kubeconfig whose current context is a server that answers each request with a status and a
+/// value: an object, or plain text.
 pub(crate) async fn kubeconfig(
     answer: impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static,
 ) -> NamedTempFile {

@@ -1,4 +1,4 @@
-//! Where the programs are.
+//! Paths of the programs.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ pub(crate) fn session() -> Result<PathBuf, Fault> {
     belonging(SESSION)
 }
 
-/// The program that belongs to this `tp`: beside it, else the installed one, else on PATH.
+/// Finds a program of this `tp`: beside it, else the installed one, else on PATH.
 fn belonging(name: &str) -> Result<PathBuf, Fault> {
     let own = std::env::current_exe()
         .ok()
@@ -52,7 +52,7 @@ fn installed(name: &str) -> PathBuf {
     Path::new(INSTALLED_IN).join(name)
 }
 
-/// The daemon that sudo may start: a file that nobody but root can replace.
+/// The daemon for sudo: a file that only root can replace.
 pub(crate) fn daemon_for_root() -> Result<PathBuf, Fault> {
     let own = daemon()?;
     [own.clone(), installed(DAEMON)]

@@ -19,7 +19,7 @@ use tp_kube::Credential;
 
 pub(crate) use args::{InstallArgs, UninstallArgs};
 pub(crate) use grant::{GrantArgs, grant};
-pub(crate) use uninstall::{Left, uninstall};
+pub(crate) use uninstall::{Remaining, uninstall};
 
 use crate::{
     output::{Format, Output, print_all},
@@ -28,9 +28,9 @@ use crate::{
 use cluster::Cluster;
 use manifests::Parameters;
 
-/// Applies everything, removes what an earlier installation with other flags left, and waits.
+/// Applies all objects, removes those of earlier flags, and waits.
 ///
-/// `credential`: of a login that has been.
+/// `credential`: from an earlier login.
 pub(crate) async fn install(
     args: InstallArgs,
     credential: Option<Credential>,
@@ -81,7 +81,7 @@ pub(crate) async fn install(
     output.print(&installed, &text)
 }
 
-/// What would be applied, for a repository of manifests.
+/// Prints the objects, for a repository of manifests.
 fn print(objects: &[object::Object], output: Output) -> anyhow::Result<()> {
     if output.format() == Format::Json {
         let items: Vec<_> = objects.iter().map(|object| &object.value).collect();

@@ -1,5 +1,5 @@
-//! The kubeconfigs as a session finds them: it is another process, with other descriptors and another
-//! directory, and reads them again to renew itself.
+//! Paths of the kubeconfigs for a session: it is another process, with other descriptors and
+//! another directory, and reads them again to renew itself.
 
 use std::{
     fs,
@@ -7,12 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tp_kube::Choice;
+use tp_kube::KubeconfigOptions;
 use tp_proto::fault::{Fault, FaultKind};
 
-/// Their paths. Refuses what can be read once, which is fine for a command that does no more.
-pub(crate) fn for_session(choice: &Choice) -> Result<Vec<String>, Fault> {
-    choice
+/// Absolute paths of the kubeconfigs. Refuses pipes, which a session cannot read twice.
+pub(crate) fn for_session(options: &KubeconfigOptions) -> Result<Vec<String>, Fault> {
+    options
         .kubeconfigs
         .iter()
         .map(|path| utf8(&lasting(path)?))
@@ -27,11 +27,11 @@ fn lasting(path: &Path) -> Result<PathBuf, Fault> {
         );
         return Err(Fault::new(FaultKind::Config, message));
     }
-    // What is not there, the session tells.
+    // The session reports a missing file.
     let Ok(found) = fs::metadata(path) else {
         return Ok(path.to_owned());
     };
-    // /dev/stdin, /dev/fd/3: what is behind a descriptor may have a name.
+    // The file behind /dev/stdin or /dev/fd/3 may have a name.
     let is_own = path.starts_with("/dev") || path.starts_with("/proc");
     let named = match is_own {
         true => fs::canonicalize(path).ok(),
@@ -65,9 +65,9 @@ mod tests {
 
     fn asked(kubeconfigs: &[&Path]) -> Result<Vec<String>, Fault> {
         let kubeconfigs = kubeconfigs.iter().map(|it| it.to_path_buf()).collect();
-        for_session(&Choice {
+        for_session(&KubeconfigOptions {
             kubeconfigs,
-            ..Choice::default()
+            ..KubeconfigOptions::default()
         })
     }
 

@@ -1,7 +1,7 @@
 //! `tp`: reads the command line, starts what is missing, asks the session, prints the answer.
 //!
-//! It holds no state, and no connection to the cluster but while a command such as `tp install`,
-//! `tp grant` or `tp check` asks it something.
+//! It holds no state. Only commands such as `tp install`, `tp grant` and `tp check` connect to the
+//! cluster.
 
 #![forbid(unsafe_code)]
 
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::report(&anyhow::Error::new(error), output),
     };
     let result = runtime.block_on(cmd::run(cli.command, output));
-    // Whatever still runs in the background must not delay the exit.
+    // Background tasks must not delay the exit.
     runtime.shutdown_background();
 
     match result {

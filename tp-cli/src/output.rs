@@ -1,4 +1,4 @@
-//! What goes to standard output: text for people, JSON and YAML with stable field names.
+//! Standard output: text for people, JSON and YAML with stable field names.
 
 use std::io::{self, Write};
 
@@ -31,7 +31,7 @@ impl Output {
         }
     }
 
-    /// For a step of another command, whose result is not the one asked for.
+    /// For a step of another command, which prints its own result.
     pub(crate) fn silent(self) -> Self {
         Self {
             silent: true,
@@ -143,7 +143,7 @@ impl Block {
     }
 }
 
-/// A number of bytes as people read it.
+/// A number of bytes in binary units.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;

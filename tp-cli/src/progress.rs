@@ -1,4 +1,4 @@
-//! What happens while a command waits, on standard error.
+//! The progress of a command, on standard error.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::output::{Format, Output};
 
-const TICK: Duration = Duration::from_millis(100);
+const TICK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A spinner on a terminal, plain lines elsewhere, nothing with JSON and YAML.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Progress {
         }
     }
 
-    /// A step begins, as a phrase: "starting the session".
+    /// Begins a step, named by a phrase: "starting the session".
     pub(crate) fn step(&mut self, phrase: &str) {
         match &mut self.kind {
             Kind::Spinner(spinner) => {
@@ -54,7 +54,7 @@ impl Progress {
                         ProgressStyle::with_template("{spinner} {wide_msg}")
                             .expect("the template is well formed"),
                     );
-                    spinner.enable_steady_tick(TICK);
+                    spinner.enable_steady_tick(TICK_INTERVAL);
                     spinner
                 });
                 spinner.set_message(phrase.to_owned());
@@ -64,7 +64,8 @@ impl Progress {
         }
     }
 
-    /// Leaves the terminal to somebody else; the next step takes it back.
+    /// Clears the spinner, so that another program can use the terminal; the next step shows it
+    /// again.
     pub(crate) fn clear(&mut self) {
         if let Kind::Spinner(spinner) = &mut self.kind
             && let Some(spinner) = spinner.take()
@@ -80,7 +81,7 @@ impl Drop for Progress {
     }
 }
 
-/// One line on standard error; whether it can be read there decides nothing.
+/// Writes one line to standard error and ignores failures.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }

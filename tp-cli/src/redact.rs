@@ -1,11 +1,11 @@
-//! Takes secrets out of text that leaves the machine.
+//! Removes secrets from text that leaves the machine.
 //!
-//! Nothing of ours logs a secret; this is the second line, for errors that quote a server, a
-//! kubeconfig or an exec plugin.
+//! tp logs no secret; this is a second defence, for errors that quote a server, a kubeconfig or an
+//! exec plugin.
 
 const MARK: &str = "[removed]";
-/// A value that follows a name with one of these ends, in `name: value`, `name=value` or
-/// `"name":"value"`; `-` and `_` in the name do not count.
+/// Name endings of secret values, in `name: value`, `name=value` or `"name":"value"`. Names are
+/// compared without `-` and `_`.
 const NAMES: [&str; 14] = [
     "token",
     "password",
@@ -18,22 +18,22 @@ const NAMES: [&str; 14] = [
     "signature",
     "authorization",
     "cookie",
-    // of kubeconfigs
+    // Fields of kubeconfigs.
     "keydata",
     "certificatedata",
     "authoritydata",
 ];
-/// Tokens that tell by their beginning what they are: of AWS, Google, GitHub, GitLab.
+/// Prefixes of tokens: AWS, Google, GitHub, GitLab.
 const TOKEN_STARTS: [&str; 4] = ["k8s-aws-v1.", "ya29.", "ghp_", "glpat-"];
-/// How YAML announces that the value is in the lines below.
+/// YAML indicators of a value in the lines below.
 const BLOCK_STARTS: [&str; 7] = ["", "|", "|-", "|+", ">", ">-", ">+"];
-/// Shortest first part of a JSON web token: `{"alg":` in base64.
+/// First part of a JSON web token: `{"` in base64.
 const JWT_START: &str = "eyJ";
 const JWT_MIN: usize = 40;
 
-/// A value in the lines below its name.
-struct Below {
-    /// Of the line with the name.
+/// A secret value in the lines below its name.
+struct BlockValue {
+    /// Indentation of the line with the name.
     indent: usize,
     is_first: bool,
 }
@@ -57,7 +57,7 @@ pub(crate) fn redact(text: &str) -> String {
             below = None;
             continue;
         }
-        if let Some(Below { indent, is_first }) = &mut below
+        if let Some(BlockValue { indent, is_first }) = &mut below
             && (*is_first || indent_of(line) > *indent)
         {
             if *is_first && !line.trim().is_empty() {
@@ -69,7 +69,7 @@ pub(crate) fn redact(text: &str) -> String {
         }
         let (redacted, is_below) = redact_line(line);
         result.push_str(&redacted);
-        below = is_below.then(|| Below {
+        below = is_below.then(|| BlockValue {
             indent: indent_of(line),
             is_first: true,
         });
@@ -82,7 +82,7 @@ fn indent_of(line: &str) -> usize {
     line.len() - line.trim_start_matches([' ', '\t']).len()
 }
 
-/// `https://user:password@host` without what stands before the host.
+/// `https://user:password@host` without the user information.
 fn without_user_info(line: &str) -> String {
     let mut parts = line.split("://");
     let mut result = parts.next().unwrap_or_default().to_owned();
@@ -101,7 +101,7 @@ fn without_user_info(line: &str) -> String {
     result
 }
 
-/// The line, and whether it names a secret whose value is below.
+/// Returns the line, and whether it names a secret whose value is below.
 fn redact_line(line: &str) -> (String, bool) {
     let line = without_user_info(line);
     let mut rest = line.as_str();
@@ -140,7 +140,7 @@ fn is_name(word: &str) -> bool {
     NAMES.iter().any(|name| plain.ends_with(name))
 }
 
-/// Whether nothing but the sign between name and value follows.
+/// Returns whether only the sign between name and value follows.
 fn ends_in_name(rest: &str) -> bool {
     let rest = rest.trim_start_matches(['"', '\\', '\'', ' ', '\t']);
 
@@ -156,8 +156,8 @@ enum Separator {
     Sign,
 }
 
-/// Copies the separator, replaces the value behind it, and returns what follows. Without a
-/// separator nothing is taken.
+/// Copies the separator, replaces the value after it, and returns the rest. Without a separator it
+/// takes nothing.
 fn skip_value<'a>(rest: &'a str, result: &mut String, separator: Separator) -> &'a str {
     let value = rest.trim_start_matches(['"', '\\', '\'', ' ', '\t']);
     let value = match separator {

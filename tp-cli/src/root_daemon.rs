@@ -1,4 +1,4 @@
-//! One question to the root daemon: do you answer, and who are you?
+//! Asks the root daemon whether it runs, and which one it is.
 
 use std::{io, os::unix::fs::MetadataExt as _, time::Duration};
 
@@ -10,15 +10,15 @@ use rustix::{
 use tp_process::lock::{Occupant, occupant};
 use tp_root_api::{MAX_PACKET, RefusedKind, Reply, Request, socket_path, wire};
 
-/// Longest wait for each packet.
-const WAIT: Duration = Duration::from_secs(2);
+/// For each packet.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(crate) enum Answer {
     Running(Running),
     /// Nothing listens there.
     Absent,
-    /// It is about to end: its last session has gone.
+    /// It is ending: its last session has gone.
     Ending,
     /// It does not serve this user.
     Denied(String),
@@ -26,17 +26,17 @@ pub(crate) enum Answer {
     Broken(String),
 }
 
-/// A root daemon that serves this user. One that ends with its last session does not end while
-/// this exists, and ends with it unless a session has come.
+/// A root daemon that serves this user. One that ends with its last session stays while this
+/// exists, and ends when this is dropped unless a session has come.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) version: String,
-    /// It was started for one user, and ends with that user's last session.
+    /// Started for one user; ends with that user's last session.
     pub(crate) ends_with_last_session: bool,
     _connection: OwnedFd,
 }
 
-/// Asks; nothing depends on the answer.
+/// Asks without announcing a session.
 pub(crate) fn hello() -> Answer {
     ask(false)
 }
@@ -46,7 +46,7 @@ pub(crate) fn hello_to_connect() -> Answer {
     ask(true)
 }
 
-/// Whether there is one that ends by itself, without sessions.
+/// Returns whether the root daemon is one that ends with its last session.
 pub(crate) fn is_ending() -> bool {
     match hello() {
         Answer::Running(running) => running.ends_with_last_session,
@@ -55,7 +55,7 @@ pub(crate) fn is_ending() -> bool {
     }
 }
 
-/// Whether the root daemon's socket has no listener, without a word to one that has.
+/// Returns whether the root daemon's socket has no listener. Sends nothing to a listener.
 pub(crate) fn is_gone() -> bool {
     matches!(
         occupant(&socket_path(), SocketType::SEQPACKET),
@@ -88,15 +88,17 @@ fn ask(connects: bool) -> Answer {
             Some(Errno::NOENT | Errno::CONNREFUSED) => Answer::Absent,
             Some(Errno::CONNRESET | Errno::PIPE) => Answer::Ending,
             Some(Errno::ACCESS | Errno::PERM) => Answer::Denied(who_is_served()),
-            Some(Errno::AGAIN) => Answer::Broken(format!("no answer within {} s", WAIT.as_secs())),
+            Some(Errno::AGAIN) => {
+                Answer::Broken(format!("no answer within {} s", TIMEOUT.as_secs()))
+            }
             _ => Answer::Broken(error.to_string()),
         },
     }
 }
 
-/// Whom the root daemon serves, by its socket, which this user may not open.
+/// Describes the users whom the root daemon serves, by the mode of its socket.
 fn who_is_served() -> String {
-    // Of a group it is writable by that.
+    // The socket of a group is writable by that group.
     match std::fs::metadata(socket_path()) {
         Ok(socket) if socket.mode() & 0o060 == 0 => format!(
             "it was started for the user with the number {} alone; wait until that user has quit, \
@@ -112,7 +114,7 @@ fn who_is_served() -> String {
 fn exchange(connects: bool) -> io::Result<(Reply, OwnedFd)> {
     let socket = wire::socket(SocketFlags::empty())?;
     for direction in [sockopt::Timeout::Send, sockopt::Timeout::Recv] {
-        sockopt::set_socket_timeout(&socket, direction, Some(WAIT))?;
+        sockopt::set_socket_timeout(&socket, direction, Some(TIMEOUT))?;
     }
     wire::connect(&socket, &socket_path())?;
 
@@ -120,7 +122,7 @@ fn exchange(connects: bool) -> io::Result<(Reply, OwnedFd)> {
         version: tp_core::VERSION.into(),
         connects,
     };
-    // A peer that is not served gets its reply, and the end, before it asks.
+    // A refused peer receives its reply, and EOF, before it sends.
     match wire::send(&socket, &request, &[]) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
         _ => {}

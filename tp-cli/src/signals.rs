@@ -1,10 +1,10 @@
-//! Signals that ask `tp` to stop, and those it hands on to a command it runs.
+//! Signals that ask `tp` to stop, and those it forwards to the command it runs.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that end a program by default and that somebody may send to `tp`.
+/// Signals that end a program by default and that a user may send to `tp`.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -12,13 +12,13 @@ pub(crate) struct Signals {
     quit: Signal,
     user1: Signal,
     user2: Signal,
-    /// Never waited for. Where whoever started `tp` ignores SIGCHLD, the kernel would throw the exit
-    /// code of the command away (wait(2)).
+    /// Never awaited. If `tp` inherits an ignored SIGCHLD, the kernel discards the exit code of the
+    /// command (wait(2)).
     _child: Signal,
 }
 
 impl Signals {
-    /// From here on these signals no longer end the process.
+    /// Installs the handlers: these signals no longer end the process.
     pub(crate) fn catch() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,

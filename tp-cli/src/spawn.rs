@@ -1,7 +1,7 @@
-//! Starts what is missing: the root daemon, and this user's session.
+//! Starts the root daemon and this user's session where they are missing.
 //!
-//! A start is done when the socket answers, and has failed when the process ends before or the
-//! bound passes.
+//! A start succeeds when the socket answers, and fails when the process ends first or a timeout
+//! passes.
 
 use std::{
     ffi::OsStr,
@@ -28,43 +28,42 @@ use crate::{
     root_daemon::{self, Answer, Running},
 };
 
-/// Longest wait for a program that was started.
-const START: Duration = Duration::from_secs(15);
-/// Longest wait for the end of a root daemon whose last session has gone.
-const ENDING: Duration = Duration::from_secs(3);
-const POLL: Duration = Duration::from_millis(5);
-/// What the programs say on standard error; the session has a log of its own beside.
+/// Until a started program answers.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// Until a root daemon without sessions ends.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// Standard error of the programs; the session also has a log of its own.
 const ROOT_LOG: &str = "root.log";
 const SESSION_LOG: &str = "session-start.log";
-/// How much of a dying program's last words is quoted.
-const LAST_WORDS: usize = 400;
+const MAX_QUOTED_CHARS: usize = 400;
 
-/// Programs that this command has started and that may not answer yet. They are ended if it is
-/// interrupted before.
+/// Programs that this command started and that may not answer yet. Interrupting the command ends
+/// them.
 #[derive(Debug, Default)]
 pub(crate) struct Started(Vec<Child>);
 
 impl Started {
-    /// All of them answer: they end by themselves when nobody uses them.
-    fn answer(&mut self) {
+    /// Called when all answer: without users they end by themselves.
+    fn release(&mut self) {
         self.0.clear();
     }
 
-    /// Ends those that do not answer, and waits for their end.
+    /// Ends all of them and waits for it.
     pub(crate) async fn end(&mut self) {
         let ended = async {
             for child in &mut self.0 {
                 let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
                 while let Ok(None) = child.try_wait() {
-                    // Again, as long as it takes: one that has just begun may not heed it yet.
+                    // Repeated: a program that has just started may ignore the first signal.
                     if let Some(pid) = pid {
                         let _ = kill_process(pid, Signal::TERM);
                     }
-                    tokio::time::sleep(POLL).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }
         };
-        if tokio::time::timeout(ENDING, ended).await.is_err() {
+        if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() {
             for child in &mut self.0 {
                 let _ = child.kill();
             }
@@ -73,7 +72,7 @@ impl Started {
     }
 }
 
-/// Sees to it that a root daemon answers that serves this user, and goes on to.
+/// Finds or starts a root daemon that serves this user and keeps running.
 pub(crate) async fn root_daemon(
     progress: &mut Progress,
     started: &mut Started,
@@ -92,12 +91,12 @@ pub(crate) async fn root_daemon(
         start_through_sudo(&log, progress)?;
     }
     let running = root_daemon_answers(started.0.last_mut().filter(|_| is_child), &log).await?;
-    started.answer();
+    started.release();
 
     Ok(running)
 }
 
-/// It ends with the session that it is started for, as one started through sudo does.
+/// The daemon ends with its last session, as one started through sudo does.
 fn start_as_root(log: &Path) -> anyhow::Result<Child> {
     let program = files::daemon()?;
 
@@ -126,7 +125,7 @@ fn start_through_sudo(log: &Path, progress: &mut Progress) -> anyhow::Result<()>
         return Ok(());
     }
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-        return Err(refused(&program, &last_words(log)).into());
+        return Err(refused(&program, &last_line(log)).into());
     }
 
     progress.clear();
@@ -138,13 +137,13 @@ fn start_through_sudo(log: &Path, progress: &mut Progress) -> anyhow::Result<()>
         .map_err(|error| without_sudo(&program, &error))?;
     progress.step("starting the root daemon");
     if !allowed.success() || !start()? {
-        return Err(refused(&program, &last_words(log)).into());
+        return Err(refused(&program, &last_line(log)).into());
     }
 
     Ok(())
 }
 
-/// A session that was started here.
+/// Starts a session.
 pub(crate) async fn session(
     progress: &mut Progress,
     started: &mut Started,
@@ -171,20 +170,20 @@ pub(crate) async fn session(
                 return Ok(session);
             }
             if let Some(status) = child.try_wait().context("cannot watch the session")? {
-                // Somebody may have started one by hand.
+                // The user may have started one by hand.
                 return match client::find().await? {
                     Some(session) => Ok(session),
                     None => Err(ended("the session", status, &words).into()),
                 };
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    let session: anyhow::Result<Session> = tokio::time::timeout(START, answers)
+    let session: anyhow::Result<Session> = tokio::time::timeout(START_TIMEOUT, answers)
         .await
         .unwrap_or_else(|_| Err(not_answering("the session", &words).into()));
     let session = session?;
-    started.answer();
+    started.release();
 
     Ok(session)
 }
@@ -204,26 +203,26 @@ async fn root_daemon_answers(mut child: Option<&mut Child>, log: &Path) -> anyho
                     None => Err(ended("the root daemon", status, log).into()),
                 };
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
 
-    tokio::time::timeout(START, answers)
+    tokio::time::timeout(START_TIMEOUT, answers)
         .await
         .unwrap_or_else(|_| Err(not_answering("the root daemon", log).into()))
 }
 
-/// The root daemon, if one runs and stays.
+/// The running root daemon; waits if it is ending.
 async fn running() -> Result<Option<Running>, Fault> {
     let socket = tp_root_api::socket_path();
     let socket = socket.display();
-    let end = Instant::now() + ENDING;
+    let end = Instant::now() + END_TIMEOUT;
     loop {
         let (kind, message) = match root_daemon::hello_to_connect() {
             Answer::Running(running) => return Ok(Some(running)),
             Answer::Absent => return Ok(None),
             Answer::Ending if Instant::now() < end => {
-                tokio::time::sleep(POLL).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
                 continue;
             }
             Answer::Ending => (
@@ -243,8 +242,8 @@ async fn running() -> Result<Option<Running>, Fault> {
     }
 }
 
-/// Starts the daemon if that needs no password. It goes to the background by itself: not every sudo
-/// has `-b`, and some end what they started with their own terminal.
+/// Starts the daemon if that needs no password. The daemon detaches itself: not every sudo has
+/// `-b`, and some kill their children with their own terminal.
 fn sudo_daemon(program: &Path, socket: Option<&OsStr>) -> Command {
     let mut command = Command::new("sudo");
     command
@@ -280,7 +279,7 @@ fn refused(program: &Path, why: &str) -> Fault {
 }
 
 fn ended(who: &str, status: ExitStatus, words: &Path) -> Fault {
-    let words = last_words(words);
+    let words = last_line(words);
     let message = match words.is_empty() {
         true => format!("{who} ended while starting ({status})"),
         false => format!("{who} ended while starting: {words}"),
@@ -292,17 +291,17 @@ fn ended(who: &str, status: ExitStatus, words: &Path) -> Fault {
 fn not_answering(who: &str, words: &Path) -> Fault {
     let message = format!(
         "{who} was started and does not answer after {} s: see {}",
-        START.as_secs(),
+        START_TIMEOUT.as_secs(),
         words.parent().unwrap_or(words).display()
     );
 
     Fault::new(FaultKind::Unavailable, message)
 }
 
-/// A new log; the one before is kept beside it. Open in such a way that the program behind it may
-/// shorten it when it grows.
+/// Opens a new log and keeps the previous one beside it. The mode allows the program to truncate it
+/// when it grows.
 fn new_log(path: &Path) -> anyhow::Result<File> {
-    // There is none before the first start.
+    // Fails before the first start.
     let _ = std::fs::rename(path, path.with_extension("log.1"));
 
     File::options()
@@ -313,8 +312,8 @@ fn new_log(path: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The last line that a program wrote before it ended.
-fn last_words(path: &Path) -> String {
+/// The last line of a program's log, at most `MAX_QUOTED_CHARS` long.
+fn last_line(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().rev().find(|line| !line.trim().is_empty());
     let line = line.unwrap_or_default().trim();
@@ -323,7 +322,7 @@ fn last_words(path: &Path) -> String {
         .find_map(|name| line.strip_prefix(name))
         .unwrap_or(line);
 
-    line.chars().take(LAST_WORDS).collect()
+    line.chars().take(MAX_QUOTED_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -338,8 +337,8 @@ mod tests {
         let path = dir.path().join("words");
         std::fs::write(&path, "first\ntp-daemon: cannot load the programs\n\n").unwrap();
 
-        assert_eq!(last_words(&path), "cannot load the programs");
-        assert_eq!(last_words(&dir.path().join("absent")), "");
+        assert_eq!(last_line(&path), "cannot load the programs");
+        assert_eq!(last_line(&dir.path().join("absent")), "");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The state of a connection, which the session tells as a text.
+//! The state of a connection, which the session reports as text.
 
 use tp_proto::local::Status;
 
@@ -8,7 +8,7 @@ pub(crate) enum ConnectionState {
     Connected,
     Reconnecting,
     Disconnected,
-    /// One that a newer session has: there is a session, and no more is known.
+    /// A state of a newer session: a session exists, no more is known.
     Other,
 }
 
@@ -19,7 +19,7 @@ impl ConnectionState {
         ("reconnecting", Self::Reconnecting),
         (Self::DISCONNECTED, Self::Disconnected),
     ];
-    /// As it is printed.
+    /// The printed name.
     pub(crate) const DISCONNECTED: &str = "disconnected";
 
     pub(crate) fn of(status: &Status) -> Self {
@@ -33,7 +33,7 @@ impl ConnectionState {
 mod tests {
     use super::*;
 
-    fn told(state: &str) -> ConnectionState {
+    fn parsed(state: &str) -> ConnectionState {
         ConnectionState::of(&Status {
             state: state.into(),
             ..Status::default()
@@ -42,15 +42,15 @@ mod tests {
 
     #[test]
     fn states_are_read_as_the_session_tells_them() {
-        assert_eq!(told("connecting"), ConnectionState::Connecting);
-        assert_eq!(told("connected"), ConnectionState::Connected);
-        assert_eq!(told("reconnecting"), ConnectionState::Reconnecting);
-        assert_eq!(told("disconnected"), ConnectionState::Disconnected);
+        assert_eq!(parsed("connecting"), ConnectionState::Connecting);
+        assert_eq!(parsed("connected"), ConnectionState::Connected);
+        assert_eq!(parsed("reconnecting"), ConnectionState::Reconnecting);
+        assert_eq!(parsed("disconnected"), ConnectionState::Disconnected);
     }
 
     #[test]
     fn a_state_of_a_newer_session_is_neither_connected_nor_disconnected() {
-        assert_eq!(told("suspended"), ConnectionState::Other);
-        assert_eq!(told(""), ConnectionState::Other);
+        assert_eq!(parsed("suspended"), ConnectionState::Other);
+        assert_eq!(parsed(""), ConnectionState::Other);
     }
 }

@@ -1,4 +1,4 @@
-//! Values of flags, checked before anybody is asked.
+//! Values of flags, checked before any request.
 
 /// A network in CIDR notation, or one address.
 pub(crate) fn network(text: &str) -> Result<String, String> {
@@ -20,7 +20,7 @@ pub(crate) fn namespace(text: &str) -> Result<String, String> {
     }
 }
 
-/// The same, or nothing, which leaves it to the context as for kubectl.
+/// The name of a namespace, or nothing, as for kubectl: the context's namespace.
 pub(crate) fn namespace_or_none(text: &str) -> Result<String, String> {
     match text {
         "" => Ok(String::new()),

@@ -15,16 +15,16 @@
 //! ```
 //!
 //! The eBPF programs take the edges that begin with a wanted address, at any moment.
-//! [`LifeCycle`] decides the edges `Quarantine` and `Free`, for the aliases of one owner: an
-//! alias is an index here, whatever addresses stand for it. The shell reads and changes the maps
-//! and asks for sockets.
+//! [`LifeCycle`] decides the edges `Quarantine` and `Free`, for the aliases of one owner. Here an
+//! alias is an index, whatever its address. The caller reads and changes the maps and searches
+//! for sockets.
 //!
 //! After an alias is quarantined no new socket receives it, unless its own address is wanted
 //! again. A hook that read it just before finishes within microseconds; the quarantine lasts
-//! minutes. From then on each socket that has the alias shows it to the kernel's socket
-//! diagnosis: as its peer in the application, from the first SYN to the last acknowledgement, or
-//! as its own end in the relay. A pinned alias never stands for another address, because nobody
-//! can tell who has it.
+//! minutes. From then on the kernel's socket diagnosis shows the alias of each socket that has
+//! one: as the peer in the application, from the first SYN to the last acknowledgement, or as the
+//! local end in the relay. A pinned alias never stands for another address, because its holders
+//! are unknown.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,16 +38,16 @@ pub mod ranges;
 /// The usual length of a quarantine. Longer than any hook runs, than the kernel keeps a closed
 /// connection in TIME_WAIT, and than an application takes to read a name from a message about a
 /// connection that it has closed.
-pub const QUARANTINE: Duration = Duration::from_secs(120);
-/// The most aliases that one look quarantines, and the most that it frees.
+pub const QUARANTINE_LIFETIME: Duration = Duration::from_secs(120);
+/// The most aliases that one scan quarantines, and the most that it frees.
 pub const BATCH: usize = 512;
-/// The pause between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two scans.
+const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// An alias that stands for an address, as the kernel's table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InUse {
-    /// Its place among the aliases, from 0.
+    /// Its index among the aliases, from 0.
     pub index: u32,
     /// When a socket last received it; larger is later.
     pub last_use: u32,
@@ -55,7 +55,7 @@ pub struct InUse {
     pub is_pinned: bool,
 }
 
-/// Which of the aliases that were asked about must stay as they are.
+/// The aliases of a request that must stay as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holders {
     /// Sockets or flows have them.
@@ -70,10 +70,10 @@ impl Holders {
     }
 }
 
-/// What is to be done, in the order of the list.
+/// An operation for the caller, to be done in the order of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Find who holds these, at most [`BATCH`], then call [`LifeCycle::handle_holders`].
+    /// Find the holders of these, at most [`BATCH`], then call [`LifeCycle::handle_holders`].
     FindHolders(Vec<u32>),
     /// Read which aliases stand for an address, then call [`LifeCycle::handle_table`].
     ReadTable,
@@ -92,7 +92,7 @@ pub enum Action {
     },
 }
 
-/// How far a look has come.
+/// The progress of a scan.
 #[derive(Debug)]
 enum Phase {
     Waiting,
@@ -105,19 +105,19 @@ enum Phase {
 
 /// The life cycle of the aliases of one owner.
 ///
-/// It looks at them in intervals once half of them have ever been used: [`LifeCycle::poll_timeout`]
+/// It scans them at intervals once half of them have ever been used: [`LifeCycle::poll_timeout`]
 /// says when.
 #[derive(Debug)]
 pub struct LifeCycle {
     indices: Range<u32>,
     quarantine: Duration,
-    /// Since when each alias is in quarantine. One that came back into use stays here until its
+    /// The start of each alias's quarantine. One that came back into use stays here until its
     /// time is over, and cannot be freed then.
     quarantined: BTreeMap<u32, Instant>,
     phase: Phase,
-    /// The last use of the alias that was used last, when the table was read.
+    /// The latest `last_use` in the table when it was read.
     latest: u32,
-    next_look: Instant,
+    next_scan: Instant,
 }
 
 impl LifeCycle {
@@ -129,16 +129,16 @@ impl LifeCycle {
             quarantined: BTreeMap::new(),
             phase: Phase::Waiting,
             latest: 0,
-            next_look: now,
+            next_scan: now,
         };
         life.put_off(now);
 
         life
     }
 
-    /// Begins a look. `ever_used` is the number of the owner's aliases that are no longer fresh.
+    /// Begins a scan. `ever_used` is the number of the owner's aliases that are no longer fresh.
     pub fn handle_timeout(&mut self, ever_used: u32, now: Instant) -> Vec<Action> {
-        if now < self.next_look {
+        if now < self.next_scan {
             return Vec::new();
         }
         self.put_off(now);
@@ -162,7 +162,7 @@ impl LifeCycle {
             Phase::Ending(due) => {
                 let (held, unheld): (Vec<u32>, Vec<u32>) =
                     due.into_iter().partition(|index| holders.have(*index));
-                // Their time begins anew.
+                // Their quarantine starts over.
                 self.quarantined
                     .extend(held.into_iter().map(|index| (index, now)));
                 let mut actions: Vec<Action> = unheld.into_iter().map(Action::Free).collect();
@@ -229,8 +229,8 @@ impl LifeCycle {
         self.quarantined.remove(&index);
     }
 
-    /// An action, or what has to be known for a look, failed: the rest of the look is left out. The
-    /// next look begins anew, and nothing is forgotten.
+    /// An action, or a query that a scan needs, failed: the scan ends here. The next one starts
+    /// over, and nothing is forgotten.
     pub fn handle_failure(&mut self, now: Instant) {
         self.put_off(now);
         self.phase = Phase::Waiting;
@@ -238,12 +238,12 @@ impl LifeCycle {
 
     /// When [`LifeCycle::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Instant {
-        self.next_look
+        self.next_scan
     }
 
-    /// The next look begins an interval after the last event of this one.
+    /// The next scan begins an interval after the last event of this one.
     fn put_off(&mut self, now: Instant) {
-        self.next_look = now + LOOK_INTERVAL.min(self.quarantine / 8);
+        self.next_scan = now + SCAN_INTERVAL.min(self.quarantine / 8);
     }
 
     fn capacity(&self) -> u32 {
@@ -270,7 +270,7 @@ impl LifeCycle {
         Action::ReadTable
     }
 
-    /// The turn of this alias comes again after all the others.
+    /// Puts this alias behind all others in the order of use.
     fn refresh(&self, index: u32) -> Action {
         Action::Refresh {
             index,

@@ -1,42 +1,42 @@
-//! How much one end of a session may be sent and not have passed on yet: for each flow, and for
-//! all of them together.
+//! Limits the bytes that one end of a session has received and not passed on yet: for each flow, and
+//! for all of them together.
 //!
 //! A flow is granted credit, and granted more as its bytes are passed on. Every flow always gets
-//! [`Limits::floor`], whatever the others hold, so that no number of readers that have stopped can
-//! stop another. What is above the floors comes out of a shared room: a flow may have half of what
-//! is left of it, which is the dynamic threshold of Choudhury and Hahne ("Dynamic queue length
-//! thresholds for shared-memory packet switches", 1998), and a part is kept for flows that begin.
-//! How much a flow asks for follows its reader, as in Fisk and Feng's dynamic right-sizing ("Dynamic
-//! adjustment of TCP window sizes", 2000): twice as much when a window was passed on within few
-//! round trips, half as much when it took very many.
+//! [`Limits::floor`], so that readers that have stopped, however many, cannot stop another flow.
+//! Credit above the floors comes from a shared budget: a flow may have half of what is left of it,
+//! which is the dynamic threshold of Choudhury and Hahne ("Dynamic queue length thresholds for
+//! shared-memory packet switches", 1998), and a part is reserved for new flows. A flow's window
+//! follows its reader, as in Fisk and Feng's dynamic right-sizing ("Dynamic adjustment of TCP window
+//! sizes", 2000): it doubles when a window was passed on within few round trips, and halves when
+//! that took very many.
 
 use std::time::Duration;
 
 /// A window that is passed on within so many round trips limits its sender.
-const FAST: u32 = 4;
+const FAST_ROUND_TRIPS: u32 = 4;
 /// One that takes so many is much larger than its reader needs.
-const SLOW: u32 = 256;
-/// Shorter round trips count as this one: what follows is the pace of two programs, not of a path.
-const LEAST_ROUND_TRIP: Duration = Duration::from_millis(2);
-/// A flow begins with this part of the room that is left.
+const SLOW_ROUND_TRIPS: u32 = 256;
+/// Shorter round trips count as this one: below it the two programs set the speed, not the path.
+const MIN_ROUND_TRIP: Duration = Duration::from_millis(2);
+/// A new flow gets at most this part of the shared credit that is left.
 const START_PART: u64 = 128;
 /// Credit is granted once it is worth this part of the window.
 const GRANT_PART: u64 = 4;
 
-/// What one end may have to keep, in bytes.
+/// Bounds on what one end may have to buffer, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Flows that may be open at once.
     pub flows: u64,
-    /// What each flow always gets.
+    /// Guaranteed to every flow.
     pub floor: u64,
-    /// What a flow begins with, as long as there is room.
+    /// Initial window of a flow, while shared credit is left.
     pub start: u64,
-    /// The most that one flow gets.
+    /// Largest window of one flow.
     pub window: u64,
-    /// Room above the floors, for all flows together.
+    /// Credit above the floors, for all flows together.
     pub shared: u64,
-    /// Part of `shared` that only flows that begin may use.
+    /// Part of `shared` that is reserved for new flows.
     pub starts: u64,
 }
 
@@ -53,7 +53,7 @@ impl Limits {
 #[error("more bytes than were granted")]
 pub struct Exceeded;
 
-/// What all flows of one session hold.
+/// The credit of all flows of one session.
 #[derive(Debug)]
 pub struct Pool {
     limits: Limits,
@@ -67,7 +67,7 @@ pub struct Pool {
 pub struct Share {
     /// Granted and not passed on.
     held: u64,
-    /// What the flow may hold at most, if there is room.
+    /// The most that the flow may hold, if shared credit is left.
     window: u64,
     /// Passed on since `since`.
     passed: u64,
@@ -109,7 +109,7 @@ impl Pool {
         })
     }
 
-    /// The flow has ended: what it held is free for others.
+    /// Ends a flow: its credit is free for others.
     pub fn close(&mut self, share: Share) {
         self.flows -= 1;
         self.taken -= self.above(share.held);
@@ -131,7 +131,7 @@ impl Pool {
         self.lower(share, bytes)?;
         share.passed += bytes;
         if share.passed >= share.window / 2 {
-            self.tune(share, now, round_trip().max(LEAST_ROUND_TRIP));
+            self.tune(share, now, round_trip().max(MIN_ROUND_TRIP));
         }
 
         Ok(self.grant(share))
@@ -172,9 +172,9 @@ impl Pool {
     fn tune(&self, share: &mut Share, now: Duration, round_trip: Duration) {
         let took = now.saturating_sub(share.since).as_nanos() * u128::from(share.window);
         let round_trips = round_trip.as_nanos() * u128::from(share.passed);
-        if took < round_trips * u128::from(FAST) {
+        if took < round_trips * u128::from(FAST_ROUND_TRIPS) {
             share.window = (share.window * 2).min(self.limits.window);
-        } else if took > round_trips * u128::from(SLOW) {
+        } else if took > round_trips * u128::from(SLOW_ROUND_TRIPS) {
             share.window = (share.window / 2).max(self.limits.start);
         }
         share.passed = 0;

@@ -1,7 +1,7 @@
-//! Who answers a DNS query: the table, the cluster, or the server that was asked.
+//! Decides who answers a DNS query: the table, the cluster, or the server that was asked.
 //!
-//! A name is ours only if the cluster has it; below the cluster's own domain that something does
-//! not exist is an answer too. Everything else passes on untouched.
+//! A name is ours only if the cluster has it; below the cluster's own domain "does not exist" is an
+//! answer too. Every other query passes on unchanged.
 //!
 //! [`Query::decode`] reads a query; [`Zone::decide`] gives its first [`Step`]. After a step
 //! [`Step::AskCluster`], [`Query::answered`] or [`Query::unanswered`] gives the next one.
@@ -23,10 +23,10 @@ pub use reply::addresses;
 pub use subject::{Subject, subject};
 pub use zone::{ServiceEntry, Zone};
 
-/// How long an answer may be kept, in seconds: a disconnect must not leave stale names behind.
+/// TTL of answers, in seconds: a disconnect must not leave stale names behind.
 pub const TTL: u32 = 5;
 
-/// What is to be done for a query. Messages are in wire format.
+/// The next step for a query. Messages are in wire format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Send this message to the resolver: it answers the query.
@@ -39,16 +39,16 @@ pub enum Step {
     PassOn,
 }
 
-/// Whether the cluster can be asked.
+/// Reachability of the cluster's DNS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClusterState {
     /// There is a tunnel.
     Reachable,
-    /// There is none: a question would fail.
+    /// There is no tunnel: a question would fail.
     Unreachable,
 }
 
-/// Whether a name exists, as a server of others says.
+/// Existence of a name, as another DNS server reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
     /// It has an address.
@@ -69,8 +69,8 @@ pub fn question(name: &str) -> Option<Vec<u8>> {
     query.to_vec().ok()
 }
 
-/// Whether the name that `query` asks for exists, as `answer` says, both in wire format; `None` if
-/// `answer` has another identifier or question, or says neither NOERROR nor NXDOMAIN.
+/// Reads from `answer` whether the name of `query` exists, both in wire format; `None` if `answer`
+/// has another identifier or question, or a code other than NOERROR and NXDOMAIN.
 pub fn presence(query: &[u8], answer: &[u8]) -> Option<Presence> {
     let query = Message::from_vec(query).ok()?;
     let answer = Message::from_vec(answer).ok()?;

@@ -1,7 +1,7 @@
-//! DNS over TCP as it goes by: messages with their length before them (RFC 1035 section 4.2.2).
+//! DNS over TCP in transit: messages with their length before them (RFC 1035 section 4.2.2).
 //!
-//! Nothing is changed and nothing waits that need not: only what may be a query for a name is held
-//! back until it is whole.
+//! All bytes pass unchanged, and at once: only what may be a query for a name is held back until it
+//! is complete.
 
 use std::mem;
 
@@ -15,7 +15,7 @@ const MAX_QUERY: usize = 4096;
 pub enum Part {
     /// A message, with its length, that may be a query for one name.
     Query(Vec<u8>),
-    /// Bytes that are nobody's business.
+    /// Bytes to pass on.
     Other(Vec<u8>),
 }
 
@@ -30,11 +30,11 @@ impl Part {
 #[derive(Debug, Default)]
 pub struct Queries {
     held: Vec<u8>,
-    /// Bytes of the present message that pass as they come.
+    /// Bytes of the current message that pass as they come.
     passing: usize,
     /// Messages that pass on at the next boundary.
-    late: Vec<Vec<u8>>,
-    /// This is not DNS: nothing is looked at any more.
+    deferred: Vec<Vec<u8>>,
+    /// This is not DNS: nothing more is inspected.
     is_other: bool,
 }
 
@@ -44,13 +44,13 @@ impl Queries {
         self.held.extend_from_slice(bytes);
     }
 
-    /// The next part that can be told; `None` until more is pushed.
+    /// The next part that is ready; `None` until more is pushed.
     pub fn next_part(&mut self) -> Option<Part> {
         if self.passing == 0
             && !self.is_other
-            && let Some(late) = self.late.pop()
+            && let Some(deferred) = self.deferred.pop()
         {
-            return Some(Part::Other(late));
+            return Some(Part::Other(deferred));
         }
         if self.held.is_empty() {
             return None;
@@ -81,7 +81,7 @@ impl Queries {
 
     /// Puts a message back that was given as [`Part::Query`]: it passes on before what follows.
     pub fn pass_on(&mut self, framed: Vec<u8>) {
-        self.late.push(framed);
+        self.deferred.push(framed);
     }
 
     /// The bytes that are left when the resolver has ended its side: half a message, if any.
@@ -95,8 +95,8 @@ impl Queries {
     }
 }
 
-/// Whether the header of a message, as far as it is there, is that of a query for one name: no
-/// other is the cluster's.
+/// Returns whether the header of a message, as far as it has arrived, is that of a query for one
+/// name: only such a query can be the cluster's.
 fn may_be_query(message: &[u8]) -> bool {
     // Neither a response nor another opcode, no error, one question, no answer; an IXFR has a SOA
     // record as authority, and EDNS and TSIG are additional.
@@ -120,10 +120,10 @@ fn may_be_query(message: &[u8]) -> bool {
         .all(|(byte, (mask, value))| byte & mask == value)
 }
 
-/// Where messages begin on the way from the server to the resolver.
+/// Finds where messages begin in the bytes from the server to the resolver.
 #[derive(Debug, Default)]
 pub struct Boundaries {
-    /// Bytes of the present message that are still to come.
+    /// Bytes of the current message that are still to come.
     left: usize,
     /// The first byte of a length whose second is still to come.
     half: Option<u8>,
@@ -155,7 +155,7 @@ impl Boundaries {
         last
     }
 
-    /// Whether the byte that comes next begins a message, so that another message may go before it.
+    /// True if the next byte begins a message, so that another message may go before it.
     pub fn is_between_messages(&self) -> bool {
         self.left == 0 && self.half.is_none()
     }

@@ -1,10 +1,10 @@
-//! When an application asks its kernel to probe a quiet connection, as seen from the other end of
-//! that connection. The options of a socket are nobody else's to read, but its probes arrive: a
-//! segment without data that the kernel here answers with one.
+//! Detects from the other end that an application has its kernel probe a quiet connection. No other
+//! process can read the options of its socket, but the probes arrive: segments without data, each
+//! of which the kernel here answers with one.
 
 use std::time::Duration;
 
-/// What a connection has received and sent so far, in segments.
+/// The segments that a connection has received and sent so far.
 ///
 /// The counters are those of `struct tcp_info` in `linux/tcp.h` (Linux 4.2 and 4.6). Each wraps to
 /// zero after 2³² - 1.
@@ -20,11 +20,11 @@ pub struct Segments {
     pub data_sent: u32,
 }
 
-/// How often an application probes one connection.
+/// Measures how often an application probes one connection.
 #[derive(Debug, Default)]
 pub struct Watch {
     quiet: Option<Quiet>,
-    pace: Option<Duration>,
+    interval: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -34,9 +34,9 @@ struct Quiet {
 }
 
 impl Watch {
-    /// Looks at the connection, at the time `now` since any fixed moment. Returns the time between
-    /// two probes when it has become known, or turns out to be shorter.
-    pub fn look(&mut self, segments: Segments, now: Duration) -> Option<Duration> {
+    /// Takes the connection's counters at `now`, the time since any fixed moment. Returns the time
+    /// between two probes when it becomes known, or turns out to be shorter.
+    pub fn observe(&mut self, segments: Segments, now: Duration) -> Option<Duration> {
         let Some(quiet) = self
             .quiet
             .as_ref()
@@ -50,18 +50,18 @@ impl Watch {
         };
         let probes = segments.received.wrapping_sub(quiet.segments.received);
         let answers = segments.sent.wrapping_sub(quiet.segments.sent);
-        // What is not answered is no probe, but tells of room or acknowledges.
+        // Without an answer it is not a probe, but a window update or an acknowledgement.
         let probes = probes.min(answers);
         if probes == 0 {
             return None;
         }
-        let pace = now.saturating_sub(quiet.since) / probes;
-        let is_news = self.pace.is_none_or(|known| pace < known);
+        let interval = now.saturating_sub(quiet.since) / probes;
+        let is_news = self.interval.is_none_or(|known| interval < known);
         if is_news {
-            self.pace = Some(pace);
+            self.interval = Some(interval);
         }
 
-        is_news.then_some(pace)
+        is_news.then_some(interval)
     }
 }
 
@@ -75,9 +75,9 @@ impl Segments {
 mod tests {
     use super::*;
 
-    /// A connection that was last used at 0 and is probed every `pace` seconds.
-    fn probed(pace: u32, second: u32) -> Segments {
-        let probes = second / pace;
+    /// A connection that was last used at 0 and is probed every `interval` seconds.
+    fn probed(interval: u32, second: u32) -> Segments {
+        let probes = second / interval;
 
         Segments {
             received: 10 + probes,
@@ -96,7 +96,7 @@ mod tests {
         let mut watch = Watch::default();
 
         let found: Vec<_> = [0, 1, 3, 7, 15, 31, 61]
-            .map(|second| watch.look(probed(5, second), seconds(second)))
+            .map(|second| watch.observe(probed(5, second), seconds(second)))
             .into_iter()
             .flatten()
             .collect();
@@ -109,7 +109,7 @@ mod tests {
         let mut watch = Watch::default();
 
         for second in 0..100 {
-            assert_eq!(watch.look(probed(1000, second), seconds(second)), None);
+            assert_eq!(watch.observe(probed(1000, second), seconds(second)), None);
         }
     }
 
@@ -117,18 +117,18 @@ mod tests {
     fn segments_that_are_not_answered_are_no_probes() {
         let mut watch = Watch::default();
         let mut segments = probed(1000, 0);
-        assert_eq!(watch.look(segments, seconds(0)), None);
+        assert_eq!(watch.observe(segments, seconds(0)), None);
 
         segments.received += 3;
 
-        assert_eq!(watch.look(segments, seconds(10)), None);
+        assert_eq!(watch.observe(segments, seconds(10)), None);
     }
 
     #[test]
     fn data_begins_the_count_anew() {
         let mut watch = Watch::default();
         let before = probed(5, 0);
-        assert_eq!(watch.look(before, seconds(0)), None);
+        assert_eq!(watch.observe(before, seconds(0)), None);
         let after = Segments {
             received: 15,
             sent: 25,
@@ -136,7 +136,7 @@ mod tests {
             data_sent: 7,
         };
 
-        assert_eq!(watch.look(after, seconds(100)), None);
-        assert_eq!(watch.look(after, seconds(101)), None);
+        assert_eq!(watch.observe(after, seconds(100)), None);
+        assert_eq!(watch.observe(after, seconds(101)), None);
     }
 }

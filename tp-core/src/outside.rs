@@ -1,8 +1,8 @@
 //! Addresses outside the cluster's networks that names of the cluster lead to: endpoints that
 //! somebody entered by hand, pods on a node's network, targets of an ExternalName.
 //!
-//! They are steered for as long as they are in use. Who may write Services can name any address in
-//! the world, which is why there are few of them, and why each is forgotten.
+//! They are steered for as long as they are in use. Anybody who can write Services can name any
+//! address in the world, so their number is bounded and each expires.
 
 use std::{
     collections::BTreeMap,
@@ -10,23 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an address is kept after the last answer with it and the last dial to it. Longer than
-/// programs commonly keep an address, shorter than anybody would look for the reason.
-pub const LIFE: Duration = Duration::from_secs(300);
-/// How many addresses are kept. A further one takes the place of the one that was used longest ago.
-pub const MOST: usize = 256;
+/// From the last answer with an address, or the last dial to it. Longer than programs commonly cache
+/// an address, and too short for anybody to search for a stale one.
+pub const LIFETIME: Duration = Duration::from_secs(300);
+/// Addresses that are kept. A further one replaces the least recently used.
+pub const MAX_ADDRESSES: usize = 256;
 
 /// The addresses, each with the time of its last use.
 #[derive(Debug, Default)]
 pub struct Outside(BTreeMap<Ipv4Addr, Instant>);
 
 impl Outside {
-    /// An answer leads to `address`. Returns whether it is new.
+    /// Adds an address from an answer. Returns whether it is new.
     pub fn learn(&mut self, address: Ipv4Addr, now: Instant) -> bool {
         if self.renew(address, now) {
             return false;
         }
-        if self.0.len() >= MOST
+        if self.0.len() >= MAX_ADDRESSES
             && let Some(oldest) = self.oldest()
         {
             self.0.remove(&oldest);
@@ -36,18 +36,18 @@ impl Outside {
         true
     }
 
-    /// A connection goes to `address`. Returns whether it is known; an unknown one stays so.
+    /// Notes a connection to `address`. Returns whether it is known; an unknown one is not added.
     pub fn renew(&mut self, address: Ipv4Addr, now: Instant) -> bool {
         let used = self.0.get_mut(&address);
 
         used.map(|used| *used = now).is_some()
     }
 
-    /// Forgets the addresses whose last use is [`LIFE`] ago. Returns whether there was one.
+    /// Forgets the addresses whose last use is [`LIFETIME`] ago. Returns whether there was one.
     pub fn forget(&mut self, now: Instant) -> bool {
         let before = self.0.len();
         self.0
-            .retain(|_, used| now.saturating_duration_since(*used) < LIFE);
+            .retain(|_, used| now.saturating_duration_since(*used) < LIFETIME);
 
         self.0.len() < before
     }
@@ -64,7 +64,7 @@ impl Outside {
     }
 }
 
-/// Whether `address` can be that of another machine: it is not "this network" (RFC 1122 section
+/// True if `address` can be that of another machine: it is not "this network" (RFC 1122 section
 /// 3.2.1.3), loopback, link-local (RFC 3927), multicast (RFC 5771) or limited broadcast.
 pub fn is_elsewhere(address: Ipv4Addr) -> bool {
     let is_this_network = address.octets()[0] == 0;
@@ -90,14 +90,14 @@ mod tests {
         let mut outside = Outside::default();
         assert!(outside.learn(address(1), begin));
         assert!(outside.learn(address(2), begin));
-        let dialled = begin + LIFE / 2;
+        let dialled = begin + LIFETIME / 2;
         assert!(outside.renew(address(2), dialled));
         assert!(!outside.renew(address(3), dialled));
 
-        assert!(!outside.forget(begin + LIFE / 2));
-        assert!(outside.forget(begin + LIFE));
+        assert!(!outside.forget(begin + LIFETIME / 2));
+        assert!(outside.forget(begin + LIFETIME));
         assert_eq!(outside.addresses(), [address(2)]);
-        assert!(outside.forget(dialled + LIFE));
+        assert!(outside.forget(dialled + LIFETIME));
         assert!(outside.addresses().is_empty());
     }
 
@@ -105,17 +105,17 @@ mod tests {
     fn of_too_many_the_one_used_longest_ago_is_forgotten() {
         let begin = Instant::now();
         let mut outside = Outside::default();
-        for number in 0..MOST {
+        for number in 0..MAX_ADDRESSES {
             let after = Duration::from_secs(u64::try_from(number).unwrap());
             outside.learn(address(number), begin + after);
         }
-        let now = begin + LIFE;
+        let now = begin + LIFETIME;
         assert!(!outside.learn(address(0), now));
 
-        assert!(outside.learn(address(MOST), now));
+        assert!(outside.learn(address(MAX_ADDRESSES), now));
 
         let known = outside.addresses();
-        assert_eq!(known.len(), MOST);
+        assert_eq!(known.len(), MAX_ADDRESSES);
         assert!(known.contains(&address(0)));
         assert!(!known.contains(&address(1)));
     }

@@ -1,9 +1,9 @@
-//! Which path carries the tunnel, and how datagrams are handed to it.
+//! Decides which path carries the tunnel, and how datagrams are handed to it.
 //!
-//! A client has two ways to its replica: a byte stream through the API server (the stream path) and UDP
+//! A client has two paths to its replica: a byte stream through the API server (the stream path) and UDP
 //! straight to the pod (the UDP path). [`monitor`] chooses between them from probes, [`batching`] finds out
-//! whether several datagrams may be sent by UDP at once. Both are told the time and what arrived, and
-//! answer with what is to be sent: sockets, keys and the clock are their owner's.
+//! whether several datagrams may be sent by UDP at once. Both take the time and what arrived as
+//! arguments, and return what is to be sent: the caller has the sockets, the keys and the clock.
 
 pub mod batching;
 pub mod monitor;
@@ -11,19 +11,19 @@ pub mod monitor;
 /// Largest datagram on either path, in bytes of UDP payload: an Ethernet frame less the headers of
 /// IPv6, UDP and a tunnel around them.
 pub const FULL_SIZE: u16 = 1452;
-/// What every path must carry, in bytes of UDP payload (RFC 9000, section 14).
+/// The datagram that every path must carry, in bytes of UDP payload (RFC 9000, section 14).
 pub const BASE_SIZE: u16 = 1200;
 
-/// One of the two ways between the ends.
+/// One of the two paths between the ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathKind {
-    /// T: the byte stream through the API server.
+    /// The byte stream through the API server.
     Stream,
-    /// U: UDP straight to the replica.
+    /// UDP straight to the replica.
     Udp,
 }
 
-/// Which paths may be used.
+/// The paths that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PathChoice {
     /// Start on the stream, move to UDP when it answers, and back when it falls silent.

@@ -1,13 +1,12 @@
-//! Which networks are steered: the cluster's, without what is this machine's own.
+//! Decides which networks are steered: the cluster's, except for this machine's own.
 //!
-//! What the kernel compares is the longest prefix; where an included network and an excluded one
-//! are the same, it is excluded.
+//! The kernel takes the longest prefix; a network that is both included and excluded is excluded.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// Sentences about one kind of network; a machine with more is described by their number.
+/// Sentences about one kind of network; further ones are only counted.
 const MAX_NOTICES: usize = 8;
 
 /// This machine's own: loopback, "this network", link-local, multicast, limited broadcast.
@@ -19,7 +18,7 @@ const NEVER: [(Ipv4Addr, u8); 5] = [
     (Ipv4Addr::BROADCAST, 32),
 ];
 
-/// What the user wants beside the cluster's networks, and what the session itself needs.
+/// The user's changes to the cluster's networks, and the session's own exceptions.
 #[derive(Debug, Clone, Default)]
 pub struct Wishes {
     /// `--also-proxy`
@@ -27,7 +26,7 @@ pub struct Wishes {
     /// `--never-proxy`
     pub never: Vec<IpNet>,
     /// The API server, and the proxy on the way to it.
-    pub spared: BTreeSet<IpNet>,
+    pub api_server: BTreeSet<IpNet>,
 }
 
 /// The addresses, links and routes that this machine has.
@@ -37,7 +36,7 @@ pub struct Local {
     pub own: BTreeSet<Ipv4Addr>,
     /// Networks of its interfaces.
     pub connected: Vec<Link>,
-    /// Networks that routes lead to, by whatever way.
+    /// Networks that any route leads to.
     pub routed: Vec<Link>,
 }
 
@@ -51,7 +50,7 @@ pub struct Link {
 }
 
 impl Local {
-    /// Whether this machine has the address, or a network that it is connected to.
+    /// True if the address is this machine's, or lies in a network that it is connected to.
     pub fn has(&self, address: Ipv4Addr) -> bool {
         self.own.contains(&address)
             || self
@@ -62,7 +61,7 @@ impl Local {
 }
 
 impl Link {
-    /// Whether the link's network and `network` have addresses in common.
+    /// True if the link's network and `network` have addresses in common.
     pub fn overlaps(&self, network: &IpNet) -> bool {
         let own = IpNet::V4(self.network);
 
@@ -70,10 +69,10 @@ impl Link {
     }
 }
 
-/// What is steered, and what the user should know about it.
+/// The steered networks, and notices about them for the user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// Networks that are steered, in ascending order; none of them is in `exclude`.
+    /// Networks that are steered, without those in `exclude`; in ascending order.
     pub include: Vec<IpNet>,
     /// Networks that are not steered, where they are the longer prefix; in ascending order.
     pub exclude: Vec<IpNet>,
@@ -81,7 +80,7 @@ pub struct Decision {
     pub notices: Vec<String>,
 }
 
-/// Whether `network` is never steered, whatever the user wishes: it lies in 127.0.0.0/8, 0.0.0.0/8,
+/// True if `network` is never steered, whatever the user wishes: it lies in 127.0.0.0/8, 0.0.0.0/8,
 /// 169.254.0.0/16, 224.0.0.0/4 or 255.255.255.255/32.
 pub fn is_always_local(network: &IpNet) -> bool {
     match network {
@@ -122,9 +121,9 @@ pub fn decide(networks: &[IpNet], wishes: &Wishes, local: &Local) -> Decision {
         .filter(|network| covers(&include, *network))
         .map(IpNet::V4)
         .chain(wishes.never.iter().copied())
-        .chain(wishes.spared.iter().copied())
+        .chain(wishes.api_server.iter().copied())
         .collect();
-    // What is the same counts as excluded; two lists that agree are easier to read.
+    // A network in both is excluded anyway; disjoint lists are easier to read.
     include.retain(|network| !exclude.contains(network));
 
     let notices = notices(networks, wishes, local, &links);
@@ -210,8 +209,8 @@ fn notices(networks: &[IpNet], wishes: &Wishes, local: &Local, links: &[&Link]) 
     notices
 }
 
-/// Says in a sentence which of the machine's or the cluster's networks overlap with the networks
-/// `aliases`; without one, none does.
+/// A sentence about the machine's and the cluster's networks that overlap with the networks
+/// `aliases`; empty without an overlap.
 pub fn collisions(aliases: &[Ipv4Net], networks: &[IpNet], local: &Local) -> Vec<String> {
     let collides = |network: &Ipv4Net| {
         aliases

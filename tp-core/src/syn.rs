@@ -1,8 +1,8 @@
 //! Connection attempts that wait for the far side.
 //!
-//! The application's kernel sends a SYN again until somebody answers. Whatever comes, one attempt
-//! is dialled once; once the dial has succeeded every further copy is written back, because the
-//! kernel may have lost the one before.
+//! The application's kernel repeats a SYN until it is answered. Each attempt is dialled once; after
+//! the dial has succeeded, every further copy is written back, because the kernel may have dropped
+//! the one before.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,15 +14,15 @@ use crate::{
     verdict::{Signal, Verdict},
 };
 
-/// An attempt whose next SYN is overdue by this much has been given up by the application. The
-/// kernel's pauses grow from 1 s at most by doubling.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How often the attempts are looked through for those.
-const SWEEP: Duration = Duration::from_secs(1);
+/// An attempt whose next SYN is overdue by this much was given up by the application. The kernel's
+/// pauses start at 1 s at most, and at most double.
+const ABANDONED_AFTER: Duration = Duration::from_secs(5);
+/// Between two searches for such attempts.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// When an ICMP refusal is written again. Linux drops one that meets the socket while `connect()` is
-/// still at work with it, and hears the next.
-const AGAIN: [Duration; 3] = [
+/// The pauses before an ICMP refusal is repeated. Linux drops one that arrives while `connect()`
+/// still owns the socket, and takes the next.
+const REPEAT_DELAYS: [Duration; 3] = [
     Duration::from_millis(10),
     Duration::from_millis(50),
     Duration::from_millis(250),
@@ -37,16 +37,16 @@ pub struct Attempt {
     pub sequence: u32,
 }
 
-/// What is to be done. Packets are whole IPv4 packets.
+/// An action for the caller. Packets are whole IPv4 packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Dial the destination, then call [`HeldSyns::handle_verdict`].
     Dial(Attempt),
     /// Write this packet to the TUN.
     Write(Vec<u8>),
-    /// The same with one that was written before, and that may meet nobody any more.
+    /// The same with one that was written before, and may reach no socket.
     WriteAgain(Vec<u8>),
-    /// Nobody waits for this dial any more.
+    /// Abort this dial: the application no longer waits for it.
     Cancel(Attempt),
 }
 
@@ -75,7 +75,7 @@ struct Held {
 
 impl Held {
     fn deadline(&self) -> Instant {
-        self.seen + self.gap * 2 + PATIENCE
+        self.seen + self.gap * 2 + ABANDONED_AFTER
     }
 }
 
@@ -90,9 +90,9 @@ pub struct HeldSyns {
     dialling: usize,
     capacity: usize,
     sweep: Option<Instant>,
-    /// Refusals that are due again, by how often they were; the oldest first, no more than
+    /// Refusals to repeat, by the number of repeats so far; the oldest first, no more than
     /// `capacity` each.
-    again: [VecDeque<(Instant, Attempt)>; AGAIN.len()],
+    repeats: [VecDeque<(Instant, Attempt)>; REPEAT_DELAYS.len()],
 }
 
 impl HeldSyns {
@@ -105,7 +105,7 @@ impl HeldSyns {
             dialling: 0,
             capacity,
             sweep: None,
-            again: Default::default(),
+            repeats: Default::default(),
         }
     }
 
@@ -147,7 +147,7 @@ impl HeldSyns {
         self.held.insert(attempt.flow, held);
         self.waiting += 1;
         self.dialling += 1;
-        self.sweep.get_or_insert(now + SWEEP);
+        self.sweep.get_or_insert(now + SWEEP_INTERVAL);
         actions.push(Action::Dial(attempt));
 
         actions
@@ -200,7 +200,7 @@ impl HeldSyns {
     /// Repeats refusals, and forgets attempts that the application has given up. It is to be
     /// called at the time that [`HeldSyns::poll_timeout`] gives; an earlier call does no harm.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = self.due_again(now);
+        let mut actions = self.due_repeats(now);
         if self.sweep.is_none_or(|due| now < due) {
             return actions;
         }
@@ -211,15 +211,15 @@ impl HeldSyns {
             .map(|(flow, _)| *flow)
             .collect();
         actions.extend(due.into_iter().filter_map(|flow| self.cancel(flow)));
-        self.sweep = (!self.held.is_empty()).then(|| now + SWEEP);
+        self.sweep = (!self.held.is_empty()).then(|| now + SWEEP_INTERVAL);
 
         actions
     }
 
-    /// The session ends: forgets everything. Returns the packets that reset what waits.
+    /// The session ends: forgets everything. Returns the RSTs for the attempts that wait.
     pub fn reset_all(&mut self) -> Vec<Vec<u8>> {
         self.over.clear();
-        self.again = Default::default();
+        self.repeats = Default::default();
         self.waiting = 0;
         self.dialling = 0;
         self.sweep = None;
@@ -232,26 +232,30 @@ impl HeldSyns {
 
     /// When [`HeldSyns::handle_timeout`] is due; `None` if nothing waits for a time.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let again = self.again.iter().filter_map(|queue| Some(queue.front()?.0));
+        let repeats = self
+            .repeats
+            .iter()
+            .filter_map(|queue| Some(queue.front()?.0));
 
-        again.chain(self.sweep).min()
+        repeats.chain(self.sweep).min()
     }
 
-    /// Each queue is in the order of time, because all in it wait for as long.
+    /// Each queue is ordered by time, because all of its entries wait equally long.
     fn repeat(&mut self, attempt: Attempt, round: usize, now: Instant) {
-        let (Some(pause), Some(queue)) = (AGAIN.get(round), self.again.get_mut(round)) else {
+        let (Some(pause), Some(queue)) = (REPEAT_DELAYS.get(round), self.repeats.get_mut(round))
+        else {
             return;
         };
-        // Whoever is left out hears it with the next copy of the SYN.
+        // An attempt that is left out gets its refusal with the next copy of the SYN.
         if queue.len() < self.capacity {
             queue.push_back((now + *pause, attempt));
         }
     }
 
-    fn due_again(&mut self, now: Instant) -> Vec<Action> {
+    fn due_repeats(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
-        for round in 0..AGAIN.len() {
-            while let Some((_, attempt)) = self.again[round].pop_front_if(|next| next.0 <= now) {
+        for round in 0..REPEAT_DELAYS.len() {
+            while let Some((_, attempt)) = self.repeats[round].pop_front_if(|next| next.0 <= now) {
                 let refused = self.held.get(&attempt.flow);
                 let Some(Held {
                     syn,
@@ -285,7 +289,7 @@ impl HeldSyns {
         }
     }
 
-    /// Forgets an attempt; the action if somebody works for it.
+    /// Forgets an attempt; returns the action that stops its dial, if it still waits.
     fn cancel(&mut self, flow: FlowKey) -> Option<Action> {
         let held = self.held.remove(&flow)?;
         if !held.state.is_waiting() {

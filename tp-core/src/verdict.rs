@@ -1,6 +1,6 @@
-//! How a dial ended, and what the application is made to see.
+//! The result of a dial, and the signal that the application gets.
 
-/// How the far side's kernel ended a dial.
+/// The result of a dial by the far side's kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Verdict {
     /// The target accepted the connection.
@@ -15,11 +15,11 @@ pub enum Verdict {
     TimedOut,
     /// The user may not reach the target.
     Prohibited,
-    /// No room for the dial, here or there.
+    /// No resources for the dial, at either end.
     Exhausted,
 }
 
-/// What ends the application's `connect()`.
+/// The signal that ends the application's `connect()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// The SYN goes on to the listener.
@@ -38,8 +38,8 @@ pub const NET_UNREACHABLE: u8 = 0;
 pub const HOST_UNREACHABLE: u8 = 1;
 /// ICMP code "port unreachable": Linux reports ECONNREFUSED.
 pub const PORT_UNREACHABLE: u8 = 3;
-/// ICMP code "destination network unknown": ENETUNREACH, also for a UDP socket that did not ask for
-/// passing troubles (IP_RECVERR), which hears nothing of the codes 0 and 1.
+/// ICMP code "destination network unknown": ENETUNREACH, also for a UDP socket without IP_RECVERR,
+/// to which Linux does not report the codes 0 and 1.
 pub const NET_UNKNOWN: u8 = 6;
 /// ICMP code "communication administratively prohibited": Linux reports EHOSTUNREACH.
 pub const PROHIBITED: u8 = 13;

@@ -1,4 +1,4 @@
-//! The way of the root daemon to the background, where sudo has started it on a terminal.
+//! Moves a root daemon that sudo has started on a terminal to the background.
 
 use std::{
     env,
@@ -10,9 +10,9 @@ use std::{
 use anyhow::Context as _;
 use rustix::stdio::dup2_stdout;
 
-/// Runs this program again, with `detached` in place of `flag`, and returns when that serves and has
-/// let go of the terminal. sudo ends what it started with its pseudo-terminal (`use_pty` of sudoers(5)), and not
-/// every sudo has a background of its own (`-b`).
+/// Runs this program again, with `detached` in place of `flag`, and returns when the new process
+/// serves and has left the terminal. With its pseudo-terminal (`use_pty` of sudoers(5)) sudo ends its
+/// children, and not every sudo can run them in the background (`-b`).
 pub(crate) fn detach(flag: &str, detached: &str) -> anyhow::Result<()> {
     let program = env::current_exe().context("cannot find this program")?;
     let arguments = env::args_os().skip(1).map(|argument| match argument {
@@ -25,26 +25,26 @@ pub(crate) fn detach(flag: &str, detached: &str) -> anyhow::Result<()> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start this program again")?;
-    let mut told = Vec::new();
+    let mut message = Vec::new();
     if let Some(output) = &mut child.stdout {
         output
-            .read_to_end(&mut told)
+            .read_to_end(&mut message)
             .context("cannot wait for this program")?;
     }
-    if told.is_empty() {
+    if message.is_empty() {
         let status = child.wait().context("cannot watch this program")?;
-        // It has said why.
+        // The child has printed why.
         process::exit(status.code().unwrap_or(1));
     }
 
     Ok(())
 }
 
-/// Says to [`detach`] that it may return.
-pub(crate) fn tell_detached() -> io::Result<()> {
+/// Tells the parent in [`detach`] that it may return.
+pub(crate) fn report_detached() -> io::Result<()> {
     io::stdout().write_all(b"detached\n")?;
     io::stdout().flush()?;
-    let nowhere = File::options().write(true).open("/dev/null")?;
+    let dev_null = File::options().write(true).open("/dev/null")?;
 
-    Ok(dup2_stdout(nowhere)?)
+    Ok(dup2_stdout(dev_null)?)
 }

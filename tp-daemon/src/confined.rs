@@ -1,4 +1,4 @@
-//! What containers hide or protect, taken from file systems of our own that are mounted nowhere.
+//! Reaches what containers hide or protect, by mounts of our own that have no path (fsmount(2)).
 //! Such a mount ends with its descriptor.
 
 use std::{
@@ -19,13 +19,13 @@ use rustix::{
 use crate::request_error::RequestError;
 
 const TUN: &str = "/dev/net/tun";
-/// Of the device behind [`TUN`], from the kernel's list of devices.
+/// Major and minor number of [`TUN`], from the kernel's list of devices.
 const TUN_NUMBERS: (u32, u32) = (10, 200);
 
-/// Without these nothing can be made, whatever else is there.
+/// The capabilities that every data path needs.
 const CAPABILITIES: [(u32, &str); 2] = [(12, "NET_ADMIN"), (21, "SYS_ADMIN")];
 
-/// Fails with a sentence that names what this process may not do.
+/// Fails with a sentence that names the missing capabilities of this process.
 pub(crate) fn check_capabilities() -> anyhow::Result<()> {
     let status =
         fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
@@ -60,9 +60,9 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Writes a setting of the calling thread's network namespace, also where /proc/sys is read-only;
-/// a `family` that the kernel lacks has none.
-pub(crate) fn set(
+/// Writes a sysctl of the calling thread's network namespace, also where /proc/sys is read-only.
+/// Does nothing if the kernel lacks the `family`.
+pub(crate) fn set_sysctl(
     family: &str,
     interface: &str,
     key: &str,
@@ -79,17 +79,17 @@ pub(crate) fn set(
     if !is_protected {
         return Err(anyhow::anyhow!("cannot write /proc/{path}: {error}").into());
     }
-    let written = || {
+    let write_by_own_mount = || {
         let proc = mount("proc")?;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         match openat(&proc, &path, flags, Mode::empty()) {
             Ok(file) => File::from(file).write_all(value.as_bytes()),
-            Err(_) if !has(&proc, &format!("sys/net/{family}")) => Ok(()),
+            Err(_) if !exists(&proc, &format!("sys/net/{family}")) => Ok(()),
             Err(error) => Err(error.into()),
         }
     };
 
-    written().map_err(|own: io::Error| {
+    write_by_own_mount().map_err(|own: io::Error| {
         RequestError::unsupported(format!(
             "cannot write /proc/{path}: {error}; nor by another mount of proc: {own}; in a \
              container, start the container with `--security-opt systempaths=unconfined` (Docker) or \
@@ -98,11 +98,11 @@ pub(crate) fn set(
     })
 }
 
-fn has(directory: &OwnedFd, path: &str) -> bool {
+fn exists(directory: &OwnedFd, path: &str) -> bool {
     rustix::fs::statat(directory, path, rustix::fs::AtFlags::empty()).is_ok()
 }
 
-/// Opens what TUN devices are made with, also where the machine has no file for it.
+/// Opens [`TUN`], or a device file of our own where it is missing.
 pub(crate) fn open_tun() -> anyhow::Result<File> {
     let open = || {
         OpenOptions::new()
@@ -138,7 +138,7 @@ fn open_own_tun() -> io::Result<File> {
     Ok(openat(&devices, "tun", flags, Mode::empty())?.into())
 }
 
-/// A new file system of this kind.
+/// Mounts a new file system of this kind, without a path.
 fn mount(kind: &str) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;

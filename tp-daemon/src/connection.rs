@@ -24,7 +24,7 @@ use crate::{
     scope,
 };
 
-/// A peer that is refused must have said something by then.
+/// For the first request of a peer that is refused.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 const DNS_PORT: u16 = 53;
@@ -35,7 +35,7 @@ pub(crate) struct Connection {
     context: Arc<Context>,
     bundle: Option<Bundle>,
     has_had_bundle: bool,
-    /// Parts of the networks of the next request to steer.
+    /// Parts of the next request to steer.
     parts: Steer,
 }
 
@@ -84,8 +84,8 @@ impl Connection {
         drop(foreign);
     }
 
-    /// Tells a peer that is not served why, in reply to its first request: a packet that is sent
-    /// before it would be lost with the connection.
+    /// Sends the reason to a peer that is not served, in reply to its first request: an earlier packet
+    /// would be lost with the connection.
     pub(crate) fn refuse(socket: &OwnedFd, refusal: RequestError) {
         let mut buffer = vec![0; MAX_PACKET];
         let replied = set_socket_timeout(socket, Timeout::Recv, Some(REFUSAL_TIMEOUT))
@@ -132,13 +132,13 @@ impl Connection {
                 }
             }
             Request::SteerPart(part) => {
-                self.keep(part)?;
+                self.keep_part(part)?;
                 Reply::Done
             }
             Request::Steer(steer) => {
                 let Steer {
                     include, exclude, ..
-                } = self.whole(steer)?;
+                } = self.join_parts(steer)?;
                 let maps = self.bundle_mut()?.data_path_mut().maps_mut();
                 maps.steer(&include, &exclude)?;
                 Reply::Done
@@ -191,7 +191,7 @@ impl Connection {
             ));
         }
         self.peer.check_is_there()?;
-        // The guard of the aliases compares numbers as the namespace's owner sees them.
+        // The guard of the aliases compares user ids as the namespace's owner sees them.
         if !host.has_our_users()? {
             return Err(RequestError::unsupported(
                 "the network namespace belongs to another user namespace, for example to a \
@@ -203,7 +203,7 @@ impl Connection {
             host,
             scope,
             avoid: &open.avoid,
-            living: &self.context.living,
+            quota: &self.context.quota,
             uid: self.peer.uid,
             offsets: self.context.offsets,
             hierarchy: &self.context.hierarchy,
@@ -218,8 +218,8 @@ impl Connection {
         Ok((description, descriptors))
     }
 
-    /// Keeps a part until the request that it belongs to.
-    fn keep(&mut self, part: Steer) -> Result<(), RequestError> {
+    /// Keeps a part until its request arrives.
+    fn keep_part(&mut self, part: Steer) -> Result<(), RequestError> {
         self.bundle_mut()?;
         let kept = &mut self.parts;
         let count = [&kept.include, &kept.exclude, &part.include, &part.exclude]
@@ -239,8 +239,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The request with its parts; what an earlier one left behind belongs to none.
-    fn whole(&mut self, last: Steer) -> Result<Steer, RequestError> {
+    /// Joins a request with its parts; parts without a request are discarded.
+    fn join_parts(&mut self, last: Steer) -> Result<Steer, RequestError> {
         let mut whole = std::mem::take(&mut self.parts);
         if last.parts == 0 {
             return Ok(last);

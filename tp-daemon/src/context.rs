@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::AtomicBool};
 use tp_ebpf_loader::KernelOffsets;
 
 use crate::{
-    datapath::{Tuning, living::Living},
+    datapath::{Tuning, quota::Quota},
     scope::Hierarchy,
 };
 
@@ -14,8 +14,8 @@ pub(crate) struct Context {
     pub(crate) hierarchy: Hierarchy,
     pub(crate) lifetime: Lifetime,
     pub(crate) tuning: Tuning,
-    pub(crate) living: Arc<Living>,
-    /// Set once any connection was, or was to become, that of a session.
+    pub(crate) quota: Arc<Quota>,
+    /// True once a session has opened a data path or announced that it will.
     pub(crate) has_served: AtomicBool,
 }
 

@@ -7,7 +7,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,21 +16,22 @@ use ipnet::IpNet;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
 use tp_core::alias::{
-    QUARANTINE,
+    QUARANTINE_LIFETIME,
     ranges::{self, AliasRange},
 };
 use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
+use tp_process::sync;
 use tp_root_api::{Datapath, Descriptors, PROCESS_NAME};
 
 use crate::{
-    confined::{self, set},
+    confined::{self, set_sysctl},
     request_error::RequestError,
     scope::{Hierarchy, ResolvedScope},
     sys,
 };
 
-pub(crate) mod living;
 pub(crate) mod netns;
+pub(crate) mod quota;
 
 mod aliases;
 mod diag;
@@ -38,18 +39,17 @@ mod links;
 
 use aliases::{Namespaces, Recycler};
 use links::{HOST_MAC, INNER_MAC, MTU, Netlink};
-use living::{Living, Reservation};
 use netns::NetNamespace;
+use quota::{Quota, Reservation};
 
 const INNER_VETH: &str = "veth0";
 const TUN: &str = "tun0";
 
-/// What the workstation's ends of the pairs are called: this, and hexadecimal digits.
+/// The workstation's end of a veth pair is named by this prefix and hexadecimal digits.
 pub(crate) const LINK_PREFIX: &str = "tp";
 pub(crate) const LINK_DIGITS: usize = 8;
 
-/// A burst of connects must not lose SYNs on the way to the session, nor approved ones on the
-/// way back.
+/// A burst of connects must lose no SYN to the session and no approved SYN back.
 const TUN_QUEUE_LEN: u32 = 4096;
 const BACKLOG: i32 = 4096;
 const UDP_RECEIVE_BUFFER: usize = 4 << 20;
@@ -63,10 +63,10 @@ pub(crate) struct DatapathRequest<'a> {
     pub(crate) host: NetNamespace,
     /// The sockets to steer.
     pub(crate) scope: ResolvedScope,
-    /// Networks that the aliases must not be of, beside those that this machine knows.
+    /// Networks that the aliases must avoid, besides those that this machine knows.
     pub(crate) avoid: &'a [IpNet],
-    /// The count of what lives on of earlier bundles.
-    pub(crate) living: &'a Arc<Living>,
+    /// The count of bundles per user.
+    pub(crate) quota: &'a Arc<Quota>,
     /// The user of the session, under whom the bundle is counted.
     pub(crate) uid: u32,
     pub(crate) offsets: KernelOffsets,
@@ -87,30 +87,30 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             alias_count: ALIAS_TABLE_LEN as u32,
-            quarantine: QUARANTINE,
+            quarantine: QUARANTINE_LIFETIME,
         }
     }
 }
 
 /// A live bundle; dropping it restores the machine.
 ///
-/// Fields drop in this order: no alias is freed any more, the link ends the sockets that use it
-/// while the guards still stand, then the programs go.
+/// Fields drop in this order: the recycler stops, the link ends the sockets that use it while the
+/// guards are attached, then the programs are unloaded.
 pub(crate) struct Bundle {
     recycler: Recycler,
     _link: Link,
     data_path: DataPath,
-    _place: Reservation,
+    _reservation: Reservation,
 }
 
 impl Bundle {
     pub(crate) fn open(
         request: DatapathRequest<'_>,
     ) -> Result<(Self, Datapath, Descriptors), RequestError> {
-        let place = request.living.take(request.uid)?;
+        let reservation = request.quota.reserve(request.uid)?;
         let inner = NetNamespace::private().context("cannot make a network namespace")?;
-        // Before anything else gives it an id of its own choice.
-        place.note_namespace(&inner)?;
+        // Before anything else assigns it another id.
+        reservation.note_namespace(&inner)?;
         let cookie = request.host.run(host_cookie)?;
         let host = request.host.try_clone()?;
         let link = Link::make(request.host, &inner, request.avoid, request.tuning)?;
@@ -127,13 +127,13 @@ impl Bundle {
             offsets: request.offsets,
         };
         let mut data_path = DataPath::load(&plan)?;
-        place.note_maps(&data_path.maps().shared_ids()?);
+        reservation.note_maps(&data_path.maps().shared_ids()?);
         inner.run(|| {
             let (listener, udp) = (&devices.listener, &devices.udp);
             data_path.attach_inner(inner.as_fd(), INNER_VETH, TUN, listener, udp)?;
             Ok::<_, RequestError>(())
         })?;
-        // The guard stands before the way is open, and the way is open before anybody is steered.
+        // The guard comes before the routes, and the routes before any socket is steered.
         link.host.run(|| {
             data_path
                 .attach_host(&link.name)
@@ -165,7 +165,7 @@ impl Bundle {
             )?,
             _link: link,
             data_path,
-            _place: place,
+            _reservation: reservation,
         };
 
         Ok((bundle, description, descriptors))
@@ -211,9 +211,7 @@ impl Link {
         tuning: Tuning,
     ) -> Result<Self, RequestError> {
         let netlink = host.run(Netlink::open)?;
-        let _choosing = CHOOSING_RANGE
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _choosing = sync::lock(&CHOOSING_RANGE);
         let mut in_use = netlink.networks()?;
         in_use.extend(avoid.iter().filter_map(|network| match network {
             IpNet::V4(network) => Some(network.trunc()),
@@ -244,9 +242,9 @@ impl Link {
     fn configure(&self) -> Result<(), RequestError> {
         let AliasRange { host, gateway, .. } = self.range;
         self.host.run(|| {
-            set("ipv6", &self.name, "disable_ipv6", "1")?;
+            set_sysctl("ipv6", &self.name, "disable_ipv6", "1")?;
             // Packets out of the private namespace are for this machine only.
-            set("ipv4", &self.name, "forwarding", "0")
+            set_sysctl("ipv4", &self.name, "forwarding", "0")
         })?;
         self.netlink.add_address(self.index, host)?;
         self.netlink.add_neighbour(self.index, gateway, INNER_MAC)?;
@@ -254,7 +252,7 @@ impl Link {
         Ok(())
     }
 
-    /// Opens the way to the aliases.
+    /// Brings the link up and adds the routes to the aliases.
     fn open(&self) -> Result<(), RequestError> {
         let AliasRange {
             aliases,
@@ -271,7 +269,7 @@ impl Link {
 }
 
 impl Link {
-    /// False as well if an interface of another name has taken the index.
+    /// Returns whether the interface exists; false if another one has its index.
     fn is_there(&self) -> bool {
         self.netlink.name_of(self.index).as_deref() == Some(&self.name)
     }
@@ -288,7 +286,7 @@ impl Drop for Link {
         if !self.is_there() {
             return;
         }
-        // The private namespace takes its end along, and with it ours, when the session has died.
+        // Once the session has died, the private namespace ends and takes both ends of the pair with it.
         if let Err(error) = self.netlink.delete(self.index)
             && self.is_there()
         {
@@ -309,9 +307,9 @@ struct Devices {
 fn make_devices(range: &AliasRange) -> Result<Devices, RequestError> {
     let netlink = Netlink::open()?;
     for name in ["all", "default", INNER_VETH] {
-        set("ipv6", name, "disable_ipv6", "1")?;
-        set("ipv4", name, "rp_filter", "0")?;
-        set("ipv4", name, "forwarding", "0")?;
+        set_sysctl("ipv6", name, "disable_ipv6", "1")?;
+        set_sysctl("ipv4", name, "rp_filter", "0")?;
+        set_sysctl("ipv4", name, "forwarding", "0")?;
     }
     let loopback = netlink.index_of("lo")?;
     netlink.set_up(loopback)?;
@@ -327,7 +325,7 @@ fn make_devices(range: &AliasRange) -> Result<Devices, RequestError> {
     let tun = confined::open_tun()?;
     sys::make_tun(&tun, TUN).context("cannot make a TUN device")?;
     let tun_index = netlink.index_of(TUN)?;
-    set("ipv4", TUN, "rp_filter", "0")?;
+    set_sysctl("ipv4", TUN, "rp_filter", "0")?;
     netlink.set_tun(tun_index, TUN_QUEUE_LEN)?;
 
     Ok(Devices {
@@ -369,7 +367,7 @@ fn host_cookie() -> Result<u64, RequestError> {
     })
 }
 
-/// A name that nothing here has: the index of an interface may be taken again, its name not.
+/// A name that no interface here has: an index may be reused, such a name is not.
 fn unused_name(netlink: &Netlink) -> Result<String, RequestError> {
     for _ in 0..16 {
         let number = random() as u32;
@@ -382,7 +380,7 @@ fn unused_name(netlink: &Netlink) -> Result<String, RequestError> {
     Err(anyhow::anyhow!("cannot find an unused interface name").into())
 }
 
-/// Keyed at random, so the hash of nothing is a random number.
+/// `RandomState` has random keys, so its hash of nothing is a random number.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

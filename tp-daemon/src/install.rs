@@ -1,6 +1,6 @@
-//! Puts a release in place: its programs where only root can replace them, the service of the
-//! root daemon, its group, and completions. What was made is written down first, so that
-//! `uninstall` removes exactly that.
+//! Installs a release: its programs where only root can replace them, the service of the root
+//! daemon, its group, and completions. All that is made is recorded first, so that `uninstall`
+//! removes exactly that.
 
 use std::{
     fs, io,
@@ -19,8 +19,8 @@ const UNIT_TEXT: &str = include_str!("../tp-daemon.service");
 const GROUP: &str = "tp";
 const PROGRAM_DIR: &str = "usr/local/bin";
 const UNIT_FILE: &str = "etc/systemd/system/tp-daemon.service";
-/// The first file in the order of names that matches counts: those of administrators begin with 10 and
-/// more, as a rule.
+/// systemd-networkd applies the first file by name that matches; those of administrators usually begin
+/// with 10 or more.
 const NETWORK_FILE: &str = "etc/systemd/network/05-tp.network";
 const NETWORK_TEXT: &str = "\
 # systemd-networkd leaves the interfaces of tp alone, also where another file is for all interfaces.
@@ -64,32 +64,32 @@ struct Record {
 pub(crate) fn run(args: InstallArgs) -> anyhow::Result<()> {
     let is_system = args.root == Path::new("/");
     if is_system {
-        need_root("install")?;
+        require_root("install")?;
     }
-    // Everybody reads what is installed, also if root's files are usually for root alone.
+    // Everybody may read what is installed, whatever root's umask.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let own = std::env::current_exe().context("cannot find out which program this is")?;
-    let source = own.parent().context("this program has no directory")?;
+    let program = std::env::current_exe().context("cannot find out which program this is")?;
+    let source = program.parent().context("this program has no directory")?;
     let mut record = read_record(&args.root)?.unwrap_or_default();
     record.version = tp_core::VERSION.into();
 
     let files = files(source)?;
     refuse_foreign(&args.root, &files, &record)?;
     for file in &files {
-        record.expect(&args.root, &file.target);
+        record.add(&args.root, &file.target);
     }
-    record.expect(&args.root, RECORD);
+    record.add(&args.root, RECORD);
     record.group |= is_system && !has_group()?;
     write_record(&args.root, &record)?;
 
     for file in &files {
-        place(&args.root.join(&file.target), &file.content, file.mode)?;
+        write_file(&args.root.join(&file.target), &file.content, file.mode)?;
     }
     if is_system {
         if !has_group()? {
-            call("groupadd", &["--system", GROUP])?;
+            run_command("groupadd", &["--system", GROUP])?;
         }
-        tell_networkd();
+        reload_networkd();
         start_service()?;
     }
 
@@ -99,7 +99,7 @@ pub(crate) fn run(args: InstallArgs) -> anyhow::Result<()> {
 pub(crate) fn run_uninstall(args: UninstallArgs) -> anyhow::Result<()> {
     let is_system = args.root == Path::new("/");
     if is_system {
-        need_root("uninstall")?;
+        require_root("uninstall")?;
     }
     let Some(record) = read_record(&args.root)? else {
         println!("tp is not installed here");
@@ -107,8 +107,8 @@ pub(crate) fn run_uninstall(args: UninstallArgs) -> anyhow::Result<()> {
     };
 
     if is_system && has_systemd() {
-        // Fails if the service has never been there, which is what is wanted.
-        let _ = call("systemctl", &["disable", "--now", "--quiet", UNIT]);
+        // Fails if there is no such service, which is as good.
+        let _ = run_command("systemctl", &["disable", "--now", "--quiet", UNIT]);
     }
     // The record goes last, so that an interrupted removal can be run again.
     for file in record.files.iter().filter(|file| *file != RECORD) {
@@ -116,16 +116,16 @@ pub(crate) fn run_uninstall(args: UninstallArgs) -> anyhow::Result<()> {
     }
     if is_system {
         if has_systemd() {
-            call("systemctl", &["daemon-reload"])?;
+            run_command("systemctl", &["daemon-reload"])?;
         }
-        tell_networkd();
+        reload_networkd();
         if record.group && has_group()? {
-            call("groupdel", &[GROUP])?;
+            run_command("groupdel", &[GROUP])?;
         }
     }
     remove_file(&args.root.join(RECORD))?;
     for directory in record.directories.iter().rev() {
-        // Somebody may have put something else there.
+        // Fails if somebody has put something else there.
         let _ = fs::remove_dir(args.root.join(directory));
     }
     println!("tp {} is removed", record.version);
@@ -186,7 +186,7 @@ fn completions(tp: &Path, shell: &str) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// A file that is in the way and that an earlier installation did not put there.
+/// Fails if another file is at one of the targets, unless an earlier installation put it there.
 fn refuse_foreign(root: &Path, files: &[File], record: &Record) -> anyhow::Result<()> {
     for file in files {
         let path = root.join(&file.target);
@@ -206,8 +206,8 @@ fn refuse_foreign(root: &Path, files: &[File], record: &Record) -> anyhow::Resul
 }
 
 impl Record {
-    /// Notes a file that is about to be made, and the directories that have to be made for it.
-    fn expect(&mut self, root: &Path, target: &str) {
+    /// Adds a file that is about to be written, and the directories that it lacks.
+    fn add(&mut self, root: &Path, target: &str) {
         if !self.files.iter().any(|known| known == target) {
             self.files.push(target.to_owned());
         }
@@ -237,16 +237,15 @@ fn read_record(root: &Path) -> anyhow::Result<Option<Record>> {
 fn write_record(root: &Path, record: &Record) -> anyhow::Result<()> {
     let text = serde_json::to_vec_pretty(record).context("cannot write down what is made")?;
 
-    place(&root.join(RECORD), &text, 0o644)
+    write_file(&root.join(RECORD), &text, 0o644)
 }
 
-/// Replaces the file as a whole, unless it is right already: a program that runs keeps the one it
-/// runs from.
-fn place(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
-    let is_right = fs::symlink_metadata(path)
+/// Replaces the file by rename(2), unless it is right already: a running program keeps its file.
+fn write_file(path: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
+    let is_unchanged = fs::symlink_metadata(path)
         .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o7777 == mode)
         && fs::read(path).is_ok_and(|found| found == content);
-    if is_right {
+    if is_unchanged {
         return Ok(());
     }
     let fail = || format!("cannot write {}", path.display());
@@ -270,7 +269,7 @@ fn remove_file(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn need_root(role: &str) -> anyhow::Result<()> {
+fn require_root(role: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("this needs root: run `sudo tp-daemon {role}`");
     }
@@ -286,11 +285,11 @@ fn has_systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-/// Has systemd-networkd read its files again. Where it is of a version that cannot, it does so when
-/// the machine starts the next time.
-fn tell_networkd() {
+/// Makes systemd-networkd read its files again. A version that cannot do so reads them at the next
+/// boot.
+fn reload_networkd() {
     if Path::new("/run/systemd/netif").is_dir() {
-        let _ = call("networkctl", &["reload"]);
+        let _ = run_command("networkctl", &["reload"]);
     }
 }
 
@@ -303,10 +302,10 @@ fn start_service() -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    call("systemctl", &["daemon-reload"])?;
-    call("systemctl", &["enable", "--quiet", UNIT])?;
-    // An older one that runs is replaced; its sessions end.
-    call("systemctl", &["restart", UNIT])?;
+    run_command("systemctl", &["daemon-reload"])?;
+    run_command("systemctl", &["enable", "--quiet", UNIT])?;
+    // Replaces an older one that runs; its sessions end.
+    run_command("systemctl", &["restart", UNIT])?;
     println!(
         "tp {version} is installed and its root daemon runs. Members of the group {GROUP} may use \
          it: `usermod -aG {GROUP} NAME`, then NAME logs in again."
@@ -315,7 +314,7 @@ fn start_service() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn call(program: &str, args: &[&str]) -> anyhow::Result<()> {
+fn run_command(program: &str, args: &[&str]) -> anyhow::Result<()> {
     let line = || format!("{program} {}", args.join(" "));
     let output = Command::new(program)
         .args(args)
@@ -323,8 +322,8 @@ fn call(program: &str, args: &[&str]) -> anyhow::Result<()> {
         .output()
         .with_context(|| format!("cannot run `{}`", line()))?;
     if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr);
-        bail!("`{}` failed: {}", line(), words.trim());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` failed: {}", line(), stderr.trim());
     }
 
     Ok(())
@@ -349,12 +348,12 @@ mod tests {
         ];
         let mut record = Record::default();
         for file in &files {
-            record.expect(root, &file.target);
+            record.add(root, &file.target);
         }
-        record.expect(root, RECORD);
+        record.add(root, RECORD);
         write_record(root, &record).unwrap();
         for file in &files {
-            place(&root.join(&file.target), &file.content, file.mode).unwrap();
+            write_file(&root.join(&file.target), &file.content, file.mode).unwrap();
         }
 
         files

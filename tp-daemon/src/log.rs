@@ -1,4 +1,4 @@
-//! The root daemon's log, which stays small, whatever is logged and however long it runs.
+//! The root daemon's log, whose size is bounded.
 
 use std::{
     env,
@@ -14,18 +14,18 @@ use tracing_subscriber::{
     Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
-/// Largest log file, in bytes.
-const LIMIT: u64 = 4 << 20;
+/// In bytes.
+const MAX_LOG_LEN: u64 = 4 << 20;
 
-/// Logs to standard error from here on: what `TP_LOG` names, directives as of `RUST_LOG` but without
-/// spans, or `info`.
+/// Logs to standard error from here on. `TP_LOG` has directives as `RUST_LOG` does, without spans; the
+/// default is `info`.
 pub(crate) fn start() {
     let directives = env::var("TP_LOG").unwrap_or_else(|_| "info".to_owned());
     let filter = directives.parse::<Targets>().unwrap_or_else(|error| {
         eprintln!("tp-daemon: TP_LOG is not followed: {error}");
         Targets::new().with_default(Level::INFO)
     });
-    // Relocations are of no interest to anybody.
+    // aya logs every relocation.
     let filter = filter
         .with_target("aya", Level::WARN)
         .with_target("aya_obj", Level::WARN);
@@ -38,8 +38,8 @@ pub(crate) fn start() {
         .init();
 }
 
-/// Standard error. Where it is a log file that `tp` opened for this program, the oldest lines go
-/// when it is full: in the file itself, because root renames nothing in a directory of a user.
+/// Standard error. If it is a log file that `tp` opened for this program, the oldest lines are removed
+/// when it is full: in the file itself, because root renames nothing in a user's directory.
 #[derive(Debug)]
 struct Stderr {
     log: Option<File>,
@@ -52,7 +52,7 @@ impl Stderr {
 
         Self {
             log: copy.ok().map(File::from).filter(is_ours),
-            limit: LIMIT,
+            limit: MAX_LOG_LEN,
         }
     }
 }
@@ -72,12 +72,13 @@ impl Write for Stderr {
     }
 }
 
-/// A file that is read and appended to, as `tp` opens it. What others redirect to is theirs.
+/// Returns whether the file is open for reading and appending, as `tp` opens it. The target of a
+/// user's own redirection is left alone.
 fn is_ours(file: &File) -> bool {
-    let is_open_so = fcntl_getfl(file)
+    let has_our_flags = fcntl_getfl(file)
         .is_ok_and(|flags| flags.contains(OFlags::APPEND) && flags.contains(OFlags::RDWR));
 
-    is_open_so && file.metadata().is_ok_and(|metadata| metadata.is_file())
+    has_our_flags && file.metadata().is_ok_and(|metadata| metadata.is_file())
 }
 
 /// Keeps the last quarter of a full log, from the beginning of a line.

@@ -51,10 +51,10 @@ enum Role {
 
 fn main() -> ExitCode {
     let result = match Args::parse().role {
-        Role::Root(args) => named().and_then(|()| root::run(args)),
+        Role::Root(args) => set_process_name().and_then(|()| root::run(args)),
         Role::Install(args) => install::run(args),
         Role::Uninstall(args) => install::run_uninstall(args),
-        Role::Session => no_session(),
+        Role::Session => refuse_session(),
     };
 
     match result {
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn no_session() -> anyhow::Result<()> {
+fn refuse_session() -> anyhow::Result<()> {
     bail!(
         "sessions are served by the program tp-session, which this `tp` is too old to know: use \
          the `tp` of the release {} that this tp-daemon is of",
@@ -74,7 +74,7 @@ fn no_session() -> anyhow::Result<()> {
     )
 }
 
-/// Takes the name that keeps this process from being steered, whatever its file is called.
-fn named() -> anyhow::Result<()> {
+/// Sets the name that exempts this process from steering, whatever its file is called.
+fn set_process_name() -> anyhow::Result<()> {
     rustix::thread::set_name(tp_root_api::PROCESS_NAME).context("cannot name this process")
 }

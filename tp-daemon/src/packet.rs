@@ -1,4 +1,4 @@
-//! Requests as they come: what no session sends is told from what one does.
+//! Receives requests, and separates them from packets that no session sends.
 
 use std::{
     io,
@@ -11,12 +11,12 @@ use tp_root_api::{Request, wire};
 
 use crate::request_error::RequestError;
 
-/// What came: nothing any more, a request, something that is none, or what no request carries.
+/// The end of the connection, a request, an unreadable one, or descriptors that no request carries.
 pub(crate) enum Incoming {
     Closed,
     Request(Request, Vec<OwnedFd>),
     Malformed(RequestError),
-    /// To be closed last: its owner decides how long that takes.
+    /// To be closed last: whoever serves such a file can delay its close.
     Foreign(Vec<OwnedFd>),
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Incomi
     };
     if !packet.fds.iter().all(is_namespace) {
         for fd in &packet.fds {
-            // Fails for what is no socket. One that lingers would hold up whoever closes it.
+            // Fails unless it is a socket. SO_LINGER would delay its close.
             let _ = set_socket_linger(fd, Some(Duration::ZERO));
         }
         return Ok(Incoming::Foreign(packet.fds));
@@ -52,7 +52,7 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Incomi
     }
 }
 
-/// A file of nsfs, whose end nobody can delay.
+/// Returns whether it is a file of nsfs, whose close nobody can delay.
 fn is_namespace(fd: &OwnedFd) -> bool {
     fstatfs(fd).is_ok_and(|found| found.f_type == libc::NSFS_MAGIC)
 }

@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and whether that user is served.
+//! The process at the other end of a connection, and whether its user is served.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use rustix::{
 
 use crate::{request_error::RequestError, sys};
 
-/// Connections of one user that are served at a time.
+/// Served connections of one user at a time.
 pub(crate) const MAX_CONNECTIONS_PER_UID: usize = 8;
 
 /// The process that connected, as the kernel recorded it then.
@@ -25,7 +25,7 @@ pub(crate) struct PeerProcess {
     pub(crate) uid: u32,
     gid: u32,
     groups: Vec<u32>,
-    /// The process itself: its number may be another's later.
+    /// A pidfd: the pid may be reused later.
     process: Option<OwnedFd>,
 }
 
@@ -43,12 +43,13 @@ impl PeerProcess {
         })
     }
 
-    /// Capabilities that the session's programs may have without having gained them, in the user
-    /// namespace of that number. In another one it may have them all, and none here.
+    /// The capabilities in the user namespace `user_ns` that the session's programs may have without
+    /// having gained privileges. A peer in another namespace may have all of them there, and has
+    /// none here.
     ///
-    /// For others than root these are the ambient ones: the kernel clears them when a program that
-    /// grants privileges is executed (capabilities(7)), which the process that connected may have
-    /// become since.
+    /// For users other than root these are the ambient ones: the kernel clears them when a process
+    /// executes a program that grants privileges (capabilities(7)), as the peer may have done since
+    /// it connected.
     pub(crate) fn capabilities_in(&self, user_ns: u32) -> Result<u64, RequestError> {
         if user_namespace(&self.pid.to_string())? != user_ns {
             return Ok(0);
@@ -60,7 +61,8 @@ impl PeerProcess {
         capabilities.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData).into())
     }
 
-    /// Fails once the process has ended. What was read of its number before was then its own.
+    /// Fails once the process has ended. After a success, what was read from `/proc/PID` before was its
+    /// own.
     pub(crate) fn check_is_there(&self) -> Result<(), RequestError> {
         let has_ended = match &self.process {
             Some(process) => {
@@ -79,8 +81,8 @@ impl PeerProcess {
     }
 }
 
-/// The process that connected. A kernel before 6.5 does not hand it over; then it is whoever has
-/// its number at the moment of the connection.
+/// A pidfd of the process that connected. Before Linux 6.5 it is that of the process that has the
+/// pid when the connection is accepted.
 fn process_of(socket: impl AsFd, pid: u32) -> Option<OwnedFd> {
     match sys::peer_process(socket) {
         Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
@@ -91,7 +93,7 @@ fn process_of(socket: impl AsFd, pid: u32) -> Option<OwnedFd> {
     }
 }
 
-/// The number of the user namespace of a process: an id or "self".
+/// The inode number of the user namespace of `process`, a pid or "self".
 pub(crate) fn user_namespace(process: &str) -> io::Result<u32> {
     let number = fs::metadata(format!("/proc/{process}/ns/user"))?.ino();
 
@@ -109,7 +111,7 @@ fn parse_capabilities(status: &str, uid: u32) -> Option<u64> {
     u64::from_str_radix(field(set)?.trim(), 16).ok()
 }
 
-/// Who is served.
+/// The users that are served.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Audience {
     /// Root and, if there is such a group, its members.
@@ -171,7 +173,7 @@ mod tests {
 
         assert_eq!(parse_capabilities(&status("0 0 0 0"), 0), Some(0xa804_25fb));
         assert_eq!(parse_capabilities(&status("7 7 7 7"), 7), Some(0x2000));
-        // It has become a program of root's since.
+        // It has executed a set-user-id program of root's since.
         assert_eq!(parse_capabilities(&status("7 0 0 0"), 7), Some(0));
         assert_eq!(parse_capabilities("Name:\tx\n", 7), None);
     }

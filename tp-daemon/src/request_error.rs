@@ -1,4 +1,4 @@
-//! Why a request was not done, as the session gets to read it.
+//! The error of a request, as it is sent to the session.
 
 use std::io;
 

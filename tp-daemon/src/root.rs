@@ -2,7 +2,7 @@
 //!
 //! It loads programs, makes namespaces and links, and does nothing else: no TLS, no kubeconfig,
 //! no parsing of anything that came from a network. A session's connection is its lease; when it
-//! closes, everything made for it goes.
+//! closes, everything made for it is dropped.
 
 use std::{
     fs,
@@ -29,7 +29,7 @@ use tp_root_api::wire;
 use crate::{
     background, confined,
     context::{Context, Lifetime},
-    datapath::{Tuning, living::Living},
+    datapath::{Tuning, quota::Quota},
     group, log,
     peer::Audience,
     scope,
@@ -39,8 +39,8 @@ use crate::{
 
 const BACKLOG: i32 = 64;
 /// Longest wait for the right to bind the socket.
-const LOCK_LIMIT: Duration = Duration::from_secs(5);
-const LOCK_LOOK: Timespec = Timespec {
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_POLL_INTERVAL: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 5_000_000,
 };
@@ -120,7 +120,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         hierarchy: scope::Hierarchy::find()?,
         lifetime,
         tuning: args.tuning(),
-        living: Arc::new(Living::new()),
+        quota: Arc::new(Quota::new()),
         has_served: AtomicBool::new(false),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -129,31 +129,31 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     let (listener, _file) = open_socket(&socket, admission)?;
     tracing::info!(version = tp_core::VERSION, "Root daemon is ready");
     if args.detached {
-        background::tell_detached().context("cannot let go of standard output")?;
+        background::report_detached().context("cannot let go of standard output")?;
     }
 
     runtime.block_on(async { RootServer::new(listener, admission, context)?.run().await })
 }
 
-/// Listens where only those who are served may connect, unless another root daemon does. The
-/// socket of one that died makes way.
+/// Listens where only the served users may connect, unless another root daemon listens there.
+/// Replaces the socket of one that died.
 fn open_socket(path: &Path, admission: Audience) -> anyhow::Result<(OwnedFd, SocketFile)> {
-    let place = || format!("cannot listen at {}", path.display());
+    let cannot_listen = || format!("cannot listen at {}", path.display());
     let directory = path.parent().context("the socket needs a directory")?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(directory)
-        .with_context(place)?;
+        .with_context(cannot_listen)?;
     let lock_path = path.with_extension("lock");
-    // While somebody else binds, nobody can tell a socket that is stale from one that is new.
-    let _lock = lock(&lock_path).with_context(place)?;
-    match occupant(path, SocketType::SEQPACKET).with_context(place)? {
+    // While another process binds, its new socket looks like a stale one.
+    let _lock = lock(&lock_path).with_context(cannot_listen)?;
+    match occupant(path, SocketType::SEQPACKET).with_context(cannot_listen)? {
         Occupant::Nobody => {}
-        Occupant::Stale => fs::remove_file(path).with_context(place)?,
+        Occupant::Stale => fs::remove_file(path).with_context(cannot_listen)?,
         Occupant::Living => bail!(
             "{}: another root daemon serves there, or something else is in the way",
-            place()
+            cannot_listen()
         ),
     }
 
@@ -162,22 +162,22 @@ fn open_socket(path: &Path, admission: Audience) -> anyhow::Result<(OwnedFd, Soc
         Audience::Group { gid: None } => (0, 0, 0o600),
         Audience::Only { uid } => (uid, 0, 0o600),
     };
-    let address = SocketAddrUnix::new(path).with_context(place)?;
-    let socket = wire::socket(SocketFlags::empty()).with_context(place)?;
-    // By the mask and without following links: nothing that somebody puts in place of the socket
-    // changes hands.
+    let address = SocketAddrUnix::new(path).with_context(cannot_listen)?;
+    let socket = wire::socket(SocketFlags::empty()).with_context(cannot_listen)?;
+    // By the umask and by lchown(2): the target of a link in place of the socket keeps its owner and
+    // mode.
     umask(Mode::from_raw_mode(!mode & 0o777));
-    bind(&socket, &address).with_context(place)?;
-    lchown(path, Some(uid), Some(gid)).with_context(place)?;
-    listen(&socket, BACKLOG).with_context(place)?;
-    let file = SocketFile::of(path, &lock_path).with_context(place)?;
+    bind(&socket, &address).with_context(cannot_listen)?;
+    lchown(path, Some(uid), Some(gid)).with_context(cannot_listen)?;
+    listen(&socket, BACKLOG).with_context(cannot_listen)?;
+    let file = SocketFile::of(path, &lock_path).with_context(cannot_listen)?;
 
     Ok((socket, file))
 }
 
-/// Others hold it for as long as it takes to bind a socket.
+/// Takes the lock, which other root daemons hold only while they bind.
 fn lock(path: &Path) -> anyhow::Result<Lock> {
-    let end = Instant::now() + LOCK_LIMIT;
+    let end = Instant::now() + LOCK_TIMEOUT;
     loop {
         if let Some(lock) = Lock::try_acquire(path)? {
             return Ok(lock);
@@ -185,12 +185,12 @@ fn lock(path: &Path) -> anyhow::Result<Lock> {
         if Instant::now() >= end {
             bail!("another root daemon is starting");
         }
-        // A pause; there is no descriptor to wait for.
-        let _ = poll(&mut [], Some(&LOCK_LOOK));
+        // No descriptor becomes ready when the lock is released.
+        let _ = poll(&mut [], Some(&LOCK_POLL_INTERVAL));
     }
 }
 
-/// Looks a group up; a number stands for itself.
+/// The id of a group: a number as it is, a name looked up.
 fn group_id(name: &str) -> anyhow::Result<Option<u32>> {
     match name.parse() {
         Ok(gid) => Ok(Some(gid)),

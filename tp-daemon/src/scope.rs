@@ -35,7 +35,7 @@ impl Hierarchy {
     pub(crate) fn find() -> anyhow::Result<Self> {
         let mounts =
             fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-        // What is listed can be covered by what was mounted later.
+        // A later mount can cover one that is listed.
         let root = cgroup2_mounts(&mounts)
             .find(|root| is_cgroup2(root))
             .context(
@@ -53,8 +53,8 @@ impl Hierarchy {
             .map_err(RequestError::from)
     }
 
-    /// Nothing outside of the hierarchy is looked at: whoever asks learns nothing of it, and no
-    /// file system that hangs is waited for.
+    /// Looks at nothing outside of the hierarchy: the peer learns nothing of it, and no file system that
+    /// hangs is waited for.
     fn cgroup(&self, path: &str, uid: u32) -> Result<CgroupScope, RequestError> {
         let none = || RequestError::invalid(format!("{path} is not a cgroup v2 directory"));
         let below = Path::new(path)
@@ -82,7 +82,7 @@ impl Hierarchy {
         }
 
         Ok(CgroupScope {
-            // The kernel's id of a cgroup is the number of its directory.
+            // The kernel's id of a cgroup is the inode number of its directory.
             id: metadata.ino(),
             level: u32::try_from(level).map_err(|_| RequestError::invalid("cgroup too deep"))?,
         })
@@ -95,7 +95,7 @@ pub(crate) fn resolve(
     hierarchy: &Hierarchy,
 ) -> Result<ResolvedScope, RequestError> {
     let user = || {
-        // That of the network namespace too, as was checked.
+        // It also owns the network namespace, as was checked.
         let user_ns = peer::user_namespace("self")?;
         Ok::<_, RequestError>(UserScope {
             uid: peer.uid,

@@ -29,37 +29,37 @@ use crate::{
     wait::pause,
 };
 
-/// Connections that are served; those that are refused have room of their own.
+/// Served connections at a time; refused ones are counted apart.
 const MAX_CONNECTIONS: usize = 64;
-/// Refusals under way; more are closed without a word.
+/// Refusals at a time; further connections are closed without a reply.
 const MAX_REFUSALS: usize = 16;
 const MAX_REFUSALS_PER_UID: usize = 4;
 const ACCEPT_QUEUE: usize = 8;
-/// Between attempts to accept while the machine lacks what that needs.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Between attempts to accept while the machine lacks descriptors or memory.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A peer that does not read its reply for so long loses its connection.
+/// A peer that has not read its reply by then loses its connection.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For all bundles to be taken down at the end. What is not down by then goes with the process.
-const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// For dropping all bundles at the end. The others are dropped with the process.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Under sudo: how long to wait for whoever had it started, who was killed if nobody comes. Longer
-/// than `tp connect` waits.
+/// Under sudo: for the session of the `tp connect` that started this daemon, which was killed if none
+/// comes. Longer than `tp connect` waits.
 const FIRST_SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct RootServer {
     acceptor: Acceptor,
     admission: Audience,
     context: Arc<Context>,
-    connections: BTreeMap<u64, Served>,
+    connections: BTreeMap<u64, ConnectionHandle>,
     next_id: u64,
     ended_tx: mpsc::Sender<u64>,
     ended_rx: mpsc::Receiver<u64>,
 }
 
-struct Served {
-    /// Whose it is, if the kernel said so.
+struct ConnectionHandle {
+    /// The user of the peer, if it is known.
     uid: Option<u32>,
     is_refused: bool,
     socket: Arc<OwnedFd>,
@@ -70,7 +70,7 @@ enum Input {
     Accepted(OwnedFd),
     Ended(u64),
     Stop,
-    /// Nobody can connect any more.
+    /// The listener accepts no connections any more.
     Broken,
 }
 
@@ -166,7 +166,7 @@ impl RootServer {
         Ok(())
     }
 
-    /// Connections that are served, or refused, of everybody or of one user.
+    /// The number of served or of refused connections, of one user or of all.
     fn count(&self, is_refused: bool, uid: Option<u32>) -> usize {
         self.connections
             .values()
@@ -217,7 +217,7 @@ impl RootServer {
             })?;
         self.connections.insert(
             id,
-            Served {
+            ConnectionHandle {
                 uid,
                 is_refused,
                 socket,
@@ -229,21 +229,21 @@ impl RootServer {
     }
 
     fn reap(&mut self, id: u64) {
-        let Some(served) = self.connections.remove(&id) else {
+        let Some(connection) = self.connections.remove(&id) else {
             return;
         };
-        if served.thread.join().is_err() {
+        if connection.thread.join().is_err() {
             tracing::error!(id, "Connection's thread panicked");
         }
     }
 
-    /// Ends every connection as if its peer had gone, and waits for the machine to be restored.
+    /// Ends every connection as if its peer had closed it, and waits for the machine to be restored.
     async fn close(&mut self) {
-        for served in self.connections.values() {
+        for connection in self.connections.values() {
             // Fails only if the peer is gone already.
-            let _ = shutdown(&served.socket, Shutdown::Both);
+            let _ = shutdown(&connection.socket, Shutdown::Both);
         }
-        let due = Instant::now() + CLOSE_LIMIT;
+        let due = Instant::now() + CLOSE_TIMEOUT;
         while !self.connections.is_empty() {
             match timeout_at(due, self.ended_rx.recv()).await {
                 Ok(Some(id)) => self.reap(id),
@@ -265,7 +265,7 @@ struct SendOnDrop {
 
 impl Drop for SendOnDrop {
     fn drop(&mut self) {
-        // There is room for every connection; the receiver is gone when the server closes.
+        // The channel holds one message per connection; it is closed once the server has ended.
         let _ = self.ended_tx.try_send(self.id);
     }
 }
@@ -316,13 +316,13 @@ fn accept_all(listener: &OwnedFd, accepted_tx: &mpsc::Sender<OwnedFd>) {
                     return;
                 }
             }
-            // The peer has gone again, or a signal came.
+            // The peer has closed the connection, or a signal arrived.
             Err(Errno::CONNABORTED | Errno::INTR) => {}
-            // It passes, and those who are served have nothing to do with it. The end is noticed
-            // all the same: a socket that does not listen any more fails otherwise.
+            // Temporary, and without effect on served connections. The end is still noticed: a
+            // socket that does not listen any more fails with another error.
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                 tracing::warn!(%error, "Cannot accept a connection at the moment");
-                pause(ACCEPT_PAUSE);
+                pause(ACCEPT_RETRY_INTERVAL);
             }
             Err(error) => {
                 tracing::debug!(%error, "Accepting ends");

@@ -1,5 +1,5 @@
 //! Whether a root daemon that was started with sudo may run: its binary must be root's, or the
-//! user could have root run anything by replacing it.
+//! user could run anything as root by replacing it.
 
 use std::{env, path::Path};
 
@@ -12,7 +12,7 @@ pub(crate) fn check() -> anyhow::Result<u32> {
         .ok()
         .and_then(|uid| uid.parse().ok())
         .context("SUDO_UID is not set: run `sudo tp-daemon root --sudo`")?;
-    // Root alone would be served, who runs what is there as root in any case.
+    // With uid 0 only root is served, who may run any program as root anyway.
     if uid != 0 {
         let executable = env::current_exe().context("cannot find out which program this is")?;
         check_executable(&executable)?;

@@ -25,7 +25,7 @@ pub(crate) fn unshare_network() -> io::Result<()> {
     check(status)
 }
 
-/// Says whether the descriptor is a network namespace.
+/// Returns whether the descriptor is a network namespace.
 pub(crate) fn is_network_namespace(fd: impl AsFd) -> bool {
     // SAFETY: the request takes no argument.
     let kind = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), NS_GET_NSTYPE) };
@@ -43,7 +43,7 @@ pub(crate) fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a TUN device in the calling thread's network namespace; it is behind `file` then.
+/// Makes a TUN device in the calling thread's network namespace and attaches it to `file`.
 pub(crate) fn make_tun(file: impl AsFd, name: &str) -> io::Result<()> {
     // SAFETY: all zeroes is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -85,16 +85,16 @@ pub(crate) fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
     Ok(cookie[0])
 }
 
-/// Process, user and group of the peer at the time it connected. The process is 0 when it is not
-/// visible from here.
+/// Pid, uid and gid of the peer at the time it connected. The pid is 0 if our PID namespace does not
+/// contain the process.
 pub(crate) fn peer_credentials(socket: impl AsFd) -> io::Result<(u32, u32, u32)> {
-    let mut words = [0_u32; 3];
-    read_option(socket, libc::SO_PEERCRED, &mut words)?;
+    let mut ids = [0_u32; 3];
+    read_option(socket, libc::SO_PEERCRED, &mut ids)?;
 
-    Ok((words[0], words[1], words[2]))
+    Ok((ids[0], ids[1], ids[2]))
 }
 
-/// The peer's process. From Linux 6.5 on.
+/// A pidfd of the peer. From Linux 6.5 on.
 pub(crate) fn peer_process(socket: impl AsFd) -> io::Result<OwnedFd> {
     let mut fd = [0_i32];
     read_option(socket, SO_PEERPIDFD, &mut fd)?;

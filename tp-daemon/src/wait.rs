@@ -1,8 +1,8 @@
-//! Waiting for what the kernel tells nobody of.
+//! Waiting for conditions that the kernel sends no notification for.
 
 use std::{thread, time::Duration};
 
-/// Blocks this thread for so long. For conditions that no descriptor becomes ready for.
+/// Blocks this thread for `duration`, where no descriptor becomes ready.
 #[expect(
     clippy::disallowed_methods,
     reason = "nothing is notified when descriptors, memory or a namespace are free again"

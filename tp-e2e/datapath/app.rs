@@ -1,4 +1,4 @@
-//! Applications: each does one thing with sockets and says what came of it.
+//! Applications: each does one thing with sockets and reports the result.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -46,7 +46,7 @@ pub(crate) fn run(words: &[&str]) {
         ["segment", from, to, flags] => attack::raw_segment(from, to, flags),
         ["pass", target, program] => credentials::pass(target, program),
         ["inherit"] => credentials::inherit(),
-        // A program with privileges that has laid them down for a while.
+        // A privileged program that has temporarily dropped its privileges.
         ["dropped", rest @ ..] => {
             sys::lay_down_ids();
             return run(rest);
@@ -152,7 +152,7 @@ fn udp(options: &Options, target: &str) -> Value {
     }
 }
 
-/// Connects, reads to the end, and reports how it came.
+/// Connects, reads to the end, and reports the end.
 fn drain(target: &str) -> Value {
     let mut stream = match TcpStream::connect(target) {
         Ok(stream) => stream,
@@ -165,7 +165,7 @@ fn drain(target: &str) -> Value {
     json!({"errno": ended.err().map(|error| errno(&error)), "received": received.len()})
 }
 
-/// Connects, says so, and reports how the connection ends.
+/// Connects, reports it, and then reports how the connection ends.
 fn hold(target: &str) {
     let mut stream = match TcpStream::connect(target) {
         Ok(stream) => stream,

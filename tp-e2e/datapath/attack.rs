@@ -1,5 +1,5 @@
-//! A session that does what it should not with the descriptors it holds, and what it aims at: a
-//! server of somebody else's on the same machine.
+//! A session that misuses its descriptors, and its target: another user's server on the same
+//! machine.
 
 use std::{
     fs::File,
@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPT: Duration = Duration::from_millis(500);
 
 /// `SOCKET STEER NAME_SERVERS`: opens a bundle and approves nothing. Each line is an attack, or a
-/// request to pass on.
+/// request to forward.
 pub(crate) fn run(words: &[&str]) {
     let [socket, steer, name_servers] = words else {
         panic!("rogue SOCKET STEER NAME_SERVERS");
@@ -98,7 +98,7 @@ struct Rogue {
 }
 
 impl Rogue {
-    /// The listener's descriptor becomes a client inside the private namespace. Possible once.
+    /// Turns the listener's descriptor into a client inside the private namespace. Possible once.
     fn turn_listener(&self, alias: Ipv4Addr, port: u16) -> Value {
         connect_unspec(&self.listener).expect("a listener can be closed");
         bind(&self.listener, &SocketAddr::from((alias, 0))).expect("aliases are local there");
@@ -152,14 +152,14 @@ impl Rogue {
         self.write(&packets::segment(self.ends(source, port), flags))
     }
 
-    /// As if a datagram from the host's port to `source` had met nobody.
+    /// Reports a datagram from the host's port to `source` as unreachable.
     fn write_unreachable(&self, source: ([u8; 4], u16), port: u16) -> Value {
         let about = packets::udp(self.ends(source, port).reversed(), b"");
 
         self.write(&packets::unreachable(&about, 3))
     }
 
-    /// Answers the next datagram of the workstation, in its place, with so many bytes.
+    /// Answers the workstation's next datagram in the destination's place, with so many bytes.
     fn answer(&self, len: usize) -> Value {
         let mut buffer = vec![0; 65536];
         let mut fds = [PollFd::new(&self.udp, PollFlags::IN)];
@@ -179,8 +179,7 @@ impl Rogue {
     }
 }
 
-/// A server on every address of the machine. Says who connects, sends, or is reported to be
-/// unreachable.
+/// A server on every address of the machine. Reports connections, datagrams and unreachable errors.
 pub(crate) fn victim(port: &str) {
     let port = number(port);
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("the port is free");
@@ -209,7 +208,7 @@ pub(crate) fn victim(port: &str) {
     }
 }
 
-/// What an honest client says to [`victim`].
+/// An honest client of [`victim`].
 pub(crate) fn greet(target: &str) -> Value {
     let target: SocketAddr = target.parse().expect("an address");
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket can be bound");
@@ -220,7 +219,7 @@ pub(crate) fn greet(target: &str) -> Value {
     json!({"event": "greeted"})
 }
 
-/// Says so to [`wait`].
+/// An honest client of [`wait`].
 pub(crate) fn greet_by_datagram(target: &str) -> Value {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket can be bound");
     socket.send_to(b"greeting", target).expect("somebody waits");
@@ -239,7 +238,7 @@ pub(crate) fn wait(own: &str) -> Value {
     json!({"from": from.to_string(), "bytes": String::from_utf8_lossy(&buffer[..len])})
 }
 
-/// Receives a socket at a path and says who its peer is; then the next datagram, if it is one.
+/// Receives a socket at a path and reports its peer; for a datagram socket also the next datagram.
 pub(crate) fn take(path: &str) -> Value {
     let listener = UnixListener::bind(path).expect("the path is free");
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
@@ -280,7 +279,7 @@ fn receive_from(socket: UdpSocket) -> String {
         .map_or_else(|error| error.to_string(), |(_, from)| from.to_string())
 }
 
-/// Passes a steered socket to who listens at a path: a connection, or a socket that has sent a
+/// Passes a steered socket to the listener at a path: a connection, or a socket that has sent a
 /// datagram.
 pub(crate) fn give(kind: &str, target: &str, path: &str) -> Value {
     let target: SocketAddr = target.parse().expect("an address");
@@ -306,7 +305,7 @@ pub(crate) fn give(kind: &str, target: &str, path: &str) -> Value {
     json!({"event": "given"})
 }
 
-/// Sends one segment of TCP as it is, as only root may.
+/// Sends one raw TCP segment, which needs root.
 pub(crate) fn raw_segment(source: &str, destination: &str, flags: &str) -> Value {
     let socket = socket(
         AddressFamily::INET,

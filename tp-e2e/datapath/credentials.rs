@@ -1,4 +1,4 @@
-//! Applications that change who they are, or pass what they have on to somebody else.
+//! Applications that change their user, or pass sockets to another.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ pub(crate) fn pass(target: &str, program: &str) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-/// Says who the peer of standard input is, and who asks.
+/// Reports the peer of standard input, and the own user.
 pub(crate) fn inherit() -> Value {
     let peer = getpeername(std::io::stdin()).ok().flatten();
     let peer = peer.and_then(|address| SocketAddr::try_from(address).ok());
@@ -42,7 +42,7 @@ pub(crate) fn inherit() -> Value {
     })
 }
 
-/// Runs another application in a user namespace of root's, in which that user is root.
+/// Runs another application in a user namespace of root, in which that user is root.
 pub(crate) fn run_in_roots_user_namespace(uid: &str, words: &[&str]) {
     let mut child = Command::new("/proc/self/exe")
         .args(["app", "unshared"])
@@ -67,7 +67,7 @@ pub(crate) fn run_in_roots_user_namespace(uid: &str, words: &[&str]) {
     say(&serde_json::from_str(&line).expect("JSON"));
 }
 
-/// Waits in a new user namespace until its root is somebody, and becomes that.
+/// Waits in a new user namespace until its root is mapped, and becomes that user.
 pub(crate) fn become_root_of_new_users() {
     sys::unshare_users();
     say(&json!({"event": "unshared"}));
@@ -78,7 +78,7 @@ pub(crate) fn become_root_of_new_users() {
     sys::become_user(0);
 }
 
-/// Makes a socket as root, and uses it as somebody else.
+/// Makes a socket as root, and uses it as another user.
 pub(crate) fn connect_after_setuid(uid: u32, target: &str) -> Value {
     let target: SocketAddr = target.parse().expect("an address");
     let socket = socket_with(

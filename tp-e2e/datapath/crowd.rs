@@ -14,8 +14,8 @@ use crate::{
     socket::{Options, PATIENCE, open},
 };
 
-/// Holds connections to many addresses, and says of each line it is told how many of them still
-/// show their peer and give the line back.
+/// Holds connections to many addresses. For each input line, reports how many still have their peer
+/// and echo the line.
 pub(crate) fn hold(first: &str, count: u32) {
     let mut streams: Vec<(SocketAddr, BufReader<TcpStream>)> = addresses(first, count)
         .map(|target| {
@@ -51,7 +51,7 @@ fn line_of(stream: &mut BufReader<TcpStream>) -> Option<String> {
     Some(line.trim_end().to_owned())
 }
 
-/// Connects to many addresses and says how often which error came.
+/// Connects to many addresses and counts the errors.
 pub(crate) fn visit(options: &Options, first: &str, count: u32) -> Value {
     let mut greeted = 0_u32;
     let mut wrong = 0_u32;

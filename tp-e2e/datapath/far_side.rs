@@ -1,6 +1,6 @@
-//! The other end of the tunnel, in this process: a real tunnel server behind a byte stream in
-//! memory. It admits the one session there is, dials nothing, and decides by the port of the
-//! target (see [`decide`]); its manager resolves by the first label of a name (see [`resolve`]).
+//! The far end of the tunnel, in this process: a real tunnel server behind a byte stream in memory.
+//! It admits only the one session, dials nothing, and decides by the target's port (see
+//! [`decide`]); its manager resolves by the first label of a name (see [`resolve`]).
 
 use std::{
     collections::BTreeMap,
@@ -32,9 +32,9 @@ use tp_transport::{
     ResetCode, SessionRef, TunnelServer,
 };
 
-/// What resolves in the cluster to no service of the table.
+/// The address of cluster names outside the table.
 pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 9);
-/// The one service with an address.
+/// The only service with an address.
 pub(crate) const WEB_NAME: &str = "web.shop.svc.cluster.local.";
 const WEB: [u8; 4] = [10, 96, 1, 2];
 const DELAY: Duration = Duration::from_millis(200);
@@ -42,20 +42,20 @@ const DELAY: Duration = Duration::from_millis(200);
 const SLOW: Duration = Duration::from_millis(3500);
 /// Bytes of a flow that ends in a reset.
 const TRUNCATED: usize = 1 << 20;
-/// In seconds.
+/// Time to live of answers, in seconds.
 const TTL: u32 = 5;
-/// Bytes on their way in memory.
+/// Capacity of the byte stream, in bytes.
 const LINK: usize = 256 << 10;
 
-/// What becomes of a dial.
+/// The result of a dial.
 #[derive(Clone, Copy, Debug)]
 enum Decision {
-    /// Greets, then echoes.
+    /// Sends the target, then echoes.
     Connect,
     /// Sends so many bytes, then resets.
     Truncate(usize),
     Refuse(Outcome),
-    /// Never decides.
+    /// No result.
     Silence,
 }
 
@@ -84,14 +84,14 @@ fn decide(port: u16) -> (Decision, Duration) {
 
 pub(crate) struct FarSide {
     server: Arc<TunnelServer>,
-    /// The session's key, and the one that it must pin.
+    /// The session's key, and the server's key that it pins.
     pub(crate) session_identity: Identity,
     pub(crate) manager_key: KeyHash,
     dials: Mutex<BTreeMap<SocketAddr, u64>>,
 }
 
 impl FarSide {
-    /// Needs a runtime around it.
+    /// Must be called within a runtime.
     pub(crate) fn new() -> Arc<Self> {
         let generate = || Identity::generate().expect("keys can be made");
         let (session_identity, manager) = (generate(), generate());
@@ -123,7 +123,7 @@ impl FarSide {
         near
     }
 
-    /// How often this target was dialled.
+    /// The number of dials to this target.
     pub(crate) fn dials(&self, target: SocketAddr) -> u64 {
         let dials = self.dials.lock().expect("no thread panics");
 
@@ -148,7 +148,7 @@ async fn dialled(target: SocketAddr, dial: PendingFlow) {
     let (decision, delay) = decide(target.port());
     tokio::select! {
         () = dial.cancelled() => return,
-        // How long this target takes.
+        // The delay of this target.
         () = sleep(delay) => {}
     }
     match decision {
@@ -171,7 +171,7 @@ async fn dialled(target: SocketAddr, dial: PendingFlow) {
     }
 }
 
-/// Greets with the address that the connection was meant for.
+/// Sends the target's address, then echoes.
 async fn greet_and_echo(flow: Flow, target: SocketAddr) -> Result<(), FlowError> {
     let (mut send, mut recv) = flow.split();
     send.write_all(format!("{target}\n").as_bytes()).await?;
@@ -183,7 +183,7 @@ async fn greet_and_echo(flow: Flow, target: SocketAddr) -> Result<(), FlowError>
     send.stopped().await
 }
 
-/// Whoever has this key.
+/// Admits the holder of this key.
 struct Only(KeyHash);
 
 impl Admission for Only {
@@ -201,11 +201,11 @@ impl Admission for Only {
 async fn control(io: FlowIo) {
     let service = TowerToHyperService::new(ManagerServer::new(Table));
     let server = Builder::new(TokioExecutor::new()).http2_only();
-    // Ends with the session, whichever way that ends.
+    // Ends with the session, in whatever way.
     let _ = server.serve_connection(TokioIo::new(io), service).await;
 }
 
-/// What the cluster has.
+/// The cluster's table.
 pub(crate) fn table() -> Snapshot {
     let service = |name: &str, addresses: &[[u8; 4]]| Service {
         namespace: "shop".to_owned(),
@@ -265,8 +265,8 @@ impl Manager for Table {
     }
 }
 
-/// `slow` takes its time, `silent` never answers, `broken` is a failure, `missing` is not there
-/// for the manager, `nxdomain` is not there for the cluster's server; whatever else is [`POD`].
+/// `slow` delays the answer, `silent` gives none, `broken` fails, `missing` is unknown to the
+/// manager, `nxdomain` to the cluster's server; all others have [`POD`].
 async fn resolve(query: &Message) -> Result<Vec<u8>, Status> {
     let question = query
         .queries
@@ -279,7 +279,7 @@ async fn resolve(query: &Message) -> Result<Vec<u8>, Status> {
         .map(|label| String::from_utf8_lossy(label).to_lowercase())
         .unwrap_or_default();
     match first.as_str() {
-        // How long this name takes.
+        // The delay of this name.
         "slow" => sleep(DELAY).await,
         "silent" => pending().await,
         "broken" => return Err(Status::unavailable("the cluster's server is away")),

@@ -1,6 +1,6 @@
 //! Both ends of the data path for tests, without a cluster: the session's real relay and DNS
-//! service over a tunnel to a dialler that decides by the port, a session that attacks, and
-//! applications that report what they saw, one JSON object per line.
+//! service over a tunnel whose far side decides by the port, a session that attacks, and
+//! applications that report their results, one JSON object per line.
 
 use std::env;
 
@@ -21,7 +21,7 @@ fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["session", rest @ ..] => {
-            // As `tp-session` does: it is not steered.
+            // Like `tp-session`: a process of this name is not steered.
             rustix::thread::set_name(tp_root_api::PROCESS_NAME).expect("a process may name itself");
             session::run(rest);
         }

@@ -1,4 +1,4 @@
-//! Resolvers and name servers: what an application asks by port 53, and what it sees.
+//! Resolvers and name servers on port 53.
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,7 +22,7 @@ use crate::{
     sys,
 };
 
-/// What a server of the machine's own has for every name.
+/// The answer of the machine's own server to every name.
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 const ID: u16 = 0x7470;
 
@@ -63,7 +63,7 @@ pub(crate) fn ask(server: &str, name: &str, flags: &[&str]) -> Value {
     }
 }
 
-/// How the question travels.
+/// The socket of the query.
 enum Way {
     Unconnected,
     Connected,
@@ -150,7 +150,7 @@ impl Question {
     }
 }
 
-/// Sends a question, and reads the answer when it is told to.
+/// Sends a query, and reads the answer when told to.
 pub(crate) fn late(server: &str, name: &str) {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket can be bound");
     socket.set_read_timeout(Some(PATIENCE)).expect("a bound");
@@ -169,15 +169,15 @@ pub(crate) fn late(server: &str, name: &str) {
     say(&seen);
 }
 
-/// A name server of the machine's own: every name is [`OWN`], and what is no query comes back. Says
-/// of each datagram whose it is.
+/// A name server of the machine: every name is [`OWN`], and other datagrams are echoed. Reports the
+/// source of each datagram.
 pub(crate) fn serve(own: &str) {
     let socket = UdpSocket::bind(own).expect("a socket can be bound");
     let listener = TcpListener::bind(own).expect("a socket can be bound");
     // Ends with the process.
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // Who asked may have gone.
+            // The client may be gone.
             let _ = serve_stream(stream);
         }
     });
@@ -186,7 +186,7 @@ pub(crate) fn serve(own: &str) {
     while let Ok((length, from)) = socket.recv_from(&mut buffer) {
         let received = &buffer[..length];
         say(&json!({"heard": String::from_utf8_lossy(received), "from": from.to_string()}));
-        // Who asked may have gone.
+        // The client may be gone.
         let _ = socket.send_to(&reply(received), from);
     }
 }
@@ -230,7 +230,7 @@ pub(crate) fn query(name: &str, kind: RecordType) -> Vec<u8> {
     message.to_vec().expect("a small message")
 }
 
-/// What a message says; one that is none of DNS, as it is.
+/// Describes a message; other bytes than DNS as they are.
 pub(crate) fn describe(bytes: &[u8]) -> Value {
     let Ok(message) = Message::from_vec(bytes) else {
         return json!({"answer": String::from_utf8_lossy(bytes)});

@@ -38,7 +38,7 @@ pub(crate) fn segment(ends: Ends, flags: u8) -> Vec<u8> {
     ip(ends, 6, &tcp)
 }
 
-/// Gives a packet another source address.
+/// Sets a packet's source address.
 pub(crate) fn set_source(packet: &mut [u8], source: [u8; 4]) {
     packet[12..16].copy_from_slice(&source);
     packet[10..12].copy_from_slice(&[0, 0]);

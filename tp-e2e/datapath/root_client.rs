@@ -1,4 +1,4 @@
-//! Speaks to the root daemon.
+//! A client of the root daemon.
 
 use std::{
     fs::File,
@@ -31,7 +31,7 @@ impl RootClient {
         Ok(Self { socket })
     }
 
-    /// Sends a request as it is, with a network namespace if it is "open" and one is given.
+    /// Sends a request unchanged; an "open" with the given network namespace.
     pub(crate) fn ask(&self, request: &Value, netns: Option<&str>) -> (Value, Vec<OwnedFd>) {
         let bytes = request.to_string();
         let file = netns.map(|path| File::open(path).expect("the namespace can be opened"));
@@ -48,7 +48,7 @@ impl RootClient {
         self.receive().expect("the root daemon replies")
     }
 
-    /// Waits until the root daemon hangs up.
+    /// Waits until the root daemon closes the connection.
     pub(crate) fn wait_for_end(&self) {
         while self.receive().is_some() {}
     }

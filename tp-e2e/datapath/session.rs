@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tp_core::dns::Zone;
 use tp_proto::tunnel::{manager_client::ManagerClient, table_event::Event};
 use tp_root_api::{Datapath, Descriptors, DropReason};
-use tp_session::{Handover, Shared, Tasks, Up, firewall};
+use tp_session::{ActiveTunnel, Handover, Shared, Tasks, firewall};
 use tp_transport::{PathChoice, SessionRef, Tunnel, TunnelConfig};
 
 use crate::{
@@ -27,9 +27,9 @@ use crate::{
     sys,
 };
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A session that runs.
+/// A running session.
 struct Session {
     root: RootClient,
     shared: Arc<Shared>,
@@ -37,13 +37,13 @@ struct Session {
     /// Cancelled when the session closes its bundle.
     stop: CancellationToken,
     datapath: Datapath,
-    /// For packets that no session sends.
+    /// For forged packets.
     tun: File,
     thaw_tx: Option<mpsc::Sender<()>>,
-    /// Carries the relay and the DNS service, and nothing else. Waits for its thread when dropped,
-    /// so what stops that one goes first.
+    /// Runs only the relay and the DNS service. Its drop waits for its thread; `thaw_tx`, dropped
+    /// before, releases that.
     runtime: Runtime,
-    /// Where the other end of the tunnel lives.
+    /// Runs the far end of the tunnel.
     _elsewhere: Runtime,
 }
 
@@ -101,13 +101,13 @@ impl Session {
         let handover = Handover::new(datapath.clone(), descriptors).expect("maps");
         let stop = CancellationToken::new();
         runtime.block_on(async {
-            let up = tokio::time::timeout(CONNECT_LIMIT, connect(link, config)).await;
+            let up = tokio::time::timeout(CONNECT_TIMEOUT, connect(link, config)).await;
             shared
                 .up
                 .send_replace(Some(up.expect("a tunnel in memory is fast")));
             let tasks = Tasks::new(stop.clone());
             handover.serve(&shared, &tasks).expect("descriptors");
-            // As `tp status` and the log would tell.
+            // Reports what `tp status` and the log would show.
             tokio::spawn(async move {
                 let reason = tasks.lost().await;
                 say(&json!({"event": "lost", "reason": reason}));
@@ -127,7 +127,7 @@ impl Session {
         }
     }
 
-    /// Asks the root daemon, and takes name servers over as a session does that follows them.
+    /// Sends a request to the root daemon, and applies changed name servers as a session does.
     fn ask(&self, request: &Value) -> Value {
         if request["request"] == "close" {
             self.stop.cancel();
@@ -149,9 +149,9 @@ impl Session {
         reply
     }
 
-    /// Lines of the test's: "freeze" (everything of the session hangs), "thaw", "inject", "dials
-    /// TARGET", "disconnect" (the tunnel), "firewall" (whether one is noticed), "wait" (for the end of the root daemon's connection),
-    /// or a request to pass on.
+    /// Commands of the test: "freeze" (hangs the whole session), "thaw", "inject", "dials TARGET",
+    /// "disconnect" (the tunnel), "firewall" (whether one is detected), "wait" (for the end of the
+    /// root daemon's connection), or a request to forward.
     fn obey(&mut self) {
         for line in std::io::stdin().lock().lines() {
             let line = line.expect("input is text");
@@ -187,7 +187,7 @@ impl Session {
         }
     }
 
-    /// As a session asks when it has connected.
+    /// The check of a session that has connected.
     fn passes(&self) -> bool {
         let reason = DropReason::ForeignSocket.name();
         let reached = async || {
@@ -208,7 +208,7 @@ impl Session {
         let (frozen_tx, frozen) = mpsc::channel();
         self.runtime.spawn(async move {
             frozen_tx.send(()).expect("the test waits");
-            // Ends when the sender is dropped.
+            // Returns when the sender is dropped.
             let _ = thaw.recv();
         });
         frozen.recv().expect("the session runs");
@@ -224,12 +224,12 @@ impl Session {
     }
 }
 
-async fn connect(link: tokio::io::DuplexStream, config: TunnelConfig) -> Up {
+async fn connect(link: tokio::io::DuplexStream, config: TunnelConfig) -> ActiveTunnel {
     let tunnel = Tunnel::connect(link, config).await.expect("a tunnel");
     let control = tunnel.open_control().await.expect("a control stream");
     let channel = control.into_channel().await.expect("a channel");
 
-    Up {
+    ActiveTunnel {
         tunnel,
         manager: ManagerClient::new(channel),
         replica: "far-side".to_owned(),
@@ -237,7 +237,7 @@ async fn connect(link: tokio::io::DuplexStream, config: TunnelConfig) -> Up {
     }
 }
 
-/// One thread, so that it can be stopped.
+/// A runtime of one thread, which can be stopped.
 fn one_thread() -> Runtime {
     Builder::new_multi_thread()
         .worker_threads(1)
@@ -256,7 +256,7 @@ fn forbidden(base: Ipv4Addr, host: Ipv4Addr) -> Vec<Vec<u8>> {
     };
     let about_a_stranger = packets::udp(ends(host, stranger), b"");
     let mut wrong_about = packets::unreachable(&about_a_stranger, 1);
-    // From an alias, but about a connection that is none of the session's.
+    // From an alias, but about a foreign connection.
     packets::set_source(&mut wrong_about, alias.0);
 
     vec![
@@ -268,7 +268,7 @@ fn forbidden(base: Ipv4Addr, host: Ipv4Addr) -> Vec<Vec<u8>> {
     ]
 }
 
-/// What tests want to know about the descriptors.
+/// Facts about the descriptors, for tests.
 fn facts(fds: &[OwnedFd]) -> Value {
     let nonblocking = fds[..3]
         .iter()

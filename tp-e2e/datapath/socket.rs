@@ -1,4 +1,4 @@
-//! Sockets of applications: how one is made and connected, and the names of what goes wrong.
+//! Sockets of applications: creation, connection, and names of errors.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
@@ -20,7 +20,7 @@ use crate::sys::{self, Departure};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How an application uses its socket.
+/// An application's socket options.
 pub(crate) struct Options {
     is_nonblocking: bool,
     pub(crate) is_mapped: bool,
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     pub(crate) unicast_interface: Option<u32>,
     /// TCP_SYNCNT.
     retries: Option<u32>,
-    /// What a datagram asks for, instead of saying "ping".
+    /// The name that a datagram asks for, instead of "ping".
     pub(crate) name: Option<String>,
     pub(crate) timeout: Duration,
 }
@@ -109,12 +109,11 @@ impl Options {
     }
 }
 
-/// Why there is no connection.
+/// The reason of a failed connection.
 #[derive(PartialEq, Eq)]
 pub(crate) enum Failed {
     Kernel(Errno),
-    /// The kernel was still trying when [`Options::timeout`] had passed. An ETIMEDOUT to whoever
-    /// asks, as nothing has come by then.
+    /// The kernel was still trying after [`Options::timeout`]. Reported as ETIMEDOUT.
     OwnBound,
 }
 
@@ -166,7 +165,7 @@ pub(crate) fn open(options: &Options, target: SocketAddr) -> Result<OwnedFd, Fai
         Kind::Plain | Kind::Multipath => establish(options, &socket, target)?,
         Kind::FastOpen => {
             let flag = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
-            // Comes back behind the greeting.
+            // Echoed after the greeting.
             sendto(&socket, b"first\n", flag, &target)?;
         }
         Kind::Again => {
@@ -194,7 +193,7 @@ fn establish(options: &Options, socket: &OwnedFd, target: SocketAddr) -> Result<
             sockopt::socket_error(socket)??;
             Ok(())
         }
-        // What a blocking connect says when its own bound has passed.
+        // A blocking connect returns this when its timeout has passed.
         Err(Errno::INPROGRESS) => Err(Failed::OwnBound),
         result => Ok(result?),
     }

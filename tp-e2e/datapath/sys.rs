@@ -13,7 +13,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-/// The sign of life; mapped until the process ends.
+/// The heartbeat; mapped until the process ends.
 pub(crate) struct Heartbeat(&'static AtomicU64);
 
 impl Heartbeat {
@@ -31,7 +31,7 @@ impl Heartbeat {
     }
 }
 
-/// Says whether the alias table may be mapped for writing.
+/// Returns whether the alias table may be mapped for writing.
 pub(crate) fn is_writable(fd: &OwnedFd) -> bool {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice, which is never used.
@@ -85,7 +85,7 @@ pub(crate) fn receive_datagram(socket: &OwnedFd, buffer: &mut [u8]) -> Option<Da
     })
 }
 
-/// What the heartbeat is made of.
+/// The clock of the heartbeat.
 pub(crate) fn boot_time_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).expect("time is positive");
@@ -94,7 +94,7 @@ pub(crate) fn boot_time_ns() -> u64 {
     seconds * 1_000_000_000 + rest
 }
 
-/// What IP_PKTINFO says about a datagram to be sent.
+/// IP_PKTINFO of a datagram to be sent.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Departure {
     pub(crate) source: Option<Ipv4Addr>,
@@ -148,7 +148,7 @@ pub(crate) fn send_with(
     Ok(())
 }
 
-/// Sends to an IPv4 address that says to be of no family.
+/// Sends to an IPv4 address with the family AF_UNSPEC.
 pub(crate) fn send_to_unspec(
     socket: &impl AsRawFd,
     to: SocketAddrV4,
@@ -259,7 +259,7 @@ pub(crate) fn become_user(uid: u32) {
     assert_eq!(statuses, [0, 0, 0], "root may");
 }
 
-/// Enters a new user namespace, which belongs to the user of this process.
+/// Enters a new user namespace, owned by the user of this process.
 pub(crate) fn unshare_users() {
     // SAFETY: no preconditions; no other thread runs yet.
     let status = unsafe { libc::unshare(libc::CLONE_NEWUSER) };

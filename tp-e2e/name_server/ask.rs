@@ -1,4 +1,4 @@
-//! A resolver that asks all at once and tells how each answer came.
+//! A resolver that reports each answer.
 
 use std::{
     io::{self, Read},
@@ -64,7 +64,7 @@ struct Asking<'a> {
     is_half_closed: bool,
     /// The pause after an answer, before the next query.
     every: Option<Duration>,
-    /// The same where no answer is waited for in between.
+    /// The pause between queries, without waiting for answers.
     pace: Option<Duration>,
     timeout: Duration,
     begin: Instant,
@@ -123,7 +123,7 @@ impl Asking<'_> {
             io::Result::Ok(())
         };
         if let Some(pause) = self.every {
-            // One after the other, each with its time.
+            // One query at a time, each with its duration.
             for query in self.queries() {
                 send(&query)?;
                 receive(answers)?;

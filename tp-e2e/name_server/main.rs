@@ -1,5 +1,5 @@
-//! A company's name server that behaves as a test wants it, and a resolver that reports what it
-//! saw.
+//! A company's name server with the behaviour that a test needs, and a resolver that reports its
+//! results.
 //!
 //! `serve ADDRESS [no-tcp] [wildcard] [answer=ADDRESS]` answers what lies below corp.test. The
 //! first label of a name may say how:
@@ -85,7 +85,7 @@ fn serve_udp(socket: &UdpSocket, zone: &Zone) {
         };
         let socket = Arc::clone(&socket);
         let send = move || {
-            // Whoever asked may be gone.
+            // The client may be gone.
             let _ = socket.send_to(&reply, from);
         };
         after(pause, send);
@@ -178,7 +178,7 @@ impl Zone {
         reply.finish()
     }
 
-    /// How long to wait with the answer; `None` if there is none.
+    /// The delay of the answer; `None` if there is none.
     fn pause(&self, query: &Query) -> Option<Duration> {
         let label = query.label();
         if label.starts_with("silent") {
@@ -213,7 +213,7 @@ impl Zone {
     }
 }
 
-/// Does `work` after a while, at once if that is none.
+/// Runs `work` after the pause, at once if it is zero.
 fn after(pause: Duration, work: impl FnOnce() + Send + 'static) -> Option<thread::JoinHandle<()>> {
     if pause.is_zero() {
         work();

@@ -1,11 +1,11 @@
-//! As much of DNS messages as the tests need (RFC 1035 section 4).
+//! The part of DNS messages that the tests need (RFC 1035 section 4).
 
 use std::net::Ipv4Addr;
 
 pub(crate) const A: u16 = 1;
 const SOA: u16 = 6;
 pub(crate) const AXFR: u16 = 252;
-/// A type that nobody interprets (RFC 6895 section 3.1).
+/// A type for private use (RFC 6895 section 3.1).
 const PRIVATE: u16 = 65_280;
 
 const HEADER: usize = 12;
@@ -65,7 +65,7 @@ impl Query {
     }
 }
 
-/// A message in the making.
+/// A message under construction.
 pub(crate) struct Reply {
     bytes: Vec<u8>,
     answers: u16,
@@ -89,7 +89,7 @@ impl Reply {
         self.add(A, &address.octets());
     }
 
-    /// The SOA record, with names that are the root.
+    /// Adds the SOA record, with the root for both names.
     pub(crate) fn add_authority(&mut self) {
         self.add(SOA, &[0; 22]);
     }
@@ -105,7 +105,7 @@ impl Reply {
         self.answers += 1;
     }
 
-    /// With one record that makes the message this long.
+    /// Adds one record that makes the message this long.
     pub(crate) fn padded(mut self, length: usize) -> Vec<u8> {
         let overhead = QUESTION.len() + 2 + 2 + TTL.len() + 2;
         let data = vec![7; length - self.bytes.len() - overhead];

@@ -1,4 +1,4 @@
-//! A second API server of the running cluster, as one of an older Kubernetes.
+//! A second API server of the running cluster, like one of an older Kubernetes.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -10,18 +10,18 @@ use crate::{
     process::{Running, eventually, run},
 };
 
-/// One that no test expects to be closed.
+/// No test expects this port to be closed.
 const PORT: &str = "6445";
-/// It reads all of the cluster's objects first.
-const START: Duration = Duration::from_secs(60);
+/// For its start: it first reads all objects of the cluster.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An API server that leaves port-forwards to the kubelet, as all did before Kubernetes 1.31. It
-/// shares the first one's store and ends when dropped.
+/// shares the first one's store; stopped when dropped.
 #[derive(Debug)]
 pub struct OlderApiServer(#[expect(dead_code, reason = "a guard")] Running);
 
 impl OlderApiServer {
-    /// Starts it with the words of the first one, and waits until it is ready.
+    /// Starts it with the arguments of the first one, and waits until it is ready.
     #[track_caller]
     pub fn start() -> Self {
         let mut command = testbed().inside(&testbed().namespace("1"));
@@ -29,16 +29,16 @@ impl OlderApiServer {
             .args(["setpriv", "--pdeathsig", "KILL"])
             .args(words_of_the_first())
             .arg(format!("--secure-port={PORT}"))
-            // It takes no part in what the first one writes about itself.
+            // It must not change the first one's endpoints.
             .args(["--endpoint-reconciler-type=none", "--feature-gates"])
             .arg("PortForwardWebsockets=false,APIServerIdentity=false");
         let mut server = Running::start(&mut command);
 
-        eventually("the older API server to be ready", START, || {
+        eventually("the older API server to be ready", START_TIMEOUT, || {
             assert!(!server.has_ended(), "the older API server has ended");
             let server = format!("--server={}", url());
             let mut probe = testbed().kubectl_command(&[&server, "get", "--raw", "/readyz"]);
-            let answer = run(&mut probe, START);
+            let answer = run(&mut probe, START_TIMEOUT);
             if answer.status.success() {
                 Ok(())
             } else {
@@ -49,7 +49,7 @@ impl OlderApiServer {
         Self(server)
     }
 
-    /// Makes a kubeconfig lead to this server.
+    /// Points a kubeconfig at this server.
     #[track_caller]
     pub fn serve(&self, kubeconfig: &Path) {
         let mut config = read_json(kubeconfig);
@@ -67,7 +67,7 @@ fn url() -> String {
 fn words_of_the_first() -> Vec<String> {
     let mut list = Command::new("ip");
     list.args(["netns", "pids", &testbed().namespace("1")]);
-    let pids = run(&mut list, START).expect_success();
+    let pids = run(&mut list, START_TIMEOUT).expect_success();
 
     pids.lines()
         .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/cmdline")).ok())

@@ -1,4 +1,4 @@
-//! Objects of the cluster that tests make and that are gone again afterwards.
+//! Objects of the cluster that tests make and remove.
 
 use std::thread;
 
@@ -7,12 +7,12 @@ use crate::{
     process::{PATIENCE, run},
 };
 
-/// What was applied; deleted when dropped.
+/// Applied objects; deleted when dropped.
 #[derive(Debug)]
 pub struct Applied(Vec<String>);
 
 impl Applied {
-    /// `deletion` is what kubectl is told to delete.
+    /// `deletion` are the arguments of `kubectl delete`.
     #[must_use = "the objects are gone with the guard"]
     #[track_caller]
     pub fn new(manifest: &str, deletion: &[&str]) -> Self {
@@ -32,16 +32,16 @@ impl Drop for Applied {
     }
 }
 
-/// Who has a right.
+/// The subject of a right.
 #[derive(Debug, Clone, Copy)]
 pub enum Subject<'a> {
     User(&'a str),
     Group(&'a str),
-    /// Of the namespace `shop`.
+    /// A service account of the namespace `shop`.
     Robot(&'a str),
 }
 
-/// A document of YAML: the binding of this name that lets somebody reach a namespace.
+/// A YAML document: the binding of this name that lets a subject reach a namespace.
 pub fn right(name: &str, namespace: &str, subject: Subject<'_>) -> String {
     const API: &str = "apiGroup: rbac.authorization.k8s.io";
 
@@ -86,7 +86,7 @@ impl Robot {
         }
     }
 
-    /// What the API server calls it.
+    /// Its user name at the API server.
     pub fn user(&self) -> String {
         format!("system:serviceaccount:shop:{}", self.name)
     }

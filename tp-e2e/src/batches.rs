@@ -1,4 +1,4 @@
-//! Objects by the thousand, made or changed by several kubectl at once: each does 50 a second.
+//! Thousands of objects, made or changed by several kubectl at once: each does 50 a second.
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -9,7 +9,7 @@ use crate::{
     process::{PATIENCE, Running},
 };
 
-/// A kubectl at work on a file that lasts as long as it does.
+/// A running kubectl, with a file that lives as long.
 #[derive(Debug)]
 pub struct Batch {
     kubectl: Running,
@@ -31,14 +31,14 @@ impl Batch {
         }
     }
 
-    /// What it prints.
+    /// Waits for the end; returns the output.
     #[track_caller]
     pub fn finish(self) -> String {
         self.kubectl.finish(PATIENCE).expect_success()
     }
 }
 
-/// As [`Batch::start`], by `count` of them, until all have done it.
+/// Runs `count` batches like [`Batch::start`] to their end.
 #[track_caller]
 pub fn in_batches(count: usize, words: &[&str], objects: &[Value]) {
     let parts = objects.chunks(objects.len().div_ceil(count));

@@ -21,7 +21,7 @@ pub struct Testbed {
     prefix: String,
 }
 
-/// Finds the cluster; without one the test fails and says how to get it.
+/// Finds the cluster; without one the test fails with the command to start it.
 pub fn testbed() -> &'static Testbed {
     static TESTBED: OnceLock<Testbed> = OnceLock::new();
     TESTBED.get_or_init(|| {
@@ -71,7 +71,7 @@ impl Testbed {
         self.dir.join("users").join(format!("{person}.conf"))
     }
 
-    /// kubectl as administrator; returns what it prints.
+    /// Runs kubectl as administrator; returns its output.
     #[track_caller]
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         run(&mut self.kubectl_command(arguments), PATIENCE).expect_success()
@@ -87,7 +87,7 @@ impl Testbed {
         command
     }
 
-    /// kubectl as a person, as that person calls it.
+    /// Runs kubectl as a person, in that person's environment.
     #[track_caller]
     pub fn kubectl_as(&self, person: &str, arguments: &[&str]) -> Finished {
         let mut command = self.inside(&self.workstation());
@@ -104,8 +104,8 @@ impl Testbed {
         format!("{}:{path}", self.dir.join("bin").display())
     }
 
-    /// A command in a network namespace, with the cluster's own programs on PATH and a home where
-    /// kubectl may keep its cache. Not `ip netns exec`, which hides control groups.
+    /// A command in a network namespace, with the cluster's programs on PATH and a home for
+    /// kubectl's cache. Not `ip netns exec`, which hides control groups.
     pub fn inside(&self, namespace: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
@@ -115,7 +115,7 @@ impl Testbed {
         command
     }
 
-    /// What a command in a network namespace prints, which must succeed.
+    /// The output of a command in a network namespace, which must succeed.
     #[track_caller]
     pub fn run_inside(&self, namespace: &str, words: &[&str]) -> String {
         run(self.inside(namespace).args(words), PATIENCE).expect_success()
@@ -156,7 +156,7 @@ impl Testbed {
         self.kubectl(&["apply", "--filename", path_of(&file_with(manifest))]);
     }
 
-    /// Gives a person the right to reach a namespace, by a binding of this name.
+    /// Lets a person reach a namespace, by a binding of this name.
     #[track_caller]
     pub fn give_right(&self, binding: &str, person: &str, namespace: &str) {
         self.kubectl(&[
@@ -174,7 +174,8 @@ impl Testbed {
         self.kubectl(&["delete", "rolebinding", binding, "--namespace", namespace]);
     }
 
-    /// Disturbs the way between workstation and nodes until the guard is dropped. One at a time.
+    /// Disturbs the network between workstation and nodes until the guard is dropped. One at a
+    /// time.
     #[must_use = "the disturbance ends with the guard"]
     pub fn impair(&self, rules: Impairment) -> Impaired {
         let (from, to) = match rules {
@@ -184,7 +185,7 @@ impl Testbed {
             Impairment::ApiServerAway => ("tcp dport 6443 drop", "tcp sport 6443 drop"),
             Impairment::NothingPasses => ("meta l4proto { tcp, udp } drop", ""),
         };
-        // On the wire's side of the cable: the workstation's own firewall stays as it is.
+        // On the wire's side of the cable: the workstation's own firewall stays unchanged.
         self.nft(&format!(
             "table netdev {TABLE}\ndelete table netdev {TABLE}\ntable netdev {TABLE} {{\n\
              chain from {{ type filter hook ingress device p-ws priority 0; {from}\n }}\n\
@@ -226,14 +227,14 @@ impl Testbed {
         self.kubectl(&["delete", "pod", "tp-manager-0", "--namespace=tp-system"]);
     }
 
-    /// The same, and waits until another one is ready in its place.
+    /// Deletes the first manager's pod, and waits until its successor is ready.
     #[track_caller]
     pub fn replace_manager(&self) {
         self.delete_manager();
         self.manager_ready();
     }
 
-    /// Waits until the managers are ready, for tests that have disturbed them.
+    /// Waits until the managers are ready, after a test has disturbed them.
     #[track_caller]
     pub fn manager_ready(&self) {
         eventually("the manager to be ready", PATIENCE, || {
@@ -258,14 +259,14 @@ impl Testbed {
 
 const TABLE: &str = "tp_e2e";
 
-/// What is wrong between workstation and nodes.
+/// A disturbance between workstation and nodes.
 #[derive(Debug, Clone, Copy)]
 pub enum Impairment {
     UdpLost,
     UdpLostOutward,
     UdpLostInward,
     ApiServerAway,
-    /// Neither path of the tunnel; the company's name server is on the workstation's side.
+    /// Blocks both paths of the tunnel; the company's name server is on the workstation's side.
     NothingPasses,
 }
 

@@ -1,5 +1,5 @@
-//! What else there can be around a workstation: a proxy that gives out addresses for names, a LAN.
-//! Each is taken down when dropped.
+//! Surroundings of a workstation: a proxy that gives out addresses for names, a LAN. Each is
+//! removed when dropped.
 
 use std::fs;
 
@@ -18,26 +18,26 @@ pub fn inside(namespace: &str, commands: &[&str]) {
     }
 }
 
-/// A network namespace behind an interface of the workstation's, with a web server in it.
-struct Place {
+/// A network namespace behind an interface of the workstation, with a web server.
+struct AttachedNetwork {
     namespace: String,
     interface: &'static str,
     undo: &'static str,
-    /// Ends first.
+    /// Dropped first.
     server: Option<Server>,
 }
 
-impl Place {
+impl AttachedNetwork {
     #[track_caller]
     fn new(name: &str, interface: &'static str, undo: &'static str) -> Self {
-        let place = Self {
+        let network = Self {
             namespace: testbed().namespace(name),
             interface,
             undo,
             server: None,
         };
-        place.remove();
-        let namespace = &place.namespace;
+        network.remove();
+        let namespace = &network.namespace;
         inside(
             &testbed().workstation(),
             &[
@@ -47,7 +47,7 @@ impl Place {
             ],
         );
         inside(namespace, &["ip link set lo up", "ip link set e0 up"]);
-        place
+        network
     }
 
     fn remove(&self) {
@@ -60,7 +60,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for AttachedNetwork {
     fn drop(&mut self) {
         drop(self.server.take());
         self.remove();
@@ -103,10 +103,10 @@ impl Server {
     }
 }
 
-/// A proxy that answers every name with an address of 198.18.0.0/15, which no route of its own
-/// leads to: all that is not for this network goes through it.
+/// A proxy that answers every name with an address of 198.18.0.0/15, which has no route of its own:
+/// the default route leads through the proxy.
 pub struct FakeIpProxy {
-    _place: Place,
+    _network: AttachedNetwork,
 }
 
 impl FakeIpProxy {
@@ -118,7 +118,7 @@ impl FakeIpProxy {
     #[track_caller]
     pub fn begin() -> Self {
         let undo = "ip rule del pref 8999; ip rule del pref 9000; ip route flush table 2022";
-        let mut place = Place::new("sb", Self::INTERFACE, undo);
+        let mut network = AttachedNetwork::new("sb", Self::INTERFACE, undo);
         inside(
             &testbed().workstation(),
             &[
@@ -129,7 +129,7 @@ impl FakeIpProxy {
             ],
         );
         inside(
-            &place.namespace,
+            &network.namespace,
             &[
                 "ip address add 172.19.0.2/30 dev e0",
                 "ip address add 198.18.1.1/32 dev lo",
@@ -137,15 +137,15 @@ impl FakeIpProxy {
                 "ip route add default via 172.19.0.1",
             ],
         );
-        place.server = Some(Server::start(&place.namespace, "0.0.0.0", 80, Self::PAGE));
+        network.server = Some(Server::start(&network.namespace, "0.0.0.0", 80, Self::PAGE));
 
-        Self { _place: place }
+        Self { _network: network }
     }
 }
 
-/// A network to which the workstation is connected, with a machine in it that has a web page.
+/// A network of the workstation's, with a machine that serves a web page.
 pub struct Lan {
-    place: Place,
+    network: AttachedNetwork,
 }
 
 impl Lan {
@@ -155,26 +155,26 @@ impl Lan {
     /// `own` is the workstation's address and its prefix length, 24.
     #[track_caller]
     pub fn begin(own: &str, printer: &str) -> Self {
-        let mut place = Place::new("office", Self::INTERFACE, "true");
-        // The route as of a DHCP client that makes it itself.
+        let mut network = AttachedNetwork::new("office", Self::INTERFACE, "true");
+        // The route is that of a DHCP client that adds it itself.
         let (address, prefix_len) = own.split_once('/').expect("a prefix length");
-        let (network, _) = address.rsplit_once('.').expect("an IPv4 address");
-        let network = format!("{network}.0/{prefix_len}");
+        let (subnet, _) = address.rsplit_once('.').expect("an IPv4 address");
+        let subnet = format!("{subnet}.0/{prefix_len}");
         inside(
             &testbed().workstation(),
             &[
                 &format!("ip address add {own} dev lan0 noprefixroute"),
-                &format!("ip route add {network} dev lan0 proto dhcp scope link src {address}"),
+                &format!("ip route add {subnet} dev lan0 proto dhcp scope link src {address}"),
             ],
         );
         let address = format!("ip address add {printer}/{prefix_len} dev e0");
-        inside(&place.namespace, &[&address]);
-        place.server = Some(Server::start(&place.namespace, printer, 80, Self::PAGE));
+        inside(&network.namespace, &[&address]);
+        network.server = Some(Server::start(&network.namespace, printer, 80, Self::PAGE));
 
-        Self { place }
+        Self { network }
     }
 
     pub fn namespace(&self) -> &str {
-        &self.place.namespace
+        &self.network.namespace
     }
 }

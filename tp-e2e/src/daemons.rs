@@ -37,7 +37,7 @@ impl Role {
     }
 }
 
-/// Those that live; one that has ended and waits for its parent does not.
+/// The running ones; no zombies.
 pub fn of(workstation: &Workstation, role: Role) -> Vec<u32> {
     let home = workstation.home().display().to_string();
     let processes = fs::read_dir("/proc").expect("there is a /proc");
@@ -52,7 +52,7 @@ pub fn of(workstation: &Workstation, role: Role) -> Vec<u32> {
         .collect()
 }
 
-/// The one that lives.
+/// The only running one.
 #[track_caller]
 pub fn only(workstation: &Workstation, role: Role) -> u32 {
     match of(workstation, role).as_slice() {
@@ -61,14 +61,14 @@ pub fn only(workstation: &Workstation, role: Role) -> u32 {
     }
 }
 
-/// Kills all of them. They may be gone already.
+/// Kills all; they may have ended already.
 pub fn kill(workstation: &Workstation, role: Role) {
     for pid in of(workstation, role) {
         kill_if_there(pid, Signal::KILL);
     }
 }
 
-/// Fails the test unless none lives when the bound has passed.
+/// Fails the test if one still runs after the timeout.
 #[track_caller]
 pub fn assert_none(workstation: &Workstation, bound: Duration) {
     eventually("the daemons to be gone", bound, || {

@@ -1,5 +1,5 @@
-//! A machine of its own for tests of the data path: a network namespace with a neighbour, a root
-//! daemon, sessions and applications that are the program `datapath`.
+//! A machine for tests of the data path: a network namespace with a neighbour, a root daemon,
+//! sessions and applications that are the program `datapath`.
 
 use std::{
     fs,
@@ -27,17 +27,17 @@ mod container;
 mod process;
 mod snapshot;
 
-/// Users without rights; the group of the first is served by the root daemon.
+/// Users without rights; the root daemon serves the group of the first.
 pub const MEMBER: u32 = 65534;
 pub const OUTSIDER: u32 = 1;
 
 pub const STEER: &str = r#"{"include":["10.96.0.0/12"],"exclude":["10.96.9.0/24"]}"#;
 pub const NAME_SERVERS: &str = r#"["127.0.0.53:53","172.31.0.53:53"]"#;
 
-/// How fast the machine must be as before, whatever has died.
+/// The machine must be restored within this time, whatever process has died.
 pub const AS_BEFORE: Duration = Duration::from_secs(1);
 
-/// A machine under test. Only one exists at a time: eBPF links are the whole computer's.
+/// A machine under test. Only one exists at a time: eBPF links belong to the whole computer.
 pub struct Machine {
     netns: String,
     neighbour: String,
@@ -48,7 +48,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// With a root daemon that serves [`MEMBER`].
+    /// Starts a root daemon that serves [`MEMBER`].
     #[track_caller]
     pub fn new(helper: &Path) -> Self {
         let mut machine = Self::without_daemon(helper);
@@ -99,18 +99,18 @@ impl Machine {
         ));
         for (netns, address) in [(own, "172.31.0.2"), (other, "172.31.0.1")] {
             sh(&format!("ip -n {netns} address add {address}/24 dev e0"));
-            // An address that is still tentative when the snapshot is taken would differ later.
+            // Without this, an address that is tentative in the snapshot would differ later.
             sh(&format!("ip -n {netns} link set e0 addrgenmode none"));
             sh(&format!("ip -n {netns} link set e0 up"));
         }
         sh(&format!("ip -n {own} route add default via 172.31.0.1"));
-        // The neighbour would reach the aliases, if this machine let it.
+        // Only this machine keeps the neighbour from the aliases.
         sh(&format!(
             "ip -n {other} route add 240.0.0.0/4 via 172.31.0.2"
         ));
         let mut forward = self.command(&["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
         assert!(forward.status().is_ok_and(|status| status.success()));
-        // Networks of the cluster lead nowhere, at once.
+        // The cluster's networks are unreachable at once, without tp.
         sh(&format!("ip -n {own} route add unreachable 10.96.0.0/12"));
     }
 
@@ -128,7 +128,7 @@ impl Machine {
         self.daemon = Some(daemon);
     }
 
-    /// By a command that becomes the root daemon.
+    /// Starts the root daemon by a command that execs it.
     #[track_caller]
     pub fn start_daemon_by(&mut self, launcher: &[String], arguments: &[&str]) {
         let socket = self.socket();
@@ -143,12 +143,12 @@ impl Machine {
         self.daemon = Some(daemon);
     }
 
-    /// The root daemon, not started, in the namespace and ending with this thread.
+    /// The root daemon's command, in the namespace; it ends with this thread.
     pub fn daemon_command(&self, arguments: &[&str]) -> Command {
         self.daemon_command_at(&self.socket(), arguments)
     }
 
-    /// The same for another one, with its socket somewhere else.
+    /// The command of another root daemon, with another socket.
     pub fn daemon_command_at(&self, socket: &str, arguments: &[&str]) -> Command {
         let program = self.dir.path().join("tp-daemon").display().to_string();
         let words = [
@@ -170,7 +170,7 @@ impl Machine {
         self.daemon.as_mut().expect("the root daemon was started")
     }
 
-    /// The test provokes what the root daemon must call a warning.
+    /// The test provokes warnings of the root daemon.
     pub fn may_warn(&mut self) {
         self.may_warn = true;
     }
@@ -203,7 +203,7 @@ impl Machine {
         session
     }
 
-    /// A session that may fail to open.
+    /// Starts a session that may fail to open.
     #[track_caller]
     pub fn try_session(&self, uid: u32, netns: &str, scope: &str, steer: &str) -> Process {
         let socket = self.socket();
@@ -211,7 +211,7 @@ impl Machine {
         Process::start(&mut self.helper(uid, &words))
     }
 
-    /// What an application of this user saw.
+    /// The report of an application of this user.
     #[track_caller]
     pub fn app(&self, uid: u32, words: &[&str]) -> Value {
         self.start_app(uid, words).object()
@@ -222,7 +222,7 @@ impl Machine {
         Process::start(&mut self.helper(uid, &[&["app"], words].concat()))
     }
 
-    /// What an application of the neighbour's saw, which is nobody of this machine.
+    /// The report of an application of the neighbour, which is no user of this machine.
     #[track_caller]
     pub fn neighbours_app(&self, uid: u32, words: &[&str]) -> Value {
         self.start_neighbours_app(uid, words).object()
@@ -234,12 +234,12 @@ impl Machine {
         Process::start(&mut in_netns(&self.neighbour, &as_strs(&words)))
     }
 
-    /// A command on this machine of a user without groups.
+    /// A command on this machine, as a user without groups.
     pub fn command_of(&self, uid: u32, words: &[&str]) -> Command {
         self.command(&as_strs(&unprivileged(uid, words)))
     }
 
-    /// What an application saw whose program belongs to root and is set-user-id.
+    /// The report of an application whose program is set-user-id root.
     #[track_caller]
     pub fn setuid_app(&self, words: &[&str]) -> Value {
         let program = self.setuid_helper().display().to_string();
@@ -263,7 +263,7 @@ impl Machine {
         self.command(&as_strs(&self.helper_words(uid, words)))
     }
 
-    /// Words that run the helper as this user.
+    /// The command that runs the helper as this user.
     pub fn helper_words(&self, uid: u32, words: &[&str]) -> Vec<String> {
         let program = self.dir.path().join("datapath").display().to_string();
         if uid == 0 {
@@ -282,7 +282,7 @@ impl Machine {
         Snapshot::take(self)
     }
 
-    /// Fails the test unless this machine is as at that moment within a second.
+    /// Fails the test unless this machine equals the snapshot within a second.
     #[track_caller]
     pub fn assert_as(&self, before: &Snapshot) {
         eventually("the machine to be as before", AS_BEFORE, || {
@@ -312,7 +312,7 @@ impl Drop for Machine {
     }
 }
 
-/// Words that run these as a user without groups.
+/// The command that runs these words as a user without groups.
 fn unprivileged(uid: u32, words: &[&str]) -> Vec<String> {
     let uid = uid.to_string();
     let identity = [

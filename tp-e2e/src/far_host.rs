@@ -1,4 +1,4 @@
-//! A host beyond the nodes, which the cluster reaches and the workstation does not.
+//! A host beyond the nodes that the cluster reaches and the workstation does not.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use crate::{
 /// networks.
 pub const ADDED: &str = "10.77.0.1";
 
-/// An address of that host, for as long as this lives, and what serves there.
+/// An address of that host with a server; removed when dropped.
 #[derive(Debug)]
 pub struct FarHost {
     address: String,
@@ -32,7 +32,7 @@ impl FarHost {
 
         Self {
             address: address.into(),
-            server: Running::start(place().args(server)),
+            server: Running::start(base_command().args(server)),
         }
     }
 
@@ -45,7 +45,7 @@ impl FarHost {
         Self::start(ADDED, &server)
     }
 
-    /// The host vanishes without a word: it neither hears nor answers any more.
+    /// Makes the host vanish silently: it neither receives nor answers any more.
     #[track_caller]
     pub fn vanish(&self) {
         let address = &self.address;
@@ -64,14 +64,14 @@ impl Drop for FarHost {
             let [chain, side] = rule;
             // Fails where the host has not vanished.
             let words = ["iptables", "-D", chain, side, address, "-j", "DROP"];
-            run(place().args(words), PATIENCE);
+            run(base_command().args(words), PATIENCE);
         }
         for node in nodes() {
             let mut command = testbed().inside(&node);
             run(command.args(["ip", "route", "del", &prefix]), PATIENCE);
         }
         let words = ["ip", "address", "del", &prefix, "dev", "lo"];
-        run(place().args(words), PATIENCE);
+        run(base_command().args(words), PATIENCE);
     }
 }
 
@@ -79,7 +79,7 @@ fn nodes() -> [String; 2] {
     ["1", "2"].map(|node| testbed().namespace(node))
 }
 
-fn place() -> Command {
+fn base_command() -> Command {
     testbed().inside(&testbed().neighbour())
 }
 

@@ -1,45 +1,45 @@
-//! Rules of a packet filter, for what does not answer.
+//! Rules of a packet filter, to silence addresses.
 
 use std::process::Command;
 
 use crate::process::{PATIENCE, run};
 
-/// A rule in one or more places; undone when dropped.
+/// A rule in one or more network namespaces; removed when dropped.
 #[derive(Debug)]
 pub struct Rule {
-    /// What runs a command there.
-    places: Vec<Vec<String>>,
+    /// Command prefixes, one for each namespace.
+    prefixes: Vec<Vec<String>>,
     table: &'static str,
     chain: &'static str,
     words: Vec<String>,
 }
 
 impl Rule {
-    /// `words` follow the chain's name in the command of iptables.
+    /// `words` follow the chain's name in the iptables command.
     #[must_use = "the rule ends with the guard"]
     #[track_caller]
     pub fn insert(
-        places: impl IntoIterator<Item = Vec<String>>,
+        prefixes: impl IntoIterator<Item = Vec<String>>,
         [table, chain]: [&'static str; 2],
         words: &[&str],
     ) -> Self {
         let rule = Self {
-            places: places.into_iter().collect(),
+            prefixes: prefixes.into_iter().collect(),
             table,
             chain,
             words: words.iter().map(|&word| word.to_owned()).collect(),
         };
-        for place in &rule.places {
-            run(&mut rule.command(place, "-I"), PATIENCE).expect_success();
+        for prefix in &rule.prefixes {
+            run(&mut rule.command(prefix, "-I"), PATIENCE).expect_success();
         }
 
         rule
     }
 
-    fn command(&self, place: &[String], action: &str) -> Command {
+    fn command(&self, prefix: &[String], action: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
-            .args(place)
+            .args(prefix)
             .args(["iptables", "-w", "-t", self.table, action, self.chain])
             .args(&self.words);
 
@@ -49,18 +49,18 @@ impl Rule {
 
 impl Drop for Rule {
     fn drop(&mut self) {
-        for place in &self.places {
-            run(&mut self.command(place, "-D"), PATIENCE);
+        for prefix in &self.prefixes {
+            run(&mut self.command(prefix, "-D"), PATIENCE);
         }
     }
 }
 
-/// The network namespace of this name.
+/// The prefix for the network namespace of this name.
 pub fn named(namespace: &str) -> Vec<String> {
     vec![format!("--net=/run/netns/{namespace}")]
 }
 
-/// That of a process.
+/// The prefix for the network namespace of a process.
 pub fn of_process(pid: u32) -> Vec<String> {
     vec![format!("--net=/proc/{pid}/ns/net")]
 }

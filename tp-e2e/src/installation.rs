@@ -1,4 +1,4 @@
-//! tp in the test cluster: how tests install it, take it away and put it back.
+//! Installs, removes and restores tp in the test cluster.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -14,7 +14,7 @@ use crate::{
     programs::programs,
 };
 
-/// A rollout, and the removal of namespaces.
+/// For a rollout, and for the removal of namespaces.
 pub const ROLLOUT: Duration = Duration::from_secs(150);
 
 /// The image of the programs under test.
@@ -23,8 +23,7 @@ pub fn image() -> String {
         .unwrap_or_else(|_| format!("localhost/tp:{}", env!("CARGO_PKG_VERSION")))
 }
 
-/// Runs a test that installs tp in its own way or takes it out of the cluster, and puts it back as
-/// the others want it.
+/// Runs a test that installs tp in its own way or removes it, and restores the usual installation.
 pub fn with_tp_afterwards(test: impl FnOnce()) {
     let result = catch_unwind(AssertUnwindSafe(test));
     testbed().install_tp_again();
@@ -34,8 +33,8 @@ pub fn with_tp_afterwards(test: impl FnOnce()) {
 }
 
 impl Testbed {
-    /// Makes sure that tp is installed and that `dev` may reach all test namespaces and `limited`
-    /// only team-b; once per test program.
+    /// Ensures that tp is installed and that `dev` may reach all test namespaces and `limited` only
+    /// team-b; once per test program.
     pub fn install_tp(&self) {
         static INSTALLED: Mutex<bool> = Mutex::new(false);
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,7 +49,7 @@ impl Testbed {
         }
     }
 
-    /// Installs tp whatever state it is in.
+    /// Installs tp in any state of the cluster.
     pub fn install_tp_again(&self) {
         self.keep_objects_before_tp();
         self.install_tp_and_wait(&[]);
@@ -65,31 +64,32 @@ impl Testbed {
         run(&mut install, Duration::from_secs(90)).expect_success();
     }
 
-    /// Whoever is logged in may forward a port to it: what is refused, is refused for another reason.
+    /// Lets every user forward a port to the manager: what is refused, is refused for another
+    /// reason.
     pub fn everybody_may_reach_the_manager(&self) {
         self.kubectl_apply(CONNECT);
     }
 
-    /// Whoever is connected; returns what the command says.
+    /// Uninstalls even if users are connected; returns the command's output.
     #[track_caller]
     pub fn uninstall_everything(&self) -> String {
         self.tp(&["uninstall", "--everything", "--yes"])
             .expect_success()
     }
 
-    /// `tp install` of the image under test, by the administrator.
+    /// Runs `tp install` of the image under test, as administrator.
     #[track_caller]
     pub fn tp_install(&self, flags: &[&str]) -> Finished {
         self.tp(&[&["install", "--image", &image()], flags].concat())
     }
 
-    /// `tp` of the administrator, to its end.
+    /// Runs `tp` as administrator to its end.
     #[track_caller]
     pub fn tp(&self, words: &[&str]) -> Finished {
         run(&mut self.tp_command("admin", words), ROLLOUT)
     }
 
-    /// `tp` at the workstation, by root with the kubeconfig of a person.
+    /// `tp` at the workstation, as root with a person's kubeconfig.
     pub fn tp_command(&self, person: &str, words: &[&str]) -> Command {
         let mut command = self.inside(&self.workstation());
         command
@@ -100,7 +100,7 @@ impl Testbed {
     }
 }
 
-/// Who may reach what in all tests: name of the binding, namespace, person.
+/// Rights in all tests: name of the binding, namespace, person.
 const RIGHTS: [(&str, &str, &str); 3] = [
     ("e2e-dev", "shop", "dev"),
     ("e2e-dev", "team-b", "dev"),

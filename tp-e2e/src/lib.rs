@@ -1,8 +1,8 @@
-//! What tests that need root, network namespaces or a cluster have in common.
+//! Common parts of tests that need root, network namespaces or a cluster.
 //!
-//! Programs of the workspace are met as a user meets them: as processes. A test that lacks
-//! something fails; it is never skipped. Every process started here ends with its guard, also when
-//! the test program is killed.
+//! Tests run the programs as a user does: as processes. A test whose requirements are missing
+//! fails; it is never skipped. Every process started here ends with its guard, also when the test
+//! program is killed.
 
 #![deny(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! A link of a limited rate between the workstation and everybody else, as `tc tbf` makes it, and
-//! TCP beside what is tested.
+//! A rate-limited link between the workstation and all others, by `tc tbf`, and a TCP connection
+//! beside tp.
 
 use std::{
     fs::File,
@@ -25,19 +25,19 @@ use crate::{
     process::{PATIENCE, pause, run},
 };
 
-/// What the bucket holds: the largest packet that the kernel hands over at once.
+/// The bucket's size: the largest packet that the kernel passes on.
 const BURST: u64 = 64 << 10;
-/// Between two looks at a queue.
-const LOOK: Duration = Duration::from_millis(50);
+/// For one read or write, after which its thread checks whether it is over.
+const IO_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Which way is limited.
+/// The limited direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     FromWorkstation,
     ToWorkstation,
 }
 
-/// The limit is gone when this is dropped.
+/// The limit ends when this is dropped.
 #[derive(Debug)]
 pub struct LimitedLink {
     pub mbit: u64,
@@ -45,7 +45,7 @@ pub struct LimitedLink {
     device: &'static str,
 }
 
-/// What a link has carried, and what waits before it.
+/// Bytes that a link has carried, and bytes queued before it.
 #[derive(Debug, Clone, Copy)]
 pub struct Counters {
     pub bytes: u64,
@@ -54,7 +54,7 @@ pub struct Counters {
 }
 
 impl LimitedLink {
-    /// `queue` is how long what waits before the link takes to pass it, when the queue is full.
+    /// `queue` is the time that a full queue takes to pass the link.
     #[track_caller]
     #[must_use = "the limit ends with the guard"]
     pub fn new(direction: Direction, mbit: u64, queue: Duration) -> Self {
@@ -95,7 +95,7 @@ impl LimitedLink {
         }
     }
 
-    /// The waits in the queue, one every few milliseconds while `action` runs.
+    /// Samples the queueing delay every few milliseconds while `action` runs.
     pub fn watch<T>(&self, action: impl FnOnce() -> T) -> (T, Vec<Duration>) {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -132,7 +132,7 @@ impl Drop for LimitedLink {
     }
 }
 
-/// Runs something in a network namespace of the testbed; sockets made there stay there.
+/// Runs `action` in a network namespace of the testbed; its sockets stay there.
 fn in_namespace<T: Send>(namespace: &str, action: impl FnOnce() -> T + Send) -> T {
     let path = Path::new("/run/netns").join(namespace);
     thread::scope(|scope| {
@@ -146,7 +146,7 @@ fn in_namespace<T: Send>(namespace: &str, action: impl FnOnce() -> T + Send) -> 
     })
 }
 
-/// A TCP connection of the kernel that sends as much as it can, past tp, until dropped.
+/// A kernel TCP connection beside tp that sends as much as it can, until dropped.
 #[derive(Debug)]
 pub struct TcpBeside {
     received: Arc<AtomicU64>,
@@ -170,9 +170,9 @@ impl TcpBeside {
             .expect("the other end listens");
         let (receiver, _) = listener.accept().expect("somebody has connected");
         for end in [&sender, &receiver] {
-            end.set_read_timeout(Some(LOOK))
+            end.set_read_timeout(Some(IO_TIMEOUT))
                 .expect("a bound can be set");
-            end.set_write_timeout(Some(LOOK))
+            end.set_write_timeout(Some(IO_TIMEOUT))
                 .expect("a bound can be set");
         }
         let received = Arc::new(AtomicU64::new(0));
@@ -199,7 +199,7 @@ impl TcpBeside {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Waits until it fills the link.
+    /// Waits until the connection fills the link.
     #[track_caller]
     pub fn wait_until_it_fills(&self, link: &LimitedLink) {
         let end = Instant::now() + PATIENCE;

@@ -1,5 +1,5 @@
-//! The name servers of a machine under test: a company's that behaves as a test wants it, and the
-//! resolv.conf that names it.
+//! Name servers of a machine under test: a company's server with the behaviour that a test needs,
+//! and the resolv.conf that names it.
 
 use std::{fs, time::Duration};
 
@@ -12,11 +12,11 @@ use crate::{
     workstation::Workstation,
 };
 
-/// Where a company's name server serves.
+/// The address of a company's name server.
 pub const SERVER: &str = "127.0.0.9";
 
-/// A session of a developer whose company has one name server. `words` say how it answers, as in
-/// [`NameServer::start`], and `conf` what else is in resolv.conf.
+/// A session of a developer whose company has one name server. `words` configure the server, as in
+/// [`NameServer::start`]; `conf` is added to resolv.conf.
 #[track_caller]
 pub fn connected_behind(words: &[&str], conf: &str) -> (Workstation, NameServer, ResolvConf) {
     let workstation = Workstation::new(Account::Member, "dev");
@@ -27,8 +27,8 @@ pub fn connected_behind(words: &[&str], conf: &str) -> (Workstation, NameServer,
     (workstation, server, changed)
 }
 
-/// A name server at the workstation; gone when dropped. How it answers is in
-/// `name_server/main.rs`.
+/// A name server at the workstation; stopped when dropped. `name_server/main.rs` describes its
+/// answers.
 #[derive(Debug)]
 pub struct NameServer {
     _running: Running,
@@ -46,7 +46,8 @@ impl NameServer {
     }
 }
 
-/// What a resolver of this account saw: `ADDRESS WAY [half-close] [every=MS] [pace=MS] [timeout=MS] NAME…`.
+/// The report of a resolver of this account: `ADDRESS WAY [half-close] [every=MS] [pace=MS]
+/// [timeout=MS] NAME…`.
 #[track_caller]
 pub fn ask(workstation: &Workstation, account: Account, words: &[&str]) -> Value {
     let words = [&["name-server", "ask"], words].concat();
@@ -55,7 +56,7 @@ pub fn ask(workstation: &Workstation, account: Account, words: &[&str]) -> Value
     finished.json()
 }
 
-/// The workstation's resolv.conf with other servers; as before when dropped.
+/// The workstation's resolv.conf with other servers; restored when dropped.
 #[derive(Debug)]
 pub struct ResolvConf {
     before: String,
@@ -83,14 +84,14 @@ impl Drop for ResolvConf {
     }
 }
 
-/// A route of the workstation; gone when dropped.
+/// A route of the workstation; removed when dropped.
 #[derive(Debug)]
 pub struct Route {
     words: Vec<String>,
 }
 
 impl Route {
-    /// As `ip route add` has it.
+    /// `route` is in the syntax of `ip route add`.
     #[track_caller]
     pub fn add(words: &str) -> Self {
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{cluster::testbed, process::eventually};
 
-/// Maps of a session, by the names that the kernel shows.
+/// Kernel names of a session's maps.
 const OUR_MAPS: [&str; 6] = [
     "ALIASES",
     "ALIAS_TABLE",
@@ -16,7 +16,7 @@ const OUR_MAPS: [&str; 6] = [
     "STEER4",
 ];
 
-/// How fast a machine must be as before, whatever has died.
+/// The machine must be restored within this time, whatever process has died.
 pub const AS_BEFORE: Duration = Duration::from_secs(1);
 
 /// Everything that connecting could leave behind.
@@ -28,11 +28,11 @@ pub struct Snapshot {
     rules: String,
     nftables: String,
     resolv_conf: String,
-    /// Numbers of other namespaces that this one has links to.
+    /// Numbers of namespaces that this one has links to.
     namespaces: BTreeSet<String>,
     /// Links of eBPF programs on this machine, by id.
     bpf_links: BTreeSet<u64>,
-    /// Programs and maps of ours, by id, whoever holds them.
+    /// Our programs and maps, by id.
     bpf_objects: BTreeSet<(&'static str, u64)>,
 }
 
@@ -59,9 +59,8 @@ impl Snapshot {
         }
     }
 
-    /// What is there in `self` that was not in `before`, or the other way round; empty if the
-    /// machine is as before. eBPF links that have gone belong to others, and a namespace's number
-    /// goes when the kernel gets to it.
+    /// The differences to `before`; empty if there are none. Ignores removed eBPF links, which
+    /// belong to others, and removed namespace numbers, which the kernel releases late.
     pub fn differences(&self, before: &Self) -> String {
         let mut text = String::new();
         for (what, now, then) in [
@@ -93,7 +92,7 @@ impl Snapshot {
         text
     }
 
-    /// Fails the test unless the machine is as at this snapshot within a second.
+    /// Fails the test unless the machine equals this snapshot within a second.
     #[track_caller]
     pub fn assert_restored(&self) {
         eventually("the machine to be as before", AS_BEFORE, || {
@@ -143,7 +142,7 @@ fn inside(command: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The index of a link's other end depends on nothing that matters here.
+/// Removes counters and the index of a link's other end, which does not matter.
 fn without_counters(links: &str) -> String {
     links
         .lines()
@@ -155,7 +154,7 @@ fn without_counters(links: &str) -> String {
         .fold(String::new(), |text, line| text + line + "\n")
 }
 
-/// Ids of eBPF objects of a kind ("prog", "map") that have one of our names.
+/// Ids of eBPF objects of a kind ("prog", "map") with one of our names.
 fn ours(kind: &str) -> BTreeSet<u64> {
     ids(kind, |object| {
         let name = object["name"].as_str().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Everything that is in the cluster, to be compared before and after.
+//! All objects of the cluster, to be compared before and after.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use crate::cluster::Testbed;
 
-/// Objects by what they are called, without what changes when nobody changes them.
+/// Objects by name, without fields that change by themselves.
 pub type Objects = BTreeMap<String, Value>;
 
-/// Kinds that the cluster itself makes anew in the course of time.
+/// Kinds that the cluster itself recreates.
 const RESTLESS: [&str; 4] = ["Endpoints", "EndpointSlice", "Node", "Pod"];
 
 impl Testbed {
@@ -32,9 +32,9 @@ impl Testbed {
         items.iter_mut().map(titled).collect()
     }
 
-    /// The cluster as it was before tp ever came to it, but for what changes by itself.
+    /// The cluster before the first installation of tp, without what changes by itself.
     ///
-    /// The first installation of any test keeps it.
+    /// The first installation of any test stores it.
     #[track_caller]
     pub fn objects_before_tp(&self) -> Objects {
         let file = self.before_tp();
@@ -82,7 +82,7 @@ fn titled(object: &mut Value) -> (String, Value) {
             .get_mut("annotations")
             .and_then(Value::as_object_mut)
         {
-            // When a controller last looked, and no part of what it found.
+            // The time of a controller's last check, not a result.
             annotations.remove("endpoints.kubernetes.io/last-change-trigger-time");
         }
     }
@@ -90,7 +90,7 @@ fn titled(object: &mut Value) -> (String, Value) {
     (title, object.take())
 }
 
-/// Without objects of restless kinds and of the tests themselves.
+/// Removes objects of restless kinds and of the tests themselves.
 pub fn lasting(mut objects: Objects) -> Objects {
     objects.retain(|_, object| {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
@@ -99,7 +99,7 @@ pub fn lasting(mut objects: Objects) -> Objects {
     objects
 }
 
-/// A line for each object that is left, gone or another than before; none if all is as before.
+/// One line for each object that is added, removed or changed; empty if there is none.
 pub fn differences(before: &Objects, after: &Objects) -> String {
     let mut text = String::new();
     for (title, was) in before {

@@ -1,5 +1,5 @@
-//! The private network namespace of a session, which has no name: entered through a descriptor of
-//! the session's, to break what is in it.
+//! The private network namespace of a session, which has no name. Entered through a descriptor of
+//! the session, to break its content.
 
 use std::{
     fs, io,
@@ -12,12 +12,12 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 /// `TUNGETDEVNETNS` of Linux 5.2: the namespace of a TUN device.
 const TUN_NAMESPACE: libc::Ioctl = 0x54e3;
 
-/// The namespace that holds the TUN device of a session's.
+/// The namespace with a session's TUN device.
 #[derive(Debug)]
 pub struct PrivateNamespace(OwnedFd);
 
 impl PrivateNamespace {
-    /// Of the session with this process number.
+    /// The namespace of the session with this process id.
     #[track_caller]
     pub fn of(session: u32) -> Self {
         let tun = device(session, "/dev/net/tun").expect("a session has a TUN device");
@@ -44,26 +44,26 @@ impl PrivateNamespace {
         assert!(output.status.success(), "{words:?}: {stderr}");
     }
 
-    /// Takes the TUN device away, without which a relay cannot go on.
+    /// Removes the TUN device, which ends the relay.
     #[track_caller]
     pub fn delete_tun(&self) {
         self.run(&["ip", "link", "delete", "tun0"]);
     }
 
-    /// Aborts the socket that connections arrive at.
+    /// Aborts the socket that accepts connections.
     #[track_caller]
     pub fn abort_listener(&self) {
         self.run(&["ss", "--kill", "--listening", "--tcp", "--no-header"]);
     }
 
-    /// Aborts the socket that queries arrive at.
+    /// Aborts the socket that receives queries.
     #[track_caller]
     pub fn abort_udp(&self) {
         self.run(&["ss", "--kill", "--all", "--udp", "--no-header"]);
     }
 }
 
-/// A copy of the first descriptor of a process that is open on this path.
+/// A copy of a process's first descriptor that is open on this path.
 fn device(pid: u32, path: &str) -> Option<OwnedFd> {
     let folder = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let number = folder.flatten().find_map(|entry| {

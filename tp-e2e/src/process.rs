@@ -1,4 +1,4 @@
-//! Running programs with a bound, and waiting for conditions.
+//! Runs programs with a timeout, and waits for conditions.
 
 use std::{
     fmt::Display,
@@ -16,13 +16,13 @@ use rustix::{
     time::Timespec,
 };
 
-/// For programs whose duration is not the point of the test.
+/// For programs whose duration the test does not check.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a condition is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two polls of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a program did.
+/// The result of a program.
 #[derive(Debug)]
 pub struct Finished {
     /// The command in words, for messages.
@@ -34,7 +34,7 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// The exit code; 128 and the signal for a program that a signal ended.
+    /// The exit code; 128 plus the signal for a program that a signal ended.
     pub fn code(&self) -> i32 {
         use std::os::unix::process::ExitStatusExt as _;
         self.status
@@ -57,13 +57,13 @@ impl Finished {
         self.stderr
     }
 
-    /// The last line of standard error: progress, and what others said, may stand before it.
+    /// The last line of standard error: progress, and output of plugins, may precede it.
     pub fn sentence(&self) -> &str {
         self.stderr.trim().lines().last().unwrap_or_default()
     }
 
-    /// Fails the test unless the program ended with this code, and these words are in the sentence
-    /// that says why.
+    /// Fails the test unless the program ended with this code, and the last line of standard error
+    /// contains these words.
     #[track_caller]
     pub fn assert_refused(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code(), code, "{self}");
@@ -73,7 +73,7 @@ impl Finished {
         }
     }
 
-    /// The same, and nothing else is on standard error.
+    /// Like `assert_refused`, with nothing else on standard error.
     #[track_caller]
     pub fn assert_refused_in_one_line(&self, code: i32, words: &[&str]) {
         self.assert_refused(code, words);
@@ -102,13 +102,13 @@ impl Display for Finished {
     }
 }
 
-/// Runs a command to its end, which must come within the bound.
+/// Runs a command to its end, which must come in time.
 #[track_caller]
 pub fn run(command: &mut Command, bound: Duration) -> Finished {
     Running::start(command).finish(bound)
 }
 
-/// A program that runs; killed when dropped.
+/// A running program; killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -151,7 +151,7 @@ impl Running {
         self.child.stdin.take()
     }
 
-    /// Waits until the program has said these words on either channel.
+    /// Waits until these words are in either output.
     #[track_caller]
     pub fn wait_for(&mut self, words: &str, bound: Duration) {
         let end = Instant::now() + bound;
@@ -224,7 +224,7 @@ impl Running {
         }
     }
 
-    /// A process that the program left behind may hold its output open: not longer than a second.
+    /// Waits at most a second for the end of the outputs, which a left process may hold open.
     fn listen_to_the_end(&mut self) {
         let end = Instant::now() + Duration::from_secs(1);
         for (source, text) in [&self.stdout, &self.stderr]
@@ -248,7 +248,7 @@ impl Drop for Running {
     }
 }
 
-/// Waits for the end of a child; false if the bound passes first.
+/// Waits for the end of a child; false after the timeout.
 pub fn wait(child: &mut Child, bound: Duration) -> bool {
     if child
         .try_wait()
@@ -266,7 +266,7 @@ pub fn wait(child: &mut Child, bound: Duration) -> bool {
     poll(&mut watched, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
-/// Sends a signal to a process that is not ours to wait for.
+/// Sends a signal to a process that is not our child.
 #[track_caller]
 pub fn signal(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -274,20 +274,20 @@ pub fn signal(pid: u32, signal: Signal) {
     kill_process(pid, signal).unwrap_or_else(|error| panic!("signal to {pid:?}: {error}"));
 }
 
-/// The same for a process that may have ended.
+/// Sends a signal to a process that may have ended.
 pub fn kill_if_there(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
     }
 }
 
-/// Whether a process runs; one that has ended may wait for its parent to hear of it.
+/// Returns whether a process runs and is no zombie.
 pub fn lives(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/status"))
         .is_ok_and(|status| !status.contains("State:\tZ"))
 }
 
-/// Waits for the end of a process that is not ours to wait for.
+/// Waits for the end of a process that is not our child.
 #[track_caller]
 pub fn expect_end(what: &str, pid: u32, bound: Duration) {
     eventually(&format!("the end of {what}"), bound, || {
@@ -299,7 +299,7 @@ pub fn expect_end(what: &str, pid: u32, bound: Duration) {
     });
 }
 
-/// Asks `probe` until it gives a value; fails the test with the last refusal when the bound passes.
+/// Calls `probe` until it succeeds; after the timeout fails the test with the last error.
 #[track_caller]
 pub fn eventually<T>(
     what: &str,
@@ -325,7 +325,7 @@ pub fn eventually<T>(
     reason = "the pause between two looks at a condition that has a bound"
 )]
 pub(crate) fn pause() {
-    thread::sleep(LOOK);
+    thread::sleep(POLL_INTERVAL);
 }
 
 fn shown(command: &Command) -> String {
@@ -336,7 +336,7 @@ fn shown(command: &Command) -> String {
         .join(" ")
 }
 
-/// A pipe that is full stops the program behind it, so somebody always reads.
+/// Always reads: a full pipe would block the program.
 fn listen(mut source: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     let (heard_tx, heard_rx) = mpsc::channel();
     thread::spawn(move || {

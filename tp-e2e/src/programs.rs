@@ -44,7 +44,7 @@ fn install(file: &Path, folder: &Path) -> PathBuf {
     if fs::read(&installed).is_ok_and(|old| old == bytes) {
         return installed;
     }
-    // Replaced as one: the old program may still run, and another test may read it.
+    // Replaced by a rename: the old program may still run, and another test may read it.
     let part = folder.join(format!("{}.{}", name.display(), std::process::id()));
     fs::write(&part, bytes).expect("the testbed's folder is writable");
     fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("an own file");
@@ -53,7 +53,7 @@ fn install(file: &Path, folder: &Path) -> PathBuf {
     installed
 }
 
-/// Where the programs are: TP_BIN_DIR, or where cargo puts those of the release profile.
+/// The folder of the programs: TP_BIN_DIR, or cargo's of the release profile.
 fn built() -> PathBuf {
     if let Some(folder) = std::env::var_os("TP_BIN_DIR") {
         return PathBuf::from(folder);

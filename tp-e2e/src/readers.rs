@@ -8,13 +8,13 @@ use crate::{
     workstation::Workstation,
 };
 
-/// Opens connections, reads nothing until it is told to, and then everything.
+/// Opens connections, reads nothing until told to, and then everything.
 ///
-/// SO_RCVBUF stays as it is. With a fixed small one, to which pieces of all sizes were written, the
-/// kernel's sender sometimes probes a window that has opened long before after ever longer pauses:
-/// between two namespaces without tp as well, up to 53 s for one of a hundred connections.
+/// SO_RCVBUF stays at its default. With a small fixed one and writes of all sizes, the kernel's
+/// sender sometimes probes a window that has long been open, at growing intervals: also without tp,
+/// up to 53 s for one of a hundred connections.
 ///
-/// Arguments: how many, host, port, what is sent on each, how many bytes are expected.
+/// Arguments: number of connections, host, port, request on each, bytes expected.
 const READER: &str = r#"
 import socket, sys, threading
 count, host, port, words, size = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])
@@ -37,10 +37,10 @@ for s in held:
 print("read", total, flush=True)
 "#;
 
-/// Opens connections and sends as much as is taken, from a thread each. Says what was taken once
-/// nothing more is, and, when all has been taken, so.
+/// Opens connections and sends as much as is accepted, in a thread each. Prints the accepted bytes
+/// when no more is accepted, and a line when all is.
 ///
-/// Arguments: how many, host, port, how many bytes each.
+/// Arguments: number of connections, host, port, bytes on each.
 const WRITER: &str = r#"
 import socket, sys, threading, time
 count, host, port, size = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -70,7 +70,7 @@ for t in threads: t.join()
 print("sent", sum(sent), flush=True)
 "#;
 
-/// Accepts and reads nothing until it is told to, and then everything.
+/// Accepts, reads nothing until told to, and then everything.
 ///
 /// Arguments: address, port.
 const HOLDER: &str = r#"
@@ -93,7 +93,7 @@ go.set()
 sys.stdin.readline()
 "#;
 const HOLD_PORT: &str = "7997";
-const START: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Downloads whose program does not read.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ pub struct StalledDownloads {
 }
 
 impl StalledDownloads {
-    /// From the echo server of the namespace that the workstation is connected to.
+    /// Downloads from the echo server of the connected namespace.
     #[track_caller]
     pub fn start(workstation: &Workstation, count: u64, size: u64) -> Self {
         let (count_word, size_word) = (count.to_string(), size.to_string());
@@ -113,7 +113,7 @@ impl StalledDownloads {
         let mut command =
             workstation.command(&[&["/usr/bin/python3", "-c", READER], &arguments[..]].concat());
         let mut program = Running::start(&mut command);
-        program.wait_for("all are open", START);
+        program.wait_for("all are open", START_TIMEOUT);
         let input = program.stdin().expect("it is not taken yet");
 
         Self {
@@ -123,7 +123,7 @@ impl StalledDownloads {
         }
     }
 
-    /// The program reads everything, within the bound.
+    /// Lets the program read everything, in time.
     #[track_caller]
     pub fn read_all(mut self, bound: Duration) {
         self.input.write_all(b"\n").expect("the program waits");
@@ -132,7 +132,7 @@ impl StalledDownloads {
     }
 }
 
-/// Uploads to a server in the cluster's reach that does not read.
+/// Uploads to a server that does not read.
 #[derive(Debug)]
 pub struct StalledUploads {
     program: Running,
@@ -148,13 +148,13 @@ impl StalledUploads {
             address,
             &["/usr/bin/python3", "-c", HOLDER, address, HOLD_PORT],
         );
-        server.server.wait_for("listens", START);
+        server.server.wait_for("listens", START_TIMEOUT);
         let (count_word, size_word) = (count.to_string(), size.to_string());
         let arguments = [&count_word, address, HOLD_PORT, &size_word];
         let mut command =
             workstation.command(&[&["/usr/bin/python3", "-c", WRITER], &arguments[..]].concat());
         let mut program = Running::start(&mut command);
-        program.wait_for("stopped after", START);
+        program.wait_for("stopped after", START_TIMEOUT);
 
         Self {
             program,
@@ -163,7 +163,7 @@ impl StalledUploads {
         }
     }
 
-    /// The server reads everything, within the bound.
+    /// Lets the server read everything, in time.
     #[track_caller]
     pub fn read_all(mut self, bound: Duration) {
         let mut input = self.server.server.stdin().expect("it is not taken yet");

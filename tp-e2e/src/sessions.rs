@@ -1,11 +1,11 @@
-//! `Session` objects made without `tp`, as some tests need them.
+//! `Session` objects made without `tp`.
 
 use serde_json::{Value, json};
 use tp_transport::SessionRef;
 
 use crate::cluster::{Testbed, text};
 
-/// A `Session` of this user, who holds the key with this hash.
+/// A `Session` of this user for the key with this hash.
 pub fn session_object(namespace: &str, user: &Value, key_hash: &str) -> Value {
     json!({
         "apiVersion": "tp.internal/v1alpha1",
@@ -19,7 +19,7 @@ pub fn session_object(namespace: &str, user: &Value, key_hash: &str) -> Value {
     })
 }
 
-/// What a client calls a `Session` that the API server has made.
+/// The client's reference to a `Session` that the API server has made.
 #[track_caller]
 pub fn session_ref(object: &Value) -> SessionRef {
     let metadata = &object["metadata"];
@@ -32,7 +32,7 @@ pub fn session_ref(object: &Value) -> SessionRef {
 }
 
 impl Testbed {
-    /// Who a person is to the API server; the flags are kubectl's.
+    /// A person's identity at the API server; the flags are kubectl's.
     #[track_caller]
     pub fn whoami(&self, person: &str, flags: &[&str]) -> Value {
         let words = ["auth", "whoami", "--output=json"];

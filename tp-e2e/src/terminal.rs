@@ -1,4 +1,4 @@
-//! A program on a terminal, as a person sits at it.
+//! A program on a terminal, as a user runs it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -43,7 +43,7 @@ impl Terminal {
             .stderr(end())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
-        // The command keeps copies, and the screen goes dark only when all are closed.
+        // The command holds copies, and the terminal reaches its end only when all are closed.
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -94,7 +94,7 @@ impl Terminal {
             .expect("a terminal takes a key");
     }
 
-    /// Waits for the end; the exit code, and all that was on the screen.
+    /// Waits for the end; returns the exit code and the screen's whole text.
     #[track_caller]
     pub fn finish(mut self, bound: Duration) -> (Option<i32>, String) {
         assert!(

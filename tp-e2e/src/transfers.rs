@@ -1,18 +1,18 @@
-//! Transfers that something happens to.
+//! Transfers that a test interrupts.
 
 use std::time::Duration;
 
 use crate::{process::Running, workstation::Workstation};
 
-/// Bytes a second of those who write: far from the end after any bound.
+/// Bytes a second of writers: no transfer ends within any test.
 const RATE: &str = "1000000";
 
-/// Transfers that have begun and are far from their end: down, up, and both ways.
+/// Running transfers that are far from their end: down, up, and both ways.
 #[derive(Debug)]
 pub struct Transfers(Vec<Running>);
 
 impl Transfers {
-    /// With the echo server of the namespace that the workstation is connected to.
+    /// Starts transfers with the echo server of the connected namespace.
     #[track_caller]
     pub fn start(workstation: &Workstation) -> Self {
         let size = (256 << 20).to_string();
@@ -33,8 +33,8 @@ impl Transfers {
         Self(running)
     }
 
-    /// Each ends within the bound, and none without an error. Linux tells the error of a socket
-    /// once: where a writer has heard of it, a reader sees a clean end.
+    /// Checks that each ends in time, with an error. Linux reports the error of a socket once:
+    /// after a writer got it, a reader sees a clean end.
     #[track_caller]
     pub fn assert_broken(self, bound: Duration) {
         for transfer in self.0 {

@@ -6,14 +6,14 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Who runs a program on the workstation.
+/// The account that runs a program on the workstation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Account {
     Root,
     /// An unprivileged user in the group `tp`.
     Member,
-    /// Another one. A session steers all processes of its user, so that the session that tests
-    /// share must not be of a user whose sessions come and go.
+    /// Another unprivileged user in the group. A session steers all processes of its user, so the
+    /// shared session must not be of a user whose sessions come and go.
     Colleague,
     /// An unprivileged user outside that group.
     Outsider,
@@ -53,7 +53,7 @@ impl Account {
         system("useradd", &arguments);
     }
 
-    /// Words in front of a command that make it run as this account, without capabilities.
+    /// The prefix that runs a command as this account, without capabilities.
     pub fn prefix(self) -> Vec<String> {
         if self == Self::Root {
             return Vec::new();
@@ -71,7 +71,7 @@ impl Account {
         .to_vec()
     }
 
-    /// Gives a file or folder, and what is in it, to this account.
+    /// Gives a file or folder with its content to this account.
     pub fn own(self, path: &Path) {
         let owner = format!("{0}:{0}", self.name());
         system("chown", &["-R", &owner, &path.display().to_string()]);

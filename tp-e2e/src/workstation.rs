@@ -25,16 +25,16 @@ mod steps;
 
 pub use steps::{CONNECT_TO_SHOP, READ_WEB};
 
-/// How long connecting may take before a test gives up.
-const CONNECT: Duration = Duration::from_secs(30);
+/// For connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One person, with everything of their own.
+/// One person with their own files and processes.
 #[derive(Debug)]
 pub struct Workstation {
     account: Account,
     kubeconfig: PathBuf,
     root_socket: PathBuf,
-    /// Ends the session, then the root daemon, when its input ends.
+    /// Ends the session, then the root daemon, at the end of its input.
     keeper: Option<Child>,
     may_warn: bool,
     is_shared: bool,
@@ -42,7 +42,7 @@ pub struct Workstation {
 }
 
 impl Workstation {
-    /// With a root daemon that serves, and no session.
+    /// Starts a root daemon, and no session.
     #[track_caller]
     pub fn new(account: Account, person: &str) -> Self {
         testbed().install_tp();
@@ -51,7 +51,7 @@ impl Workstation {
         workstation
     }
 
-    /// With nothing that runs.
+    /// Starts nothing.
     #[track_caller]
     pub fn without_root_daemon(account: Account, person: &str) -> Self {
         account.ensure();
@@ -83,8 +83,8 @@ impl Workstation {
         }
     }
 
-    /// The session of this test program that any test may use and none may end: connected as an
-    /// unprivileged user to the namespace shop. Nobody may make it log a warning.
+    /// The shared session of this test program, which no test may end: connected as an unprivileged
+    /// user to the namespace shop. No test may make it log a warning.
     #[track_caller]
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Workstation> = OnceLock::new();
@@ -98,20 +98,20 @@ impl Workstation {
 
     /// Starts a root daemon of this workstation's own and waits until it listens.
     ///
-    /// A shell keeps it, which also ends session and daemon when this test program is killed: its
-    /// input ends then.
+    /// A shell holds it, which also ends session and daemon when this test program is killed, at
+    /// the end of its input.
     #[track_caller]
     pub fn start_root_daemon(&mut self) {
         self.start_root_daemon_for("tp");
     }
 
-    /// The same, for root and the members of another group.
+    /// Starts a root daemon for root and the members of another group.
     #[track_caller]
     pub fn start_root_daemon_for(&mut self, group: &str) {
         self.start_root_daemon_below(group, &[]);
     }
 
-    /// The same, by a command that becomes the root daemon; its words hold no spaces.
+    /// Starts a root daemon by a command that execs it; its words hold no spaces.
     #[track_caller]
     pub fn start_root_daemon_below(&mut self, group: &str, launcher: &[&str]) {
         if let Some(keeper) = self.keeper.take() {
@@ -124,7 +124,7 @@ impl Workstation {
             .into_iter()
             .chain([programs().join("tp").display().to_string(), "quit".into()])
             .collect();
-        let mut command = self.place();
+        let mut command = self.base_command();
         command
             .args([
                 "sh",
@@ -145,7 +145,7 @@ impl Workstation {
         let mut keeper = command.spawn().expect("a shell starts");
 
         eventually("the root daemon to listen", Duration::from_secs(10), || {
-            // The socket of one that was killed may still lie there.
+            // The socket of a killed daemon may still exist.
             if self.root_log().contains("is ready") {
                 return Ok(());
             }
@@ -156,8 +156,8 @@ impl Workstation {
         self.keeper = Some(keeper);
     }
 
-    /// nsenter and what makes the environment that of this person.
-    fn place(&self) -> Command {
+    /// nsenter, with this person's environment.
+    fn base_command(&self) -> Command {
         self.place_in(&testbed().workstation())
     }
 
@@ -192,10 +192,10 @@ impl Workstation {
         self.command_as(self.account, words)
     }
 
-    /// A command at this workstation by somebody else.
+    /// A command at this workstation as another account.
     pub fn command_as(&self, account: Account, words: &[&str]) -> Command {
         account.ensure();
-        let mut command = self.place();
+        let mut command = self.base_command();
         command.args(account.prefix()).args(words);
         command
     }
@@ -223,7 +223,7 @@ impl Workstation {
         self.run(&[&["tp"], words].concat())
     }
 
-    /// The shared workstation is never dropped, so that it is looked at after each command.
+    /// The shared workstation is never dropped, so its log is checked after each command.
     #[track_caller]
     fn run_to_the_end(&self, command: &mut Command) -> Finished {
         let finished = run(command, PATIENCE);
@@ -237,9 +237,9 @@ impl Workstation {
     #[track_caller]
     pub fn connect(&self, flags: &[&str]) -> Finished {
         let words = [&["tp", "connect"], flags].concat();
-        // 75 asks to try again: a cluster that tp came to this second refuses for a moment.
-        let connected = eventually("a connection", CONNECT, || {
-            let connected = run(&mut self.command(&words), CONNECT);
+        // 75 asks to retry: a new installation refuses for a moment.
+        let connected = eventually("a connection", CONNECT_TIMEOUT, || {
+            let connected = run(&mut self.command(&words), CONNECT_TIMEOUT);
             if connected.code() == 75 {
                 Err(connected.stderr)
             } else {
@@ -255,7 +255,7 @@ impl Workstation {
         connected
     }
 
-    /// What the echo client saw.
+    /// The report of the echo client.
     #[track_caller]
     pub fn echo(&self, words: &[&str]) -> Value {
         self.echo_as(self.account, words)
@@ -271,7 +271,7 @@ impl Workstation {
         result
     }
 
-    /// The echo client in the background, for conversations that a test interrupts.
+    /// Starts the echo client in the background, for connections that a test interrupts.
     #[track_caller]
     pub fn start_echo(&self, words: &[&str]) -> Running {
         Running::start(&mut self.echo_command_as(self.account, words))
@@ -302,7 +302,7 @@ impl Workstation {
         self.home.path()
     }
 
-    /// Gives programs that start from here on another /etc/hosts.
+    /// Gives later programs another /etc/hosts.
     #[track_caller]
     pub fn set_hosts(&self, text: &str) {
         let hosts = self.home.path().join("hosts");
@@ -328,7 +328,7 @@ impl Workstation {
         self.home.path().join("state")
     }
 
-    /// Of the session in the workstation's network namespace.
+    /// The socket of the session in the workstation's network namespace.
     pub fn session_socket(&self) -> PathBuf {
         let namespace = format!("/run/netns/{}", testbed().workstation());
         let namespace = fs::metadata(namespace).expect("the workstation has a namespace");
@@ -351,7 +351,7 @@ impl Workstation {
         pid(&self.status()["daemon"]["pid"])
     }
 
-    /// The test provokes what a log must call a warning.
+    /// The test provokes warnings.
     pub fn may_warn(&mut self) {
         self.may_warn = true;
     }

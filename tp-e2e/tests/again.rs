@@ -1,4 +1,4 @@
-//! `tp connect` while connected: fine for what is there, refused by name for anything else.
+//! `tp connect` while connected: succeeds for the same options, names the difference for others.
 
 use tp_e2e::{cluster::testbed, files::read_json, user::Account, workstation::Workstation};
 
@@ -24,13 +24,13 @@ fn a_second_connect_with_other_flags_says_which() {
     ] {
         connect(&[&flags, more].concat()).assert_refused_in_one_line(4, words);
     }
-    // What is not asked for may be as it is.
+    // Options that are not given may have any value.
     connect(&["--namespace", "shop"]).expect_success();
 
     assert_eq!(workstation.status()["state"], "connected");
 }
 
-/// A kubeconfig with the same names everywhere and somebody else's credentials.
+/// A kubeconfig with the same names and another user's credentials.
 #[test]
 fn a_second_connect_as_somebody_else_says_who_is_connected() {
     let workstation = Workstation::new(Account::Member, "dev");

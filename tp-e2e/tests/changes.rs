@@ -1,4 +1,4 @@
-//! What a connection keeps, learns and forgets while the cluster changes around it.
+//! Connections while the cluster changes: known names stay, new ones appear, old ones go.
 
 use std::{
     process::Command,
@@ -13,12 +13,12 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// Rights are looked at every 5 s; a namespace ends after everything in it.
-const KNOWN: Duration = Duration::from_secs(20);
+/// Rights are checked every 5 s; a namespace ends after all its objects.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 const ROUNDS: usize = 5;
 
-/// Asks a name server 50 times a second, until its input ends, for names whose addresses it was
-/// told; says how many queries there were and which answers were others.
+/// Asks a name server 50 times a second, until its input ends, for names with expected addresses;
+/// prints the number of queries and the wrong answers.
 const ASK: &str = r#"
 import json, select, socket, struct, sys, time
 server, pairs = sys.argv[1], [pair.split("=") for pair in sys.argv[2:]]
@@ -45,7 +45,7 @@ while not select.select([sys.stdin], [], [], 0)[0]:
 print(json.dumps({"asked": asked, "wrong": wrong[:20], "wrongs": len(wrong)}))
 "#;
 
-/// Objects that are gone again when this is dropped.
+/// Objects that are removed when this is dropped.
 struct Changed(Vec<Applied>);
 
 impl Changed {
@@ -53,7 +53,7 @@ impl Changed {
         self.0.push(Applied::new(manifest, deletion));
     }
 
-    /// A node that nothing runs on, with a block of pod addresses.
+    /// An empty node, with a block of pod addresses.
     fn node(&mut self, name: &str, block: &str) {
         self.make(
             &format!(
@@ -104,7 +104,7 @@ fn keep_asking(workstation: &Workstation, names: &[(String, String)]) -> Running
     Running::start(&mut command)
 }
 
-/// The one that the workstation's resolv.conf names first.
+/// The first name server in the workstation's resolv.conf.
 fn testbed_name_server() -> String {
     let text = std::fs::read_to_string(testbed().resolv_conf()).expect("the testbed wrote it");
     let server = text
@@ -118,30 +118,38 @@ fn testbed_name_server() -> String {
 
 #[track_caller]
 fn await_resolving(workstation: &Workstation, name: &str, expected: bool) {
-    eventually(&format!("{name} to resolve: {expected}"), KNOWN, || {
-        let found = workstation.run(&["getent", "ahostsv4", name]);
-        if (found.code() == 0) == expected {
-            Ok(())
-        } else {
-            Err(found.to_string())
-        }
-    });
+    eventually(
+        &format!("{name} to resolve: {expected}"),
+        CHANGE_TIMEOUT,
+        || {
+            let found = workstation.run(&["getent", "ahostsv4", name]);
+            if (found.code() == 0) == expected {
+                Ok(())
+            } else {
+                Err(found.to_string())
+            }
+        },
+    );
 }
 
 #[track_caller]
 fn await_steering(workstation: &Workstation, network: &str, expected: bool) {
-    eventually(&format!("{network} steered: {expected}"), KNOWN, || {
-        let status = workstation.status();
-        if status.to_string().contains(network) == expected {
-            Ok(())
-        } else {
-            Err(status.to_string())
-        }
-    });
+    eventually(
+        &format!("{network} steered: {expected}"),
+        CHANGE_TIMEOUT,
+        || {
+            let status = workstation.status();
+            if status.to_string().contains(network) == expected {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
+        },
+    );
 }
 
-/// A namespace with a service, a right in it, a node with a block of pod addresses, a pod outside
-/// of all blocks: come and gone, a name that stays is answered all the time and rightly.
+/// Adds and removes a namespace with a service, a right in it, a node with a block of pod
+/// addresses, and a pod outside of all blocks: names that stay are always answered correctly.
 fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
     let workstation = Workstation::connected(Account::Member, person, connected, &[]);
     let stay: Vec<(String, String)> = stay
@@ -188,7 +196,7 @@ fn names_stay(person: &str, connected: &str, stay: &[(&str, &str)]) {
         changes += 2;
     }
     drop(asking.stdin());
-    let said = asking.finish(KNOWN);
+    let said = asking.finish(CHANGE_TIMEOUT);
     let seen = said.json();
 
     assert!(changes >= 20, "{changes} changes");

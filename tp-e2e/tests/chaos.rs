@@ -19,11 +19,11 @@ use tp_e2e::{
 const ROUNDS: u64 = 5;
 const STEPS: usize = 10;
 /// Longest time between two steps, in milliseconds: connecting takes some hundreds.
-const GAP: u64 = 150;
+const MAX_GAP_MS: u64 = 150;
 
-/// Lets a random time pass: the moment is what is tested.
+/// Waits a random time.
 fn pass(random: &mut Rng) {
-    let time = Timespec::try_from(Duration::from_millis(random.u64(..GAP))).expect("small");
+    let time = Timespec::try_from(Duration::from_millis(random.u64(..MAX_GAP_MS))).expect("small");
     let _ = poll(&mut [], Some(&time));
 }
 
@@ -31,7 +31,7 @@ fn number(variable: &str, default: u64) -> u64 {
     env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// One round of [`STEPS`] steps. What the programs answer is theirs; that they end is not.
+/// One round of [`STEPS`] steps. The programs may answer anything but must end.
 fn disturb(workstation: &Workstation, random: &mut Rng) {
     let tp = |words: &[&str]| Running::start(&mut workstation.command(&[&["tp"], words].concat()));
     let mut running = Vec::new();
@@ -79,7 +79,7 @@ fn whatever_is_started_quit_and_killed_the_next_connect_works_and_quitting_leave
         disturb(&workstation, &mut Rng::with_seed(seed));
 
         let mut connected = workstation.tp(&["connect", "--namespace", "shop"]);
-        // Somebody may have connected to the other namespace before.
+        // A step may have connected to the other namespace.
         if connected.code() == 4 {
             workstation.tp(&["quit"]).expect_success();
             connected = workstation.tp(&["connect", "--namespace", "shop"]);

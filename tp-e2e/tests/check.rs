@@ -1,4 +1,4 @@
-//! `tp check`: what it finds, and what it says to do.
+//! `tp check`: findings and remedies.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// For the answer to a press of a key, on a machine that is busy with other tests.
-const KEY: Duration = Duration::from_secs(2);
+/// For a completion, on a machine that is busy with other tests.
+const COMPLETION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the command found under this name.
+/// The check of this name.
 #[track_caller]
 fn found(checked: &Finished, name: &str) -> Vec<Value> {
     let checks = checked.json()["checks"].clone();
@@ -57,7 +57,7 @@ fn a_user_without_a_connection_learns_what_connecting_would_meet() {
     assert_eq!(login, "known as dev", "{checked}");
     let server = text(&found(&checked, "api server")[0]["message"]);
     assert!(server.contains("round trip"), "{checked}");
-    // The session that was asked has ended, and nobody is connected.
+    // The session has ended, and there is no connection.
     workstation.tp(&["status"]).expect_code(3);
     eventually("the end of the session", PATIENCE, || {
         match workstation.session_socket().exists() {
@@ -126,7 +126,7 @@ fn while_connected_every_way_by_udp_and_the_steering_are_tried() {
         assert!(text(&way["message"]).contains("172.30.0."), "{checked}");
         assert!(text(&way["remedy"]).contains("firewall"), "{checked}");
     }
-    // It is a way less, and no failure.
+    // One path less is no failure.
     assert_eq!(checked.code(), 0, "{checked}");
 }
 
@@ -136,7 +136,11 @@ fn names_are_completed_from_the_kubeconfig_and_from_the_session() {
     let complete = |names: &str| {
         let asked = Instant::now();
         let said = workstation.tp(&["__complete", names]);
-        assert!(asked.elapsed() < KEY, "{:?}", asked.elapsed());
+        assert!(
+            asked.elapsed() < COMPLETION_TIMEOUT,
+            "{:?}",
+            asked.elapsed()
+        );
         assert_eq!(said.stderr, "");
         said.expect_success()
     };

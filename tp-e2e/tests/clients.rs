@@ -123,7 +123,7 @@ fn node_resolves_and_connects() {
     assert_client_reaches_web("node", &["node", &client_program("get.mjs")]);
 }
 
-/// The program prints the peer's address, what a closed port gave it, and the page.
+/// Checks that the program prints the peer's address, the error of a closed port, and the page.
 #[track_caller]
 fn assert_client_reaches_web(who: &str, program: &[&str]) {
     let web = testbed().service_ip("shop", "web");

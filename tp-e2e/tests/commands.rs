@@ -1,4 +1,4 @@
-//! What the commands print, and how they end.
+//! Output and exit codes of the commands.
 
 use std::{
     collections::BTreeSet,
@@ -241,7 +241,7 @@ fn gathered_logs_hold_no_secret_that_others_printed() {
     const SECRET: &str = "hush-3c1f9a";
     let mut workstation = Workstation::new(Account::Member, "dev");
     workstation.may_warn();
-    // An exec plugin that fails and says its token where errors are said.
+    // An exec plugin that fails and prints its token to standard error.
     let mut config = read_json(workstation.kubeconfig());
     let token = format!("echo '{{\"status\":{{\"token\":\"{SECRET}\"}}}}'");
     let plugin = format!("{token}; {token} >&2; echo log in first >&2; exit 1");
@@ -253,11 +253,11 @@ fn gathered_logs_hold_no_secret_that_others_printed() {
     let file = file.to_str().expect("the testbed's path is UTF-8");
     let refused = workstation.tp(&["connect", "--namespace=shop", "--kubeconfig", file]);
     assert_eq!(refused.code(), 78, "{refused}");
-    // Above it are the plugin's own words, which are for the person who ran it.
+    // The plugin's own output above is for the user who ran it.
     let sentence = refused.sentence();
     assert!(sentence.contains("plugin sh failed"), "{refused}");
     assert!(!sentence.contains(SECRET), "{refused}");
-    // What servers, proxies and kubeconfigs that are quoted could have left there.
+    // Text that quoted servers, proxies and kubeconfigs could have left there.
     for (log, lines) in [
         (
             "root.log",
@@ -295,11 +295,11 @@ fn a_command_runs_connected_and_its_exit_code_is_the_commands() {
     let failed = workstation.tp(&[&connect[..], &["sh", "-c", "exit 42"]].concat());
     assert_eq!(failed.code(), 42, "{failed}");
 
-    // It was connected for the command alone.
+    // The connection was for the command alone.
     workstation.tp(&["status"]).expect_code(3);
 }
 
-/// As some supervisors and CI agents start what they run.
+/// As some supervisors and CI agents start programs.
 #[test]
 fn the_exit_code_arrives_also_where_the_signal_of_a_childs_end_is_ignored() {
     let workstation = Workstation::new(Account::Member, "dev");
@@ -320,7 +320,7 @@ fn the_exit_code_arrives_also_where_the_signal_of_a_childs_end_is_ignored() {
 #[test]
 fn an_interrupt_of_the_terminal_reaches_the_command_once_whatever_standard_input_is() {
     let workstation = Workstation::new(Account::Member, "dev");
-    // Blocked signals wait to be taken; within this second no other may arrive.
+    // Blocked signals stay pending; within this second no other may arrive.
     let command = "import signal, sys\n\
         interrupt = {signal.SIGINT}\n\
         signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)\n\
@@ -431,7 +431,7 @@ fn a_grant_for_a_namespace_that_does_not_exist_leaves_nothing() {
 #[test]
 fn quitting_does_not_wait_for_a_root_daemon_that_stays() {
     let mut workstation = Workstation::new(Account::Root, "admin");
-    // Its socket is root's alone, as that of a root daemon which ends with its last session.
+    // Its socket is root's alone, as that of a root daemon that ends with its last session.
     workstation.start_root_daemon_for("no-such-group");
     workstation.connect(&["--namespace", "shop"]);
 

@@ -1,4 +1,4 @@
-//! TCP connections to the cluster: the far side decides how they begin and end.
+//! TCP connections to the cluster: their beginnings and ends are those of the far side.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
 
@@ -158,7 +158,7 @@ fn a_reset_by_the_server_is_a_reset_after_all_its_bytes() {
 #[test]
 fn a_reset_by_the_application_is_a_reset_for_the_server() {
     let workstation = Workstation::shared();
-    // One pod, so that the second connection meets the server of the first.
+    // One pod, so that the second connection reaches the server of the first.
     let target = format!("{}:7001", testbed().pod_ip("shop", "cell"));
 
     workstation.echo(&[
@@ -342,7 +342,7 @@ fn never_proxy_leaves_an_address_alone_and_also_proxy_adds_one() {
     assert_ne!(left["error"], "", "{left}");
     let dials = &workstation.status()["datapath"]["dials"];
     assert_eq!(dials.as_array().map(Vec::len), Some(0), "{dials}");
-    // Nobody is there, in the cluster no more than here: what counts is that it was steered.
+    // The address has no host, in the cluster or here: only the steering counts.
     let before = workstation.status();
     assert_eq!(before["datapath"]["aliases"], 0, "{before}");
     workstation.echo(&["connect", "-timeout", "2s", "192.0.2.77:80"]);
@@ -364,7 +364,7 @@ fn programs_that_a_daemon_starts_inherit_none_of_its_descriptors() {
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap() {
             let entry = entry.unwrap();
             let number: u32 = entry.file_name().to_str().unwrap().parse().unwrap();
-            // One that was closed meanwhile is no longer open to anybody.
+            // A descriptor that was closed meanwhile is inherited by nobody.
             let Ok(info) = fs::read_to_string(entry.path()) else {
                 continue;
             };

@@ -1,6 +1,5 @@
-//! `tp` in the containers of a CI system, made by hand from their parts: what is mounted
-//! read-only or not at all, variables and descriptors that are missing, a first process that knows
-//! nothing of its children.
+//! `tp` in CI containers, built by hand: read-only or missing mounts, missing variables and
+//! descriptors, a first process that does not reap its children.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -18,7 +17,7 @@ use tp_e2e::{
 const MOUNTS: &str = "mount --bind /proc/sys /proc/sys && \
                       mount -o remount,ro,bind /proc/sys && \
                       mount -t tmpfs tmpfs /dev/net";
-/// What Docker leaves to root, and what is to be added.
+/// Root's capabilities in Docker, and the additional ones.
 const CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,\
                             +setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,\
                             +setfcap,+net_admin,+sys_admin";
@@ -35,11 +34,10 @@ const WITHOUT: [&str; 11] = [
     "-u",
     "TP_STATE_DIR",
 ];
-/// For daemons to end with the last who needs them.
-const END: Duration = Duration::from_secs(10);
+/// For daemons to end with their last user.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits for what it started itself, and for nothing else: what loses its parent stays in the table
-/// of processes when it has ended.
+/// Waits only for its own child: orphans stay zombies.
 const REAPS_NOTHING: &str = r#"
 import subprocess
 connect = ["tp", "connect", "--namespace", "shop"]
@@ -49,7 +47,7 @@ for _ in range(2):
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL, timeout=60)
 "#;
 
-/// With nothing that runs.
+/// Starts nothing.
 #[track_caller]
 fn root_in_a_container() -> Workstation {
     testbed().install_tp();
@@ -57,7 +55,7 @@ fn root_in_a_container() -> Workstation {
     Workstation::without_root_daemon(Account::Root, "dev")
 }
 
-/// A command after what makes the mounts of a container, with changed capabilities.
+/// A command inside a container's mounts, with changed capabilities.
 fn contained(workstation: &Workstation, bounds: &str, words: &[&str]) -> Command {
     let script = format!("{MOUNTS} && exec \"$@\"");
     let place = ["sh", "-c", &script, "sh"];
@@ -77,7 +75,7 @@ fn where_proc_sys_is_read_only_and_tun_devices_have_no_file_a_command_runs_conne
     let page = run(&mut contained(&workstation, CAPABILITIES, &words), PATIENCE).expect_success();
 
     assert!(page.contains("nginx of"), "{page}");
-    daemons::assert_none(&workstation, END);
+    daemons::assert_none(&workstation, END_TIMEOUT);
     before.assert_restored();
 }
 
@@ -101,7 +99,7 @@ fn a_container_without_rights_is_told_which_are_missing() {
         assert!(!refused.status.success(), "{missing}: {refused}");
         assert!(refused.stderr.contains(expected), "{missing}: {refused}");
         assert_eq!(refused.stderr.trim().lines().count(), 1, "{refused}");
-        daemons::assert_none(&workstation, END);
+        daemons::assert_none(&workstation, END_TIMEOUT);
     }
     before.assert_restored();
 }
@@ -111,7 +109,7 @@ fn without_home_user_terminal_and_input_and_with_nobody_who_reads_tp_connects() 
     let _alone = alone();
     let workstation = Workstation::new(Account::Member, "dev");
     let said = workstation.write_file("said", "");
-    // The session is where others look for it, and its log is not.
+    // The session's socket is in the usual place, its log is not.
     let script = "{ env -u HOME -u USER -u TERM -u TP_STATE_DIR tp connect --namespace shop \
                   <&- 2>>\"$0\"; echo \"code $?\" >>\"$0\"; } | true";
     let said_to = said.display().to_string();
@@ -138,6 +136,6 @@ fn under_a_first_process_that_reaps_nothing_tp_connects_again_and_again() {
     let pages = workstation.run(&words).expect_success();
 
     assert_eq!(pages.matches("nginx of").count(), 4, "{pages}");
-    daemons::assert_none(&workstation, END);
+    daemons::assert_none(&workstation, END_TIMEOUT);
     before.assert_restored();
 }

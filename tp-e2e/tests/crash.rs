@@ -1,5 +1,5 @@
-//! Whatever dies, and however: the machine is as before within a second, transfers end in an error,
-//! and the next connect works.
+//! Whatever process dies, and however: the machine is restored within a second, transfers end with
+//! an error, and the next connect works.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ use tp_e2e::{
     workstation::{CONNECT_TO_SHOP, Workstation},
 };
 
-/// How fast an application hears that its transfer is lost.
-const HEARD: Duration = Duration::from_secs(5);
+/// For an application to get the error of its transfer.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a daemon to end.
-const END: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[track_caller]
 fn connects_and_reaches_the_cluster(workstation: &Workstation) {
@@ -28,7 +28,7 @@ fn connects_and_reaches_the_cluster(workstation: &Workstation) {
     workstation.read_web();
 }
 
-/// A session, and how the machine was before it.
+/// A session, and a snapshot from before it.
 fn connected_after_snapshot(account: Account, person: &str) -> (Snapshot, Workstation) {
     let before = netns::idle();
     let mut workstation = Workstation::connected(account, person, "shop", &[]);
@@ -46,7 +46,7 @@ fn quitting_leaves_the_machine_as_before() {
 
     workstation.tp(&["quit"]).expect_success();
 
-    // Quit returns when it is done: no time is granted.
+    // Quit returns when it is done: no waiting.
     assert_eq!(Snapshot::take().differences(&before), "");
     assert!(!lives(pid), "the session lives");
 }
@@ -62,7 +62,7 @@ fn connecting_changes_no_route_to_the_cluster_and_no_file_and_no_firewall() {
         let allowed = line.starts_with("links: new")
             || line.starts_with("addresses: new")
             || line.starts_with("eBPF ")
-            // The number of the private namespace at the other end of the link.
+            // The number of the private namespace behind the link.
             || line.starts_with("namespaces: new: nsid")
             || (line.starts_with("routes: new")
                 && (is_to_aliases(line)
@@ -71,7 +71,7 @@ fn connecting_changes_no_route_to_the_cluster_and_no_file_and_no_firewall() {
     }
 }
 
-/// Of a reserved block that nobody routes, whatever the session drew.
+/// Returns whether the route is of a reserved block for aliases, whichever the session chose.
 fn is_to_aliases(route: &str) -> bool {
     let network = route
         .split_whitespace()
@@ -89,7 +89,7 @@ fn quitting_during_transfers_ends_them_in_an_error() {
     workstation.tp(&["quit"]).expect_success();
 
     before.assert_restored();
-    transfers.assert_broken(HEARD);
+    transfers.assert_broken(LOSS_TIMEOUT);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn the_machine_is_as_before_when_the_session_is_killed() {
     signal(workstation.session_pid(), Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken(HEARD);
+    transfers.assert_broken(LOSS_TIMEOUT);
     workstation.tp(&["status"]).expect_code(3);
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -115,7 +115,7 @@ fn the_machine_is_as_before_when_the_root_daemon_is_killed() {
     signal(workstation.root_pid(), Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken(HEARD);
+    transfers.assert_broken(LOSS_TIMEOUT);
     workstation.start_root_daemon();
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -131,7 +131,7 @@ fn the_machine_is_as_before_when_both_are_killed() {
     signal(session, Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken(HEARD);
+    transfers.assert_broken(LOSS_TIMEOUT);
     workstation.start_root_daemon();
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -145,7 +145,7 @@ fn the_machine_is_as_before_when_a_session_of_root_is_killed() {
     signal(workstation.session_pid(), Signal::KILL);
 
     before.assert_restored();
-    transfers.assert_broken(HEARD);
+    transfers.assert_broken(LOSS_TIMEOUT);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_session_whose_relay_or_dns_service_dies_says_so_and_ends_its_connection() {
         die(&PrivateNamespace::of(pid));
 
         before.assert_restored();
-        transfers.assert_broken(HEARD);
+        transfers.assert_broken(LOSS_TIMEOUT);
         let status = workstation.tp(&["status", "--output", "json"]);
         let reason = format!("{part} of the session has ended");
         assert_eq!(status.json()["state"], "disconnected", "{status}");
@@ -175,8 +175,8 @@ fn a_session_whose_relay_or_dns_service_dies_says_so_and_ends_its_connection() {
     }
 }
 
-/// A firewall's tool, a network manager or a person: without its interface a session would steer
-/// connections, and the machine's own queries, to where nobody answers.
+/// A firewall tool, a network manager or a user: without its interface a session would steer
+/// connections, and the machine's own queries, into a black hole.
 #[test]
 fn an_interface_that_another_program_changes_ends_the_connection_with_a_reason() {
     let _alone = alone();
@@ -192,7 +192,7 @@ fn an_interface_that_another_program_changes_ends_the_connection_with_a_reason()
 
         on_the_workstation(&change.replace("LINK", &link));
 
-        transfers.assert_broken(HEARD);
+        transfers.assert_broken(LOSS_TIMEOUT);
         before.assert_restored();
         let status = workstation.tp(&["status", "--output", "json"]);
         assert_eq!(status.json()["state"], "disconnected", "{change}: {status}");
@@ -215,7 +215,7 @@ fn on_the_workstation(command: &str) -> String {
     testbed().run_inside(&testbed().workstation(), &words)
 }
 
-/// The interface that the aliases lead to.
+/// The interface of the route to the aliases.
 fn own_link(workstation: &Workstation) -> String {
     let network = text(&workstation.status()["datapath"]["alias_network"]);
     let route = on_the_workstation(&format!("ip route show table local {network}"));
@@ -225,7 +225,7 @@ fn own_link(workstation: &Workstation) -> String {
     words[at.expect("the route names an interface") + 1].to_owned()
 }
 
-/// The last log-out of a user takes the runtime directory away, and the socket in it.
+/// A user's last log-out removes the runtime directory, with the socket.
 #[test]
 fn a_session_whose_socket_is_gone_ends() {
     let _alone = alone();
@@ -236,7 +236,7 @@ fn a_session_whose_socket_is_gone_ends() {
     std::fs::remove_dir_all(socket.parent().expect("it has a directory"))
         .expect("the directory is there");
 
-    expect_end("the session", pid, END);
+    expect_end("the session", pid, END_TIMEOUT);
     before.assert_restored();
     connects_and_reaches_the_cluster(&workstation);
 }
@@ -257,9 +257,9 @@ fn a_hung_session_takes_no_foreign_name_down() {
     let hung = workstation.echo(&["connect", "-timeout", "2s", &target]);
     signal(pid, Signal::KILL);
 
-    // dig says on standard output as well what was not answered.
+    // dig also prints failed queries on standard output.
     assert_eq!(found.stdout.lines().last(), Some("192.0.2.10"), "{found}");
-    // Two seconds until the hooks let go, and the question that was asked meanwhile again.
+    // Two seconds until the hooks let go, and the repetition of the pending query.
     assert!(elapsed < Duration::from_millis(3500), "{elapsed:?}");
     assert_ne!(hung["error"], "", "{hung}");
     before.assert_restored();
@@ -286,7 +286,7 @@ fn a_root_daemon_outlives_the_terminal_that_it_was_started_on() {
     let daemon = ["tp-daemon", "root", "--sudo", "--detach"];
     let mut command = workstation.command(&[&on_a_terminal[..], &daemon].concat());
 
-    // As sudo does it with `use_pty`: when the command returns, its terminal is hung up.
+    // As with sudo's `use_pty`: when the command returns, its terminal is hung up.
     let terminal = Terminal::start(command.env("SUDO_UID", "0"));
     let (code, screen) = terminal.finish(PATIENCE);
     assert_eq!(code, Some(0), "{screen}");
@@ -303,11 +303,11 @@ fn a_root_daemon_outlives_the_terminal_that_it_was_started_on() {
     connects_and_reaches_the_cluster(&workstation);
     assert_eq!(workstation.root_pid(), daemon);
     workstation.tp(&["quit"]).expect_success();
-    expect_end("the root daemon", daemon, END);
+    expect_end("the root daemon", daemon, END_TIMEOUT);
     before.assert_restored();
 }
 
-/// A `tp connect` in its midst: the API server does not answer.
+/// A `tp connect` that hangs: the API server does not answer.
 fn connecting() -> (Snapshot, Workstation, Impaired, Running) {
     let before = netns::idle();
     let workstation = Workstation::new(Account::Member, "dev");
@@ -343,7 +343,7 @@ fn a_command_that_is_interrupted_while_its_session_hangs_says_that_it_may_go_on(
     signal(session, Signal::CONT);
     assert_eq!(finished.code(), 130, "{finished}");
     assert!(finished.stderr.contains("may go on"), "{finished}");
-    // Woken, it notices that nobody wants it any more.
-    expect_end("the session", session, END);
+    // Once continued, it notices that it is unused.
+    expect_end("the session", session, END_TIMEOUT);
     before.assert_restored();
 }

@@ -1,4 +1,4 @@
-//! Names: those that the cluster has resolve, all others are none of our business.
+//! Names: those of the cluster resolve, all others are passed on unchanged.
 
 use std::time::Duration;
 
@@ -167,7 +167,7 @@ fn foreign_answers_pass_byte_for_byte() {
         let without = workstation.echo_as(Account::Outsider, &ask);
         let with = workstation.echo(&ask);
 
-        // The server answers what is a query; it may stay silent about the rest.
+        // The server answers queries; it may ignore the others.
         if number < 4 {
             let answer = without["text"].as_str().unwrap_or_default();
             assert_eq!(answer.get(..4), query.get(..4), "{without}");

@@ -1,4 +1,4 @@
-//! What the other end of a connection does, or no longer does, arrives at the application.
+//! Changes at the far end of a connection reach the application.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use tp_e2e::{
 
 const ADDRESS: &str = "10.77.0.3";
 const PORT: &str = "7996";
-const START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Accepts one connection after the other and holds them.
+/// Accepts connections and holds them.
 const SILENT: &str = r#"
 import socket, sys
 l = socket.socket()
@@ -40,7 +40,7 @@ try: print("end", s.recv(1), flush=True)
 except OSError as e: print("error", e.errno, flush=True)
 "#;
 
-/// Keeps the urgent byte where it is, and answers with one.
+/// Receives the urgent byte inline, and answers with one.
 const URGENT_SERVER: &str = r#"
 import socket, sys
 l = socket.socket()
@@ -77,7 +77,7 @@ fn connected_to_the_host() -> Workstation {
 #[track_caller]
 fn start_server(program: &str) -> FarHost {
     let mut beyond = FarHost::start(ADDRESS, &["/usr/bin/python3", "-c", program, ADDRESS, PORT]);
-    beyond.server.wait_for("listens", START);
+    beyond.server.wait_for("listens", START_TIMEOUT);
 
     beyond
 }
@@ -86,7 +86,7 @@ fn start_server(program: &str) -> FarHost {
 fn start_waiter(workstation: &Workstation, times: &[&str]) -> Running {
     let words = ["/usr/bin/python3", "-c", WAITER, ADDRESS, PORT];
     let mut waiter = workstation.start(&[&words, times].concat());
-    waiter.wait_for("waits", START);
+    waiter.wait_for("waits", START_TIMEOUT);
 
     waiter
 }

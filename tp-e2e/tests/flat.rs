@@ -1,5 +1,5 @@
-//! A flat network, as clouds have it: pods have addresses of the nodes' own subnets, among databases
-//! and the API server.
+//! A flat network, as in clouds: pods have addresses of the nodes' subnets, among databases and the
+//! API server.
 
 use std::time::Instant;
 
@@ -12,21 +12,21 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// Every other address of what can be one subnet with the nodes, so that no two make a network.
+/// Every other address of a subnet with the nodes, so that no two form a larger network.
 const PODS: usize = 2000;
 const KUBECTLS: usize = 10;
 const NAMESPACE: &str = "e2e-flat";
 /// Seconds for one `tp connect`.
-const CONNECT: f64 = 5.0;
+const MAX_CONNECT_SECONDS: f64 = 5.0;
 
-/// Pods that run nowhere, with addresses; gone with the guard.
+/// Unscheduled pods with addresses; deleted with the guard.
 struct Pods;
 
 impl Pods {
     fn make() -> Self {
         testbed().kubectl(&["create", "namespace", NAMESPACE]);
         let pods = Self;
-        // Otherwise the first pods are refused.
+        // Without it the first pods are refused.
         eventually("the default service account", PATIENCE, || {
             let words = ["get", "serviceaccount", "default", "--namespace", NAMESPACE];
             let asked = run(&mut testbed().kubectl_command(&words), PATIENCE);
@@ -81,7 +81,7 @@ fn thousands_of_pods_among_the_nodes_are_steered_one_by_one_and_kubectl_goes_on(
     workstation.connect(&["--namespace", "shop"]);
     let took = begun.elapsed().as_secs_f64();
 
-    assert!(took < CONNECT, "{took} s");
+    assert!(took < MAX_CONNECT_SECONDS, "{took} s");
     let subnets = eventually("all pods to be steered", PATIENCE, || {
         let subnets = workstation.status()["subnets"].clone();
         let subnets = subnets.as_array().cloned().unwrap_or_default();
@@ -99,7 +99,7 @@ fn thousands_of_pods_among_the_nodes_are_steered_one_by_one_and_kubectl_goes_on(
         let pod = json!(format!("{}/32", address(number)));
         assert!(subnets.contains(&pod), "{pod}");
     }
-    // The API server is in the pods' subnet, and is asked as before.
+    // The API server is in the pods' subnet, and stays reachable.
     let asked = workstation.run(&["kubectl", "get", "namespace", NAMESPACE, "--output=name"]);
     assert_eq!(
         asked.expect_success().trim(),

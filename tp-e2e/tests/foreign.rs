@@ -1,4 +1,4 @@
-//! Names of others that look like the cluster's.
+//! Foreign names that look like the cluster's.
 
 use tp_e2e::{
     applied::{Applied, Subject, right},

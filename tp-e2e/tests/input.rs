@@ -1,4 +1,4 @@
-//! Bad input and bad days: one sentence that names the thing and the remedy, the documented exit
+//! Bad input and failures: one sentence that names the thing and the remedy, the documented exit
 //! code, nothing half-done.
 
 use std::{fs, time::Duration};
@@ -12,15 +12,15 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// A developer whose logs may complain of what is refused.
+/// A developer whose logs may hold warnings about refusals.
 fn developer() -> Workstation {
     let mut workstation = Workstation::new(Account::Member, "dev");
     workstation.may_warn();
     workstation
 }
 
-/// Connecting is refused with this code, in one sentence that contains these words; and nothing
-/// runs after it.
+/// Checks that connecting is refused with this code, in one sentence with these words, and that
+/// nothing runs afterwards.
 #[track_caller]
 fn assert_connect_refused(workstation: &Workstation, flags: &[&str], code: i32, words: &[&str]) {
     let words_of_command = [&["tp", "connect"], flags].concat();
@@ -34,7 +34,7 @@ fn assert_connect_refused(workstation: &Workstation, flags: &[&str], code: i32, 
     assert_eq!(after.code(), 3, "something is left running: {after}");
 }
 
-/// By `tp` itself, in one sentence; steps before it may have been shown.
+/// Refused by `tp` itself, in one sentence; steps before it may have been shown.
 #[track_caller]
 fn assert_refused_once(finished: &Finished, code: i32, words: &[&str]) {
     finished.assert_refused(code, words);
@@ -120,7 +120,7 @@ fn an_api_server_out_of_reach_is_named() {
     let _undisturbed = undisturbed();
     let workstation = developer();
     let config = fs::read_to_string(workstation.kubeconfig()).unwrap();
-    // A closed port, and an address where nobody answers.
+    // A closed port, and an address without a host.
     for server in ["172.30.0.11:6444", "172.30.0.99:6443"] {
         let config = config.replace("172.30.0.11:6443", server);
         let file = workstation.write_file("elsewhere.yaml", &config);
@@ -227,7 +227,7 @@ fn quitting_without_a_connection_says_so() {
 
     let finished = workstation.tp(&["quit"]);
 
-    // The state that was asked for.
+    // The requested state already holds.
     assert_eq!(finished.code(), 0, "{finished}");
     assert_eq!(finished.stdout, "Not connected\n", "{finished}");
 }

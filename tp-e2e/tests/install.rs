@@ -26,7 +26,7 @@ fn install_without_pulling(flags: &[&str]) -> Finished {
     testbed().tp_install(&[&["--image-pull-policy=Never"], flags].concat())
 }
 
-/// The objects of tp with what changes when they are written.
+/// The objects of tp with their resource versions.
 fn versions(testbed: &Testbed) -> BTreeMap<String, String> {
     let list = testbed.kubectl(&[
         "get",
@@ -127,7 +127,7 @@ fn a_rollout_that_fails_tells_the_pods_own_reason() {
         "--image-pull-policy=Never",
         "--wait=60s",
     ]);
-    // The next test meets a manager that works.
+    // The next test needs a working manager.
     install_without_pulling(&["--wait"]).expect_success();
 
     assert_eq!(failed.code(), 1, "{failed}");
@@ -237,7 +237,7 @@ fn uninstall_asks_when_others_are_connected() {
 
 #[test]
 fn uninstall_asks_before_it_ends_the_connection_of_this_machine() {
-    // To an administrator, whoever connected here is somebody else.
+    // The administrator is another user than the connected one.
     let workstation = Workstation::connected(Account::Root, "dev", "shop", &[]);
 
     let mut uninstall = workstation.command(&["tp", "uninstall", "--everything"]);
@@ -279,7 +279,7 @@ fn uninstalling_everything_leaves_the_cluster_as_it_was() {
     testbed.install_tp_again();
 
     assert_eq!(objects::differences(&before, &after), "");
-    // What uninstalling always forgot would have been there before and after.
+    // Anything that uninstalling always forgets would be in both snapshots.
     let last = objects::lasting(after);
     assert_eq!(objects::differences(&first, &last), "");
 }

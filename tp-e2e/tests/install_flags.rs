@@ -1,4 +1,4 @@
-//! What each flag of `tp install` makes, and that another install with others takes it away again.
+//! The objects of each flag of `tp install`, which an install with other flags removes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -21,7 +21,7 @@ fn with_other_installations(test: impl FnOnce()) {
     with_tp_afterwards(|| {
         let result = catch_unwind(AssertUnwindSafe(test));
         if let Err(failure) = result {
-            // There is one installation at a time, and the next test wants the usual one.
+            // Only one installation can exist, and the next test wants the usual one.
             let elsewhere = ["--manager-namespace", "tp-elsewhere"];
             let _ = testbed().tp(&[&UNINSTALL[..], &elsewhere].concat());
             resume_unwind(failure);
@@ -29,7 +29,7 @@ fn with_other_installations(test: impl FnOnce()) {
     });
 }
 
-/// The types of the services that stand for one manager each.
+/// The types of the managers' own services.
 fn exposed() -> Vec<String> {
     let list = testbed().kubectl(&["get", "services", "--namespace=tp-system", "--output=json"]);
     let list: Value = serde_json::from_str(&list).expect("kubectl prints JSON");
@@ -46,7 +46,7 @@ fn namespaces() -> String {
     testbed().kubectl(&["get", "namespaces", "--output=name"])
 }
 
-/// What the flags say, as the cluster has it.
+/// The settings of the flags, read from the cluster.
 #[derive(Debug, PartialEq, Eq)]
 struct Installed {
     replicas: Option<u64>,
@@ -136,7 +136,7 @@ fn the_address_of_a_load_balancer_leads_to_the_manager() {
         testbed()
             .tp_install(&["--expose=loadbalancer", "--wait"])
             .expect_success();
-        // What the load balancer of a provider does; kube-proxy makes the address work.
+        // The part of a provider's load balancer; kube-proxy makes the address work.
         testbed().kubectl(&[
             "patch",
             "service",
@@ -276,6 +276,6 @@ fn where_the_service_networks_cannot_be_found_services_are_reached_all_the_same(
         assert!(notices.contains("service networks"), "{notices}");
         workstation.tp(&["quit"]).expect_success();
     });
-    // It looks once a minute, and the others are not to be told.
+    // The manager checks once a minute; its restart keeps the notice out of other tests.
     testbed().replace_manager();
 }

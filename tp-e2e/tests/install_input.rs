@@ -1,4 +1,4 @@
-//! Bad input and bad days of `tp install` and `tp uninstall`: one sentence that names the thing,
+//! Bad input and failures of `tp install` and `tp uninstall`: one sentence that names the thing,
 //! the documented exit code, nothing changed.
 
 use std::process::Command;
@@ -96,7 +96,7 @@ fn rights_that_are_missing_are_named() {
         &["dev", "statefulsets", "tp-system"],
     );
     assert_refused(tp_as("dev", COMMANDS[1], &[]), 77, &["dev", "sessions"]);
-    // The flag counts: an administrator who is somebody else has the rights of that one.
+    // The flag counts: an administrator who impersonates a user has only that user's rights.
     let flags = ["--as", "dev"];
     assert_refused(tp_as("admin", COMMANDS[1], &flags), 77, &["dev"]);
 

@@ -1,4 +1,4 @@
-//! What the tunnel does to a link of a limited rate, and to those who use it too.
+//! The tunnel's effect on a rate-limited link, and on its other users.
 
 use std::time::Duration;
 
@@ -9,24 +9,25 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// Of what arrives, with headers and everything that is sent again.
-const SENT: f64 = 1.15;
-/// Of the link, in bytes of the application.
-const CARRIED: f64 = 0.85;
-/// Of the link, for each of two that share it.
-const SHARE: f64 = 0.30;
-/// The base round trip is below a millisecond, so that this is the larger bound.
-const QUEUE: Duration = Duration::from_millis(10);
-/// Of the looks at the queue, after the first third of a transfer. What a token bucket saves while the
-/// controller looks for an empty queue passes at once, and is a queue for some round trips.
-const LOOKS: f64 = 0.9;
-/// How long a transfer takes when it has the link for itself.
-const UNSHARED: Duration = Duration::from_secs(6);
-/// Beside TCP: about half of the link for ten seconds, five times.
-const BESIDE: Duration = Duration::from_secs(5);
-const TRANSFERS_BESIDE: u32 = 5;
+/// Bytes on the link, with headers and retransmissions, for each byte that arrives.
+const MAX_SENT: f64 = 1.15;
+/// Application bytes as a share of the link's rate.
+const MIN_CARRIED: f64 = 0.85;
+/// The share of the link for each of two.
+const MIN_SHARE: f64 = 0.30;
+/// The queueing delay. The base round trip is below a millisecond, so that this is the larger
+/// bound.
+const MAX_QUEUE: Duration = Duration::from_millis(10);
+/// The quantile of the queueing delay, after the first third of a transfer. Tokens saved while the
+/// controller probes for an empty queue pass at once, and form a queue for some round trips.
+const QUEUE_QUANTILE: f64 = 0.9;
+/// The time of a transfer that has the link for itself.
+const TRANSFER_ALONE: Duration = Duration::from_secs(6);
+/// Five transfers beside TCP, each with about half of the link for ten seconds.
+const TRANSFER_BESIDE_TCP: Duration = Duration::from_secs(5);
+const TRANSFERS_BESIDE_TCP: u32 = 5;
 
-/// A session on UDP that has carried a bulk transfer each way without any limit.
+/// A session on UDP that has carried a bulk transfer each way without a limit.
 fn warmed_up() -> Workstation {
     let workstation =
         Workstation::connected(Account::Member, "dev", "shop", &["--transport", "udp"]);
@@ -36,7 +37,7 @@ fn warmed_up() -> Workstation {
     workstation
 }
 
-/// Moves so many bytes of the application; returns how long it took.
+/// Transfers so many bytes; returns the time.
 #[track_caller]
 fn time_of_transfer(workstation: &Workstation, direction: Direction, size: u64) -> Duration {
     let size = size.to_string();
@@ -56,7 +57,7 @@ fn fills_a_link_and_not_its_queue(direction: Direction, mbit: u64, queue_ms: u64
     let _alone = alone();
     let workstation = warmed_up();
     let link = LimitedLink::new(direction, mbit, Duration::from_millis(queue_ms));
-    let size = link.bytes_in(UNSHARED);
+    let size = link.bytes_in(TRANSFER_ALONE);
 
     let before = link.counters();
     let (took, waits) = link.watch(|| time_of_transfer(&workstation, direction, size));
@@ -68,12 +69,12 @@ fn fills_a_link_and_not_its_queue(direction: Direction, mbit: u64, queue_ms: u64
     let carried = size as f64 / link.bytes_in(took) as f64;
     let mut later = waits[waits.len() / 3..].to_vec();
     later.sort_unstable();
-    let longest = later[(later.len() as f64 * LOOKS) as usize];
+    let longest = later[(later.len() as f64 * QUEUE_QUANTILE) as usize];
     let told = format!("sent {sent:.3} of what arrived, carried {carried:.3}, queue {longest:?}");
     println!("{direction:?} {mbit} Mbit/s, {queue_ms} ms of queue: {told}");
-    assert!(sent <= SENT, "{told}");
-    assert!(carried >= CARRIED, "{told}");
-    assert!(longest <= QUEUE, "{told}: {waits:?}");
+    assert!(sent <= MAX_SENT, "{told}");
+    assert!(carried >= MIN_CARRIED, "{told}");
+    assert!(longest <= MAX_QUEUE, "{told}: {waits:?}");
 }
 
 #[test]
@@ -106,22 +107,22 @@ fn beside_tcp(direction: Direction, mbit: u64, queue_ms: u64) {
     let _alone = alone();
     let workstation = warmed_up();
     let link = LimitedLink::new(direction, mbit, Duration::from_millis(queue_ms));
-    let size = link.bytes_in(BESIDE);
+    let size = link.bytes_in(TRANSFER_BESIDE_TCP);
     let tcp = TcpBeside::start(direction);
     tcp.wait_until_it_fills(&link);
 
-    // Shares of two that meet swing for seconds: what counts is what each has in the end.
+    // The shares swing for seconds at first: the average counts.
     let (mut took, before) = (Duration::ZERO, tcp.received());
-    for _ in 0..TRANSFERS_BESIDE {
+    for _ in 0..TRANSFERS_BESIDE_TCP {
         took += time_of_transfer(&workstation, direction, size);
     }
     let possible = link.bytes_in(took) as f64;
-    let ours = (u64::from(TRANSFERS_BESIDE) * size) as f64 / possible;
+    let ours = (u64::from(TRANSFERS_BESIDE_TCP) * size) as f64 / possible;
     let of_tcp = (tcp.received() - before) as f64 / possible;
     let told = format!("tp has {ours:.3} of the link, TCP {of_tcp:.3}, in {took:?}");
     println!("{direction:?} {mbit} Mbit/s, {queue_ms} ms of queue: {told}");
-    assert!(ours >= SHARE, "{told}");
-    assert!(of_tcp >= SHARE, "{told}");
+    assert!(ours >= MIN_SHARE, "{told}");
+    assert!(of_tcp >= MIN_SHARE, "{told}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What is local stays local: own addresses, the office's network, the API server, and a cluster
-//! that runs on this machine.
+//! Local destinations stay local: own addresses, the office's network, the API server, and a
+//! cluster on this machine.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -54,7 +54,7 @@ fn the_office_and_own_addresses_in_the_clusters_networks_stay_and_are_told() {
         assert!(told.contains(&flag) && told.contains(&own), "{told}");
     }
 
-    // The office's network goes while connected, and comes back.
+    // The office's network is lost while connected, and comes back.
     drop(lan);
     let pod_url = format!("http://{pod}/");
     eventually("the pod", Duration::from_secs(10), || {
@@ -105,7 +105,7 @@ fn all_of_the_internet_through_the_cluster_is_without_loopback_and_the_office() 
     );
 }
 
-/// Lets the workstation reach one address in the cluster without tp; undone when dropped.
+/// Lets the workstation reach one address in the cluster without tp, until dropped.
 fn way_in() -> Rule {
     let node = named(&testbed().namespace("1"));
     let words = "-s 172.30.0.200 -d 10.96.0.1 -p tcp --dport 443 -j ACCEPT";
@@ -144,7 +144,7 @@ fn the_api_server_is_reached_as_before_also_by_a_name_that_leads_into_the_cluste
     assert!(page(&workstation, "http://web/").contains("nginx of"));
 }
 
-/// A proxy of HTTP's method CONNECT.
+/// An HTTP proxy with the method CONNECT.
 const PROXY: &str = r#"
 import socket, sys, threading
 def copy(a, b):
@@ -271,7 +271,7 @@ fn a_session_of_root_on_a_node_leaves_the_clusters_own_components_alone() {
     ];
     let mut command = Running::start(&mut node.tp_command(&words));
     command.wait_for("nginx of", Duration::from_secs(30));
-    // As the cluster's own components do: they meet a steered network and are not steered.
+    // Like the cluster's own components: they connect to a steered network and are not steered.
     let mut component = OnNode::command(node.home.path());
     component.args(["curl", "-sS", "-m", "10", &format!("http://{web}/")]);
     let beside = run(&mut component, PATIENCE).expect_success();

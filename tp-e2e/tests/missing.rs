@@ -1,5 +1,5 @@
-//! A cluster without tp: what people are told there, how `tp connect` installs it, and how
-//! `tp uninstall --everything` gets it into that state.
+//! A cluster without tp: messages, `tp connect --install`, and `tp uninstall --everything`, which
+//! restores it.
 
 use tp_e2e::{
     cluster::testbed,
@@ -10,7 +10,7 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// Whoever is connected, also at this workstation; returns what the command says.
+/// Uninstalls even if users are connected, also at this workstation; returns the command's output.
 #[track_caller]
 fn uninstall_everything_at(workstation: &Workstation) -> String {
     let mut uninstall = workstation.command(&["tp", "uninstall", "--everything", "--yes"]);
@@ -25,7 +25,7 @@ fn everybody_is_told_that_tp_is_not_installed() {
     let admin = Workstation::new(Account::Root, "admin");
     with_tp_afterwards(|| {
         let said = uninstall_everything_at(&admin);
-        // It would end with its last session, were it not a service.
+        // Only a service outlives its last session.
         assert!(said.contains("root daemon"), "{said}");
 
         // The API server forgets a group a moment after its definitions.

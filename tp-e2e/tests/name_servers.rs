@@ -1,5 +1,5 @@
-//! The machine's own name servers, slow, silent, gone, replaced: no name of theirs gets slower or
-//! fails because of tp, and none of theirs keeps a name of the cluster waiting.
+//! The machine's own name servers, slow, silent, gone, replaced: tp makes none of their names
+//! slower or fail, and they do not delay names of the cluster.
 
 use std::time::Duration;
 
@@ -14,16 +14,16 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// Of somebody who has no session, and so sees what everybody saw before.
-const WITHOUT: Account = Account::Outsider;
+/// An account without a session, for comparison.
+const WITHOUT_SESSION: Account = Account::Outsider;
 
-/// How much later than without a session something may happen on a busy machine.
-const LATER: u64 = 700;
+/// How much later than without a session an answer may come on a busy machine.
+const MAX_DELAY_MS: u64 = 700;
 
 fn with_and_without(workstation: &Workstation, words: &[&str]) -> (Value, Value) {
     (
         ask(workstation, workstation.account(), words),
-        ask(workstation, WITHOUT, words),
+        ask(workstation, WITHOUT_SESSION, words),
     )
 }
 
@@ -70,7 +70,7 @@ fn an_unreachable_name_server_fails_as_fast_as_without_a_session() {
                 with_and_without(&workstation, &[server, way, "intranet.corp.test"]);
 
             assert!(
-                milliseconds(&with) < milliseconds(&without) + LATER,
+                milliseconds(&with) < milliseconds(&without) + MAX_DELAY_MS,
                 "{server} {way}: {with} instead of {without}"
             );
             assert_ne!(with["end"], "timeout", "{server} {way}");
@@ -80,10 +80,10 @@ fn an_unreachable_name_server_fails_as_fast_as_without_a_session() {
         let found = workstation.run_as(account, &["getent", "hosts", "intranet.corp.test"]);
         (found.code(), found.elapsed)
     };
-    let (without, with) = (getent(WITHOUT), getent(workstation.account()));
+    let (without, with) = (getent(WITHOUT_SESSION), getent(workstation.account()));
     assert_eq!(with.0, without.0);
     assert!(
-        with.1 < without.1 + Duration::from_millis(LATER),
+        with.1 < without.1 + Duration::from_millis(MAX_DELAY_MS),
         "{with:?} instead of {without:?}"
     );
 }
@@ -92,7 +92,7 @@ fn an_unreachable_name_server_fails_as_fast_as_without_a_session() {
 fn an_unreachable_name_server_gives_the_error_that_it_gave() {
     let _alone = alone();
     let _route = Route::add("unreachable 172.30.9.1");
-    // The first cannot be reached, on the second machine nobody listens.
+    // The first server is unreachable, on the second machine nothing listens.
     let servers = [
         ("172.30.9.1", "host unreachable"),
         ("172.30.0.210", "connection refused"),
@@ -114,8 +114,8 @@ fn an_unreachable_name_server_gives_the_error_that_it_gave() {
 #[test]
 fn a_name_server_whose_machine_is_gone_fails_as_fast_as_without_a_session() {
     let _alone = alone();
-    // In the workstation's own network: after three questions the kernel knows that nobody has
-    // this address, which a resolver hears earlier than its time-out if it asks to (IP_RECVERR).
+    // In the workstation's own network: after three ARP requests the kernel knows that the host is
+    // absent; a resolver with IP_RECVERR learns it before its time-out.
     let _changed = ResolvConf::write("nameserver 172.30.0.99\noptions timeout:8 attempts:1\n");
     let workstation = Workstation::connected(Account::Member, "dev", "shop", &[]);
     let getent = |account| {
@@ -123,7 +123,7 @@ fn a_name_server_whose_machine_is_gone_fails_as_fast_as_without_a_session() {
         (found.code(), found.elapsed)
     };
 
-    let (without, with) = (getent(WITHOUT), getent(workstation.account()));
+    let (without, with) = (getent(WITHOUT_SESSION), getent(workstation.account()));
 
     assert!(without.1 < Duration::from_secs(7), "{without:?}");
     assert_eq!(with.0, without.0);
@@ -142,7 +142,7 @@ fn a_name_server_that_is_replaced_still_answers_who_is_connected_to_it() {
     let first = ResolvConf::name(SERVER);
     workstation.connect(&["--namespace", "shop"]);
 
-    // The old one takes a while for some of the names, so that the file changes meanwhile.
+    // The old server delays some of the names, so that the file changes meanwhile.
     let names: Vec<String> = (0..6).map(|n| format!("slow-500-{n}.corp.test")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let words = [
@@ -169,7 +169,7 @@ fn a_name_server_that_is_replaced_still_answers_who_is_connected_to_it() {
         &["127.0.0.10", "connected", "intranet.corp.test"],
     ));
     assert_eq!(new.remove(0)["address"], "192.0.2.99");
-    // In the reverse order: each puts back what it found.
+    // In reverse order: each restores what it found.
     drop(second);
     drop(first);
 }
@@ -193,7 +193,7 @@ fn a_silent_name_server_never_delays_a_name_of_the_cluster() {
         );
         assert_eq!(seen["end"], "all", "{seen}");
     }
-    // Nor a name of the machine that another server, or this one, does answer.
+    // Nor does it delay a name that another server, or this one, answers.
     let seen = ask(
         &workstation,
         workstation.account(),
@@ -217,7 +217,7 @@ fn a_zone_transfer_in_several_messages_is_whole() {
             .collect::<Vec<_>>()
     };
 
-    let (with, without) = (transfer(workstation.account()), transfer(WITHOUT));
+    let (with, without) = (transfer(workstation.account()), transfer(WITHOUT_SESSION));
 
     assert_eq!(without.len(), 6, "{without:?}");
     assert_eq!(with, without);
@@ -246,7 +246,7 @@ fn queries_on_one_connection_are_answered_as_they_come() {
     assert_eq!(answers(&with), answers(&without));
     assert_eq!(with["answers"][0]["name"], names[1]);
     let first = milliseconds(&with["answers"][0]);
-    assert!(first < LATER, "{with}");
+    assert!(first < MAX_DELAY_MS, "{with}");
     // Both ends of the connection end it with FIN.
     assert_eq!(without["end"], "fin", "{without}");
     assert_eq!(with["end"], "fin", "{with}");
@@ -304,7 +304,7 @@ fn a_long_answer_of_the_cluster_arrives_though_the_name_server_serves_no_tcp() {
     assert_eq!(found, MANY);
 }
 
-/// Addresses that fit no answer of 512 bytes.
+/// More addresses than fit an answer of 512 bytes.
 const MANY: usize = 60;
 
 /// A headless service with so many addresses.
@@ -336,7 +336,7 @@ fn a_name_that_others_may_have_passes_on_in_time_while_the_tunnel_hangs() {
     let (workstation, _server, _changed) = connected_behind(&["wildcard"], "");
     let impaired = testbed().impair(Impairment::NothingPasses);
 
-    // A service "web" is there, and so the cluster is asked for what is below it.
+    // There is a service "web", so the cluster is asked for names below it.
     let words = [SERVER, "connected", "timeout=5000", "slow-2000-a.web"];
     let seen = ask(&workstation, workstation.account(), &words);
     drop(impaired);

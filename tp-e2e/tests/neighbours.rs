@@ -1,5 +1,5 @@
-//! What else is on the workstation: another VPN with the cluster's addresses, and a resolv.conf
-//! that changes.
+//! Neighbours on the workstation: another VPN with the cluster's addresses, and a changing
+//! resolv.conf.
 
 use std::{
     fs, io,
@@ -26,8 +26,8 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// Another VPN as Tailscale sets one up: a rule before `main`, a table with the same networks as
-/// the cluster and a default route, and a far side where a web server has the address of `web`.
+/// Another VPN, set up like Tailscale: a rule before `main`, a table with the cluster's networks
+/// and a default route, and a far side where a web server has the address of `web`.
 struct Vpn {
     far: String,
     _server: Running,
@@ -207,7 +207,7 @@ fn a_proxy_that_gives_out_addresses_for_names_keeps_them_and_a_later_collision_i
     before.assert_restored();
 }
 
-/// A name server on the neighbour that gives every name the same address.
+/// A name server on the neighbour with the same address for every name.
 struct NeighbouringServer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -234,7 +234,7 @@ impl NeighbouringServer {
             let mut query = [0; 512];
             while !stopped.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = socket.recv_from(&mut query) {
-                    // Whoever asked may be gone.
+                    // The client may be gone.
                     let _ = answer_query(&socket, &query[..length], from);
                 }
             }
@@ -257,7 +257,7 @@ impl Drop for NeighbouringServer {
 }
 
 fn answer_query(socket: &UdpSocket, query: &[u8], from: SocketAddr) -> io::Result<usize> {
-    // The header, the one question without what EDNS appended, and an answer that points to it.
+    // The header, the question without EDNS, and an answer that points to it.
     let name = query.iter().skip(12).position(|byte| *byte == 0);
     let end = 12 + name.unwrap_or_default() + 5;
     let question = query.get(..end).unwrap_or_default();
@@ -293,7 +293,7 @@ fn name_servers_that_change_while_connected_are_followed() {
         }
     });
     let foreign = dig(&["intranet.corp.test"]);
-    // Nobody asks the old server for the machine any more: a question to it means what it says.
+    // The old server is the machine's no more: a query to it is passed on unchanged.
     let old = dig(&["@172.30.0.53", "web.shop.svc.cluster.local"]);
     drop(changed);
 

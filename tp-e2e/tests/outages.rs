@@ -1,5 +1,5 @@
-//! Outages: what flows, names and `tp status` say while the manager, the API server or the network
-//! is away, and that all is well again afterwards.
+//! Outages: flows, names and `tp status` while the manager, the API server or the network is down,
+//! and the recovery afterwards.
 
 use std::{
     collections::BTreeSet,
@@ -16,18 +16,18 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// How long finding the better path, or another one, may take.
-const SWITCH: Duration = Duration::from_secs(15);
-/// How long connecting again may take once there is something to connect to.
-const AGAIN: Duration = Duration::from_secs(30);
-/// How fast an application hears that its manager has gone: three seconds of silence, of which those
-/// do not count in which a busy machine gave the session no processor.
-const HEARD: Duration = Duration::from_secs(20);
-/// What the path that is not in use may carry: probes, watches of the API server, handshakes.
-const ASIDE: u64 = 1 << 20;
+/// For the tunnel to find the better path, or another one.
+const SWITCH_TIMEOUT: Duration = Duration::from_secs(15);
+/// For reconnecting once the destination is back.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// For an application to get the loss of its manager: three seconds of silence, not counting those
+/// in which a busy machine gave the session no processor.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes that the unused path may carry: probes, watches of the API server, handshakes.
+const MAX_UNUSED_PATH_BYTES: u64 = 1 << 20;
 const SIZE: u64 = 16 << 20;
 
-/// On the path that this transport takes when all is well.
+/// Connects and waits for the preferred path of this transport.
 #[track_caller]
 fn connected_by(account: Account, person: &str, transport: &str) -> Workstation {
     let flags = ["--transport", transport];
@@ -45,7 +45,7 @@ fn dig_in_full(workstation: &Workstation, name: &str) -> Finished {
     workstation.run(&["dig", "+time=5", "+tries=1", name])
 }
 
-/// What dig was answered, and that the answer came at once.
+/// The output of dig, which must come at once.
 #[track_caller]
 fn status_of_quick_answer(asked: &Finished) -> String {
     let after = |start: &str| {
@@ -73,11 +73,11 @@ fn a_killed_manager_breaks_transfers_and_sessions_connect_again() {
     signal(managers[0].0, Signal::KILL);
 
     for transfers in transfers {
-        transfers.assert_broken(HEARD);
+        transfers.assert_broken(LOSS_TIMEOUT);
     }
     testbed().manager_ready();
     for workstation in [&by_udp, &by_stream] {
-        workstation.reaches_again(AGAIN);
+        workstation.reaches_again(RECONNECT_TIMEOUT);
     }
 }
 
@@ -93,7 +93,7 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
         workstation.start_echo(&[&words[..], &[&size]].concat())
     };
     let mut over_stream = drip(&by_stream, 14);
-    over_stream.wait_for("mark", SWITCH);
+    over_stream.wait_for("mark", SWITCH_TIMEOUT);
 
     let away = testbed().impair(Impairment::ApiServerAway);
     // Also dialled while it is away.
@@ -116,7 +116,7 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
     );
     by_name.expect_success();
     status_of_quick_answer(&unreachable);
-    // What rode on the API server either went on or was lost aloud.
+    // Flows through the API server either went on or ended with an error.
     let finished = over_stream.finish(PATIENCE);
     let seen = &finished.json()["result"];
     let whole =
@@ -124,7 +124,7 @@ fn while_the_api_server_is_away_flows_on_udp_go_on_and_names_resolve() {
     let broken = seen["end"] != "fin" && seen["end"] != "timeout";
     assert!(whole || broken, "{finished}");
     for workstation in [&by_udp, &by_stream] {
-        workstation.reaches_again(AGAIN);
+        workstation.reaches_again(RECONNECT_TIMEOUT);
     }
 }
 
@@ -135,9 +135,9 @@ fn without_a_tunnel_cluster_names_fail_at_once_and_all_others_resolve() {
     let web = format!("{}:80", testbed().service_ip("shop", "web"));
     let cut = testbed().impair(Impairment::NothingPasses);
 
-    // Before and after the session knows.
+    // Before and after the session notices.
     let early = dig_in_full(&workstation, "intranet.corp.test");
-    let lost = eventually("the loss to be noticed", SWITCH, || {
+    let lost = eventually("the loss to be noticed", SWITCH_TIMEOUT, || {
         let status = workstation.status();
         if status["state"] == "reconnecting" {
             Ok(status)
@@ -163,10 +163,10 @@ fn without_a_tunnel_cluster_names_fail_at_once_and_all_others_resolve() {
     assert_eq!(connect["error"], "EHOSTUNREACH", "{connect}");
     assert!(connect["elapsed_ms"].as_f64() < Some(1000.0), "{connect}");
     assert_ne!(text(&lost["reason"]), "", "{lost}");
-    workstation.reaches_again(AGAIN);
+    workstation.reaches_again(RECONNECT_TIMEOUT);
 }
 
-/// What the session has sent and received over connections to the API server, in bytes.
+/// Bytes that the session has sent and received over connections to the API server.
 #[track_caller]
 fn over_the_api_server(workstation: &Workstation) -> u64 {
     let session = format!("pid={},", workstation.session_pid());
@@ -188,7 +188,7 @@ fn over_the_api_server(workstation: &Workstation) -> u64 {
 #[test]
 fn where_udp_is_demanded_the_port_forward_carries_no_data_and_losing_udp_is_an_error() {
     let _alone = alone();
-    // The measure sees what it is to see.
+    // The measurement works.
     let by_stream = connected_by(Account::Root, "admin", "portforward");
     let before = over_the_api_server(&by_stream);
     assert_eq!(by_stream.exchange(SIZE)["matches"], true);
@@ -206,22 +206,22 @@ fn where_udp_is_demanded_the_port_forward_carries_no_data_and_losing_udp_is_an_e
     );
     let transfers = Transfers::start(&workstation);
     let lost = testbed().impair(Impairment::UdpLost);
-    transfers.assert_broken(HEARD);
+    transfers.assert_broken(LOSS_TIMEOUT);
     let web = format!("{}:80", testbed().service_ip("shop", "web"));
     let refused = workstation.echo(&["connect", "-timeout", "10s", &web]);
     let status = workstation.status();
-    // Connections that have ended no longer count: those that were there at first may have.
+    // Ended connections are no longer counted: early ones may be missing.
     let carried = over_the_api_server(&workstation).saturating_sub(before);
     drop(lost);
 
-    assert!(carried < ASIDE, "{carried} bytes of {SIZE}");
+    assert!(carried < MAX_UNUSED_PATH_BYTES, "{carried} bytes of {SIZE}");
     assert_ne!(refused["error"], "", "{refused}");
     assert_eq!(status["state"], "reconnecting", "{status}");
     assert_ne!(text(&status["reason"]), "", "{status}");
-    workstation.reaches_again(AGAIN);
+    workstation.reaches_again(RECONNECT_TIMEOUT);
 }
 
-/// One replica again, also for the tests that follow a failure.
+/// Restores one replica, also after a failure.
 struct TwoReplicas;
 
 impl TwoReplicas {
@@ -254,13 +254,13 @@ fn with_two_replicas_the_other_serves_within_seconds_when_one_is_drained() {
         "--wait=false",
     ]);
 
-    transfers.assert_broken(HEARD);
+    transfers.assert_broken(LOSS_TIMEOUT);
     workstation.reaches_again(Duration::from_secs(10));
     let status = workstation.status();
     assert_ne!(status["manager"]["replica"], replica, "{status}");
 }
 
-/// A process that hangs, until this is dropped.
+/// A stopped process, continued when dropped.
 struct Stopped(u32);
 
 impl Stopped {
@@ -306,7 +306,7 @@ fn people_are_spread_over_the_replicas_and_one_that_hangs_costs_a_second() {
     testbed().manager_ready();
 }
 
-/// As an autoscaler makes it: the roles name the replicas of the installation.
+/// Scaled as by an autoscaler: the roles name only the replicas of the installation.
 #[test]
 fn a_replica_that_the_user_may_not_reach_is_left_to_others() {
     let _alone = alone();
@@ -346,20 +346,24 @@ fn who_quits_while_connecting_again_leaves_no_session_object() {
         let listed = testbed().kubectl(&listed);
         listed.lines().map(str::to_owned).collect::<BTreeSet<_>>()
     };
-    // Of clients that other tests have killed.
+    // Sessions of clients that other tests have killed.
     let others = sessions();
     let workstation = connected_by(Account::Member, "dev", "auto");
     let first = sessions();
     let managers = testbed().managers();
-    // No replica deletes anything meanwhile, and none answers.
+    // Stopped replicas neither delete Sessions nor answer.
     let stopped: Vec<Stopped> = managers
         .iter()
         .map(|(pid, _)| Stopped::begin(*pid))
         .collect();
-    eventually("an attempt to connect again", AGAIN, || match sessions() {
-        now if now.is_subset(&first) => Err(format!("{now:?}")),
-        _ => Ok(()),
-    });
+    eventually(
+        "an attempt to connect again",
+        RECONNECT_TIMEOUT,
+        || match sessions() {
+            now if now.is_subset(&first) => Err(format!("{now:?}")),
+            _ => Ok(()),
+        },
+    );
 
     workstation.tp(&["quit"]).expect_success();
 

@@ -1,4 +1,4 @@
-//! What the commands print for programs is what docs/output.md says.
+//! The commands' JSON and YAML is as documented in docs/output.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +46,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The fields of an object, as the page names them.
+/// The fields of an object, with the page's names.
 fn fields(value: &Value, above: &str, found: &mut BTreeMap<String, BTreeSet<&'static str>>) {
     for (name, field) in value.as_object().into_iter().flatten() {
         let path = format!("{above}{name}");
@@ -89,7 +89,7 @@ fn assert_as_documented(title: &str, value: &Value) {
     }
 }
 
-/// The one object that a command printed.
+/// The only object that a command printed.
 #[track_caller]
 fn printed_object(format: &str, finished: &Finished) -> Value {
     let text = match finished.status.success() || !finished.stdout.is_empty() {
@@ -109,7 +109,7 @@ fn printed_object(format: &str, finished: &Finished) -> Value {
     value
 }
 
-/// Runs a command in both formats and compares what it prints with the section of its name.
+/// Runs a command in both formats and compares the output with its section of the page.
 #[track_caller]
 fn check(workstation: &Workstation, title: &str, words: &[&str]) {
     for format in FORMATS {
@@ -198,7 +198,7 @@ fn standard_output_is_the_commands_alone_when_one_runs_connected() {
             .expect_success();
         assert_eq!(said, "mine\n");
 
-        // Nobody but an administrator learns whether it exists.
+        // Only an administrator learns whether it exists.
         let failed = workstation.tp(&[&connect[..], &["no-such", "--", "echo", "mine"]].concat());
         assert_eq!(failed.code(), 77, "{failed}");
         assert_as_documented("Errors", &printed_object(format, &failed));

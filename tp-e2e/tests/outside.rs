@@ -1,4 +1,4 @@
-//! Names of the cluster that lead outside its networks.
+//! Names of the cluster with addresses outside its networks.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// A headless service whose endpoint somebody entered by hand.
+/// A headless service with a manual endpoint.
 fn legacy_service() -> Applied {
     Applied::new(
         &format!(
@@ -34,7 +34,7 @@ fn outside(workstation: &Workstation) -> Value {
     workstation.status()["dns"]["outside"].clone()
 }
 
-/// Connected to shop, where the name leads to the added address.
+/// Connects to shop, where the name has the added address.
 #[track_caller]
 fn connected_where_the_name_leads_outside(account: Account, person: &str) -> Workstation {
     let workstation = Workstation::connected(account, person, "shop", &[]);
@@ -60,7 +60,7 @@ fn a_name_that_leads_outside_is_reached_through_the_cluster_by_who_may() {
 
     assert!(page.contains("Directory listing"), "{page}");
     assert_eq!(outside(&workstation), serde_json::json!([ADDED]));
-    // The cluster asked, not this machine.
+    // The request came from the cluster, not from this machine.
     beyond.server.wait_for("10.244.", Duration::from_secs(5));
 }
 

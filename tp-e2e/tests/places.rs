@@ -1,5 +1,5 @@
-//! Where `tp connect` connects to and as whom, beyond the kubeconfig's current context: other
-//! networks, another cluster and user of it, a token, the service account of a pod.
+//! Destinations and users of `tp connect` beyond the kubeconfig's current context: other networks,
+//! another cluster and user, a token, the service account of a pod.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -52,7 +52,7 @@ fn also_proxy_steers_an_added_network_and_without_it_nothing_is_steered_there() 
 
     assert!(!without, "{target} is reached without the flag");
     assert!(page.contains("Directory listing"), "{page}");
-    // The cluster asked, not this machine.
+    // The request came from the cluster, not from this machine.
     beyond.server.wait_for("10.244.", Duration::from_secs(5));
 }
 
@@ -86,11 +86,10 @@ fn cluster_and_user_flags_replace_those_of_the_context() {
     assert_eq!(seen["end"], "fin", "{seen}");
 }
 
-/// Where the service account of a pod is, mounted by the kubelet; here by hand, in a mount
-/// namespace of the test's own.
+/// The kubelet mounts a pod's service account here; this test does it in its own mount namespace.
 const MOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
 
-/// Makes the place to mount at, and removes what it has made.
+/// Makes the mount point, and removes the folders it made.
 struct MountPoint(Vec<&'static Path>);
 
 impl MountPoint {
@@ -140,7 +139,7 @@ fn without_a_kubeconfig_the_service_account_of_a_pod_connects() {
     assert!(page.contains("nginx of"), "{page}");
 }
 
-/// Whether the memory of a process holds these bytes.
+/// Returns whether the memory of a process holds these bytes.
 fn memory_holds(pid: u32, bytes: &[u8]) -> bool {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let mut memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
@@ -179,7 +178,7 @@ fn a_token_of_the_user_never_reaches_the_manager() {
 
     assert_eq!(workstation.status()["user"], robot.user());
     workstation.read_web();
-    // Three parts; the last is the signature, without which a token is worth nothing.
+    // The last of three parts is the signature, without which a token is worthless.
     let signature = token.rsplit('.').next().unwrap().as_bytes().to_vec();
     for (pid, pod) in testbed().managers() {
         assert!(
@@ -188,11 +187,11 @@ fn a_token_of_the_user_never_reaches_the_manager() {
         );
         assert!(!memory_holds(pid, &signature), "{pod} knows the token");
     }
-    // The session has it, so that the search would have found it.
+    // The session has it: the search works.
     assert!(memory_holds(workstation.session_pid(), &signature));
 }
 
-/// What lies in a directory and below, with its owner.
+/// Files of a directory tree, with their owners.
 fn owners(directory: &Path) -> Vec<String> {
     let directory = directory.display().to_string();
     let found = run(

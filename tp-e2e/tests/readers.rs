@@ -1,4 +1,4 @@
-//! Programs that stop reading hold up nobody but themselves.
+//! Programs that stop reading stall only themselves.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use tp_e2e::{
 };
 
 const STALLED: u64 = 200;
-/// Of all together more than a session keeps, and less than one kernel, which plays all machines
-/// here, has for TCP: beyond that it keeps connections waiting by itself (`tcp_mem`, tcp(7)).
+/// In total more than a session buffers, and less than the one kernel of all machines here has for
+/// TCP: beyond that it stalls connections by itself (`tcp_mem`, tcp(7)).
 const SIZE: u64 = 2 << 20;
 const BEYOND: &str = "10.77.0.2";
-/// For what a person waits for.
+/// For commands of a user.
 const AT_ONCE: Duration = Duration::from_secs(1);
 const TRANSFERS: Duration = Duration::from_secs(150);
 

@@ -1,4 +1,4 @@
-//! Who may not: each is refused, and says so.
+//! Users without rights: each is refused, with the reason.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// How soon a right that was given or taken counts.
-const COUNTS: Duration = Duration::from_secs(5);
+/// For a granted or revoked right to take effect.
+const RIGHTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_user_sees_and_reaches_only_namespaces_they_have_a_right_to() {
@@ -60,7 +60,7 @@ fn rights_given_and_taken_while_connected_count_within_five_seconds() {
 
     testbed().give_right("e2e-for-a-while", "limited", "shop");
     let given = std::panic::catch_unwind(|| {
-        eventually("the new right to count", COUNTS, || {
+        eventually("the new right to count", RIGHTS_TIMEOUT, || {
             if reaches() {
                 Ok(())
             } else {
@@ -71,7 +71,7 @@ fn rights_given_and_taken_while_connected_count_within_five_seconds() {
     testbed().take_right("e2e-for-a-while", "shop");
     assert!(given.is_ok(), "the new right did not count");
 
-    eventually("the right to be gone", COUNTS, || {
+    eventually("the right to be gone", RIGHTS_TIMEOUT, || {
         if reaches() {
             Err("still reached".into())
         } else {
@@ -92,7 +92,7 @@ fn a_stranger_to_the_cluster_is_told_which_rule_is_missing() {
     workstation.tp(&["status"]).expect_code(3);
 }
 
-/// Takes back what was granted, also after a failure.
+/// Revokes the grant, also after a failure.
 struct Granted<'a>(&'a str);
 
 impl Drop for Granted<'_> {
@@ -106,7 +106,7 @@ impl Drop for Granted<'_> {
     }
 }
 
-/// Nobody may forward a port to the manager without a grant, for as long as this lives.
+/// Port-forwards to the manager need a grant, until this is dropped.
 struct OnlyGranted;
 
 impl OnlyGranted {
@@ -152,7 +152,7 @@ fn a_refused_connect_names_the_command_that_grants_it() {
     assert_eq!(refused.code(), 77, "nothing was: {refused}");
     grant(granting).expect_success();
 
-    eventually("the right to count", COUNTS, || {
+    eventually("the right to count", RIGHTS_TIMEOUT, || {
         let connected = workstation.tp(&["connect", "--namespace", "shop"]);
         match connected.status.success() {
             true => Ok(()),
@@ -180,7 +180,7 @@ fn the_socket_of_a_session_serves_its_own_user_only() {
     let workstation = Workstation::shared();
     let socket = workstation.session_socket();
     let socket = socket.to_str().expect("the testbed's path is UTF-8");
-    // Root passes every folder, and is refused by the session itself.
+    // Root can enter every folder, and is refused by the session itself.
     for (account, is_served) in [
         (workstation.account(), true),
         (Account::Member, false),
@@ -197,7 +197,7 @@ fn the_socket_of_a_session_serves_its_own_user_only() {
 #[test]
 fn nobody_else_can_use_the_alias_range() {
     let workstation = Workstation::shared();
-    // A connection in use shows its alias to those who look at the machine's sockets.
+    // An open connection shows its alias in the machine's list of sockets.
     let mut held = workstation.start_echo(&["talk", "-mark", "10", "-send", "10", "echo:7000"]);
     held.wait_for("mark", PATIENCE);
     let network = text(&workstation.status()["datapath"]["alias_network"]);
@@ -212,7 +212,7 @@ fn nobody_else_can_use_the_alias_range() {
         workstation.echo_as(account, &["connect", "-timeout", "1s", &address])["error"] == ""
     };
 
-    // An alias is an address for steered sockets only, such as the one that is held.
+    // An alias works only for steered sockets, such as the held one.
     assert!(!reached(workstation.account()), "the user's own programs");
     assert!(!reached(Account::Outsider), "another user");
     assert!(!reached(Account::Root), "root");

@@ -1,4 +1,4 @@
-//! A release as its users get it: unpacked, installed, removed, and run as its service runs it.
+//! A release, as users get it: unpacked, installed, removed, and run as its service.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// What `tp-daemon install` makes below its root, and from which file of the archive it is.
+/// Files that `tp-daemon install` makes below its root, each with its file in the archive.
 const INSTALLED: [(&str, u32, Option<&str>); 9] = [
     ("usr/local/bin/tp", 0o755, Some("tp")),
     ("usr/local/bin/tp-daemon", 0o755, Some("tp-daemon")),
@@ -46,7 +46,7 @@ const INSTALLED: [(&str, u32, Option<&str>); 9] = [
     ("usr/local/lib/tp/installed.json", 0o644, None),
 ];
 
-/// The release, unpacked by the tool that everybody has.
+/// The release, unpacked by tar.
 struct Unpacked {
     folder: TempDir,
 }
@@ -71,7 +71,7 @@ impl Unpacked {
         self.folder.path().join(top).join(name)
     }
 
-    /// By somebody whose new files are for nobody else.
+    /// Runs tp-daemon with a umask that hides new files from others.
     fn daemon(&self, command: &str, root: &Path) -> Finished {
         run(
             Command::new("sh")
@@ -84,13 +84,13 @@ impl Unpacked {
     }
 }
 
-/// A file or folder with all that somebody could miss.
+/// A file or folder with its relevant properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     mode: u32,
     owner: (u32, u32),
     content: Vec<u8>,
-    /// Of files: which one it is, and when it was last written.
+    /// Of files: inode, and time of the last write.
     written: Option<(u64, i64, i64)>,
 }
 
@@ -124,7 +124,7 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Entry> {
     found
 }
 
-/// The first difference, not two trees with whole programs in them.
+/// Reports the first difference, not two trees with whole programs.
 #[track_caller]
 fn assert_same(now: &BTreeMap<PathBuf, Entry>, before: &BTreeMap<PathBuf, Entry>) {
     for (path, entry) in before {
@@ -196,7 +196,7 @@ fn a_release_of_two_programs_becomes_one_of_three_and_is_removed_whole() {
     let root = root.path();
     let before = tree(root);
     release.daemon("install", root).expect_success();
-    // As a release left it in which tp-daemon was also the session.
+    // As left by a release in which tp-daemon was also the session.
     let session = "usr/local/bin/tp-session";
     fs::remove_file(root.join(session)).unwrap();
     fs::write(root.join("usr/local/bin/tp-daemon"), "an older one").unwrap();
@@ -235,7 +235,7 @@ fn a_file_of_somebody_else_is_not_replaced_and_nothing_is_installed() {
     assert_same(&tree(root.path()), &before);
 }
 
-/// The machine's own /etc and /usr/local, as far as one process sees them: copies.
+/// Copies of /etc and /usr/local, mounted over them for one process.
 const ON_COPIES: &str = "set -e\n\
     mount --bind \"$1/etc\" /etc\n\
     mount --bind \"$1/local\" /usr/local\n\
@@ -263,7 +263,7 @@ fn a_system_gets_programs_service_and_group_and_loses_them_again() {
             .collect();
         fs::write(&path, others.join("\n") + "\n").unwrap();
     }
-    // What groupadd keeps for itself, and times and numbers of the files that it writes anew.
+    // Without groupadd's own files, and times and inodes of rewritten files.
     let state = || {
         let mut state = tree(copies);
         state.retain(|path, _| {
@@ -309,7 +309,7 @@ fn a_system_gets_programs_service_and_group_and_loses_them_again() {
     assert_same(&state(), &before);
 }
 
-/// Takes away from a program what the service takes away, as the unit says; the rest is setpriv's.
+/// Confines a program as the unit's service does; setpriv does the rest.
 const CONFINE: &str = r#"
 import ctypes, os, platform, socket, struct, sys
 
@@ -338,8 +338,8 @@ kept = ["+" + name[4:].lower() for name in unit["CapabilityBoundingSet"].split()
 os.execvp("setpriv", ["setpriv", "--bounding-set", ",".join(["-all"] + kept), "--"] + sys.argv[2:])
 "#;
 
-/// That what is taken away is away.
-const TRY: &str = "
+/// Checks that the confinement works.
+const TRY_FORBIDDEN: &str = "
 import mmap, socket
 for attempt in (lambda: mmap.mmap(-1, 4096, prot=7), lambda: socket.socket(socket.AF_VSOCK)):
     try:
@@ -356,7 +356,7 @@ fn the_root_daemon_works_with_what_its_service_leaves_it() {
     let script = release.file("confine.py");
     fs::write(&script, CONFINE).unwrap();
     let confine = ["python3", script.to_str().unwrap(), unit.to_str().unwrap()];
-    let control = [&confine[..], &["python3", "-c", TRY]].concat();
+    let control = [&confine[..], &["python3", "-c", TRY_FORBIDDEN]].concat();
     run(Command::new(control[0]).args(&control[1..]), PATIENCE).expect_success();
 
     let mut workstation = Workstation::without_root_daemon(Account::Member, "dev");
@@ -374,7 +374,7 @@ fn the_root_daemon_works_with_what_its_service_leaves_it() {
     assert!(page.contains("nginx of"), "{page}");
     workstation.assert_closed_port_refuses();
     workstation.run(&["dig", "web.shop"]).expect_success();
-    // Another session of the same root daemon.
+    // Connects another session of the same root daemon.
     workstation.tp(&["quit"]).expect_success();
     workstation.connect(&["--namespace", "team-b"]);
     let own = workstation.echo(&["talk", "echo:7001", "peer"]);

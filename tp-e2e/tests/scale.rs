@@ -1,7 +1,8 @@
-//! A large cluster and a large company: what 5,000 services and 300 sessions cost one manager.
+//! A large cluster and a large company: the cost of 5,000 services and 300 sessions for one
+//! manager.
 //!
-//! The sessions have objects, keys, tunnels and tables of their own, in this one process; their byte
-//! streams begin where a port-forward ends, at the manager's port for the stream path.
+//! The sessions have objects, keys, tunnels and tables of their own, in this one process; their
+//! byte streams begin where a port-forward ends, at the manager's port for the stream path.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -25,7 +26,7 @@ use tp_e2e::{
     workstation::Workstation,
 };
 use tp_proto::{
-    table::Parts,
+    table::SnapshotAssembler,
     tunnel::{WatchTableRequest, manager_client::ManagerClient, table_event::Event},
 };
 use tp_transport::{Identity, KeyHash, PathChoice, SessionRef, Tunnel, TunnelConfig};
@@ -35,20 +36,20 @@ const SERVICES_IN_EACH: usize = 200;
 const SERVICES: usize = NAMESPACES * SERVICES_IN_EACH;
 const MAKERS: usize = 10;
 const CREATE: [&str; 2] = ["create", "--validate=false"];
-/// Each with a share of the sessions: no user may have all of them.
+/// Each has a share of the sessions: a user's number of sessions is limited.
 const USERS: usize = 3;
 const FEW: usize = 20;
 const MANY: usize = 300;
 const CHANGES: usize = 10;
-/// Tunnels that are opened at the same moment.
+/// Tunnels that are opened at once.
 const OPENED_AT_ONCE: usize = 20;
 
-/// Until every session knows of a change; the manager gathers changes for 50 ms.
-const ARRIVES: Duration = Duration::from_secs(3);
-/// What the manager computes for one change, with all that else goes on in it.
+/// For every session to learn of a change; the manager gathers changes for 50 ms.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// The manager's processor time for one change, with its other work.
 const CPU_OF_CHANGE: Duration = Duration::from_millis(100);
-/// What a session without a flow takes that was told 5,000 services just now: the tunnel itself is
-/// measured by a test of its own crate, and is half of it.
+/// Memory of a session without flows that has just received 5,000 services: half of it is the
+/// tunnel itself, which a test of its crate measures.
 const BYTES_OF_SESSION: usize = 132 << 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,7 +98,7 @@ async fn a_large_cluster_and_many_sessions_cost_the_manager_what_changes() {
     assert_eq!(same, manager, "it was not replaced");
 }
 
-/// Services and rights of the test, gone with the guard.
+/// Services and rights of the test, deleted with the guard.
 struct Objects;
 
 impl Objects {
@@ -131,7 +132,7 @@ impl Objects {
 
 impl Drop for Objects {
     fn drop(&mut self) {
-        // A namespace that is deleted deletes what is in it one by one.
+        // Deleting a namespace deletes its objects one by one.
         let namespaces: Vec<String> = (0..NAMESPACES).map(namespace).collect();
         for several in namespaces.chunks(MAKERS) {
             let of_each = several.iter().map(|it| {
@@ -163,7 +164,7 @@ fn user_name(number: usize) -> String {
     format!("e2e-scale-{number}")
 }
 
-/// One of ten has an address: the nodes' rules for more of them are not what is tested.
+/// One of ten has an address: the nodes' rules for more are not under test.
 fn service(number: usize) -> Value {
     let mut spec = json!({"ports": [{"port": 80}]});
     if !number.is_multiple_of(10) {
@@ -177,7 +178,7 @@ fn service(number: usize) -> Value {
     })
 }
 
-/// Everybody who is connected, or is about to be.
+/// All users, connected or about to be.
 struct Company {
     manager_key: KeyHash,
     sessions: Vec<(SessionRef, Identity)>,
@@ -189,7 +190,7 @@ struct Company {
 }
 
 impl Company {
-    /// Makes the Session of each, as its user.
+    /// Creates the Session of each, as its user.
     fn hire() -> Self {
         let manager_key = testbed().manager_key().parse().unwrap();
         let sessions = (0..USERS).flat_map(sessions_of).collect();
@@ -227,9 +228,9 @@ impl Company {
         }
     }
 
-    /// Waits until each session was told of a service.
+    /// Waits until each session has received a service.
     async fn all_hear_of(&mut self, service: &str) {
-        let end = Instant::now() + ARRIVES;
+        let end = Instant::now() + ARRIVAL_TIMEOUT;
         for _ in 0..self.open {
             let left = end.saturating_duration_since(Instant::now());
             assert_eq!(self.next_word(left).await, service);
@@ -248,7 +249,7 @@ impl Company {
 
 impl Drop for Company {
     fn drop(&mut self) {
-        // They would panic when their session is gone.
+        // The tasks would panic when their session ends.
         self.people.abort_all();
         let path = "/apis/tp.internal/v1alpha1/namespaces/shop/sessions";
         let words = ["delete", "--raw", path];
@@ -271,7 +272,7 @@ fn sessions_of(number: usize) -> Vec<(SessionRef, Identity)> {
         &objects,
     )
     .finish();
-    // kubectl prints one object after the other, or a list of them.
+    // kubectl prints a sequence of objects, or a list of them.
     let made: Vec<Value> = serde_json::Deserializer::from_str(&made)
         .into_iter::<Value>()
         .flat_map(|object| match object.unwrap() {
@@ -303,18 +304,18 @@ fn links(manager: u32, count: usize) -> Vec<tokio::net::TcpStream> {
     links.collect()
 }
 
-/// The kernel tells times to programs in hundredths of a second (USER_HZ).
+/// The kernel reports times in hundredths of a second (USER_HZ).
 const MS_OF_TICK: u64 = 10;
 
 const WHOLE: &str = "the whole table";
 
-/// One session: says when it has the whole table, then the name of each service that changes.
+/// One session: reports the whole table, then the name of each changed service.
 async fn work(link: tokio::net::TcpStream, config: TunnelConfig, heard: mpsc::Sender<String>) {
     let tunnel = Tunnel::connect(link, config).await.unwrap();
     let channel = tunnel.open_control().await.unwrap();
     let mut manager = ManagerClient::new(channel.into_channel().await.unwrap());
     let events = manager.watch_table(WatchTableRequest {}).await.unwrap();
-    let (mut events, mut parts) = (events.into_inner(), Parts::default());
+    let (mut events, mut parts) = (events.into_inner(), SnapshotAssembler::default());
     while let Some(event) = events.message().await.unwrap() {
         match event.event.and_then(|event| parts.take(event)) {
             Some(Event::Snapshot(table)) => {
@@ -337,11 +338,11 @@ fn resident_bytes(pid: u32) -> usize {
     kilobytes.parse::<usize>().unwrap() << 10
 }
 
-/// Of all its threads, in user and kernel mode.
+/// Processor time of all its threads, in user and kernel mode.
 fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();
-    // The 14th and 15th of the line, of which the first two are gone (proc_pid_stat(5)).
+    // Fields 14 and 15 of the line, without the first two (proc_pid_stat(5)).
     let ticks: u64 = fields
         .split(' ')
         .skip(11)

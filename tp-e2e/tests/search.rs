@@ -1,5 +1,5 @@
-//! Short names with the search lists of companies: they lead where README says, or `tp status`
-//! says what wins and which form is not concerned.
+//! Short names with companies' search lists: they resolve as README says, or `tp status` names what
+//! wins and which form still works.
 
 use tp_e2e::{
     cluster::testbed,
@@ -16,7 +16,7 @@ const WILDCARD: &str = "corp.test";
 const DOMAINS: &str = "eu.example.test us.example.test ad.example.test lab.example.test \
                        dev.example.test example.test";
 
-/// A session of a machine whose company answers, with this search list and these options.
+/// A session on a machine with this search list, these options and the company's server.
 fn connected_with_search_list(
     search: &str,
     options: &str,
@@ -74,7 +74,7 @@ fn a_wildcard_among_the_search_domains_is_named_with_the_form_that_it_does_not_c
         );
         assert!(told.contains(stated), "{told}");
         assert_resolves_to(&workstation, form, &web);
-        // What is told is so: the company's address comes first.
+        // The notice is true: the company's address comes first.
         assert_resolves_to(&workstation, "web", "192.0.2.10");
     }
 }
@@ -83,7 +83,7 @@ fn a_wildcard_among_the_search_domains_is_named_with_the_form_that_it_does_not_c
 fn a_company_server_that_is_away_is_named_and_names_that_end_in_a_dot_are_not_kept_waiting() {
     let _alone = alone();
     let web = testbed().service_ip("shop", "web");
-    // Nobody answers there, and nobody refuses.
+    // The address neither answers nor refuses.
     let workstation = Workstation::new(Account::Member, "dev");
     let conf = format!("nameserver 192.0.2.53\nsearch {DOMAINS}\noptions ndots:5\n");
     let _changed = ResolvConf::write(&conf);

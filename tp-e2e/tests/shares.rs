@@ -1,4 +1,4 @@
-//! What one session, one stranger or one hanging server takes from the others: nothing.
+//! One session, one stranger or one hanging server takes nothing from the others.
 
 use std::{
     process::Command,
@@ -14,9 +14,9 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// Begins 600 connections to a port that says nothing, then makes one to `web.shop`; says how long
-/// that took in milliseconds, and how many of the others have ended.
-const BESIDE: &str = r#"
+/// Starts 600 connections to a silent port, then connects to `web.shop`; prints the milliseconds
+/// that took, and how many of the others have ended.
+const CONNECT_BESIDE_600: &str = r#"
 import select, socket, sys, time
 silent = [socket.socket() for _ in range(600)]
 for s in silent:
@@ -38,7 +38,7 @@ fn a_silent_target_takes_nothing_from_the_others() {
     let port = ["-p", "tcp", "-d", &silent, "--dport", "7999", "-j", "DROP"];
     let _rule = Rule::insert(nodes, ["raw", "PREROUTING"], &port);
 
-    let told = workstation.run(&["/usr/bin/python3", "-c", BESIDE, &silent]);
+    let told = workstation.run(&["/usr/bin/python3", "-c", CONNECT_BESIDE_600, &silent]);
 
     let told = told.expect_success();
     let (took, ended) = told.trim().split_once(' ').expect("two numbers");
@@ -47,8 +47,8 @@ fn a_silent_target_takes_nothing_from_the_others() {
     assert_eq!(ended, "0", "as without tp, they wait");
 }
 
-/// Connects to the port for the stream path, over and over, and says nothing: as many as sys.argv[1] at once,
-/// each for four seconds.
+/// Connects to the stream path's port repeatedly, and sends nothing: sys.argv[1] connections at
+/// once, each for four seconds.
 const STRANGER: &str = r#"
 import collections, resource, socket, sys, time
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -107,7 +107,7 @@ fn a_hanging_api_server_costs_a_dial_nothing() {
     let rule = Rule::insert(places, ["filter", "OUTPUT"], &silent);
     let end = Instant::now() + Duration::from_secs(12);
 
-    // Longer than what is known is fresh, and than a review may take.
+    // Longer than known rights are fresh, and than a review may take.
     let mut slowest = 0;
     while Instant::now() < end {
         slowest = slowest.max(milliseconds_to_connect(&workstation));

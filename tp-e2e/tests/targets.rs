@@ -1,4 +1,4 @@
-//! What an address in the cluster stands for, and where that leads.
+//! Addresses in the cluster, and their targets.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-const KNOWN: Duration = Duration::from_secs(20);
-/// Of the kubelet, which listens at every address of its node.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Port of the kubelet, which listens at every address of its node.
 const KUBELET: u16 = 10250;
-/// A refusal comes at once, but for the second in which a new pod may become known.
-const AT_ONCE: f64 = 3000.0;
+/// A refusal comes at once; a new pod may become known for a second.
+const AT_ONCE_MS: f64 = 3000.0;
 
-/// A service with a cluster IP, whose endpoint somebody entered by hand.
+/// A service with a cluster IP and a manual endpoint.
 #[track_caller]
 fn service_led_to(namespace: &str, address: &str, port: u16) -> Applied {
     Applied::new(
@@ -38,7 +38,7 @@ fn service_led_to(namespace: &str, address: &str, port: u16) -> Applied {
     )
 }
 
-/// An address of the first node in the pods' networks, as its bridges and tunnels have.
+/// An address of the first node in the pods' networks, as of its bridges and tunnels.
 struct OfNode(String);
 
 impl OfNode {
@@ -62,10 +62,10 @@ impl Drop for OfNode {
     }
 }
 
-/// That a connection from the cluster's own network opens, so that only tp can refuse it.
+/// Checks that a node can connect, so that only tp can refuse it.
 #[track_caller]
 fn opens_for_a_node(target: &str) {
-    eventually("the target to answer a node", KNOWN, || {
+    eventually("the target to answer a node", CHANGE_TIMEOUT, || {
         let mut command = testbed().inside(&testbed().namespace("1"));
         command.args([
             "curl",
@@ -83,12 +83,12 @@ fn opens_for_a_node(target: &str) {
     });
 }
 
-/// Refuses at once, and says why.
+/// Checks that tp refuses at once, with the reason.
 #[track_caller]
 fn assert_dial_refused(workstation: &Workstation, target: &str, why: &str) {
     let failed = || text(&workstation.status()["datapath"]["last_failed_dial"]);
     // The manager may not know of the endpoints yet.
-    let refused = eventually("the refusal", KNOWN, || {
+    let refused = eventually("the refusal", CHANGE_TIMEOUT, || {
         let refused = workstation.echo(&["connect", "-timeout", "5s", target]);
         match refused["error"].as_str() {
             Some("") => Err(refused.to_string()),
@@ -96,7 +96,10 @@ fn assert_dial_refused(workstation: &Workstation, target: &str, why: &str) {
             _ => Ok(refused),
         }
     });
-    assert!(refused["elapsed_ms"].as_f64() < Some(AT_ONCE), "{refused}");
+    assert!(
+        refused["elapsed_ms"].as_f64() < Some(AT_ONCE_MS),
+        "{refused}"
+    );
 }
 
 #[test]

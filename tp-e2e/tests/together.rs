@@ -1,5 +1,4 @@
-//! Two at once, and again: whoever connects, quits or dies beside whom, nobody ends what another
-//! has begun.
+//! Concurrent commands: whoever connects, quits or dies, nobody ends what another has started.
 
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tp_e2e::{
     workstation::{CONNECT_TO_SHOP, READ_WEB, Workstation},
 };
 
-/// For the programs of a workstation to have come as far as a test needs them.
+/// For the programs of a workstation to reach the state that a test needs.
 const SOON: Duration = Duration::from_secs(10);
 
 fn start_connects(workstation: &Workstation, count: usize) -> Vec<Running> {
@@ -30,7 +29,7 @@ fn finish_all(running: Vec<Running>) -> Vec<Finished> {
         .collect()
 }
 
-/// With a root daemon that stays, and with none, so that each `tp` may have to start it.
+/// One with a root daemon that stays, and one without, so that each `tp` may have to start it.
 fn workstations() -> [Workstation; 2] {
     testbed().install_tp();
 
@@ -81,7 +80,7 @@ fn an_interrupted_connect_leaves_the_attempt_to_those_who_take_part() {
         workstation.expect_soon("connecting");
         let second = workstation.start(&[&CONNECT_TO_SHOP[..], &["--", "true"]].concat());
         let third = workstation.start(&CONNECT_TO_SHOP);
-        // All the three are connected to the session.
+        // All three are connected to the session.
         let pid = daemons::only(&workstation, Role::Session);
         peers_are_soon(pid, 3);
 
@@ -339,7 +338,7 @@ fn the_daemons_keep_nothing_of_the_shell_that_started_them() {
         folder.display().to_string(),
     );
     let lock = lock.display().to_string();
-    // As careless as a shell can be: a lock, a folder that goes, ignored signals, a strange mask.
+    // A careless shell: a lock, a removed folder, ignored signals, a strange umask.
     let script = "mkdir \"$1\" && cd \"$1\" && umask 0 && trap '' INT HUP USR1 && exec 9>\"$0\" && \
                   flock 9 && tp connect --namespace shop && cd / && rmdir \"$1\"";
 

@@ -74,7 +74,7 @@ fn connecting_without_udp_says_that_the_port_forward_is_used_and_why() {
         line.contains(" can be reached, through the port-forward to tp-manager-"),
         "{connected}"
     );
-    // It is being tried, or was tried by now.
+    // UDP is being tried, or has been tried.
     assert!(line.contains("by UDP from 172.30.0."), "{connected}");
 }
 
@@ -179,7 +179,7 @@ fn the_api_server_away_does_not_stop_flows_on_udp() {
     }
 }
 
-/// The managers' UDP ports are open inside the cluster only, until this is dropped.
+/// The managers' UDP ports are closed to the outside, until this is dropped.
 struct Unexposed(Vec<(String, u64)>);
 
 impl Unexposed {
@@ -250,7 +250,7 @@ fn the_udp_port_answers_no_stranger() {
     let workstation = connected_to_shop(&[]);
     let remote = text(&workstation.expect_path("udp")["remote"]);
     let padded = |head: &str| format!("{head}{}", "00".repeat(1200 - head.len() / 2));
-    // The first packet of a QUIC connection; a packet of a version nobody has; a short one; noise.
+    // The first packet of a QUIC connection; a packet of an unknown version; a short one; noise.
     let packets = [
         padded("c00000000108000102030405060708000102030405060708004200"),
         padded("c0babababa08000102030405060708080001020304050607"),

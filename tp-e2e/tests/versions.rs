@@ -1,4 +1,4 @@
-//! Programs of versions that do not work together say so.
+//! Programs of incompatible versions name the conflict.
 
 use std::{fs, io, os::unix::fs::PermissionsExt as _, thread};
 
@@ -10,7 +10,7 @@ use tp_e2e::{cluster::testbed, user::Account, workstation::Workstation};
 
 const OTHER: &str = "0.77.0";
 
-/// A root daemon that can do nothing but introduce itself, for as long as the test runs.
+/// A root daemon that only answers hello, until the test ends.
 fn root_daemon_of_another_version(workstation: &Workstation) -> io::Result<()> {
     let socket = socket_with(
         AddressFamily::UNIX,
@@ -48,7 +48,7 @@ fn a_root_daemon_of_another_version_is_told_with_both_versions() {
     let words = ["the root daemon", OTHER, env!("CARGO_PKG_VERSION")];
     refused.assert_refused_in_one_line(1, &words);
     workstation.tp(&["status"]).expect_code(3);
-    // What does not work together can still be named.
+    // Incompatible versions can still be printed.
     let versions = workstation.tp(&["version"]).expect_success();
     assert!(versions.contains(OTHER), "{versions}");
 }

@@ -1,4 +1,4 @@
-//! The use of an alias, which stands beside its address.
+//! The record of an alias's use, which is kept beside its address.
 
 /// An element of the map `ALIAS_USES`, at the index of the alias.
 #[repr(C)]

@@ -1,11 +1,11 @@
-//! Counters, and the names under which people meet them.
+//! Counters, and their names in outputs.
 
-/// What the event of a counter means to a person.
+/// The kind of event that a counter counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CounterKind {
     /// A packet was dropped.
     Drop,
-    /// A socket met a steered destination and was left alone.
+    /// A socket to a steered destination was left alone.
     NotSteered,
     /// Everything else.
     Event,
@@ -24,12 +24,12 @@ macro_rules! counters {
             /// Every counter, in the order of the counter map.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The name that people see; stable, because scripts match on it.
+            /// The name in outputs; stable, because scripts match on it.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What the event means.
+            /// The kind of the event.
             pub const fn kind(self) -> CounterKind {
                 match self { $(Self::$variant => CounterKind::$kind,)* }
             }
@@ -65,7 +65,7 @@ counters! {
     KernelThread = NotSteered "kernel_thread",
     /// A task outside of the session's cgroup.
     OtherCgroup = NotSteered "other_cgroup",
-    /// Port 53 while the session shows no sign of life.
+    /// Port 53 while the session's heartbeat is stale.
     StaleSession = NotSteered "stale_session",
     /// Refused with EPERM, or left alone if it is a name server: no alias is left.
     AliasTableFull = NotSteered "alias_table_full",
@@ -78,17 +78,17 @@ counters! {
     NoSocket = Drop "no_socket",
     /// From a socket that was not steered.
     ForeignSocket = Drop "foreign_socket",
-    /// To an address that no packet in this direction is for.
+    /// To an address that packets in this direction must not have.
     ForeignDestination = Drop "foreign_destination",
-    /// From an address that no packet in this direction has.
+    /// From an address that packets in this direction must not have.
     ForeignSource = Drop "foreign_source",
     /// Not a whole IPv4, TCP, UDP or ICMP header.
     Malformed = Drop "malformed",
-    /// Of another kind than those that pass here.
+    /// Of a kind that does not pass here.
     UnexpectedPacket = Drop "unexpected_packet",
     /// To a socket of the workstation that was not steered.
     Unasked = Drop "unasked",
-    /// What the session wrote to the TUN is none of the packets it may send.
+    /// The session may not send such a packet.
     ForbiddenReply = Drop "forbidden_reply",
 }
 

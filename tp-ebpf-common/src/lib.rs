@@ -1,4 +1,4 @@
-//! What the eBPF programs and their loader both know: settings, map layouts and counters.
+//! What the eBPF programs and their loader share: settings, map layouts and counters.
 //!
 //! Addresses and ports are byte arrays in network order; no type has padding.
 //!
@@ -24,7 +24,7 @@ mod steer;
 
 pub use alias::AliasUse;
 pub use counter::{Counter, CounterKind};
-pub use settings::{HEARTBEAT_LIMIT_NS, KernelOffsets, ProcessName, Settings, scope};
+pub use settings::{HEARTBEAT_STALE_AFTER_NS, KernelOffsets, ProcessName, Settings, scope};
 pub use steer::{NameServer, SteerAction};
 
 /// The number of elements of the alias table, whatever part of it a data path uses.

@@ -1,4 +1,4 @@
-//! Which types may be copied byte for byte between user space and kernel.
+//! The types that may be copied byte for byte between user space and kernel.
 
 use crate::{NameServer, Settings};
 

@@ -1,7 +1,7 @@
-//! What one data path's programs are told when they are loaded; constant from then on.
+//! The settings of one data path's programs, constant once they are loaded.
 
 /// Port 53 passes unsteered once the session's heartbeat is older than this, in nanoseconds.
-pub const HEARTBEAT_LIMIT_NS: u64 = 2_000_000_000;
+pub const HEARTBEAT_STALE_AFTER_NS: u64 = 2_000_000_000;
 
 /// Bits of [`Settings::scope`].
 pub mod scope {
@@ -14,7 +14,7 @@ pub mod scope {
 /// The name of a process that is never steered, padded with zeros, as the kernel keeps it.
 pub type ProcessName = [u8; 16];
 
-/// Where the running kernel keeps what decides about a task or a socket, in bytes.
+/// Offsets, in bytes, of the running kernel's fields of tasks and sockets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelOffsets {
@@ -65,7 +65,7 @@ pub struct KernelOffsets {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// The network namespace whose sockets are steered, as SO_NETNS_COOKIE tells it.
+    /// The network namespace whose sockets are steered, as SO_NETNS_COOKIE returns it.
     pub netns_cookie: u64,
     /// The set of capabilities, one bit each, that the session itself has; a task with others is
     /// not steered.
@@ -79,7 +79,7 @@ pub struct Settings {
     /// The user whose tasks are steered, with [`scope::USER`], as the initial user namespace
     /// numbers it.
     pub uid: u32,
-    /// The user namespace in which capabilities count, by the number of its file.
+    /// The inode number of the user namespace in which capabilities count.
     pub user_ns: u32,
     /// The depth of [`Settings::cgroup_id`] below the root of the hierarchy.
     pub cgroup_level: u32,
@@ -92,7 +92,7 @@ pub struct Settings {
     pub veth_index: u32,
     /// The index of the TUN, in the private namespace.
     pub tun_index: u32,
-    /// Where the kernel keeps what the programs read.
+    /// The offsets of the kernel's fields that the programs read.
     pub offsets: KernelOffsets,
 }
 

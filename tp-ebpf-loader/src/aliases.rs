@@ -1,8 +1,8 @@
-//! The maps of the aliases, as the root daemon changes them.
+//! The root daemon's changes to the maps of the aliases.
 //!
-//! The life cycle of an alias is drawn and decided in `tp-core/src/alias.rs`. In use is what
-//! `ALIASES` has, in quarantine what `RESTING` has, free what `FREE` has; fresh are the indices
-//! that `NEXT_ALIAS` has not reached.
+//! The life cycle of an alias is drawn and decided in `tp-core/src/alias.rs`. `ALIASES` has the
+//! aliases in use, `RESTING` those in quarantine, `FREE` the free ones; the indices that `NEXT_ALIAS`
+//! has not reached are fresh.
 
 use std::{
     io,
@@ -29,7 +29,7 @@ const FREE: &str = "FREE";
 const NEXT_ALIAS: &str = "NEXT_ALIAS";
 const ALIAS_USES: &str = "ALIAS_USES";
 
-/// Words of one [`AliasUse`].
+/// The fields of an [`AliasUse`], as indices of 32-bit words, and their number.
 const HANDED_OUT: usize = 0;
 const IS_PINNED: usize = 1;
 const USE_LEN: usize = 2;
@@ -37,7 +37,7 @@ const USE_LEN: usize = 2;
 /// An alias that stands for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsedAlias {
-    /// Its place in the alias table.
+    /// Its index in the alias table.
     pub index: u32,
     /// When a socket last received it, in units of 2^[`AliasUse::UNIT_BITS`] ns since boot.
     pub handed_out: u32,
@@ -45,7 +45,7 @@ pub struct UsedAlias {
     pub is_pinned: bool,
 }
 
-/// The aliases of one data path. It has no second owner: nobody else quarantines or frees them.
+/// The aliases of one data path. Only the owner of this value quarantines or frees them.
 pub struct Aliases {
     in_use: HashMap<MapData, [u8; 4], u32>,
     resting: HashMap<MapData, [u8; 4], u32>,
@@ -53,7 +53,7 @@ pub struct Aliases {
     next: Array<MapData, u64>,
     reals: Words,
     uses: Words,
-    /// Kept open: programs that are still to be loaded name it by its descriptor.
+    /// Kept open: programs that are loaded later refer to it by its descriptor.
     _uses: Map,
     base: u32,
     count: u32,
@@ -119,7 +119,7 @@ impl Aliases {
         Ok(used)
     }
 
-    /// The address that sockets have as their peer.
+    /// The alias itself, which sockets have as the address of their peer.
     pub fn address(&self, index: u32) -> Ipv4Addr {
         Ipv4Addr::from(self.base | index)
     }
@@ -129,14 +129,14 @@ impl Aliases {
         self.use_of(index, IS_PINNED).load(Ordering::Acquire) != 0
     }
 
-    /// Makes an alias look as if a socket had received it at `last_use`.
+    /// Notes that a socket had the alias at `last_use`, unless a later use is noted.
     pub fn refresh(&self, index: u32, last_use: u32) {
         self.use_of(index, HANDED_OUT)
             .fetch_max(last_use, Ordering::AcqRel);
     }
 
-    /// Quarantines an alias; a socket that wants its address brings it back into use. False if
-    /// another alias of that address is in quarantine.
+    /// Quarantines an alias; a socket that connects to its address brings it back into use. Returns
+    /// false if another alias of that address is in quarantine.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Aliases {
         if lookup(&self.resting, RESTING, &real)?.is_some() {
             return Ok(false);
         }
-        // There is no moment at which neither map has the address.
+        // At any moment one of the two maps has the address.
         self.resting
             .insert(real, index, 0)
             .map_err(broken(RESTING))?;
@@ -157,8 +157,8 @@ impl Aliases {
         Ok(true)
     }
 
-    /// Frees an alias in quarantine, which nobody may hold any more. False if it has come back
-    /// into use.
+    /// Frees an alias in quarantine, which no socket may have any more. Returns false if it has come
+    /// back into use.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl Aliases {
             Err(error) if is_absent(&error) => return Ok(false),
             Err(error) => return Err(broken(RESTING)(error)),
         }
-        // The programs set it again when they give the alias out, which is not before the push.
+        // Before the push: after it the programs may give the alias out, and then set this again.
         self.use_of(index, HANDED_OUT).store(0, Ordering::Release);
         self.free.push(index, 0).map_err(broken(FREE))?;
 

@@ -1,5 +1,5 @@
-//! Finds where the running kernel keeps what decides about tasks and sockets, in its type
-//! information.
+//! Finds the offsets of fields of tasks and sockets in the type information (BTF) of the running
+//! kernel.
 
 use std::fs;
 
@@ -22,11 +22,11 @@ const KIND_DATASEC: u32 = 15;
 const KIND_DECL_TAG: u32 = 17;
 const KIND_ENUM64: u32 = 19;
 
-/// Anonymous structs and unions inside each other, deeper than any kernel nests them.
+/// Levels of anonymous structs and unions, more than any kernel nests.
 const MAX_DEPTH: usize = 8;
 
-/// Reads the offsets from the type information of the kernel that runs, which Linux has since 5.4
-/// if it was built with CONFIG_DEBUG_INFO_BTF.
+/// Reads the offsets from the type information of the running kernel, which Linux has since 5.4 if it
+/// was built with CONFIG_DEBUG_INFO_BTF.
 ///
 /// # Errors
 ///

@@ -21,8 +21,8 @@ use crate::{LoadError, Plan, maps::Maps};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tp-ebpf.o"));
 
-/// Program and the name of its hook, in the order of attachment: the ways back come first, so
-/// that no socket is steered whose address cannot be reversed.
+/// The programs and the names of their hooks, in the order of attachment: those that reverse aliases
+/// come first, so that the alias of every steered socket can be reversed.
 const CGROUP_PROGRAMS: [(&str, &str); 8] = [
     ("tp_getpeername4", "cgroup/getpeername4"),
     ("tp_getpeername6", "cgroup/getpeername6"),
@@ -111,8 +111,8 @@ impl DataPath {
         })
     }
 
-    /// Attaches what belongs into the private namespace `netns`: `sk_lookup`, with the sockets that
-    /// serve the aliases, and the filters of both interfaces. The calling thread must be in it.
+    /// Attaches the programs of the private namespace `netns`: `sk_lookup`, with the sockets that serve
+    /// the aliases, and the filters of both interfaces. The calling thread must be in it.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ impl DataPath {
         self.attach_tc(TUN_INGRESS, tun, TcAttachType::Ingress)
     }
 
-    /// Attaches what guards the workstation's end of the veth. The calling thread must be in its
+    /// Attaches the guards of the workstation's end of the veth. The calling thread must be in its
     /// namespace.
     ///
     /// # Errors
@@ -168,7 +168,7 @@ impl DataPath {
         Ok(())
     }
 
-    /// Steers no longer; sockets that are steered already keep working.
+    /// Stops steering; sockets that are steered already keep working.
     pub fn detach_cgroup(&mut self) {
         self.cgroup_links.clear();
     }
@@ -207,11 +207,11 @@ impl DataPath {
     }
 }
 
-/// Attaches by a filter, which lives as long as the interface: a user who kills the root daemon and
-/// keeps the private namespace does not get rid of it, unlike a TCX link.
+/// Attaches a filter, which lives as long as the interface: unlike a TCX link, it stays when a user
+/// kills the root daemon and keeps the private namespace.
 ///
-/// The link is forgotten: dropping it removes, by its number, whatever filter an interface of the
-/// same number has in the namespace of the thread that drops it.
+/// The link is forgotten: its drop would remove the filter of the interface that has this index in the
+/// namespace of the dropping thread, which can be another interface.
 fn attach_filter(
     program: &mut SchedClassifier,
     interface: &str,
@@ -224,7 +224,7 @@ fn attach_filter(
     Ok(())
 }
 
-/// Makes room for filters on an interface that is new.
+/// Adds the queueing discipline for filters to a new interface.
 fn add_clsact(interface: &str) -> Result<(), LoadError> {
     tc::qdisc_add_clsact(interface).map_err(|source| LoadError::Interface {
         interface: interface.to_owned(),

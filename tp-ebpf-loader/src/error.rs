@@ -1,10 +1,10 @@
-//! Why loading, attaching or speaking to the programs did not work.
+//! Errors of loading and attaching the programs and of using their maps.
 
 use std::io;
 
 use thiserror::Error;
 
-/// Loading or attaching the programs did not work.
+/// Loading or attaching the programs failed.
 #[derive(Debug, Error)]
 pub enum LoadError {
     /// The loader was built without the programs.
@@ -18,7 +18,7 @@ pub enum LoadError {
     Program {
         /// The name of the program in the object.
         program: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
@@ -33,16 +33,16 @@ pub enum LoadError {
     Interface {
         /// The name of the interface.
         interface: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: Box<aya::programs::tc::TcError>,
     },
-    /// A map does not work.
+    /// A map could not be set up.
     #[error("cannot set up a map")]
     Map(#[from] MapError),
 }
 
-/// Speaking to a map did not work.
+/// An operation on a map failed.
 #[derive(Debug, Error)]
 pub enum MapError {
     /// The kernel does not carry out an operation on a map, or it is of another kind.
@@ -50,7 +50,7 @@ pub enum MapError {
     Aya {
         /// The name of the map in the object.
         name: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: Box<aya::maps::MapError>,
     },
@@ -65,7 +65,7 @@ pub enum MapError {
     Descriptor {
         /// The name of the map in the object.
         name: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -81,16 +81,16 @@ pub enum MapError {
     },
 }
 
-/// The kernel's type information does not tell what the programs need.
+/// The kernel's type information lacks what the programs need.
 #[derive(Debug, Error)]
 pub enum BtfError {
-    /// The file is not there or cannot be read.
+    /// The file is missing or cannot be read.
     #[error(
         "cannot read the kernel's type information at /sys/kernel/btf/vmlinux, which takes a kernel \
          with CONFIG_DEBUG_INFO_BTF and, in a container, the kernel's /sys"
     )]
     Read(#[from] io::Error),
-    /// The file is not in the format that is known here.
+    /// The file has another format than BTF.
     #[error("the kernel's type information is malformed")]
     Malformed,
     /// The running kernel has another structure.

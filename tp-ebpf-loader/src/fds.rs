@@ -1,4 +1,4 @@
-//! Descriptors of maps: for other processes, and as memory.
+//! Freezes maps, and maps them into memory.
 
 use std::{
     io,
@@ -9,9 +9,9 @@ use std::{
 
 const BPF_MAP_FREEZE: libc::c_long = 22;
 
-/// Forbids user space, ours included, to change a map; programs still may.
+/// Forbids user space, this process included, to change a map; eBPF programs still may.
 pub(crate) fn freeze(map: impl AsFd) -> io::Result<()> {
-    // What the command reads of `union bpf_attr`.
+    // The command reads no other field of `union bpf_attr`.
     let attributes: RawFd = map.as_fd().as_raw_fd();
     // SAFETY: the attributes live through the call and have the size that is passed.
     let status = unsafe {

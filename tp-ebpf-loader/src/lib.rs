@@ -1,7 +1,7 @@
-//! Loads the eBPF programs, attaches them and speaks to their maps, in `std::net` types.
+//! Loads the eBPF programs, attaches them and uses their maps, in `std::net` types.
 //!
-//! Nothing is pinned: what was attached goes when the value that attached it is dropped, or when
-//! the process dies. [`DataPath`] lists the hooks and the kernels that have them.
+//! Nothing is pinned: an attachment ends when the value that made it is dropped, or when the process
+//! dies. [`DataPath`] lists the hooks and the kernels that have them.
 //!
 //! ```no_run
 //! use std::{fs::File, net::Ipv4Addr};
@@ -19,7 +19,7 @@
 //! };
 //! let mut data_path = DataPath::load(&plan)?;
 //! data_path.maps_mut().steer(&["10.96.0.0/16".parse()?], &[])?;
-//! // Here the way to the aliases is made: `attach_inner`, `attach_host`.
+//! // Before this, make the link to the aliases: `attach_inner`, `attach_host`.
 //! data_path.attach_cgroup(File::open("/sys/fs/cgroup")?)?;
 //! println!("{}", data_path.hooks().join(", "));
 //! # Ok::<_, Box<dyn std::error::Error>>(())

@@ -1,4 +1,4 @@
-//! One map of a loaded object: taken by its name, and errors that carry that name.
+//! Takes single maps of a loaded object by name; the errors carry that name.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 

@@ -31,13 +31,12 @@ const HEARTBEAT: &str = "HEARTBEAT";
 const COUNTERS: &str = "COUNTERS";
 const LISTENERS: &str = "LISTENERS";
 
-/// Half of the room of the programs' maps, and what is never steered: new ones come before old
-/// ones go.
+/// At most half of the capacity of the programs' maps: new entries are added before old ones are
+/// removed. Includes [`NEVER_STEERED`].
 const MAX_NETWORKS: usize = 16 * 1024 + NEVER_STEERED.len();
 
-/// What is this machine, this link, or nobody in particular, whatever a session asks for:
-/// "this network", loopback, link-local, multicast and broadcast. Not 240.0.0.0/4, which some
-/// clouds give to pods.
+/// Networks that are never steered, whatever a session asks for: "this network", loopback, link-local,
+/// multicast and broadcast. Not 240.0.0.0/4, which some clouds give to pods.
 pub const NEVER_STEERED: [IpNet; 8] = [
     v4([0, 0, 0, 0], 8),
     v4([127, 0, 0, 0], 8),
@@ -59,12 +58,13 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix_len: u8) -> IpNet {
         prefix_len,
     ))
 }
+
 const MAX_NAME_SERVERS: usize = 64;
 
 /// A counter and its sum over all processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterValue {
-    /// Says what was counted, by its name and its kind.
+    /// The counted event.
     pub counter: Counter,
     /// Events since the programs were loaded.
     pub value: u64,
@@ -74,7 +74,7 @@ pub struct CounterValue {
 pub struct Maps {
     steer4: LpmTrie<MapData, [u8; 4], u32>,
     steer6: LpmTrie<MapData, [u8; 16], u32>,
-    /// What the tries have.
+    /// The contents of the tries.
     steered4: Networks<[u8; 4]>,
     steered6: Networks<[u8; 16]>,
     name_servers: HashMap<MapData, NameServer, u32>,
@@ -88,7 +88,7 @@ pub struct Maps {
 impl Maps {
     pub(crate) fn take(ebpf: &mut Ebpf, plan: &Plan) -> Result<Self, MapError> {
         let alias_table = take(ebpf, ALIAS_TABLE)?;
-        // A descriptor without the right to write could not be mapped at all.
+        // Frozen, because a read-only descriptor could not be mapped at all.
         fds::freeze(array(ALIAS_TABLE, &alias_table)?.fd()).map_err(|source| {
             MapError::Descriptor {
                 name: ALIAS_TABLE,
@@ -111,8 +111,8 @@ impl Maps {
     }
 
     /// Replaces the steered networks. The longest prefix wins; on a tie `exclude` does, and
-    /// nothing includes what is [`NEVER_STEERED`]. While it runs, a destination may meet the old or
-    /// the new entry, never none if both have one.
+    /// nothing includes what is [`NEVER_STEERED`]. While it runs, a destination meets the old or
+    /// the new entry; if there are both, it always meets one.
     ///
     /// # Errors
     ///
@@ -196,7 +196,7 @@ impl Maps {
             .collect()
     }
 
-    /// The ids of the maps of which other processes receive a descriptor; see [`is_map_alive`].
+    /// The ids of the maps whose descriptors other processes receive; see [`is_map_alive`].
     ///
     /// # Errors
     ///
@@ -250,11 +250,11 @@ impl Maps {
     }
 }
 
-/// Prefix length and address to what is done with it.
+/// Actions by prefix length and address.
 type Networks<K> = BTreeMap<(u32, K), u32>;
 
-/// Brings the trie from what it has to what is wanted, by the differences alone; adds and changes
-/// before it removes.
+/// Changes the trie from `have` to `wanted`, by the differences alone; adds and changes entries before
+/// it removes any.
 fn replace<K: Pod + Ord>(
     trie: &mut LpmTrie<MapData, K, u32>,
     have: &mut Networks<K>,
@@ -279,7 +279,7 @@ fn replace<K: Pod + Ord>(
     Ok(())
 }
 
-/// Whether a process or a program still has the map with this id.
+/// Returns whether a process or a program still has the map with this id.
 pub fn is_map_alive(id: u32) -> bool {
     MapInfo::from_id(id).is_ok()
 }

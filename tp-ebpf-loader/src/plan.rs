@@ -1,14 +1,14 @@
-//! What the programs are loaded for: whose sockets are steered, and to which aliases.
+//! The parameters of the programs: whose sockets are steered, and to which aliases.
 
 use std::ffi::CStr;
 
 use tp_ebpf_common::{KernelOffsets, ProcessName, Settings, scope};
 
-/// What the programs are loaded for. Sockets of one network namespace are steered: of `user`, of
-/// `cgroup`, of whoever satisfies both if both are given, of everybody if neither is.
+/// The parameters of the programs. Sockets of one network namespace are steered: those of `user`, of
+/// `cgroup`, of `user` in `cgroup` if both are given, all if neither is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan {
-    /// The network namespace whose sockets are steered, as SO_NETNS_COOKIE tells it (Linux 5.14).
+    /// The network namespace whose sockets are steered, as SO_NETNS_COOKIE returns it (Linux 5.14).
     pub netns_cookie: u64,
     /// The name of processes that are never steered, at most 15 bytes.
     pub exempt: &'static CStr,
@@ -23,7 +23,7 @@ pub struct Plan {
     pub alias_count: u32,
     /// The interfaces of the private namespace.
     pub interfaces: Interfaces,
-    /// What [`crate::kernel_offsets`] found.
+    /// The result of [`crate::kernel_offsets`].
     pub offsets: KernelOffsets,
 }
 
@@ -34,7 +34,7 @@ pub struct UserScope {
     pub uid: u32,
     /// The set of permitted capabilities, one bit each, that the session has in `user_ns`.
     pub capabilities: u64,
-    /// The user namespace of the machine, by the number of its file.
+    /// The inode number of the user namespace of the machine.
     pub user_ns: u32,
 }
 
@@ -84,7 +84,7 @@ impl Plan {
     }
 }
 
-/// As the kernel keeps it: cut to what fits with a zero behind it.
+/// The name as the kernel stores it: truncated, with a zero at the end.
 fn process_name(name: &CStr) -> ProcessName {
     let mut padded = ProcessName::default();
     let len = name.count_bytes().min(padded.len() - 1);

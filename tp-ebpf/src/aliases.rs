@@ -10,12 +10,12 @@ use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, Counter, FIRST_ALIAS_INDEX};
 
 use crate::maps::{ALIAS_TABLE, ALIAS_USES, ALIASES, FREE, NEXT_ALIAS, RESTING, count, setting};
 
-/// Whether it can be told that nobody has an alias any more.
+/// Whether the kernel shows who still has an alias.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Tracking {
     /// Every socket that has it shows it as its peer.
     Peer,
-    /// Nobody can tell, so the alias is never given to another address.
+    /// Nothing shows it, so the alias is never given to another address.
     Never,
 }
 
@@ -50,8 +50,7 @@ pub(crate) fn is_alias(address: [u8; 4]) -> bool {
     u32::from_be_bytes(address) & setting!(alias_mask) == setting!(alias_base)
 }
 
-/// Whether datagrams were sent to this alias, which name servers alone get: those of now, and
-/// those that the machine had before.
+/// Returns whether the alias is of a name server, present or past: only name servers get datagrams.
 #[inline(always)]
 pub(crate) fn is_of_name_server(alias: [u8; 4]) -> bool {
     is_pinned(alias).unwrap_or(false)
@@ -78,14 +77,14 @@ fn index_of(alias: [u8; 4]) -> Option<usize> {
 #[inline(always)]
 fn known(real: [u8; 4]) -> Option<u32> {
     let entry = ALIASES.get_ptr(&real)?;
-    // SAFETY: the memory of entries is never given back while a program runs.
+    // SAFETY: the memory of entries is not freed while a program runs.
     let index = unsafe { core::ptr::read_volatile(entry) };
 
     leads_to(index, real).then_some(index)
 }
 
-/// The kernel may give the memory of an entry that goes to another address while it is read; then
-/// the way back does not match.
+/// Returns whether the alias table has `real` at `index`. It has not if the kernel reused the memory
+/// of a removed entry for another address while it was read.
 #[inline(always)]
 fn leads_to(index: u32, real: [u8; 4]) -> bool {
     let Some(table) = ALIAS_TABLE.get_ptr(0) else {
@@ -124,7 +123,7 @@ fn allocate(real: [u8; 4]) -> Result<u32, Counter> {
         None => FREE.pop().ok().flatten().ok_or(full)? & (ALIAS_TABLE_LEN as u32 - 1),
     };
 
-    // The way back is published first: no socket ever sees an alias that cannot be reversed.
+    // The reverse entry comes first: no socket ever sees an alias that cannot be reversed.
     let table = ALIAS_TABLE.get_ptr_mut(0).ok_or(full)?;
     // SAFETY: bounded above.
     unsafe {
@@ -138,7 +137,7 @@ fn allocate(real: [u8; 4]) -> Result<u32, Counter> {
         return Ok(index);
     }
 
-    // Another CPU was faster; its index stands, and nobody has seen ours.
+    // Another CPU was faster; its index is used, and nobody has seen ours.
     let _ = FREE.push(&index, 0);
 
     known(real).ok_or(full)
@@ -148,7 +147,7 @@ fn allocate(real: [u8; 4]) -> Result<u32, Counter> {
 #[inline(always)]
 fn fresh() -> Option<u32> {
     let next = NEXT_ALIAS.get_ptr_mut(0)?;
-    // Not relaxed: LLVM 22 then emits an addition that does not return the old value.
+    // For a relaxed one LLVM 22 emits an addition that does not return the old value.
     // SAFETY: an aligned element of a live map; programs change it in this way only.
     let earlier = unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(next, 1) };
     let taken = earlier + u64::from(FIRST_ALIAS_INDEX);
@@ -167,8 +166,8 @@ fn note_use(index: u32, tracking: Tracking) -> Option<()> {
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let now = (now >> AliasUse::UNIT_BITS) as u32 + 1;
-    // SAFETY: aligned words of a live map. Most uses find them as they should be, and leave the
-    // cache line to others.
+    // SAFETY: aligned words of a live map. Most calls find them up to date, and leave the cache line
+    // unmodified.
     unsafe {
         if core::ptr::read_volatile(&raw const (*entry).handed_out) != now {
             core::ptr::write_volatile(&raw mut (*entry).handed_out, now);

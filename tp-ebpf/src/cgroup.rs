@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
-use tp_ebpf_common::{Counter, HEARTBEAT_LIMIT_NS, NameServer, SteerAction};
+use tp_ebpf_common::{Counter, HEARTBEAT_STALE_AFTER_NS, NameServer, SteerAction};
 
 use crate::{
     aliases::{self, Tracking},
@@ -60,11 +60,11 @@ pub(crate) enum Call {
     Sendmsg,
 }
 
-/// Why a destination that is steered for others is not.
+/// Why a socket to a steered destination is not steered.
 #[derive(Clone, Copy)]
 enum Refusal {
     LeaveAlone(Counter),
-    /// The way without tp leads nowhere, or waits for nothing: the call fails at once.
+    /// Without tp the destination is unreachable or does not answer: the call fails at once.
     Fail(Counter, i32),
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn forward4(ctx: &SockAddrContext, call: Call) -> i32 {
     verdict(steered)
 }
 
-/// Never meets a datagram to a mapped address: the kernel shows that to the hook of IPv4.
+/// Never called for a datagram to a mapped address: the kernel calls the hook of IPv4 for it.
 #[inline(always)]
 pub(crate) fn forward6(ctx: &SockAddrContext) -> i32 {
     if !is_ours(ctx) {
@@ -130,10 +130,11 @@ pub(crate) fn reverse6(ctx: &SockAddrContext) {
     }
 }
 
-/// Only a socket that was steered itself asked for what an alias stands for.
+/// Returns whether the socket was steered: no other has asked for the address behind an alias.
 ///
-/// Of MPTCP the kernel steers, and so marks, the first subflow and asks for the peer of the whole:
-/// it can have an alias as its peer only as a client, because the guard lets no connection in.
+/// For MPTCP the kernel calls the hook of connect(2), which marks, with the first subflow, and that of
+/// getpeername(2) with the whole connection. That has an alias as its peer only at a client, because
+/// the guard lets no connection in.
 #[inline(always)]
 fn may_see_real(ctx: &SockAddrContext) -> bool {
     read_field!(ctx, protocol) == IPPROTO_MPTCP || marks::is_on(socket(ctx))
@@ -160,8 +161,8 @@ fn verdict(steered: Result<Option<[u8; 4]>, Refusal>) -> i32 {
     }
 }
 
-/// Decides on one destination: an alias to use, nothing to do, or the reason to leave alone what
-/// would be steered otherwise.
+/// Decides on one destination: the alias to use, `None` if it is not steered, or the reason not to steer
+/// this socket.
 #[inline(always)]
 fn steer(ctx: &SockAddrContext, call: Call, real: [u8; 4]) -> Result<Option<[u8; 4]>, Refusal> {
     let transport = transport(ctx);
@@ -185,7 +186,7 @@ fn steer(ctx: &SockAddrContext, call: Call, real: [u8; 4]) -> Result<Option<[u8;
         Transport::Udp => return Err(Counter::Udp.into()),
         Transport::OtherStream | Transport::Other => return Err(Counter::Protocol.into()),
     };
-    // A name server of the machine's own can be reached without tp, what is in the cluster not.
+    // The machine's own name servers can be reached without tp, the cluster's networks cannot.
     let fail = |reason, errno| {
         if is_name_server {
             Refusal::LeaveAlone(reason)
@@ -193,8 +194,8 @@ fn steer(ctx: &SockAddrContext, call: Call, real: [u8; 4]) -> Result<Option<[u8;
             Refusal::Fail(reason, errno)
         }
     };
-    // Read once: the verifier knows a context only by itself, and the compiler might keep the
-    // address of the field instead.
+    // Read once: the verifier allows no pointer to a field of the context, and the compiler might keep
+    // one instead.
     let socket = socket(ctx);
     match binding(ctx, socket, call, transport) {
         Binding::None => {}
@@ -251,8 +252,8 @@ fn is_name_server(server: NameServer) -> bool {
     unsafe { NAME_SERVERS.get(&server) }.is_some()
 }
 
-/// What keeps a socket, or a single datagram, from the aliases. The private namespace answers to
-/// every other address of this machine.
+/// A binding that keeps a socket, or a single datagram, from the aliases. The private namespace can
+/// answer to every other address of this machine.
 #[derive(Clone, Copy, PartialEq)]
 enum Binding {
     None,
@@ -276,7 +277,7 @@ fn binding(
     };
     let source = match call {
         Call::Connect => bound,
-        // The socket's, or that of this datagram (IP_PKTINFO).
+        // The address of the socket, or of this datagram (IP_PKTINFO).
         Call::Sendmsg => read_field!(ctx, msg_src_ip4),
     };
     if device != 0 || (transport == Transport::Udp && has_interface(ctx, call)) {
@@ -289,9 +290,8 @@ fn binding(
     Binding::None
 }
 
-/// Whether a datagram has to leave by a certain interface (IP_UNICAST_IF, IP_PKTINFO): then it
-/// would leave by that, to an address that only the way of the aliases knows. The context does
-/// not show it, the memory behind the context does.
+/// Returns whether a datagram has to leave by a certain interface (IP_UNICAST_IF, IP_PKTINFO), which
+/// does not lead to the aliases. The context does not have it, the memory behind the context does.
 #[inline(always)]
 fn has_interface(ctx: &SockAddrContext, call: Call) -> bool {
     let hook = ctx.sock_addr as u64;
@@ -319,7 +319,7 @@ fn session_is_alive() -> bool {
     // SAFETY: no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
 
-    now.abs_diff(beat) < HEARTBEAT_LIMIT_NS
+    now.abs_diff(beat) < HEARTBEAT_STALE_AFTER_NS
 }
 
 #[inline(always)]

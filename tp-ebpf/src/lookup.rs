@@ -20,7 +20,7 @@ pub(crate) fn assign(ctx: &SkLookupContext) -> u32 {
         (AF_INET, IPPROTO_UDP) => UDP_SLOT,
         _ => return SK_PASS,
     };
-    // Without a socket the packet finds nobody and is answered with a reset.
+    // If that fails, the packet finds no socket and is answered with a reset.
     let _ = LISTENERS.redirect_sk_lookup(ctx, slot, 0);
 
     SK_PASS

@@ -27,7 +27,7 @@ mod owner;
 mod packet;
 mod tc;
 
-/// What sock_addr hooks return: let the call go on, or fail it with EPERM.
+/// The return value of sock_addr hooks that lets the call go on; 0 fails it with EPERM.
 const ALLOW: i32 = 1;
 
 #[cgroup_sock_addr(connect4)]
@@ -80,7 +80,7 @@ pub fn tp_host_egress(ctx: TcContext) -> i32 {
     action(tc::host_egress(&ctx))
 }
 
-/// Ingress of the same end: only steered sockets hear from aliases.
+/// Ingress of the same end: only steered sockets receive from aliases.
 #[classifier]
 pub fn tp_host_ingress(ctx: TcContext) -> i32 {
     action(tc::host_ingress(&ctx))

@@ -11,7 +11,7 @@ use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, Counter, NameServer, Settings};
 #[map]
 pub(crate) static STEER4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(33792, 0);
 
-/// Only to count what is not steered yet.
+/// Only for counting: IPv6 is not steered yet.
 #[map]
 pub(crate) static STEER6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(33792, 0);
 
@@ -32,8 +32,8 @@ pub(crate) static RESTING: HashMap<[u8; 4], u32> =
 #[map]
 pub(crate) static FREE: Queue<u32> = Queue::with_max_entries(ALIAS_TABLE_LEN as u32, 0);
 
-/// Alias index to real address: one value, so that its elements lie four bytes apart for those
-/// who map it.
+/// Alias index to real address: one value, so that its elements are four bytes apart when mapped into
+/// memory.
 #[map]
 pub(crate) static ALIAS_TABLE: Array<[u32; ALIAS_TABLE_LEN]> =
     Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -54,9 +54,9 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Cou
 #[map]
 pub(crate) static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
 
-/// The sockets that were steered. Only they are shown real addresses instead of aliases, only they
-/// may send to aliases, and only they hear from them. A mark ends with its socket, whatever
-/// becomes of the descriptor, and is not inherited by what a listener accepts.
+/// The marks of steered sockets. Only these see real addresses instead of aliases, may send to aliases
+/// and receive from them. A mark lives as long as its socket, whatever happens to the descriptor, and
+/// accepted sockets do not inherit it.
 #[btf_map]
 pub(crate) static STEERED: SkStorage<u32> = SkStorage::new();
 
@@ -106,7 +106,7 @@ macro_rules! setting {
 }
 pub(crate) use setting;
 
-/// Reads what the loader, not the compiler, knows.
+/// Reads a value that the loader, not the compiler, sets.
 #[inline(always)]
 pub(crate) fn constant<T: Copy>(field: &'static T) -> T {
     // SAFETY: a reference is valid for reads.

@@ -15,7 +15,6 @@ use crate::{
     packet::{Flow, TCP},
 };
 
-/// Marks a socket.
 #[inline(always)]
 pub(crate) fn set(socket: *mut bpf_sock) -> Result<(), Counter> {
     let mark = get(socket, BPF_SK_STORAGE_GET_F_CREATE.into());
@@ -23,7 +22,7 @@ pub(crate) fn set(socket: *mut bpf_sock) -> Result<(), Counter> {
     (!mark.is_null()).then_some(()).ok_or(Counter::NoMark)
 }
 
-/// Whether a socket has a mark; one that is no full socket has none.
+/// Returns whether a socket has a mark; only a full socket can have one.
 #[inline(always)]
 pub(crate) fn is_on(socket: *mut bpf_sock) -> bool {
     !get(socket, 0).is_null()
@@ -37,16 +36,16 @@ fn get(socket: *mut bpf_sock, flags: u64) -> *mut c_void {
     unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), flags) }
 }
 
-/// What there is at this machine's end of a flow.
+/// The socket at this machine's end of a flow.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum LocalEnd {
     Steered,
     Other,
-    /// No socket any more, or what remains of one in TIME_WAIT.
+    /// No socket, or the remainder of one in TIME_WAIT.
     Nobody,
 }
 
-/// Looks up the socket that the stack would give a packet of this flow to.
+/// Looks up the socket that would receive a packet of this flow.
 #[inline(always)]
 pub(crate) fn local_end(ctx: &TcContext, protocol: u8, flow: &Flow) -> LocalEnd {
     let tuple = (&raw const *flow).cast_mut().cast::<bpf_sock_tuple>();

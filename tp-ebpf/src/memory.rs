@@ -1,4 +1,4 @@
-//! Memory of the kernel whose layout the loader has looked up.
+//! Reads kernel memory at offsets that the loader has looked up.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 

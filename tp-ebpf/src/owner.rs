@@ -1,4 +1,4 @@
-//! Whose task this is.
+//! Whether sockets of the current task are steered.
 
 use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_task};
 use tp_ebpf_common::{Counter, ProcessName, scope};
@@ -8,10 +8,10 @@ use crate::{maps::setting, memory};
 /// A task of the kernel itself, for example an NFS mount's.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
-/// True for sessions and root daemons, those of other bundles and of other root daemons too: what
-/// one session passes on must not reach the other, nor come back. They are known by the name of
-/// their process, which means the same in every PID namespace. Whoever else takes that name is
-/// not steered either, which harms nobody but itself.
+/// True for sessions and root daemons, also those of other bundles and other root daemons: what one
+/// session passes on must not reach another, nor come back. They are known by their process name,
+/// which is the same in every PID namespace. Another process that takes the name is not steered
+/// either, which harms only itself.
 #[inline(always)]
 pub(crate) fn is_exempt() -> bool {
     // SAFETY: no preconditions.
@@ -19,7 +19,7 @@ pub(crate) fn is_exempt() -> bool {
     let name = read::<u64>(task, setting!(offsets.task_group_leader))
         .and_then(|leader| read::<ProcessName>(leader, setting!(offsets.task_comm)));
 
-    // A word at a time; a comparison of arrays would be a call that this target lacks.
+    // As integers; a comparison of arrays would be a call of a function that this target lacks.
     name.is_ok_and(|name| u128::from_ne_bytes(name) == u128::from_ne_bytes(setting!(exempt)))
 }
 
@@ -57,7 +57,7 @@ fn check_credentials(cred: u64) -> Result<(), Counter> {
         return Err(Counter::OtherUser);
     }
     let gid = id(setting!(offsets.cred_gid))?;
-    // With the saved ones, which a program may take up again.
+    // The saved ids too, which a program may take up again.
     let is_same = id(setting!(offsets.cred_euid))? == uid
         && id(setting!(offsets.cred_suid))? == uid
         && id(setting!(offsets.cred_fsuid))? == uid
@@ -71,8 +71,8 @@ fn check_credentials(cred: u64) -> Result<(), Counter> {
     Ok(())
 }
 
-/// A capability means something only together with the user namespace that it is for. What a task
-/// may do in a namespace of the user's own, that user may do anyway.
+/// A capability is valid only in its user namespace. In a namespace of the user's own it allows a task
+/// only what the user may do anyway.
 #[inline(always)]
 fn has_gained_capabilities(cred: u64) -> Result<bool, Counter> {
     let permitted = read::<u64>(cred, setting!(offsets.cred_cap_permitted))?;

@@ -97,8 +97,8 @@ impl<'a> Packet<'a> {
         self.load(13).map(TcpFlags)
     }
 
-    /// True for "destination unreachable" about a packet of this very pair of addresses: one
-    /// about another connection could end or slow what is none of the session's.
+    /// True for "destination unreachable" about a packet between the same two addresses: one about
+    /// another connection could end or slow what does not belong to the session.
     #[inline(always)]
     pub(crate) fn is_own_unreachable(&self) -> Result<bool, Counter> {
         let head: [u8; ICMP_HEADER] = self.load(0)?;
@@ -130,8 +130,8 @@ impl<'a> Packet<'a> {
         })
     }
 
-    /// For an [own unreachable](Self::is_own_unreachable): the protocol of the packet that it is
-    /// about, and the flow of answers to that.
+    /// For an [own unreachable](Self::is_own_unreachable): the protocol of the packet that was refused,
+    /// and the flow of its answers.
     #[inline(always)]
     pub(crate) fn refused_flow(&self) -> Result<(u8, Flow), Counter> {
         let protocol: u8 = self.load(ICMP_HEADER + 9)?;
@@ -164,7 +164,7 @@ impl TcpFlags {
         self.0 & (SYN | ACK) == SYN
     }
 
-    /// The first answer of who accepts a connection.
+    /// The answer that accepts a connection.
     #[inline(always)]
     pub(crate) fn accepts(self) -> bool {
         self.0 & (SYN | ACK) == SYN | ACK

@@ -19,9 +19,9 @@ pub(crate) enum Verdict {
     Redirected(i32),
 }
 
-/// The alias range is for sockets that were steered. A connection of theirs exists only because
-/// its SYN came from one; so SYN and UDP are checked against the mark of the socket, and of other
-/// TCP only that this machine sent it.
+/// Only steered sockets may send to the alias range. A connection begins with a SYN of such a socket;
+/// so for SYNs and UDP the mark of the socket is checked, for other TCP only that this machine sent
+/// it.
 #[inline(always)]
 pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
     let skb: *const __sk_buff = ctx.skb.skb;
@@ -39,7 +39,7 @@ pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
             if flags.is_absurd() {
                 return Err(Counter::Malformed);
             }
-            // This machine accepts nothing from an alias.
+            // This machine accepts no connection from an alias.
             if flags.accepts() {
                 return Err(Counter::UnexpectedPacket);
             }
@@ -54,8 +54,8 @@ pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
     Ok(Verdict::Pass)
 }
 
-/// What comes out of the private namespace is for steered sockets only, whoever sent it: the
-/// session's user holds sockets in there that send anything from any alias.
+/// Packets out of the private namespace are for steered sockets only, whoever sent them: the session's
+/// user has sockets there that send anything from any alias.
 #[inline(always)]
 pub(crate) fn host_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     let packet = Packet::from_either(ctx)?;
@@ -65,12 +65,12 @@ pub(crate) fn host_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     let local_end = match packet.protocol {
         TCP => {
             let flags = packet.tcp_flags()?;
-            // The workstation's end opens connections, never the other one.
+            // Only the workstation's end opens connections.
             if flags.opens() || flags.is_absurd() {
                 return Err(Counter::ForbiddenReply);
             }
             match marks::local_end(ctx, TCP, &packet.flow()?) {
-                // The stack answers with a reset, or ends what is in TIME_WAIT.
+                // The stack answers with a reset, or ends the TIME_WAIT.
                 LocalEnd::Nobody => LocalEnd::Steered,
                 local_end => local_end,
             }
@@ -89,7 +89,7 @@ pub(crate) fn host_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     Ok(Verdict::Pass)
 }
 
-/// Holds a SYN: the session reads it from the TUN and dials before anybody answers it.
+/// Holds a SYN: the session reads it from the TUN and dials before it is answered.
 #[inline(always)]
 pub(crate) fn veth_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     let packet = Packet::from_ethernet(ctx)?.ok_or(Counter::UnexpectedPacket)?;
@@ -105,8 +105,8 @@ pub(crate) fn veth_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     }
 }
 
-/// An approved SYN goes to the listener; a refusal or a datagram goes to the workstation, whose
-/// guard knows who there may hear it.
+/// An approved SYN goes to the listener; a refusal or a datagram goes to the workstation, whose guard
+/// checks the receiving socket.
 #[inline(always)]
 pub(crate) fn tun_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     let packet = Packet::from_ip(ctx)?;
@@ -128,7 +128,7 @@ pub(crate) fn tun_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     }
     let allowed = match packet.protocol {
         TCP => packet.tcp_flags()?.resets(),
-        // Nothing else of UDP is steered.
+        // No other UDP is steered.
         UDP => aliases::is_of_name_server(packet.source),
         ICMP => packet.is_own_unreachable()?,
         _ => false,

@@ -45,23 +45,22 @@ mod listener;
 const SOCKET_PREFIX: &str = "session";
 const SOCKET_SUFFIX: &str = ".sock";
 const START_LOCK: &str = "start.lock";
-const LOOK: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Why the socket between `tp` and its session cannot be used. `path` is the socket's or its
-/// directory's.
+/// An error of the socket between `tp` and its session. `path` is the socket or its directory.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "fields are what the message names")]
 pub enum IpcError {
     /// The directory cannot be made, is somebody else's, or lets others in.
     #[error("{path} cannot be used: {problem}")]
     Directory { path: PathBuf, problem: String },
-    /// Nothing listens there.
+    /// No session listens at `path`.
     #[error("no session listens at {path}")]
     NoSession { path: PathBuf },
-    /// Another session of this user listens there already.
+    /// Another session of this user listens at `path`.
     #[error("another session of this user is running ({path} is in use)")]
     InUse { path: PathBuf },
-    /// A process of another user listens there.
+    /// A process of another user listens at `path`.
     #[error("{path} belongs to another user's process (uid {uid})")]
     ForeignPeer { path: PathBuf, uid: u32 },
     /// A system call failed.
@@ -76,9 +75,9 @@ pub enum IpcError {
     Channel(#[source] tonic::transport::Error),
 }
 
-/// Where the session of this user in this network namespace listens:
+/// The socket of this user's session in this network namespace:
 /// `$XDG_RUNTIME_DIR/tp/session-INODE.sock`, or the same below `/tmp/tp-UID`. A session serves one
-/// network namespace, whose number is part of the name. The directory need not exist yet.
+/// network namespace, whose inode number is in the name. The directory need not exist yet.
 pub fn socket_path() -> PathBuf {
     let namespace = fs::metadata("/proc/self/ns/net").map(|metadata| metadata.ino());
 
@@ -88,7 +87,7 @@ pub fn socket_path() -> PathBuf {
 fn socket_name(namespace: Option<u64>) -> String {
     match namespace {
         Some(inode) => format!("{SOCKET_PREFIX}-{inode}{SOCKET_SUFFIX}"),
-        // Without /proc nobody can tell namespaces apart.
+        // Without /proc, namespaces cannot be told apart.
         None => format!("{SOCKET_PREFIX}{SOCKET_SUFFIX}"),
     }
 }
@@ -98,7 +97,7 @@ fn is_session_socket(name: &OsStr) -> bool {
         .is_some_and(|name| name.starts_with(SOCKET_PREFIX) && name.ends_with(SOCKET_SUFFIX))
 }
 
-/// Tells whether a session of this user runs in another network namespace.
+/// Returns whether a session of this user runs in another network namespace.
 pub fn runs_elsewhere() -> bool {
     let own = socket_path();
     let Ok(entries) = fs::read_dir(parent(&own)) else {
@@ -116,13 +115,13 @@ pub fn runs_elsewhere() -> bool {
         })
 }
 
-/// Waits for the right to start programs for this user, which one `tp` has at a time; `None` if another
-/// one has it for as long as `bound`.
+/// Waits for the lock under which `tp` starts programs for this user; `None` if another `tp` holds it
+/// for as long as `bound`.
 ///
 /// # Errors
 ///
 /// [`IpcError::Directory`] or [`IpcError::Socket`], if the lock cannot be made.
-pub async fn may_start(bound: Duration) -> Result<Option<Lock>, IpcError> {
+pub async fn acquire_start_lock(bound: Duration) -> Result<Option<Lock>, IpcError> {
     let dir = directory();
     make_directory(&dir)?;
     check_directory(&dir)?;
@@ -133,7 +132,7 @@ pub async fn may_start(bound: Duration) -> Result<Option<Lock>, IpcError> {
         if lock.is_some() || Instant::now() >= end {
             return Ok(lock);
         }
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -148,17 +147,17 @@ fn directory_in(runtime_dir: Option<PathBuf>) -> PathBuf {
     }
 }
 
-/// Whether `dir`, or the nearest above it that is there, is this user's: by `sudo -E` and `su -m` the
-/// variables of another user lead into that user's directories, where nothing of ours may be left.
+/// Returns whether this user owns `dir`, or its nearest existing ancestor: `sudo -E` and `su -m` keep
+/// the variables of another user, in whose directories nothing of ours may be left.
 fn is_own(dir: &Path) -> bool {
     let nearest = dir.ancestors().find_map(|dir| fs::metadata(dir).ok());
 
     nearest.is_some_and(|metadata| metadata.uid() == geteuid().as_raw())
 }
 
-/// Logs of this user's programs: `$TP_STATE_DIR`, `$XDG_STATE_HOME/tp`, `~/.local/state/tp`, or
-/// below `/tmp/tp-UID`; of these variables the last two only if they lead to what is the user's. The
-/// directory need not exist yet.
+/// The directory for logs of this user's programs: `$TP_STATE_DIR`, `$XDG_STATE_HOME/tp`,
+/// `~/.local/state/tp`, or below `/tmp/tp-UID`. `XDG_STATE_HOME` and `HOME` count only if the user
+/// owns them. The directory need not exist yet.
 pub fn state_dir() -> PathBuf {
     state_dir_in(|name| std::env::var_os(name).map(PathBuf::from))
 }
@@ -190,7 +189,7 @@ pub fn make_state_dir() -> Result<PathBuf, IpcError> {
     Ok(dir)
 }
 
-/// A gRPC channel to a session, and its process if it has a number in this namespace of processes.
+/// A gRPC channel to a session, and its process if that is visible in this PID namespace.
 #[derive(Debug)]
 pub struct SessionChannel {
     /// Ends with the session.
@@ -203,8 +202,8 @@ pub struct SessionChannel {
 ///
 /// # Errors
 ///
-/// [`IpcError::NoSession`] where nothing listens, [`IpcError::ForeignPeer`] for another user's process,
-/// and the others but [`IpcError::InUse`].
+/// [`IpcError::NoSession`] if nothing listens, [`IpcError::ForeignPeer`] for another user's process, or
+/// any other except [`IpcError::InUse`].
 pub async fn connect(path: &Path) -> Result<SessionChannel, IpcError> {
     check_directory(parent(path))?;
     let stream = UnixStream::connect(path).await.map_err(|source| {
@@ -244,7 +243,7 @@ pub async fn connect(path: &Path) -> Result<SessionChannel, IpcError> {
     Ok(SessionChannel { channel, process })
 }
 
-/// What is missing is made for this user alone; what is there stays as it is.
+/// Makes missing directories with mode 0700; existing ones stay as they are.
 fn make_directory(dir: &Path) -> Result<(), IpcError> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -346,7 +345,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_in_the_directories_of_another_user() {
-        // As whoever runs this test is not.
+        // A directory of another user, which only root can make.
         let foreign = tempfile::tempdir().unwrap();
         let uid = geteuid().as_raw() + 1;
         if std::os::unix::fs::chown(foreign.path(), Some(uid), None).is_err() {

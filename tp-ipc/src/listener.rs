@@ -27,10 +27,10 @@ use tp_process::lock::{Lock, Occupant, SocketFile, occupant};
 use crate::{IpcError, check_directory, is_session_socket, make_directory, parent, socket_error};
 
 const LOCK_NAME: &str = "session.lock";
-/// Others hold the lock for as long as it takes to bind a socket.
-const LOCK_LIMIT: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(5);
-const FILE_LOOK: Duration = Duration::from_secs(2);
+/// Another session holds the lock while it binds its socket.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(5);
+const FILE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A stream of connections from processes of the same user, to be handed to tonic's
 /// `serve_with_incoming`. Dropping it removes the socket.
@@ -70,18 +70,18 @@ impl Listener {
         })
     }
 
-    /// Resolves when nobody can reach the listener any more: its file is gone, with the runtime
-    /// directory of a user who logged out, say, or another has taken its place.
+    /// Resolves when no peer can reach the listener any more: its socket file was replaced, or removed,
+    /// for example with the runtime directory of a user who logged out.
     pub fn lost(&self) -> impl Future<Output = ()> + use<> {
         let file = Arc::downgrade(&self.file);
         async move {
             while file.upgrade().is_some_and(|file| file.is_there()) {
-                sleep(FILE_LOOK).await;
+                sleep(FILE_POLL_INTERVAL).await;
             }
         }
     }
 
-    /// Waits for the next connection of a process of the same user; others are hung up on.
+    /// Waits for the next connection of a process of the same user; others are closed.
     ///
     /// # Errors
     ///
@@ -113,12 +113,12 @@ impl Stream for Listener {
 }
 
 async fn lock(lock_path: &Path, socket: &Path) -> Result<Lock, IpcError> {
-    let end = Instant::now() + LOCK_LIMIT;
+    let end = Instant::now() + LOCK_TIMEOUT;
     loop {
         let lock = Lock::try_acquire(lock_path).map_err(|error| socket_error(lock_path, error))?;
         match lock {
             Some(lock) => return Ok(lock),
-            None if Instant::now() < end => sleep(LOOK).await,
+            None if Instant::now() < end => sleep(LOCK_POLL_INTERVAL).await,
             None => {
                 let path = socket.to_owned();
                 return Err(IpcError::InUse { path });
@@ -150,7 +150,8 @@ pub struct PeerStream {
     _gone: DropGuard,
 }
 
-/// Tells the peers of a session apart, and when one has gone, which the kernel sees to.
+/// Identifies a peer of the session, and resolves when its connection closes; the kernel closes it when
+/// the peer dies.
 #[derive(Debug, Clone)]
 pub struct PeerPresence {
     id: u64,
@@ -285,7 +286,9 @@ mod tests {
 
         fs::remove_dir_all(dir.path().join("tp")).unwrap();
 
-        tokio::time::timeout(3 * FILE_LOOK, lost).await.unwrap();
+        tokio::time::timeout(3 * FILE_POLL_INTERVAL, lost)
+            .await
+            .unwrap();
     }
 
     #[tokio::test]

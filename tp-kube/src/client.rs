@@ -35,16 +35,16 @@ use tower::{BoxError, Service, ServiceBuilder, retry::RetryLayer};
 
 use crate::{login::Login, server, trust::Verifier};
 
-/// As whom a client asks.
-struct Who {
+/// The login of a client.
+struct Authentication {
     tls: ClientConfig,
     login: Option<Login>,
 }
 
 /// A client of `config`.
 ///
-/// `identity` is shown to the API server, or else what a credential plugin gave to `login`. What
-/// else the kubeconfig has for logging in is in `config`.
+/// The client certificate is `identity`, or else that of the plugin of `login`. Other credentials
+/// of the kubeconfig are in `config`.
 pub(crate) fn client(
     mut config: Config,
     identity: Option<CertifiedKey>,
@@ -56,15 +56,15 @@ pub(crate) fn client(
     } else if let Some(login) = &login {
         tls.client_auth_cert_resolver = Arc::new(login.clone());
     }
-    let who = Who { tls, login };
+    let auth = Authentication { tls, login };
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(config.connect_timeout);
     let Some(proxy) = config.proxy_url.clone() else {
-        return over(tcp, config, who);
+        return client_over(tcp, config, auth);
     };
-    // Else CONNECT asks for 443 where HTTP means 80.
+    // Otherwise CONNECT asks for port 443 where HTTP means 80.
     config.cluster_url = server::with_port(&config.cluster_url);
     let credentials = credentials(&proxy);
     match proxy.scheme_str() {
@@ -74,22 +74,22 @@ pub(crate) fn client(
                 Some((user, password)) => socks.with_auth(user, password),
                 None => socks,
             };
-            over(socks, config, who)
+            client_over(socks, config, auth)
         }
         Some("https") => {
             let proxy_tls = HttpsConnectorBuilder::new()
                 // As for kubectl, the same certificates are trusted and shown (Go, net/http).
-                .with_tls_config(who.tls.clone())
+                .with_tls_config(auth.tls.clone())
                 .https_only()
                 .enable_http1()
                 .wrap_connector(tcp);
-            over(tunnel(proxy, credentials, proxy_tls), config, who)
+            client_over(tunnel(proxy, credentials, proxy_tls), config, auth)
         }
-        _ => over(tunnel(proxy, credentials, tcp), config, who),
+        _ => client_over(tunnel(proxy, credentials, tcp), config, auth),
     }
 }
 
-/// By CONNECT (RFC 9110 section 9.3.6).
+/// Tunnels by CONNECT (RFC 9110 section 9.3.6).
 fn tunnel<C>(proxy: Uri, credentials: Option<(String, String)>, connector: C) -> Tunnel<C> {
     let tunnel = Tunnel::new(proxy, connector);
     let header = credentials.and_then(|(user, password)| {
@@ -115,14 +115,14 @@ fn credentials(url: &Uri) -> Option<(String, String)> {
     Some((decoded(user), decoded(password)))
 }
 
-fn over<C>(connector: C, config: Config, who: Who) -> Result<Client, Error>
+fn client_over<C>(connector: C, config: Config, auth: Authentication) -> Result<Client, Error>
 where
     C: Service<Uri> + Clone + Send + Sync + 'static,
     C::Response: Read + Write + Connection + Unpin + Send + 'static,
     C::Future: Send + 'static,
     C::Error: Into<BoxError>,
 {
-    let mut connector = TimeoutConnector::new(with_tls(connector, &config, who.tls)?);
+    let mut connector = TimeoutConnector::new(with_tls(connector, &config, auth.tls)?);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);
     connector.set_write_timeout(config.write_timeout);
@@ -134,7 +134,7 @@ where
         .layer(config.base_uri_layer())
         .option_layer(retry)
         .option_layer(config.auth_layer()?)
-        .option_layer(who.login)
+        .option_layer(auth.login)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(http);
@@ -164,7 +164,7 @@ fn with_tls<C>(
 
 fn tls(config: &Config) -> Result<ClientConfig, Error> {
     let mut tls = config.rustls_client_config()?;
-    // In a pod the bundle is a file that kube reads again by itself.
+    // In a pod the bundle is a file, which kube reloads by itself.
     let authorities = config
         .root_cert
         .as_ref()

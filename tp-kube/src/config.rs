@@ -1,7 +1,7 @@
-//! From a cluster and a user of a kubeconfig to the settings of a client.
+//! Converts a cluster and a user of a kubeconfig into the settings of a client.
 //!
-//! kube has the same step, but takes `server` without a scheme for a path, asks an API server that
-//! NO_PROXY names through the proxy, and gives a whole bundle up for one certificate in it
+//! kube does the same, but takes `server` without a scheme for a path, asks an API server that
+//! NO_PROXY names through the proxy, and rejects a whole bundle for one bad certificate
 //! (kube-client 5.0.0, `config/mod.rs` and `config/file_loader.rs`), where kubectl connects.
 
 use std::fs;
@@ -27,12 +27,12 @@ use crate::{
 /// A field of a cluster or of a user that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("its {field} cannot be used: {why}")]
-pub(crate) struct Wrong {
+pub(crate) struct FieldError {
     field: &'static str,
     why: String,
 }
 
-impl Wrong {
+impl FieldError {
     pub(crate) fn new(field: &'static str, why: impl ToString) -> Self {
         Self {
             field,
@@ -45,20 +45,20 @@ pub(crate) fn of(
     cluster: &Cluster,
     mut user: AuthInfo,
     environment: &Environment,
-) -> Result<Config, Wrong> {
+) -> Result<Config, FieldError> {
     let url = server::url(cluster.server.as_deref().unwrap_or_default())
-        .map_err(|why| Wrong::new("server", why))?;
+        .map_err(|why| FieldError::new("server", why))?;
     let proxy = match cluster.proxy_url.as_deref().filter(|it| !it.is_empty()) {
         Some(proxy) => {
-            Some(proxy::of_kubeconfig(proxy).map_err(|why| Wrong::new("proxy-url", why))?)
+            Some(proxy::of_kubeconfig(proxy).map_err(|why| FieldError::new("proxy-url", why))?)
         }
         None => environment.proxy(&url),
     };
     let mut config = Config::new(url);
     config.proxy_url = proxy;
     if config.cluster_url.scheme() != Some(&Scheme::HTTPS) {
-        // As kubectl does it: nobody is shown credentials where everybody can read them
-        // (client-go, `tools/clientcmd/client_config.go`).
+        // As kubectl does, sends no credentials without TLS (client-go,
+        // `tools/clientcmd/client_config.go`).
         config.auth_info = AuthInfo {
             impersonate: user.impersonate,
             impersonate_groups: user.impersonate_groups,
@@ -70,14 +70,14 @@ pub(crate) fn of(
     let trusts_anybody = cluster.insecure_skip_tls_verify.unwrap_or_default();
     if trusts_anybody && authorities.is_some() {
         let why = "a certificate-authority is given beside it: remove one of the two";
-        return Err(Wrong::new("insecure-skip-tls-verify", why));
+        return Err(FieldError::new("insecure-skip-tls-verify", why));
     }
-    without_empty(&mut user);
+    drop_empty_fields(&mut user);
     if let Some(plugin) = &mut user.exec
         && plugin.provide_cluster_info
     {
         let shown = ExecAuthCluster::try_from(cluster);
-        plugin.cluster = Some(shown.map_err(|why| Wrong::new("certificate-authority", why))?);
+        plugin.cluster = Some(shown.map_err(|why| FieldError::new("certificate-authority", why))?);
     }
 
     config.root_cert = authorities;
@@ -89,8 +89,8 @@ pub(crate) fn of(
     Ok(config)
 }
 
-/// A field that holds nothing is one that is not there, as Go has it.
-fn without_empty(user: &mut AuthInfo) {
+/// Removes empty fields, which Go treats as absent.
+fn drop_empty_fields(user: &mut AuthInfo) {
     for field in [
         &mut user.token_file,
         &mut user.username,
@@ -109,9 +109,9 @@ fn without_empty(user: &mut AuthInfo) {
     }
 }
 
-/// The certificates that the server's may lead to; `None` for those of the machine. What is no
-/// certificate that can be used is left out as long as one is left, as Go's `x509` does.
-fn authorities(cluster: &Cluster) -> Result<Option<Vec<Vec<u8>>>, Wrong> {
+/// The trusted certificates; `None` for those of the machine. Unusable ones are skipped as long as
+/// one is usable, as by Go's `x509`.
+fn authorities(cluster: &Cluster) -> Result<Option<Vec<Vec<u8>>>, FieldError> {
     const FIELDS: [&str; 2] = ["certificate-authority-data", "certificate-authority"];
 
     let data = cluster.certificate_authority_data.as_deref();
@@ -129,32 +129,35 @@ fn authorities(cluster: &Cluster) -> Result<Option<Vec<Vec<u8>>>, Wrong> {
         }
     }
     if usable.is_empty() {
-        return Err(Wrong::new(bundle.field, last));
+        return Err(FieldError::new(bundle.field, last));
     }
 
     Ok(Some(usable))
 }
 
-/// What a field holds, or the file that it names.
-pub(crate) struct Text {
+/// The contents of a field, or of the file that it names.
+pub(crate) struct FieldContents {
     pub(crate) field: &'static str,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Of a pair of fields, the first of which holds base64, and the second the path of a file.
+/// Reads one of a pair of fields: the first holds base64, the second the path of a file.
 pub(crate) fn text(
     [data_field, file_field]: [&'static str; 2],
     data: Option<&str>,
     file: Option<&str>,
-) -> Result<Option<Text>, Wrong> {
+) -> Result<Option<FieldContents>, FieldError> {
     if let Some(data) = data.filter(|it| !it.is_empty()) {
         let data: String = data.split_ascii_whitespace().collect();
         return match BASE64_STANDARD.decode(data) {
-            Ok(bytes) => Ok(Some(Text {
+            Ok(bytes) => Ok(Some(FieldContents {
                 field: data_field,
                 bytes,
             })),
-            Err(error) => Err(Wrong::new(data_field, format!("it is not base64: {error}"))),
+            Err(error) => Err(FieldError::new(
+                data_field,
+                format!("it is not base64: {error}"),
+            )),
         };
     }
     let Some(path) = file.filter(|it| !it.is_empty()) else {
@@ -162,11 +165,11 @@ pub(crate) fn text(
     };
 
     match fs::read(path) {
-        Ok(bytes) => Ok(Some(Text {
+        Ok(bytes) => Ok(Some(FieldContents {
             field: file_field,
             bytes,
         })),
-        Err(error) => Err(Wrong::new(
+        Err(error) => Err(FieldError::new(
             file_field,
             format!("{path} cannot be read: {error}"),
         )),

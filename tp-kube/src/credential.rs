@@ -1,4 +1,4 @@
-//! What a credential plugin gives.
+//! The credential that a plugin returns.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub struct Credential {
     expiration_timestamp: Option<Timestamp>,
 }
 
-/// `client.authentication.k8s.io`, of which only the answer counts.
+/// A plugin's answer (`client.authentication.k8s.io`).
 #[derive(Deserialize)]
 struct ExecCredential {
     kind: String,
@@ -29,7 +29,7 @@ struct ExecCredential {
 }
 
 impl Credential {
-    /// In the output of a plugin: JSON, or YAML as Kubernetes' own decoder takes it as well.
+    /// Parses a plugin's output: JSON, or YAML, which Kubernetes' own decoder accepts as well.
     pub(crate) fn of_plugin(output: &[u8]) -> Option<Self> {
         let answer: ExecCredential = serde_norway::from_slice(output).ok()?;
         let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
@@ -48,18 +48,18 @@ impl Credential {
             _ => false,
         };
 
-        // It is to stand in a header.
+        // The token goes into a header.
         let token = credential.token.as_deref().unwrap_or_default();
-        let is_one_word = token.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_header_safe = token.bytes().all(|byte| byte.is_ascii_graphic());
 
-        (answer.kind == "ExecCredential" && is_whole && is_one_word).then_some(credential)
+        (answer.kind == "ExecCredential" && is_whole && is_header_safe).then_some(credential)
     }
 
     pub(crate) fn has_certificate(&self) -> bool {
         self.client_certificate_data.is_some()
     }
 
-    /// Its certificate becomes that of `user`, if it has one.
+    /// Sets the certificate of `user` to its own, if it has one.
     pub(crate) fn identify(&self, user: &mut AuthInfo) {
         let (Some(certificate), Some(key)) = (&self.client_certificate_data, &self.client_key_data)
         else {
@@ -81,14 +81,14 @@ impl Credential {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// As kubectl does, it is used to its last moment: renewing it earlier would run a plugin whose
-    /// credentials live for seconds before each request.
-    pub(crate) fn has_run_out(&self, now: Timestamp) -> bool {
+    /// As by kubectl, it is used to its last moment: earlier renewal would run a plugin, whose
+    /// credentials live for seconds, before each request.
+    pub(crate) fn is_expired(&self, now: Timestamp) -> bool {
         self.expiration_timestamp.is_some_and(|end| now >= end)
     }
 }
 
-/// Nothing of it is for other eyes.
+/// Its fields are secrets.
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential")
@@ -139,9 +139,9 @@ mod tests {
             of(r#"{"token": "t", "expirationTimestamp": "2030-01-01T00:00:00Z"}"#).unwrap();
         let end: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
 
-        assert!(!credential.has_run_out(end - jiff::Span::new().milliseconds(1)));
-        assert!(credential.has_run_out(end));
-        assert!(!of(r#"{"token": "t"}"#).unwrap().has_run_out(end));
+        assert!(!credential.is_expired(end - jiff::Span::new().milliseconds(1)));
+        assert!(credential.is_expired(end));
+        assert!(!of(r#"{"token": "t"}"#).unwrap().is_expired(end));
     }
 
     #[test]

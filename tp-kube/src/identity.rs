@@ -12,13 +12,13 @@ use rustls::{
 };
 use secrecy::ExposeSecret as _;
 
-use crate::config::{Wrong, text};
+use crate::config::{FieldError, text};
 
 const CERTIFICATE: [&str; 2] = ["client-certificate-data", "client-certificate"];
 const KEY: [&str; 2] = ["client-key-data", "client-key"];
 
-/// What `user` has to show; `None` if they log in by other means.
-pub(crate) fn of(user: &AuthInfo) -> Result<Option<CertifiedKey>, Wrong> {
+/// The client certificate of `user`; `None` if they log in by other means.
+pub(crate) fn of(user: &AuthInfo) -> Result<Option<CertifiedKey>, FieldError> {
     let data = user.client_certificate_data.as_deref();
     let certificate = text(CERTIFICATE, data, user.client_certificate.as_deref())?;
     let data = user.client_key_data.as_ref().map(|key| key.expose_secret());
@@ -27,26 +27,28 @@ pub(crate) fn of(user: &AuthInfo) -> Result<Option<CertifiedKey>, Wrong> {
         // As for kubectl, a key alone is no login.
         (None, _) => return Ok(None),
         (Some(certificate), Some(key)) => (certificate, key),
-        (Some(_), None) => return Err(Wrong::new(KEY[1], "there is a certificate and no key")),
+        (Some(_), None) => {
+            return Err(FieldError::new(KEY[1], "there is a certificate and no key"));
+        }
     };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&certificate.bytes)
         .filter_map(Result::ok)
         .collect();
     if chain.is_empty() {
         let why = "it holds no certificate in PEM";
-        return Err(Wrong::new(certificate.field, why));
+        return Err(FieldError::new(certificate.field, why));
     }
     let secret = PrivateKeyDer::from_pem_slice(&key.bytes)
-        .map_err(|_| Wrong::new(key.field, "it holds no private key in PEM"))?;
+        .map_err(|_| FieldError::new(key.field, "it holds no private key in PEM"))?;
     let secret = default_provider().key_provider.load_private_key(secret);
     let secret = secret.map_err(|_| {
         let why = "keys of this kind are not supported: make one of RSA, ECDSA on P-256 or P-384, \
                    or Ed25519";
-        Wrong::new(key.field, why)
+        FieldError::new(key.field, why)
     })?;
     let identity = CertifiedKey::new(chain, secret);
     if let Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = identity.keys_match() {
-        return Err(Wrong::new(
+        return Err(FieldError::new(
             key.field,
             "it is not the key of the certificate",
         ));

@@ -17,18 +17,18 @@ use crate::{
     credential::Credential,
     identity,
     login::Login,
-    plugin::{Place, Plugin},
+    plugin::{Plugin, PluginMode},
     proxy::Environment,
     shell::Shell,
 };
 
-/// Bytes of a kubeconfig: those of thousands of clusters are smaller.
-const LARGEST: u64 = 64 << 20;
+/// Bytes of the largest kubeconfig; one of thousands of clusters is smaller.
+const MAX_SIZE: u64 = 64 << 20;
 
-/// The cluster that is asked for, by kubectl's flags of the same names; a field that is left empty is as
-/// the kubeconfig says.
+/// Options that select a cluster, named like kubectl's flags; the kubeconfig decides an empty
+/// field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct KubeconfigOptions {
     /// Files; where several give a value, the first counts. None: the service account of a pod.
     pub kubeconfigs: Vec<PathBuf>,
     /// `--context`
@@ -45,9 +45,9 @@ pub struct Choice {
     pub shell: Shell,
 }
 
-/// What the kubeconfig gives for a [`Choice`].
+/// The result of [`KubeconfigOptions::load`].
 #[derive(Clone)]
-pub struct Chosen {
+pub struct LoadedKubeconfig {
     /// The server, trust and login of the context.
     pub config: Config,
     /// `in-cluster` for the service account of a pod.
@@ -57,19 +57,18 @@ pub struct Chosen {
     plugin: Option<Plugin>,
 }
 
-impl Choice {
-    /// Reads the kubeconfig; asks nobody. `place` is where its credential plugin would run.
+impl KubeconfigOptions {
+    /// Reads the kubeconfig, without any request. Its credential plugin would run in `mode`.
     ///
     /// # Errors
     ///
-    /// Of [`FaultKind::Config`]: a file that cannot be read, or a name that is in none of them. They name
-    /// the files.
-    pub fn load(&self, place: Place) -> Result<Chosen, Fault> {
-        let mut chosen = match self.kubeconfigs.as_slice() {
+    /// [`FaultKind::Config`], naming the files: one cannot be read, or a name is missing from all.
+    pub fn load(&self, mode: PluginMode) -> Result<LoadedKubeconfig, Fault> {
+        let mut loaded = match self.kubeconfigs.as_slice() {
             [] => in_cluster()?,
-            files => self.of_files(files, place)?,
+            files => self.load_files(files, mode)?,
         };
-        let auth = &mut chosen.config.auth_info;
+        let auth = &mut loaded.config.auth_info;
         if self.impersonate_user.is_some() {
             auth.impersonate.clone_from(&self.impersonate_user);
         }
@@ -77,10 +76,10 @@ impl Choice {
             auth.impersonate_groups = Some(self.impersonate_groups.clone());
         }
 
-        Ok(chosen)
+        Ok(loaded)
     }
 
-    /// The names of all contexts, in the order of the files. One that cannot be read has none here.
+    /// The names of all contexts, in the order of the files. A file that cannot be read is skipped.
     pub fn contexts(&self) -> Vec<String> {
         let files = self.kubeconfigs.iter();
         let read = files.filter_map(|file| read(file).ok());
@@ -94,7 +93,7 @@ impl Choice {
         names
     }
 
-    fn of_files(&self, files: &[PathBuf], place: Place) -> Result<Chosen, Fault> {
+    fn load_files(&self, files: &[PathBuf], mode: PluginMode) -> Result<LoadedKubeconfig, Fault> {
         let names: Vec<String> = files
             .iter()
             .map(|path| path.display().to_string())
@@ -105,21 +104,21 @@ impl Choice {
             .iter()
             .map(|file| {
                 let mut read = read(file)?;
-                // Else it would hide that of the next file.
+                // An empty one would hide that of the next file.
                 read.current_context.take_if(|name| name.is_empty());
-                without_folders(&mut read);
+                drop_directory_paths(&mut read);
                 Ok(read)
             })
             .reduce(|merged, next| merged?.merge(next?))
             .unwrap_or_else(|| Ok(Kubeconfig::default()))
             .map_err(wrong)?;
         let name = self.check_names(&kubeconfig, &names)?;
-        let context = found(&kubeconfig.contexts, |it| {
+        let context = find_named(&kubeconfig.contexts, |it| {
             (it.name == name).then_some(&it.context)
         });
         let context = context.unwrap_or_default();
         let cluster_name = self.cluster.as_ref().unwrap_or(&context.cluster);
-        let cluster = found(&kubeconfig.clusters, |it| {
+        let cluster = find_named(&kubeconfig.clusters, |it| {
             (it.name == *cluster_name).then_some(&it.cluster)
         });
         let cluster = cluster.ok_or_else(|| {
@@ -130,8 +129,8 @@ impl Choice {
             Fault::new(FaultKind::Config, message)
         })?;
         let user = self.user.clone().or(context.user).unwrap_or_default();
-        // As kubectl has it, a user that is not there is one without credentials.
-        let credentials = found(&kubeconfig.auth_infos, |it| {
+        // As for kubectl, an unknown user is one without credentials.
+        let credentials = find_named(&kubeconfig.auth_infos, |it| {
             (it.name == user).then_some(&it.auth_info)
         });
         let proxies = Environment::read(|name| self.shell.variable(name).map(str::to_owned));
@@ -144,9 +143,9 @@ impl Choice {
             config.default_namespace = namespace;
         }
 
-        let plugin = plugin(&mut config, &self.shell, place);
+        let plugin = plugin(&mut config, &self.shell, mode);
 
-        Ok(Chosen {
+        Ok(LoadedKubeconfig {
             config,
             context: name,
             user,
@@ -154,8 +153,7 @@ impl Choice {
         })
     }
 
-    /// Refuses names that the kubeconfig does not have, with those that it has. Returns the
-    /// context.
+    /// Refuses unknown names, listing the known ones. Returns the name of the context.
     fn check_names(&self, kubeconfig: &Kubeconfig, files: &str) -> Result<String, Fault> {
         let contexts: Vec<&str> = kubeconfig
             .contexts
@@ -200,18 +198,18 @@ impl Choice {
     }
 }
 
-/// The rest may be secrets, and a proxy's URL holds its password.
-impl fmt::Debug for Chosen {
+/// Other fields may be secrets, and a proxy's URL holds its password.
+impl fmt::Debug for LoadedKubeconfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chosen")
+        f.debug_struct("LoadedKubeconfig")
             .field("context", &self.context)
             .field("user", &self.user)
             .finish_non_exhaustive()
     }
 }
 
-impl Chosen {
-    /// The API server, as a person knows it.
+impl LoadedKubeconfig {
+    /// The URL of the API server, for display.
     pub fn server(&self) -> String {
         let server = self.config.cluster_url.to_string();
         server.trim_end_matches('/').to_owned()
@@ -226,7 +224,7 @@ impl Chosen {
     ///
     /// # Errors
     ///
-    /// Of [`FaultKind::Config`], with the plugin's own words.
+    /// [`FaultKind::Config`], with the plugin's own message.
     pub async fn log_in(&self) -> Result<Option<Credential>, Fault> {
         let Some(plugin) = &self.plugin else {
             return Ok(None);
@@ -238,11 +236,11 @@ impl Chosen {
             .map_err(|why| unusable_context(&self.context, &why.to_string()))
     }
 
-    /// Makes the client. Runs the credential plugin, if there is one and no `credential` of it.
+    /// Makes the client. Runs the credential plugin, if there is one, unless `credential` is given.
     ///
     /// # Errors
     ///
-    /// Of [`FaultKind::Config`]: the plugin failed, or certificates, keys or a proxy cannot be used.
+    /// [`FaultKind::Config`]: the plugin failed, or certificates, keys or a proxy cannot be used.
     pub async fn client(mut self, credential: Option<Credential>) -> Result<Client, Fault> {
         let (context, user) = (self.context, self.user);
         let login = self.plugin.map(|plugin| Login::new(plugin, credential));
@@ -253,12 +251,12 @@ impl Chosen {
                 credential.map_err(|why| unusable_context(&context, &why.to_string()))?;
             credential.identify(&mut shown);
         }
-        // That of a login changes, and is checked here because nobody is told later.
+        // That of a login changes; it is checked here because later errors are only logged.
         let identity = identity::of(&shown)
             .map_err(|wrong| unusable_context(&context, &format!("user {user}: {wrong}")))?
             .filter(|_| login.is_none());
         let auth = &mut self.config.auth_info;
-        // Else kube would read it as well.
+        // Otherwise kube would read it as well.
         auth.client_certificate = None;
         auth.client_certificate_data = None;
         auth.client_key = None;
@@ -269,15 +267,15 @@ impl Chosen {
     }
 }
 
-/// Reads one file, if it is of a size that can be: a device may have no end.
+/// Reads one file, unless it is too large: a device may have no end.
 fn read(file: &Path) -> Result<Kubeconfig, KubeconfigError> {
     let is_refused = fs::metadata(file).is_ok_and(|found| {
         let kind = found.file_type();
         let is_endless = kind.is_char_device() && file != Path::new("/dev/null");
-        is_endless || kind.is_block_device() || found.len() > LARGEST
+        is_endless || kind.is_block_device() || found.len() > MAX_SIZE
     });
     if is_refused {
-        let why = format!("it is a device, or larger than {} MiB", LARGEST >> 20);
+        let why = format!("it is a device, or larger than {} MiB", MAX_SIZE >> 20);
         let error = io::Error::new(io::ErrorKind::FileTooLarge, why);
         return Err(KubeconfigError::ReadConfig(error, file.to_owned()));
     }
@@ -285,9 +283,9 @@ fn read(file: &Path) -> Result<Kubeconfig, KubeconfigError> {
     Kubeconfig::read_from(file)
 }
 
-/// kube makes the folder of the kubeconfig, with a slash, of a path that is empty, which for kubectl
-/// is one that is not there (kube-client 5.0.0, `config/file_config.rs`).
-fn without_folders(kubeconfig: &mut Kubeconfig) {
+/// kube turns an empty path into the directory of the kubeconfig, with a slash; kubectl ignores an
+/// empty path (kube-client 5.0.0, `config/file_config.rs`).
+fn drop_directory_paths(kubeconfig: &mut Kubeconfig) {
     let clusters = kubeconfig.clusters.iter_mut();
     let authorities = clusters
         .filter_map(|it| it.cluster.as_mut())
@@ -305,18 +303,18 @@ fn without_folders(kubeconfig: &mut Kubeconfig) {
     }
 }
 
-/// Takes the credential plugin out of `config`, where it counts.
-fn plugin(config: &mut Config, shell: &Shell, place: Place) -> Option<Plugin> {
+/// Takes the credential plugin out of `config`, unless static credentials override it.
+fn plugin(config: &mut Config, shell: &Shell, mode: PluginMode) -> Option<Plugin> {
     let auth = &mut config.auth_info;
     let plugin = auth.exec.take()?;
-    // As for kubectl, what is written down comes first (client-go, `plugin/pkg/client/auth/exec`).
+    // As for kubectl, static credentials come first (client-go, `plugin/pkg/client/auth/exec`).
     let has_certificate = (auth.client_certificate.is_some()
         || auth.client_certificate_data.is_some())
         && (auth.client_key.is_some() || auth.client_key_data.is_some());
     let has_token = auth.token.is_some() || auth.token_file.is_some();
-    let is_written = has_token || has_certificate || auth.username.is_some();
+    let has_static_credentials = has_token || has_certificate || auth.username.is_some();
 
-    (!is_written).then(|| Plugin::new(plugin, shell.clone(), place))
+    (!has_static_credentials).then(|| Plugin::new(plugin, shell.clone(), mode))
 }
 
 fn unusable_context(context: &str, why: &str) -> Fault {
@@ -327,7 +325,7 @@ fn unusable_context(context: &str, why: &str) -> Fault {
 
 fn unusable(files: &str, error: &KubeconfigError) -> Fault {
     let text = chain(error);
-    // What follows the first line shows the file's text.
+    // The lines after the first quote the file.
     let problem = text.lines().next().unwrap_or_default();
     let named = if problem.contains(files) {
         String::new()
@@ -342,12 +340,12 @@ fn unusable(files: &str, error: &KubeconfigError) -> Fault {
     Fault::new(FaultKind::Config, message)
 }
 
-/// What stands under the first name that `is_wanted` knows.
-fn found<N, T: Clone>(named: &[N], is_wanted: impl Fn(&N) -> Option<&Option<T>>) -> Option<T> {
+/// The value of the first item that `is_wanted` selects.
+fn find_named<N, T: Clone>(named: &[N], is_wanted: impl Fn(&N) -> Option<&Option<T>>) -> Option<T> {
     named.iter().find_map(is_wanted)?.clone()
 }
 
-fn in_cluster() -> Result<Chosen, Fault> {
+fn in_cluster() -> Result<LoadedKubeconfig, Fault> {
     let config = Config::incluster().map_err(|_| {
         Fault::new(
             FaultKind::Config,
@@ -355,7 +353,7 @@ fn in_cluster() -> Result<Chosen, Fault> {
         )
     })?;
 
-    Ok(Chosen {
+    Ok(LoadedKubeconfig {
         config,
         context: "in-cluster".to_owned(),
         user: String::new(),

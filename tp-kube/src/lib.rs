@@ -1,20 +1,20 @@
-//! Where the API server is and as whom to talk to it, as the kubeconfig says, for the programs of
-//! the workstation.
+//! Finds the API server and the login for it in the kubeconfig, for the programs of the
+//! workstation.
 //!
 //! ```no_run
-//! use tp_kube::{Choice, Place, Shell};
+//! use tp_kube::{KubeconfigOptions, PluginMode, Shell};
 //!
 //! # async fn example() -> Result<(), tp_proto::fault::Fault> {
 //! let shell = Shell::current();
-//! let choice = Choice {
+//! let options = KubeconfigOptions {
 //!     kubeconfigs: shell.kubeconfigs()?,
 //!     context: Some("staging".into()),
 //!     shell,
-//!     ..Choice::default()
+//!     ..KubeconfigOptions::default()
 //! };
-//! let chosen = choice.load(Place::Foreground)?;
-//! println!("{} at {}", chosen.context, chosen.server());
-//! let client = chosen.client(None).await?;
+//! let loaded = options.load(PluginMode::Foreground)?;
+//! println!("{} at {}", loaded.context, loaded.server());
+//! let client = loaded.client(None).await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -35,6 +35,6 @@ mod shell;
 mod trust;
 
 pub use credential::Credential;
-pub use kubeconfig::{Choice, Chosen};
-pub use plugin::Place;
+pub use kubeconfig::{KubeconfigOptions, LoadedKubeconfig};
+pub use plugin::PluginMode;
 pub use shell::Shell;

@@ -1,9 +1,9 @@
-//! Requests that carry what a credential plugin gave.
+//! Requests with the credential of a plugin.
 
 use std::{
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
 };
 
@@ -17,16 +17,17 @@ use rustls::{SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tower::{BoxError, Layer, Service};
+use tp_process::sync;
 use tp_proto::fault::{Fault, FaultKind};
 
 use crate::{
     credential::Credential,
     identity,
-    plugin::{Failure, Plugin},
+    plugin::{Plugin, PluginError},
 };
 
-/// One login. The plugin runs again when what it gave has run out or is refused, for the next
-/// request. Clones share it; the last one ends a plugin that runs.
+/// One login. Once its credential has expired or was refused, the next request runs the plugin
+/// again. Clones share it; dropping the last one kills a running plugin.
 #[derive(Debug, Clone)]
 pub(crate) struct Login {
     plugin: Arc<Plugin>,
@@ -35,20 +36,19 @@ pub(crate) struct Login {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Nothing once it was refused.
+    /// `None` once it was refused.
     credential: Option<Credential>,
     run: Option<Run>,
 }
 
-/// A plugin that runs. It is not the affair of the request that needed it first, which may have less
-/// patience than the plugin takes.
+/// A running plugin, in its own task: the request that needed it first may give up earlier.
 #[derive(Debug)]
 struct Run {
     _task: AbortOnDropHandle<()>,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
-type Outcome = Result<Credential, Arc<Failure>>;
+type Outcome = Result<Credential, Arc<PluginError>>;
 
 impl Login {
     pub(crate) fn new(plugin: Plugin, credential: Option<Credential>) -> Self {
@@ -63,12 +63,12 @@ impl Login {
         }
     }
 
-    /// The credential that is valid now. Whoever asks meanwhile waits for the same.
+    /// The valid credential. Concurrent callers wait for the same run.
     pub(crate) async fn credential(&self) -> Outcome {
         let mut outcome = {
             let mut state = self.state();
             if let Some(credential) = &state.credential
-                && !credential.has_run_out(Timestamp::now())
+                && !credential.is_expired(Timestamp::now())
             {
                 return Ok(credential.clone());
             }
@@ -80,7 +80,7 @@ impl Login {
         outcome
             .ok()
             .and_then(|outcome| outcome.clone())
-            .unwrap_or_else(|| Err(self.plugin.broken_off().into()))
+            .unwrap_or_else(|| Err(self.plugin.aborted().into()))
     }
 
     fn start(&self) -> Run {
@@ -91,7 +91,7 @@ impl Login {
             let Some(state) = state.upgrade() else {
                 return;
             };
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = sync::lock(&state);
             if let Ok(credential) = &outcome {
                 state.credential = Some(credential.clone());
             }
@@ -113,12 +113,12 @@ impl Login {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Each change of it is whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        // A poisoned lock is fine: every change under it is complete.
+        sync::lock(&self.state)
     }
 }
 
-/// A connection shows the certificate of the day.
+/// Each connection shows the current certificate.
 impl ResolvesClientCert for Login {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let mut user = AuthInfo::default();
@@ -147,7 +147,7 @@ impl<S> Layer<S> for Login {
     }
 }
 
-/// A service whose requests are somebody's.
+/// A service that adds the credential to its requests.
 #[derive(Debug, Clone)]
 pub(crate) struct LoggedIn<S> {
     login: Login,
@@ -171,7 +171,7 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let login = self.login.clone();
-        // The one that is ready is used, a clone need not be.
+        // Uses the instance that is ready; a clone may not be.
         let clone = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, clone);
 
@@ -188,7 +188,7 @@ where
                 request.headers_mut().insert(AUTHORIZATION, value);
             }
             if credential.has_certificate() && !request.headers().contains_key(CONNECTION) {
-                // A connection is as long somebody's as it lives: the next may be of a new certificate.
+                // The certificate belongs to the connection: the next request may need a new one.
                 let close = HeaderValue::from_static("close");
                 request.headers_mut().insert(CONNECTION, close);
             }

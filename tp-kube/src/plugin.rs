@@ -1,8 +1,8 @@
 //! Credential plugins: programs that a kubeconfig names to log in with, run as kubectl runs them
 //! (`client.authentication.k8s.io`, client-go's `plugin/pkg/client/auth/exec`).
 //!
-//! kube runs them as well, but twice for one login, blocking, without a bound, in the environment of
-//! this process, and again from a minute before the credential runs out (kube-client 5.0.0,
+//! kube runs them as well, but twice for one login, blocking, without a timeout, in the environment
+//! of this process, and again from a minute before the credential expires (kube-client 5.0.0,
 //! `client/auth/mod.rs`; <https://github.com/kube-rs/kube/issues/1088>).
 
 use std::{
@@ -24,32 +24,31 @@ use tokio::{
 
 use crate::{credential::Credential, shell::Shell};
 
-/// For a plugin that can ask nobody.
-const LIMIT: Duration = Duration::from_secs(60);
-/// Of what a plugin prints. Tokens fit into a header, which servers bound to 1 MiB at most.
-const OUTPUT_LIMIT: usize = 4 << 20;
-/// Of what a plugin tells people.
-const WORDS_LIMIT: usize = 4 << 10;
-/// For the rest of it, once the plugin has failed.
-const WORDS_WAIT: Duration = Duration::from_secs(1);
-const INFORMATION: &str = "KUBERNETES_EXEC_INFO";
+/// Bounds a plugin that cannot ask the user.
+const RUN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of a plugin's output. Tokens fit into a header, which servers bound to 1 MiB at most.
+const MAX_OUTPUT: usize = 4 << 20;
+/// Bytes kept of a plugin's standard error.
+const MAX_STDERR: usize = 4 << 10;
+/// Bounds the wait for more of it after a plugin has failed.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
+const EXEC_INFO_VARIABLE: &str = "KUBERNETES_EXEC_INFO";
 
-/// Where a plugin runs, which decides whom it can ask.
+/// How a plugin runs, which decides whether it can ask the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// In the command that somebody typed: it may use the terminal if there is one, and takes its
-    /// time.
+pub enum PluginMode {
+    /// In the user's command: it may use the terminal, if there is one, and then has no timeout.
     Foreground,
-    /// In a program that nobody sees.
+    /// In a program without a terminal.
     Background,
 }
 
-/// What became of a plugin.
-struct Ended {
+/// The result of a plugin that has ended.
+struct PluginOutput {
     status: ExitStatus,
     output: Vec<u8>,
-    /// The end of what it told people, unless they have seen it.
-    words: Vec<u8>,
+    /// The end of its standard error, unless the user has seen it.
+    stderr_tail: Vec<u8>,
 }
 
 /// A plugin and what it is run with.
@@ -57,20 +56,20 @@ struct Ended {
 pub(crate) struct Plugin {
     config: ExecConfig,
     shell: Shell,
-    place: Place,
+    mode: PluginMode,
 }
 
-/// Why a plugin gives no credential. What it printed, and its arguments, may be secrets: of a plugin
-/// that failed only the last line of what it told people is in it.
+/// Why a plugin gives no credential. Its output and arguments may be secrets: only the last line of
+/// its standard error is included.
 #[derive(Debug, thiserror::Error)]
 #[error("its credential plugin {command} {why}")]
-pub(crate) struct Failure {
+pub(crate) struct PluginError {
     command: String,
-    why: Why,
+    why: PluginErrorKind,
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Why {
+enum PluginErrorKind {
     #[error("cannot be run: {error}{}", advice(.hint))]
     NotStarted {
         error: io::Error,
@@ -83,12 +82,12 @@ enum Why {
     },
     #[error("printed no ExecCredential")]
     Unreadable,
-    #[error("printed more than {} KiB", OUTPUT_LIMIT >> 10)]
+    #[error("printed more than {} KiB", MAX_OUTPUT >> 10)]
     Long,
-    #[error("did not end within {} s", LIMIT.as_secs())]
+    #[error("did not end within {} s", RUN_TIMEOUT.as_secs())]
     Slow,
     #[error("was broken off")]
-    BrokenOff,
+    Aborted,
     #[error("wants to ask somebody (interactiveMode: Always), and there is no terminal: {0}")]
     NoTerminal(&'static str),
 }
@@ -99,12 +98,12 @@ fn advice(hint: &Option<String>) -> String {
         .unwrap_or_default()
 }
 
-/// The version of the protocol where the kubeconfig names none.
-const VERSION: &str = "client.authentication.k8s.io/v1";
+/// The version of the protocol if the kubeconfig names none.
+const DEFAULT_API_VERSION: &str = "client.authentication.k8s.io/v1";
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Information<'a> {
+struct ExecInfo<'a> {
     kind: &'a str,
     api_version: &'a str,
     spec: Spec<'a>,
@@ -118,65 +117,66 @@ struct Spec<'a> {
 }
 
 impl Plugin {
-    pub(crate) fn new(config: ExecConfig, shell: Shell, place: Place) -> Self {
+    pub(crate) fn new(config: ExecConfig, shell: Shell, mode: PluginMode) -> Self {
         Self {
             config,
             shell,
-            place,
+            mode,
         }
     }
 
     /// Runs it once. Dropping the future ends what it started.
-    pub(crate) async fn run(&self) -> Result<Credential, Failure> {
+    pub(crate) async fn run(&self) -> Result<Credential, PluginError> {
         self.try_run().await.map_err(|why| self.failure(why))
     }
 
-    /// Why there is nothing of a run whose task is gone.
-    pub(crate) fn broken_off(&self) -> Failure {
-        self.failure(Why::BrokenOff)
+    /// The error of a run whose task was aborted.
+    pub(crate) fn aborted(&self) -> PluginError {
+        self.failure(PluginErrorKind::Aborted)
     }
 
-    fn failure(&self, why: Why) -> Failure {
-        Failure {
+    fn failure(&self, why: PluginErrorKind) -> PluginError {
+        PluginError {
             command: self.config.command.clone().unwrap_or_default(),
             why,
         }
     }
 
-    async fn try_run(&self) -> Result<Credential, Why> {
+    async fn try_run(&self) -> Result<Credential, PluginErrorKind> {
         let is_interactive = self.is_interactive()?;
         let ended = match self.has_terminal() {
-            true => self.end(is_interactive).await,
-            false => timeout(LIMIT, self.end(is_interactive))
+            true => self.run_child(is_interactive).await,
+            false => timeout(RUN_TIMEOUT, self.run_child(is_interactive))
                 .await
-                .unwrap_or(Err(Why::Slow)),
+                .unwrap_or(Err(PluginErrorKind::Slow)),
         }?;
         if !ended.status.success() {
-            return Err(Why::Failed {
+            return Err(PluginErrorKind::Failed {
                 status: ended.status,
-                words: (self.place == Place::Background).then(|| last_line(&ended.words)),
+                words: (self.mode == PluginMode::Background).then(|| last_line(&ended.stderr_tail)),
             });
         }
-        if ended.output.len() > OUTPUT_LIMIT {
-            return Err(Why::Long);
+        if ended.output.len() > MAX_OUTPUT {
+            return Err(PluginErrorKind::Long);
         }
 
-        Credential::of_plugin(&ended.output).ok_or(Why::Unreadable)
+        Credential::of_plugin(&ended.output).ok_or(PluginErrorKind::Unreadable)
     }
 
-    /// Whether somebody can be asked, though perhaps not on standard input, and can interrupt.
+    /// Returns whether the user can be asked, though perhaps not on standard input, and can
+    /// interrupt.
     fn has_terminal(&self) -> bool {
-        self.place == Place::Foreground && File::open("/dev/tty").is_ok()
+        self.mode == PluginMode::Foreground && File::open("/dev/tty").is_ok()
     }
 
-    fn is_interactive(&self) -> Result<bool, Why> {
-        let has_terminal = self.place == Place::Foreground && io::stdin().is_terminal();
+    fn is_interactive(&self) -> Result<bool, PluginErrorKind> {
+        let has_terminal = self.mode == PluginMode::Foreground && io::stdin().is_terminal();
         match self.config.interactive_mode {
             Some(ExecInteractiveMode::Never) => Ok(false),
             Some(ExecInteractiveMode::Always) if !has_terminal => {
-                Err(Why::NoTerminal(match self.place {
-                    Place::Foreground => "run this command on a terminal",
-                    Place::Background => "`tp quit` and `tp connect` log in again",
+                Err(PluginErrorKind::NoTerminal(match self.mode {
+                    PluginMode::Foreground => "run this command on a terminal",
+                    PluginMode::Background => "`tp quit` and `tp connect` log in again",
                 }))
             }
             Some(ExecInteractiveMode::IfAvailable | ExecInteractiveMode::Always) | None => {
@@ -185,9 +185,9 @@ impl Plugin {
         }
     }
 
-    async fn end(&self, is_interactive: bool) -> Result<Ended, Why> {
+    async fn run_child(&self, is_interactive: bool) -> Result<PluginOutput, PluginErrorKind> {
         let child = self.command(is_interactive).spawn();
-        let mut child = child.map_err(|error| Why::NotStarted {
+        let mut child = child.map_err(|error| PluginErrorKind::NotStarted {
             error,
             hint: self.config.install_hint.clone(),
         })?;
@@ -196,30 +196,30 @@ impl Plugin {
             .and_then(|pid| i32::try_from(pid).ok())
             .and_then(Pid::from_raw)
             .filter(|_| !self.has_terminal());
-        let group = Group(group);
+        let group = ProcessGroup(group);
         let (stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
-        let (mut output, mut words) = (Vec::new(), Vec::new());
+        let (mut output, mut stderr_tail) = (Vec::new(), Vec::new());
         let ended = tokio::select! {
             ended = async {
                 read(stdout, &mut output).await?;
                 child.wait().await
             } => ended,
             () = async {
-                keep_last(&mut stderr, &mut words).await;
+                keep_last(&mut stderr, &mut stderr_tail).await;
                 pending().await
             } => unreachable!("it does not end"),
         };
-        group.leave();
-        let status = ended.map_err(|error| Why::NotStarted { error, hint: None })?;
+        group.disarm();
+        let status = ended.map_err(|error| PluginErrorKind::NotStarted { error, hint: None })?;
         if !status.success() {
-            // What it leaves running may keep it open, which is nothing to wait for.
-            let _ = timeout(WORDS_WAIT, keep_last(&mut stderr, &mut words)).await;
+            // Not to its end: processes that the plugin left running may keep the pipe open.
+            let _ = timeout(STDERR_TIMEOUT, keep_last(&mut stderr, &mut stderr_tail)).await;
         }
 
-        Ok(Ended {
+        Ok(PluginOutput {
             status,
             output,
-            words,
+            stderr_tail,
         })
     }
 
@@ -233,9 +233,9 @@ impl Plugin {
             })
             .stdout(Stdio::piped())
             .kill_on_drop(true);
-        match self.place {
-            Place::Foreground => command.stderr(Stdio::inherit()),
-            Place::Background => command
+        match self.mode {
+            PluginMode::Foreground => command.stderr(Stdio::inherit()),
+            PluginMode::Background => command
                 .stderr(Stdio::piped())
                 .env_clear()
                 .envs(&self.shell.variables),
@@ -249,47 +249,51 @@ impl Plugin {
         let given = self.config.env.iter().flatten();
         command
             .envs(given.filter_map(|it| Some((it.get("name")?, it.get("value")?))))
-            .env(INFORMATION, self.information(is_interactive));
+            .env(EXEC_INFO_VARIABLE, self.exec_info(is_interactive));
 
         command
     }
 
-    fn information(&self, interactive: bool) -> String {
-        let information = Information {
+    fn exec_info(&self, interactive: bool) -> String {
+        let info = ExecInfo {
             kind: "ExecCredential",
-            api_version: self.config.api_version.as_deref().unwrap_or(VERSION),
+            api_version: self
+                .config
+                .api_version
+                .as_deref()
+                .unwrap_or(DEFAULT_API_VERSION),
             spec: Spec {
                 interactive,
                 cluster: self.config.cluster.as_ref(),
             },
         };
 
-        serde_json::to_string(&information).expect("strings, numbers and JSON")
+        serde_json::to_string(&info).expect("strings, numbers and JSON")
     }
 }
 
-/// Up to the end of `source`, or to what is too long.
+/// Reads `source` to its end, or to one byte over the limit.
 async fn read(source: Option<ChildStdout>, output: &mut Vec<u8>) -> io::Result<()> {
     let Some(source) = source else { return Ok(()) };
-    let limit = u64::try_from(OUTPUT_LIMIT + 1).unwrap_or(u64::MAX);
+    let limit = u64::try_from(MAX_OUTPUT + 1).unwrap_or(u64::MAX);
     source.take(limit).read_to_end(output).await?;
 
     Ok(())
 }
 
-/// Keeps the end of what comes from `source`.
-async fn keep_last(source: &mut Option<ChildStderr>, words: &mut Vec<u8>) {
+/// Keeps the last bytes of `source`.
+async fn keep_last(source: &mut Option<ChildStderr>, tail: &mut Vec<u8>) {
     let Some(source) = source else { return };
-    while let Ok(1..) = source.read_buf(words).await {
-        let excess = words.len().saturating_sub(WORDS_LIMIT);
-        words.drain(..excess);
+    while let Ok(1..) = source.read_buf(tail).await {
+        let excess = tail.len().saturating_sub(MAX_STDERR);
+        tail.drain(..excess);
     }
 }
 
-/// The last line that says something, without what a terminal would obey.
-fn last_line(words: &[u8]) -> String {
-    let words = String::from_utf8_lossy(words);
-    let last = words.lines().rfind(|line| !line.trim().is_empty());
+/// The last line that is not blank, without control characters.
+fn last_line(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let last = text.lines().rfind(|line| !line.trim().is_empty());
 
     last.unwrap_or("it said nothing")
         .trim()
@@ -298,17 +302,17 @@ fn last_line(words: &[u8]) -> String {
         .collect()
 }
 
-/// The process group of a plugin that has no terminal to end it.
-struct Group(Option<Pid>);
+/// The process group of a plugin without a terminal; killed when dropped.
+struct ProcessGroup(Option<Pid>);
 
-impl Group {
-    /// What a plugin leaves running when it ends is its own affair.
-    fn leave(mut self) {
+impl ProcessGroup {
+    /// Lets processes run on that the plugin left behind.
+    fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
             // It may have ended in this moment.

@@ -1,8 +1,8 @@
-//! The proxy on the way to an API server, chosen as kubectl chooses it: that of the kubeconfig, or
-//! that of the environment as Go's `net/http` reads it (`golang.org/x/net/http/httpproxy`).
+//! The proxy for an API server, chosen as by kubectl: that of the kubeconfig, or that of the
+//! environment as Go's `net/http` reads it (`golang.org/x/net/http/httpproxy`).
 //!
 //! kube compares NO_PROXY with the proxy's own address and refuses a list for one odd item
-//! (kube-client 5.0.0, `config/file_loader.rs` and `config/no_proxy.rs`), so none of that is used.
+//! (kube-client 5.0.0, `config/file_loader.rs` and `config/no_proxy.rs`), so its code is not used.
 
 use std::net::IpAddr;
 
@@ -15,23 +15,23 @@ use ipnet::IpNet;
 use crate::server;
 
 /// Schemes that a `proxy-url` may have (client-go, `tools/clientcmd`).
-const OF_KUBECONFIG: [&str; 3] = ["http", "https", "socks5"];
+const KUBECONFIG_SCHEMES: [&str; 3] = ["http", "https", "socks5"];
 
 /// Why the `proxy-url` of a kubeconfig cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Wrong {
+pub(crate) enum ProxyUrlError {
     #[error("it is not a URL with a host")]
     Malformed,
     #[error("its scheme must be http, https or socks5")]
     Scheme,
 }
 
-/// What the environment says of proxies.
+/// The proxy settings of the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Environment {
     http: Option<String>,
     https: Option<String>,
-    none: Option<String>,
+    no_proxy: Option<String>,
 }
 
 impl Environment {
@@ -47,24 +47,24 @@ impl Environment {
         Self {
             http: either(["HTTP_PROXY", "http_proxy"]),
             https: either(["HTTPS_PROXY", "https_proxy"]),
-            none: either(["NO_PROXY", "no_proxy"]),
+            no_proxy: either(["NO_PROXY", "no_proxy"]),
         }
     }
 
-    /// The proxy for `server`, if there is one. A proxy that cannot be understood is none.
+    /// The proxy for `server`, if there is one. An invalid proxy is ignored.
     pub(crate) fn proxy(&self, server: &Uri) -> Option<Uri> {
         let proxy = match server.scheme() == Some(&Scheme::HTTPS) {
             true => self.https.as_deref(),
             false => self.http.as_deref(),
         };
-        let proxy = lenient(proxy?)?;
+        let proxy = parse_lenient(proxy?)?;
 
-        self.uses(server.host()?, server::port(server))
+        self.uses_proxy(server.host()?, server::port(server))
             .then_some(proxy)
     }
 
-    /// Whether NO_PROXY leaves `host` to the proxy. The machine itself is never asked by one.
-    fn uses(&self, host: &str, port: u16) -> bool {
+    /// Returns whether `host` is reached by the proxy: NO_PROXY and this machine are exceptions.
+    fn uses_proxy(&self, host: &str, port: u16) -> bool {
         let host = host
             .trim_start_matches('[')
             .trim_end_matches(']')
@@ -76,7 +76,7 @@ impl Environment {
         if address.is_some_and(|ip| ip.is_loopback()) {
             return false;
         }
-        let items = self.none.as_deref().unwrap_or_default().split(',');
+        let items = self.no_proxy.as_deref().unwrap_or_default().split(',');
 
         !items
             .map(|item| item.trim().to_ascii_lowercase())
@@ -84,7 +84,7 @@ impl Environment {
     }
 }
 
-/// Whether an item of NO_PROXY names the host.
+/// Returns whether an item of NO_PROXY names the host.
 fn matches(item: &str, host: &str, address: Option<IpAddr>, port: u16) -> bool {
     if item == "*" {
         return true;
@@ -122,23 +122,23 @@ fn split_port(item: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A proxy of the environment: without a scheme it is one of HTTP.
-fn lenient(proxy: &str) -> Option<Uri> {
+/// Parses a proxy of the environment; its default scheme is HTTP.
+fn parse_lenient(proxy: &str) -> Option<Uri> {
     with_host(proxy).or_else(|| with_host(&format!("http://{proxy}")))
 }
 
 /// The `proxy-url` of a kubeconfig.
-pub(crate) fn of_kubeconfig(proxy: &str) -> Result<Uri, Wrong> {
-    let url = with_host(proxy).ok_or(Wrong::Malformed)?;
+pub(crate) fn of_kubeconfig(proxy: &str) -> Result<Uri, ProxyUrlError> {
+    let url = with_host(proxy).ok_or(ProxyUrlError::Malformed)?;
 
     match url.scheme_str() {
-        Some(scheme) if OF_KUBECONFIG.contains(&scheme) => Ok(url),
-        _ => Err(Wrong::Scheme),
+        Some(scheme) if KUBECONFIG_SCHEMES.contains(&scheme) => Ok(url),
+        _ => Err(ProxyUrlError::Scheme),
     }
 }
 
-/// A URL with scheme, host and port; the port follows the scheme where it is left out, for what
-/// connects asks the URL.
+/// A URL with scheme, host and port; a missing port follows the scheme, because the connector reads
+/// it from the URL.
 fn with_host(text: &str) -> Option<Uri> {
     let url: Uri = text.parse().ok()?;
     let scheme = url.scheme_str()?.to_ascii_lowercase();
@@ -265,8 +265,8 @@ mod tests {
             of("socks5://127.0.0.1:1"),
             Ok("socks5://127.0.0.1:1/".into())
         );
-        assert_eq!(of("proxy:3128"), Err(Wrong::Malformed));
-        assert_eq!(of("http:///x"), Err(Wrong::Malformed));
-        assert_eq!(of("ftp://proxy:1"), Err(Wrong::Scheme));
+        assert_eq!(of("proxy:3128"), Err(ProxyUrlError::Malformed));
+        assert_eq!(of("http:///x"), Err(ProxyUrlError::Malformed));
+        assert_eq!(of("ftp://proxy:1"), Err(ProxyUrlError::Scheme));
     }
 }

@@ -1,46 +1,45 @@
 //! The field `server` of a cluster, taken as kubectl takes it (`DefaultServerURL` of client-go's
-//! `rest/url_utils.go`, as its kubeconfig loader calls it): what names no scheme is HTTP.
+//! `rest/url_utils.go`, as its kubeconfig loader calls it): a server without a scheme is HTTP.
 
 use http::{Uri, uri::Scheme};
 
-/// What kubectl asks where the field is empty.
-const DEFAULT: &str = "http://localhost:8080";
+/// kubectl's default for an empty field.
+const DEFAULT_URL: &str = "http://localhost:8080";
 
 /// Why a `server` cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Wrong {
+pub(crate) enum ServerUrlError {
     #[error("it must be a URL, or HOST:PORT, which is taken for http")]
     Malformed,
     #[error("its scheme must be http or https")]
     Scheme,
 }
 
-/// The URL that is meant, without a query, and without credentials: the API server takes none from
-/// a URL.
-pub(crate) fn url(server: &str) -> Result<Uri, Wrong> {
+/// The server's URL without query and credentials: the API server takes none of these from a URL.
+pub(crate) fn url(server: &str) -> Result<Uri, ServerUrlError> {
     if server.is_empty() {
-        return DEFAULT.parse().map_err(|_| Wrong::Malformed);
+        return DEFAULT_URL.parse().map_err(|_| ServerUrlError::Malformed);
     }
     let Some((scheme, rest)) = server.split_once("://") else {
         let url = without_extras("http", server)?;
         // Only a URL may have a path.
         return match url.path() {
             "" | "/" => Ok(url),
-            _ => Err(Wrong::Malformed),
+            _ => Err(ServerUrlError::Malformed),
         };
     };
     let scheme = scheme.to_ascii_lowercase();
     if rest.is_empty() || rest.starts_with('/') {
-        return Err(Wrong::Malformed);
+        return Err(ServerUrlError::Malformed);
     }
     if scheme != "http" && scheme != "https" {
-        return Err(Wrong::Scheme);
+        return Err(ServerUrlError::Scheme);
     }
 
     without_extras(&scheme, rest)
 }
 
-fn without_extras(scheme: &str, rest: &str) -> Result<Uri, Wrong> {
+fn without_extras(scheme: &str, rest: &str) -> Result<Uri, ServerUrlError> {
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
     let (authority, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
@@ -49,14 +48,14 @@ fn without_extras(scheme: &str, rest: &str) -> Result<Uri, Wrong> {
     let address = authority.rsplit_once('@').map_or(authority, |(_, it)| it);
     let url: Uri = format!("{scheme}://{address}{path}")
         .parse()
-        .map_err(|_| Wrong::Malformed)?;
+        .map_err(|_| ServerUrlError::Malformed)?;
 
     let host = url.host().unwrap_or_default();
-    // A port that is none would be left out without a word.
+    // An invalid port would be dropped silently.
     let has_odd_port = address.len() > host.len() && url.port_u16().is_none();
 
     match host.is_empty() || has_odd_port {
-        true => Err(Wrong::Malformed),
+        true => Err(ServerUrlError::Malformed),
         false => Ok(url),
     }
 }
@@ -72,7 +71,7 @@ pub(crate) fn port(url: &Uri) -> u16 {
     })
 }
 
-/// `url` with the port that it means.
+/// `url` with its port made explicit.
 pub(crate) fn with_port(url: &Uri) -> Uri {
     let mut parts = url.clone().into_parts();
     let host = url.host().unwrap_or_default();
@@ -115,15 +114,15 @@ mod tests {
     #[test]
     fn what_kubectl_refuses_is_refused() {
         for (server, why) in [
-            ("192.0.2.1:6443/x", Wrong::Malformed),
-            ("unix:///x", Wrong::Malformed),
-            ("https:///x", Wrong::Malformed),
-            ("https://", Wrong::Malformed),
-            ("//192.0.2.1:6443", Wrong::Malformed),
-            (" https://192.0.2.1:6443", Wrong::Scheme),
-            ("ftp://192.0.2.1:6443", Wrong::Scheme),
-            ("https://192.0.2.1:99999", Wrong::Malformed),
-            (":6443", Wrong::Malformed),
+            ("192.0.2.1:6443/x", ServerUrlError::Malformed),
+            ("unix:///x", ServerUrlError::Malformed),
+            ("https:///x", ServerUrlError::Malformed),
+            ("https://", ServerUrlError::Malformed),
+            ("//192.0.2.1:6443", ServerUrlError::Malformed),
+            (" https://192.0.2.1:6443", ServerUrlError::Scheme),
+            ("ftp://192.0.2.1:6443", ServerUrlError::Scheme),
+            ("https://192.0.2.1:99999", ServerUrlError::Malformed),
+            (":6443", ServerUrlError::Malformed),
         ] {
             assert_eq!(url(server), Err(why), "{server}");
         }

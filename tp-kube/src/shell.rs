@@ -10,54 +10,55 @@ use std::{
 
 use tp_proto::fault::{Fault, FaultKind};
 
-/// What a command inherits. The program that reads the kubeconfig may live longer than the shell,
-/// and have been started by another.
+/// The environment and directory that a command inherits. The program that reads the kubeconfig may
+/// outlive the shell, or be started by another.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Shell {
     /// Those that are UTF-8.
     pub variables: BTreeMap<String, String>,
-    /// Empty if there is none: then only absolute paths lead anywhere.
+    /// Empty if there is none: then only absolute paths work.
     pub directory: PathBuf,
-    /// The names of the others.
-    odd_variables: BTreeSet<String>,
+    /// Names of variables that are not UTF-8.
+    non_utf8_variables: BTreeSet<String>,
 }
 
 impl Shell {
-    /// Of variables and a working directory that another program has told.
+    /// From the variables and working directory that another program sent.
     pub fn new(variables: BTreeMap<String, String>, directory: PathBuf) -> Self {
         Self {
             variables,
             directory,
-            odd_variables: BTreeSet::new(),
+            non_utf8_variables: BTreeSet::new(),
         }
     }
 
-    /// That of this process.
+    /// The shell of this process.
     pub fn current() -> Self {
         let mut shell = Self::new(BTreeMap::new(), env::current_dir().unwrap_or_default());
-        shell.take(env::vars_os());
+        shell.read_variables(env::vars_os());
 
         shell
     }
 
-    fn take(&mut self, variables: impl Iterator<Item = (OsString, OsString)>) {
+    fn read_variables(&mut self, variables: impl Iterator<Item = (OsString, OsString)>) {
         for (name, value) in variables {
             let Ok(name) = name.into_string() else {
                 continue;
             };
             match value.into_string() {
                 Ok(value) => drop(self.variables.insert(name, value)),
-                Err(_) => drop(self.odd_variables.insert(name)),
+                Err(_) => drop(self.non_utf8_variables.insert(name)),
             }
         }
     }
 
-    /// The files that kubectl would read in this shell, absolute: those of KUBECONFIG, else that of
-    /// the home directory if it is there.
+    /// The files that kubectl would read in this shell, absolute: those of KUBECONFIG, else
+    /// `~/.kube/config` if it exists.
     ///
     /// # Errors
     ///
-    /// Of [`FaultKind::Config`], if a variable is not UTF-8: another file would lead to another cluster.
+    /// [`FaultKind::Config`], if a variable is not UTF-8: another file would lead to another
+    /// cluster.
     pub fn kubeconfigs(&self) -> Result<Vec<PathBuf>, Fault> {
         self.check("KUBECONFIG")?;
         let listed = self.variable("KUBECONFIG").unwrap_or_default();
@@ -71,14 +72,14 @@ impl Shell {
             let path = home.map(|home| self.absolute(Path::new(home)).join(".kube/config"));
             return Ok(path.filter(|path| path.exists()).into_iter().collect());
         }
-        let there: Vec<PathBuf> = paths.iter().filter(|path| path.exists()).cloned().collect();
+        let existing: Vec<PathBuf> = paths.iter().filter(|path| path.exists()).cloned().collect();
 
-        // kubectl passes over what is missing; where nothing is left, it is missed by name.
-        Ok(if there.is_empty() { paths } else { there })
+        // kubectl skips missing files; if all are missing, its error names them.
+        Ok(if existing.is_empty() { paths } else { existing })
     }
 
     fn check(&self, variable: &str) -> Result<(), Fault> {
-        if !self.odd_variables.contains(variable) {
+        if !self.non_utf8_variables.contains(variable) {
             return Ok(());
         }
         let message = format!(
@@ -161,7 +162,9 @@ mod tests {
     fn a_variable_that_is_not_utf_8_does_not_lead_to_another_file() {
         let odd = |name: &str| {
             let mut shell = shell(&[]);
-            shell.take([(name.into(), OsString::from_vec(b"/caf\xe9".to_vec()))].into_iter());
+            shell.read_variables(
+                [(name.into(), OsString::from_vec(b"/caf\xe9".to_vec()))].into_iter(),
+            );
             shell.kubeconfigs()
         };
 

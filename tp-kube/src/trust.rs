@@ -1,6 +1,6 @@
-//! Whom a TLS connection trusts: as Go's `crypto/x509`, also the server's own certificate where the
-//! kubeconfig names that instead of who issued it (RFC 5280 section 6.1 leaves it to the
-//! application; rustls-webpki takes trust anchors for issuers only, and kube with it:
+//! Trust in a server's certificate: as in Go's `crypto/x509`, the kubeconfig may name the server's
+//! own certificate instead of its issuer (RFC 5280 section 6.1 leaves it to the application;
+//! rustls-webpki, and so kube, takes trust anchors for issuers only:
 //! <https://github.com/kube-rs/kube/issues/1767>).
 
 use std::sync::Arc;
@@ -29,17 +29,17 @@ use x509_parser::{
     x509::X509Version,
 };
 
-/// Trusts what leads to one of `authorities` that may issue, and each of them itself.
+/// Trusts certificates issued by those `authorities` that may issue, and each authority itself.
 #[derive(Debug)]
 pub(crate) struct Verifier {
-    /// None where none of them may issue.
+    /// `None` if no authority may issue.
     issued: Option<Arc<WebPkiServerVerifier>>,
     authorities: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    /// The certificates must be such that a [`RootCertStore`] takes them.
+    /// A [`RootCertStore`] must accept the certificates.
     pub(crate) fn new(authorities: &[Vec<u8>]) -> Result<Self, Error> {
         let authorities: Vec<_> = authorities
             .iter()
@@ -61,8 +61,8 @@ impl Verifier {
     }
 }
 
-/// Whether it may be the issuer of another. webpki takes every trust anchor for one; Go asks for
-/// `CA:TRUE` and the key usage from X.509 version 3 on (`CheckSignatureFrom`).
+/// Returns whether it may issue others. webpki lets every trust anchor issue; Go asks for `CA:TRUE`
+/// and the key usage from X.509 version 3 on (`CheckSignatureFrom`).
 fn may_issue(certificate: &CertificateDer<'_>) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
         return false;
@@ -79,8 +79,12 @@ fn may_issue(certificate: &CertificateDer<'_>) -> bool {
     is_ca && usage.is_none_or(|usage| usage.value.key_cert_sign())
 }
 
-/// What remains to be checked of a certificate that is trusted itself.
-fn check(own: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> Result<(), Error> {
+/// The remaining checks of a certificate that is trusted itself.
+fn check_trusted(
+    own: &CertificateDer<'_>,
+    name: &ServerName<'_>,
+    now: UnixTime,
+) -> Result<(), Error> {
     verify_server_name(&ParsedCertificate::try_from(own)?, name)?;
     let malformed = || Error::from(CertificateError::BadEncoding);
     let (_, certificate) = X509Certificate::from_der(own).map_err(|_| malformed())?;
@@ -97,17 +101,18 @@ fn check(own: &CertificateDer<'_>, name: &ServerName<'_>, now: UnixTime) -> Resu
     if usage.is_some_and(|usage| !usage.value.server_auth && !usage.value.any) {
         return Err(CertificateError::InvalidPurpose.into());
     }
-    let is_odd =
-        |extension: &X509Extension<'_>| extension.critical && !KNOWN.contains(&extension.oid);
-    if certificate.extensions().iter().any(is_odd) {
+    let is_unhandled = |extension: &X509Extension<'_>| {
+        extension.critical && !HANDLED_EXTENSIONS.contains(&extension.oid)
+    };
+    if certificate.extensions().iter().any(is_unhandled) {
         return Err(CertificateError::UnhandledCriticalExtension.into());
     }
 
     Ok(())
 }
 
-/// Extensions that are checked, or say nothing about a server's own certificate.
-const KNOWN: [Oid<'static>; 5] = [
+/// Extensions that are checked, or do not matter for a server's own certificate.
+const HANDLED_EXTENSIONS: [Oid<'static>; 5] = [
     OID_X509_EXT_BASIC_CONSTRAINTS,
     OID_X509_EXT_EXTENDED_KEY_USAGE,
     OID_X509_EXT_KEY_USAGE,
@@ -134,7 +139,7 @@ impl ServerCertVerifier for Verifier {
                 .any(|known| known.as_ref() == own.as_ref())
         };
         if issued.is_err() && is_known() {
-            check(own, name, now)?;
+            check_trusted(own, name, now)?;
             return Ok(ServerCertVerified::assertion());
         }
 

@@ -1,7 +1,7 @@
 //! What a user may reach: the API server's RBAC decides, by SubjectAccessReview.
 //!
-//! A right that is known is asked for again beside the connection that it is for, which an API server
-//! that hangs does not hold up. What is not known, and what was refused, is waited for.
+//! A right that is known is reviewed again while its connection is dialled, so an API server that
+//! hangs does not delay it. A dial waits for the review of a right that is unknown or was refused.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -22,36 +22,35 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
+use tp_process::sync::lock;
 use tp_proto::crd::{GROUP, UserInfo};
 
-use crate::sync::lock;
+mod polling;
 
-mod pace;
+pub(crate) use polling::PolledRights;
 
-pub(crate) use pace::Questions;
-
-/// An answer is asked for again after this time: a right that is revoked ends within seconds.
-const FRESH: Duration = Duration::from_secs(2);
-/// A right that was granted this lately counts while it is asked for again: as long as a right may
-/// take to end.
-const RECENT: Duration = Duration::from_secs(5);
-/// How long a connection waits for the review of an older one, unless a review failed this lately:
-/// the API server hangs.
-const PATIENCE: Duration = Duration::from_millis(300);
-const HANGS: Duration = Duration::from_secs(60);
+/// Age of an answer after which it is asked for again: a revoked right ends within seconds.
+const RECHECK_AFTER: Duration = Duration::from_secs(2);
+/// A younger grant counts without waiting for its review: a revoked right may take this long to
+/// end.
+const GRANT_LIFETIME: Duration = Duration::from_secs(5);
+/// Bounds a connection's wait for the review of an older grant.
+const SETTLE_TIMEOUT: Duration = Duration::from_millis(300);
+/// Age up to which a failed review means that the API server hangs: no such wait.
+const FAILURE_LIFETIME: Duration = Duration::from_secs(60);
 /// How long a right that was granted holds while the API server does not answer.
-const STALE: Duration = Duration::from_secs(600);
+const STALE_GRANT_LIFETIME: Duration = Duration::from_secs(600);
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
-/// A review that failed is not tried again before.
-const RETRY: Duration = Duration::from_secs(1);
-/// Reviews under way at once that somebody waits for, and of one user.
+/// From a failed review to the next one.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Concurrent reviews that a caller waits for, in all and for one user.
 const MAX_REVIEWS: usize = 64;
 const MAX_REVIEWS_OF_USER: usize = 8;
-/// The same of those that nobody waits for: for tables of names.
-const MAX_BESIDE: usize = 16;
+/// Concurrent reviews that no caller waits for: those for service tables.
+const MAX_BACKGROUND_REVIEWS: usize = 16;
 const MAX_CACHED: usize = 65_536;
-/// Forgotten at once when that is full: those that were asked for the longest ago.
-const FORGOTTEN: usize = MAX_CACHED / 8;
+/// Answers evicted at once from a full cache: the least recently used.
+const EVICTED_AT_ONCE: usize = MAX_CACHED / 8;
 
 /// A user, with a fingerprint of everything that the authorizer looks at.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,13 +72,13 @@ impl User {
         &self.info.username
     }
 
-    /// Whether both are one user, whatever their groups were at the time.
+    /// Returns whether both are one user, perhaps with different groups.
     pub(crate) fn is_same_person(&self, other: &Self) -> bool {
         (&self.info.username, &self.info.uid) == (&other.info.username, &other.info.uid)
     }
 }
 
-/// What somebody wants to reach.
+/// The destinations that one right covers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Scope {
     Namespace(String),
@@ -128,7 +127,7 @@ pub(crate) enum AccessError {
 }
 
 type Key = ([u8; 32], Scope);
-type Outcome = Result<bool, AccessError>;
+type ReviewOutcome = Result<bool, AccessError>;
 
 #[derive(Debug, Clone, Copy)]
 struct Answer {
@@ -136,29 +135,29 @@ struct Answer {
     asked: Instant,
 }
 
-/// What is known of one right.
+/// The cached state of one right.
 #[derive(Debug, Default)]
-struct Known {
+struct CachedRight {
     answer: Option<Answer>,
-    /// When a review failed last, and how.
+    /// Time and error of the last review that failed.
     failure: Option<(Instant, AccessError)>,
-    /// One for all who need it.
+    /// Shared by all callers.
     review: Option<Review>,
-    looked_at: Option<Instant>,
+    last_used: Option<Instant>,
 }
 
-/// A review under way, whoever waits for it.
+/// A review under way, shared by all callers.
 #[derive(Debug, Clone)]
 pub(crate) struct Review {
     number: u64,
     urgency: Urgency,
     begun: Instant,
     _task: Arc<AbortOnDropHandle<()>>,
-    outcome: watch::Receiver<Option<Outcome>>,
+    outcome: watch::Receiver<Option<ReviewOutcome>>,
 }
 
 impl Review {
-    pub(crate) async fn outcome(mut self) -> Outcome {
+    pub(crate) async fn outcome(mut self) -> ReviewOutcome {
         let outcome = self.outcome.wait_for(Option::is_some).await;
         let outcome = outcome.ok().and_then(|outcome| outcome.clone());
 
@@ -166,17 +165,17 @@ impl Review {
     }
 }
 
-/// Whether a right is there, and the review of what is only remembered.
+/// The answer for a right, and the review under way if the answer is an old one.
 #[derive(Debug)]
 pub(crate) struct Right {
     pub(crate) allowed: bool,
     pub(crate) review: Option<Review>,
-    /// How long the review is worth waiting for.
-    patience: Duration,
+    /// Bounds the wait for the review.
+    settle_timeout: Duration,
 }
 
 impl Right {
-    /// Whether it is there, as far as that can be told in time.
+    /// Returns whether the user has the right, as far as the review ends in time.
     pub(crate) async fn is_settled(&self) -> bool {
         let Some(review) = &self.review else {
             return self.allowed;
@@ -184,29 +183,29 @@ impl Right {
         let outcome = review.clone().outcome();
 
         !matches!(
-            timeout_at(review.begun + self.patience, outcome).await,
+            timeout_at(review.begun + self.settle_timeout, outcome).await,
             Ok(Ok(false))
         )
     }
 }
 
-/// For whom the API server is asked.
+/// Tells whether a caller waits for the review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Urgency {
     Awaited,
-    Beside,
+    Background,
 }
 
-/// Asks, and remembers for a moment.
+/// Asks the API server, and caches its answers.
 pub(crate) struct Access {
     client: Client,
-    known: Mutex<HashMap<Key, Known>>,
+    cache: Mutex<HashMap<Key, CachedRight>>,
     awaited: Arc<Semaphore>,
-    beside: Arc<Semaphore>,
+    background: Arc<Semaphore>,
     /// Shares of `awaited`, by user.
     users: Mutex<HashMap<(String, String), Weak<Semaphore>>>,
-    /// Asked for again and again, for all tables, by the user's fingerprint.
-    questions: Mutex<HashMap<[u8; 32], pace::Asked>>,
+    /// Rights polled for all tables, by the user's fingerprint.
+    polled: Mutex<HashMap<[u8; 32], polling::UserPolls>>,
     reviews: AtomicU64,
 }
 
@@ -214,85 +213,97 @@ impl Access {
     pub(crate) fn new(client: Client) -> Arc<Self> {
         Arc::new(Self {
             client,
-            known: Mutex::default(),
+            cache: Mutex::default(),
             awaited: Arc::new(Semaphore::new(MAX_REVIEWS)),
-            beside: Arc::new(Semaphore::new(MAX_BESIDE)),
+            background: Arc::new(Semaphore::new(MAX_BACKGROUND_REVIEWS)),
             users: Mutex::default(),
-            questions: Mutex::default(),
+            polled: Mutex::default(),
             reviews: AtomicU64::new(0),
         })
     }
 
-    /// For a connection that is to be: at once where the right is known.
-    pub(crate) async fn at_once(
+    /// The right for a dial: at once if the cache has it.
+    pub(crate) async fn right_for_dial(
         self: &Arc<Self>,
         user: &Arc<User>,
         scope: &Scope,
     ) -> Result<Right, AccessError> {
-        let look = self.look(user, scope, Urgency::Awaited);
-        let Some(granted) = look.granted() else {
+        let lookup = self.look_up(user, scope, Urgency::Awaited);
+        let Some(granted) = lookup.granted() else {
             return Ok(Right {
-                allowed: look.told().await?,
+                allowed: lookup.resolve().await?,
                 review: None,
-                patience: Duration::ZERO,
+                settle_timeout: Duration::ZERO,
             });
         };
-        let is_sure = granted.asked.elapsed() < RECENT || look.hangs;
+        let is_sure = granted.asked.elapsed() < GRANT_LIFETIME || lookup.hangs;
 
         Ok(Right {
             allowed: true,
-            review: look.review,
-            patience: if is_sure { Duration::ZERO } else { PATIENCE },
+            review: lookup.review,
+            settle_timeout: if is_sure {
+                Duration::ZERO
+            } else {
+                SETTLE_TIMEOUT
+            },
         })
     }
 
-    /// As of now; while the API server is away, what it said last.
-    pub(crate) async fn allows(self: &Arc<Self>, user: &Arc<User>, scope: &Scope) -> Outcome {
+    /// Returns whether the user has the right now. While the API server does not answer, its last
+    /// grant holds.
+    pub(crate) async fn allows(self: &Arc<Self>, user: &Arc<User>, scope: &Scope) -> ReviewOutcome {
         self.ask(user, scope, Urgency::Awaited).await
     }
 
-    /// The same where nobody waits.
-    pub(crate) async fn allows_beside(
+    /// [`Self::allows`] at low priority.
+    pub(crate) async fn allows_in_background(
         self: &Arc<Self>,
         user: &Arc<User>,
         scope: &Scope,
-    ) -> Outcome {
-        self.ask(user, scope, Urgency::Beside).await
+    ) -> ReviewOutcome {
+        self.ask(user, scope, Urgency::Background).await
     }
 
-    async fn ask(self: &Arc<Self>, user: &Arc<User>, scope: &Scope, urgency: Urgency) -> Outcome {
-        self.look(user, scope, urgency).told().await
+    async fn ask(
+        self: &Arc<Self>,
+        user: &Arc<User>,
+        scope: &Scope,
+        urgency: Urgency,
+    ) -> ReviewOutcome {
+        self.look_up(user, scope, urgency).resolve().await
     }
 
-    /// What is known, and the review that it takes if that is not fresh.
-    fn look(self: &Arc<Self>, user: &Arc<User>, scope: &Scope, urgency: Urgency) -> Look {
+    /// The cached state, and the review under way unless the answer is fresh.
+    fn look_up(self: &Arc<Self>, user: &Arc<User>, scope: &Scope, urgency: Urgency) -> Lookup {
         let now = Instant::now();
-        let mut all = self.known();
+        let mut all = self.cache();
         if all.len() >= MAX_CACHED {
-            forget(&mut all);
+            evict(&mut all);
         }
         let known = all.entry((user.fingerprint, scope.clone())).or_default();
-        known.looked_at = Some(now);
+        known.last_used = Some(now);
         let is_within = |since: Instant, limit| now.saturating_duration_since(since) < limit;
-        let answer = known.answer.filter(|it| is_within(it.asked, STALE));
+        let answer = known
+            .answer
+            .filter(|it| is_within(it.asked, STALE_GRANT_LIFETIME));
         let failure = known.failure.clone();
         let failed_within = |limit| {
             failure
                 .as_ref()
                 .is_some_and(|(at, _): &(Instant, _)| is_within(*at, limit))
         };
-        let hangs = failed_within(HANGS);
-        let is_fresh = answer.is_some_and(|it| is_within(it.asked, FRESH));
-        if !is_fresh && !failed_within(RETRY) {
+        let hangs = failed_within(FAILURE_LIFETIME);
+        let is_fresh = answer.is_some_and(|it| is_within(it.asked, RECHECK_AFTER));
+        if !is_fresh && !failed_within(RETRY_INTERVAL) {
             let under_way = known.review.take();
             let is_enough =
-                |review: &Review| urgency == Urgency::Beside || review.urgency == urgency;
+                |review: &Review| urgency == Urgency::Background || review.urgency == urgency;
             let review = under_way.filter(is_enough);
             known.review = Some(review.unwrap_or_else(|| self.start(user, scope, urgency)));
         }
         let review = known.review.clone().filter(|_| !is_fresh);
 
-        Look {
+        Lookup {
             answer,
             is_fresh,
             hangs,
@@ -306,15 +317,15 @@ impl Access {
         let number = self.reviews.fetch_add(1, Ordering::Relaxed);
         let access = Arc::downgrade(self);
         let (client, user, scope) = (self.client.clone(), Arc::clone(user), scope.clone());
-        let rooms = match urgency {
+        let limits = match urgency {
             Urgency::Awaited => vec![self.share(&user), Arc::clone(&self.awaited)],
-            Urgency::Beside => vec![Arc::clone(&self.beside)],
+            Urgency::Background => vec![Arc::clone(&self.background)],
         };
         let task = tokio::spawn(async move {
             let (mut permits, mut asked) = (Vec::new(), Instant::now());
             let answer = async {
-                for room in rooms {
-                    permits.push(room.acquire_owned().await);
+                for limit in limits {
+                    permits.push(limit.acquire_owned().await);
                 }
                 asked = Instant::now();
                 ask(client, &user, &scope).await
@@ -351,10 +362,10 @@ impl Access {
         share
     }
 
-    /// Of two reviews of one right the later question counts. Called by the review's own task, whose
-    /// handle it may drop: nothing of it is left to do but to tell.
-    fn remember(&self, key: Key, number: u64, asked: Instant, outcome: &Outcome) {
-        let mut all = self.known();
+    /// Of two reviews of one right the later request counts. Called by the review's own task, whose
+    /// handle it may drop: the task only sends the outcome afterwards.
+    fn remember(&self, key: Key, number: u64, asked: Instant, outcome: &ReviewOutcome) {
+        let mut all = self.cache();
         let Entry::Occupied(mut entry) = all.entry(key) else {
             return;
         };
@@ -373,29 +384,29 @@ impl Access {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<Key, Known>> {
-        lock(&self.known)
+    fn cache(&self) -> MutexGuard<'_, HashMap<Key, CachedRight>> {
+        lock(&self.cache)
     }
 }
 
-/// What is known of a right at one moment.
-struct Look {
+/// A snapshot of a cached right.
+struct Lookup {
     answer: Option<Answer>,
     is_fresh: bool,
-    /// A review failed lately.
+    /// A review failed recently.
     hangs: bool,
     review: Option<Review>,
     failure: Option<AccessError>,
 }
 
-impl Look {
+impl Lookup {
     fn granted(&self) -> Option<Answer> {
         self.answer.filter(|answer| answer.allowed)
     }
 
-    /// What the API server says. While it is away, where nobody can revoke anything, a right that it
-    /// granted last holds.
-    async fn told(self) -> Outcome {
+    /// The API server's answer. While it does not answer, nobody can revoke a right, and its last
+    /// grant holds.
+    async fn resolve(self) -> ReviewOutcome {
         let granted = self.granted();
         if let Some(answer) = self.answer.filter(|_| self.is_fresh) {
             return Ok(answer.allowed);
@@ -433,12 +444,12 @@ async fn ask(client: Client, user: &User, scope: &Scope) -> Result<bool, kube::E
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
-/// Makes room: who has not asked for the longest time waits for the API server once.
-fn forget(all: &mut HashMap<Key, Known>) {
-    let mut looked_at: Vec<Instant> = all.values().filter_map(|known| known.looked_at).collect();
-    looked_at.sort_unstable();
-    if let Some(&limit) = looked_at.get(FORGOTTEN) {
-        all.retain(|_, known| known.looked_at >= Some(limit));
+/// Evicts the least recently used rights, whose next use waits for the API server.
+fn evict(all: &mut HashMap<Key, CachedRight>) {
+    let mut last_used: Vec<Instant> = all.values().filter_map(|known| known.last_used).collect();
+    last_used.sort_unstable();
+    if let Some(&limit) = last_used.get(EVICTED_AT_ONCE) {
+        all.retain(|_, known| known.last_used >= Some(limit));
     }
 }
 

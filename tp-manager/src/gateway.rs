@@ -1,8 +1,8 @@
-//! The tunnel's end in the cluster: accepts sessions, and dials for them what they may reach.
+//! The tunnel's end in the cluster: accepts sessions, and dials the targets that they may reach.
 
 mod dial;
 mod peer;
-mod share;
+mod quota;
 mod slots;
 mod target;
 
@@ -12,45 +12,46 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use share::Shares;
+pub(crate) use quota::Quotas;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
 };
+use tp_process::sync::lock;
 use tp_proto::allow::Allow;
 use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer, tune_link};
 
 use crate::{
-    access::Access, grpc::Replica, housekeeping::Departed, model::SharedModel, publish::Publisher,
-    sessions::Sessions, sync::lock,
+    access::Access, grpc::Replica, housekeeping::Disconnected, model::SharedModel,
+    publish::Publisher, sessions::Sessions,
 };
 
-/// Eight of each of a thousand sessions, and those that are nobody's yet: the tunnel's server lets
-/// the oldest of these go.
+/// Eight for each of a thousand sessions, and some that belong to no session yet: the tunnel server
+/// evicts the oldest of these.
 const MAX_LINKS: usize = 9216;
 
-/// What every connected session is served from.
+/// The state shared by all connected sessions.
 pub(crate) struct Gateway {
     pub(crate) server: Arc<TunnelServer>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) access: Arc<Access>,
     pub(crate) model: SharedModel,
     pub(crate) publisher: Arc<Publisher>,
-    pub(crate) departed: Arc<Departed>,
+    pub(crate) disconnected: Arc<Disconnected>,
     pub(crate) replica: Arc<Replica>,
     pub(crate) allow: Vec<Allow>,
-    pub(crate) connected: Connected,
-    pub(crate) shares: Shares,
+    pub(crate) connections: Connections,
+    pub(crate) quotas: Quotas,
 }
 
 /// The newest connection of each session.
 #[derive(Default)]
-pub(crate) struct Connected(Mutex<BTreeMap<SessionRef, (u64, Peer)>>);
+pub(crate) struct Connections(Mutex<BTreeMap<SessionRef, (u64, Peer)>>);
 
-impl Connected {
-    /// Enters a connection and returns its number, and the one that it replaces.
-    fn enter(&self, peer: &Peer) -> (u64, Option<Peer>) {
+impl Connections {
+    /// Adds a connection; returns its number, and the connection that it replaces.
+    fn insert(&self, peer: &Peer) -> (u64, Option<Peer>) {
         let mut connected = lock(&self.0);
         let previous = connected.remove(peer.session());
         let number = previous.as_ref().map_or(0, |(number, _)| number + 1);
@@ -59,8 +60,8 @@ impl Connected {
         (number, previous.map(|(_, peer)| peer))
     }
 
-    /// Whether the session is without a connection now.
-    fn leave(&self, session: &SessionRef, number: u64) -> bool {
+    /// Removes a connection; returns whether it was the session's newest.
+    fn remove(&self, session: &SessionRef, number: u64) -> bool {
         let mut connected = lock(&self.0);
         let last = connected
             .get(session)
@@ -74,9 +75,9 @@ impl Connected {
 }
 
 impl Gateway {
-    /// Takes the byte streams that end at this port, until it is aborted.
+    /// Accepts byte streams at this port until it is aborted.
     pub(crate) async fn accept_links(self: Arc<Self>, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(MAX_LINKS));
+        let slots = Arc::new(Semaphore::new(MAX_LINKS));
         let mut links = JoinSet::new();
         loop {
             while links.try_join_next().is_some() {}
@@ -88,7 +89,7 @@ impl Gateway {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            let Ok(permit) = Arc::clone(&slots).try_acquire_owned() else {
                 tracing::debug!("There are as many links as fit");
                 continue;
             };
@@ -123,24 +124,24 @@ impl Gateway {
 
     async fn serve(&self, peer: Peer) {
         let session = peer.session().clone();
-        let (number, previous) = self.connected.enter(&peer);
+        let (number, previous) = self.connections.insert(&peer);
         if let Some(previous) = previous {
             previous.close(CloseCode::Shutdown, "the session has connected once more");
         }
-        self.departed.returned(&session);
+        self.disconnected.remove(&session);
         tracing::info!(%session, "Session connected");
 
-        // Boxed, so that a session does not keep the room of what is over.
+        // Boxed, so that a session does not keep the memory of a future that has ended.
         tokio::join!(
             peer::serve(self, &peer),
-            Box::pin(self.publisher.tell(&session, "Connected")),
+            Box::pin(self.publisher.write_status(&session, "Connected")),
         );
 
         let reason = peer.closed().await;
         tracing::info!(%session, %reason, "Session disconnected");
-        if self.connected.leave(&session, number) {
-            self.departed.left(session.clone());
-            self.publisher.tell(&session, "Disconnected").await;
+        if self.connections.remove(&session, number) {
+            self.disconnected.insert(session.clone());
+            self.publisher.write_status(&session, "Disconnected").await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The control service of one session: the model as the wire has it.
+//! The control service of one session: sends the model as messages.
 //!
 //! Knows the model and the wire, nothing of Kubernetes objects.
 
@@ -38,18 +38,18 @@ use crate::{
 pub(crate) use resolve::Resolver;
 
 const MAX_TABLES: usize = 4;
-const MAX_QUESTIONS: usize = 64;
+const MAX_QUERIES: usize = 64;
 const MAX_LISTS: usize = 2;
-/// Above so many bytes of an answer that are not written, no more of it is made. h2 keeps a place for
-/// each frame that ever waited.
-const UNSENT: usize = 16 << 10;
+/// Unwritten bytes of an answer above which no more of it is produced. h2 keeps a slot for each
+/// frame that ever waited.
+const MAX_UNSENT: usize = 16 << 10;
 
 /// Lists the workloads of a namespace; `index` knows how.
 pub(crate) trait Workloads: Send + Sync + 'static {
     fn list(&self, namespace: String) -> BoxFuture<'static, Result<Vec<Workload>, String>>;
 }
 
-/// What all sessions of this replica share.
+/// The state that all sessions of this replica share.
 pub(crate) struct Replica {
     pub(crate) pod: String,
     pub(crate) namespace: String,
@@ -65,23 +65,23 @@ pub(crate) struct Control {
     model: SharedModel,
     access: Arc<Access>,
     user: watch::Receiver<Arc<User>>,
-    room: Arc<Room>,
+    limits: Arc<CallLimits>,
 }
 
-/// What the calls of one session, on all its control streams, may use at once: a second table while
-/// the first one's end is not noticed yet, and questions to a zone that is slow.
+/// Limits of the calls of one session on all its control streams: a second table may begin before
+/// the end of the first is noticed, and queries to a slow zone may accumulate.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct CallLimits {
     tables: Arc<Semaphore>,
-    questions: Semaphore,
+    queries: Semaphore,
     lists: Semaphore,
 }
 
-impl Default for Room {
+impl Default for CallLimits {
     fn default() -> Self {
         Self {
             tables: Arc::new(Semaphore::new(MAX_TABLES)),
-            questions: Semaphore::new(MAX_QUESTIONS),
+            queries: Semaphore::new(MAX_QUERIES),
             lists: Semaphore::new(MAX_LISTS),
         }
     }
@@ -94,7 +94,7 @@ where
 {
     let service = TowerToHyperService::new(ManagerServer::new(control));
     let mut server = Builder::new(TokioExecutor::new()).http2_only();
-    server.http2().max_send_buf_size(UNSENT);
+    server.http2().max_send_buf_size(MAX_UNSENT);
     let served = server.serve_connection(TokioIo::new(io), service).await;
     if let Err(error) = served {
         tracing::debug!(%error, "Control stream ended");
@@ -107,14 +107,14 @@ impl Control {
         model: SharedModel,
         access: Arc<Access>,
         user: watch::Receiver<Arc<User>>,
-        room: Arc<Room>,
+        limits: Arc<CallLimits>,
     ) -> Self {
         Self {
             replica,
             model,
             access,
             user,
-            room,
+            limits,
         }
     }
 
@@ -127,7 +127,7 @@ impl Control {
             .map_err(|error| Status::unavailable(error.to_string()))
     }
 
-    /// Whether the answer to a question about `subject` is the user's to know.
+    /// Returns whether the user may know the answer to a query about `subject`.
     async fn may_ask(&self, subject: &Subject) -> Result<bool, Status> {
         let namespace = match subject {
             Subject::Foreign => return Ok(false),
@@ -164,7 +164,7 @@ impl Manager for Control {
         &self,
         _request: Request<WatchTableRequest>,
     ) -> Result<Response<Self::WatchTableStream>, Status> {
-        let permit = Arc::clone(&self.room.tables).try_acquire_owned();
+        let permit = Arc::clone(&self.limits.tables).try_acquire_owned();
         let permit = permit.map_err(|_| {
             let message = format!("this session watches {MAX_TABLES} tables, as many as it may");
             Status::resource_exhausted(message)
@@ -181,10 +181,12 @@ impl Manager for Control {
             let event = Event::Candidates(Candidates { endpoints });
             Ok(TableEvent { event: Some(event) })
         });
-        // Clients take the snapshot first.
+        // Clients expect the snapshot first.
         let all = Box::pin(events)
             .into_future()
-            .map(|(snapshot, rest)| stream::iter(snapshot).chain(stream::select(rest, candidates)))
+            .map(|(snapshot, events)| {
+                stream::iter(snapshot).chain(stream::select(events, candidates))
+            })
             .flatten_stream();
 
         Ok(Response::new(Box::pin(all)))
@@ -200,7 +202,7 @@ impl Manager for Control {
             .ok_or_else(|| Status::invalid_argument("this is not a DNS query"))?;
         let response = if self.may_ask(&subject).await? {
             resolver
-                .ask(&query, &self.room.questions)
+                .ask(&query, &self.limits.queries)
                 .await
                 .map_err(|error| Status::unavailable(error.to_string()))?
         } else {
@@ -221,7 +223,7 @@ impl Manager for Control {
                 Scope::Namespace(namespace).right()
             )));
         }
-        let _permit = self.room.lists.acquire().await;
+        let _permit = self.limits.lists.acquire().await;
         let workloads = self
             .replica
             .workloads

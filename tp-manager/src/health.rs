@@ -1,4 +1,4 @@
-//! What the kubelet's probes ask.
+//! Answers the kubelet's probes.
 
 use std::{convert::Infallible, future::ready, sync::Arc, time::Duration};
 
@@ -16,30 +16,30 @@ use tokio::{
     time::timeout,
 };
 
-/// For one connection, from its beginning to its end.
+/// Bounds a whole connection.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_REQUEST: usize = 2048;
-/// The least that hyper works with.
+/// The smallest that hyper accepts.
 const BUFFER: usize = 8192;
 const MAX_CONNECTIONS: usize = 32;
 
-/// Whether this replica can serve, and if not, why.
+/// The readiness of this replica; the error says why it cannot serve.
 pub(crate) trait Health: Send + Sync + 'static {
     fn ready(&self) -> Result<(), String>;
 }
 
-/// Answers until it is aborted.
+/// Runs until it is aborted.
 pub(crate) async fn serve(listener: TcpListener, health: Arc<dyn Health>) {
     let mut answers = tokio::task::JoinSet::new();
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         while answers.try_join_next().is_some() {}
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        // Beyond that a probe finds its connection closed.
-        if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
+        // Further connections are closed without an answer.
+        if let Ok(permit) = Arc::clone(&slots).try_acquire_owned() {
             let health = Arc::clone(&health);
             answers.spawn(async move {
                 let _permit = permit;
@@ -58,7 +58,7 @@ where
 {
     let answered = Builder::new()
         .keep_alive(false)
-        // Who asks may have said so before the answer comes.
+        // The client may shut down its sending side before the answer.
         .half_close(true)
         .auto_date_header(false)
         .max_header_size(MAX_REQUEST)
@@ -108,7 +108,7 @@ mod tests {
         }
     }
 
-    /// What is answered to these bytes, to a client that says no more.
+    /// The answer to these bytes, from a client that sends no more.
     async fn answered(request: &str, is_ready: bool) -> String {
         let (mut client, server) = duplex(64 << 10);
         client.write_all(request.as_bytes()).await.unwrap();

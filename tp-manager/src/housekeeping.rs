@@ -1,10 +1,9 @@
-//! Deletes Sessions that nobody will use again. Every replica does it; a second deletion is as good.
+//! Deletes Sessions that nobody will use again. Every replica does it; deleting twice does no harm.
 //!
-//! A client that has lost its connection, or slept for longer than the tunnel waits for it, makes a
-//! new Session with a new key: what is left of the old one serves nobody. A replica deletes only
-//! what was connected to itself, because whether another replica has a Session stands nowhere but
-//! in its status, which is for people. Sessions that never connected, or whose replica has ended
-//! with them, stay until their lifetime is over.
+//! A client that lost its connection, or slept for longer than the tunnel waits, makes a new
+//! Session with a new key and never uses the old one again. A replica deletes only Sessions that
+//! were connected to itself: only the status names another replica, and the status is for people.
+//! Sessions that never connected, or whose replica has ended, stay until their lifetime is over.
 
 use std::{
     collections::BTreeMap,
@@ -18,40 +17,41 @@ use kube::{
     api::{DeleteParams, Preconditions},
 };
 use tokio::time::{Instant, interval, timeout};
+use tp_process::sync;
 use tp_proto::crd::Session;
 use tp_transport::SessionRef;
 
-use crate::{sessions::Sessions, sync};
+use crate::sessions::Sessions;
 
 const INTERVAL: Duration = Duration::from_secs(10);
-/// A client whose connection ended deletes its Session itself, unless it was killed. The tunnel has
-/// waited for a silent one before.
-const ABANDONED: Duration = Duration::from_secs(60);
+/// A client that was not killed deletes its Session itself before this. The tunnel has already
+/// waited for a silent client.
+const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sessions that were connected here and are not any more.
+/// Sessions whose connection to this replica has ended.
 #[derive(Debug, Default)]
-pub(crate) struct Departed(Mutex<BTreeMap<SessionRef, Instant>>);
+pub(crate) struct Disconnected(Mutex<BTreeMap<SessionRef, Instant>>);
 
-impl Departed {
-    pub(crate) fn left(&self, session: SessionRef) {
+impl Disconnected {
+    pub(crate) fn insert(&self, session: SessionRef) {
         self.lock().insert(session, Instant::now());
     }
 
-    pub(crate) fn returned(&self, session: &SessionRef) {
+    pub(crate) fn remove(&self, session: &SessionRef) {
         self.lock().remove(session);
     }
 
-    /// Those who have been away for too long.
+    /// Removes and returns the Sessions that have been disconnected for too long.
     fn take_abandoned(&self, now: Instant) -> Vec<SessionRef> {
-        let mut departed = self.lock();
-        let gone: Vec<SessionRef> = departed
+        let mut disconnected = self.lock();
+        let gone: Vec<SessionRef> = disconnected
             .iter()
-            .filter(|(_, since)| now.duration_since(**since) > ABANDONED)
+            .filter(|(_, since)| now.duration_since(**since) > ABANDONED_AFTER)
             .map(|(session, _)| session.clone())
             .collect();
         for session in &gone {
-            departed.remove(session);
+            disconnected.remove(session);
         }
 
         gone
@@ -63,13 +63,13 @@ impl Departed {
 }
 
 /// Runs until it is aborted.
-pub(crate) async fn keep(client: Client, sessions: Arc<Sessions>, departed: Arc<Departed>) {
+pub(crate) async fn keep(client: Client, sessions: Arc<Sessions>, disconnected: Arc<Disconnected>) {
     let mut tick = interval(INTERVAL);
     loop {
         tick.tick().await;
-        let mut useless = sessions.expired(Timestamp::now());
-        useless.extend(departed.take_abandoned(Instant::now()));
-        for session in useless {
+        let mut unused = sessions.expired(Timestamp::now());
+        unused.extend(disconnected.take_abandoned(Instant::now()));
+        for session in unused {
             delete(&client, &session).await;
         }
     }
@@ -102,13 +102,13 @@ mod tests {
             name: name.into(),
             uid: name.into(),
         };
-        let departed = Departed::default();
-        departed.left(session("a"));
-        departed.left(session("b"));
-        departed.returned(&session("b"));
+        let disconnected = Disconnected::default();
+        disconnected.insert(session("a"));
+        disconnected.insert(session("b"));
+        disconnected.remove(&session("b"));
 
-        assert!(departed.take_abandoned(Instant::now()).is_empty());
-        let later = Instant::now() + ABANDONED + Duration::from_secs(1);
-        assert_eq!(departed.take_abandoned(later), [session("a")]);
+        assert!(disconnected.take_abandoned(Instant::now()).is_empty());
+        let later = Instant::now() + ABANDONED_AFTER + Duration::from_secs(1);
+        assert_eq!(disconnected.take_abandoned(later), [session("a")]);
     }
 }

@@ -25,13 +25,13 @@ use tokio::{sync::watch, time::interval};
 
 use crate::model::{Model, SharedModel, Update};
 
-/// How often the networks of pods may change, where each pod is one.
-const NETWORKS_PACE: Duration = Duration::from_secs(1);
-const WATCH_SECONDS: u32 = 15;
-/// How long the API server may say nothing that owes an answer, or the end of a watch.
-pub(crate) const SILENCE: Duration = Duration::from_secs(20);
-/// Events that are applied together: what follows from them is derived once.
-const BURST: usize = 256;
+/// The shortest time between changes of the networks of pods, where each pod may be one.
+const NETWORKS_INTERVAL: Duration = Duration::from_secs(1);
+const WATCH_TIMEOUT_SECONDS: u32 = 15;
+/// Bounds the API server's silence while it owes an answer, or the end of a watch.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(20);
+/// Events applied together: networks are derived once for them.
+const MAX_BURST: usize = 256;
 
 /// The tasks that keep the model; each runs until it is aborted.
 pub(crate) fn tasks(
@@ -40,7 +40,7 @@ pub(crate) fn tasks(
     synced: &Synced,
 ) -> Vec<BoxFuture<'static, ()>> {
     let all = watch_config;
-    model.update(|model| model.keep_pace(NETWORKS_PACE));
+    model.update(|model| model.set_networks_interval(NETWORKS_INTERVAL));
 
     vec![
         Box::pin(settle(model.clone())),
@@ -82,19 +82,19 @@ pub(crate) fn tasks(
     ]
 }
 
-/// Derives networks that were not to be derived yet.
+/// Derives networks that were deferred.
 async fn settle(model: SharedModel) {
-    let mut tick = interval(NETWORKS_PACE);
+    let mut tick = interval(NETWORKS_INTERVAL);
     loop {
         tick.tick().await;
         model.update(|_| {});
     }
 }
 
-/// A watch whose connection has died without a word is noticed when it should have ended
+/// Watches are short, so that a dead connection is noticed when its watch should have ended
 /// (kube-runtime gives it five seconds more).
 pub(crate) fn watch_config() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_SECONDS)
+    watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS)
 }
 
 fn stream<K>(
@@ -108,8 +108,8 @@ where
     watcher(api, config).default_backoff()
 }
 
-/// Applies a watch to the model. `convert` gives an object's name, and its value unless it is of no
-/// interest.
+/// Applies a watch to the model. `convert` gives an object's name, and its value if the model needs
+/// it.
 async fn follow<O, K, V>(
     events: impl TryStream<Ok = Event<O>, Error = watcher::Error> + Send + 'static,
     convert: fn(&O) -> (K, Option<V>),
@@ -122,7 +122,7 @@ async fn follow<O, K, V>(
     O: Send,
 {
     let mut listing = BTreeMap::new();
-    let mut bursts = std::pin::pin!(events.into_stream().ready_chunks(BURST));
+    let mut bursts = std::pin::pin!(events.into_stream().ready_chunks(MAX_BURST));
     while let Some(burst) = bursts.next().await {
         let updates = burst.into_iter().filter_map(|event| match event {
             Ok(event) => update(event, convert, &mut listing),
@@ -143,7 +143,7 @@ async fn follow<O, K, V>(
     }
 }
 
-/// What an event makes of the model. The objects of a listing are gathered until it is complete.
+/// Converts an event. The objects of a listing are gathered until it is complete.
 fn update<O, K: Ord, V>(
     event: Event<O>,
     convert: fn(&O) -> (K, Option<V>),
@@ -169,7 +169,7 @@ fn update<O, K: Ord, V>(
     }
 }
 
-/// Counts the parts of the manager's knowledge that are not complete yet.
+/// Counts the listings that are not complete yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Synced {
     missing: watch::Sender<usize>,

@@ -18,7 +18,6 @@ mod policy;
 mod publish;
 mod runtime;
 mod sessions;
-mod sync;
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! What the manager knows of the cluster, in its own terms.
+//! The manager's model of the cluster.
 //!
 //! `index` writes it from Kubernetes objects, `grpc` and `gateway` read it; neither sees the other.
 
@@ -48,13 +48,13 @@ impl ObjectName {
 pub(crate) struct Service {
     /// Empty for headless services and ExternalName.
     pub(crate) cluster_ips: Vec<IpAddr>,
-    /// Other addresses that nodes send to it (`spec.externalIPs`).
+    /// Further addresses whose connections nodes send to it (`spec.externalIPs`).
     pub(crate) external_ips: Vec<IpAddr>,
     pub(crate) exposure: Exposure,
 }
 
 impl Service {
-    /// Addresses beside its own that nodes send to it.
+    /// Further addresses whose connections nodes send to it.
     fn claims(&self) -> impl Iterator<Item = IpAddr> {
         let balancers = self.exposure.ingress.iter().filter_map(|it| match it {
             Ingress::Address(address) => Some(*address),
@@ -69,7 +69,7 @@ impl Service {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Exposure {
     pub(crate) ingress: Vec<Ingress>,
-    /// That of the first port that has one.
+    /// The first one of its ports.
     pub(crate) node_port: Option<u16>,
 }
 
@@ -83,7 +83,7 @@ pub(crate) enum Ingress {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Pod {
     pub(crate) addresses: Vec<IpAddr>,
-    /// The ports that it declares at its node's addresses.
+    /// Ports that it declares, at its node's addresses.
     pub(crate) on_node: Vec<(IpAddr, u16)>,
 }
 
@@ -91,7 +91,7 @@ pub(crate) struct Pod {
 pub(crate) struct Node {
     pub(crate) external: Vec<IpAddr>,
     pub(crate) internal: Vec<IpAddr>,
-    /// Of bridges and tunnels, among those of pods.
+    /// Addresses of bridges and tunnels, in networks of pods.
     pub(crate) tunnels: Vec<IpAddr>,
     pub(crate) pod_networks: Vec<IpNet>,
 }
@@ -118,7 +118,7 @@ pub(crate) struct Port {
 pub(crate) enum Update<K, V> {
     Applied(K, V),
     Removed(K),
-    /// Everything there is.
+    /// The complete listing.
     Replaced(BTreeMap<K, V>),
 }
 
@@ -127,34 +127,32 @@ pub(crate) struct Model {
     namespaces: BTreeMap<String, ()>,
     services: BTreeMap<ObjectName, Arc<Service>>,
     service_of: HashMap<IpAddr, ObjectName>,
-    /// Services that nodes send connections to other addresses to.
+    /// Services by the further addresses whose connections nodes send to them.
     claims: HashMap<IpAddr, BTreeSet<ObjectName>>,
     pods: BTreeMap<ObjectName, Pod>,
     pod_of: HashMap<IpAddr, ObjectName>,
     on_nodes: OnNodes,
-    /// Namespaces of addresses that pods have given back: services may lead there for a moment more.
+    /// Namespaces of addresses that pods released: services may lead there for a moment.
     gone_pods: Recent<IpAddr, String>,
     slices: Slices,
     nodes: BTreeMap<String, Node>,
     node_addresses: BTreeSet<IpAddr>,
     /// Bridges of the common pod networks hold the first address: the node answers there.
     gateways: BTreeSet<IpAddr>,
-    /// None until they are found, and where they cannot be.
+    /// `None` until they are found, and if they cannot be.
     found_service_networks: Option<Vec<IpNet>>,
     service_networks: Vec<IpNet>,
-    /// What nodes declare.
+    /// The networks of pods that nodes declare.
     declared: Vec<IpNet>,
     pod_networks: Vec<IpNet>,
-    /// Of the addresses of services, and of pods outside of what nodes declare.
+    /// Covers of the addresses of services, and of pods outside the declared networks.
     service_cover: Cover,
     pod_cover: Cover,
-    /// Networks that are to be derived again; those of pods no sooner than a `pace` after the last
-    /// time, because each session is told them all.
+    /// Networks to derive again; pods' at most once per `networks_interval`: all sessions get all.
     stale: Stale,
-    pace: Duration,
+    networks_interval: Duration,
     derived: Option<Instant>,
-    /// What somebody is to be told. Most events of a cluster's objects are about what nobody asks
-    /// the manager for.
+    /// Changes that readers follow. Most events of a cluster's objects concern no reader.
     log: Log,
     #[cfg(test)]
     looks: std::sync::atomic::AtomicUsize,
@@ -170,7 +168,7 @@ struct Stale {
 
 impl Model {
     pub(crate) fn update_namespaces(&mut self, update: Update<String, ()>) {
-        if step(&mut self.namespaces, update) {
+        if apply_update(&mut self.namespaces, update) {
             self.log.namespaces_changed();
         }
     }
@@ -197,10 +195,10 @@ impl Model {
     }
 
     pub(crate) fn update_nodes(&mut self, update: Update<String, Node>) {
-        if !step(&mut self.nodes, update) {
+        if !apply_update(&mut self.nodes, update) {
             return;
         }
-        // Candidates are made of nodes.
+        // Candidates depend on nodes.
         self.log.other_changed();
         let nodes = self.nodes.values();
         self.declared = nodes.flat_map(|node| node.pod_networks.clone()).collect();
@@ -221,17 +219,17 @@ impl Model {
         self.slices.update(update);
     }
 
-    /// None where they cannot be found: then the services that are known are covered.
+    /// `None` if they cannot be found: then the known services are covered.
     pub(crate) fn set_service_networks(&mut self, found: Option<Vec<IpNet>>) {
         if self.found_service_networks != found {
             self.found_service_networks = found;
             self.stale.services = true;
-            // Also where the networks are the same, that they are a cover is told.
+            // Even if the networks are the same, sessions are told whether they are a cover.
             self.log.networks_changed();
         }
     }
 
-    /// Derives the networks whose parts have changed: once for any number of updates.
+    /// Derives the stale networks, once for any number of updates.
     pub(crate) fn settle(&mut self) {
         let stale = mem::take(&mut self.stale);
         if stale.services {
@@ -244,7 +242,9 @@ impl Model {
                 self.log.networks_changed();
             }
         }
-        let is_early = self.derived.is_some_and(|at| at.elapsed() < self.pace);
+        let is_early = self
+            .derived
+            .is_some_and(|at| at.elapsed() < self.networks_interval);
         self.stale.pods = stale.pods && is_early;
         if stale.pods && !is_early {
             self.derived = Some(Instant::now());
@@ -262,9 +262,9 @@ impl Model {
         }
     }
 
-    /// Somebody sees to it that what is too early is settled later.
-    pub(crate) fn keep_pace(&mut self, pace: Duration) {
-        self.pace = pace;
+    /// Sets how often networks of pods are derived; the caller settles deferred ones later.
+    pub(crate) fn set_networks_interval(&mut self, interval: Duration) {
+        self.networks_interval = interval;
     }
 
     pub(crate) fn services_are_covered(&self) -> bool {
@@ -280,7 +280,7 @@ impl Model {
         self.services.iter()
     }
 
-    /// Those of one namespace, behind the service `after`.
+    /// The services of one namespace that follow the service `after`.
     pub(crate) fn services_after<'a>(
         &'a self,
         namespace: &'a str,
@@ -418,7 +418,7 @@ impl Model {
     }
 }
 
-/// Whose each address is, of all that have addresses.
+/// The object that has each address.
 fn addresses<V>(
     all: &BTreeMap<ObjectName, V>,
     of: impl Fn(&V) -> &Vec<IpAddr>,
@@ -431,8 +431,8 @@ fn addresses<V>(
     each.collect()
 }
 
-/// Whether the map is another now.
-fn step<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, update: Update<K, V>) -> bool {
+/// Applies an update, and returns whether the map has changed.
+fn apply_update<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, update: Update<K, V>) -> bool {
     match update {
         Update::Applied(name, value) if map.get(&name) == Some(&value) => false,
         Update::Applied(name, value) => {
@@ -448,18 +448,18 @@ fn step<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, update: Update<K, V>) ->
     }
 }
 
-/// The model, shared by everything that reads it; every change that somebody is told moves `revision`.
+/// The model, shared by its readers; every change in the log increments `revision`.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedModel {
     inner: Arc<RwLock<Model>>,
     revision: watch::Sender<u64>,
-    /// Of any update, also of one that nobody is told.
+    /// Notified of every update, also of those not in the log.
     updated: Arc<Notify>,
-    /// Who waits for one.
+    /// Permits to wait for an update.
     waiting: Arc<Semaphore>,
 }
 
-/// Connections that wait at once until it is known whose their address is: each looks at every update.
+/// Connections that wait at once for the owner of their address: each checks every update.
 const MAX_WAITING: usize = 256;
 
 impl SharedModel {
@@ -473,12 +473,12 @@ impl SharedModel {
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Model> {
-        crate::sync::read(&self.inner)
+        tp_process::sync::read(&self.inner)
     }
 
-    /// Several updates in one are settled, and told, once.
+    /// Several updates in one are settled and published once.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Model)) {
-        let mut model = crate::sync::write(&self.inner);
+        let mut model = tp_process::sync::write(&self.inner);
         change(&mut model);
         model.settle();
         let new = model.log.revision();

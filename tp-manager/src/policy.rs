@@ -1,7 +1,6 @@
-//! Whether the admission policy that proves `spec.user` is in force, and since when.
+//! Checks that the admission policy that proves `spec.user` is in force, and since when.
 //!
-//! It is not taken on trust: the manager tries to forge Sessions, as dry runs, and believes only
-//! the refusals.
+//! The manager tries to forge Sessions, as dry runs: only their refusal is proof.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,35 +22,35 @@ use tokio::sync::watch;
 use tp_core::VERSION;
 use tp_proto::crd::{POLICY_NAME, Session, SessionSpec, UserInfo};
 
-use presence::{Presence, Seen, narrowing_of_binding, narrowing_of_policy};
+use presence::{ObjectEvent, ObjectPresence, narrowing_of_binding, narrowing_of_policy};
 
 use crate::index;
 
 mod presence;
 
 /// A policy takes effect some tenths of a second after it was written, and time stamps have whole
-/// seconds: what was made within this time of it proves nothing.
-pub(crate) const GRACE: SignedDuration = SignedDuration::from_secs(3);
+/// seconds: an object made sooner after it proves nothing.
+pub(crate) const EFFECTIVE_AFTER: SignedDuration = SignedDuration::from_secs(3);
 
-/// A policy that was written so long ago is in effect, whatever the clocks say.
-const OLD: SignedDuration = SignedDuration::from_secs(60);
+/// A policy of this age is in effect, even if clocks differ.
+const SURELY_EFFECTIVE_AFTER: SignedDuration = SignedDuration::from_secs(60);
 
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
-/// A proof older than this, because the API server was away, counts no more.
+/// An older proof does not count: the API server may have been away.
 const PROOF_LIFETIME: SignedDuration = SignedDuration::from_secs(180);
 
-/// What is known of the policy.
+/// The state of the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Policy {
-    /// Since when policy and binding are as they are; none while one of them is missing.
+    /// The last change of policy or binding; `None` while one of them is missing.
     pub(crate) since: Option<Timestamp>,
-    /// From when, by this replica's clock, a refusal is that of the policy as it is.
-    settles: Timestamp,
-    /// When forged Sessions were last refused.
+    /// The time, by this replica's clock, from which a refusal comes from the current policy.
+    settled_at: Timestamp,
+    /// The time of the last refusal of forged Sessions.
     proven: Option<Timestamp>,
-    /// Why it is not proven.
+    /// The reason why it is not proven.
     doubt: String,
 }
 
@@ -59,7 +58,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             since: None,
-            settles: Timestamp::default(),
+            settled_at: Timestamp::default(),
             proven: None,
             doubt: format!("the admission policy {POLICY_NAME} has not been looked at yet"),
         }
@@ -67,12 +66,12 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Whether Sessions made under it may be believed now.
+    /// Succeeds if Sessions made under it may be believed now.
     pub(crate) fn trust(&self, now: Timestamp) -> Result<(), String> {
         if self.since.is_none() {
             return Err(self.doubt.clone());
         }
-        if now < self.settles {
+        if now < self.settled_at {
             return Err(format!("the admission policy {POLICY_NAME} is too young"));
         }
         match self.proven {
@@ -84,8 +83,8 @@ impl Policy {
         }
     }
 
-    /// Takes notice of policy and binding, and returns whether they have changed.
-    fn note(&mut self, since: Result<Timestamp, String>, now: Timestamp) -> bool {
+    /// Records the last change of policy and binding, and returns whether they have changed.
+    fn update(&mut self, since: Result<Timestamp, String>, now: Timestamp) -> bool {
         let doubt = match &since {
             Ok(_) => format!("the admission policy {POLICY_NAME} is being tested"),
             Err(reason) => reason.clone(),
@@ -94,27 +93,27 @@ impl Policy {
         if self.since == since && (since.is_some() || self.doubt == doubt) {
             return false;
         }
-        // Whatever was proven was proven of another policy, and its refusals may go on for a moment.
-        let is_old = since.is_some_and(|since| now.duration_since(since) > OLD);
+        // The proof was of the previous policy, which may go on refusing for a moment.
+        let is_old = since.is_some_and(|since| now.duration_since(since) > SURELY_EFFECTIVE_AFTER);
         self.since = since;
-        self.settles = if is_old { now } else { now + GRACE };
+        self.settled_at = if is_old { now } else { now + EFFECTIVE_AFTER };
         self.proven = None;
         self.doubt = doubt;
 
         true
     }
 
-    /// Whether an object made at `created` was made under the policy as it is now.
+    /// Returns whether an object made at `created` was made under the current policy.
     pub(crate) fn covers(&self, created: Timestamp) -> bool {
         self.since
-            .is_some_and(|since| created.duration_since(since) >= GRACE)
+            .is_some_and(|since| created.duration_since(since) >= EFFECTIVE_AFTER)
     }
 
     #[cfg(test)]
     pub(crate) fn proven_since(since: Timestamp, proven: Timestamp) -> Self {
         Self {
             since: Some(since),
-            settles: since + GRACE,
+            settled_at: since + EFFECTIVE_AFTER,
             proven: Some(proven),
             doubt: String::new(),
         }
@@ -128,20 +127,20 @@ pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sen
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     let of_policy = watcher(policies, by_name())
         .default_backoff()
-        .map_ok(|event| Seen::of(event, narrowing_of_policy));
+        .map_ok(|event| ObjectEvent::of(event, narrowing_of_policy));
     let of_binding = watcher(bindings, by_name())
         .default_backoff()
-        .map_ok(|event| Seen::of(event, narrowing_of_binding));
+        .map_ok(|event| ObjectEvent::of(event, narrowing_of_binding));
     let mut of_policy = std::pin::pin!(of_policy);
     let mut of_binding = std::pin::pin!(of_binding);
 
-    let mut policy_seen = Presence::default();
-    let mut binding_seen = Presence::default();
+    let mut policy_seen = ObjectPresence::default();
+    let mut binding_seen = ObjectPresence::default();
     let mut next_check = tokio::time::Instant::now();
     loop {
         tokio::select! {
-            Some(seen) = of_policy.next() => policy_seen.note(seen),
-            Some(seen) = of_binding.next() => binding_seen.note(seen),
+            Some(seen) = of_policy.next() => policy_seen.update(seen),
+            Some(seen) = of_binding.next() => binding_seen.update(seen),
             () = tokio::time::sleep_until(next_check) => {
                 next_check = tokio::time::Instant::now() + check(&client, &namespace, &policy).await;
                 continue;
@@ -154,21 +153,21 @@ pub(crate) async fn follow(client: Client, namespace: String, policy: watch::Sen
                 "the binding of the admission policy {POLICY_NAME} {reason}"
             )),
         };
-        if policy.send_if_modified(|known| known.note(since, Timestamp::now())) {
+        if policy.send_if_modified(|known| known.update(since, Timestamp::now())) {
             next_check = tokio::time::Instant::now();
         }
     }
 }
 
-/// Tests once and returns how long to wait before the next time.
+/// Tests once and returns the pause before the next test.
 async fn check(client: &Client, namespace: &str, policy: &watch::Sender<Policy>) -> Duration {
     let begin = Timestamp::now();
     let tested = tokio::time::timeout(CHECK_TIMEOUT, try_to_forge(client, namespace)).await;
     match tested {
-        // Narrowed, or away: whatever was refused here.
+        // The policy is narrowed or missing: refusals in this namespace prove nothing.
         Ok(Ok(_)) if policy.borrow().since.is_none() => CHECK_INTERVAL,
-        // Refused by what was there before, perhaps.
-        Ok(Ok(None)) if begin < policy.borrow().settles => RETRY,
+        // The previous policy may have refused.
+        Ok(Ok(None)) if begin < policy.borrow().settled_at => RETRY_INTERVAL,
         Ok(Ok(None)) => {
             policy.send_modify(|known| {
                 if known.proven.is_none() {
@@ -189,14 +188,14 @@ async fn check(client: &Client, namespace: &str, policy: &watch::Sender<Policy>)
                      policy {POLICY_NAME} is not in force"
                 );
             });
-            RETRY
+            RETRY_INTERVAL
         }
-        // Unreachable proves nothing in either direction; an old proof runs out by itself.
+        // An unreachable API server proves nothing; an old proof expires by itself.
         Ok(Err(error)) => {
             tracing::debug!(%error, "Cannot test the admission policy");
-            RETRY
+            RETRY_INTERVAL
         }
-        Err(_) => RETRY,
+        Err(_) => RETRY_INTERVAL,
     }
 }
 
@@ -254,7 +253,7 @@ fn is_refusal(message: &str) -> bool {
         && message.contains("denied request")
 }
 
-/// One lie each.
+/// Users with one forged field each.
 fn forgeries(own: &UserInfo) -> [(&'static str, UserInfo); 4] {
     let mut groups = own.groups.clone();
     groups.push("system:masters".into());

@@ -1,4 +1,4 @@
-//! Publishes the hash of this replica's key, and tells people about sessions.
+//! Publishes the hash of this replica's key, and writes the status of Sessions.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use tp_core::VERSION;
 use tp_proto::crd::{MANAGER_CONFIG_MAP, MANAGER_VERSION_KEY, Session};
 use tp_transport::{KeyHash, SessionRef};
 
-/// Somebody may have removed it.
-const REPEAT: Duration = Duration::from_secs(60);
-const RETRY: Duration = Duration::from_secs(1);
+/// Restores the hash if somebody has removed it.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Publisher {
@@ -44,19 +44,19 @@ impl Publisher {
                     if !published.send_replace(true) {
                         tracing::info!("Hash of this replica's key published");
                     }
-                    REPEAT
+                    REFRESH_INTERVAL
                 }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "Cannot publish the hash of the key");
-                    RETRY
+                    RETRY_INTERVAL
                 }
-                Err(_) => RETRY,
+                Err(_) => RETRY_INTERVAL,
             };
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Nobody should dial a replica that ends.
+    /// Removes the hash: no client should dial a replica that ends.
     pub(crate) async fn withdraw(&self) {
         if !matches!(timeout(TIMEOUT, self.apply(json!({}))).await, Ok(Ok(()))) {
             tracing::debug!("Hash of the key stays published");
@@ -71,15 +71,15 @@ impl Publisher {
             "metadata": {"name": MANAGER_CONFIG_MAP},
             "data": data,
         });
-        // Each replica owns its own entry; the version is everybody's.
+        // Each replica owns its own entry; the version is shared.
         let params = PatchParams::apply(&self.pod).force();
         maps.patch(MANAGER_CONFIG_MAP, &params, &Patch::Apply(map))
             .await
             .map(|_| ())
     }
 
-    /// For people who look at the Session; failing to say it changes nothing.
-    pub(crate) async fn tell(&self, session: &SessionRef, phase: &str) {
+    /// Writes the status of a Session, which is for people: a failure changes nothing.
+    pub(crate) async fn write_status(&self, session: &SessionRef, phase: &str) {
         let sessions: Api<Session> = Api::namespaced(self.client.clone(), &session.namespace);
         let status = json!({
             "metadata": {"uid": session.uid},
@@ -91,8 +91,8 @@ impl Publisher {
         });
         let params = PatchParams::default();
         let patch = Patch::Merge(status);
-        let told = sessions.patch_status(&session.name, &params, &patch);
-        match timeout(TIMEOUT, told).await {
+        let patched = sessions.patch_status(&session.name, &params, &patch);
+        match timeout(TIMEOUT, patched).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "Cannot write the status of a Session"),
             Err(_) => tracing::debug!("Writing the status of a Session took too long"),

@@ -17,36 +17,36 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
+use tp_process::sync::lock;
 use tp_proto::crd::{HEALTH_PORT, TUNNEL_PORT, UDP_PORT};
 use tp_transport::{CloseCode, Identity, TunnelServer};
 
 use crate::{
     access::Access,
     args::Args,
-    gateway::{Connected, Gateway, Shares},
+    gateway::{Connections, Gateway, Quotas},
     grpc::{Replica, Resolver, Workloads},
     health::{self, Health},
-    housekeeping::{self, Departed},
+    housekeeping::{self, Disconnected},
     index::{self, Synced},
     model::{SharedModel, Workload},
     policy::{self, Policy},
     publish::Publisher,
-    sessions::{Gate, Sessions},
-    sync::lock,
+    sessions::{SessionAdmission, Sessions},
 };
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs until it is told to stop, or a part ends that never should.
+/// Runs until a signal to end, or until a task ends that never should.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let config = Config::infer()
         .await
         .context("cannot find the API server")?;
-    let client =
-        client(config, index::SILENCE).context("cannot set the connection to the API server up")?;
+    let client = client(config, index::READ_TIMEOUT)
+        .context("cannot set the connection to the API server up")?;
     let identity = Identity::generate().context("cannot make a key")?;
     let key = identity.key_hash();
 
@@ -60,11 +60,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         args.pod_namespace.clone(),
         args.pod_name.clone(),
     ));
-    let departed = Arc::new(Departed::default());
+    let disconnected = Arc::new(Disconnected::default());
     let server = listen_udp(identity, &sessions)?;
-    // The kubelet forwards ports to it also where pods have no other address of IPv4.
+    // The kubelet forwards ports to it even if pods have no other IPv4 address.
     let links = listen(Ipv4Addr::LOCALHOST.into(), TUNNEL_PORT).await?;
-    // The kubelet probes the first address of the pod, of whichever family that is.
+    // The kubelet probes the pod's first address, IPv4 or IPv6.
     let probes = match listen(Ipv6Addr::UNSPECIFIED.into(), HEALTH_PORT).await {
         Ok(probes) => probes,
         Err(_) => listen(Ipv4Addr::UNSPECIFIED.into(), HEALTH_PORT).await?,
@@ -75,17 +75,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         access: Access::new(client.clone()),
         model: model.clone(),
         publisher: Arc::clone(&publisher),
-        departed: Arc::clone(&departed),
+        disconnected: Arc::clone(&disconnected),
         replica: Arc::new(replica(&args, client.clone()).await?),
         allow: args.allow.clone(),
-        connected: Connected::default(),
-        shares: Shares::default(),
+        connections: Connections::default(),
+        quotas: Quotas::default(),
     });
     let readiness = Arc::new(Readiness {
         policy: policy.subscribe(),
         published: published.subscribe(),
         synced: synced.clone(),
-        told: Mutex::new(Ok(())),
+        last_reported: Mutex::new(Ok(())),
     });
 
     let mut tasks = JoinSet::new();
@@ -116,7 +116,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     start(Box::pin(async move {
         publishing.keep(key, published).await;
     }));
-    start(Box::pin(housekeeping::keep(client, sessions, departed)));
+    start(Box::pin(housekeeping::keep(client, sessions, disconnected)));
     start(Box::pin(health::serve(probes, readiness)));
     start(Box::pin(Arc::clone(&gateway).accept_links(links)));
     start(Box::pin(gateway.accept_peers()));
@@ -141,11 +141,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     stopped
 }
 
-/// A client that takes a connection for dead on which nothing comes for so long where something is
-/// due: a watch that begins anew may be sent on one that was idle, and has died as well.
-fn client(mut config: Config, silence: Duration) -> kube::Result<Client> {
-    config.read_timeout = Some(silence);
-    // Since the request, however long ago the answer before it came.
+/// A client that gives up a connection if an answer is overdue by `read_timeout`: a restarted watch
+/// may be sent over an idle connection that has died as well.
+fn client(mut config: Config, read_timeout: Duration) -> kube::Result<Client> {
+    config.read_timeout = Some(read_timeout);
+    // Counts from the request, not from the previous answer.
     config.reset_reader_on_write = true;
 
     Client::try_from(config)
@@ -154,14 +154,14 @@ fn client(mut config: Config, silence: Duration) -> kube::Result<Client> {
 fn listen_udp(identity: Identity, sessions: &Arc<Sessions>) -> anyhow::Result<Arc<TunnelServer>> {
     let udp = std::net::UdpSocket::bind((unspecified(), UDP_PORT))
         .with_context(|| format!("cannot bind UDP port {UDP_PORT}"))?;
-    let gate = Arc::new(Gate(Arc::clone(sessions)));
+    let admission = Arc::new(SessionAdmission(Arc::clone(sessions)));
 
-    TunnelServer::bind(Some(udp), identity, gate).context("cannot set the tunnel up")
+    TunnelServer::bind(Some(udp), identity, admission).context("cannot set the tunnel up")
 }
 
-/// All addresses of the pod: of IPv6 where it has none of IPv4.
+/// The unspecified address: of IPv6 if the pod has no IPv4 address.
 fn unspecified() -> IpAddr {
-    // Asks the kernel for a route, and sends nothing (RFC 5737: nobody is there).
+    // Only looks up a route; sends nothing (192.0.2.1 is for documentation, RFC 5737).
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
     let route = socket.and_then(|socket| socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)));
 
@@ -199,25 +199,25 @@ impl Workloads for Lister {
     }
 }
 
-/// Everything that must be true before a client is sent here.
+/// The conditions of the readiness probe.
 struct Readiness {
     policy: watch::Receiver<Policy>,
     published: watch::Receiver<bool>,
     synced: Synced,
-    told: Mutex<Result<(), String>>,
+    last_reported: Mutex<Result<(), String>>,
 }
 
 impl Health for Readiness {
     fn ready(&self) -> Result<(), String> {
-        let ready = self.judge();
-        let mut told = lock(&self.told);
-        // A probe's answer is shown nowhere; the log is.
-        if *told != ready {
+        let ready = self.check();
+        let mut last_reported = lock(&self.last_reported);
+        // The kubelet does not show a probe's answer.
+        if *last_reported != ready {
             match &ready {
                 Ok(()) => tracing::info!("Ready"),
                 Err(reason) => tracing::info!(reason, "Not ready"),
             }
-            told.clone_from(&ready);
+            last_reported.clone_from(&ready);
         }
 
         ready
@@ -225,7 +225,7 @@ impl Health for Readiness {
 }
 
 impl Readiness {
-    fn judge(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         self.policy.borrow().trust(Timestamp::now())?;
         if !self.synced.is_complete() {
             return Err("the cluster is still being listed".into());

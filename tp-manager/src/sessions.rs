@@ -1,8 +1,8 @@
 //! The `Session` objects of the cluster, and which of them may connect.
 //!
-//! A Session with `spec.renews` never connects. It says, with the API server as its witness, who
-//! the user of another Session is at the time, and gives that one another lifetime. Which renewal
-//! counts follows from the objects alone, so all replicas agree and none has to remember.
+//! A Session with `spec.renews` never connects. It proves, through the API server, the current
+//! identity of another Session's user, and gives that Session a new lifetime. The objects alone
+//! determine the renewal that counts, so all replicas agree and keep no state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +21,7 @@ use kube::{
 };
 use serde::Deserialize as _;
 use tokio::sync::watch;
+use tp_process::sync;
 use tp_proto::crd::{SESSION_LIFETIME_SECONDS, Session, SessionSpec};
 use tp_transport::{Admission, KeyHash, Refusal, SessionRef};
 
@@ -28,44 +29,43 @@ use crate::{
     access::User,
     index::{self, SyncedPart},
     policy::Policy,
-    sync,
 };
 
 const LIFETIME: SignedDuration = SignedDuration::from_secs(SESSION_LIFETIME_SECONDS);
 
-/// What the manager needs of a `Session`.
+/// The part of a `Session` that the manager needs.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct SessionRecord {
     pub(crate) session: SessionRef,
     created: Timestamp,
     is_deleted: bool,
-    claim: Result<Claim, &'static str>,
+    identity: Result<SessionIdentity, &'static str>,
 }
 
 #[derive(Debug, Clone)]
-struct Claim {
+struct SessionIdentity {
     user: Arc<User>,
     key: KeyHash,
     /// UID of the Session that this one renews.
     renews: Option<String>,
 }
 
-/// A session that may stay: as whom, and since when its lifetime counts.
+/// A session that may stay: its user, and the start of its lifetime.
 #[derive(Debug, Clone)]
-pub(crate) struct Standing {
+pub(crate) struct ValidSession {
     pub(crate) user: Arc<User>,
     since: Timestamp,
 }
 
-impl Standing {
-    fn of(entry: &Entry, claim: &Claim) -> Self {
+impl ValidSession {
+    fn of(record: &SessionRecord, identity: &SessionIdentity) -> Self {
         Self {
-            user: Arc::clone(&claim.user),
-            since: entry.created,
+            user: Arc::clone(&identity.user),
+            since: record.created,
         }
     }
 
-    fn lasts(&self, session: &SessionRef, now: Timestamp) -> Result<(), String> {
+    fn check_lifetime(&self, session: &SessionRef, now: Timestamp) -> Result<(), String> {
         if now.duration_since(self.since) <= LIFETIME {
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Standing {
     }
 }
 
-impl Entry {
+impl SessionRecord {
     fn of(object: &DynamicObject) -> Option<Self> {
         let session = SessionRef {
             namespace: object.namespace()?,
@@ -89,17 +89,17 @@ impl Entry {
             session,
             created,
             is_deleted: object.metadata.deletion_timestamp.is_some(),
-            claim: claim(object),
+            identity: read_identity(object),
         })
     }
 }
 
-/// Read by hand: one malformed object must not hide the others.
-fn claim(object: &DynamicObject) -> Result<Claim, &'static str> {
+/// Parses one object at a time: a malformed one must not hide the others.
+fn read_identity(object: &DynamicObject) -> Result<SessionIdentity, &'static str> {
     if object.metadata.deletion_timestamp.is_some() {
         return Err("is being deleted");
     }
-    // Moves with every change of the specification, however it was made.
+    // The API server increments it with every change of the specification.
     if object.metadata.generation != Some(1) {
         return Err("was changed after it was made");
     }
@@ -110,7 +110,7 @@ fn claim(object: &DynamicObject) -> Result<Claim, &'static str> {
         return Err("names no user");
     }
 
-    Ok(Claim {
+    Ok(SessionIdentity {
         user: Arc::new(User::new(spec.user)),
         key,
         renews: spec.renews,
@@ -119,91 +119,97 @@ fn claim(object: &DynamicObject) -> Result<Claim, &'static str> {
 
 #[derive(Debug, Default)]
 struct State {
-    by_uid: BTreeMap<String, Entry>,
+    by_uid: BTreeMap<String, SessionRecord>,
     /// UIDs of the Sessions with a key.
     by_key: BTreeMap<KeyHash, BTreeSet<String>>,
-    /// UIDs of what claims to renew a Session, by the UID of that one.
+    /// UIDs of unverified renewals, by the UID of the Session that they name.
     renewals: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl State {
-    fn insert(&mut self, entry: Entry) {
-        self.remove(&entry.session.uid);
-        let uid = entry.session.uid.clone();
-        if let Ok(claim) = &entry.claim {
-            let uids = match &claim.renews {
+    fn insert(&mut self, record: SessionRecord) {
+        self.remove(&record.session.uid);
+        let uid = record.session.uid.clone();
+        if let Ok(identity) = &record.identity {
+            let uids = match &identity.renews {
                 Some(renewed) => self.renewals.entry(renewed.clone()).or_default(),
-                None => self.by_key.entry(claim.key).or_default(),
+                None => self.by_key.entry(identity.key).or_default(),
             };
             uids.insert(uid.clone());
         }
-        self.by_uid.insert(uid, entry);
+        self.by_uid.insert(uid, record);
     }
 
     fn remove(&mut self, uid: &str) {
-        let Some(entry) = self.by_uid.remove(uid) else {
+        let Some(record) = self.by_uid.remove(uid) else {
             return;
         };
-        let Ok(claim) = &entry.claim else {
+        let Ok(identity) = &record.identity else {
             return;
         };
-        match &claim.renews {
+        match &identity.renews {
             Some(renewed) => remove_from(&mut self.renewals, renewed, uid),
-            None => remove_from(&mut self.by_key, &claim.key, uid),
+            None => remove_from(&mut self.by_key, &identity.key, uid),
         }
     }
 
-    /// What renews this Session: made by the same user, in the same namespace, for the same key.
+    /// The renewals of this Session: by the same user, in the same namespace, for the same key.
     fn renewals_of<'a>(
         &'a self,
-        entry: &'a Entry,
-        claim: &'a Claim,
-    ) -> impl Iterator<Item = (&'a Entry, &'a Claim)> {
-        let uids = self.renewals.get(&entry.session.uid);
+        record: &'a SessionRecord,
+        identity: &'a SessionIdentity,
+    ) -> impl Iterator<Item = (&'a SessionRecord, &'a SessionIdentity)> {
+        let uids = self.renewals.get(&record.session.uid);
         uids.into_iter()
             .flatten()
             .filter_map(|uid| self.by_uid.get(uid))
-            .filter_map(|renewal| Some((renewal, renewal.claim.as_ref().ok()?)))
+            .filter_map(|renewal| Some((renewal, renewal.identity.as_ref().ok()?)))
             .filter(|(renewal, renewed)| {
-                renewal.session.namespace == entry.session.namespace
-                    && renewed.user.is_same_person(&claim.user)
-                    && renewed.key == claim.key
+                renewal.session.namespace == record.session.namespace
+                    && renewed.user.is_same_person(&identity.user)
+                    && renewed.key == identity.key
             })
     }
 
-    /// The newest renewal that the policy proves speaks for the Session; without one, it does.
-    fn standing(&self, entry: &Entry, claim: &Claim, policy: &Policy) -> Standing {
+    /// Takes user and start from the newest renewal that the policy covers, or else from the
+    /// Session.
+    fn valid_session(
+        &self,
+        record: &SessionRecord,
+        identity: &SessionIdentity,
+        policy: &Policy,
+    ) -> ValidSession {
         let newest = self
-            .renewals_of(entry, claim)
+            .renewals_of(record, identity)
             .filter(|(renewal, _)| policy.covers(renewal.created))
             .max_by_key(|(renewal, _)| renewal.created);
-        let (entry, claim) = newest.unwrap_or((entry, claim));
+        let (record, identity) = newest.unwrap_or((record, identity));
 
-        Standing::of(entry, claim)
+        ValidSession::of(record, identity)
     }
 
-    fn is_over(&self, entry: &Entry, now: Timestamp) -> bool {
-        // Also renewals that are not believed: keeping an object for longer costs nothing.
-        let claim = entry.claim.as_ref().ok();
-        let renewals = claim.map(|claim| self.renewals_of(entry, claim));
+    fn is_expired(&self, record: &SessionRecord, now: Timestamp) -> bool {
+        // Includes renewals without proof: keeping an object for longer costs nothing.
+        let identity = record.identity.as_ref().ok();
+        let renewals = identity.map(|identity| self.renewals_of(record, identity));
         let since = renewals
             .into_iter()
             .flatten()
             .map(|(renewal, _)| renewal.created)
-            .fold(entry.created, Timestamp::max);
+            .fold(record.created, Timestamp::max);
 
         now.duration_since(since) > LIFETIME
     }
 
-    /// Who had this key first keeps it.
-    fn is_first_with_key(&self, entry: &Entry, key: &KeyHash) -> bool {
-        let rank = |entry: &Entry| (entry.created, entry.session.uid.clone());
+    /// Returns whether this is the oldest Session with the key, which keeps it.
+    fn is_first_with_key(&self, record: &SessionRecord, key: &KeyHash) -> bool {
+        let rank = |record: &SessionRecord| (record.created, record.session.uid.clone());
         self.by_key
             .get(key)
             .into_iter()
             .flatten()
             .filter_map(|uid| self.by_uid.get(uid))
-            .all(|other| rank(entry) <= rank(other))
+            .all(|other| rank(record) <= rank(other))
     }
 }
 
@@ -216,7 +222,7 @@ fn remove_from<K: Ord>(uids: &mut BTreeMap<K, BTreeSet<String>>, key: &K, uid: &
     }
 }
 
-/// The Sessions, shared; every change moves `revision`.
+/// The shared Sessions; every change increments `revision`.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     state: RwLock<State>,
@@ -237,55 +243,57 @@ impl Sessions {
         self.revision.subscribe()
     }
 
-    /// What this session, once admitted, is by now; an error says why it may not stay. While the
-    /// policy is away, those stay who were admitted before, as what was `known` of them.
-    pub(crate) fn standing(
+    /// Checks again a session that was admitted; the error says why it may not stay. While the
+    /// policy is missing, admitted sessions stay as they were last `known`.
+    pub(crate) fn revalidate(
         &self,
         session: &SessionRef,
-        known: Option<&Standing>,
+        known: Option<&ValidSession>,
         now: Timestamp,
-    ) -> Result<Standing, String> {
+    ) -> Result<ValidSession, String> {
         let policy = self.policy.borrow().clone();
         let state = self.read();
-        let entry = find(&state, session)?;
-        let claim = connectable(entry)?;
-        let standing = if policy.since.is_some() {
-            covered(entry, &policy)?;
-            state.standing(entry, claim, &policy)
+        let record = find(&state, session)?;
+        let identity = connectable_identity(record)?;
+        let valid = if policy.since.is_some() {
+            check_covered(record, &policy)?;
+            state.valid_session(record, identity, &policy)
         } else {
-            known.cloned().unwrap_or_else(|| Standing::of(entry, claim))
+            known
+                .cloned()
+                .unwrap_or_else(|| ValidSession::of(record, identity))
         };
-        standing.lasts(session, now)?;
+        valid.check_lifetime(session, now)?;
 
-        Ok(standing)
+        Ok(valid)
     }
 
-    /// Whether somebody deleted the object of a session whose time, as far as it was `known`, is not
-    /// over: that is meant to end it.
+    /// Returns whether the object of a session was deleted before its last `known` lifetime is
+    /// over: that is meant to end the session.
     pub(crate) fn is_deleted(
         &self,
         session: &SessionRef,
-        known: &Standing,
+        known: &ValidSession,
         now: Timestamp,
     ) -> bool {
         let state = self.read();
-        let is_there = find(&state, session).is_ok_and(|entry| !entry.is_deleted);
+        let is_there = find(&state, session).is_ok_and(|record| !record.is_deleted);
 
-        !is_there && known.lasts(session, now).is_ok()
+        !is_there && known.check_lifetime(session, now).is_ok()
     }
 
-    /// Sessions, and renewals, whose time is over.
+    /// Sessions, and renewals, whose lifetime is over.
     pub(crate) fn expired(&self, now: Timestamp) -> Vec<SessionRef> {
         let state = self.read();
         state
             .by_uid
             .values()
-            .filter(|entry| state.is_over(entry, now))
-            .map(|entry| entry.session.clone())
+            .filter(|record| state.is_expired(record, now))
+            .map(|record| record.session.clone())
             .collect()
     }
 
-    fn verdict(
+    fn check_admission(
         &self,
         session: &SessionRef,
         key: Option<&KeyHash>,
@@ -294,21 +302,21 @@ impl Sessions {
         let policy = self.policy.borrow().clone();
         policy.trust(now).map_err(Refusal::for_now)?;
         let state = self.read();
-        // Made just now, it may be on its way here.
-        let entry = find(&state, session).map_err(Refusal::for_now)?;
-        covered(entry, &policy).map_err(Refusal::new)?;
-        let claim = connectable(entry).map_err(Refusal::new)?;
-        let standing = state.standing(entry, claim, &policy);
-        standing.lasts(session, now).map_err(Refusal::new)?;
+        // The watch may not have delivered a new Session yet.
+        let record = find(&state, session).map_err(Refusal::for_now)?;
+        check_covered(record, &policy).map_err(Refusal::new)?;
+        let identity = connectable_identity(record).map_err(Refusal::new)?;
+        let valid = state.valid_session(record, identity, &policy);
+        valid.check_lifetime(session, now).map_err(Refusal::new)?;
         let Some(key) = key else {
             return Ok(());
         };
-        if claim.key != *key {
+        if identity.key != *key {
             return Err(Refusal::new(format!(
                 "the key is not that of Session {session}"
             )));
         }
-        if !state.is_first_with_key(entry, key) {
+        if !state.is_first_with_key(record, key) {
             return Err(Refusal::new(format!(
                 "the key of Session {session} is in use by another Session"
             )));
@@ -317,7 +325,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Keeps the Sessions until it is aborted.
+    /// Watches the Sessions until it is aborted.
     pub(crate) async fn follow(&self, client: Client, mut synced: SyncedPart) {
         let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::erase::<Session>(&()));
         let events = watcher(api, index::watch_config()).default_backoff();
@@ -338,20 +346,20 @@ impl Sessions {
                     continue;
                 }
                 Ok(Event::InitApply(object)) => {
-                    listing.extend(Entry::of(&object));
+                    listing.extend(SessionRecord::of(&object));
                     continue;
                 }
                 Ok(Event::InitDone) => {
                     let mut state = State::default();
-                    for entry in listing.drain(..) {
-                        state.insert(entry);
+                    for record in listing.drain(..) {
+                        state.insert(record);
                     }
                     self.write(|known| *known = state);
                     listed();
                 }
                 Ok(Event::Apply(object)) => {
-                    if let Some(entry) = Entry::of(&object) {
-                        self.write(|state| state.insert(entry));
+                    if let Some(record) = SessionRecord::of(&object) {
+                        self.write(|state| state.insert(record));
                     }
                 }
                 Ok(Event::Delete(object)) => {
@@ -373,28 +381,28 @@ impl Sessions {
     }
 }
 
-fn find<'a>(state: &'a State, session: &SessionRef) -> Result<&'a Entry, String> {
+fn find<'a>(state: &'a State, session: &SessionRef) -> Result<&'a SessionRecord, String> {
     state
         .by_uid
         .get(&session.uid)
-        .filter(|entry| entry.session == *session)
+        .filter(|record| record.session == *session)
         .ok_or_else(|| format!("Session {session} does not exist"))
 }
 
-fn covered(entry: &Entry, policy: &Policy) -> Result<(), String> {
-    if policy.covers(entry.created) {
+fn check_covered(record: &SessionRecord, policy: &Policy) -> Result<(), String> {
+    if policy.covers(record.created) {
         return Ok(());
     }
     Err(format!(
         "Session {} is older than the admission policy: make a new one",
-        entry.session
+        record.session
     ))
 }
 
-fn connectable(entry: &Entry) -> Result<&Claim, String> {
-    let session = &entry.session;
-    match &entry.claim {
-        Ok(claim) if claim.renews.is_none() => Ok(claim),
+fn connectable_identity(record: &SessionRecord) -> Result<&SessionIdentity, String> {
+    let session = &record.session;
+    match &record.identity {
+        Ok(identity) if identity.renews.is_none() => Ok(identity),
         Ok(_) => Err(format!(
             "Session {session} renews another one: nobody connects with it"
         )),
@@ -402,16 +410,16 @@ fn connectable(entry: &Entry) -> Result<&Claim, String> {
     }
 }
 
-/// The tunnel's questions.
-pub(crate) struct Gate(pub(crate) Arc<Sessions>);
+/// Decides for the tunnel server who is admitted.
+pub(crate) struct SessionAdmission(pub(crate) Arc<Sessions>);
 
-impl Admission for Gate {
+impl Admission for SessionAdmission {
     fn known(&self, session: &SessionRef) -> Result<(), Refusal> {
-        self.0.verdict(session, None, Timestamp::now())
+        self.0.check_admission(session, None, Timestamp::now())
     }
 
     fn admit(&self, session: &SessionRef, key: &KeyHash) -> Result<(), Refusal> {
-        self.0.verdict(session, Some(key), Timestamp::now())
+        self.0.check_admission(session, Some(key), Timestamp::now())
     }
 }
 

@@ -1,4 +1,4 @@
-//! What `tp install --allow` and the manager's `--allow` say.
+//! The values of `--allow`, of `tp install` and of the manager.
 
 use std::str::FromStr;
 

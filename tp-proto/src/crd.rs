@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 /// `.internal` is reserved for private use.
 pub const GROUP: &str = "tp.internal";
 
-/// Where the manager lives unless told otherwise.
+/// Default namespace of the manager.
 pub const MANAGER_NAMESPACE: &str = "tp-system";
-/// Where the agents live.
+/// Namespace of the agents.
 pub const AGENT_NAMESPACE: &str = "tp-agents";
 /// StatefulSet, ServiceAccount, ConfigMap and headless Service of the manager.
 pub const MANAGER_NAME: &str = "tp-manager";
@@ -22,13 +22,13 @@ pub const MANAGER_CONFIG_MAP: &str = "tp-manager";
 /// The key of that ConfigMap whose value is the manager's version.
 pub const MANAGER_VERSION_KEY: &str = "version";
 
-/// ValidatingAdmissionPolicy, and its binding, that ties `spec.user` to who makes an object.
+/// ValidatingAdmissionPolicy, and its binding, that ties `spec.user` to the creator of an object.
 pub const POLICY_NAME: &str = "tp-identity";
 
 /// Longest life of a Session that is not renewed: the groups in it may be outdated after that.
 pub const SESSION_LIFETIME_SECONDS: i64 = 8 * 3600;
 /// How often a client renews its Session.
-pub const SESSION_RENEWAL_SECONDS: u64 = 3600;
+pub const SESSION_RENEWAL_INTERVAL_SECONDS: u64 = 3600;
 
 /// Loopback TCP port of the manager that port-forwards end at (the stream path).
 pub const TUNNEL_PORT: u16 = 7070;
@@ -73,7 +73,7 @@ pub struct SessionSpec {
 }
 
 impl Session {
-    /// What renews the Session with this name and UID, and is collected as garbage with it.
+    /// A renewal of the Session with this name and UID, collected as garbage with it.
     pub fn renewal(name: &str, uid: &str, spec: SessionSpec) -> Self {
         let spec = SessionSpec {
             renews: Some(uid.to_owned()),

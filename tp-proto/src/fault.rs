@@ -1,4 +1,4 @@
-//! A failure as the user meets it: one sentence and a kind that decides the exit code.
+//! A failure as shown to the user: one sentence and a kind that decides the exit code.
 
 use std::fmt;
 
@@ -70,8 +70,8 @@ impl Fault {
     }
 }
 
-/// Tells whether the other side said this, rather than the connection to it broke.
-pub fn is_said(status: &tonic::Status) -> bool {
+/// Returns whether the other side sent a fault, as opposed to a broken connection.
+pub fn is_fault(status: &tonic::Status) -> bool {
     status.metadata().contains_key(KIND_KEY)
 }
 

@@ -1,4 +1,4 @@
-//! The command by which an administrator lets somebody connect, for those who are told to ask for it.
+//! The command by which an administrator lets a user connect, for messages to that user.
 
 use crate::crd::MANAGER_NAMESPACE;
 

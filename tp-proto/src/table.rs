@@ -1,6 +1,6 @@
-//! The manager's table, as a session keeps it: what each event makes of the names.
+//! The manager's table, as a session keeps it: applies events to its names.
 //!
-//! Beside the messages, so that one test holds both of their ends.
+//! Kept with the messages, so that one test covers both ends.
 
 use std::{collections::BTreeSet, mem, net::IpAddr};
 
@@ -9,12 +9,12 @@ use tp_core::dns::{ServiceEntry, Zone};
 
 use crate::tunnel::{Service, Snapshot, table_event::Event};
 
-/// Puts a snapshot that comes in parts together, so that no name is missing while they come.
+/// Assembles a snapshot that comes in parts, so that no name is missing meanwhile.
 #[derive(Debug, Default)]
-pub struct Parts(Option<Snapshot>);
+pub struct SnapshotAssembler(Option<Snapshot>);
 
-impl Parts {
-    /// Takes an event and returns the one to apply next: it as it came, or a snapshot once that is
+impl SnapshotAssembler {
+    /// Takes an event and returns the one to apply next: the same, or a snapshot once it is
     /// complete.
     pub fn take(&mut self, event: Event) -> Option<Event> {
         match (event, &mut self.0) {
@@ -62,7 +62,7 @@ pub fn apply(zone: &mut Zone, event: Event) {
             zone.apply(&service.namespace, &service.name, entry(&service));
         }
         Event::ServiceRemoved(name) => zone.remove(&name.namespace, &name.name),
-        // Of the tunnel, not of names.
+        // Concerns the tunnel, not names.
         Event::Candidates(_) => {}
     }
 }

@@ -42,28 +42,28 @@ pub mod wire;
 /// Where the root daemon listens.
 pub const SOCKET_PATH: &str = "/run/tp/root.sock";
 
-/// The variable that names another place to listen.
+/// The environment variable with another path for the socket.
 pub const SOCKET_VARIABLE: &str = "TP_ROOT_SOCKET";
 
-/// Where this process finds the root daemon: `$TP_ROOT_SOCKET`, or [`SOCKET_PATH`].
+/// The path of the socket for this process: `$TP_ROOT_SOCKET`, or [`SOCKET_PATH`].
 pub fn socket_path() -> PathBuf {
     std::env::var_os(SOCKET_VARIABLE).map_or_else(|| SOCKET_PATH.into(), PathBuf::from)
 }
 
-/// The name that the processes of sessions and root daemons take (comm in proc(5)), of every
-/// version. No session steers sockets of such a process, whoever started it.
+/// The process name (comm in proc(5)) of sessions and root daemons of every version. No session steers
+/// sockets of such a process, whoever started it.
 pub const PROCESS_NAME: &CStr = c"tp-daemon";
 
 /// Largest packet either side accepts, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
-/// Networks that a session may have steered and excluded, together.
+/// Networks of a session at most, steered and excluded together.
 pub const MAX_NETWORKS: usize = 16 * 1024;
 
-/// Networks in one packet, so that it is no larger than [`MAX_PACKET`] whatever they are.
+/// Networks in one packet at most: any of them fit into [`MAX_PACKET`] bytes.
 pub const MAX_NETWORKS_PER_PACKET: usize = 1024;
 
-/// What a peer asks of the root daemon. Each is answered by one [`Reply`], in order.
+/// A request of a peer. Each is answered by one [`Reply`], in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
@@ -71,8 +71,8 @@ pub enum Request {
     Hello {
         /// The version of the peer, as `tp --version` has it.
         version: String,
-        /// A session is about to need the root daemon. One that ends with the last session ends
-        /// when the last peer that said so has gone, whether the session came or not.
+        /// A session is about to connect. A root daemon that ends with its last session also ends
+        /// when the last such peer has gone and no session came.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         connects: bool,
     },
@@ -80,9 +80,9 @@ pub enum Request {
     /// (an open `/proc/self/ns/net`). At most one data path per connection, ever. Answered by
     /// [`Reply::Opened`].
     Open(OpenDatapath),
-    /// Replace the steered networks by these and those of the parts before. Needs a data path.
+    /// Replace the steered networks by these and those of the preceding parts. Needs a data path.
     Steer(Steer),
-    /// A part of the networks of the next [`Request::Steer`], where one packet does not hold all.
+    /// A part of the networks of the next [`Request::Steer`], if one packet cannot hold them all.
     SteerPart(Steer),
     /// Replace the name servers whose port 53 is steered. Needs a data path.
     NameServers {
@@ -100,7 +100,7 @@ pub enum Request {
 pub struct OpenDatapath {
     /// Whose sockets are steered.
     pub scope: Scope,
-    /// Networks that the aliases must not be of, beside those that the machine knows.
+    /// Networks that the aliases must avoid, besides those that the machine knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub avoid: Vec<IpNet>,
 }
@@ -128,12 +128,12 @@ pub struct Steer {
     pub include: Vec<IpNet>,
     /// Networks to leave alone.
     pub exclude: Vec<IpNet>,
-    /// How many parts went before that belong to it; others are forgotten.
-    #[serde(default, skip_serializing_if = "is_none")]
+    /// The number of preceding parts that belong to this request; other parts are discarded.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub parts: u32,
 }
 
-fn is_none(parts: &u32) -> bool {
+fn is_zero(parts: &u32) -> bool {
     *parts == 0
 }
 
@@ -145,17 +145,17 @@ pub enum Reply {
     Hello {
         /// The version of the root daemon, as `tp --version` has it.
         version: String,
-        /// Its process, as its own PID namespace numbers it.
+        /// Its pid in its own PID namespace.
         pid: u32,
         /// It was started for one user, and ends with that user's last session.
         #[serde(default)]
         ends_with_last_session: bool,
     },
-    /// The data path is there. Carries [`Descriptors`].
+    /// The data path was made. Carries [`Descriptors`].
     Opened(Datapath),
     /// The request was carried out.
     Done,
-    /// What the programs counted.
+    /// The counters of the data path.
     Counters(Counters),
     /// The request was not carried out.
     Refused {
@@ -213,8 +213,8 @@ pub struct Counters {
     pub steered: u64,
 }
 
-/// A reason in [`Counters::drops`] that a session acts upon. There are others, which it only shows:
-/// reasons are added.
+/// A reason in [`Counters::drops`] that a session acts upon. It only shows the others, which newer
+/// versions may add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
     /// The packet left the workstation by the data path's interface, from a socket that was not
@@ -228,7 +228,7 @@ impl DropReason {
     /// Every reason that is known here.
     pub const ALL: [Self; 2] = [Self::ForeignSocket, Self::Unasked];
 
-    /// The name on the wire, where it never changes.
+    /// The name on the wire, which never changes.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ForeignSocket => "foreign_socket",
@@ -242,7 +242,7 @@ impl DropReason {
     }
 }
 
-/// What the session serves, of the private namespace that root made for it.
+/// The session's descriptors of the private namespace that root made for it.
 #[derive(Debug)]
 pub struct Descriptors {
     /// Listens for TCP connections to aliases.
@@ -251,9 +251,9 @@ pub struct Descriptors {
     pub udp: OwnedFd,
     /// The TUN, whose packets are whole IPv4 packets: held SYNs to read, answers to write.
     pub tun: OwnedFd,
-    /// A map to be mapped into memory, shared and for reading; see [`Datapath`].
+    /// The map of the alias table, for a shared mapping to read (mmap(2)); see [`Datapath`].
     pub alias_table: OwnedFd,
-    /// A map to be mapped into memory, shared and for writing; see [`Datapath`].
+    /// The map of the heartbeat, for a shared mapping to write (mmap(2)); see [`Datapath`].
     pub heartbeat: OwnedFd,
 }
 
@@ -280,8 +280,7 @@ impl Descriptors {
         [listener, udp, tun, alias_table, heartbeat].map(AsFd::as_fd)
     }
 
-    /// Takes the descriptors in the order of the protocol; `None` unless these are as many as there
-    /// are fields.
+    /// Takes the descriptors in the order of the protocol; `None` unless there is one for each field.
     pub fn from_fds(fds: Vec<OwnedFd>) -> Option<Self> {
         let [listener, udp, tun, alias_table, heartbeat] = <[OwnedFd; 5]>::try_from(fds).ok()?;
 

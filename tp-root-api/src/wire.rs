@@ -1,5 +1,5 @@
-//! Packets on a socket of the root daemon: one JSON object each, with file descriptors beside it
-//! (SCM_RIGHTS, unix(7)). Both ends and everybody else who speaks to the root daemon use this.
+//! Packets on a socket of the root daemon: one JSON object each, with file descriptors (SCM_RIGHTS,
+//! unix(7)). The root daemon and all its peers use this.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -20,21 +20,21 @@ use serde::Serialize;
 
 use crate::MAX_PACKET;
 
-/// Room for descriptors in one packet. None carries so many: more than were asked for can be seen.
+/// Descriptors that fit into one packet: more than any carries, so that a surplus is noticed.
 const MAX_FDS: usize = 8;
 
-/// One packet as it came.
+/// One packet as received.
 #[derive(Debug)]
 pub struct RawPacket<'a> {
     /// The JSON object; empty when the other end has closed the connection.
     pub bytes: &'a [u8],
     /// The descriptors that came with it, in the order of the sender, closed on exec.
     pub fds: Vec<OwnedFd>,
-    /// The packet was larger than the buffer, or carried more descriptors than there is room for.
+    /// The packet was larger than the buffer, or carried more descriptors than fit.
     pub is_truncated: bool,
 }
 
-/// Makes a SOCK_SEQPACKET socket that is closed on exec, with these flags besides.
+/// Makes a SOCK_SEQPACKET socket with these flags, closed on exec.
 ///
 /// # Errors
 ///
@@ -65,8 +65,8 @@ pub fn connect(socket: impl AsFd, path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Those of sendmsg(2) but EINTR, and `InvalidInput` for a packet that no peer would take: more
-/// than [`MAX_PACKET`] bytes, or eight descriptors and more.
+/// Those of sendmsg(2) but EINTR, and `InvalidInput` for a packet that no peer accepts: more than
+/// [`MAX_PACKET`] bytes, or eight or more descriptors.
 pub fn send(socket: impl AsFd, packet: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(packet)?;
     if bytes.len() > MAX_PACKET || fds.len() >= MAX_FDS {
@@ -87,8 +87,8 @@ pub fn send(socket: impl AsFd, packet: &impl Serialize, fds: &[BorrowedFd<'_>]) 
     Ok(())
 }
 
-/// Waits for one packet, as the socket's own flags and time-outs have it. A buffer of
-/// [`MAX_PACKET`] bytes takes each that [`send`] makes.
+/// Waits for one packet, subject to the socket's flags and time-outs. A buffer of [`MAX_PACKET`] bytes
+/// holds every packet of [`send`].
 ///
 /// # Errors
 ///

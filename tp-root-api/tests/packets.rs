@@ -144,7 +144,7 @@ fn replies_are_these_packets() {
     }
 }
 
-/// A newer program may say more.
+/// A newer program may send more fields.
 #[test]
 fn fields_that_are_not_known_are_harmless() {
     let request = r#"{"request":"hello","version":"0.2.0","wish":"something"}"#;

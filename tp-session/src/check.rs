@@ -1,4 +1,4 @@
-//! What `tp check` shows of this machine's resolver and sockets, and of the connection.
+//! The checks of `tp check` on this machine's resolver and sockets, and on the connection.
 
 use std::{
     net::Ipv4Addr,
@@ -15,16 +15,16 @@ use tp_transport::{CandidateStatus, PathKind, UdpFacts, udp_facts};
 use super::{
     connection::Connection,
     dns::servers,
-    shared::{Shared, Up},
+    shared::{ActiveTunnel, Shared},
 };
 
-/// Well within the patience of who asks.
-const API_LIMIT: Duration = Duration::from_secs(5);
+/// Well within the time-out of `tp check`.
+const API_TIMEOUT: Duration = Duration::from_secs(5);
 const API_SERVER: &str = "api server";
 /// As many as a person reads.
 const MAX_CANDIDATES: usize = 8;
 
-/// Of this machine, and of `connection` if there is one.
+/// Checks this machine, and `connection` if there is one.
 pub(super) async fn of(connection: Option<&Connection>) -> CheckResponse {
     let Some(connection) = connection else {
         let mut checks = resolver(servers::not_covered().await);
@@ -38,7 +38,7 @@ pub(super) async fn of(connection: Option<&Connection>) -> CheckResponse {
     let up = shared.up();
     let look = async {
         match &up {
-            Some(up) => up.tunnel.look_at_candidates().await,
+            Some(up) => up.tunnel.survey_candidates().await,
             None => Vec::new(),
         }
     };
@@ -73,7 +73,7 @@ fn known((name, address): (String, Ipv4Addr)) -> (String, String) {
     (name, address.to_string())
 }
 
-/// A sentence tells what is so, and behind a colon what follows or what helps.
+/// A sentence states a fact and, behind a colon, its consequence or remedy.
 fn resolver(not_covered: Vec<String>) -> Vec<Check> {
     const NAME: &str = "resolver";
 
@@ -131,7 +131,7 @@ fn buffers(facts: &UdpFacts) -> Check {
     Check::warning(NAME, message, &remedy)
 }
 
-/// Of the kernel. Whether a path takes batches is seen on the path.
+/// Checks the kernel; a path reports on its own batches.
 fn batches(facts: &UdpFacts) -> Check {
     const NAME: &str = "udp batches";
 
@@ -145,17 +145,17 @@ fn batches(facts: &UdpFacts) -> Check {
     }
 }
 
-/// As the session reaches it, with its login.
+/// Checks the API server, with the session's login.
 async fn api_server(connection: &Connection) -> Vec<Check> {
-    match timeout(API_LIMIT, ask_api_server(connection)).await {
+    match timeout(API_TIMEOUT, ask_api_server(connection)).await {
         Ok(Ok(checks)) => checks,
         Ok(Err(fault)) => vec![Check::failed(API_SERVER, fault.message, "")],
         Err(_) => vec![Check::failed(
             API_SERVER,
             format!(
                 "{} does not answer within {} s",
-                connection.place.server,
-                API_LIMIT.as_secs()
+                connection.destination.server,
+                API_TIMEOUT.as_secs()
             ),
             "check the network; what is connected goes on by UDP meanwhile",
         )],
@@ -164,9 +164,9 @@ async fn api_server(connection: &Connection) -> Vec<Check> {
 
 async fn ask_api_server(connection: &Connection) -> Result<Vec<Check>, Fault> {
     let cluster = connection.cluster();
-    let server = &connection.place.server;
+    let server = &connection.destination.server;
     let user = cluster.user().await?;
-    // The connection is open by now: what is measured is one round trip.
+    // The connection is open by now, so this measures one round trip.
     let asked = Instant::now();
     let version = cluster.version().await?;
     let took = asked.elapsed();
@@ -180,7 +180,7 @@ async fn ask_api_server(connection: &Connection) -> Result<Vec<Check>, Fault> {
     ])
 }
 
-fn manager(shared: &Shared, up: Option<&Up>) -> Check {
+fn manager(shared: &Shared, up: Option<&ActiveTunnel>) -> Check {
     const NAME: &str = "traffic manager";
 
     let Some(up) = up else {
@@ -196,7 +196,7 @@ fn manager(shared: &Shared, up: Option<&Up>) -> Check {
     )
 }
 
-fn udp(up: &Up, found: &[CandidateStatus]) -> Vec<Check> {
+fn udp(up: &ActiveTunnel, found: &[CandidateStatus]) -> Vec<Check> {
     const NAME: &str = "udp";
 
     let path = up.tunnel.path().borrow().clone();

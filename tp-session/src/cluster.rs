@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
-use tp_kube::{Choice, Chosen, Credential, Shell};
+use tp_kube::{Credential, KubeconfigOptions, LoadedKubeconfig, Shell};
 use tp_proto::{
     crd::{
         GROUP, MANAGER_CONFIG_MAP, MANAGER_NAME, MANAGER_NAMESPACE, MANAGER_VERSION_KEY, Session,
@@ -26,33 +26,33 @@ use tp_proto::{
 };
 use tp_transport::{Identity, KeyHash, SessionRef};
 
-use faults::{Doing, api_fault};
+use faults::{Operation, api_fault};
 
 mod faults;
 mod forward;
 mod reason;
 
-/// For one request to the API server.
-const REQUEST_LIMIT: Duration = Duration::from_secs(10);
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Bounds one request to the API server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a session connects to.
+/// The cluster, namespace and user of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Destination {
     pub(super) context: String,
     pub(super) server: String,
-    /// By which the API server is reached; empty if there is none.
+    /// The proxy before the API server; empty if there is none.
     pub(super) proxy: String,
     pub(super) namespace: String,
     pub(super) manager_namespace: String,
-    /// Of the kubeconfig.
+    /// The name of the user in the kubeconfig.
     pub(super) user: String,
     pub(super) impersonate: Option<String>,
     pub(super) impersonate_groups: Vec<String>,
 }
 
 pub(super) struct Cluster {
-    pub(super) place: Place,
+    pub(super) destination: Destination,
     client: Client,
 }
 
@@ -63,26 +63,26 @@ pub(super) struct Replica {
     pub(super) key: KeyHash,
 }
 
-/// What became of an object that was to go.
+/// The result of deleting an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deletion {
     Done,
-    /// There was none.
+    /// The object did not exist.
     Absent,
     Failed,
 }
 
-/// What a kubeconfig names, before anybody logs in.
-pub(super) struct Named {
-    pub(super) place: Place,
-    chosen: Chosen,
+/// The kubeconfig and its destination, before the login.
+pub(super) struct ClusterConfig {
+    pub(super) destination: Destination,
+    kubeconfig: LoadedKubeconfig,
 }
 
-impl Named {
+impl ClusterConfig {
     pub(super) fn read(request: &ConnectRequest) -> Result<Self, Fault> {
-        let mut chosen = choice(request).load(tp_kube::Place::Background)?;
-        chosen.config.connect_timeout = Some(CONNECT_LIMIT);
-        let config = &chosen.config;
+        let mut kubeconfig = kubeconfig_options(request).load(tp_kube::PluginMode::Background)?;
+        kubeconfig.config.connect_timeout = Some(CONNECT_TIMEOUT);
+        let config = &kubeconfig.config;
         let or = |given: &str, default: &str| {
             if given.is_empty() {
                 default.to_owned()
@@ -91,9 +91,9 @@ impl Named {
             }
         };
         let auth = &config.auth_info;
-        let place = Place {
-            context: chosen.context.clone(),
-            server: chosen.server(),
+        let destination = Destination {
+            context: kubeconfig.context.clone(),
+            server: kubeconfig.server(),
             proxy: config
                 .proxy_url
                 .as_ref()
@@ -101,17 +101,20 @@ impl Named {
                 .unwrap_or_default(),
             namespace: or(&request.namespace, &config.default_namespace),
             manager_namespace: or(&request.manager_namespace, MANAGER_NAMESPACE),
-            user: chosen.user.clone(),
+            user: kubeconfig.user.clone(),
             impersonate: auth.impersonate.clone(),
             impersonate_groups: auth.impersonate_groups.clone().unwrap_or_default(),
         };
 
-        Ok(Self { place, chosen })
+        Ok(Self {
+            destination,
+            kubeconfig,
+        })
     }
 
-    /// Whether the shell's variables decide who logs in.
+    /// Returns whether a credential plugin logs in, which depends on the shell's variables.
     pub(super) fn has_plugin(&self) -> bool {
-        self.chosen.has_plugin()
+        self.kubeconfig.has_plugin()
     }
 
     pub(super) async fn client(self, request: &ConnectRequest) -> Result<Cluster, Fault> {
@@ -119,24 +122,28 @@ impl Named {
         let credential = given.and_then(|shell| Credential::from_bytes(&shell.credential));
 
         Ok(Cluster {
-            place: self.place,
-            client: self.chosen.client(credential).await?,
+            destination: self.destination,
+            client: self.kubeconfig.client(credential).await?,
         })
     }
 }
 
 impl Cluster {
-    /// Reads the kubeconfig, as kubectl would, and runs its credential plugin if the request has
-    /// nothing of it; asks nobody yet.
+    /// Reads the kubeconfig as kubectl does, and runs its credential plugin if the request carries no
+    /// credential. Sends nothing to the API server yet.
     pub(super) async fn load(request: &ConnectRequest) -> Result<Self, Fault> {
-        Named::read(request)?.client(request).await
+        ClusterConfig::read(request)?.client(request).await
     }
-    /// Who the API server says we are.
+
+    /// The user that the API server sees.
     pub(super) async fn user(&self) -> Result<UserInfo, Fault> {
         let api = Api::<SelfSubjectReview>::all(self.client.clone());
         let review = SelfSubjectReview::default();
         let review = self
-            .ask(Doing::Login, api.create(&PostParams::default(), &review))
+            .ask(
+                Operation::Login,
+                api.create(&PostParams::default(), &review),
+            )
             .await?;
         let user = review
             .status
@@ -151,36 +158,40 @@ impl Cluster {
         })
     }
 
-    /// Which Kubernetes the API server runs.
+    /// The API server's version of Kubernetes.
     pub(super) async fn version(&self) -> Result<String, Fault> {
-        let version = self.ask(Doing::Login, self.client.apiserver_version());
+        let version = self.ask(Operation::Login, self.client.apiserver_version());
 
         Ok(version.await?.git_version)
     }
 
-    /// Refuses a namespace that does not exist; who may not look is told later, by what they do.
+    /// Refuses a namespace that does not exist. For users who may not read it, a later request does.
     pub(super) async fn check_namespace(&self) -> Result<(), Fault> {
-        let name = &self.place.namespace;
+        let name = &self.destination.namespace;
         let api = Api::<Namespace>::all(self.client.clone());
-        match timeout(REQUEST_LIMIT, api.get_metadata(name)).await {
+        match timeout(REQUEST_TIMEOUT, api.get_metadata(name)).await {
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Fault::new(
                 FaultKind::Config,
                 format!(
                     "the namespace {name} does not exist in context {}: choose one with \
                      --namespace (`kubectl get namespaces` lists them)",
-                    self.place.context
+                    self.destination.context
                 ),
             )),
             _ => Ok(()),
         }
     }
 
-    /// The replicas that serve.
+    /// The replicas that have published their keys.
     pub(super) async fn replicas(&self) -> Result<Vec<Replica>, Fault> {
-        let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.place.manager_namespace);
-        let map = match self.ask(Doing::ReadKeys, api.get(MANAGER_CONFIG_MAP)).await {
+        let api =
+            Api::<ConfigMap>::namespaced(self.client.clone(), &self.destination.manager_namespace);
+        let map = match self
+            .ask(Operation::ReadKeys, api.get(MANAGER_CONFIG_MAP))
+            .await
+        {
             Err(fault) if fault.kind == FaultKind::NoPermission && self.lacks_tp().await => {
-                return Err(faults::not_installed(&self.place));
+                return Err(faults::not_installed(&self.destination));
             }
             map => map?,
         };
@@ -203,19 +214,19 @@ impl Cluster {
         Ok(replicas)
     }
 
-    /// Whether the API server does not know our group, which everybody who is logged in may look
-    /// up: where tp never was, its roles are not either, and the first question is forbidden.
+    /// Returns whether the API server lacks tp's API group; every authenticated user may list groups.
+    /// Without tp, its roles are missing as well, and the first request is forbidden.
     async fn lacks_tp(&self) -> bool {
-        match timeout(REQUEST_LIMIT, self.client.list_api_groups()).await {
+        match timeout(REQUEST_TIMEOUT, self.client.list_api_groups()).await {
             Ok(Ok(list)) => list.groups.iter().all(|group| group.name != GROUP),
             _ => false,
         }
     }
 
-    /// Why no port is forwarded to a pod: it is not ready, or else `fault`.
+    /// The fault of a port-forward that failed: the pod is not ready, or else `fault`.
     pub(super) async fn not_forwarded(&self, pod_name: &str, fault: Fault) -> Fault {
-        let api = Api::<Pod>::namespaced(self.client.clone(), &self.place.manager_namespace);
-        match timeout(REQUEST_LIMIT, api.get_opt(pod_name)).await {
+        let api = Api::<Pod>::namespaced(self.client.clone(), &self.destination.manager_namespace);
+        match timeout(REQUEST_TIMEOUT, api.get_opt(pod_name)).await {
             Ok(Ok(pod)) if !pod.as_ref().is_some_and(reason::is_ready) => {
                 self.not_ready(pod_name).await
             }
@@ -223,11 +234,11 @@ impl Cluster {
         }
     }
 
-    /// Why the manager does not serve, in its pod's own words.
+    /// The fault of a manager that does not serve, with the reason in its pod's status.
     pub(super) async fn not_ready(&self, pod_name: &str) -> Fault {
-        let namespace = &self.place.manager_namespace;
+        let namespace = &self.destination.manager_namespace;
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
-        let reason = match timeout(REQUEST_LIMIT, api.get(pod_name)).await {
+        let reason = match timeout(REQUEST_TIMEOUT, api.get(pod_name)).await {
             Ok(Ok(pod)) => reason::of(&pod),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
                 "its pod does not exist".to_owned()
@@ -242,7 +253,7 @@ impl Cluster {
         Fault::new(FaultKind::TemporaryFailure, message)
     }
 
-    /// Makes the Session object of a connection.
+    /// Creates the Session object of a connection.
     pub(super) async fn create_session(
         &self,
         name: &str,
@@ -254,14 +265,14 @@ impl Cluster {
         let made = self.create(user, make).await?;
 
         Ok(SessionRef {
-            namespace: self.place.namespace.clone(),
+            namespace: self.destination.namespace.clone(),
             uid: made.uid().unwrap_or_default(),
             name: made.name_any(),
         })
     }
 
-    /// Creates what the API server compares with who asks. A credential that was renewed since
-    /// `user` was asked for is somebody else's to it: tokens have numbers of their own.
+    /// Creates a Session, whose user the API server compares with the caller. A credential renewed since
+    /// `user` was read is another user to it: every token has its own ID.
     async fn create(
         &self,
         user: &UserInfo,
@@ -270,7 +281,7 @@ impl Cluster {
         let (api, how) = (self.sessions(), PostParams::default());
         let object = make(user.clone());
         let refusal = match self
-            .ask(Doing::CreateSession, api.create(&how, &object))
+            .ask(Operation::CreateSession, api.create(&how, &object))
             .await
         {
             Err(fault) if faults::is_of_policy(&fault) => fault,
@@ -281,13 +292,13 @@ impl Cluster {
             return Err(refusal);
         }
 
-        self.ask(Doing::CreateSession, api.create(&how, &make(now)))
+        self.ask(Operation::CreateSession, api.create(&how, &make(now)))
             .await
     }
 
     pub(super) async fn delete_session(&self, name: &str) -> Deletion {
         let (api, how) = (self.sessions(), DeleteParams::default());
-        match timeout(CONNECT_LIMIT, api.delete(name, &how)).await {
+        match timeout(CONNECT_TIMEOUT, api.delete(name, &how)).await {
             Ok(Ok(_)) => Deletion::Done,
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Deletion::Absent,
             Ok(Err(error)) => {
@@ -301,7 +312,7 @@ impl Cluster {
         }
     }
 
-    /// Makes what renews the Session object of a connection.
+    /// Creates a renewal of a connection's Session object.
     pub(super) async fn renew_session(
         &self,
         session: &SessionRef,
@@ -318,42 +329,42 @@ impl Cluster {
         })
     }
 
-    /// A byte stream to the manager's link port.
+    /// Opens a byte stream to the manager's tunnel port.
     pub(super) async fn port_forward(
         &self,
         pod: &str,
     ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, Fault> {
-        let pods = Pod::url_path(&(), Some(&self.place.manager_namespace));
+        let pods = Pod::url_path(&(), Some(&self.destination.manager_namespace));
         self.ask(
-            Doing::PortForward(pod.to_owned()),
+            Operation::PortForward(pod.to_owned()),
             forward::open(&self.client, &pods, pod, TUNNEL_PORT),
         )
         .await
     }
 
     fn sessions(&self) -> Api<Session> {
-        Api::namespaced(self.client.clone(), &self.place.namespace)
+        Api::namespaced(self.client.clone(), &self.destination.namespace)
     }
 
     async fn ask<T>(
         &self,
-        doing: Doing,
+        operation: Operation,
         request: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, Fault> {
-        match timeout(REQUEST_LIMIT, request).await {
+        match timeout(REQUEST_TIMEOUT, request).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(api_fault(&doing, &self.place, error)),
-            Err(_) => Err(faults::silent(&self.place, REQUEST_LIMIT)),
+            Ok(Err(error)) => Err(api_fault(&operation, &self.destination, error)),
+            Err(_) => Err(faults::silent(&self.destination, REQUEST_TIMEOUT)),
         }
     }
 }
 
-fn choice(request: &ConnectRequest) -> Choice {
+fn kubeconfig_options(request: &ConnectRequest) -> KubeconfigOptions {
     let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
 
     let shell = request.shell.clone().unwrap_or_default();
 
-    Choice {
+    KubeconfigOptions {
         kubeconfigs: request.kubeconfigs.iter().map(PathBuf::from).collect(),
         context: some(&request.context),
         cluster: some(&request.cluster),

@@ -23,31 +23,31 @@ use tp_root_api::{Counters, Datapath, DropReason, Reply, Request};
 use tp_transport::{CloseCode, PathChoice};
 
 use super::{
-    cluster::{Cluster, Place},
+    cluster::{Cluster, Destination},
     dns::servers,
+    exempt::ExemptHosts,
     firewall,
     local::{self, Observer},
     mapped,
-    opened::Opened,
+    opened_datapath::OpenedDatapath,
     progress::Progress,
     renewal::Login,
     root_link::RootLink,
     shared::Shared,
-    spared::Spared,
     steer::{self, Follower, Steered},
     tasks::Tasks,
     uplink::{Established, Uplink},
 };
 
-/// For each step of taking the connection down.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
-/// A status without them is better than none.
-const COUNTERS_LIMIT: Duration = Duration::from_secs(2);
-/// Where a manager has no other domain.
+/// Bounds each step of taking the connection down.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A status without counters is better than none.
+const COUNTERS_TIMEOUT: Duration = Duration::from_secs(2);
+/// The domain until the manager names another one.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
 pub(super) struct Connection {
-    pub(super) place: Place,
+    pub(super) destination: Destination,
     pub(super) user: UserInfo,
     pub(super) request: ConnectRequest,
     pub(super) shared: Arc<Shared>,
@@ -56,7 +56,7 @@ pub(super) struct Connection {
     pub(super) daemon_pid: u32,
     /// The root daemon ends with this session.
     pub(super) root_daemon_ends: bool,
-    /// To which steering is limited; empty if it is not.
+    /// The cgroup to which steering is limited; empty if it is not.
     pub(super) cgroup: String,
     pub(super) since: Timestamp,
     root: Arc<RootLink>,
@@ -64,22 +64,22 @@ pub(super) struct Connection {
     stop: CancellationToken,
     tasks: Tasks,
     pub(super) steered: watch::Sender<Steered>,
-    /// A firewall of this machine drops what is steered.
+    /// A firewall of this machine drops steered packets.
     is_blocked: AtomicBool,
-    /// Packets of ours that count as dropped on the data path's interface.
-    tried: AtomicU64,
+    /// The number of our own probe packets that count as dropped on the data path's interface.
+    probe_packets: AtomicU64,
 }
 
-/// What else decides about what is steered.
-struct Around {
+/// The inputs of steering besides the cluster's networks.
+struct SteeringInputs {
     wishes: Wishes,
-    spared: Spared,
-    /// What is to be spared at the beginning.
+    exempt: ExemptHosts,
+    /// The exempt addresses at the beginning.
     found: BTreeSet<IpNet>,
 }
 
 impl Connection {
-    /// Connects, or leaves nothing behind; goes on no further when it is `unwanted`.
+    /// Connects, or leaves nothing behind. Stops early when it is `unwanted`.
     pub(super) async fn open(
         request: ConnectRequest,
         progress: &Progress,
@@ -91,27 +91,27 @@ impl Connection {
             Transport::Portforward => PathChoice::StreamOnly,
         };
         let wishes = steer::wishes(&request)?;
-        // First, and before anybody hears of a step: from then on a root daemon that ends with its
-        // last session waits for this one.
+        // Before any step is reported: from here on a root daemon that ends with its last session waits
+        // for this one.
         let root = RootLink::connect().await?;
         tp_proto::version::check("the root daemon", &root.version)?;
-        // Its login may be a program that asks the user.
+        // Its credential plugin may ask the user.
         progress.step("reading the kubeconfig".to_owned());
         let cluster = Arc::new(Cluster::load(&request).await?);
-        let place = cluster.place.clone();
-        let mut spared = Spared::of(&[&place.server, &place.proxy]);
-        wanted(unwanted)?;
-        progress.step(format!("logging in to {}", place.server));
+        let destination = cluster.destination.clone();
+        let mut exempt = ExemptHosts::of(&[&destination.server, &destination.proxy]);
+        check_wanted(unwanted)?;
+        progress.step(format!("logging in to {}", destination.server));
         let (user, (), replicas) = tokio::try_join!(
             cluster.user(),
             cluster.check_namespace(),
             cluster.replicas()
         )?;
-        wanted(unwanted)?;
+        check_wanted(unwanted)?;
         let mapped = request.mapped_namespaces.iter().cloned();
         let shared = Arc::new(Shared::new(Zone::new(
             CLUSTER_DOMAIN,
-            &place.namespace,
+            &destination.namespace,
             mapped,
         )));
         let stop = CancellationToken::new();
@@ -120,14 +120,14 @@ impl Connection {
         let uplink = Arc::new(uplink);
         let (established, opened, found) = tokio::join!(
             uplink.establish(&user, &replicas, None, progress),
-            Opened::open(root, &request.cgroup, &wishes.also),
-            spared.look()
+            OpenedDatapath::open(root, &request.cgroup, &wishes.also),
+            exempt.resolve()
         );
         let opened = match (&established, opened) {
-            (Ok(_), Ok(_)) if unwanted.is_cancelled() => Err(ended()),
+            (Ok(_), Ok(_)) if unwanted.is_cancelled() => Err(attempt_ended()),
             (Ok(_), Ok(opened)) => {
                 let networks = shared.networks.borrow().clone();
-                opened.suited(&request, &wishes, &networks).await
+                opened.reopen_if_needed(&request, &wishes, &networks).await
             }
             (_, opened) => opened,
         };
@@ -144,14 +144,14 @@ impl Connection {
         };
         let tasks = Tasks::new(stop.clone());
         let this = Self {
-            place,
+            destination,
             user,
             request,
             shared,
             datapath: opened.handover.datapath().clone(),
             daemon_version: opened.root.version.clone(),
             daemon_pid: opened.root.pid,
-            root_daemon_ends: opened.root.ends,
+            root_daemon_ends: opened.root.ends_with_last_session,
             cgroup: opened.cgroup.clone(),
             since: Timestamp::now(),
             root: Arc::clone(&opened.root),
@@ -160,14 +160,14 @@ impl Connection {
             tasks,
             steered: watch::Sender::default(),
             is_blocked: AtomicBool::new(false),
-            tried: AtomicU64::new(0),
+            probe_packets: AtomicU64::new(0),
         };
-        let around = Around {
+        let inputs = SteeringInputs {
             wishes,
-            spared,
+            exempt,
             found,
         };
-        if let Err(fault) = this.start(around, established, opened).await {
+        if let Err(fault) = this.start(inputs, established, opened).await {
             this.close().await;
             return Err(fault);
         }
@@ -178,9 +178,9 @@ impl Connection {
 
     async fn start(
         &self,
-        around: Around,
+        inputs: SteeringInputs,
         established: Established,
-        opened: Opened,
+        opened: OpenedDatapath,
     ) -> Result<(), Fault> {
         let broken = |error: std::io::Error| {
             Fault::new(
@@ -188,28 +188,28 @@ impl Connection {
                 format!("the data path cannot be used: {error}"),
             )
         };
-        let Opened { handover, .. } = opened;
+        let OpenedDatapath { handover, .. } = opened;
         let datapath = handover.datapath();
         let mut observer = Observer::open(datapath.host_address).map_err(broken)?;
         let datapath = local::of_datapath(datapath);
         self.shared.name_servers.send_replace(servers::current());
         let local = self.shared.local.clone();
         local.send_replace(observer.read().await?);
-        let spared = watch::Sender::new(around.found);
+        let exempt = watch::Sender::new(inputs.found);
         let mut follower = Follower {
             root: Arc::clone(&self.root),
-            wishes: around.wishes,
+            wishes: inputs.wishes,
             datapath,
             networks: self.shared.networks.subscribe(),
             name_servers: self.shared.name_servers.subscribe(),
             local: local.subscribe(),
-            spared: spared.subscribe(),
-            leads: self.shared.leads.wanted(),
+            exempt: exempt.subscribe(),
+            external: self.shared.external.wanted(),
             shared: Arc::clone(&self.shared),
             steered: self.steered.clone(),
-            retry: steer::RETRY,
+            retry: steer::RETRY_INTERVAL,
         };
-        // Whoever hears of the connection hears of its path.
+        // Before the connection is reported, so that its path is, too.
         self.shared.up.send_replace(Some(established.up()));
         let tasks = &self.tasks;
         handover.serve(&self.shared, tasks).map_err(broken)?;
@@ -217,7 +217,7 @@ impl Connection {
         let servers = servers::watch(self.shared.name_servers.clone());
         tasks.spawn("the watch over resolv.conf", servers);
         let shared = Arc::clone(&self.shared);
-        let forget = async move { shared.leads.forget().await };
+        let forget = async move { shared.external.forget().await };
         self.tasks
             .spawn("the list of addresses that names lead to", forget);
         // The hooks begin to steer only when everything behind them runs.
@@ -227,14 +227,14 @@ impl Connection {
             "the watch over this machine's networks",
             observer.watch(local),
         );
-        let spared = around.spared.watch(spared);
-        tasks.spawn("the watch over the API server's addresses", spared);
+        let exempt = inputs.exempt.watch(exempt);
+        tasks.spawn("the watch over the API server's addresses", exempt);
 
         Ok(())
     }
 
-    /// Resolves with a sentence for the user when the connection can go on no longer: the root
-    /// daemon has gone, and nothing is steered any more, or one of the tasks has ended.
+    /// Resolves with a sentence for the user when the connection is lost: the root daemon has gone, the
+    /// Session object was deleted, or one of the tasks has ended.
     pub(super) async fn lost(&self) -> String {
         tokio::select! {
             biased;
@@ -249,7 +249,7 @@ impl Connection {
         }
     }
 
-    /// Whether [`Self::lost`] has something to say.
+    /// Returns whether [`Self::lost`] would resolve at once.
     pub(super) fn is_lost(&self) -> bool {
         self.root.gone().is_cancelled()
             || self.shared.deleted.is_cancelled()
@@ -261,13 +261,17 @@ impl Connection {
         self.uplink.login.cluster()
     }
 
-    /// Sentences that the user is to read.
+    /// Sentences for the user.
     pub(super) fn notices(&self) -> Vec<String> {
         let is_blocked = self.is_blocked.load(Ordering::Relaxed);
         let firewall = is_blocked.then(|| firewall::NOTICE.to_owned());
         let steered = self.steered.borrow().notices();
         let wanted = &self.request.mapped_namespaces;
-        let mapped = mapped::notices(wanted, &self.place.namespace, &self.shared.namespaces());
+        let mapped = mapped::notices(
+            wanted,
+            &self.destination.namespace,
+            &self.shared.namespaces(),
+        );
 
         steered
             .into_iter()
@@ -277,13 +281,14 @@ impl Connection {
             .collect()
     }
 
-    /// Whether what is steered gets out is told by [`Self::notices`] from here on.
+    /// Probes for a firewall that drops steered packets; [`Self::notices`] tells of it from here on.
     pub(super) async fn look_for_firewall(&self) {
         let alias = firewall::unused_alias(&self.datapath);
-        // Where nobody can tell, what was found before stands.
+        // Without a result, the last one stays.
         if let Some(passes) = firewall::lets_pass(alias, || self.reached()).await {
             self.is_blocked.store(!passes, Ordering::Relaxed);
-            self.tried.fetch_add(u64::from(passes), Ordering::Relaxed);
+            self.probe_packets
+                .fetch_add(u64::from(passes), Ordering::Relaxed);
         }
     }
 
@@ -293,12 +298,13 @@ impl Connection {
         counters.dropped(DropReason::ForeignSocket)
     }
 
-    /// Without the packets that [`Self::look_for_firewall`] sends, and without repeated refusals.
+    /// The root daemon's counters, without the packets of [`Self::look_for_firewall`] and without
+    /// repeated refusals.
     pub(super) async fn counters(&self) -> Counters {
         let mut counters = self.counters_of_root().await.unwrap_or_default();
         for (reason, count) in &mut counters.drops {
             let own = match DropReason::from_name(reason) {
-                Some(DropReason::ForeignSocket) => &self.tried,
+                Some(DropReason::ForeignSocket) => &self.probe_packets,
                 Some(DropReason::Unasked) => &self.shared.counters.repeated,
                 None => continue,
             };
@@ -309,7 +315,7 @@ impl Connection {
     }
 
     async fn counters_of_root(&self) -> Option<Counters> {
-        match timeout(COUNTERS_LIMIT, self.root.call(Request::Counters, None)).await {
+        match timeout(COUNTERS_TIMEOUT, self.root.call(Request::Counters, None)).await {
             Ok(Ok((Reply::Counters(counters), _))) => Some(counters),
             _ => None,
         }
@@ -320,7 +326,7 @@ impl Connection {
         self.stop.cancel();
         let up = self.shared.up();
         let hooks = async {
-            if timeout(CLOSE_LIMIT, self.root.call(Request::Close, None))
+            if timeout(CLOSE_TIMEOUT, self.root.call(Request::Close, None))
                 .await
                 .is_err()
             {
@@ -336,25 +342,25 @@ impl Connection {
         let sessions = self.uplink.delete_all(&none);
         let (_, unanswered, ()) = tokio::join!(hooks, sessions, async {
             tunnel.await;
-            if timeout(CLOSE_LIMIT, self.tasks.end()).await.is_err() {
+            if timeout(CLOSE_TIMEOUT, self.tasks.end()).await.is_err() {
                 tracing::info!("Tasks did not end in time");
             }
         });
-        // One that was on its way when its task ended.
+        // An object that was being created when its task ended.
         self.uplink.delete_all(&unanswered).await;
     }
 }
 
-fn wanted(unwanted: &CancellationToken) -> Result<(), Fault> {
+fn check_wanted(unwanted: &CancellationToken) -> Result<(), Fault> {
     if unwanted.is_cancelled() {
-        return Err(ended());
+        return Err(attempt_ended());
     }
 
     Ok(())
 }
 
-/// What those hear who took part in an attempt that was given up.
-pub(super) fn ended() -> Fault {
+/// The fault for the participants of an attempt that was given up.
+pub(super) fn attempt_ended() -> Fault {
     Fault::new(
         FaultKind::Failed,
         "this attempt to connect was ended, by `tp quit` or because the session was told to end: \

@@ -25,7 +25,7 @@ mod datagrams;
 mod newest;
 pub(super) mod tun;
 
-/// What the root daemon hands over with [`tp_root_api::Reply::Opened`], ready to be served.
+/// The descriptors that come with [`tp_root_api::Reply::Opened`], ready to be served.
 pub struct Handover {
     datapath: Datapath,
     listener: TcpListener,
@@ -76,7 +76,7 @@ impl Handover {
     ///
     /// # Errors
     ///
-    /// If the runtime takes one of the descriptors for unusable.
+    /// If the runtime cannot use one of the descriptors.
     pub fn serve(self, shared: &Arc<Shared>, tasks: &Tasks) -> io::Result<()> {
         let Self {
             datapath,

@@ -1,13 +1,13 @@
 //! Queries of the session's user to the machine's own name servers: answered, asked in the
 //! cluster, or passed on as they are.
 //!
-//! `tp_core::dns` decides, and its steps are taken here. How a query comes, and how its answer goes
-//! back, is the business of the data path: this module knows neither the TUN nor aliases.
+//! `tp_core::dns` decides, and its steps are taken here. The data path
+//! receives queries and returns answers: this module knows neither the TUN nor aliases.
 
 use std::{
     collections::VecDeque,
     net::{Ipv4Addr, SocketAddrV4},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use tokio::{
     time::timeout,
 };
 use tp_core::dns::{ClusterState, Query, Question, Step, Zone};
+use tp_process::sync;
 use tp_proto::tunnel::ResolveRequest;
 
 use super::shared::{Shared, count};
@@ -27,18 +28,18 @@ mod search;
 pub(super) mod servers;
 mod stream;
 
-/// Questions to the cluster under way. A datagram with a further one is lost, and its resolver asks
-/// again; a stream waits.
-const MAX_ASKED: usize = 1024;
-/// For a name that only the cluster can have. A resolver asks again after 5 s (resolv.conf(5));
-/// the manager, which may take 8 s for several attempts, is not waited for longer.
-const CLUSTER_LIMIT: Duration = Duration::from_secs(4);
-/// For a name that somebody else may have: the server that was meant is asked next, and what it
-/// says must come within the same 5 s.
-const FOREIGN_LIMIT: Duration = Duration::from_secs(2);
-/// A resolver that got a truncated answer comes back by TCP within this time.
-const COME_BACK: Duration = Duration::from_secs(5);
-/// Name servers that are remembered; of more, the oldest is forgotten.
+/// The most questions to the cluster under way. Beyond it, a datagram is dropped, and its resolver
+/// retries; a stream waits.
+const MAX_QUESTIONS: usize = 1024;
+/// Bounds a question about a name that only the cluster can have. A resolver retries after 5 s
+/// (resolv.conf(5)); the manager may take 8 s for several attempts.
+const CLUSTER_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bounds a question about any other name: the original server is asked next, and must answer within
+/// the same 5 s.
+const FOREIGN_TIMEOUT: Duration = Duration::from_secs(2);
+/// A resolver that got a truncated answer retries by TCP within this time.
+const TCP_RETRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most name servers that are remembered; the oldest is forgotten.
 const MAX_SERVERS: usize = 64;
 /// The flag TC in the third byte of a message.
 const TRUNCATED: u8 = 0b10;
@@ -47,22 +48,22 @@ const TRUNCATED: u8 = 0b10;
 pub(super) struct Dns {
     shared: Arc<Shared>,
     asking: Arc<Semaphore>,
-    /// All that the machine has or had since connecting, the newest first.
-    servers: Mutex<VecDeque<Known>>,
+    /// All name servers of the machine since connecting, the newest first.
+    servers: Mutex<VecDeque<KnownServer>>,
 }
 
-struct Known {
+struct KnownServer {
     server: SocketAddrV4,
-    /// When a resolver that asked this server was last told to come back by TCP, and how many have
-    /// not come yet.
+    /// The time of the last truncated answer for this server, and the number of resolvers that have not
+    /// retried by TCP yet.
     sent_to_tcp: Option<(Instant, usize)>,
 }
 
-impl Known {
-    /// Resolvers that are to come by TCP.
+impl KnownServer {
+    /// The number of resolvers that are expected by TCP.
     fn awaited(&self) -> usize {
         self.sent_to_tcp
-            .filter(|(sent, _)| sent.elapsed() < COME_BACK)
+            .filter(|(sent, _)| sent.elapsed() < TCP_RETRY_TIMEOUT)
             .map_or(0, |(_, awaited)| awaited)
     }
 }
@@ -71,23 +72,22 @@ impl Dns {
     pub(super) fn new(shared: Arc<Shared>) -> Arc<Self> {
         Arc::new(Self {
             shared,
-            asking: Arc::new(Semaphore::new(MAX_ASKED)),
+            asking: Arc::new(Semaphore::new(MAX_QUESTIONS)),
             servers: Mutex::default(),
         })
     }
 
-    /// Whether the machine has this name server, or had it: a socket that is connected to it goes
-    /// on asking.
+    /// Returns whether the machine has or had this name server: a connected socket goes on using it.
     pub(super) fn is_name_server(&self, address: SocketAddrV4) -> bool {
         self.with_servers(|servers| servers.iter().any(|known| known.server == address))
     }
 
-    fn with_servers<T>(&self, look: impl FnOnce(&mut VecDeque<Known>) -> T) -> T {
+    fn with_servers<T>(&self, look: impl FnOnce(&mut VecDeque<KnownServer>) -> T) -> T {
         let current = self.shared.name_servers.borrow();
-        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = sync::lock(&self.servers);
         for server in current.iter() {
             if servers.iter().all(|known| known.server != *server) {
-                servers.push_front(Known {
+                servers.push_front(KnownServer {
                     server: *server,
                     sent_to_tcp: None,
                 });
@@ -97,7 +97,7 @@ impl Dns {
         look(&mut servers)
     }
 
-    /// A truncated answer of ours sends its resolver to the server by TCP.
+    /// Notes an answer of ours if it is truncated: its resolver retries by TCP.
     pub(super) fn note_truncated(&self, server: SocketAddrV4, answer: &[u8]) {
         if answer.get(2).is_none_or(|flags| flags & TRUNCATED == 0) {
             return;
@@ -111,7 +111,8 @@ impl Dns {
         });
     }
 
-    /// Whether somebody who was sent to TCP comes; nobody else is served by other than the server.
+    /// Takes one of the resolvers that are expected by TCP; false if there is none. Only those are served
+    /// without the server.
     fn is_expected_by_tcp(&self, server: SocketAddrV4) -> bool {
         self.with_servers(|servers| {
             let known = servers.iter_mut().find(|known| known.server == server);
@@ -125,8 +126,7 @@ impl Dns {
         })
     }
 
-    /// The first step of `query`, without waiting for anything: an answer of the table is there at
-    /// once.
+    /// The first step of `query`, without waiting: an answer from the table is ready at once.
     pub(super) fn decide(&self, query: &Query) -> Step {
         let counters = &self.shared.counters;
         let cluster = match self.shared.up() {
@@ -144,26 +144,26 @@ impl Dns {
         step
     }
 
-    /// Room for a question to the cluster; `None` if [`MAX_ASKED`] are under way.
-    pub(super) fn room(&self) -> Option<OwnedSemaphorePermit> {
+    /// A permit for a question to the cluster; `None` if [`MAX_QUESTIONS`] are under way.
+    pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.asking).try_acquire_owned().ok()
     }
 
-    /// Asks the cluster when there is room for a question more.
+    /// Waits for a permit, then asks the cluster.
     async fn ask(&self, query: &Query, question: Question) -> Step {
-        let _room = self.asking.acquire().await;
+        let _permit = self.asking.acquire().await;
 
         self.ask_cluster(query, question).await
     }
 
-    /// Takes all steps of `query` that ask the cluster; the step after them.
+    /// Takes all steps of `query` that ask the cluster; returns the step after them.
     pub(super) async fn ask_cluster(&self, query: &Query, mut question: Question) -> Step {
-        let patience = if question.is_ours() {
-            CLUSTER_LIMIT
+        let limit = if question.is_ours() {
+            CLUSTER_TIMEOUT
         } else {
-            FOREIGN_LIMIT
+            FOREIGN_TIMEOUT
         };
-        let step = match timeout(patience, self.converse(query, &mut question)).await {
+        let step = match timeout(limit, self.resolve(query, &mut question)).await {
             Ok(Ok(step)) => step,
             Ok(Err(status)) => {
                 tracing::debug!(reason = status.message(), "Cluster did not resolve");
@@ -177,7 +177,7 @@ impl Dns {
                     let has_it = |zone: &Zone| zone.is_cluster_address(address.into());
                     self.shared.zone(has_it)
                 };
-                self.shared.leads.learn(answer, is_cluster).await;
+                self.shared.external.learn(answer, is_cluster).await;
             }
             Step::Fail(_) => count(&self.shared.counters.failed),
             Step::AskCluster(_) | Step::PassOn => {}
@@ -186,11 +186,7 @@ impl Dns {
         step
     }
 
-    async fn converse(
-        &self,
-        query: &Query,
-        question: &mut Question,
-    ) -> Result<Step, tonic::Status> {
+    async fn resolve(&self, query: &Query, question: &mut Question) -> Result<Step, tonic::Status> {
         let Some(mut up) = self.shared.up() else {
             return Ok(query.unanswered(question));
         };

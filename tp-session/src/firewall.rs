@@ -7,10 +7,10 @@ use socket2::{Domain, Socket, Type};
 use tokio::time::{Instant, sleep};
 use tp_root_api::Datapath;
 
-/// The kernel has sent a SYN when `connect()` returns; beyond this it is not under way.
-const LIMIT: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(20);
-/// Of `discard`: nobody takes it for an attack.
+/// The kernel has sent the SYN when `connect()` returns; after this time it was dropped.
+const TIMEOUT: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The port of `discard`, which nobody takes for an attack.
 const PORT: u16 = 9;
 
 pub(crate) const NOTICE: &str = "a firewall of this machine drops what goes to the cluster, so \
@@ -19,36 +19,36 @@ pub(crate) const NOTICE: &str = "a firewall of this machine drops what goes to t
      `iptables -I OUTPUT -o tp+ -j ACCEPT`; a chain for what comes in needs the same with \
      iifname or -i";
 
-/// An address of the data path that stands for nothing, ever.
+/// An alias that never stands for an address.
 pub fn unused_alias(datapath: &Datapath) -> SocketAddrV4 {
     let first = u32::from(datapath.alias_base);
 
     SocketAddrV4::new((first + 1).into(), PORT)
 }
 
-/// Whether a SYN of this user's to an alias gets as far as the interface of the data path, where it
-/// ends. `reached` reads the counter of [`tp_root_api::DropReason::ForeignSocket`]; without its
-/// answer nobody can tell.
+/// Returns whether a SYN of this user's to an alias reaches the interface of the data path, where it is
+/// dropped. `reached` reads the counter of [`tp_root_api::DropReason::ForeignSocket`]; without its
+/// answer the result is `None`.
 pub async fn lets_pass<F: Future<Output = Option<u64>>>(
     alias: SocketAddrV4,
     reached: impl Fn() -> F,
 ) -> Option<bool> {
     let before = reached().await?;
     let _socket = send_syn(alias).ok()?;
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     loop {
         match reached().await? {
-            now if now == before && Instant::now() < end => sleep(LOOK).await,
+            now if now == before && Instant::now() < end => sleep(POLL_INTERVAL).await,
             now => return Some(now != before),
         }
     }
 }
 
-/// The kernel stops repeating it when the socket is closed.
+/// The kernel repeats the SYN until the socket is closed.
 fn send_syn(to: SocketAddrV4) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    // Nobody answers: whatever it says is not what matters.
+    // Nobody answers, so the result does not matter.
     let _ = socket.connect(&to.into());
 
     Ok(socket)

@@ -15,20 +15,20 @@ mod cluster;
 mod connection;
 mod datapath;
 mod dns;
+mod exempt;
+mod external;
 pub mod firewall;
-mod leads;
 mod local;
 mod log;
 mod mapped;
 mod node;
-mod opened;
+mod opened_datapath;
 mod progress;
 mod relay;
 mod renewal;
 mod root_link;
 mod service;
 mod shared;
-mod spared;
 mod status;
 mod steer;
 mod sys;
@@ -36,13 +36,13 @@ mod tasks;
 mod uplink;
 
 pub use datapath::Handover;
-pub use shared::{Shared, Up};
+pub use shared::{ActiveTunnel, Shared};
 pub use tasks::Tasks;
 
-/// For answers under way when the process ends.
-const FLUSH_LIMIT: Duration = Duration::from_secs(1);
-/// For the end of a connection.
-const END_LIMIT: Duration = Duration::from_secs(5);
+/// Bounds the answers under way when the process ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds the end of a connection.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct SessionArgs {
@@ -65,7 +65,7 @@ pub fn run(args: SessionArgs) -> anyhow::Result<()> {
         .context("the runtime cannot start")?;
     let result = runtime.block_on(serve());
     // Name look-ups of the system's resolver cannot be interrupted.
-    runtime.shutdown_timeout(FLUSH_LIMIT);
+    runtime.shutdown_timeout(FLUSH_TIMEOUT);
 
     result
 }
@@ -92,12 +92,12 @@ async fn serve() -> anyhow::Result<()> {
         _ = interrupt.recv() => tracing::info!("Told to end"),
     }
     let ended = async {
-        if timeout(END_LIMIT, service.end()).await.is_err() {
+        if timeout(END_TIMEOUT, service.end()).await.is_err() {
             tracing::info!("Connection did not end in time");
         }
         flush.cancel();
     };
-    let flushed = async { timeout(END_LIMIT + FLUSH_LIMIT, server).await };
+    let flushed = async { timeout(END_TIMEOUT + FLUSH_TIMEOUT, server).await };
     let (flushed, ()) = tokio::join!(flushed, ended);
     tracing::info!(flushed = flushed.is_ok(), "Session ended");
 

@@ -1,4 +1,4 @@
-//! What of the network is this machine's own, by rtnetlink, which tells it to every user.
+//! This machine's own addresses and networks, by rtnetlink, which any user may read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,17 +28,17 @@ use tp_proto::fault::{Fault, FaultKind};
 use tp_root_api::Datapath;
 
 /// The kernel answers in microseconds; beyond this it does not.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// Changes come in bursts; they are looked at together.
-const SETTLE: Duration = Duration::from_millis(200);
-/// Messages can be lost when many come at once, so it is looked without one as well.
-const LOOK: Duration = Duration::from_secs(30);
-/// Before what seems broken is looked at again.
-const AGAIN: Duration = Duration::from_millis(20);
-/// Of a machine that carries the routes of the internet only so many are looked at.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Changes come in bursts, which are read together.
+const SETTLE_DELAY: Duration = Duration::from_millis(200);
+/// Notifications can be lost in a burst, so the network is read without one as well.
+const POLL_INTERVAL: Duration = Duration::from_secs(30);
+/// Before an interface that seems broken is read again.
+const RECHECK_DELAY: Duration = Duration::from_millis(20);
+/// Bounds what is read on a machine that carries the routes of the internet.
 const MAX_ROUTES: usize = 65_536;
-/// Routes shorter than this are defaults in disguise.
-const SHORTEST_ROUTE: u8 = 4;
+/// Routes with a shorter prefix are default routes in disguise.
+const MIN_PREFIX_LEN: u8 = 4;
 
 /// The networks that a data path uses itself.
 pub(super) fn of_datapath(datapath: &Datapath) -> [Ipv4Net; 2] {
@@ -57,7 +57,7 @@ pub(super) struct Observer {
     changes: futures::channel::mpsc::UnboundedReceiver<Change>,
     _connection: AbortOnDropHandle<()>,
     own_address: Ipv4Addr,
-    own: Own,
+    own: InterfaceState,
 }
 
 type Change = (
@@ -66,7 +66,7 @@ type Change = (
 );
 
 impl Observer {
-    /// `own_address` is of the interface of the session's own data path, which does not count.
+    /// `own_address` is that of the data path's own interface, which is left out.
     pub(super) fn open(own_address: Ipv4Addr) -> io::Result<Self> {
         let groups = [
             MulticastGroup::Ipv4Ifaddr,
@@ -80,11 +80,11 @@ impl Observer {
             changes,
             _connection: AbortOnDropHandle::new(tokio::spawn(connection)),
             own_address,
-            own: Own::default(),
+            own: InterfaceState::default(),
         })
     }
 
-    /// What [`Self::watch`] begins with.
+    /// Reads the state that [`Self::watch`] begins with.
     pub(super) async fn read(&mut self) -> Result<Local, Fault> {
         let (local, own) = self.look().await?;
         self.own = own;
@@ -92,7 +92,7 @@ impl Observer {
         Ok(local)
     }
 
-    async fn look(&self) -> Result<(Local, Own), Fault> {
+    async fn look(&self) -> Result<(Local, InterfaceState), Fault> {
         let unreadable = |error: &dyn Display| {
             let message = format!("routes and addresses of this machine cannot be read: {error}");
             Fault::new(FaultKind::Failed, message)
@@ -104,7 +104,7 @@ impl Observer {
             let addresses = self.handle.address().get().execute();
             let addresses: Vec<_> = addresses.try_collect().await?;
             let links: Vec<_> = self.handle.link().get().execute().try_collect().await?;
-            let own = Own::of(&addresses, &routes, &links, self.own_address);
+            let own = InterfaceState::of(&addresses, &routes, &links, self.own_address);
             let names = links
                 .into_iter()
                 .filter_map(|link| {
@@ -120,22 +120,26 @@ impl Observer {
             Ok::<_, rtnetlink::Error>((found, own))
         };
 
-        match timeout(ANSWER_LIMIT, read).await {
+        match timeout(ANSWER_TIMEOUT, read).await {
             Ok(found) => found.map_err(|error| unreadable(&error)),
             Err(_) => Err(unreadable(&"the kernel does not answer")),
         }
     }
 
-    /// Publishes every change until aborted. Ends when somebody has taken from the data path's own
-    /// interface what it had at [`Self::read`].
+    /// Publishes every change until aborted. Ends when another program has taken from the data path's
+    /// own interface its address, a route or the link that it had at [`Self::read`].
     pub(super) async fn watch(mut self, local: watch::Sender<Local>) -> io::Result<()> {
-        let mut pause = SETTLE;
+        let mut pause = SETTLE_DELAY;
         let mut is_broken = false;
         loop {
-            let look = if is_broken { AGAIN } else { LOOK };
+            let look = if is_broken {
+                RECHECK_DELAY
+            } else {
+                POLL_INTERVAL
+            };
             match timeout(look, self.changes.next()).await {
                 Ok(Some(_)) => {
-                    // Read all the while: what is not read waits in memory.
+                    // Drained meanwhile: unread messages wait in memory.
                     let due = Instant::now() + pause;
                     while let Ok(Some(_)) = timeout_at(due, self.changes.next()).await {}
                 }
@@ -144,8 +148,8 @@ impl Observer {
             }
             let begun = Instant::now();
             let found = self.look().await;
-            // Where there are many routes and they change all the time, most of it stays unused.
-            pause = SETTLE.max(10 * begun.elapsed());
+            // Where many routes change all the time, reading takes a tenth of the time at most.
+            pause = SETTLE_DELAY.max(10 * begun.elapsed());
             match found {
                 Ok((found, own)) => {
                     local.send_if_modified(|old| {
@@ -154,7 +158,7 @@ impl Observer {
                         is_new
                     });
                     let is_whole = own.has_all_of(&self.own);
-                    // A dump that changes meanwhile may lack what is there: it is read twice.
+                    // A dump during a change may lack entries, so it is read twice.
                     if !is_whole && is_broken {
                         return Err(io::Error::other(
                             "the interface of this connection was changed by another program",
@@ -168,15 +172,15 @@ impl Observer {
     }
 }
 
-/// What the data path's own interface has. Without it the aliases lead nowhere, or out of the machine.
+/// The state of the data path's own interface. Without it, packets to aliases are lost or leave the machine.
 #[derive(Debug, Default)]
-struct Own {
+struct InterfaceState {
     is_up: bool,
     routes: BTreeSet<Ipv4Net>,
 }
 
-impl Own {
-    /// Nothing if no interface has the address.
+impl InterfaceState {
+    /// The default if no interface has the address.
     fn of(
         addresses: &[AddressMessage],
         routes: &[RouteMessage],
@@ -205,7 +209,7 @@ impl Own {
     }
 }
 
-/// The interface that has the address.
+/// The index of the interface that has the address.
 fn index_of(addresses: &[AddressMessage], own: Ipv4Addr) -> Option<u32> {
     let mut found = addresses.iter().filter_map(address);
 
@@ -214,8 +218,8 @@ fn index_of(addresses: &[AddressMessage], own: Ipv4Addr) -> Option<u32> {
         .map(|(index, _, _)| index)
 }
 
-/// What addresses and routes say. Who made the route to the network of an address, the kernel or a
-/// DHCP client, does not matter, nor whether there is one.
+/// Sorts addresses and routes. The network of an address is connected whether the kernel, a DHCP client
+/// or nobody made a route to it.
 fn sorted(
     addresses: &[AddressMessage],
     routes: &[RouteMessage],
@@ -257,7 +261,7 @@ fn sorted(
             RouteType::Local => {
                 connected.insert(link);
             }
-            RouteType::Unicast if network.prefix_len() < SHORTEST_ROUTE => {}
+            RouteType::Unicast if network.prefix_len() < MIN_PREFIX_LEN => {}
             RouteType::Unicast if !connected.contains(&link) => {
                 routed.insert(link);
             }
@@ -270,7 +274,7 @@ fn sorted(
     local
 }
 
-/// The interface, the own address on it, and the network or the peer that it connects to.
+/// The interface's index, its own address, and the network or the peer that it connects to.
 fn address(message: &AddressMessage) -> Option<(u32, Ipv4Addr, Ipv4Net)> {
     let (mut own, mut peer) = (None, None);
     for attribute in &message.attributes {
@@ -361,7 +365,7 @@ mod tests {
             up(9, LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
         ];
         let of = |addresses: &[_], routes: &[_], links: &[_]| {
-            Own::of(addresses, routes, links, "243.1.255.1".parse().unwrap())
+            InterfaceState::of(addresses, routes, links, "243.1.255.1".parse().unwrap())
         };
         let before = of(&addresses, &routes, &links);
 

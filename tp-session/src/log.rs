@@ -7,11 +7,11 @@ use std::{
 };
 
 /// Largest log file, in bytes.
-const LIMIT: u64 = 4 << 20;
-/// Older ones that are kept: `session.log.1` is the youngest.
-const KEPT: u32 = 4;
+const MAX_FILE_SIZE: u64 = 4 << 20;
+/// The number of older files that are kept; `session.log.1` is the youngest.
+const MAX_OLD_FILES: u32 = 4;
 
-/// A file that is put aside when it is full.
+/// A log file that is rotated when it is full.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     path: PathBuf,
@@ -22,7 +22,7 @@ pub(crate) struct LogFile {
 
 impl LogFile {
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
-        Self::with_limit(path, LIMIT)
+        Self::with_limit(path, MAX_FILE_SIZE)
     }
 
     fn with_limit(path: PathBuf, limit: u64) -> io::Result<Self> {
@@ -38,8 +38,8 @@ impl LogFile {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        for age in (0..KEPT).rev() {
-            // Ages that there are not yet are no error.
+        for age in (0..MAX_OLD_FILES).rev() {
+            // A missing file is no error.
             match fs::rename(aged(&self.path, age), aged(&self.path, age + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

@@ -30,9 +30,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    // The name that keeps this process from being steered, whatever its file is called.
+    // The hooks do not steer a process of this name, whatever its file is called.
     rustix::thread::set_name(tp_root_api::PROCESS_NAME).context("cannot name this process")?;
-    // What a session writes is its user's.
+    // Files that a session writes are for its user alone.
     tp_process::background::enter(0o077);
 
     tp_session::run(args.session)

@@ -1,6 +1,6 @@
-//! What `--mapped-namespaces` leaves without names, as sentences for the user.
+//! Notices about namespaces that `--mapped-namespaces` leaves without names.
 
-/// `mapped` is what was asked for, `visible` are those of them that the user may reach.
+/// `mapped` are the namespaces asked for, `visible` those that the user may reach.
 pub(super) fn notices(mapped: &[String], connected: &str, visible: &[String]) -> Vec<String> {
     let absent = mapped.iter().filter(|name| !visible.contains(*name));
     let mut notices: Vec<String> = absent
@@ -25,7 +25,7 @@ pub(super) fn notices(mapped: &[String], connected: &str, visible: &[String]) ->
 mod tests {
     use super::*;
 
-    fn told(mapped: &[&str], visible: &[&str]) -> Vec<String> {
+    fn notices_of(mapped: &[&str], visible: &[&str]) -> Vec<String> {
         let owned = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
 
         notices(&owned(mapped), "shop", &owned(visible))
@@ -33,11 +33,11 @@ mod tests {
 
     #[test]
     fn what_has_no_names_is_told() {
-        assert!(told(&[], &["shop"]).is_empty());
-        assert!(told(&["shop", "bank"], &["bank", "shop"]).is_empty());
-        let absent = told(&["shop", "absent"], &["shop"]);
+        assert!(notices_of(&[], &["shop"]).is_empty());
+        assert!(notices_of(&["shop", "bank"], &["bank", "shop"]).is_empty());
+        let absent = notices_of(&["shop", "absent"], &["shop"]);
         assert!(absent.len() == 1 && absent[0].contains("namespace absent"));
-        let elsewhere = told(&["bank"], &["bank"]);
+        let elsewhere = notices_of(&["bank"], &["bank"]);
         assert!(elsewhere.len() == 1 && elsewhere[0].contains("namespace shop"));
     }
 }

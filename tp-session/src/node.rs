@@ -1,5 +1,5 @@
-//! Whether this machine, in this network namespace, runs parts of a cluster: a session of root
-//! would take their connections for its own.
+//! Detects parts of a cluster on this machine, in this network namespace: a session of root would steer
+//! their connections, too.
 
 use std::{fs, path::Path};
 
@@ -37,8 +37,8 @@ const INTERFACES: [&str; 12] = [
     "tunl",
 ];
 
-/// What was found, as a phrase.
-pub(super) fn found(networks: &[IpNet], local: &Local) -> Option<String> {
+/// Describes a part of a cluster that was found, as a phrase.
+pub(super) fn detect(networks: &[IpNet], local: &Local) -> Option<String> {
     component(Path::new("/proc"))
         .map(|name| format!("{name} runs here"))
         .or_else(|| {

@@ -1,9 +1,9 @@
-//! How far an attempt to connect is, for all who take part in it.
+//! The progress of an attempt to connect, for all its participants.
 
 use tokio::sync::watch;
 use tp_proto::{fault::Fault, local::Connected};
 
-/// How far an attempt is.
+/// The stage of an attempt.
 #[derive(Debug, Clone)]
 pub(super) enum Stage {
     Begun,
@@ -18,7 +18,7 @@ impl Stage {
     }
 }
 
-/// Phrases for whoever listens; nobody may.
+/// Publishes phrases to the listeners, if there are any.
 #[derive(Clone)]
 pub(super) struct Progress(Option<watch::Sender<Stage>>);
 
@@ -34,7 +34,7 @@ impl Progress {
     pub(super) fn step(&self, phrase: String) {
         tracing::debug!(%phrase, "Connecting");
         if let Some(stage) = &self.0 {
-            // An attempt that is told to be over stays so.
+            // An attempt that is over stays so.
             stage.send_if_modified(|stage| {
                 let goes_on = !stage.is_over();
                 if goes_on {

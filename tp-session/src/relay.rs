@@ -28,7 +28,7 @@ use super::{
     datapath::{aliases::AliasMap, tun::Tun},
     dns::{self, Dns},
     shared::{FlowCount, Shared, count},
-    sys::{self, BEAT, Heartbeat, Part},
+    sys::{self, BEAT_INTERVAL, Heartbeat, Part},
 };
 
 /// As many as the listener's backlog.
@@ -37,8 +37,8 @@ const MAX_HELD: usize = 4096;
 const BATCH: usize = 64;
 /// The largest packet; SYNs are far smaller.
 const MAX_PACKET: usize = 65_536;
-const NO_ROOM_PAUSE: Duration = Duration::from_millis(50);
-const IDLE: Duration = Duration::from_secs(3600);
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub(super) struct Relay {
     pub(super) tun: Tun,
@@ -49,14 +49,14 @@ pub(super) struct Relay {
     pub(super) heartbeat: Arc<Heartbeat>,
 }
 
-/// What an approved attempt waits with for its connection.
+/// The far end of an approved attempt, until its connection is accepted.
 enum Ready {
     Flow(Flow),
     NameServer(dns::NameServerStream),
 }
 
-/// How a dial ended.
-struct Dialling {
+/// The result of a dial.
+struct FinishedDial {
     attempt: Attempt,
     verdict: Verdict,
     ready: Option<Ready>,
@@ -67,7 +67,7 @@ struct Attempts {
     held: HeldSyns,
     dialling: HashMap<Attempt, AbortHandle>,
     ready: HashMap<FlowKey, Ready>,
-    dials: JoinSet<Dialling>,
+    dials: JoinSet<FinishedDial>,
     flows: JoinSet<()>,
     beat: Interval,
 }
@@ -75,7 +75,7 @@ struct Attempts {
 enum Input {
     Packet(usize),
     Accepted(TcpStream, SocketAddr),
-    Dialled(Dialling),
+    Dialled(FinishedDial),
     Timeout,
     Stop,
 }
@@ -89,7 +89,7 @@ impl Relay {
             ready: HashMap::new(),
             dials: JoinSet::new(),
             flows: JoinSet::new(),
-            beat: interval(BEAT),
+            beat: interval(BEAT_INTERVAL),
         };
         attempts
             .beat
@@ -133,7 +133,7 @@ impl Relay {
         let due = attempts
             .held
             .poll_timeout()
-            .unwrap_or_else(|| Instant::now() + IDLE);
+            .unwrap_or_else(|| Instant::now() + IDLE_TIMEOUT);
         loop {
             let input = tokio::select! {
                 () = stop.cancelled() => Input::Stop,
@@ -144,14 +144,14 @@ impl Relay {
                 length = self.tun.read(buffer) => Input::Packet(length?),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => Input::Accepted(stream, peer),
-                    // It listens no longer, and never will again.
+                    // The socket no longer listens.
                     Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                         return Err(error);
                     }
                     Err(error) => {
-                        // Without room for a descriptor the connection waits in the backlog.
+                        // Without a free descriptor, the connection waits in the backlog.
                         tracing::info!(%error, "Connection not accepted");
-                        tokio::time::sleep(NO_ROOM_PAUSE).await;
+                        tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
                         continue;
                     }
                 },
@@ -189,7 +189,7 @@ impl Relay {
         }
     }
 
-    /// Performs `action`; the action that it leads to at once.
+    /// Performs `action`; returns the action that follows at once.
     fn perform_one(&self, attempts: &mut Attempts, action: Action) -> Option<Action> {
         match action {
             Action::Write(packet) => self.tun.write(&packet),
@@ -209,7 +209,7 @@ impl Relay {
         None
     }
 
-    /// Begins to dial; the action that refuses an attempt whose destination is not known.
+    /// Begins to dial; returns the refusal of an attempt whose destination is not known.
     fn dial(&self, attempts: &mut Attempts, attempt: Attempt) -> Option<Action> {
         let Some(target) = self.aliases.real(attempt.flow.destination) else {
             let verdict = Verdict::HostUnreachable;
@@ -235,7 +235,7 @@ impl Relay {
                 tracing::error!(%target, "Dial lost");
                 (Verdict::HostUnreachable, None)
             });
-            Dialling {
+            FinishedDial {
                 attempt,
                 verdict,
                 ready,
@@ -246,8 +246,8 @@ impl Relay {
         None
     }
 
-    fn dialled(&self, attempts: &mut Attempts, dialled: Dialling) {
-        let Dialling {
+    fn dialled(&self, attempts: &mut Attempts, dialled: FinishedDial) {
+        let FinishedDial {
             attempt,
             verdict,
             ready,
@@ -265,7 +265,7 @@ impl Relay {
     }
 
     fn accepted(&self, attempts: &mut Attempts, stream: TcpStream, peer: SocketAddr) {
-        // Whatever goes wrong from here on, the application must see a reset.
+        // On any error from here on, the application must see a reset.
         let reset = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         let (Ok(()), Ok(SocketAddr::V4(destination)), SocketAddr::V4(source)) =
             (reset, stream.local_addr(), peer)
@@ -309,7 +309,7 @@ async fn dial(shared: &Shared, target: SocketAddrV4) -> (Verdict, Option<Flow>) 
     let Some(up) = shared.up() else {
         return (Verdict::HostUnreachable, None);
     };
-    shared.leads.used(*target.ip());
+    shared.external.used(*target.ip());
     match up.tunnel.dial(target.into()).await {
         Ok(Dialed::Connected(flow)) => (Verdict::Connected, Some(flow)),
         Ok(Dialed::Refused { outcome, reason }) => {

@@ -1,7 +1,7 @@
-//! Keeps a session's credentials young: logs in again every hour, and renews the Session object.
+//! Keeps a session's credentials fresh: logs in again every hour, and renews the Session object.
 //!
 //! A renewal is an object of its own, made like any Session, so that the API server vouches for the
-//! user's groups of the day. The kubeconfig is read again for it, because people, and tools that
+//! user's current groups. The kubeconfig is read again for it, because people, and tools that
 //! log in for them, write new credentials there while the session runs.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -13,27 +13,27 @@ use tokio::{
 };
 use tp_core::backoff::Backoff;
 use tp_proto::{
-    crd::{SESSION_LIFETIME_SECONDS, SESSION_RENEWAL_SECONDS, UserInfo},
+    crd::{SESSION_LIFETIME_SECONDS, SESSION_RENEWAL_INTERVAL_SECONDS, UserInfo},
     fault::{Fault, FaultKind},
     local::{ConnectRequest, Shell},
 };
 use tp_transport::{KeyHash, SessionRef};
 
 use super::{
-    cluster::{Cluster, Place},
+    cluster::{Cluster, Destination},
     shared::Shared,
 };
 
-const INTERVAL: Duration = Duration::from_secs(SESSION_RENEWAL_SECONDS);
-const LIFETIME: Duration = Duration::from_secs(SESSION_LIFETIME_SECONDS.unsigned_abs());
-/// From here on people are told that the session will end.
-const NEAR: Duration = Duration::from_secs(3600);
-/// The runtime's timers stand still while the machine sleeps: the clock is looked at this often.
-const LOOK: Duration = Duration::from_secs(60);
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// For programs that the kubeconfig names to log in with.
-const RELOAD_LIMIT: Duration = Duration::from_secs(30);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(SESSION_RENEWAL_INTERVAL_SECONDS);
+const SESSION_LIFETIME: Duration = Duration::from_secs(SESSION_LIFETIME_SECONDS.unsigned_abs());
+/// With less than this left, the user is told that the session will end.
+const WARNING_LIFETIME: Duration = Duration::from_secs(3600);
+/// The runtime's timers stand still while the machine sleeps, so the clock is polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(60);
+const MIN_RETRY_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(300);
+/// Bounds the credential plugins of the kubeconfig.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The API server with the newest credentials of one user.
 pub(super) struct Login {
@@ -44,11 +44,11 @@ pub(super) struct Login {
 
 impl Login {
     pub(super) fn new(request: ConnectRequest, username: &str, cluster: Arc<Cluster>) -> Self {
-        // Whatever becomes the current context: this is the one.
+        // The kubeconfig's current context may change; this one stays.
         let request = ConnectRequest {
-            context: cluster.place.context.clone(),
-            namespace: cluster.place.namespace.clone(),
-            // The login of the day, not of then.
+            context: cluster.destination.context.clone(),
+            namespace: cluster.destination.namespace.clone(),
+            // A new login, not the one of the request.
             shell: request.shell.map(|shell| Shell {
                 credential: Vec::new(),
                 ..shell
@@ -66,10 +66,10 @@ impl Login {
         Arc::clone(&self.cluster.borrow())
     }
 
-    /// The user with the groups of the day, by the credentials that are there.
+    /// The user with the current groups, by the credentials at hand.
     pub(super) async fn user(&self) -> Result<UserInfo, Fault> {
         match self.ask(&self.cluster()).await {
-            // They have run out, or were taken back: perhaps there are new ones.
+            // They have expired or were revoked; the kubeconfig may have new ones.
             Err(fault) if matches!(fault.kind, FaultKind::NoPermission | FaultKind::Config) => {
                 self.fresh_user().await
             }
@@ -77,7 +77,7 @@ impl Login {
         }
     }
 
-    /// As [`Login::user`], by what the kubeconfig says now.
+    /// As [`Login::user`], with the kubeconfig read again.
     async fn fresh_user(&self) -> Result<UserInfo, Fault> {
         if let Some(fresh) = self.reload().await {
             match self.ask(&fresh).await {
@@ -104,14 +104,14 @@ impl Login {
             format!(
                 "context {} logs in as {}, and this is a session of {}: run `tp quit` and `tp \
                  connect` to go on as the other",
-                cluster.place.context, user.username, self.username
+                cluster.destination.context, user.username, self.username
             ),
         ))
     }
 
-    /// Nothing if it leads elsewhere by now, or nowhere.
+    /// Reads the kubeconfig again; `None` if it is unusable or leads to another destination.
     async fn reload(&self) -> Option<Arc<Cluster>> {
-        let loaded = match timeout(RELOAD_LIMIT, Cluster::load(&self.request)).await {
+        let loaded = match timeout(RELOAD_TIMEOUT, Cluster::load(&self.request)).await {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(fault)) => {
                 tracing::info!(reason = %fault, "Kubeconfig cannot be used any more");
@@ -123,13 +123,13 @@ impl Login {
             }
         };
 
-        let place = Place {
-            // What the user's groups are is the question.
-            impersonate_groups: self.cluster().place.impersonate_groups.clone(),
-            ..loaded.place.clone()
+        let destination = Destination {
+            // The groups may differ.
+            impersonate_groups: self.cluster().destination.impersonate_groups.clone(),
+            ..loaded.destination.clone()
         };
 
-        (place == self.cluster().place).then(|| Arc::new(loaded))
+        (destination == self.cluster().destination).then(|| Arc::new(loaded))
     }
 }
 
@@ -139,44 +139,44 @@ pub(super) struct Renewal {
     pub(super) shared: Arc<Shared>,
     pub(super) session: SessionRef,
     pub(super) key: KeyHash,
-    /// The newest renewal that stands.
+    /// The newest renewal object.
     pub(super) newest: Option<SessionRef>,
 }
 
-/// What keeping a session renewed takes of the world.
+/// The clock, the API server and the user, as far as a renewal needs them.
 pub(super) trait World {
-    /// Goes on while the machine sleeps.
+    /// A clock that goes on while the machine sleeps.
     fn clock(&self) -> Duration;
     fn pause(&mut self, pause: Duration) -> impl Future<Output = ()> + Send;
     fn renew(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
-    /// Tells people, or takes back what they were told.
-    fn tell(&mut self, reason: Option<String>);
+    /// Tells the user `reason`, or withdraws the last one.
+    fn report(&mut self, reason: Option<String>);
 }
 
-/// Renews the session that was made just now for as long as it is polled.
+/// Renews a session that was just created, for as long as it is polled.
 pub(super) async fn keep(mut world: impl World) -> Infallible {
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut backoff = Backoff::new(MIN_RETRY_BACKOFF, MAX_RETRY_BACKOFF);
     let mut renewed = world.clock();
     loop {
         let age = world.clock().saturating_sub(renewed);
-        if age < INTERVAL {
-            world.pause(LOOK.min(INTERVAL - age)).await;
+        if age < RENEWAL_INTERVAL {
+            world.pause(POLL_INTERVAL.min(RENEWAL_INTERVAL - age)).await;
             continue;
         }
-        // A lifetime counts from when the object is made, which is later.
+        // A lifetime counts from the creation of the object, which is later.
         let begun = world.clock();
         match world.renew().await {
             Ok(()) => {
                 renewed = begun;
                 backoff.reset();
-                world.tell(None);
+                world.report(None);
                 tracing::debug!("Session renewed");
             }
             Err(fault) => {
                 tracing::info!(reason = %fault, "Session not renewed, trying again");
-                let left = LIFETIME.saturating_sub(world.clock().saturating_sub(renewed));
-                if left < NEAR {
-                    world.tell(Some(ending(left, &fault)));
+                let left = SESSION_LIFETIME.saturating_sub(world.clock().saturating_sub(renewed));
+                if left < WARNING_LIFETIME {
+                    world.report(Some(ending(left, &fault)));
                 }
                 world.pause(backoff.pause(fastrand::f64())).await;
             }
@@ -214,7 +214,7 @@ impl World for Renewal {
         Ok(())
     }
 
-    fn tell(&mut self, reason: Option<String>) {
+    fn report(&mut self, reason: Option<String>) {
         self.shared.reason.send_replace(reason.unwrap_or_default());
     }
 }

@@ -19,11 +19,11 @@ use tp_root_api::{MAX_PACKET, RefusedKind, Reply, Request, wire};
 
 use super::sys;
 
-/// The root daemon makes a data path in milliseconds; beyond this it hangs. A request that was sent
-/// is carried out all the same, should it go on.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Requests that wait for the one under way; a further caller waits for room.
-const QUEUE: usize = 8;
+/// The root daemon makes a data path in milliseconds; beyond this it hangs. If it goes on later, it still
+/// carries out the request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most requests that wait for the one under way; beyond it, callers wait.
+const MAX_QUEUED_CALLS: usize = 8;
 
 struct Call {
     request: Request,
@@ -35,10 +35,10 @@ struct Call {
 pub(super) struct RootLink {
     pub(super) version: String,
     pub(super) pid: u32,
-    /// It was started for this user, and ends with the session.
-    pub(super) ends: bool,
+    /// The root daemon was started for this user, and ends with the session.
+    pub(super) ends_with_last_session: bool,
     call_tx: mpsc::Sender<Call>,
-    /// How long a caller waits for an answer.
+    /// Bounds a caller's wait for an answer.
     limit: Duration,
     gone: CancellationToken,
     _task: AbortOnDropHandle<()>,
@@ -49,7 +49,7 @@ impl RootLink {
         let path = tp_root_api::socket_path();
         let socket = open(&path).map_err(|error| absent(&path, &error))?;
         let socket = sys::watched(socket).map_err(|error| absent(&path, &error))?;
-        let mut this = Self::over(socket, ANSWER_LIMIT);
+        let mut this = Self::over(socket, ANSWER_TIMEOUT);
         let hello = Request::Hello {
             version: tp_core::VERSION.to_owned(),
             connects: true,
@@ -62,7 +62,7 @@ impl RootLink {
             } => {
                 this.version = version;
                 this.pid = pid;
-                this.ends = ends_with_last_session;
+                this.ends_with_last_session = ends_with_last_session;
                 Ok(this)
             }
             _ => Err(unexpected()),
@@ -70,14 +70,14 @@ impl RootLink {
     }
 
     fn over(socket: AsyncFd<OwnedFd>, limit: Duration) -> Self {
-        let (call_tx, call_rx) = mpsc::channel(QUEUE);
+        let (call_tx, call_rx) = mpsc::channel(MAX_QUEUED_CALLS);
         let gone = CancellationToken::new();
         let task = tokio::spawn(run(socket, call_rx, gone.clone()));
 
         Self {
             version: String::new(),
             pid: 0,
-            ends: false,
+            ends_with_last_session: false,
             call_tx,
             limit,
             gone,
@@ -124,17 +124,17 @@ async fn run(socket: AsyncFd<OwnedFd>, mut call_rx: mpsc::Receiver<Call>, gone: 
                 Some(call) => call,
                 None => return,
             },
-            // Nothing comes unasked but the end.
+            // The root daemon sends nothing unasked, so this is the end.
             _ = receive(&socket) => return,
         };
-        // However long it takes: the connection is the lease of everything, and every reply belongs
-        // to the request before it.
+        // Without a bound: the connection is the lease of everything, and every reply belongs to the
+        // request before it.
         let reply = exchange(&socket, &call).await.map_err(|error| {
             tracing::debug!(%error, "Root daemon's connection failed");
             died()
         });
         let is_over = reply.is_err();
-        // A caller that is no longer there has lost interest, not the lease.
+        // A caller that has gone does not end the lease.
         drop(call.answer.send(reply));
         if is_over {
             return;
@@ -270,7 +270,7 @@ mod tests {
         let fault = link.call(Request::Counters, None).await.unwrap_err();
         assert!(fault.message.contains("does not answer"), "{fault}");
 
-        link.limit = ANSWER_LIMIT;
+        link.limit = ANSWER_TIMEOUT;
         // Swapped in again, it answers what it was asked, then the next question.
         assert_eq!(root.request().await, Request::Counters);
         root.reply(&Reply::Done);

@@ -29,19 +29,19 @@ use super::{
     root_link::RootLink,
     status,
 };
-use users::{Handle, Met, Phase, State};
+use users::{AttemptHandle, Existing, Phase, State};
 
-mod same;
+mod compatibility;
 #[cfg(test)]
 mod tests;
 mod users;
 
-/// Events that wait for a slow reader; when full, whoever is told waits with it.
-const EVENTS: usize = 16;
+/// The most events that wait for a slow reader; beyond it, the sender waits.
+const MAX_QUEUED_EVENTS: usize = 16;
 const PARALLEL_LISTS: usize = 2;
-const LIST_LIMIT: Duration = Duration::from_secs(8);
+const LIST_TIMEOUT: Duration = Duration::from_secs(8);
 /// A session that nobody connects with ends.
-const UNUSED: Duration = Duration::from_secs(30);
+const UNUSED_EXIT_AFTER: Duration = Duration::from_secs(30);
 
 /// Clones share the state.
 #[derive(Clone)]
@@ -59,14 +59,16 @@ impl Service {
         }
     }
 
-    /// Ends a session that has no connection for long, and a connection that can go on no longer.
+    /// Ends a session that has had no connection for long, and a connection that is lost.
     pub(super) async fn supervise(&self) {
         loop {
             let mut state = self.state.lock().await;
             let connection = match &state.phase {
-                Phase::Idle { since, .. } if since.elapsed() >= UNUSED && !state.is_used() => {
+                Phase::Idle { since, .. }
+                    if since.elapsed() >= UNUSED_EXIT_AFTER && !state.is_used() =>
+                {
                     tracing::info!("Nobody connects: ending");
-                    // Whoever asks from here on is told to ask another session.
+                    // Later requests are sent to another session.
                     state.end();
                     self.stop.cancel();
                     return;
@@ -91,20 +93,20 @@ impl Service {
         self.stop.cancelled().await;
     }
 
-    /// `connection` can go on no longer.
+    /// Takes down `connection`, which is lost.
     async fn lose(&self, connection: &Arc<Connection>, reason: String) {
         let Some(down) = self.state.lock().await.lose(connection, reason) else {
             return;
         };
         connection.close().await;
-        self.state.lock().await.rest();
+        self.state.lock().await.set_idle();
         down.cancel();
     }
 
     /// Takes the connection down, whatever its phase.
     pub(super) async fn end(&self) {
-        let rest = self.state.lock().await.end();
-        self.finish(rest).await;
+        let remaining = self.state.lock().await.end();
+        self.finish(remaining).await;
     }
 
     async fn connected(&self) -> Result<Arc<Connection>, Fault> {
@@ -121,7 +123,7 @@ impl Service {
         }
     }
 
-    /// From here on the peer is a user, until its connection ends.
+    /// Makes the peer a user until its connection ends.
     async fn enter(&self, presence: &PeerPresence) {
         if !self.state.lock().await.enter(presence.id()) {
             return;
@@ -134,34 +136,33 @@ impl Service {
         });
     }
 
-    /// The user wants nothing any more. Whether the session goes on, for others.
+    /// Removes a user; returns whether the session goes on for others.
     async fn leave(&self, user: u64, withdraws: bool) -> bool {
-        let Some(rest) = self.state.lock().await.leave(user, withdraws) else {
+        let Some(remaining) = self.state.lock().await.leave(user, withdraws) else {
             return true;
         };
-        self.finish(rest).await;
+        self.finish(remaining).await;
 
         false
     }
 
-    /// Takes down what is left and lets the process end; somebody else may be doing so.
-    async fn finish(&self, rest: Phase) {
-        if !matches!(rest, Phase::Ending) {
+    /// Takes down what is left and lets the process end, or waits for another caller that does so.
+    async fn finish(&self, remaining: Phase) {
+        if !matches!(remaining, Phase::Ending) {
             let stop = self.stop.clone().drop_guard();
-            // Every step has a bound. A task of its own, because a request ends with the `tp` that
-            // made it, and nobody else can take this down.
+            // Every step has a bound. In its own task, because a request ends with the `tp` that made it.
             tokio::spawn(async move {
-                rest.take_down().await;
+                remaining.take_down().await;
                 drop(stop);
             });
         }
         self.stop.cancelled().await;
     }
 
-    /// Tells `events` what becomes of the request, step by step.
+    /// Sends the steps and the result of a request to `events`.
     async fn answer(self, user: u64, request: ConnectRequest, events: Events) {
         let result = tokio::select! {
-            // Whoever asked has gone.
+            // The caller has gone.
             () = events.0.closed() => return,
             result = self.obtain(user, &request, &events) => result,
         };
@@ -171,8 +172,8 @@ impl Service {
         }
     }
 
-    /// The connection that `request` asks for: the one there is, or that of the attempt under way,
-    /// or a new one.
+    /// The connection that `request` asks for: the existing one, that of the attempt under way, or a new
+    /// one.
     async fn obtain(
         &self,
         user: u64,
@@ -180,47 +181,47 @@ impl Service {
         events: &Events,
     ) -> Result<Event, Fault> {
         loop {
-            let met = self.state.lock().await.meet(user, request);
-            match met {
-                Met::Nothing(handle) => {
+            let existing = self.state.lock().await.join(user, request);
+            match existing {
+                Existing::Nothing(handle) => {
                     let stage = handle.stage.subscribe();
-                    // Owned by the phase: its end waits for it, and every step of it has a bound.
+                    // The end of its phase waits for it, and every step of it has a bound.
                     tokio::spawn(self.clone().attempt(request.clone(), handle));
                     return follow(stage, events).await;
                 }
-                Met::Same(stage) => {
+                Existing::Same(stage) => {
                     let event = follow(stage, events).await?;
-                    // Of the same name, but perhaps of another shell.
-                    same::check(&*self.connected().await?, request).await?;
+                    // The names are the same, but perhaps the shell is not.
+                    compatibility::check(&*self.connected().await?, request).await?;
                     return Ok(event);
                 }
-                Met::Other(mut stage) => {
+                Existing::Other(mut stage) => {
                     events.step("waiting for another `tp connect`").await;
                     // An attempt that broke off is over as well.
                     drop(stage.wait_for(Stage::is_over).await);
                     // A root daemon that ends with its last session may have ended with it: the
-                    // caller has to see to one again.
+                    // caller must start one again.
                     if self.state.lock().await.is_idle() {
                         return Ok(Event::Ending(Ending {}));
                     }
                 }
-                Met::Connection(connection) => {
+                Existing::Connection(connection) => {
                     events.step("comparing with the connection there is").await;
                     // The API server may have to be asked, and `tp quit` must not wait for it.
-                    same::check(&connection, request).await?;
+                    compatibility::check(&connection, request).await?;
                     if self.state.lock().await.keep(user, &connection, request) {
                         return Ok(Event::Connected(status::connected(&connection, true)));
                     }
                 }
-                Met::Lost(down) => {
+                Existing::Lost(down) => {
                     down.cancelled().await;
                 }
-                Met::End => return Ok(Event::Ending(Ending {})),
+                Existing::End => return Ok(Event::Ending(Ending {})),
             }
         }
     }
 
-    async fn attempt(self, request: ConnectRequest, handle: Handle) {
+    async fn attempt(self, request: ConnectRequest, handle: AttemptHandle) {
         let _over = handle.over.drop_guard();
         let progress = Progress::new(handle.stage.clone());
         let opened = Connection::open(request, &progress, &handle.unwanted);
@@ -234,7 +235,7 @@ impl Service {
                     None => {
                         connection.close().await;
                         self.state.lock().await.fail();
-                        Err(connection::ended())
+                        Err(connection::attempt_ended())
                     }
                 }
             }
@@ -243,12 +244,12 @@ impl Service {
                 Err(fault)
             }
         };
-        // The connection stays, also if all who asked for it are told by other means.
+        // The connection stays even if nobody follows the stage any more.
         handle.stage.send_replace(Stage::Over(result));
     }
 }
 
-/// What one caller of Connect hears.
+/// The events for one caller of Connect.
 struct Events(mpsc::Sender<Result<ConnectEvent, GrpcStatus>>);
 
 impl Events {
@@ -267,7 +268,7 @@ impl Events {
     }
 }
 
-/// Tells the steps of an attempt until it is over.
+/// Sends the steps of an attempt until it is over.
 async fn follow(mut stage: watch::Receiver<Stage>, events: &Events) -> Result<Event, Fault> {
     loop {
         let current = stage.borrow_and_update().clone();
@@ -287,7 +288,7 @@ fn broken_off() -> Fault {
     Fault::new(FaultKind::Failed, message)
 }
 
-/// Who asks; the listener sees to it that every request says so.
+/// The peer that sent a request; the listener adds it to every request.
 fn presence<T>(request: &Request<T>) -> Result<PeerPresence, GrpcStatus> {
     let presence = request.extensions().get().cloned();
 
@@ -306,7 +307,7 @@ impl Session for Service {
     ) -> Result<Response<EventStream>, GrpcStatus> {
         let presence = presence(&request)?;
         self.enter(&presence).await;
-        let (event_tx, event_rx) = mpsc::channel(EVENTS);
+        let (event_tx, event_rx) = mpsc::channel(MAX_QUEUED_EVENTS);
         // Ends with its listener.
         tokio::spawn(
             self.clone()
@@ -328,8 +329,8 @@ impl Session for Service {
         let goes_on = if request.into_inner().unless_used {
             self.leave(user, true).await
         } else {
-            let rest = self.state.lock().await.end();
-            self.finish(rest).await;
+            let remaining = self.state.lock().await.end();
+            self.finish(remaining).await;
             false
         };
 
@@ -383,7 +384,7 @@ impl Session for Service {
         let request = request.into_inner();
         let namespaces = match request.namespace {
             _ if request.all_namespaces => connection.shared.namespaces(),
-            empty if empty.is_empty() => vec![connection.place.namespace.clone()],
+            empty if empty.is_empty() => vec![connection.destination.namespace.clone()],
             namespace => vec![namespace],
         };
         let Some(up) = connection.shared.up() else {
@@ -394,7 +395,7 @@ impl Session for Service {
         let listings = stream::iter(namespaces)
             .map(|namespace| workloads(up.manager.clone(), namespace, request.all_namespaces))
             .buffered(PARALLEL_LISTS);
-        let workloads = timeout(LIST_LIMIT, listings.try_concat());
+        let workloads = timeout(LIST_TIMEOUT, listings.try_concat());
         let workloads = workloads.await.unwrap_or_else(|_| {
             let message = "the traffic manager does not list the workloads in time";
             Err(Fault::new(FaultKind::Unavailable, message))
@@ -436,7 +437,7 @@ async fn workloads(
     let listed = match listed.await {
         Ok(listed) => listed,
         Err(status) if status.code() == tonic::Code::PermissionDenied => {
-            // A right that has just gone.
+            // The right was just revoked.
             if is_one_of_all {
                 return Ok(Vec::new());
             }

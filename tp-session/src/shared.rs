@@ -1,10 +1,10 @@
-//! What the tasks of one connection share.
+//! The state that the tasks of one connection share.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddrV4,
     sync::{
-        Mutex, MutexGuard, PoisonError, RwLock,
+        Mutex, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tp_core::{dns::Zone, steering::Local, verdict::Verdict};
+use tp_process::sync::{lock, read, write};
 use tp_proto::{
     local::Count,
     table,
@@ -21,11 +22,11 @@ use tp_proto::{
 };
 use tp_transport::{SpliceCounters, Tunnel};
 
-use super::leads::Leads;
+use super::external::ExternalAddresses;
 
-/// The tunnel while there is one.
+/// A tunnel that is up.
 #[derive(Clone)]
-pub struct Up {
+pub struct ActiveTunnel {
     pub tunnel: Tunnel,
     pub manager: ManagerClient<Channel>,
     /// The pod of the manager at its other end.
@@ -33,20 +34,20 @@ pub struct Up {
     pub version: String,
 }
 
-/// What the tasks of one connection know in common.
+/// The state that the tasks of one connection share.
 pub struct Shared {
     zone: RwLock<Zone>,
-    /// The tunnel that is dialled through and asked; without one the cluster is unreachable.
-    pub up: watch::Sender<Option<Up>>,
-    /// Why there is no tunnel, or will soon be none; empty otherwise.
+    /// The tunnel of flows and requests; without one the cluster is unreachable.
+    pub up: watch::Sender<Option<ActiveTunnel>>,
+    /// The reason why there is no tunnel, or will soon be none; empty otherwise.
     pub(super) reason: watch::Sender<String>,
     /// The cluster's service and pod networks.
     pub(super) networks: watch::Sender<Vec<IpNet>>,
     /// This machine's own networks.
     pub(super) local: watch::Sender<Local>,
-    /// The servers whose queries are answered; the root daemon is told of them apart.
+    /// The servers whose queries are answered; the root daemon is told of them separately.
     pub name_servers: watch::Sender<Vec<SocketAddrV4>>,
-    pub(super) leads: Leads,
+    pub(super) external: ExternalAddresses,
     pub(super) counters: Counters,
     /// Cancelled when somebody has deleted the Session object to end this connection.
     pub(super) deleted: CancellationToken,
@@ -60,7 +61,7 @@ pub(super) struct Counters {
     pub(super) flows_open: AtomicU64,
     pub(super) flows_total: AtomicU64,
     pub(super) held: AtomicU64,
-    /// Refusals that were written again: most of them meet nobody.
+    /// Refusals that were written again; most of them reach no socket.
     pub(super) repeated: AtomicU64,
     pub(super) answered: AtomicU64,
     pub(super) asked: AtomicU64,
@@ -79,7 +80,7 @@ impl Counters {
         *lock(&self.last_failed_dial) = format!("{target}: {reason}");
     }
 
-    /// Where the last dial that did not connect went, and why it did not; empty if all did.
+    /// The target of the last failed dial and the reason; empty if none failed.
     pub(super) fn last_failed_dial(&self) -> String {
         lock(&self.last_failed_dial).clone()
     }
@@ -97,10 +98,6 @@ impl Counters {
 
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts one flow for as long as it lives.
@@ -121,11 +118,11 @@ impl Drop for FlowCount<'_> {
 }
 
 impl Shared {
-    /// No tunnel yet, and names as `zone` has them.
+    /// The state without a tunnel yet, with the names of `zone`.
     pub fn new(zone: Zone) -> Self {
         let local = watch::Sender::default();
         let name_servers = watch::Sender::new(Vec::new());
-        let leads = Leads::new(local.subscribe(), name_servers.subscribe());
+        let external = ExternalAddresses::new(local.subscribe(), name_servers.subscribe());
 
         Self {
             zone: RwLock::new(zone),
@@ -134,14 +131,14 @@ impl Shared {
             networks: watch::Sender::new(Vec::new()),
             local,
             name_servers,
-            leads,
+            external,
             counters: Counters::default(),
             deleted: CancellationToken::new(),
             services_are_covered: AtomicBool::new(false),
         }
     }
 
-    /// What the user is to know of the table, in sentences.
+    /// Sentences for the user about the table.
     pub(super) fn notices(&self) -> Vec<String> {
         let is_covered = self.services_are_covered.load(Ordering::Relaxed);
         let covered = is_covered.then(|| {
@@ -164,28 +161,28 @@ impl Shared {
         !networks.is_empty() && networks.iter().all(|it| it.addr().is_ipv6())
     }
 
-    /// Those that the user may reach.
+    /// The namespaces that the user may reach.
     pub(super) fn namespaces(&self) -> Vec<String> {
         self.zone(|zone| zone.namespaces().map(str::to_owned).collect())
     }
 
     pub(super) fn zone<T>(&self, look: impl FnOnce(&Zone) -> T) -> T {
-        look(&self.zone.read().unwrap_or_else(PoisonError::into_inner))
+        look(&read(&self.zone))
     }
 
     fn change(&self, apply: impl FnOnce(&mut Zone)) {
-        apply(&mut self.zone.write().unwrap_or_else(PoisonError::into_inner));
+        apply(&mut write(&self.zone));
     }
 
     pub(super) fn set_domain(&self, domain: &str) {
         self.change(|zone| zone.set_domain(domain));
     }
 
-    pub(super) fn up(&self) -> Option<Up> {
+    pub(super) fn up(&self) -> Option<ActiveTunnel> {
         self.up.borrow().clone()
     }
 
-    /// Takes over what the manager says of its table.
+    /// Applies an event of the manager's table.
     pub fn apply(&self, event: Event) {
         if let Event::Snapshot(frame) | Event::Replaced(frame) = &event {
             let covered = frame.services_are_covered;

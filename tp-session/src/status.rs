@@ -1,4 +1,4 @@
-//! What `tp status` shows.
+//! The content of `tp status`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ pub(super) async fn of(connection: &Connection) -> Status {
     connection.look_for_firewall().await;
     let shared = &connection.shared;
     let up = shared.up();
-    let place = &connection.place;
+    let destination = &connection.destination;
     let steered = connection.steered.borrow().clone();
     let reason = shared.reason.borrow().clone();
 
@@ -27,9 +27,9 @@ pub(super) async fn of(connection: &Connection) -> Status {
         .to_owned(),
         reason,
         user: connection.user.username.clone(),
-        context: place.context.clone(),
-        server: place.server.clone(),
-        namespace: place.namespace.clone(),
+        context: destination.context.clone(),
+        server: destination.server.clone(),
+        namespace: destination.namespace.clone(),
         mapped_namespaces: connection.request.mapped_namespaces.clone(),
         connected_since: connection.since.to_string(),
         daemon: Some(DaemonStatus {
@@ -37,7 +37,7 @@ pub(super) async fn of(connection: &Connection) -> Status {
             pid: connection.daemon_pid,
         }),
         manager: up.as_ref().map(|up| ManagerStatus {
-            namespace: place.manager_namespace.clone(),
+            namespace: destination.manager_namespace.clone(),
             replica: up.replica.clone(),
             version: up.version.clone(),
         }),
@@ -69,7 +69,7 @@ async fn dns(shared: &Shared) -> DnsStatus {
         failed: load(&counters.failed),
         not_covered: servers::not_covered().await,
         outside: shared
-            .leads
+            .external
             .steered()
             .iter()
             .map(ToString::to_string)
@@ -77,24 +77,24 @@ async fn dns(shared: &Shared) -> DnsStatus {
     }
 }
 
-/// What `tp connect` prints. The path is the one of this moment: UDP is tried in the background,
-/// and nobody waits for its answer.
+/// The content of `tp connect`'s output. The path is the current one: UDP is tried in the background,
+/// without waiting for its answer.
 pub(super) fn connected(connection: &Connection, already: bool) -> Connected {
-    let (place, shared) = (&connection.place, &connection.shared);
+    let (destination, shared) = (&connection.destination, &connection.shared);
     let (namespaces, services) =
         shared.zone(|zone| (zone.namespaces().count(), zone.service_count()));
     let transport = transport(shared).unwrap_or_else(|| TransportStatus {
         reason: shared.reason.borrow().clone(),
         ..TransportStatus::default()
     });
-    // Names of what is not steered are known, and lead nowhere.
+    // Names of networks that are not steered are known, but lead nowhere.
     let is_reached = !shared.is_ipv6_only();
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX) * u32::from(is_reached);
 
     Connected {
-        context: place.context.clone(),
-        server: place.server.clone(),
-        namespace: place.namespace.clone(),
+        context: destination.context.clone(),
+        server: destination.server.clone(),
+        namespace: destination.namespace.clone(),
         already,
         notices: connection.notices(),
         namespaces: count(namespaces),

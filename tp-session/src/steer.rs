@@ -1,5 +1,4 @@
-//! Tells the root daemon which networks and name servers are steered, and again whenever that
-//! changes.
+//! Tells the root daemon which networks and name servers are steered, and every change of them.
 
 use std::{
     collections::BTreeSet,
@@ -19,16 +18,16 @@ use tp_root_api::{MAX_NETWORKS, MAX_NETWORKS_PER_PACKET, Request, Steer};
 
 use super::{root_link::RootLink, shared::Shared};
 
-/// Before a change is told again that the root daemon did not take.
-pub(super) const RETRY: Duration = Duration::from_secs(5);
+/// Between attempts to send a change that the root daemon refused.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the root daemon was told last, and took.
+/// The last change that the root daemon accepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Steered {
     pub(super) networks: Vec<IpNet>,
     /// Sentences.
     pub(super) notices: Vec<String>,
-    /// Why the last change was not taken.
+    /// The reason why the last change was not accepted.
     problem: Option<String>,
 }
 
@@ -38,7 +37,7 @@ impl Steered {
     }
 }
 
-/// What the user added to and took from the cluster's networks.
+/// The networks that the user adds to and takes from the cluster's.
 pub(super) fn wishes(request: &ConnectRequest) -> Result<Wishes, Fault> {
     let parse = |flag: &str, texts: &[String]| {
         texts
@@ -65,16 +64,16 @@ pub(super) fn wishes(request: &ConnectRequest) -> Result<Wishes, Fault> {
     Ok(Wishes {
         also,
         never: parse("--never-proxy", &request.never_proxy)?,
-        spared: BTreeSet::new(),
+        api_server: BTreeSet::new(),
     })
 }
 
-/// Whether networks of the cluster, or wanted ones, are the aliases of a data path.
+/// Returns whether networks of the cluster, or wanted ones, overlap those of a data path.
 pub(super) fn collides(datapath: &[Ipv4Net], networks: &[IpNet]) -> bool {
     !collisions(datapath, networks, &Local::default()).is_empty()
 }
 
-/// All that decides, and who is told.
+/// Follows all inputs of steering, and tells the root daemon.
 pub(super) struct Follower {
     pub(super) root: Arc<RootLink>,
     pub(super) wishes: Wishes,
@@ -83,30 +82,30 @@ pub(super) struct Follower {
     pub(super) networks: watch::Receiver<Vec<IpNet>>,
     pub(super) name_servers: watch::Receiver<Vec<SocketAddrV4>>,
     pub(super) local: watch::Receiver<Local>,
-    pub(super) spared: watch::Receiver<BTreeSet<IpNet>>,
-    /// Outside of the cluster's networks, where names of the cluster lead.
-    pub(super) leads: watch::Receiver<Vec<Ipv4Addr>>,
+    pub(super) exempt: watch::Receiver<BTreeSet<IpNet>>,
+    /// Addresses outside the cluster's networks that names of the cluster lead to.
+    pub(super) external: watch::Receiver<Vec<Ipv4Addr>>,
     pub(super) shared: Arc<Shared>,
     pub(super) steered: watch::Sender<Steered>,
     pub(super) retry: Duration,
 }
 
 impl Follower {
-    /// Steers for the first time. Whatever changes from here on is seen by [`Self::run`].
+    /// Steers for the first time. [`Self::run`] sees every change from here on.
     pub(super) async fn begin(&mut self) -> Result<(), Fault> {
         self.steer().await?;
         self.tell_name_servers().await
     }
 
-    /// Tells every change, and again what was not taken, until the senders are gone.
+    /// Sends every change, repeating one that was not accepted, until the senders are gone.
     pub(super) async fn run(mut self) {
         let (mut networks_due, mut servers_due) = (false, false);
         loop {
             tokio::select! {
                 Ok(()) = self.networks.changed() => networks_due = true,
                 Ok(()) = self.local.changed() => networks_due = true,
-                Ok(()) = self.spared.changed() => networks_due = true,
-                Ok(()) = self.leads.changed() => networks_due = true,
+                Ok(()) = self.exempt.changed() => networks_due = true,
+                Ok(()) = self.external.changed() => networks_due = true,
                 Ok(()) = self.name_servers.changed() => servers_due = true,
                 () = sleep(self.retry), if networks_due || servers_due => {}
                 else => return,
@@ -144,10 +143,10 @@ impl Follower {
         let networks = self.networks.borrow_and_update().clone();
         let local = self.local.borrow_and_update().clone();
         self.wishes
-            .spared
-            .clone_from(&self.spared.borrow_and_update());
-        let leads = self.leads.borrow_and_update().clone();
-        let outside = allowed(&leads, &self.wishes);
+            .api_server
+            .clone_from(&self.exempt.borrow_and_update());
+        let external = self.external.borrow_and_update().clone();
+        let outside = allowed(&external, &self.wishes);
         let wanted = [networks.as_slice(), &outside].concat();
         let Decision {
             include,
@@ -158,7 +157,7 @@ impl Follower {
         for request in requests(&include, &exclude)? {
             self.root.call(request, None).await?;
         }
-        self.shared.leads.is_steered(leads);
+        self.shared.external.set_steered(external);
         let others = [self.wishes.also.as_slice(), &outside].concat();
         let networks = include.into_iter().filter(|it| !others.contains(it));
         self.steered.send_replace(Steered {
@@ -180,16 +179,16 @@ impl Follower {
     }
 }
 
-/// Where names of the cluster lead to, without what the user keeps out of it.
-fn allowed(leads: &[Ipv4Addr], wishes: &Wishes) -> Vec<IpNet> {
-    leads
+/// The networks of `external` addresses, without those that the user never proxies.
+fn allowed(external: &[Ipv4Addr], wishes: &Wishes) -> Vec<IpNet> {
+    external
         .iter()
         .map(|address| IpNet::from(IpAddr::from(*address)))
-        .filter(|lead| !wishes.never.iter().any(|never| never.contains(lead)))
+        .filter(|network| !wishes.never.iter().any(|never| never.contains(network)))
         .collect()
 }
 
-/// As many packets as it takes.
+/// The requests that steer these networks, split to fit into packets.
 fn requests(include: &[IpNet], exclude: &[IpNet]) -> Result<Vec<Request>, Fault> {
     let count = include.len() + exclude.len();
     if count > MAX_NETWORKS {
@@ -258,9 +257,9 @@ mod tests {
             never_proxy: vec!["192.0.2.0/24".to_owned()],
             ..ConnectRequest::default()
         };
-        let leads = ["192.0.2.10", "203.0.113.10"].map(|it| it.parse().unwrap());
+        let external = ["192.0.2.10", "203.0.113.10"].map(|it| it.parse().unwrap());
 
-        let allowed = allowed(&leads, &wishes(&request).unwrap());
+        let allowed = allowed(&external, &wishes(&request).unwrap());
 
         assert_eq!(allowed, ["203.0.113.10/32".parse::<IpNet>().unwrap()]);
     }
@@ -285,25 +284,25 @@ mod tests {
 
         let requests = requests(&include, &exclude).unwrap();
 
-        let (mut told, mut spared) = (Vec::new(), Vec::new());
+        let (mut included, mut excluded) = (Vec::new(), Vec::new());
         let count = requests.len();
         for (n, request) in requests.into_iter().enumerate() {
             let size = serde_json::to_vec(&request).unwrap().len();
             assert!(size <= tp_root_api::MAX_PACKET, "{size}");
             match request {
                 Request::SteerPart(part) if n + 1 < count => {
-                    told.extend(part.include);
-                    spared.extend(part.exclude);
+                    included.extend(part.include);
+                    excluded.extend(part.exclude);
                 }
                 Request::Steer(last) if n + 1 == count => {
                     assert_eq!(last.parts as usize, n);
-                    told.extend(last.include);
-                    spared.extend(last.exclude);
+                    included.extend(last.include);
+                    excluded.extend(last.exclude);
                 }
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!((told, spared), (include, exclude));
+        assert_eq!((included, excluded), (include, exclude));
     }
 
     #[test]
@@ -322,8 +321,8 @@ mod tests {
             networks: networks.subscribe(),
             name_servers: watch::Sender::default().subscribe(),
             local: watch::Sender::default().subscribe(),
-            spared: watch::Sender::default().subscribe(),
-            leads: watch::Sender::default().subscribe(),
+            exempt: watch::Sender::default().subscribe(),
+            external: watch::Sender::default().subscribe(),
             shared: Arc::new(Shared::new(Zone::new("cluster.local", "shop", []))),
             steered: watch::Sender::default(),
             retry: Duration::from_millis(20),
@@ -346,7 +345,7 @@ mod tests {
         let steered = follower.steered.subscribe();
         let answers = async {
             assert_eq!(steer(root.request().await), networks(1));
-            // In the middle of the first one.
+            // During the first one.
             changes.send_replace(networks(2));
             root.reply(&Reply::Done);
             root.request().await;
@@ -363,7 +362,7 @@ mod tests {
             root.reply(&Reply::Refused { kind, message });
         }
         assert_eq!(steer(root.request().await), networks(2));
-        // What is told is what is steered.
+        // The status shows what is steered.
         assert_eq!(steered.borrow().networks, networks(1));
         let notices = steered.borrow().notices();
         assert!(

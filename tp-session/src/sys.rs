@@ -1,5 +1,5 @@
-//! The two maps of the data path, mapped into memory, descriptors to wait for, and what the kernel
-//! tells of a connection. The only unsafe code of the session.
+//! The two maps of the data path, mapped into memory, descriptors to wait for, and the kernel's
+//! counters of a connection. The only unsafe code of the session.
 
 use std::{
     io,
@@ -17,8 +17,7 @@ use tokio::{
 };
 use tp_core::keep_alive::Segments;
 
-/// What to wait for before reading: a device that is deleted, or a socket that is aborted, has
-/// nothing to read, only an error.
+/// The readiness to wait for before reading: a deleted device, or an aborted socket, only has an error.
 pub(super) const INPUT_OR_ERROR: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Registers a descriptor with the runtime.
@@ -28,7 +27,7 @@ pub(super) fn watched<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
-/// What a TCP connection has received and sent; `None` if the kernel does not tell.
+/// The segments that a TCP connection has received and sent; `None` if the kernel does not tell.
 pub(super) fn segments(tcp: &TcpStream) -> Option<Segments> {
     /// Words of `struct tcp_info` up to the last one read here.
     const WORDS: usize = 40;
@@ -64,17 +63,17 @@ pub(super) struct AliasTable {
     count: usize,
 }
 
-/// How often each part gives a sign of life. The hooks let port 53 pass when none came for 2 s.
-pub(super) const BEAT: Duration = Duration::from_millis(250);
+/// Between two beats of each part. The hooks let port 53 pass after 2 s without a beat.
+pub(super) const BEAT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Who must be alive for names to be answered.
+/// The parts that must be alive for names to be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     Relay,
     Dns,
 }
 
-/// The sign of life that the port-53 hooks read: the older of what its two parts have given.
+/// The heartbeat that the port-53 hooks read: the older of the last beats of both parts.
 pub(super) struct Heartbeat {
     map: Mapping,
     relay: AtomicU64,
@@ -140,7 +139,7 @@ impl Heartbeat {
         })
     }
 
-    /// Says that `part` is alive now, in CLOCK_BOOTTIME nanoseconds.
+    /// Notes that `part` is alive now, in CLOCK_BOOTTIME nanoseconds.
     pub(super) fn beat(&self, part: Part) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let seconds = u64::try_from(now.tv_sec).unwrap_or_default();

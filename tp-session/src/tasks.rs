@@ -1,16 +1,12 @@
-//! The tasks of one connection. None of them ends before the connection does: the first that does
-//! is the reason why the connection ends.
+//! The tasks of one connection, which run until the connection ends. The first one that ends earlier
+//! ends the connection.
 
-use std::{
-    any::Any,
-    io, mem,
-    panic::AssertUnwindSafe,
-    sync::{Mutex, PoisonError},
-};
+use std::{any::Any, io, mem, panic::AssertUnwindSafe, sync::Mutex};
 
 use futures::FutureExt as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+use tp_process::sync;
 
 /// Owns the tasks of a connection and knows the first that is lost.
 #[derive(Debug)]
@@ -22,7 +18,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet; `stop` is cancelled by whoever ends the connection.
+    /// No tasks yet. The caller cancels `stop` to end the connection.
     pub fn new(stop: CancellationToken) -> Self {
         Self {
             running: Mutex::default(),
@@ -35,8 +31,8 @@ impl Tasks {
         &self.stop
     }
 
-    /// Runs `task`; `name` is what the sentence about its end calls it ("the relay").
-    pub(crate) fn spawn<T: Outcome>(
+    /// Runs `task`; `name` is its name in the sentence about its end ("the relay").
+    pub(crate) fn spawn<T: TaskOutcome>(
         &self,
         name: &'static str,
         task: impl Future<Output = T> + Send + 'static,
@@ -58,13 +54,10 @@ impl Tasks {
                 is_first
             });
         };
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .spawn(watched);
+        sync::lock(&self.running).spawn(watched);
     }
 
-    /// Resolves with a sentence for the user when a task has ended that nobody told to.
+    /// Resolves with a sentence for the user when a task has ended before `stop`.
     pub async fn lost(&self) -> String {
         let mut lost = self.lost.subscribe();
         let first = lost.wait_for(Option::is_some).await;
@@ -76,31 +69,30 @@ impl Tasks {
         }
     }
 
-    /// Whether [`Self::lost`] would resolve at once.
+    /// Returns whether [`Self::lost`] would resolve at once.
     pub(crate) fn are_lost(&self) -> bool {
         self.lost.borrow().is_some()
     }
 
-    /// Aborts all of them and waits until they have gone.
+    /// Aborts all tasks and waits for their end.
     pub async fn end(&self) {
-        let mut running =
-            mem::take(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut running = mem::take(&mut *sync::lock(&self.running));
         running.shutdown().await;
     }
 }
 
-/// What a task that ended says about why.
-pub(crate) trait Outcome: Send + 'static {
+/// The output of a task, as the reason for its end.
+pub(crate) trait TaskOutcome: Send + 'static {
     fn reason(self) -> String;
 }
 
-impl Outcome for () {
+impl TaskOutcome for () {
     fn reason(self) -> String {
         "it returned".to_owned()
     }
 }
 
-impl Outcome for io::Result<()> {
+impl TaskOutcome for io::Result<()> {
     fn reason(self) -> String {
         match self {
             Ok(()) => ().reason(),
@@ -170,12 +162,12 @@ mod tests {
 
         assert_eq!(timeout(LIMIT, tasks.lost()).await.unwrap(), first);
 
-        let told = Tasks::new(stop.clone());
-        told.spawn("the relay", stop.clone().cancelled_owned());
+        let stopped = Tasks::new(stop.clone());
+        stopped.spawn("the relay", stop.clone().cancelled_owned());
         stop.cancel();
-        let mut running = mem::take(&mut *told.running.lock().unwrap());
+        let mut running = mem::take(&mut *stopped.running.lock().unwrap());
         while running.join_next().await.is_some() {}
 
-        assert_eq!(*told.lost.borrow(), None);
+        assert_eq!(*stopped.lost.borrow(), None);
     }
 }

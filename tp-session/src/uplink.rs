@@ -1,4 +1,4 @@
-//! Keeps a tunnel to the manager: connects, follows the table, connects again.
+//! Keeps a tunnel to the manager: connects, follows the table, reconnects.
 
 use std::{collections::BTreeSet, future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tp_core::backoff::Backoff;
 use tp_proto::{
     crd::UserInfo,
     fault::{Fault, FaultKind},
-    table::{self, Parts},
+    table::{self, SnapshotAssembler},
     tunnel::{
         Endpoint, HelloRequest, TableEvent, WatchTableRequest, manager_client::ManagerClient,
         table_event::Event,
@@ -21,31 +21,31 @@ use tp_proto::{
     version,
 };
 use tp_transport::{
-    CloseCode, ClosedReason, ConnectError, Identity, KeyHash, PathChoice, PathKind, SILENCE_LIMIT,
-    SessionRef, Tunnel, TunnelConfig,
+    CloseCode, ClosedReason, ConnectError, Identity, KeyHash, PathChoice, PathKind,
+    SESSION_GONE_AFTER, SessionRef, Tunnel, TunnelConfig,
 };
 
 use super::{
     cluster::Replica,
     progress::Progress,
     renewal::{self, Login, Renewal},
-    shared::{Shared, Up},
+    shared::{ActiveTunnel, Shared},
 };
 
-/// For each control call while connecting.
-const CONTROL_LIMIT: Duration = Duration::from_secs(10);
-/// For the first answer by UDP where only UDP is allowed.
-const UDP_LIMIT: Duration = Duration::from_secs(5);
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Bounds each control call while connecting.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bounds the wait for the first answer by UDP where only UDP is allowed.
+const UDP_TIMEOUT: Duration = Duration::from_secs(5);
+const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(10);
 
 use asleep::{slept_longer, suspended};
 use attempt::{Attempt, Failure, race};
-use made::Made;
+use session_objects::SessionObjects;
 
 mod asleep;
 mod attempt;
-mod made;
+mod session_objects;
 
 pub(super) struct Uplink {
     pub(super) login: Arc<Login>,
@@ -53,7 +53,7 @@ pub(super) struct Uplink {
     pub(super) shared: Arc<Shared>,
     /// Cancelled when the connection is to end.
     pub(super) stop: CancellationToken,
-    made: Made,
+    objects: SessionObjects,
 }
 
 /// How a tunnel ended.
@@ -66,23 +66,23 @@ enum End {
 
 /// A tunnel whose table has arrived.
 pub(super) struct Established {
-    up: Up,
+    up: ActiveTunnel,
     session: SessionRef,
     key: KeyHash,
     events: Streaming<TableEvent>,
 }
 
-/// What a replica has said to a new tunnel.
-struct Greeted {
-    up: Up,
+/// A tunnel on which the manager has said hello and sent its table.
+struct ReadyTunnel {
+    up: ActiveTunnel,
     events: Streaming<TableEvent>,
     table: Event,
     domain: String,
 }
 
-/// What an attempt has come to.
-struct Opened {
-    greeted: Greeted,
+/// The result of a successful attempt.
+struct OpenedTunnel {
+    ready: ReadyTunnel,
     session: SessionRef,
     key: KeyHash,
 }
@@ -99,12 +99,12 @@ impl Uplink {
             choice,
             shared,
             stop,
-            made: Made::default(),
+            objects: SessionObjects::default(),
         }
     }
 
-    /// Connects to one of `replicas`, to each as likely, but to `lost` last; nothing is left behind
-    /// if that fails.
+    /// Connects to one of `replicas`, tried in random order with `lost` last. A failure leaves nothing
+    /// behind.
     pub(super) async fn establish(
         &self,
         user: &UserInfo,
@@ -117,7 +117,13 @@ impl Uplink {
             let identity = Identity::generate()
                 .map_err(|error| Fault::new(FaultKind::Failed, format!("no key: {error}")))?;
             let cluster = self.login.cluster();
-            attempts.push(Attempt::new(cluster, user, replica, identity, &self.made));
+            attempts.push(Attempt::new(
+                cluster,
+                user,
+                replica,
+                identity,
+                &self.objects,
+            ));
         }
         // The keys are random, and so is this order.
         attempts.sort_by_key(|attempt| {
@@ -141,8 +147,12 @@ impl Uplink {
         established
     }
 
-    /// A tunnel of one attempt.
-    async fn open(&self, attempt: &Attempt<'_>, progress: &Progress) -> Result<Opened, Failure> {
+    /// Opens the tunnel of one attempt.
+    async fn open(
+        &self,
+        attempt: &Attempt<'_>,
+        progress: &Progress,
+    ) -> Result<OpenedTunnel, Failure> {
         let replica = attempt.replica;
         progress.step(format!("forwarding a port to {}", replica.pod));
         let cluster = &attempt.cluster;
@@ -167,22 +177,22 @@ impl Uplink {
             Ok(tunnel) => tunnel,
             Err(error) => return Err(self.refused(replica, error).await.into()),
         };
-        let greeted = self.greet(tunnel, replica).await?;
+        let ready = self.hello(tunnel, replica).await?;
 
-        Ok(Opened {
-            greeted,
+        Ok(OpenedTunnel {
+            ready,
             session,
             key: attempt.identity.key_hash(),
         })
     }
 
-    fn take(&self, opened: Opened) -> Established {
-        let Greeted {
+    fn take(&self, opened: OpenedTunnel) -> Established {
+        let ReadyTunnel {
             up,
             events,
             table,
             domain,
-        } = opened.greeted;
+        } = opened.ready;
         if !domain.is_empty() {
             self.shared.set_domain(&domain);
         }
@@ -196,7 +206,7 @@ impl Uplink {
         }
     }
 
-    async fn greet(&self, tunnel: Tunnel, replica: &Replica) -> Result<Greeted, Fault> {
+    async fn hello(&self, tunnel: Tunnel, replica: &Replica) -> Result<ReadyTunnel, Fault> {
         let io = tunnel
             .open_control()
             .await
@@ -215,7 +225,7 @@ impl Uplink {
         let mut events = bounded(manager.watch_table(WatchTableRequest {}))
             .await?
             .into_inner();
-        let mut parts = Parts::default();
+        let mut parts = SnapshotAssembler::default();
         let table = loop {
             let event = bounded(events.message()).await?;
             let event = event.ok_or_else(|| temporary("the traffic manager sent no table"))?;
@@ -224,22 +234,22 @@ impl Uplink {
                 Some(Event::Candidates(found)) => {
                     tunnel.set_candidates(addresses(&found.endpoints));
                 }
-                // Part of a snapshot, or of a kind that came later.
+                // Part of a snapshot, or an event of a later version.
                 None => {}
                 Some(_) => return Err(temporary("the traffic manager sent no table")),
             }
         };
         if matches!(self.choice, PathChoice::UdpOnly) {
-            udp_answers(&tunnel).await?;
+            wait_for_udp(&tunnel).await?;
         }
-        let up = Up {
+        let up = ActiveTunnel {
             tunnel,
             manager,
             replica: replica.pod.clone(),
             version: hello.version,
         };
 
-        Ok(Greeted {
+        Ok(ReadyTunnel {
             up,
             events,
             table,
@@ -259,9 +269,9 @@ impl Uplink {
         }
     }
 
-    /// Serves `established`, then whatever replaces it, until `stop`.
+    /// Serves `established`, then its replacements, until `stop`.
     pub(super) async fn run(self: Arc<Self>, mut established: Established) {
-        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut backoff = Backoff::new(MIN_RETRY_BACKOFF, MAX_RETRY_BACKOFF);
         loop {
             self.shared.up.send_replace(Some(established.up.clone()));
             self.shared.reason.send_replace(String::new());
@@ -284,15 +294,15 @@ impl Uplink {
             established.up.tunnel.close(CloseCode::Quit).await;
             self.delete(&established.session).await;
             let lost = established.up.replica;
-            established = self.again(&lost, &mut backoff).await;
+            established = self.reconnect(&lost, &mut backoff).await;
             backoff.reset();
         }
     }
 
-    async fn again(&self, lost: &str, backoff: &mut Backoff) -> Established {
+    async fn reconnect(&self, lost: &str, backoff: &mut Backoff) -> Established {
         loop {
             sleep(backoff.pause(fastrand::f64())).await;
-            match self.establish_anew(lost).await {
+            match self.establish_again(lost).await {
                 Ok(established) => return established,
                 Err(fault) => {
                     tracing::info!(reason = %fault, "Not connected, trying again");
@@ -302,9 +312,8 @@ impl Uplink {
         }
     }
 
-    /// As the user is known by now: groups that have changed make the API server refuse a Session
-    /// with the old ones.
-    async fn establish_anew(&self, lost: &str) -> Result<Established, Fault> {
+    /// Asks for the user again: the API server refuses a Session with groups that have changed.
+    async fn establish_again(&self, lost: &str) -> Result<Established, Fault> {
         let user = self.login.user().await?;
         let replicas = self.login.cluster().replicas().await?;
 
@@ -320,7 +329,7 @@ impl Uplink {
             key,
             events,
         } = established;
-        let relink = self.relink(up);
+        let port_forward = self.restore_port_forward(up);
         let renewal = renewal::keep(Renewal {
             login: Arc::clone(&self.login),
             shared: Arc::clone(&self.shared),
@@ -328,19 +337,19 @@ impl Uplink {
             key: *key,
             newest: None,
         });
-        let left = self.delete_others(session).fuse();
-        let slept = slept_longer(SILENCE_LIMIT, suspended);
-        tokio::pin!(relink, renewal, left, slept);
-        let mut parts = Parts::default();
+        let others = self.delete_others(session).fuse();
+        let slept = slept_longer(SESSION_GONE_AFTER, suspended);
+        tokio::pin!(port_forward, renewal, others, slept);
+        let mut parts = SnapshotAssembler::default();
         loop {
             tokio::select! {
                 // First, because a tunnel that ends breaks the table as well.
                 biased;
                 reason = up.tunnel.closed() => return End::of(reason),
-                // The other end has given the tunnel up: no need to find out by waiting.
+                // The other end has given the tunnel up by now.
                 () = &mut slept => return End::Lost("the machine has slept".to_owned()),
-                () = &mut left, if !left.is_terminated() => {}
-                never = &mut relink => match never {},
+                () = &mut others, if !others.is_terminated() => {}
+                never = &mut port_forward => match never {},
                 never = &mut renewal => match never {},
                 event = events.message() => match event {
                     Ok(Some(TableEvent { event })) => {
@@ -349,7 +358,7 @@ impl Uplink {
                                 up.tunnel.set_candidates(addresses(&found.endpoints));
                             }
                             Some(event) => self.shared.apply(event),
-                            // Part of a snapshot, or of a kind that came later.
+                            // Part of a snapshot, or an event of a later version.
                             None => {}
                         }
                     }
@@ -363,8 +372,8 @@ impl Uplink {
     }
 
     /// Forwards a port again whenever the byte stream ends under a living tunnel.
-    async fn relink(&self, up: &Up) -> std::convert::Infallible {
-        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    async fn restore_port_forward(&self, up: &ActiveTunnel) -> std::convert::Infallible {
+        let mut backoff = Backoff::new(MIN_RETRY_BACKOFF, MAX_RETRY_BACKOFF);
         loop {
             up.tunnel.link_ended().await;
             let linked = match self.login.cluster().port_forward(&up.replica).await {
@@ -393,27 +402,27 @@ impl Uplink {
 
     async fn delete(&self, session: &SessionRef) {
         let cluster = self.login.cluster();
-        self.made.delete(&cluster, &session.name).await;
+        self.objects.delete(&cluster, &session.name).await;
     }
 
-    /// What is left of attempts that ended while the API server did not answer.
+    /// Deletes the Session objects of attempts that ended while the API server did not answer.
     async fn delete_others(&self, session: &SessionRef) {
-        let mut names = self.made.names();
+        let mut names = self.objects.names();
         names.remove(&session.name);
-        self.made.delete_all(&self.login.cluster(), names).await;
+        self.objects.delete_all(&self.login.cluster(), names).await;
     }
 
-    /// Deletes the Session objects of this connection, but not `unanswered` ones; returns those for
-    /// which the API server had no answer.
+    /// Deletes the Session objects of this connection, except `unanswered`; returns those for which the
+    /// API server had no answer.
     pub(super) async fn delete_all(&self, unanswered: &BTreeSet<String>) -> BTreeSet<String> {
-        let names = &self.made.names() - unanswered;
+        let names = &self.objects.names() - unanswered;
 
-        self.made.delete_all(&self.login.cluster(), names).await
+        self.objects.delete_all(&self.login.cluster(), names).await
     }
 }
 
 impl Established {
-    pub(super) fn up(&self) -> Up {
+    pub(super) fn up(&self) -> ActiveTunnel {
         self.up.clone()
     }
 }
@@ -439,11 +448,11 @@ fn addresses(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
     endpoints.iter().filter_map(address).collect()
 }
 
-/// Where no data may take the port-forward, a tunnel that UDP does not reach is of no use.
-async fn udp_answers(tunnel: &Tunnel) -> Result<(), Fault> {
+/// Waits for the UDP path, without which `--transport udp` carries no data.
+async fn wait_for_udp(tunnel: &Tunnel) -> Result<(), Fault> {
     let mut path = tunnel.path();
     let answers = timeout(
-        UDP_LIMIT,
+        UDP_TIMEOUT,
         path.wait_for(|status| status.path == PathKind::Udp),
     );
     if matches!(answers.await, Ok(Ok(_))) {
@@ -460,7 +469,7 @@ async fn udp_answers(tunnel: &Tunnel) -> Result<(), Fault> {
 }
 
 async fn bounded<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, Fault> {
-    match timeout(CONTROL_LIMIT, call).await {
+    match timeout(CONTROL_TIMEOUT, call).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(status)) => Err(temporary(&format!(
             "the traffic manager refuses: {}",

@@ -1,5 +1,5 @@
-//! What the tunnel carries over loopback, from a TCP connection to a TCP connection, and what it
-//! costs. Two processes, as in life; the processor time covers both, with source and sink.
+//! Measures the tunnel's throughput over loopback, from a TCP connection to a TCP connection, and its
+//! cost. Two processes, as in real use; the processor time covers both, with source and sink.
 //!
 //! `cargo run --release -p tp-transport --example throughput [SECONDS]`
 

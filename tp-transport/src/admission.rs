@@ -1,4 +1,4 @@
-//! Who may connect, as the manager is asked.
+//! The manager's decision who may connect.
 
 use crate::keys::{KeyHash, SessionRef};
 
@@ -30,22 +30,22 @@ impl Refusal {
     }
 }
 
-/// Decides who may connect. Both questions are asked often and must not block.
+/// Decides who may connect. Both methods are called often and must not block.
 pub trait Admission: Send + Sync + 'static {
-    /// Whether a session of this name exists, asked before any QUIC byte is read.
+    /// Checks that a session of this name exists, before any QUIC byte is read.
     ///
     /// # Errors
     ///
-    /// The refusal, which the client is told on its byte stream.
+    /// The refusal, sent to the client on its byte stream.
     fn known(&self, session: &SessionRef) -> Result<(), Refusal>;
 
-    /// Whether `key` is the session's key, asked once the client has proven that it holds the key,
-    /// before anything that it sends is read; of what it sends until then QUIC keeps 16 KiB. A refusal
+    /// Checks that `key` is the session's key, once the client has proven that it holds the key and
+    /// before anything that it sends is read; until then QUIC buffers at most 16 KiB of that. A refusal
     /// closes the connection with
     /// [`CloseCode::NotAdmitted`](crate::CloseCode::NotAdmitted); it is not asked again.
     ///
     /// # Errors
     ///
-    /// The refusal, which the client is told.
+    /// The refusal, sent to the client.
     fn admit(&self, session: &SessionRef, key: &KeyHash) -> Result<(), Refusal>;
 }

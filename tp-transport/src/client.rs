@@ -17,6 +17,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tp_core::path::{PathChoice, PathKind, monitor::CandidateStatus};
+use tp_process::sync::lock;
 use tp_proto::tunnel::Outcome;
 
 use crate::{
@@ -31,27 +32,26 @@ use crate::{
     probe::ProbeKeys,
     quic::{CLIENT_CREDIT, LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config},
     status::{ClosedReason, PathStatus, TunnelStats},
-    sync::lock,
     tls,
 };
-use driver::{Command, Driver, Look, Parts};
+use driver::{Command, Driver, Parts, SurveyRequest};
 use error::handshake_error;
 pub use error::{ConnectError, OpenError};
 
-/// For the handshake, from the preface to the manager's welcome.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a dial waits for UDP where nothing else is allowed.
-const UDP_WAIT: Duration = Duration::from_secs(5);
-/// For the manager to hear that the tunnel is closed.
-const CLOSE_LIMIT: Duration = Duration::from_millis(200);
-/// How often an address is asked that does not answer, and the pause before it is asked again and
-/// before its answer is read.
-const LOOKS: u32 = 6;
-const LOOK_PAUSE: Duration = Duration::from_millis(150);
+/// Of a handshake, from the preface to the manager's welcome.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a dial's wait for UDP where no other path is allowed.
+const UDP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of the wait until the manager has learned that the tunnel is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
+/// Probes of an address that does not answer, and the time between them and before the last answer
+/// is read.
+const SURVEY_ROUNDS: u32 = 6;
+const SURVEY_INTERVAL: Duration = Duration::from_millis(150);
 /// Commands that may wait for the driver.
 const MAX_COMMANDS: usize = 16;
 
-/// How [`Tunnel::connect`] connects.
+/// The parameters of [`Tunnel::connect`].
 pub struct TunnelConfig {
     /// The key that this end proves.
     pub identity: Identity,
@@ -59,18 +59,18 @@ pub struct TunnelConfig {
     pub session: SessionRef,
     /// The key that the manager must prove.
     pub manager_key: KeyHash,
-    /// Which paths may be used.
+    /// The paths that may be used.
     pub choice: PathChoice,
 }
 
-/// How a dial ended at the far side.
+/// The result of a dial at the far side.
 #[derive(Debug)]
 pub enum Dialed {
     /// The target has accepted the connection.
     Connected(Flow),
     /// There is no connection.
     Refused {
-        /// What `connect()` would say.
+        /// The result of `connect()` there.
         outcome: Outcome,
         /// Why, as a sentence for the user.
         reason: String,
@@ -119,9 +119,9 @@ impl Tunnel {
         link: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         config: TunnelConfig,
     ) -> Result<Self, ConnectError> {
-        timeout(HANDSHAKE_LIMIT, Self::handshake(link, config))
+        timeout(HANDSHAKE_TIMEOUT, Self::handshake(link, config))
             .await
-            .unwrap_or(Err(ConnectError::TimedOut(HANDSHAKE_LIMIT)))
+            .unwrap_or(Err(ConnectError::TimedOut(HANDSHAKE_TIMEOUT)))
     }
 
     async fn handshake(
@@ -206,7 +206,7 @@ impl Tunnel {
         })
     }
 
-    /// Opens the control stream; [`FlowIo::into_channel`] makes a gRPC channel of it.
+    /// Opens the control stream; [`FlowIo::into_channel`] makes it a gRPC channel.
     ///
     /// # Errors
     ///
@@ -220,13 +220,13 @@ impl Tunnel {
         }
     }
 
-    /// Asks the manager to connect to `target` and waits for its verdict, which the caller
-    /// bounds. Dropping the future gives the dial up at the far side too.
+    /// Asks the manager to connect to `target` and waits for its verdict; the caller sets a limit.
+    /// Dropping the future also cancels the dial at the far side.
     ///
     /// # Errors
     ///
     /// [`OpenError::Closed`], [`OpenError::Flow`], or [`OpenError::NoUdp`] after five seconds. A
-    /// target that refuses is none: see [`Dialed::Refused`].
+    /// target that refuses is no error: see [`Dialed::Refused`].
     pub async fn dial(&self, target: SocketAddr) -> Result<Dialed, OpenError> {
         self.wait_for_path().await?;
         let (send, recv) = self.open().await?;
@@ -247,7 +247,7 @@ impl Tunnel {
         opened.map_err(|error| OpenError::Closed(self.reason(error)))
     }
 
-    /// Gives a lost tunnel its reason.
+    /// Adds the reason to the error of a lost tunnel.
     async fn or_closed<T>(&self, result: Result<T, FlowError>) -> Result<T, OpenError> {
         match result {
             Ok(value) => Ok(value),
@@ -263,7 +263,7 @@ impl Tunnel {
         }
         let mut path = self.inner.path.clone();
         let proven = path.wait_for(|status| status.path == PathKind::Udp);
-        let proven = timeout(UDP_WAIT, proven)
+        let proven = timeout(UDP_TIMEOUT, proven)
             .await
             .map(|proven| proven.map(drop));
         match proven {
@@ -273,21 +273,21 @@ impl Tunnel {
         }
     }
 
-    /// Where the replica may be reached by UDP, best first. Probing starts in the background.
+    /// Sets the replica's UDP addresses, best first. Probing starts in the background.
     pub fn set_candidates(&self, candidates: Vec<SocketAddr>) {
         self.command(Command::Candidates(candidates));
     }
 
-    /// Asks every UDP address of the replica whether it answers, also those that are not used;
-    /// takes up to a second. Empty where UDP is not to be used.
-    pub async fn look_at_candidates(&self) -> Vec<CandidateStatus> {
+    /// Probes every UDP address of the replica, also those that are not used; takes up to a second.
+    /// Empty where UDP is not to be used.
+    pub async fn survey_candidates(&self) -> Vec<CandidateStatus> {
         let mut found = Vec::new();
-        for round in 0..LOOKS {
+        for round in 0..SURVEY_ROUNDS {
             if round > 0 {
-                sleep(LOOK_PAUSE).await;
+                sleep(SURVEY_INTERVAL).await;
             }
             let (sender, receiver) = oneshot::channel();
-            self.command(Command::Look(Look {
+            self.command(Command::Survey(SurveyRequest {
                 again: round > 0,
                 found: sender,
             }));
@@ -315,7 +315,7 @@ impl Tunnel {
     /// # Errors
     ///
     /// [`ConnectError::Refused`], [`ConnectError::LinkEnded`] or [`ConnectError::TimedOut`]; the tunnel
-    /// then is as before.
+    /// is then unchanged.
     pub async fn replace_link(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -323,11 +323,11 @@ impl Tunnel {
         let inner = &self.inner;
         let link = Link::new(LOGICAL_SERVER);
         let (task, answer) = spawn_link(&inner.mux, &link, stream, &inner.session);
-        match timeout(HANDSHAKE_LIMIT, answer).await {
+        match timeout(HANDSHAKE_TIMEOUT, answer).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(reason))) => return Err(ConnectError::Refused(reason)),
             Ok(Err(_)) => return Err(ConnectError::LinkEnded),
-            Err(_) => return Err(ConnectError::TimedOut(HANDSHAKE_LIMIT)),
+            Err(_) => return Err(ConnectError::TimedOut(HANDSHAKE_TIMEOUT)),
         }
         inner.mux.side().replace_link(link);
         *lock(&inner.link_task) = task;
@@ -341,7 +341,7 @@ impl Tunnel {
         &self.inner.session
     }
 
-    /// Which path carries the flows, and why.
+    /// The path that carries the flows, and the reason.
     pub fn path(&self) -> watch::Receiver<PathStatus> {
         self.inner.path.clone()
     }
@@ -359,10 +359,10 @@ impl Tunnel {
         self.reason(error)
     }
 
-    /// Tells the manager and waits, with a bound, until it knows.
+    /// Closes the tunnel and waits, with a limit, until the manager knows.
     pub async fn close(&self, code: CloseCode) {
         self.inner.connection.close(code.into(), b"");
-        if timeout(CLOSE_LIMIT, self.inner.endpoint.wait_idle())
+        if timeout(CLOSE_TIMEOUT, self.inner.endpoint.wait_idle())
             .await
             .is_err()
         {
@@ -412,7 +412,7 @@ fn spawn_link(
                 }
             };
             let is_refused = answered.is_err();
-            // Nobody waits for it any more if the connect was given up.
+            // Fails if the connect was given up.
             let _ = answer.send(answered);
             if is_refused {
                 link.end();

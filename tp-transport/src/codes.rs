@@ -48,7 +48,7 @@ pub enum CloseCode {
     Shutdown,
     /// The other end does not keep to the protocol. Code 4.
     Protocol,
-    /// Somebody deleted the `Session` object of a connection, to end it. Code 5.
+    /// The `Session` object of a connection was deleted, to end it. Code 5.
     Deleted,
     /// A code of a newer version.
     Other(u64),

@@ -1,9 +1,9 @@
 //! Congestion control that knows which path is in use.
 //!
 //! A full byte stream is back-pressure and never a loss, so a stock controller's window grows
-//! without end on the stream path and then floods the UDP path. On the stream path the window is fixed; on the UDP path it is that of
-//! [`bbr`], started afresh at every switch, and acknowledgements of packets sent before the switch
-//! do not count for it.
+//! without end on the stream path and then floods the UDP path. So the stream path has a fixed window,
+//! and the UDP path that of [`bbr`], which restarts at every switch and ignores acknowledgements of
+//! packets sent before it.
 
 use std::{
     any::Any,
@@ -77,7 +77,7 @@ impl Epoch {
 #[derive(Debug)]
 pub(crate) struct PathAwareFactory {
     epoch: Arc<PathEpoch>,
-    /// Whether the connection has had a path object before.
+    /// True once the connection has had a controller.
     has_built: AtomicBool,
 }
 
@@ -91,8 +91,8 @@ impl PathAwareFactory {
 }
 
 impl ControllerFactory for PathAwareFactory {
-    /// A server's QUIC asks for one at each address that its client moves to, before anybody has
-    /// said which path that is: until then the window is that of an unknown path.
+    /// A server's QUIC asks for one at each address that its client moves to, before it is known which
+    /// path that is: until then the window is that of an unknown path.
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
         let seen = self.epoch.load();
         let is_unknown = self.has_built.swap(true, Ordering::Relaxed);
@@ -117,7 +117,7 @@ struct PathAware {
     mtu: u16,
     /// The controller of the UDP path; `None` on the stream path.
     udp: Option<Bbr>,
-    /// Whether packets of this path are among those that an ACK frame acknowledges.
+    /// True if the ACK frame acknowledges packets of this path.
     has_acks: bool,
 }
 
@@ -143,7 +143,7 @@ impl PathAware {
             udp.on_ack(now, sent, bytes);
             self.has_acks = true;
         }
-        // QUIC has validated the address by now, and nobody has said that it is of the other path.
+        // QUIC has validated the address by now, and no switch to UDP was reported.
         if self.seen.path() == PathKind::Stream {
             self.udp = None;
         }
@@ -209,7 +209,7 @@ impl Controller for PathAware {
         let epoch = self.epoch.load();
         match &self.udp {
             Some(udp) if epoch == self.seen => udp.window(),
-            // What is in flight on the stream must not keep the first packets from U.
+            // Bytes in flight on the stream must not hold back the first packets by UDP.
             _ => STREAM_WINDOW,
         }
     }

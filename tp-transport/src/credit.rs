@@ -1,9 +1,9 @@
-//! Credit of our own for the bytes of each flow, above QUIC's: readers that have stopped use up
-//! nothing but their own flows' part.
+//! Credit of our own for the bytes of each flow, above QUIC's: a reader that has stopped uses up
+//! only its own flow's part.
 //!
 //! QUIC's window for the whole connection is larger than all credit that is ever outstanding
-//! ([`Limits::budget`]) and a reserve for everything else, so with a peer that keeps to its credit
-//! it is never used up. One that does not starves itself, and fills no more than that window.
+//! ([`Limits::budget`]) and a reserve for everything else, so a peer that keeps to its credit never
+//! uses it up. A peer that does not starves itself, and fills no more than that window.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,31 +18,31 @@ use prost::Message;
 use quinn::{Connection, ReadExactError, RecvStream, SendStream};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tp_core::credit::{Limits, Pool, Share};
+use tp_process::sync;
 use tp_proto::tunnel::{Credit, FlowUpdates, KeepAlive};
 
 use crate::{
     codes::CloseCode,
     message::{self, CONTROL_PRIORITY, FlowError},
-    sync,
 };
 
-/// What one message says of flows; at 23 bytes each at most it is shorter than a message may be.
+/// Updates in one message; at 23 bytes each at most they fit the largest message.
 const MESSAGE_UPDATES: usize = 64;
 /// More than any honest peer grants one flow.
-const MOST_CREDIT: u64 = 1 << 30;
-/// What an idle flow keeps; the rest is given back for others.
-const KEPT: u64 = 64 << 10;
+const MAX_CREDIT: u64 = 1 << 30;
+/// Kept by an idle flow; it gives the remainder back for others.
+const IDLE_CREDIT: u64 = 64 << 10;
 /// Bytes of all flows together that are read from TCP and wait for QUIC's send buffer.
 const MAX_WAITING: usize = 16 << 20;
 
-/// The credit of one connection: what its receivers granted, and what its senders may use.
+/// The credit of one connection: granted by its receivers, and usable by its senders.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     connection: Connection,
     origin: Instant,
     state: Mutex<State>,
-    /// Something is to be told to the peer.
-    news: Notify,
+    /// There are updates for the peer.
+    updates_ready: Notify,
     waiting: Semaphore,
 }
 
@@ -51,11 +51,11 @@ struct State {
     pool: Pool,
     receiving: HashMap<u64, Share>,
     sending: HashMap<u64, Arc<Balance>>,
-    /// Not told yet, by flow: as many entries as there are flows at most.
+    /// Not sent yet, by flow: as many entries as there are flows at most.
     granted: BTreeMap<u64, u64>,
     returned: BTreeMap<u64, u64>,
     keep_alives: BTreeMap<u64, u32>,
-    /// The newest flow, for the numbers only grow.
+    /// The newest flow: numbers only grow.
     newest: Option<u64>,
 }
 
@@ -63,9 +63,9 @@ struct State {
 struct Balance {
     credit: AtomicU64,
     grown: Notify,
-    /// Seconds; 0 if the peer has not said any.
+    /// Seconds; 0 if the peer has not sent any.
     keep_alive: AtomicU32,
-    keep_alive_news: Notify,
+    keep_alive_changed: Notify,
 }
 
 impl Ledger {
@@ -82,12 +82,12 @@ impl Ledger {
                 keep_alives: BTreeMap::new(),
                 newest: None,
             }),
-            news: Notify::new(),
+            updates_ready: Notify::new(),
             waiting: Semaphore::new(MAX_WAITING),
         })
     }
 
-    /// Grants a new flow what it begins with; `None` if there are too many flows.
+    /// Grants a new flow its initial credit; `None` if there are too many flows.
     pub(crate) fn receive(self: &Arc<Self>, flow: u64) -> Option<(ReceiveCredit, u64)> {
         let mut state = self.lock();
         let share = state.pool.open(self.origin.elapsed())?;
@@ -108,7 +108,7 @@ impl Ledger {
         let balance = Arc::new(Balance::default());
         balance
             .credit
-            .store(start.min(MOST_CREDIT), Ordering::Relaxed);
+            .store(start.min(MAX_CREDIT), Ordering::Relaxed);
         let mut state = self.lock();
         state.sending.insert(flow, Arc::clone(&balance));
         state.newest = state.newest.max(Some(flow));
@@ -123,8 +123,8 @@ impl Ledger {
     /// Exchanges credit with the peer until the connection ends.
     pub(crate) async fn run(self: Arc<Self>) {
         tokio::select! {
-            () = self.tell() => {}
-            broken = self.listen() => {
+            () = self.send_updates() => {}
+            broken = self.receive_updates() => {
                 if let Err(FlowError::Malformed(reason)) = broken {
                     self.violated(reason);
                 }
@@ -153,10 +153,10 @@ impl Ledger {
             .close(CloseCode::Protocol.into(), reason.as_bytes());
     }
 
-    async fn tell(&self) {
+    async fn send_updates(&self) {
         let mut stream: Option<SendStream> = None;
         loop {
-            self.news.notified().await;
+            self.updates_ready.notified().await;
             loop {
                 let updates = self.lock().take_updates();
                 let Some(updates) = updates else {
@@ -184,11 +184,11 @@ impl Ledger {
         }
     }
 
-    async fn listen(&self) -> Result<(), FlowError> {
+    async fn receive_updates(&self) -> Result<(), FlowError> {
         let mut stream = self.connection.accept_uni().await?;
         loop {
             let updates = read(&mut stream).await?;
-            self.lock().hear(updates).map_err(FlowError::Malformed)?;
+            self.lock().apply(updates).map_err(FlowError::Malformed)?;
         }
     }
 
@@ -240,13 +240,13 @@ impl State {
     }
 
     /// Applies the peer's message; the error says what is wrong with it.
-    fn hear(&mut self, updates: FlowUpdates) -> Result<(), &'static str> {
+    fn apply(&mut self, updates: FlowUpdates) -> Result<(), &'static str> {
         for Credit { flow, bytes } in updates.granted {
             self.check(flow, bytes)?;
-            // Not there: it has ended here, which the peer does not know yet.
+            // Missing: it has ended here, and the peer does not know yet.
             if let Some(balance) = self.sending.get(&flow) {
                 let before = balance.credit.fetch_add(bytes, Ordering::AcqRel);
-                if before + bytes > MOST_CREDIT {
+                if before + bytes > MAX_CREDIT {
                     return Err("a flow was granted more than any may have");
                 }
                 balance.grown.notify_one();
@@ -265,7 +265,7 @@ impl State {
             self.check_flow(flow)?;
             if let Some(balance) = self.sending.get(&flow) {
                 balance.keep_alive.store(seconds, Ordering::Relaxed);
-                balance.keep_alive_news.notify_one();
+                balance.keep_alive_changed.notify_one();
             }
         }
 
@@ -281,7 +281,7 @@ impl State {
 
     fn check(&self, flow: u64, bytes: u64) -> Result<(), &'static str> {
         self.check_flow(flow)?;
-        if bytes == 0 || bytes > MOST_CREDIT {
+        if bytes == 0 || bytes > MAX_CREDIT {
             return Err("an impossible amount of credit");
         }
 
@@ -289,21 +289,21 @@ impl State {
     }
 }
 
-fn take<T>(told: &mut BTreeMap<u64, T>, most: usize) -> impl Iterator<Item = (u64, T)> {
-    std::iter::from_fn(|| told.pop_first()).take(most)
+fn take<T>(pending: &mut BTreeMap<u64, T>, most: usize) -> impl Iterator<Item = (u64, T)> {
+    std::iter::from_fn(|| pending.pop_first()).take(most)
 }
 
-/// What one flow's receiver has granted. Dropped, its part is there for others.
+/// The credit that one flow's receiver has granted; free for others when dropped.
 #[derive(Debug)]
 pub(crate) struct ReceiveCredit {
     ledger: Arc<Ledger>,
     flow: u64,
-    /// Handed over and not passed on, as far as is known.
+    /// Bytes handed over and not known to be passed on.
     unsettled: u64,
 }
 
 impl ReceiveCredit {
-    /// `bytes` are handed to whoever passes them on.
+    /// `bytes` are handed to the reader that passes them on.
     pub(crate) fn hand_over(&mut self, bytes: usize) {
         self.unsettled += bytes as u64;
     }
@@ -330,7 +330,7 @@ impl ReceiveCredit {
             Ok(more) => {
                 *granted.entry(self.flow).or_default() += more;
                 drop(state);
-                ledger.news.notify_one();
+                ledger.updates_ready.notify_one();
             }
             Err(_) => {
                 drop(state);
@@ -353,7 +353,7 @@ impl Drop for ReceiveCredit {
     }
 }
 
-/// What one flow's sender may use.
+/// The credit that one flow's sender may use.
 #[derive(Debug)]
 pub(crate) struct SendCredit {
     ledger: Arc<Ledger>,
@@ -366,14 +366,14 @@ impl SendCredit {
         self.balance.credit.load(Ordering::Acquire)
     }
 
-    /// Resolves when there is credit. Only one task waits for a flow's.
-    pub(crate) async fn some(&self) -> u64 {
+    /// Resolves when there is credit. Only one task may wait for a flow's.
+    pub(crate) async fn available(&self) -> u64 {
         loop {
             let left = self.left();
             if left > 0 {
                 return left;
             }
-            // What is granted meanwhile is remembered.
+            // A grant in between is not lost: `Notify` stores a permit.
             self.balance.grown.notified().await;
         }
     }
@@ -383,17 +383,17 @@ impl SendCredit {
         self.balance.credit.fetch_sub(bytes, Ordering::AcqRel);
     }
 
-    /// Room for `bytes` that wait to be sent, as long as the permit lives.
-    pub(crate) async fn waiting_room(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+    /// Reserves buffer space for `bytes` that wait to be sent, as long as the permit lives.
+    pub(crate) async fn reserve_waiting(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         let bytes = u32::try_from(bytes.min(MAX_WAITING)).expect("fits");
 
         self.ledger.waiting.acquire_many(bytes).await.ok()
     }
 
-    /// Gives back what a flow that has nothing to send does not need. Only the task that spends
+    /// Gives back credit that a flow without data to send does not need. Only the task that spends
     /// may call it.
     pub(crate) fn give_back(&self) {
-        let more = self.left().saturating_sub(KEPT);
+        let more = self.left().saturating_sub(IDLE_CREDIT);
         if more == 0 {
             return;
         }
@@ -401,21 +401,21 @@ impl SendCredit {
         let mut state = self.ledger.lock();
         *state.returned.entry(self.flow).or_default() += more;
         drop(state);
-        self.ledger.news.notify_one();
+        self.ledger.updates_ready.notify_one();
     }
 }
 
 impl SendCredit {
     /// Tells the other end how often the application here probes its connection.
-    pub(crate) fn tell_keep_alive(&self, pace: Duration) {
-        let seconds = u32::try_from(pace.as_secs()).unwrap_or(u32::MAX).max(1);
+    pub(crate) fn tell_keep_alive(&self, interval: Duration) {
+        let seconds = u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1);
         self.ledger.lock().keep_alives.insert(self.flow, seconds);
-        self.ledger.news.notify_one();
+        self.ledger.updates_ready.notify_one();
     }
 
-    /// Resolves when the other end has told how often its application probes.
+    /// Resolves with the other end's probe interval when that has arrived.
     pub(crate) async fn keep_alive(&self) -> Duration {
-        self.balance.keep_alive_news.notified().await;
+        self.balance.keep_alive_changed.notified().await;
 
         Duration::from_secs(self.balance.keep_alive.load(Ordering::Relaxed).into())
     }

@@ -1,4 +1,4 @@
-//! What one stream of the connection carries: an `Open`, the far side's `Verdict`, raw bytes.
+//! The content of one stream of the connection: an `Open`, the far side's `Verdict`, raw bytes.
 //!
 //! A FIN is a half-close. A half that is dropped before its end resets its direction, so that a
 //! truncated flow can never look like a complete one.
@@ -25,7 +25,7 @@ pub use {
 
 /// Longest reason in a `Verdict`.
 const MAX_REASON: usize = 1024;
-/// More flows than credit is kept for.
+/// There is no credit for more flows.
 const TOO_MANY: &str = "this session has as many connections open as it may";
 
 /// The raw bytes of one flow, both directions, after the verdict.
@@ -43,7 +43,7 @@ impl Flow {
         }
     }
 
-    /// Its two directions, which end apart from each other.
+    /// Its two directions, which end independently.
     pub fn split(self) -> (SendHalf, RecvHalf) {
         (self.send, self.recv)
     }
@@ -55,14 +55,14 @@ impl Flow {
     }
 }
 
-/// What the other end opened.
+/// A stream that the other end opened.
 #[derive(Debug)]
 pub enum Accepted {
     /// A gRPC control stream, already confirmed.
     Control(FlowIo),
     /// A TCP connection that this end is asked to dial.
     Dial {
-        /// Where to; the port is not 0.
+        /// The destination; its port is not 0.
         target: SocketAddr,
         /// Takes the verdict.
         pending: PendingFlow,
@@ -73,8 +73,7 @@ pub enum Accepted {
 #[derive(Debug)]
 pub struct PendingFlow {
     flow: Flow,
-    /// What this end may send at first, and where that is accounted for; None with a version that
-    /// grants nothing.
+    /// The initial credit of this end, and its ledger; `None` with a version that grants nothing.
     credit: Option<(Arc<Ledger>, u64)>,
 }
 
@@ -83,8 +82,8 @@ impl PendingFlow {
     ///
     /// # Errors
     ///
-    /// [`FlowError::Closed`] if the session has more flows than there is credit for, of which the other
-    /// end is told; otherwise if the verdict cannot be sent.
+    /// [`FlowError::Closed`] if the session has more flows than there is credit for, which the other
+    /// end is told; another if the verdict cannot be sent.
     pub async fn accept(mut self) -> Result<Flow, FlowError> {
         let mut verdict = verdict(Outcome::Connected, "");
         if let Some((ledger, start)) = self.credit.take() {
@@ -117,11 +116,11 @@ impl PendingFlow {
         self.flow.recv.stop(ResetCode::Reset);
     }
 
-    /// Resolves when the application that dialled has gone, or the tunnel has: give the dial up.
+    /// Resolves when the application that dialled has gone, or the tunnel has: cancel the dial.
     pub fn cancelled(&self) -> impl Future<Output = ()> + Send + Sync + 'static {
         let stopped = self.flow.send.stopped();
         async move {
-            // Whichever way it ends, nobody waits.
+            // Nobody waits, however it ends.
             let _ = stopped.await;
         }
     }
@@ -143,9 +142,9 @@ pub(crate) async fn accept(
     count: &FlowCount,
 ) -> Result<Accepted, FlowError> {
     let mut flow = Flow::new(send, recv);
-    let place = count.enter();
-    flow.send.keep(Arc::clone(&place));
-    flow.recv.keep(place);
+    let guard = count.enter();
+    flow.send.keep(Arc::clone(&guard));
+    flow.recv.keep(guard);
     let open: Open = flow.recv.read_message().await?;
     match open.kind {
         Some(open::Kind::Control(Control {})) => {
@@ -223,7 +222,7 @@ pub(crate) async fn open_dial(
     };
     flow.recv.use_credit(Some(credit));
     let verdict = match ask(&mut flow, dial, start).await {
-        // A reset discards what came before it. Only who was connected can have been reset.
+        // A reset discards the data before it. Only a connected flow can have been reset.
         Err(FlowError::Reset(ResetCode::Reset)) => verdict(Outcome::Connected, ""),
         answer => answer?,
     };

@@ -1,7 +1,8 @@
-//! Path T: QUIC datagrams over a byte stream, each prefixed with its length as a big-endian u16.
+//! The stream path: QUIC datagrams over a byte stream, each prefixed with its length as a big-endian
+//! u16.
 //!
-//! Nothing is dropped for want of room. A full sending buffer is `WouldBlock` to QUIC, and a full
-//! receiving queue stops the reading of the stream.
+//! Full buffers never drop datagrams. A full send buffer is `WouldBlock` to QUIC, and a full receive
+//! queue stops the reading of the stream.
 
 use std::{
     io,
@@ -23,28 +24,27 @@ use tokio::{
     sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
-
-use crate::sync;
+use tp_process::sync;
 
 /// Bytes that may wait to be written: enough to keep the stream busy, few enough that a small
 /// request does not wait long behind them. One batch of QUIC may exceed it.
 const SEND_LIMIT: usize = 128 << 10;
 /// Bytes that may wait for QUIC to read them.
 const RECEIVE_LIMIT: usize = 512 << 10;
-/// The same while nobody has proven that the stream is their session's: a handshake is smaller, and
-/// whoever knows a session's name has several such streams for the asking.
+/// The same while the stream is not proven to be its session's: a handshake is smaller, and anybody
+/// who knows a session's name can open several such streams.
 const UNPROVEN_LIMIT: usize = 32 << 10;
-/// Room for one read: little where little comes, and twice as much whenever it was filled.
+/// Buffer size of one read: small where little comes, and doubled whenever it was filled.
 const FIRST_CHUNK: usize = 2 << 10;
 const UNPROVEN_CHUNK: usize = 16 << 10;
 const READ_CHUNK: usize = 128 << 10;
 const PREFIX: usize = 2;
 
-/// Unsent bytes that the kernel may hold, for the same reason.
+/// Unsent bytes that the kernel may hold: a small request waits behind them.
 const UNSENT_LIMIT: u32 = 32 << 10;
 
-/// Sets a TCP connection up as a byte stream: nothing is held back, and little is queued
-/// in the kernel, where a small request would wait behind it.
+/// Sets a TCP connection up as a byte stream: no delay of small segments, and a short queue in the
+/// kernel, where a small request would wait behind it.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub(crate) fn now_ms() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Link {
     address: SocketAddr,
-    /// Whether the other end has shown whose the stream is.
+    /// True once the other end has proven that it has the session's key.
     proven: AtomicBool,
     outgoing: Mutex<Outgoing>,
     /// There is something to write.
@@ -76,7 +76,7 @@ pub(crate) struct Link {
     /// QUIC has read some.
     drained: Notify,
     ended: CancellationToken,
-    heard_ms: AtomicU64,
+    last_received_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +86,7 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    fn forget_room(&mut self) {
+    fn shrink(&mut self) {
         if self.bytes.is_empty() {
             self.bytes = Vec::new();
         }
@@ -101,12 +101,12 @@ pub(crate) struct Received {
 }
 
 impl Link {
-    /// One that this end has opened.
+    /// A stream that this end has opened.
     pub(crate) fn new(address: SocketAddr) -> Arc<Self> {
         Self::with(address, true)
     }
 
-    /// One that somebody has opened who is still to show whose it is.
+    /// A stream whose other end has not proven yet that it has the session's key.
     pub(crate) fn unproven(address: SocketAddr) -> Arc<Self> {
         Self::with(address, false)
     }
@@ -120,7 +120,7 @@ impl Link {
             unread: AtomicUsize::new(0),
             drained: Notify::new(),
             ended: CancellationToken::new(),
-            heard_ms: AtomicU64::new(now_ms()),
+            last_received_ms: AtomicU64::new(now_ms()),
         })
     }
 
@@ -130,23 +130,23 @@ impl Link {
     }
 
     /// When a byte was last received, in [`now_ms`].
-    pub(crate) fn heard_ms(&self) -> u64 {
-        self.heard_ms.load(Ordering::Relaxed)
+    pub(crate) fn last_received_ms(&self) -> u64 {
+        self.last_received_ms.load(Ordering::Relaxed)
     }
 
     pub(crate) fn ended(&self) -> &CancellationToken {
         &self.ended
     }
 
-    /// Gives it the room of a stream that somebody uses.
+    /// Gives it the limits of a proven stream.
     pub(crate) fn prove(&self) {
         self.proven.store(true, Ordering::Release);
-        // Its reader and its writers may wait for less room than there is.
+        // Its reader and its writers may wait at the lower limits.
         self.drained.notify_one();
         self.wake();
     }
 
-    /// `most`, or what there is before the stream is proven.
+    /// `most`, or `unproven` before the stream is proven.
     fn room(&self, most: usize, unproven: usize) -> usize {
         match self.proven.load(Ordering::Acquire) {
             true => most,
@@ -165,7 +165,7 @@ impl Link {
     /// Queues all datagrams of a transmit, or none.
     pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         if self.ended.is_cancelled() {
-            // As with a datagram lost on the way; the path's monitor decides what follows.
+            // As if the datagram were lost in the network; the path monitor reacts.
             return Ok(());
         }
         let mut outgoing = self.outgoing();
@@ -182,7 +182,7 @@ impl Link {
         Ok(())
     }
 
-    /// Queues a probe, even past the limit: they are small and seldom.
+    /// Queues a probe, even past the limit: probes are small and rare.
     pub(crate) fn send_probe(&self, probe: &[u8]) {
         let mut outgoing = self.outgoing();
         if outgoing.bytes.len() < 2 * self.send_limit() {
@@ -192,7 +192,7 @@ impl Link {
         self.filled.notify_one();
     }
 
-    /// Whether [`Link::try_send`] would succeed; otherwise `waker` is woken when it may.
+    /// Returns whether [`Link::try_send`] would succeed; otherwise `waker` is woken when it may.
     pub(crate) fn poll_room(&self, waker: &Waker) -> bool {
         let mut outgoing = self.outgoing();
         if outgoing.bytes.len() < self.send_limit() || self.ended.is_cancelled() {
@@ -242,9 +242,9 @@ impl Link {
         loop {
             std::mem::swap(&mut self.outgoing().bytes, &mut batch);
             if batch.is_empty() {
-                // A quiet stream keeps no room of its last burst.
+                // A quiet stream frees the buffers of its last burst.
                 batch = Vec::new();
-                self.outgoing().forget_room();
+                self.outgoing().shrink();
                 stream.flush().await?;
                 self.filled.notified().await;
                 continue;
@@ -300,12 +300,12 @@ impl Link {
             } else if read < chunk / 4 {
                 chunk = (chunk / 2).max(FIRST_CHUNK);
             }
-            self.heard_ms.store(now_ms(), Ordering::Relaxed);
+            self.last_received_ms.store(now_ms(), Ordering::Relaxed);
             while let Some(datagram) = split_frame(&mut buffer) {
                 batch.push(datagram);
             }
             if !batch.is_empty() {
-                // Before they can be consumed: the count must not fall below zero.
+                // Before they can be consumed: the count must not underflow.
                 let bytes: usize = batch.iter().map(Bytes::len).sum();
                 self.unread.fetch_add(bytes, Ordering::AcqRel);
                 let queued = deliver(&mut batch);
@@ -428,7 +428,7 @@ mod tests {
                 }
             };
             is_full(UNPROVEN_LIMIT).await;
-            // Everybody has had their turns: nobody goes on.
+            // Every task has had its turns, and none goes on.
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }

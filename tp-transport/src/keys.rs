@@ -1,4 +1,4 @@
-//! Who is at the other end: an ephemeral key, its hash, and the `Session` it speaks for.
+//! The identity of the other end: an ephemeral key, its hash, and the `Session` it speaks for.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyHash([u8; 32]);
 
-/// What is wrong with a key, its hash or its certificate.
+/// An error of a key, its hash or its certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The cryptographic library fails.
@@ -21,7 +21,7 @@ pub enum KeyError {
     /// A text is no key hash; it is cut to 80 characters.
     #[error("{0:?} is not a key hash: expected 64 hexadecimal digits")]
     Hash(String),
-    /// See [`SessionRef`] for what its parts may be.
+    /// See [`SessionRef`] for the form of its parts.
     #[error("the session reference has a part that is empty, too long or not printable ASCII")]
     SessionRef,
     /// The bytes are no X.509 certificate (RFC 5280), or others follow.
@@ -41,7 +41,7 @@ pub enum KeyError {
     .pinned.short()
 )]
 pub struct AnotherKey {
-    /// The key of what answers.
+    /// The key that was proven.
     pub proved: KeyHash,
     /// The key that was expected.
     pub pinned: KeyHash,
@@ -56,7 +56,7 @@ impl KeyHash {
         Self(bytes.expect("SHA-256 has 32 bytes"))
     }
 
-    /// Enough of it to be found in a list.
+    /// A prefix that is long enough to be found in a list.
     pub(crate) fn short(&self) -> String {
         self.to_string().chars().take(12).collect()
     }
@@ -114,7 +114,7 @@ impl SessionRef {
         format!("{URI_PREFIX}{}/{}/{}", self.namespace, self.name, self.uid)
     }
 
-    /// Whether every part is of a form that Kubernetes could have given out.
+    /// Returns whether every part has a form that Kubernetes could have given out.
     pub(crate) fn is_well_formed(&self) -> bool {
         [&self.namespace, &self.name, &self.uid]
             .into_iter()
@@ -168,7 +168,7 @@ impl Identity {
         })
     }
 
-    /// What the other end pins.
+    /// The hash that the other end pins.
     pub fn key_hash(&self) -> KeyHash {
         self.hash
     }
@@ -185,7 +185,7 @@ impl Identity {
         self.certificate(&session.uri())
     }
 
-    /// A self-signed certificate of a manager; its pinned key is what counts.
+    /// A self-signed certificate of a manager; only its key counts, which clients pin.
     pub(crate) fn manager_certificate(&self) -> Result<CertificateDer<'static>, KeyError> {
         self.certificate("tp://manager")
     }

@@ -3,11 +3,11 @@
 //! One QUIC connection per session travels over two interchangeable paths: a framed byte stream
 //! through the API server (the stream path, [`PathKind::Stream`]) and UDP (the UDP path, [`PathKind::Udp`]). The
 //! handshake happens on the stream path only; a live connection moves between the paths and no flow notices.
-//! Client: [`Tunnel`]. Server: [`TunnelServer`]. What a stream carries: [`Flow`]; how a TCP
-//! connection is tied to it: [`mod@splice`]. Keys and pins: [`Identity`], [`KeyHash`].
+//! Client: [`Tunnel`]. Server: [`TunnelServer`]. One stream: [`Flow`]; a TCP connection tied to it:
+//! [`mod@splice`]. Keys and pins: [`Identity`], [`KeyHash`].
 //!
-//! Nothing here knows Kubernetes, and nothing here decides who is admitted: the server asks its
-//! [`Admission`]; and nothing here decides which path is used: that is [`tp_core::path`].
+//! This crate does not know Kubernetes. The server's [`Admission`] decides who is admitted, and
+//! [`tp_core::path`] which path is used.
 //!
 //! # Example
 //!
@@ -111,7 +111,6 @@ mod probe;
 mod quic;
 mod server;
 mod status;
-mod sync;
 mod tls;
 
 pub use tp_core::path::{PathChoice, PathKind, monitor::CandidateStatus};
@@ -123,7 +122,7 @@ pub use {
     framed::tune_link,
     keys::{AnotherKey, Identity, KeyError, KeyHash, SessionRef},
     mux::udp::{UdpFacts, udp_facts},
-    server::{AttachError, BindError, Peer, SILENCE_LIMIT, TunnelServer},
+    server::{AttachError, BindError, Peer, SESSION_GONE_AFTER, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},
     status::{ClosedReason, PathStatus, TunnelStats},
 };

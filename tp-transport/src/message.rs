@@ -1,4 +1,4 @@
-//! Messages on streams: each behind its length, a big-endian u16; and how a stream fails.
+//! Messages on streams, each behind its length, a big-endian u16; and the errors of a stream.
 
 use std::io;
 
@@ -10,16 +10,16 @@ use crate::codes::ResetCode;
 
 /// Longest message on any stream, in bytes.
 const MAX_MESSAGE: usize = 2048;
-/// Control streams are sent before flows, so that bulk cannot starve them.
+/// Control streams go before flows, so that bulk transfers cannot starve them.
 pub(crate) const CONTROL_PRIORITY: i32 = 10;
 
-/// How a flow, or one direction of it, fails.
+/// The error of a flow, or of one direction of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FlowError {
     /// The other end reset its direction, or stopped reading ours.
     #[error("the flow was reset by the other end")]
     Reset(ResetCode),
-    /// The connection has ended: no flow of it goes on.
+    /// The connection has ended, and with it all flows.
     #[error("the tunnel is gone")]
     TunnelLost,
     /// This end has finished, reset or stopped it before.

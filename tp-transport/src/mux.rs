@@ -1,8 +1,7 @@
 //! One socket for QUIC over both paths.
 //!
-//! [`Mux`] moves datagrams and knows nothing of sessions. Its [`Side`] decides where a datagram
-//! goes, which datagrams from UDP reach QUIC at all, and what probes mean: [`client`] for the
-//! session, [`server`] for the manager.
+//! [`Mux`] moves datagrams and does not know sessions. Its [`Side`] routes datagrams, filters those
+//! from UDP for QUIC, and handles probes: [`client`] for the session, [`server`] for the manager.
 
 mod batch;
 pub(crate) mod client;
@@ -26,44 +25,44 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
+use tp_process::sync;
 
 use crate::{
     framed::{Link, Received},
     probe::{Form, form},
     quic::RECEIVE_SEGMENTS,
-    sync,
 };
 use udp::Udp;
 
 /// Datagrams in one transmit when there is no UDP socket to limit it.
 const LINK_SEGMENTS: usize = 16;
 
-/// Where a datagram goes.
+/// The destination of a datagram.
 pub(crate) enum Route {
     Link(Arc<Link>),
     Udp {
         remote: SocketAddr,
-        /// Whether several datagrams may be sent together.
+        /// True if several datagrams may be sent together.
         batched: bool,
     },
-    /// The path is gone: as with a datagram lost on the way.
+    /// The path is gone: as if the datagram were lost in the network.
     Nowhere,
 }
 
-/// What differs between the two ends.
+/// The differences between the two ends.
 pub(crate) trait Side: fmt::Debug + Send + Sync + 'static {
     fn route(&self, destination: SocketAddr) -> Route;
 
     /// QUIC sent so many bytes.
     fn sent(&self, size: usize);
 
-    /// The address under which QUIC sees what comes by UDP from `from`; `None`: QUIC never does.
+    /// The address under which QUIC sees datagrams by UDP from `from`; `None` to drop them.
     fn admit_udp(&self, from: SocketAddr) -> Option<SocketAddr>;
 
-    /// The address under which QUIC sees what comes over a byte stream.
+    /// The address under which QUIC sees datagrams of a byte stream.
     fn admit_link(&self, link: &Link) -> SocketAddr;
 
-    /// A probe that came by UDP; an answer goes back where it came from.
+    /// Handles a probe that came by UDP from `from`; an answer goes back there.
     fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Answer>;
 }
 
@@ -73,7 +72,7 @@ pub(crate) struct Answer {
     pub(crate) size: usize,
 }
 
-/// Batches of datagrams, none of them for QUIC, that are read in one turn of the endpoint.
+/// Batches without a datagram for QUIC that are read in one turn of the endpoint.
 const GARBAGE_ROUNDS: usize = 4;
 
 /// The socket that QUIC is given.
@@ -88,7 +87,7 @@ struct ReceiveQueue {
     datagrams: VecDeque<Received>,
     /// The endpoint's task.
     waker: Option<Waker>,
-    /// Whose turn it is when both paths have something.
+    /// The path whose turn it is when both have data.
     udp_first: bool,
 }
 
@@ -109,7 +108,7 @@ impl<S: Side> Mux<S> {
         self.udp.as_ref()
     }
 
-    /// Sends what the UDP socket holds back to send more at once, for as long as it is polled.
+    /// Sends the batches that the UDP socket holds back, for as long as it is polled.
     pub(crate) async fn flush(self: Arc<Self>) {
         if let Some(udp) = &self.udp {
             udp.flush().await;
@@ -168,7 +167,7 @@ impl<S: Side> Mux<S> {
             }
             buf[..stride].copy_from_slice(&first.datagram);
             let mut len = stride;
-            // Datagrams of one size share a buffer, and a shorter one may close it.
+            // Datagrams of one size share a buffer; a shorter one may come last.
             while let Some(next) = queue.datagrams.front()
                 && Arc::ptr_eq(&next.link, &first.link)
                 && next.datagram.len() <= stride
@@ -193,7 +192,7 @@ impl<S: Side> Mux<S> {
         filled
     }
 
-    /// Fills `bufs` from the UDP socket, with what QUIC may see.
+    /// Fills `bufs` with the datagrams from the UDP socket that QUIC may see.
     fn poll_udp(
         &self,
         udp: &Udp,
@@ -212,13 +211,13 @@ impl<S: Side> Mux<S> {
                 return Poll::Ready(Ok(received));
             }
         }
-        // Somebody floods the port: everybody else has a turn first.
+        // The port is flooded: all other tasks have a turn first.
         cx.waker().wake_by_ref();
 
         Poll::Pending
     }
 
-    /// Takes out of one buffer what is not for QUIC, and answers the probes in it.
+    /// Removes datagrams that are not for QUIC from one buffer, and answers the probes in it.
     fn sift(&self, udp: &Udp, buf: &mut [u8], meta: &mut RecvMeta) {
         let (len, stride, from) = (meta.len, meta.stride.max(1), udp::canonical(meta.addr));
         let mut admitted = None;
@@ -257,7 +256,7 @@ impl<S> fmt::Debug for Mux<S> {
     }
 }
 
-/// What kept a transmit from being sent.
+/// The path that blocked a transmit.
 #[derive(Debug, Clone)]
 enum Blocked {
     Link {
@@ -268,11 +267,11 @@ enum Blocked {
 }
 
 thread_local! {
-    /// Whether a connection's poller has just said that it may send. What an endpoint sends for
-    /// itself is not announced so, and must not hold a connection up.
+    /// Set while a connection's poller has reported writable. Packets that the endpoint sends on its
+    /// own (e.g. Retry) are not preceded by a poll, and must not block a connection.
     static ANNOUNCED: Cell<bool> = const { Cell::new(false) };
-    /// Why an announced `try_send` would have blocked. QUIC asks the same poller right after, on
-    /// the same thread, and does not say which destination it asks for.
+    /// The path that blocked an announced `try_send`. QUIC polls the same poller right after, on the
+    /// same thread, without a destination.
     static BLOCKED: RefCell<Option<Blocked>> = const { RefCell::new(None) };
 }
 
@@ -345,7 +344,7 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
         Poll::Pending
     }
 
-    /// An IPv6 address, as the logical addresses are; nothing is ever sent to it.
+    /// An IPv6 address like the logical addresses; no packet is ever sent to it.
     fn local_addr(&self) -> io::Result<SocketAddr> {
         let port = self.udp.as_ref().map_or(1, Udp::port);
 
@@ -370,7 +369,7 @@ impl<S: Side> AsyncUdpSocket for Mux<S> {
     }
 }
 
-/// Waits, for one connection, until what blocked it has room.
+/// Waits, for one connection, until the path that blocked it has room.
 struct Poller<S> {
     mux: Arc<Mux<S>>,
     blocked: Option<Blocked>,

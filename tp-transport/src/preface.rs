@@ -1,4 +1,4 @@
-//! The first bytes of the stream path, before any QUIC: who is calling, and whether the manager knows them.
+//! The first bytes of the stream path, before any QUIC: the client's session, and the manager's answer.
 //!
 //! Client: magic, version, then namespace, name and UID of the `Session`, each with its length in
 //! one byte. Server: version, an answer, a reason with its length in two bytes. The client does

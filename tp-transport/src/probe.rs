@@ -1,26 +1,26 @@
 //! Probes: datagrams of our own that show whether a path carries full-size packets both ways.
 //!
-//! They are told from QUIC by the fixed bit, which every QUIC packet of ours has set, and
-//! recognised by a MAC under a key from the TLS handshake. The key differs by direction, so that a
-//! probe cannot be reflected; the counter grows, so that one cannot be replayed.
+//! They differ from QUIC in the fixed bit, which every QUIC packet of ours has set, and carry a MAC
+//! under a key from the TLS handshake. The key differs by direction, so that a probe cannot be
+//! reflected; the counter grows, so that one cannot be replayed.
 
 use ring::hmac;
 
-/// Length of a probe's header and MAC: the least size of a probe. Between the two stands its tag,
-/// where there is room, and zeros.
+/// Lengths of a probe's header and MAC, together the smallest probe. Between the two are a tag, if it
+/// fits, and zeros.
 const KIND: usize = 1;
 const HEADER: usize = KIND + 8 + 8;
 const MAC: usize = 32;
 pub(crate) const MIN_SIZE: usize = HEADER + MAC;
 
-/// Tag of a request: it is to be answered by several small replies, sent together. The tag of a
-/// reply is its place among them.
-pub(crate) const IN_PARTS: u8 = 1;
-/// Tag of a request: nothing is to be sent to the client together.
-pub(crate) const SINGLY: u8 = 2;
+/// Tag of a request: the answer is several small replies, sent together. The tag of a reply is its
+/// index among them.
+pub(crate) const REPLY_AS_BATCH: u8 = 1;
+/// Tag of a request: datagrams to the client are to be sent one by one.
+pub(crate) const DO_NOT_BATCH: u8 = 2;
 
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-tp-probe-1";
-/// Bits that say what a datagram is: long header and fixed bit.
+/// Bits that tell the forms apart: long header and fixed bit.
 const FORM_BITS: u8 = 0xc0;
 const SHORT_HEADER: u8 = 0x40;
 
@@ -39,20 +39,20 @@ impl ProbeKind {
     }
 }
 
-/// What a genuine probe says.
+/// The content of a genuine probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Probe {
     pub(crate) counter: u64,
-    /// 0 where there is no room for one.
+    /// 0 in a probe that is too small for one.
     pub(crate) tag: u8,
 }
 
-/// What a datagram claims to be, by its first byte alone.
+/// The form that a datagram's first byte claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// QUIC after the handshake.
     ShortHeader,
-    /// QUIC of the handshake.
+    /// QUIC during the handshake.
     LongHeader,
     Probe,
     Garbage,
@@ -102,27 +102,27 @@ impl ProbeKeys {
         }
     }
 
-    /// Which connection's keys these are; stands in every probe.
+    /// The id of the connection's keys, part of every probe.
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
     /// A probe of `size` bytes, at least [`MIN_SIZE`].
-    pub(crate) fn seal(&self, kind: ProbeKind, said: Probe, size: usize) -> Vec<u8> {
+    pub(crate) fn seal(&self, kind: ProbeKind, content: Probe, size: usize) -> Vec<u8> {
         let mut probe = vec![0; size.max(MIN_SIZE)];
         let (body, mac) = probe.split_at_mut(size.max(MIN_SIZE) - MAC);
         body[0] = kind.byte();
         body[KIND..KIND + 8].copy_from_slice(&self.id.to_be_bytes());
-        body[KIND + 8..HEADER].copy_from_slice(&said.counter.to_be_bytes());
+        body[KIND + 8..HEADER].copy_from_slice(&content.counter.to_be_bytes());
         if let Some(tag) = body.get_mut(HEADER) {
-            *tag = said.tag;
+            *tag = content.tag;
         }
         mac.copy_from_slice(hmac::sign(self.key(kind), body).as_ref());
 
         probe
     }
 
-    /// What a genuine probe of this kind and connection says.
+    /// The content of `probe`; `None` unless it is genuine, of this kind and of this connection.
     pub(crate) fn open(&self, kind: ProbeKind, probe: &[u8]) -> Option<Probe> {
         if probe.len() < MIN_SIZE || probe[0] != kind.byte() || key_id(probe) != Some(self.id) {
             return None;
@@ -144,7 +144,7 @@ impl ProbeKeys {
     }
 }
 
-/// Which connection's keys a probe claims to be made with.
+/// The id of the keys that a probe claims to be made with.
 pub(crate) fn key_id(probe: &[u8]) -> Option<u64> {
     probe.get(KIND..KIND + 8).map(be64)
 }
@@ -157,34 +157,34 @@ fn be64(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    const SAID: Probe = Probe { counter: 7, tag: 1 };
+    const CONTENT: Probe = Probe { counter: 7, tag: 1 };
 
     #[test]
     fn a_probe_opens_with_its_own_key_only() {
         let (ours, theirs) = (keys(1), keys(2));
-        let said = Probe { counter: 7, tag: 3 };
-        let probe = ours.seal(ProbeKind::Request, said, 1452);
+        let content = Probe { counter: 7, tag: 3 };
+        let probe = ours.seal(ProbeKind::Request, content, 1452);
 
         assert_eq!(probe.len(), 1452);
         assert_eq!(form(&probe), Form::Probe);
-        assert_eq!(ours.open(ProbeKind::Request, &probe), Some(said));
+        assert_eq!(ours.open(ProbeKind::Request, &probe), Some(content));
         assert_eq!(theirs.open(ProbeKind::Request, &probe), None);
     }
 
     #[test]
     fn the_smallest_probe_has_no_tag() {
         let keys = keys(1);
-        let probe = keys.seal(ProbeKind::Reply, SAID, 0);
+        let probe = keys.seal(ProbeKind::Reply, CONTENT, 0);
 
         assert_eq!(probe.len(), MIN_SIZE);
-        let said = keys.open(ProbeKind::Reply, &probe);
-        assert_eq!(said, Some(Probe { tag: 0, ..SAID }));
+        let content = keys.open(ProbeKind::Reply, &probe);
+        assert_eq!(content, Some(Probe { tag: 0, ..CONTENT }));
     }
 
     #[test]
     fn a_request_cannot_be_sent_back_as_the_reply() {
         let keys = keys(1);
-        let mut probe = keys.seal(ProbeKind::Request, SAID, 100);
+        let mut probe = keys.seal(ProbeKind::Request, CONTENT, 100);
 
         assert_eq!(keys.open(ProbeKind::Reply, &probe), None);
         probe[0] = ProbeKind::Reply.byte();
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn every_changed_or_missing_byte_is_noticed() {
         let keys = keys(1);
-        let probe = keys.seal(ProbeKind::Request, SAID, 80);
+        let probe = keys.seal(ProbeKind::Request, CONTENT, 80);
 
         for index in 0..probe.len() {
             let mut forged = probe.clone();

@@ -1,4 +1,4 @@
-//! How QUIC is set up, the same on both ends.
+//! The QUIC settings of both ends.
 
 use std::{net::Ipv6Addr, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,12 +10,12 @@ use tp_core::{
 
 use crate::congestion::{PathAwareFactory, PathEpoch};
 
-/// Largest datagram where a path proves that it carries it: a byte stream, or jumbo frames. It
-/// saves a third of the processor time.
+/// Largest datagram on a path that proves to carry it: a byte stream, or jumbo frames. It saves a
+/// third of the processor time.
 const LARGEST_SIZE: u16 = 8952;
 
-/// What one flow, and all flows together, may leave unread as far as QUIC is concerned. Flows that
-/// have credit stay below both: see [`Limits`].
+/// QUIC's limits on unread bytes, of one flow and of all together. Flows with credit stay below both:
+/// see [`Limits`].
 struct Windows {
     stream: u32,
     connection: u32,
@@ -30,7 +30,7 @@ const SERVER_WINDOWS: Windows = Windows {
     stream: 8 << 20,
     connection: 168 << 20,
 };
-/// What a client keeps for its session's flows: 256 MiB.
+/// A client's buffers for its session's flows: 256 MiB.
 pub(crate) const CLIENT_CREDIT: Limits = Limits {
     flows: MAX_FLOWS as u64,
     floor: 16 << 10,
@@ -39,7 +39,7 @@ pub(crate) const CLIENT_CREDIT: Limits = Limits {
     shared: 176 << 20,
     starts: 48 << 20,
 };
-/// What a manager keeps for the flows of one session: 128 MiB.
+/// A manager's buffers for the flows of one session: 128 MiB.
 pub(crate) const SERVER_CREDIT: Limits = Limits {
     flows: MAX_FLOWS as u64,
     floor: 8 << 10,
@@ -48,44 +48,43 @@ pub(crate) const SERVER_CREDIT: Limits = Limits {
     shared: 88 << 20,
     starts: 24 << 20,
 };
-/// Part of the connection's window that control streams and the beginnings of flows have for
-/// themselves.
+/// Part of the connection's window that is reserved for control streams and the beginnings of flows.
 const RESERVE: u64 = 16 << 20;
 const _: () = assert!(fits(&CLIENT_CREDIT, &CLIENT_WINDOWS));
 const _: () = assert!(fits(&SERVER_CREDIT, &SERVER_WINDOWS));
 
-/// Whether credit is the narrower bound. quinn tells of a window only when an eighth of it is free
-/// again.
+/// Returns whether credit is the narrower bound. quinn announces a window only when an eighth of it
+/// is free again.
 const fn fits(credit: &Limits, windows: &Windows) -> bool {
     credit.window <= windows.stream as u64 / 8 * 7
         && credit.budget() + RESERVE <= windows.connection as u64 / 8 * 7
 }
 
-/// What a peer may send before it is admitted: anybody who knows the name of a session completes the
-/// handshake. quinn keeps what it has received for a while also after a close.
+/// Bytes that a peer may send before it is admitted: anybody who knows the name of a session can
+/// complete the handshake. quinn keeps received bytes for a while even after a close.
 const UNADMITTED_WINDOW: u32 = 16 << 10;
 const SEND_WINDOW: u64 = 16 << 20;
-/// Streams that may be open at once; beyond it a dial waits. A manager refuses flows, with a
-/// reason, before.
+/// Streams that may be open at once; beyond it a dial waits. A manager refuses flows below that, with
+/// a reason.
 const MAX_FLOWS: u32 = 5120;
-/// The same of a connection that has few flows: quinn keeps an entry in each of two hash maps for all
-/// that may be, from the beginning (quinn-proto 0.11, `connection/streams/state.rs`). These fit into
-/// the least maps that hold half as many.
+/// The same for a connection with few flows: from the beginning quinn keeps an entry in each of two
+/// hash maps for every stream that may be opened (quinn-proto 0.11, `connection/streams/state.rs`).
+/// So many fit into the smallest maps that hold half as many.
 const FIRST_FLOWS: u32 = 48;
 /// A manager opens no stream of this kind.
 const CLIENT_FLOWS: u32 = 16;
-/// Room for the welcome and for credit.
+/// The welcome, and the stream of credit.
 const MAX_UNI_STREAMS: u32 = 2;
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
-/// The address that the client's QUIC sees, whatever the path.
+/// The address of the server that the client's QUIC sees on any path.
 pub(crate) const LOGICAL_SERVER: SocketAddr = link_address(0);
-/// Name in the client's hello; the pinned key is what counts.
+/// Name in the client's hello; only the pinned key counts.
 pub(crate) const SERVER_NAME: &str = "manager.tp.internal";
 pub(crate) const ALPN: &[u8] = b"tp/1";
 
-/// The address that stands for a byte stream: `fd00:74:70::/48` is ours by definition, no packet
+/// The address that stands for a byte stream: `fd00:74:70::/48` cannot collide, because no packet
 /// with it ever leaves the process.
 pub(crate) const fn link_address(id: u64) -> SocketAddr {
     let [a, b, c, d] = [
@@ -117,8 +116,8 @@ pub(crate) fn client_transport(epoch: &Arc<PathEpoch>, choice: PathChoice) -> Ar
     Arc::new(config)
 }
 
-/// Settings of a server's connection, which starts anew on every path that its client moves to. Until
-/// [`admit`] the peer has no stream for flows and next to no window.
+/// Settings of a server's connection, whose controller restarts on every path that its client moves
+/// to. Until [`admit`] the peer has no stream for flows, and a small window.
 pub(crate) fn server_transport(epoch: &Arc<PathEpoch>) -> Arc<TransportConfig> {
     let mut config = transport(epoch, LARGEST_SIZE, &SERVER_WINDOWS);
     config.max_concurrent_bidi_streams(VarInt::from_u32(0));
@@ -127,13 +126,13 @@ pub(crate) fn server_transport(epoch: &Arc<PathEpoch>) -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-/// Gives the peer of a server's connection the room of an admitted session.
+/// Gives the peer of a server's connection the limits of an admitted session.
 pub(crate) fn admit(connection: &Connection) {
     connection.set_receive_window(VarInt::from_u32(SERVER_WINDOWS.connection));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(FIRST_FLOWS));
 }
 
-/// Makes room for more flows while half of those that may be are there.
+/// Raises the limit of a connection's flows while more than half of it is in use.
 #[derive(Debug)]
 pub(crate) struct FlowLimit(u32);
 
@@ -164,7 +163,7 @@ fn transport(epoch: &Arc<PathEpoch>, largest: u16, windows: &Windows) -> Transpo
         .receive_window(VarInt::from_u32(windows.connection))
         .send_window(SEND_WINDOW)
         .max_concurrent_uni_streams(VarInt::from_u32(MAX_UNI_STREAMS))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
         .max_idle_timeout(Some(
             IdleTimeout::try_from(IDLE_TIMEOUT).expect("a day fits"),
         ))
@@ -184,8 +183,8 @@ pub(crate) fn endpoint_config() -> EndpointConfig {
     config
 }
 
-/// Segments of [`LARGEST_SIZE`] that hold what the kernel may hand over at once. QUIC makes its
-/// receive buffers of this size.
+/// Segments of [`LARGEST_SIZE`] that hold the most that the kernel hands over at once. QUIC makes
+/// its receive buffers of this size.
 pub(crate) const RECEIVE_SEGMENTS: usize = (64 << 10) / LARGEST_SIZE as usize + 1;
 
 #[cfg(test)]

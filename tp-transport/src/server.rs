@@ -38,23 +38,22 @@ pub use peer::Peer;
 use peer::read_opens;
 use strangers::Strangers;
 
-/// For the client to say who it is.
-const PREFACE_LIMIT: Duration = Duration::from_secs(5);
-/// How long a session that is not known yet may become known, and how often that is asked.
-const KNOWN_LIMIT: Duration = Duration::from_secs(2);
-const KNOWN_PACE: Duration = Duration::from_millis(25);
-/// For the client to show on a byte stream that it has the session's key: by a handshake, or by a
-/// probe on a stream that replaces another.
-const PROOF_LIMIT: Duration = Duration::from_secs(10);
+/// Of the wait for the client's preface, or for its reading of the answer.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of the wait for a session that is not known yet, and between two queries for it.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(2);
+const KNOWN_INTERVAL: Duration = Duration::from_millis(25);
+/// Of the wait until the client proves on a byte stream that it has the session's key: by a
+/// handshake, or by a probe on a stream that replaces another.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sessions that may wait for [`TunnelServer::accept`].
 const MAX_UNACCEPTED: usize = 64;
-/// A session that is not heard of for so long has gone without saying so. A laptop may sleep
-/// meanwhile.
-pub const SILENCE_LIMIT: Duration = Duration::from_secs(120);
-const SILENCE_PACE: Duration = Duration::from_secs(10);
-/// Least time between two looks at where a client is.
-const FOLLOW_PACE: Duration = Duration::from_millis(1);
-const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+/// A session whose client is silent for so long is gone. A laptop may sleep meanwhile.
+pub const SESSION_GONE_AFTER: Duration = Duration::from_secs(120);
+const SILENCE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Least time between two checks of the path that a client uses.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +72,7 @@ pub enum AttachError {
     /// It does not begin with the preface, or with one of another version.
     #[error("the first bytes of the stream are not tp's")]
     NotOurs,
-    /// It was silent for five seconds where something had to come, or took nothing.
+    /// For five seconds it was silent where data had to come, or accepted no data.
     #[error("the stream is silent")]
     TimedOut,
     /// [`Admission::known`] refuses the session, for this reason.
@@ -82,7 +81,7 @@ pub enum AttachError {
     /// Reading or writing failed.
     #[error("the stream failed")]
     Io(#[from] io::Error),
-    /// All room is taken by streams that are proven to be others'.
+    /// Other streams take all of the server's capacity.
     #[error("the server has as many streams as it serves")]
     TooMany,
     /// Ten seconds passed without a handshake or a genuine probe on it.
@@ -165,10 +164,10 @@ impl TunnelServer {
         let stranger = self.strangers.enter();
         let session = tokio::select! {
             () = stranger.evicted() => return Err(AttachError::Evicted),
-            // Boxed, so that who stays does not keep the room of what is over.
-            session = Box::pin(self.greet(&mut reader, &mut writer)) => session?,
+            // Boxed, so that an attached stream does not keep the memory of its preface.
+            session = Box::pin(self.read_preface(&mut reader, &mut writer)) => session?,
         };
-        // From here on it takes the session's room.
+        // From here on it counts against the session's limit.
         drop(stranger);
         let Some(link) = self.mux.side().add_link(session) else {
             let reason = "the traffic manager serves as many streams as it can";
@@ -177,7 +176,7 @@ impl TunnelServer {
         };
         let mux = Arc::clone(&self.mux);
         let attached = Attached { link, mux };
-        match timeout(PREFACE_LIMIT, preface::write_answer(&mut writer, Ok(()))).await {
+        match timeout(PREFACE_TIMEOUT, preface::write_answer(&mut writer, Ok(()))).await {
             Err(_) => return Err(AttachError::TimedOut),
             Ok(answered) => answered?,
         }
@@ -198,13 +197,13 @@ impl TunnelServer {
         proven.and(Ok(read.and(written)?))
     }
 
-    /// Reads which session a stream is said to be of, and whether there is one.
-    async fn greet(
+    /// Reads the session that a stream claims, and checks that it exists.
+    async fn read_preface(
         &self,
         reader: &mut (impl AsyncRead + Unpin),
         writer: &mut (impl AsyncWrite + Unpin),
     ) -> Result<SessionRef, AttachError> {
-        let session = match timeout(PREFACE_LIMIT, preface::read(reader)).await {
+        let session = match timeout(PREFACE_TIMEOUT, preface::read(reader)).await {
             Err(_) => return Err(AttachError::TimedOut),
             Ok(Err(PrefaceError::Io(error))) => return Err(error.into()),
             Ok(Err(PrefaceError::Malformed | PrefaceError::Version(_))) => {
@@ -221,11 +220,13 @@ impl TunnelServer {
     }
 
     async fn known(&self, session: &SessionRef) -> Result<(), String> {
-        let end = Instant::now() + KNOWN_LIMIT;
+        let end = Instant::now() + KNOWN_TIMEOUT;
         loop {
             match self.admission.known(session) {
                 Ok(()) => return Ok(()),
-                Err(refusal) if refusal.retry && Instant::now() < end => sleep(KNOWN_PACE).await,
+                Err(refusal) if refusal.retry && Instant::now() < end => {
+                    sleep(KNOWN_INTERVAL).await
+                }
                 Err(refusal) => return Err(refusal.reason),
             }
         }
@@ -237,11 +238,11 @@ impl TunnelServer {
         self.peers.lock().await.recv().await
     }
 
-    /// Closes every connection and waits, with a bound, until the clients know.
+    /// Closes every connection and waits, with a limit, until the clients know.
     pub async fn close(&self, code: CloseCode) {
         self.endpoint
             .close(code.into(), b"the traffic manager ends");
-        if timeout(CLOSE_LIMIT, self.endpoint.wait_idle())
+        if timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle())
             .await
             .is_err()
         {
@@ -251,7 +252,7 @@ impl TunnelServer {
     }
 }
 
-/// Takes a byte stream off the socket, however serving it ends.
+/// Removes a byte stream from the socket when dropped, however serving it ends.
 struct Attached {
     link: Arc<ServerLink>,
     mux: Arc<Mux<ServerSide>>,
@@ -263,14 +264,14 @@ impl Drop for Attached {
     }
 }
 
-/// Ends a byte stream that nobody proves to be the session's, or whose connection has ended: it takes
-/// room from others.
+/// Ends a byte stream that is not proven to be the session's in time, or whose connection has ended:
+/// it counts against the limits.
 async fn end_when_useless(link: &ServerLink) -> Result<(), AttachError> {
     let ended = link.link.ended();
     tokio::select! {
         () = link.proven() => {}
         () = ended.cancelled() => return Ok(()),
-        () = sleep(PROOF_LIMIT) => {
+        () = sleep(PROOF_TIMEOUT) => {
             link.link.end();
             return Err(AttachError::Unproven);
         }
@@ -279,23 +280,23 @@ async fn end_when_useless(link: &ServerLink) -> Result<(), AttachError> {
         () = link.orphaned() => {}
         () = ended.cancelled() => return Ok(()),
     }
-    // What tells the client that it has ended may still be on its way.
-    let _ = timeout(CLOSE_LIMIT, ended.cancelled()).await;
+    // The client's notice of the end may still be on its way.
+    let _ = timeout(CLOSE_TIMEOUT, ended.cancelled()).await;
     link.link.end();
 
     Ok(())
 }
 
-/// Refuses a byte stream, with a sentence for the client's user.
+/// Refuses a byte stream; `reason` is a sentence for the client's user.
 async fn refuse(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     reason: &str,
 ) {
     let answer = preface::write_answer(writer, Err(reason));
-    if let Ok(Ok(())) = timeout(PREFACE_LIMIT, answer).await {
+    if let Ok(Ok(())) = timeout(PREFACE_TIMEOUT, answer).await {
         // So that the answer is read before the stream is reset.
-        let _ = timeout(CLOSE_LIMIT, shutdown(reader, writer)).await;
+        let _ = timeout(CLOSE_TIMEOUT, shutdown(reader, writer)).await;
     }
 }
 
@@ -312,7 +313,7 @@ async fn shutdown(
     Ok(())
 }
 
-/// Takes a peer's probe keys off the socket with its connection.
+/// Removes a peer's probe keys from the socket when its connection is dropped.
 struct Registered {
     mux: Arc<Mux<ServerSide>>,
     paths: Arc<PeerPaths>,
@@ -337,13 +338,13 @@ async fn keep(
         loop {
             paths.moved().await;
             follow_path(&connection, paths, &status);
-            sleep(FOLLOW_PACE).await;
+            sleep(FOLLOW_INTERVAL).await;
         }
     };
     let watch_silence = async {
         loop {
-            sleep(SILENCE_PACE).await;
-            if u128::from(paths.silent_ms()) > SILENCE_LIMIT.as_millis() {
+            sleep(SILENCE_CHECK_INTERVAL).await;
+            if u128::from(paths.silent_ms()) > SESSION_GONE_AFTER.as_millis() {
                 tracing::debug!("Client gone without closing its connection");
                 connection.close(CloseCode::Shutdown.into(), b"nothing was heard of you");
             }

@@ -25,15 +25,15 @@ use idle::Idle;
 const READ_SIZE: usize = 256 << 10;
 /// Buffer of a flow that is quiet so far.
 const FIRST_READ_SIZE: usize = 8 << 10;
-/// Room below which a new buffer is taken.
-const LEAST_ROOM: usize = 4 << 10;
+/// A buffer with less capacity left is replaced by a new one.
+const MIN_CAPACITY: usize = 4 << 10;
 /// Datagrams' worth of data written to TCP at once.
 const WRITE_CHUNKS: usize = 64;
-/// How often the end of a TCP connection is looked for.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// Between polls for the end of a TCP connection.
+const MIN_POLL_BACKOFF: Duration = Duration::from_millis(1);
+const MAX_POLL_BACKOFF: Duration = Duration::from_millis(250);
 
-/// Bytes that went through, shared by any number of splices.
+/// Bytes transferred, shared by any number of splices.
 #[derive(Debug, Default)]
 pub struct SpliceCounters {
     /// From TCP into the tunnel.
@@ -42,14 +42,14 @@ pub struct SpliceCounters {
     pub received: AtomicU64,
 }
 
-/// How a splice ended.
+/// The end of a splice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpliceEnd {
     /// Both ends half-closed and everything is acknowledged.
     Finished,
     /// The TCP connection was reset or failed.
     TcpReset,
-    /// The other end of the tunnel reset the flow; so was the TCP connection.
+    /// The other end of the tunnel reset the flow; the TCP connection was reset too.
     FlowReset(ResetCode),
     /// The tunnel is gone; the TCP connection was reset.
     TunnelLost,
@@ -62,18 +62,18 @@ pub async fn splice(tcp: TcpStream, flow: Flow, counters: &SpliceCounters) -> Sp
     splice_observed(tcp, flow, counters, |_| None).await
 }
 
-/// As [`splice`], for the end where the application is: how often its kernel probes the connection
-/// is told to the other end, which probes likewise.
+/// As [`splice`], for the application's end: tells the other end how often the application's kernel
+/// probes the connection, so that it probes as often.
 pub async fn splice_observed(
     tcp: TcpStream,
     flow: Flow,
     counters: &SpliceCounters,
     observe: fn(&TcpStream) -> Option<Segments>,
 ) -> SpliceEnd {
-    // A socket closed before both FINs are acknowledged is reset, and leaves no orphan behind.
+    // A socket closed before both FINs are acknowledged is reset, and does not become an orphan.
     let prepared = SockRef::from(&tcp)
         .set_linger(Some(Duration::ZERO))
-        // An urgent byte stays where it is among the others, though its mark is lost.
+        // An urgent byte stays in order with the others, though its mark is lost.
         .and_then(|()| SockRef::from(&tcp).set_out_of_band_inline(true))
         .and_then(|()| tcp.set_nodelay(true));
     let (mut send, mut recv) = flow.split();
@@ -96,13 +96,13 @@ pub async fn splice_observed(
     };
     match spliced {
         Ok(((), ())) => {
-            // How long TCP takes to end is nothing to the flow.
+            // The flow does not wait for the end of TCP.
             drop((send, recv));
             closed(&tcp).await;
             SpliceEnd::Finished
         }
         Err(end) => {
-            // The socket is closed by the caller's drop of it, which the linger makes a reset.
+            // With linger 0, dropping the socket resets it.
             send.reset(ResetCode::Reset);
             recv.stop(ResetCode::Reset);
             match end {
@@ -114,7 +114,7 @@ pub async fn splice_observed(
     }
 }
 
-/// Why a direction ended early.
+/// The reason for the early end of a direction.
 enum End {
     Tcp,
     Flow(FlowError),
@@ -148,7 +148,7 @@ async fn upward(
     let mut stopped = Box::pin(send.stopped());
     loop {
         if send.credit_left() == 0 {
-            // Nor does one that waits for its reader: what was split off shares the allocation.
+            // A flow that waits for its reader holds no buffer: split-off parts share the allocation.
             buffer = BytesMut::new();
             size = FIRST_READ_SIZE;
             tokio::select! {
@@ -157,16 +157,16 @@ async fn upward(
             };
         }
         let waiting = match &credit {
-            Some(credit) => credit.waiting_room(size).await,
+            Some(credit) => credit.reserve_waiting(size).await,
             None => None,
         };
-        // Less than before if the flow was idle meanwhile and has given credit back.
+        // Less than before if the flow was idle in between and has given credit back.
         let most = usize::try_from(send.credit_left()).unwrap_or(usize::MAX);
         if most == 0 {
             continue;
         }
-        if buffer.capacity() < LEAST_ROOM {
-            buffer = BytesMut::with_capacity(size.min(most).max(LEAST_ROOM));
+        if buffer.capacity() < MIN_CAPACITY {
+            buffer = BytesMut::with_capacity(size.min(most).max(MIN_CAPACITY));
         }
         match tcp.try_read_buf(&mut (&mut buffer).limit(most.min(size))) {
             Ok(0) => break,
@@ -240,7 +240,7 @@ async fn write_all(tcp: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<()> 
     Ok(())
 }
 
-/// Takes what was written off the chunks.
+/// Removes the written bytes from the chunks.
 fn skip(chunks: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
     let mut whole = 0;
     for chunk in chunks.iter_mut() {
@@ -257,33 +257,33 @@ fn skip(chunks: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
 }
 
 /// Resolves when the TCP connection has failed, which neither a read after its end nor a wait
-/// for data would tell.
+/// for data would show.
 pub async fn failed(tcp: &TcpStream) -> io::Error {
     loop {
         match tcp.ready(Interest::ERROR).await {
             Ok(_) => match tcp.take_error() {
                 Ok(Some(error)) | Err(error) => return error,
                 Ok(None) if is_closed(tcp) => return io::ErrorKind::ConnectionReset.into(),
-                // Readiness of another kind: it is looked at again after a pause.
-                Ok(None) => sleep(LONGEST_PAUSE).await,
+                // Readiness of another kind: checked again after a pause.
+                Ok(None) => sleep(MAX_POLL_BACKOFF).await,
             },
             Err(error) => return error,
         }
     }
 }
 
-/// Resolves when both FINs are acknowledged. How long that may take is the kernel's to decide: a
-/// reader that is merely slow is waited for, one that has vanished runs into TCP's own limits.
+/// Resolves when both FINs are acknowledged. The kernel's own limits apply: a reader that is merely
+/// slow is waited for, and one that has vanished times out.
 pub async fn closed(tcp: &TcpStream) {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = MIN_POLL_BACKOFF;
     while !is_closed(tcp) {
         sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(MAX_POLL_BACKOFF);
     }
 }
 
-/// A socket in the state CLOSE, which a kernel socket also has once TIME-WAIT has taken over, is
-/// the only one that once had a peer and has none.
+/// True in the state CLOSE, which the socket also has once TIME-WAIT has taken over: only there a
+/// socket that had a peer has none.
 fn is_closed(tcp: &TcpStream) -> bool {
     tcp.peer_addr().is_err()
 }

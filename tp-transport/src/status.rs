@@ -1,4 +1,4 @@
-//! What `tp status` and the manager's log say about a tunnel.
+//! The state of a tunnel for `tp status` and the manager's log.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,7 +7,7 @@ use tp_core::path::PathKind;
 
 use crate::{codes::CloseCode, credit::Ledger, mux::udp::Udp};
 
-/// Which path carries the flows, and why not the better one.
+/// The path that carries the flows, and the reason if that is not UDP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathStatus {
     /// The path in use.
@@ -16,10 +16,10 @@ pub struct PathStatus {
     pub reason: String,
     /// The UDP address in use.
     pub remote: Option<SocketAddr>,
-    /// Why datagrams are sent by UDP one by one, which takes more processor time, as far as the
-    /// client has found; empty if they are not.
+    /// Why datagrams are sent by UDP one by one, which takes more processor time, by the client's
+    /// measurements; empty if they are not.
     pub batching: &'static str,
-    /// How often the connection moved from one path to the other.
+    /// The number of moves from one path to the other.
     pub switches: u64,
 }
 
@@ -41,7 +41,7 @@ pub struct TunnelStats {
     pub udp_receive_buffer: u64,
     /// The same of its send buffer.
     pub udp_send_buffer: u64,
-    /// Bytes granted to the other end's flows and not passed on: what may have to be kept here.
+    /// Bytes granted to the other end's flows and not passed on: this end may have to buffer them.
     pub credit_held: u64,
     /// Flows that may send nothing until the other end's readers have read.
     pub waiting_flows: u64,

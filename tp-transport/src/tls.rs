@@ -1,8 +1,8 @@
 //! TLS 1.3 with pinned keys on both ends: no authority, no name, no resumption.
 //!
-//! A client refuses a manager here, before it shows its own certificate. A manager has clients prove
-//! any key here and refuses them behind the handshake, by a close code of ours with a sentence: all
-//! that TLS could carry of a refusal is one of its own alerts.
+//! A client refuses a manager here, before it shows its own certificate. A manager lets clients prove
+//! any key here and refuses them after the handshake, with a close code of ours and a sentence: TLS
+//! itself could only send one of its alerts.
 
 use std::sync::{Arc, OnceLock};
 
@@ -43,8 +43,8 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// The client's side of a handshake. It fills the cell if the manager has another key: of a failed
-/// handshake QUIC keeps no more than a text.
+/// The client's side of a handshake. It fills the cell if the manager has another key: QUIC keeps
+/// only the text of a TLS error.
 pub(crate) fn client_config(
     identity: &Identity,
     session: &SessionRef,
@@ -96,7 +96,7 @@ pub(crate) fn server_config(identity: &Identity) -> Result<QuicServerConfig, Key
     Ok(QuicServerConfig::try_from(config).expect("AES-128-GCM is among the suites"))
 }
 
-/// What verifies a peer's signature, whichever end the peer is: the same methods of two traits.
+/// Verifies a peer's signature: the same methods for the verifier traits of both ends.
 macro_rules! tls13_signatures {
     () => {
         fn verify_tls12_signature(
@@ -160,8 +160,8 @@ impl ServerCertVerifier for PinnedManager {
     tls13_signatures!();
 }
 
-/// Trusts any key whose certificate names a session: whether that is admitted is asked once the
-/// client has proven the key.
+/// Trusts any key whose certificate names a session: admission is decided after the client has
+/// proven the key.
 #[derive(Debug)]
 struct AnySession {
     provider: Arc<CryptoProvider>,

@@ -1,5 +1,5 @@
-//! What a session costs the server before it has a flow. The clients are another process: this same
-//! program, started with other words.
+//! The memory that a session costs the server before it has a flow. The clients are another process:
+//! this same program, started with other arguments.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
 
@@ -26,14 +26,14 @@ use tp_transport::{
 const FEW: usize = 40;
 const MANY: usize = 240;
 const BYTES_OF_SESSION: usize = 64 << 10;
-/// Bytes that each is told at first, as the table of names is.
-const TOLD: usize = 256 << 10;
-const LIMIT: Duration = Duration::from_secs(60);
+/// Bytes that each client is sent at first, like the table of names.
+const FIRST_BYTES: usize = 256 << 10;
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// The server's address and its key, for the clients.
 const SERVER: &str = "TP_TEST_SERVER";
 const KEY: &str = "TP_TEST_KEY";
 
-/// Whoever holds a key.
+/// Admits any client that holds a key.
 struct Everybody;
 
 impl Admission for Everybody {
@@ -73,13 +73,13 @@ async fn a_session_without_flows_takes_little_of_the_servers_memory_also_after_i
     for count in [FEW, MANY] {
         writeln!(commands, "{count}").unwrap();
         while peers.len() < count {
-            let peer = timeout(LIMIT, server.accept()).await;
+            let peer = timeout(TIMEOUT, server.accept()).await;
             let peer = peer.expect("clients connect in time").unwrap();
             let Some(Accepted::Control(mut io)) = peer.accept().await else {
                 panic!("a client opens a control stream first");
             };
-            let told = timeout(LIMIT, async {
-                io.write_all(&vec![7; TOLD]).await.unwrap();
+            let told = timeout(TIMEOUT, async {
+                io.write_all(&vec![7; FIRST_BYTES]).await.unwrap();
                 io.read_u8().await.unwrap()
             });
             told.await.expect("clients read what they are told");
@@ -96,7 +96,7 @@ async fn a_session_without_flows_takes_little_of_the_servers_memory_also_after_i
     assert!(each <= BYTES_OF_SESSION, "{each} bytes for a session");
 }
 
-/// It waits for words on standard input, while its connections go on.
+/// It waits for lines on standard input, while its connections go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "the other end of the test above, which starts it"]
 async fn clients_of_a_server_elsewhere() {
@@ -117,10 +117,10 @@ async fn clients_of_a_server_elsewhere() {
                 choice: PathChoice::StreamOnly,
             };
             let link = tokio::net::TcpStream::connect(server).await.unwrap();
-            let tunnel = timeout(LIMIT, Tunnel::connect(link, config)).await;
+            let tunnel = timeout(TIMEOUT, Tunnel::connect(link, config)).await;
             let tunnel = tunnel.expect("a handshake takes less").unwrap();
             let mut io = tunnel.open_control().await.unwrap();
-            io.read_exact(&mut vec![0; TOLD]).await.unwrap();
+            io.read_exact(&mut vec![0; FIRST_BYTES]).await.unwrap();
             io.write_u8(1).await.unwrap();
             tunnels.push((tunnel, io));
         }

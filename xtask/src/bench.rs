@@ -1,5 +1,5 @@
-//! First figures: tp beside the plain routed path and beside the port-forward of kubectl, all in
-//! the same rounds of one run, because the machine's speed drifts.
+//! Compares tp with the plain routed path and with the port-forward of kubectl, in the same rounds
+//! of one run, because the machine's speed drifts.
 
 use std::{
     process::Command,
@@ -44,14 +44,14 @@ pub(crate) struct Options {
     pub(crate) samples: usize,
 }
 
-/// Where the load runs.
-enum Place {
-    /// A node, which routes to pods without any help: its network namespace.
+/// The machine that runs the load.
+enum Host {
+    /// The network namespace of a node, which routes to pods without tp.
     Node(String),
     Workstation,
 }
 
-impl Place {
+impl Host {
     fn command(&self, words: &[&str]) -> Command {
         match self {
             Self::Node(namespace) => {
@@ -64,32 +64,32 @@ impl Place {
     }
 }
 
-struct Courses<'a> {
+struct Measurements<'a> {
     options: &'a Options,
     figures: &'a mut Figures,
 }
 
-/// One way to the far end, to be measured.
-struct Course<'a> {
+/// The measurement of one path to the far end.
+struct Measurement<'a> {
     options: &'a Options,
     figures: &'a mut Figures,
     way: Way,
-    place: &'a Place,
+    client: &'a Host,
 }
 
-impl Courses<'_> {
-    fn on<'a>(&'a mut self, way: Way, place: &'a Place) -> Course<'a> {
-        Course {
+impl Measurements<'_> {
+    fn on<'a>(&'a mut self, way: Way, client: &'a Host) -> Measurement<'a> {
+        Measurement {
             options: self.options,
             figures: self.figures,
             way,
-            place,
+            client,
         }
     }
 }
 
 impl Options {
-    /// As little as shows that everything can be measured.
+    /// The shortest run that measures everything.
     pub(crate) fn shortest() -> Self {
         Self {
             yes: true,
@@ -100,7 +100,7 @@ impl Options {
     }
 }
 
-/// Brings up what is missing of the test cluster and of tp in it, and measures there.
+/// Brings up the test cluster with tp, and measures there.
 pub(crate) fn bench(options: &Options) -> Result<()> {
     demo::prepare("bench", options.yes)?;
     demo::install()?;
@@ -111,20 +111,26 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
 /// Measures on the running test cluster, in which tp must be installed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let (pod, node) = deploy()?;
-    let beside = Place::Node(cluster::node_beside(&node)?);
+    let beside = Host::Node(cluster::node_beside(&node)?);
     let mut figures = Figures::default();
     quit()?;
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        let mut courses = Courses {
+        let mut measurements = Measurements {
             options,
             figures: &mut figures,
         };
-        courses.on(Way::Routed, &beside).loads(&pod, COMMAND, ECHO);
-        courses.on(Way::Kubectl, &Place::Workstation).kubectl()?;
-        courses.on(Way::Udp, &Place::Workstation).connected("udp")?;
-        courses
-            .on(Way::PortForward, &Place::Workstation)
+        measurements
+            .on(Way::Routed, &beside)
+            .loads(&pod, COMMAND, ECHO);
+        measurements
+            .on(Way::Kubectl, &Host::Workstation)
+            .kubectl()?;
+        measurements
+            .on(Way::Udp, &Host::Workstation)
+            .connected("udp")?;
+        measurements
+            .on(Way::PortForward, &Host::Workstation)
             .connected("portforward")?;
     }
     figures.print();
@@ -135,7 +141,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     figures.outcome()
 }
 
-/// The far end, made anew; returns its address and its node's name.
+/// Recreates the far end; returns its address and its node's name.
 fn deploy() -> Result<(String, String)> {
     let layout = Layout::new();
     let manifest = paths::testbed_sources().join("bench.yaml");
@@ -173,8 +179,8 @@ fn deploy() -> Result<(String, String)> {
     Ok((address.to_owned(), node.to_owned()))
 }
 
-impl Course<'_> {
-    /// The loads that every way carries. One that fails is told at the end, and the others go on.
+impl Measurement<'_> {
+    /// Runs the loads of every path. A failed one is reported at the end, and the others go on.
     fn loads(&mut self, host: &str, command: u16, echo: u16) {
         let seconds = self.options.seconds.to_string();
         let samples = self.options.samples.to_string();
@@ -194,7 +200,7 @@ impl Course<'_> {
         let probed = run::own_program().and_then(|own| {
             let own = own.display().to_string();
             let all = [&[own.as_str(), "probe"], words].concat();
-            let text = run::output(&mut self.place.command(&all))?;
+            let text = run::output(&mut self.client.command(&all))?;
             let samples: Vec<f64> = serde_json::from_str(&text)?;
             if samples.is_empty() {
                 bail!("there is no sample");
@@ -215,7 +221,7 @@ impl Course<'_> {
 
     fn connected(&mut self, transport: &str) -> Result<()> {
         let start = Instant::now();
-        run::output(&mut self.place.command(&[
+        run::output(&mut self.client.command(&[
             "tp",
             "connect",
             "--namespace",
@@ -234,9 +240,9 @@ impl Course<'_> {
     }
 }
 
-/// Ends the session and what it started, if there is one.
+/// Ends the session and the daemons, if there are any.
 fn quit() -> Result<()> {
-    // 3 is how `tp quit` says that there was none.
+    // `tp quit` exits with 3 without a session.
     let words = ["sh", "-c", "tp quit --stop-daemons || [ $? = 3 ]"];
     run::output(&mut cluster::on_workstation(&words)).map(drop)
 }

@@ -1,7 +1,8 @@
-//! The project's own Kubernetes on this machine: several nodes, and a workstation that reaches them but not their pods.
+//! The project's own Kubernetes on this machine: several nodes, and a workstation that reaches
+//! nodes but no pods.
 //!
-//! Everything lives below one folder, in namespaces and control groups whose names begin with `tpt-`, so that it can be
-//! removed completely whatever was killed before. No container engine takes part.
+//! Everything lives below one folder, in namespaces and control groups whose names begin with
+//! `tpt-`, so that it can be removed completely after any crash. No container engine takes part.
 
 use std::{
     fs::{self, File},
@@ -76,7 +77,7 @@ pub(crate) struct WorkstationArguments {
     command: Vec<String>,
 }
 
-/// Where the parts of the running cluster are.
+/// Paths of the running cluster.
 pub(crate) struct Layout {
     pub(crate) dir: PathBuf,
 }
@@ -104,7 +105,7 @@ impl Layout {
         self.dir.join("users")
     }
 
-    /// The kubeconfig of a person.
+    /// A user's kubeconfig.
     pub(crate) fn user(&self, name: &str) -> PathBuf {
         self.users().join(format!("{name}.conf"))
     }
@@ -113,12 +114,12 @@ impl Layout {
         self.dir.join("resolv.conf")
     }
 
-    /// Written when the cluster serves: the number of its nodes.
+    /// Written when the cluster is up; holds the number of its nodes.
     fn marker(&self) -> PathBuf {
         self.dir.join("nodes")
     }
 
-    /// How many nodes the running cluster has.
+    /// The number of nodes of the running cluster.
     fn nodes(&self) -> Result<u8> {
         fs::read_to_string(self.marker())
             .ok()
@@ -180,14 +181,14 @@ pub(crate) fn on_workstation(command: &[&str]) -> Command {
     workstation::command(None, None, &command)
 }
 
-/// The network namespace of a node beside that one; of the same where there is no other.
+/// The network namespace of another node; of this one if it is the only node.
 pub(crate) fn node_beside(name: &str) -> Result<String> {
     let layout = Layout::new();
     let others = (1..=layout.nodes()?).filter(|&index| Node::new(&layout, index).name() != name);
     Ok(netns::node(others.min().unwrap_or(1)))
 }
 
-/// One cluster runs on a machine at a time, and one command changes it at a time.
+/// One cluster per machine, changed by one command at a time.
 fn lock() -> Result<File> {
     let path = Path::new("/run/tp-testbed.lock");
     let file = File::create(path)
@@ -211,7 +212,7 @@ pub(crate) fn up(nodes: u8, network: Network) -> Result<()> {
 
     down::remove_all(&layout)?;
     let mut steps = Steps::new();
-    // The lock must not be inherited by the cluster's programs; Rust opens files so that they are not.
+    // The cluster's programs must not inherit the lock; Rust opens files close-on-exec.
     make_folder(&layout.dir)?;
     fs::create_dir_all(layout.logs())?;
     network.keep(&layout)?;
@@ -292,7 +293,7 @@ pub(crate) fn up(nodes: u8, network: Network) -> Result<()> {
     Ok(())
 }
 
-/// The cluster's DNS, at its address in this network.
+/// Applies the cluster's DNS, at its address in this network.
 fn apply_dns(layout: &Layout, network: Network) -> Result<()> {
     let source = paths::testbed_sources().join("coredns.yaml");
     let text =
@@ -320,7 +321,7 @@ fn apply_nodes(layout: &Layout, members: &[Node<'_>]) -> Result<()> {
         .map(drop)
 }
 
-/// A folder that others can pass through but not list what is private in it.
+/// Makes a folder that others can traverse but not list.
 fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))
 }
@@ -361,7 +362,7 @@ impl workloads::Site for Layout {
     }
 }
 
-/// Brings up what tests and the demonstration talk to.
+/// Brings up the servers of tests and the demonstration.
 pub(crate) fn deploy_workloads() -> Result<()> {
     let layout = Layout::new();
     layout.nodes()?;
@@ -380,7 +381,7 @@ fn status() -> Result<()> {
     Ok(())
 }
 
-/// Prints how long each part took.
+/// Prints the duration of each part.
 struct Steps {
     last: Instant,
 }

@@ -1,4 +1,4 @@
-//! What a command installs and builds on this machine, and the question that it asks once.
+//! Lists what a command installs and builds on this machine, and asks once.
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -6,16 +6,16 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{cluster, ebpf, packages, paths, run, tools::DENY};
 
-/// Whose cluster a command uses.
+/// The cluster that a command uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kubernetes {
-    /// The one that this machine runs for it.
+    /// A cluster on this machine, for the command.
     Own,
-    /// The user's.
+    /// The user's cluster.
     Foreign,
 }
 
-/// Says what will be installed and built, and asks once.
+/// Lists what will be installed and built, and asks once.
 pub(crate) fn consent(command: &str, kubernetes: Kubernetes, yes: bool) -> Result<()> {
     if kubernetes == Kubernetes::Own && !run::is_root() {
         bail!("the test cluster makes namespaces and control groups: run this as root");

@@ -1,4 +1,4 @@
-//! Shows tp at work: on a Kubernetes of its own that it brings up here, or on one that the user names.
+//! Demonstrates tp on a Kubernetes that it brings up here, or on one that the user names.
 
 use std::{
     path::{Path, PathBuf},
@@ -35,13 +35,13 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
     }
 }
 
-/// Where the commands of the demonstration run.
-enum Place<'a> {
+/// The machine that runs the commands of the demonstration.
+enum Host<'a> {
     Workstation,
     Here { kubeconfig: &'a Path },
 }
 
-impl Place<'_> {
+impl Host<'_> {
     fn command(&self, words: &[&str]) -> Command {
         match self {
             Self::Workstation => cluster::on_workstation(words),
@@ -74,7 +74,7 @@ fn own(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The project's own cluster with its workloads, and the image of tp on its nodes.
+/// Brings up the project's own cluster with its workloads, and imports the image of tp.
 pub(crate) fn prepare(command: &str, yes: bool) -> Result<()> {
     consent(command, Kubernetes::Own, yes)?;
     let mut steps = Steps::new();
@@ -96,25 +96,25 @@ pub(crate) fn prepare(command: &str, yes: bool) -> Result<()> {
     })
 }
 
-/// Installs tp on the project's own cluster, and says so as a user would see it.
+/// Installs tp on the project's own cluster, as a user would.
 pub(crate) fn install() -> Result<()> {
-    let place = Place::Workstation;
+    let host = Host::Workstation;
     let image = format!("--image={}", products::image_reference());
-    place.show(&[
+    host.show(&[
         "tp",
         "install",
         &image,
         "--image-pull-policy=Never",
         "--wait=90s",
     ])?;
-    // A session of before may run an older program.
-    let _ = run::output(&mut place.command(&["tp", "quit"]));
+    // An earlier session may run an older program.
+    let _ = run::output(&mut host.command(&["tp", "quit"]));
     Ok(())
 }
 
-/// What there is to see on the project's own cluster, where everything is in place.
+/// The demonstration on the project's own cluster, which is ready.
 pub(crate) fn tour() -> Result<()> {
-    let place = Place::Workstation;
+    let host = Host::Workstation;
     install()?;
 
     println!(
@@ -122,14 +122,14 @@ pub(crate) fn tour() -> Result<()> {
     );
     let words = ["curl", "--silent", "--max-time", "2", "http://web.shop/"];
     println!("\n$ {}", run::in_shell(&words));
-    let before = run::output(&mut place.command(&words));
+    let before = run::output(&mut host.command(&words));
     if before.is_ok() {
         bail!("web.shop answers without tp: this would show nothing");
     }
     println!("  (nothing, as it should be)");
 
-    place.show(&["tp", "connect", "--namespace", "shop"])?;
-    place.show(&[
+    host.show(&["tp", "connect", "--namespace", "shop"])?;
+    host.show(&[
         "curl",
         "--silent",
         "--show-error",
@@ -137,7 +137,7 @@ pub(crate) fn tour() -> Result<()> {
         "10",
         "http://web/",
     ])?;
-    place.show(&[
+    host.show(&[
         "curl",
         "--silent",
         "--show-error",
@@ -149,14 +149,14 @@ pub(crate) fn tour() -> Result<()> {
         "HTTP %{http_code} from %{remote_ip}\n",
         "http://web.shop.svc.cluster.local/",
     ])?;
-    place.show(&[
+    host.show(&[
         "psql",
         "--no-psqlrc",
         "postgresql://shop:shop@db/shop",
         "-c",
         "select version()",
     ])?;
-    place.show(&[
+    host.show(&[
         "mariadb",
         "--host=mariadb",
         "--user=shop",
@@ -164,10 +164,10 @@ pub(crate) fn tour() -> Result<()> {
         "--execute=select version()",
     ])?;
     println!("\nNames of the company are still the company's:");
-    place.show(&["getent", "ahostsv4", "intranet.corp.test"])?;
-    place.show(&["tp", "status"])?;
+    host.show(&["getent", "ahostsv4", "intranet.corp.test"])?;
+    host.show(&["tp", "status"])?;
     figures(
-        &place,
+        &host,
         &[
             (
                 "resolving a service name",
@@ -183,12 +183,12 @@ pub(crate) fn tour() -> Result<()> {
 }
 
 /// A few figures; `cargo xtask bench` is for real ones.
-fn figures(place: &Place<'_>, loads: &[(&str, &[&str])]) -> Result<()> {
+fn figures(host: &Host<'_>, loads: &[(&str, &[&str])]) -> Result<()> {
     println!("\nA few figures:");
     let xtask = run::own_program()?.display().to_string();
     for (what, words) in loads {
         let all = [&[xtask.as_str(), "probe"], *words].concat();
-        let text = run::output(&mut place.command(&all))?;
+        let text = run::output(&mut host.command(&all))?;
         let mut samples: Vec<f64> =
             serde_json::from_str(&text).with_context(|| format!("reading figures of {what}"))?;
         samples.sort_by(f64::total_cmp);
@@ -201,7 +201,7 @@ fn figures(place: &Place<'_>, loads: &[(&str, &[&str])]) -> Result<()> {
     Ok(())
 }
 
-/// What a person may try next: a command, and below it what it does.
+/// Suggestions for the user: a command, and below it what it does.
 const HINTS: [(&str, &str); 4] = [
     (
         "cargo xtask cluster ws bash",
@@ -255,17 +255,17 @@ fn foreign(options: &Options, kubeconfig: &Path, image: &str) -> Result<()> {
         ours = products::image_reference(),
     );
 
-    let place = Place::Here { kubeconfig };
+    let host = Host::Here { kubeconfig };
     let image = format!("--image={image}");
-    place.show(&["tp", "install", &image, "--wait=90s"]).context(
+    host.show(&["tp", "install", &image, "--wait=90s"]).context(
         "tp could not be installed; if the pods cannot pull the image, push it as shown above and run this again",
     )?;
-    place.show(&["tp", "connect"])?;
-    place.show(&["getent", "ahostsv4", "kubernetes.default.svc.cluster.local"])?;
-    place.show(&["tp", "list"])?;
-    place.show(&["tp", "status"])?;
+    host.show(&["tp", "connect"])?;
+    host.show(&["getent", "ahostsv4", "kubernetes.default.svc.cluster.local"])?;
+    host.show(&["tp", "list"])?;
+    host.show(&["tp", "status"])?;
     figures(
-        &place,
+        &host,
         &[(
             "resolving a service name",
             &["resolve", "kubernetes.default.svc.cluster.local", "100"],

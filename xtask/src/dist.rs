@@ -20,7 +20,7 @@ mod check;
 /// Shells and the file names that their completion systems expect.
 const COMPLETIONS: &[(&str, &str)] = &[("bash", "tp.bash"), ("fish", "tp.fish"), ("zsh", "_tp")];
 
-/// What a user reads: README and what it links to, in the same places as in a checkout.
+/// Documents for users: README and the files it links to, at the same paths as in a checkout.
 const DOCUMENTS: &[&str] = &[
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -45,7 +45,7 @@ pub(crate) fn dist() -> Result<()> {
     Ok(())
 }
 
-/// Packs what is built, and checks that it is all there.
+/// Packs the built programs, and checks that the release is complete.
 pub(crate) fn pack() -> Result<()> {
     let folder = paths::dist();
     if folder.exists() {
@@ -77,7 +77,7 @@ pub(crate) fn image_only() -> Result<PathBuf> {
     Ok(image())
 }
 
-/// Where the image of tp is.
+/// The path of tp's image.
 pub(crate) fn image() -> PathBuf {
     paths::dist().join("tp-image.tar")
 }
@@ -125,7 +125,7 @@ fn write_archive(folder: &Path, archive: &Path, notices: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Of what is published: everything else in the folder is in the archive, too.
+/// Check sums of the published files: all other files of the folder are in the archive, too.
 fn write_sums(folder: &Path, published: &[&Path]) -> Result<()> {
     let mut sums = String::new();
     for file in published {

@@ -1,7 +1,8 @@
 //! Builds the eBPF programs. The only place that knows their toolchain.
 //!
-//! Stable Rust has no standard library for the BPF target. Debian packages one, with a compiler of the same version, for
-//! its browsers; a rustup nightly with the `rust-src` component can build one. Debian's is preferred because it is pinned.
+//! Stable Rust has no standard library for the BPF target. Debian packages one for its browsers,
+//! with a compiler of the same version; a rustup nightly with the `rust-src` component can build
+//! one. Debian's is preferred because it is pinned.
 
 use std::{fs, path::Path, process::Command};
 
@@ -47,7 +48,7 @@ impl Toolchain {
     }
 }
 
-/// Builds the object, and says where it is.
+/// Builds the object and prints its path.
 pub(crate) fn build_and_tell() -> Result<()> {
     build()?;
     println!("{}", paths::bpf_object().display());
@@ -73,13 +74,13 @@ pub(crate) fn build() -> Result<()> {
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
     let bytes = without_dwarf(&bytes).with_context(|| format!("editing {}", built.display()))?;
     if fs::read(&object).is_ok_and(|old| old == bytes) {
-        // Same bytes, same time stamp: what embeds the object is not built again.
+        // Keeps the time stamp of an unchanged object: dependent crates are not rebuilt.
         return Ok(());
     }
     run::write(&object, bytes)
 }
 
-/// Kernel and loader read BTF, which is made of DWARF. That is most of the file, and nobody reads it.
+/// Removes DWARF, most of the file: kernel and loader read only BTF, which is made of it.
 fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
     let mut object = Builder::read(object)?;
     for section in &mut object.sections {
@@ -87,7 +88,7 @@ fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
         section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
     }
     object.delete_orphans();
-    // The linker keeps names of sections and of symbols in one table, which the writer does not.
+    // The linker keeps section and symbol names in one table; the writer needs two.
     let names = object.sections.add();
     names.name = ".shstrtab".into();
     names.sh_type = SHT_STRTAB;
@@ -98,7 +99,7 @@ fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether the next build has to build the linker first.
+/// Returns whether the next build must first build the linker.
 pub(crate) fn linker_is_missing() -> bool {
     choose(debian_is_complete, nightly_has_sources)
         .linker()
@@ -106,12 +107,12 @@ pub(crate) fn linker_is_missing() -> bool {
         .is_none()
 }
 
-/// The Debian packages that the next build needs: none where a nightly does it.
+/// Debian packages that the next build needs: none with a nightly.
 pub(crate) fn packages() -> &'static [&'static str] {
     packages_of(choose(debian_is_complete, nightly_has_sources))
 }
 
-/// The same for its lints.
+/// Debian packages that the lints need.
 pub(crate) fn lint_packages() -> &'static [&'static str] {
     match choose(debian_is_complete, nightly_has_sources) {
         Toolchain::Debian => packages::BPF_LINTS,
@@ -126,7 +127,8 @@ fn packages_of(toolchain: Toolchain) -> &'static [&'static str] {
     }
 }
 
-/// Debian's where it is there already, or where there is no nightly either and its packages have to be installed.
+/// Debian's if it is installed, or if there is no nightly either and its packages must be
+/// installed.
 fn choose(debian: impl Fn() -> bool, nightly: impl Fn() -> bool) -> Toolchain {
     if !debian() && nightly() {
         Toolchain::Nightly
@@ -157,7 +159,7 @@ fn compile(source: &Path, toolchain: Toolchain, linker: &Path) -> Result<()> {
     )
 }
 
-/// Clippy, warnings denied, of the toolchain that builds.
+/// Runs the toolchain's clippy, with warnings denied.
 pub(crate) fn lint() -> Result<()> {
     let source = paths::workspace().join("tp-ebpf");
     let toolchain = choose(debian_is_complete, nightly_has_sources);
@@ -167,7 +169,7 @@ pub(crate) fn lint() -> Result<()> {
             let mut check = cargo("check", &source, toolchain);
             check
                 .env("RUSTC_WORKSPACE_WRAPPER", DEBIAN_CLIPPY)
-                // As `cargo clippy` hands its arguments on.
+                // Passes arguments as `cargo clippy` does.
                 .env(
                     "CLIPPY_ARGS",
                     "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__",
@@ -189,7 +191,7 @@ fn cargo(command: &str, source: &Path, toolchain: Toolchain) -> Command {
         Toolchain::Debian => {
             cargo
                 .arg(command)
-                // The packages carry a stable compiler; BPF needs unstable features of it.
+                // The packaged compiler is stable; BPF needs its unstable features.
                 .env("RUSTC_BOOTSTRAP", "1")
                 .env("RUSTC", DEBIAN_RUSTC);
         }
@@ -202,7 +204,7 @@ fn cargo(command: &str, source: &Path, toolchain: Toolchain) -> Command {
         .args(["--release", "--quiet", "--target", TARGET])
         .current_dir(source)
         .env("CARGO_TARGET_DIR", paths::target().join("bpf-build"))
-        // Flags meant for the host's programs do not fit this target.
+        // Flags for the host do not fit this target.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER");

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::run;
 
-/// What an image holds and how it starts.
+/// The content of an image and its command.
 pub(crate) struct Image<'a> {
     /// `name:tag`
     pub(crate) reference: &'a str,
@@ -57,7 +57,7 @@ impl Image<'_> {
         self.write_around(layer, archive)
     }
 
-    /// Writes an archive whose one layer is this tar file; `content` is not asked.
+    /// Writes an archive whose one layer is this tar file; ignores `content`.
     pub(crate) fn write_around(&self, mut layer: File, archive: &Path) -> Result<()> {
         layer.rewind()?;
         let layer_digest = digest(&mut layer)?;
@@ -148,7 +148,7 @@ fn header(size: u64, mode: u32) -> tar::Header {
     header
 }
 
-/// Adds one file with fixed owner and time.
+/// Adds one file, with fixed owner and time.
 pub(crate) fn append<W: Write>(
     tar: &mut tar::Builder<W>,
     name: &str,
@@ -160,7 +160,7 @@ pub(crate) fn append<W: Write>(
         .with_context(|| format!("adding {name}"))
 }
 
-/// The SHA-256 of what is left to read, in hexadecimal.
+/// The SHA-256 of the remaining bytes, in hexadecimal.
 pub(crate) fn digest(reader: &mut impl io::Read) -> Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

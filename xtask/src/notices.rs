@@ -1,4 +1,4 @@
-//! Licences of everything that is linked into what we ship.
+//! Licences of everything linked into the shipped programs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! The one list of Debian packages that building, testing and the test cluster need.
+//! All Debian packages that building, testing and the test cluster need.
 
 use std::{collections::BTreeSet, process::Command};
 
@@ -17,7 +17,7 @@ pub(crate) const BPF: &[&str] = &[
 /// The lints of that compiler.
 pub(crate) const BPF_LINTS: &[&str] = &["rust-web-clippy"];
 
-/// What Cargo, `cargo install` and cgo call.
+/// Programs that Cargo, `cargo install` and cgo call.
 pub(crate) const BUILD: &[&str] = &[
     "binutils",
     "ca-certificates",
@@ -28,7 +28,7 @@ pub(crate) const BUILD: &[&str] = &[
     "make",
 ];
 
-/// What the nodes and the workstation of the test cluster consist of.
+/// Programs of the nodes and the workstation of the test cluster.
 pub(crate) const CLUSTER: &[&str] = &[
     "bpftool",
     "conntrack",
@@ -44,7 +44,7 @@ pub(crate) const CLUSTER: &[&str] = &[
     "util-linux",
 ];
 
-/// Programs that tests use as a person at the workstation would.
+/// Programs that tests use like a user at the workstation.
 pub(crate) const CLIENTS: &[&str] = &[
     "amqp-tools",
     "curl",
@@ -79,7 +79,7 @@ pub(crate) fn missing(lists: &[&[&'static str]]) -> Result<Vec<&'static str>> {
     Ok(absent)
 }
 
-/// How many packages the lists name.
+/// The number of packages in the lists.
 pub(crate) fn count(lists: &[&[&str]]) -> usize {
     lists
         .iter()
@@ -115,7 +115,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     apt(&[&["install", "--no-install-recommends"], packages].concat())
 }
 
-/// Installs what is missing of `lists`.
+/// Installs the missing packages of `lists`.
 pub(crate) fn ensure(lists: &[&[&'static str]]) -> Result<()> {
     install(&missing(lists)?)
 }

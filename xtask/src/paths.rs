@@ -1,4 +1,4 @@
-//! Where things are.
+//! Paths of the checkout and of the machine.
 
 use std::{
     env,
@@ -34,7 +34,7 @@ pub(crate) fn dist() -> PathBuf {
     target().join("dist")
 }
 
-/// What the long steps of a command said.
+/// Logs of a command's long steps.
 pub(crate) fn logs() -> PathBuf {
     target().join("xtask-logs")
 }
@@ -43,13 +43,14 @@ pub(crate) fn testbed_sources() -> PathBuf {
     workspace().join("testbed")
 }
 
-/// State of the running test cluster. Not in the checkout: unix socket names have at most 108 bytes.
+/// State of the running test cluster. Outside the checkout: paths of unix sockets have at most 108
+/// bytes.
 pub(crate) fn testbed() -> PathBuf {
     env::var_os("TP_TESTBED_DIR")
         .map_or_else(|| PathBuf::from("/var/tmp/tp-testbed"), PathBuf::from)
 }
 
-/// Programs and images built from pinned inputs, shared by all checkouts of this machine.
+/// Programs and images built from pinned inputs, shared by the machine's checkouts.
 pub(crate) fn cache() -> PathBuf {
     env::var_os("TP_TESTBED_CACHE")
         .map_or_else(|| PathBuf::from("/var/tmp/tp-testbed-cache"), PathBuf::from)

@@ -1,4 +1,5 @@
-//! Builds what tp consists of: the workstation's programs, the cluster's programs (statically linked) and their image.
+//! Builds tp: the workstation's programs, the cluster's programs (statically linked) and their
+//! image.
 
 use std::{
     fs,
@@ -23,12 +24,12 @@ pub(crate) const WORKSTATION: &[&str] = &["tp", "tp-daemon", "tp-session"];
 /// Programs of the cluster; package and program have the same name.
 const CLUSTER: &[&str] = &["tp-manager", "tp-agent"];
 
-/// The name of our image. There is no registry behind it.
+/// The name of our image, which is in no registry.
 pub(crate) fn image_reference() -> String {
     format!("localhost/tp:{VERSION}")
 }
 
-/// Builds everything in the release profile, and puts the cluster's programs into target/static.
+/// Builds all in the release profile, and puts the cluster's programs into target/static.
 pub(crate) fn build() -> Result<()> {
     ebpf::build()?;
     let output = run::output(cargo(&["build"])?.args([
@@ -47,7 +48,8 @@ pub(crate) fn build() -> Result<()> {
             .with_context(|| format!("cargo built no {program}"))?;
         ensure_static(built)?;
 
-        // Replaced as one: who reads it sees the old or the new one. Stripped: symbols are most of its size.
+        // Replaced by a rename: a reader sees the old or the new file. Stripped: symbols are most
+        // of the size.
         let target = paths::statics().join(program);
         let part = target.with_extension("part");
         strip(built, &part)?;
@@ -56,9 +58,9 @@ pub(crate) fn build() -> Result<()> {
     Ok(())
 }
 
-/// A cargo command for the whole workspace: another choice of packages would mean other features, and all dependencies
-/// compiled once more. It links the cluster's programs without any shared library, whatever else it builds: without
-/// the wrapper the workspace would be compiled once more as well.
+/// A cargo command for the whole workspace: other packages would mean other features, and compile
+/// all dependencies again. It links the cluster's programs statically whatever else it builds:
+/// without the wrapper the workspace would be compiled again as well.
 pub(crate) fn cargo(command: &[&str]) -> Result<Command> {
     let crates: Vec<String> = CLUSTER.iter().map(|name| name.replace('-', "_")).collect();
     let mut cargo = run::cargo();
@@ -71,7 +73,7 @@ pub(crate) fn cargo(command: &[&str]) -> Result<Command> {
     Ok(cargo)
 }
 
-/// Something that cargo built, as its JSON messages tell.
+/// A cargo artifact, from its JSON messages.
 #[derive(Deserialize)]
 pub(crate) struct Artifact {
     pub(crate) target: Target,
@@ -91,7 +93,7 @@ pub(crate) struct Profile {
 }
 
 impl Artifact {
-    /// The artifacts in what cargo printed.
+    /// Parses cargo's output.
     pub(crate) fn all(messages: &str) -> Result<Vec<Self>> {
         messages
             .lines()
@@ -120,7 +122,7 @@ pub(crate) fn strip(source: &Path, target: &Path) -> Result<()> {
     run::output(Command::new("strip").arg("-o").arg(target).arg(source)).map(drop)
 }
 
-/// Writes the image of what `build` built.
+/// Writes the image of the built programs.
 pub(crate) fn write_image(archive: &Path, notices: &Path) -> Result<()> {
     let mut content: Vec<Entry> = CLUSTER
         .iter()

@@ -1,4 +1,4 @@
-//! Running programs: output shown or kept in a log, failures told with their reason, waits with a bound.
+//! Runs programs: output shown or logged, failures with their reason, waits with a timeout.
 
 use std::{
     ffi::OsStr,
@@ -12,15 +12,15 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::paths;
 
-/// How often a condition is looked at while waiting for it.
-const POLL: Duration = Duration::from_millis(50);
+/// Between two polls of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid.trim() == "0")
 }
 
-/// Cargo as a person starts it. What `cargo run` told this program about its own package would make the build scripts of
-/// dependencies that watch these variables run again, and everything above them be compiled again.
+/// Cargo as a user starts it. The variables that `cargo run` sets about this package would rerun
+/// build scripts of dependencies that watch them, and recompile everything above.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new("cargo");
     for (name, _) in std::env::vars_os() {
@@ -38,7 +38,7 @@ fn is_of_own_package(variable: &OsStr) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// A command in words, for messages.
+/// The command line, for messages.
 pub(crate) fn shown(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())
@@ -48,7 +48,7 @@ pub(crate) fn shown(command: &Command) -> String {
     in_shell(&words)
 }
 
-/// Words as a person types them in bash: one line, quoted where the shell would read them otherwise.
+/// Words as typed in bash: one line, quoted where necessary.
 pub(crate) fn in_shell(words: &[impl AsRef<str>]) -> String {
     let quoted: Vec<String> = words.iter().map(|word| quoted(word.as_ref())).collect();
 
@@ -79,7 +79,7 @@ pub(crate) fn status(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it printed; what it said on standard error is part of a failure.
+/// Runs a command and returns its standard output; standard error is part of a failure.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
@@ -97,7 +97,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a command that says much, into a log; a failure shows the log's end.
+/// Runs a verbose command with its output in a log; a failure shows the log's end.
 pub(crate) fn logged(name: &str, command: &mut Command) -> Result<()> {
     let log = paths::logs().join(format!("{name}.log"));
     let file = create(&log)?;
@@ -142,16 +142,16 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// A wait for something that must become true within a bound.
+/// A wait for a condition, with a timeout.
 pub(crate) struct Wait<'a> {
     pub(crate) what: &'a str,
     pub(crate) within: Duration,
-    /// Whose end a failure shows.
+    /// The log whose end a failure shows.
     pub(crate) log: Option<&'a Path>,
 }
 
 impl Wait<'_> {
-    /// Asks `probe` until it gives a value; the last refusal is part of the failure.
+    /// Calls `probe` until it succeeds; its last error is part of the failure.
     pub(crate) fn until<T>(&self, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
         let end = Instant::now() + self.within;
         loop {
@@ -179,7 +179,7 @@ impl Wait<'_> {
     reason = "the pause between two looks at a condition that has a bound"
 )]
 fn pause() {
-    std::thread::sleep(POLL);
+    std::thread::sleep(POLL_INTERVAL);
 }
 
 /// The full path of a program on PATH.
@@ -190,7 +190,8 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Where this program is. Cargo may have put a newer one there since it was started, which Linux tells in the name.
+/// The path of this program. If cargo has replaced the file since the start, Linux adds "
+/// (deleted)" to the name.
 pub(crate) fn own_program() -> Result<PathBuf> {
     let path = std::env::current_exe().context("finding this program")?;
     let name = path.to_string_lossy();
@@ -220,7 +221,7 @@ mod tests {
         }
     }
 
-    /// As the shell itself reads it.
+    /// Compares with the shell's own parsing.
     #[test]
     fn a_shell_reads_the_words_that_were_meant() {
         let words = [

@@ -1,10 +1,10 @@
-//! The steps of a command, as it tells them.
+//! Progress of a command, step by step.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-/// Tells what goes on and how long each step took.
+/// Prints each step and its duration.
 pub(crate) struct Steps {
     begin: Instant,
     done: Vec<(String, f64)>,
@@ -18,7 +18,7 @@ impl Steps {
         }
     }
 
-    /// Runs one step; a failure says where to look.
+    /// Runs one step; a failure names `look_at`.
     pub(crate) fn step<T>(
         &mut self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Everything that tests, set-up included: the order is the one in which mistakes should show.
+//! All tests with their set-up, in the order in which mistakes should show.
 
 use std::process::Command;
 
@@ -84,7 +84,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds what is tested, and the tests.
+/// Builds the programs under test, and the tests.
 fn build(steps: &mut Steps) -> Result<Vec<TestProgram>> {
     steps.step("programs", "the compiler output above", products::build)?;
     steps.step("distribution", "target/dist", dist::pack)?;
@@ -142,7 +142,8 @@ fn lints(steps: &mut Steps) -> Result<()> {
     })
 }
 
-/// Known security problems of dependencies. Apart from the tests: what it finds depends on the day, and it needs a download.
+/// Checks dependencies for known security problems. Apart from the tests: the result depends on the
+/// day, and it needs a download.
 pub(crate) fn audit() -> Result<()> {
     let deny = DENY.ensure()?;
     run::status(
@@ -155,7 +156,7 @@ pub(crate) fn audit() -> Result<()> {
 fn cluster_up(steps: &mut Steps, afresh: bool) -> Result<()> {
     steps.step("cluster up", "the log it names", || {
         if afresh {
-            // Nothing that was left there by hand may help or hinder.
+            // A cluster left by hand must not affect the tests.
             cluster::down()?;
         }
         cluster::up(2, cluster::Network::Ipv4)

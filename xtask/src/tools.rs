@@ -31,7 +31,7 @@ impl Tool {
             .join(format!("{}-{}", self.name, self.version))
     }
 
-    /// Where the pinned version is, if it is anywhere: on PATH, in the machine's cache or in this checkout.
+    /// Finds the pinned version on PATH, in the machine's cache or in this checkout.
     pub(crate) fn find(&self) -> Option<PathBuf> {
         let mut candidates: Vec<PathBuf> = run::which(self.name).into_iter().collect();
         for root in [paths::cache(), paths::target()] {

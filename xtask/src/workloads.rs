@@ -1,6 +1,6 @@
 //! The workloads of the test cluster: real servers from Debian packages, and the echo server.
 //!
-//! Images are built once per machine and kept in the cache under a hash of what they are made of.
+//! Images are built once per machine and cached under a hash of their inputs.
 
 use std::{
     fs::{self, File},
@@ -24,13 +24,13 @@ pub(crate) trait Site {
     fn kubectl(&self) -> Command;
 }
 
-/// The programs and images that the workloads consist of.
+/// Programs and images of the workloads.
 pub(crate) struct Artifacts {
     images: Vec<PathBuf>,
     echo_client: PathBuf,
 }
 
-/// What is asked of apt; the rest follows from the packages' dependencies.
+/// Packages requested from apt, which adds their dependencies.
 const PACKAGES: &[&str] = &[
     "amqp-tools",
     "base-files",
@@ -53,7 +53,7 @@ const PACKAGES: &[&str] = &[
     "util-linux",
 ];
 
-/// Dependencies that only maintainer scripts, plug-ins and tools need which nobody runs here.
+/// Dependencies that only maintainer scripts, plug-ins and tools need; none of those run here.
 const LEFT_OUT: &[&str] = &[
     "adduser",
     "cron",
@@ -110,10 +110,10 @@ const STRIPPED: &[&str] = &[
     "./usr/share/man/*",
 ];
 
-/// Changes with what this file does to the packages.
+/// Part of the hash: raise it when this file treats the packages differently.
 const RECIPE: &str = "1";
 
-/// Builds what the cache does not have.
+/// Builds what is missing in the cache.
 pub(crate) fn build() -> Result<Artifacts> {
     let (echo_server, echo_client) = echo()?;
     Ok(Artifacts {
@@ -147,11 +147,11 @@ pub(crate) fn deploy(site: &dyn Site) -> Result<()> {
     Ok(())
 }
 
-/// The tests' client program, where they look for it.
+/// Installs the tests' client program where they look for it.
 fn install_client(artifacts: &Artifacts) -> Result<()> {
     let client = paths::testbed().join("bin/echo-client");
     fs::create_dir_all(paths::testbed().join("bin"))?;
-    // Replaced as one: a test of an earlier run may still execute it.
+    // Replaced by a rename: an earlier test may still execute it.
     let part = client.with_extension("part");
     fs::copy(&artifacts.echo_client, &part)
         .with_context(|| format!("copying {}", artifacts.echo_client.display()))?;
@@ -230,7 +230,7 @@ fn echo() -> Result<(PathBuf, PathBuf)> {
     Ok((archive, client))
 }
 
-/// One image that holds all real servers; which one runs is the pod's command.
+/// One image with all real servers; the pod's command chooses one.
 fn servers() -> Result<PathBuf> {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let codename = release
@@ -287,7 +287,7 @@ fn servers() -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// The packages and what they depend on, from the machine's own package sources.
+/// Downloads the packages and their dependencies from the machine's package sources.
 fn download(scratch: &Path) -> Result<Vec<PathBuf>> {
     let status = scratch.join("status");
     run::write(&status, "")?;
@@ -336,8 +336,8 @@ fn download(scratch: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether a package belongs to an entry of [`LEFT_OUT`]: its name, or that name and a version or
-/// a part.
+/// Returns whether a package matches an entry of [`LEFT_OUT`]: that name, alone or followed by a
+/// version or a part.
 fn left_out(name: &str, entry: &str) -> bool {
     name.strip_prefix(entry).is_some_and(|rest| {
         rest.is_empty()
@@ -394,7 +394,7 @@ fn unpack(scratch: &Path, packages: &[PathBuf]) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Writes a file of the cache so that it is complete or absent: later runs trust that it exists.
+/// Writes a cached file atomically: later runs trust that it is complete.
 fn complete(archive: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let part = archive.with_extension("part");
     write(&part)?;

@@ -1,7 +1,8 @@
-//! Stands between cargo and rustc, to link the image's programs, and only those, statically. Their tests run here.
+//! Wraps rustc for cargo, to link only the image's programs statically, not their tests.
 //!
-//! `cargo rustc -- -C target-feature=+crt-static` takes one package at a time, and cargo chooses the features of all
-//! dependencies by the packages it is asked for: the whole tree would be compiled once more for each.
+//! `cargo rustc -- -C target-feature=+crt-static` takes one package at a time, and cargo chooses
+//! the features of all dependencies by the selected packages: each package would compile the whole
+//! tree again.
 
 use std::{
     env,
@@ -9,10 +10,10 @@ use std::{
     process::{Command, ExitCode},
 };
 
-/// Set by `products` for cargo, which passes it on to us. Its value: crate names with commas between.
+/// Set by `products`; cargo passes it on. Crate names separated by commas.
 pub(crate) const STATIC_CRATES: &str = "TP_XTASK_STATIC_CRATES";
 
-/// The compiler's command, if cargo called this program as its wrapper.
+/// The compiler's command line, if cargo called this program as its wrapper.
 pub(crate) fn requested() -> Option<Command> {
     let crates = env::var(STATIC_CRATES).ok()?;
     let words: Vec<_> = env::args_os().skip(1).collect();

@@ -1,12 +1,12 @@
-//! `tp check`: what `tp connect` needs, looked at one by one, with a remedy for what is missing.
+//! `tp check`: checks each requirement of `tp connect`, with a remedy for what is missing.
 //!
-//! What only the session can see (the resolver as it reads it, its sockets, the tunnel) it tells
-//! itself; it is started for that, and ends again. Nothing here needs root or changes anything.
+//! The session checks what only it can see (the resolver, its sockets, the tunnel); it is started
+//! for that, and ends again. Nothing here needs root or changes anything.
 
 use std::process::ExitCode;
 
 use serde::Serialize;
-use tp_kube::Place;
+use tp_kube::PluginMode;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{Check, CheckRequest, CheckResponse, Status, StatusRequest},
@@ -15,7 +15,7 @@ use tp_proto::{
 use crate::{
     cli::CheckArgs,
     client::{self, Session},
-    install::cluster::choice,
+    install::cluster::kubeconfig_options,
     output::Output,
     progress::Progress,
     spawn::{self, Started},
@@ -34,15 +34,17 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
     let mut progress = Progress::on_terminal(output);
     progress.step("checking this machine");
     let mut checks = machine::checks();
-    let told = of_session(&mut progress).await;
-    let is_connected = told.as_ref().is_ok_and(|told| told.is_connected);
-    match told {
-        Ok(told) => {
-            checks.extend_from_slice(&told.checks);
+    let response = of_session(&mut progress).await;
+    let is_connected = response
+        .as_ref()
+        .is_ok_and(|response| response.is_connected);
+    match response {
+        Ok(response) => {
+            checks.extend_from_slice(&response.checks);
             if is_connected {
                 checks.extend(another_connection(&args).await);
                 progress.step("asking for a name of the cluster");
-                checks.push(steering::check(&told).await);
+                checks.push(steering::check(&response).await);
             }
         }
         Err(fault) => checks.push(Check::failed("session", fault.message, "")),
@@ -66,7 +68,7 @@ pub(crate) async fn run(args: CheckArgs, output: Output) -> anyhow::Result<ExitC
     })
 }
 
-/// A warning if the flags name something else than what is connected.
+/// A warning if the flags name another connection than the current one.
 async fn another_connection(args: &CheckArgs) -> Option<Check> {
     if !args.name_a_destination() {
         return None;
@@ -75,8 +77,9 @@ async fn another_connection(args: &CheckArgs) -> Option<Check> {
         Ok(Some(mut session)) => client::ask(session.status(StatusRequest {})).await,
         Ok(None) | Err(_) => return None,
     };
-    let chosen = choice(&args.cluster).and_then(|choice| choice.load(Place::Foreground));
-    let server = chosen.map(|chosen| chosen.server());
+    let loaded =
+        kubeconfig_options(&args.cluster).and_then(|options| options.load(PluginMode::Foreground));
+    let server = loaded.map(|loaded| loaded.server());
     if matches!((status, server), (Ok(status), Ok(server)) if is_named(args, &status, &server)) {
         return None;
     }
@@ -88,8 +91,8 @@ async fn another_connection(args: &CheckArgs) -> Option<Check> {
     ))
 }
 
-/// Whether all that the flags name is connected. Who `--user` is, and in which groups
-/// `--as-group` puts somebody, a status does not tell.
+/// Returns whether the connection is the one that the flags name. A status does not tell the
+/// kubeconfig user of `--user` nor the groups of `--as-group`.
 fn is_named(args: &CheckArgs, status: &Status, server: &str) -> bool {
     let cluster = &args.cluster;
     let is = |flag: &Option<String>, connected: &str| {
@@ -106,20 +109,20 @@ fn is_named(args: &CheckArgs, status: &Status, server: &str) -> bool {
         && manager.is_none_or(|manager| *manager == args.manager.manager_namespace)
 }
 
-/// What the session says. One that is started for this ends with it.
+/// The session's checks. A session started for them ends afterwards.
 async fn of_session(progress: &mut Progress) -> Result<CheckResponse, Fault> {
     let (mut session, is_ours) = match client::find().await? {
         Some(session) => (session, false),
         None => (start(progress).await?, true),
     };
     progress.step("asking the session");
-    let told = client::ask(session.check(CheckRequest {})).await;
+    let response = client::ask(session.check(CheckRequest {})).await;
     if is_ours {
-        // One that does not end now ends by itself when nobody uses it.
+        // A session that does not end now ends when unused.
         let _ = client::leave(session).await;
     }
 
-    told
+    response
 }
 
 async fn start(progress: &mut Progress) -> Result<Session, Fault> {
@@ -135,7 +138,7 @@ async fn start(progress: &mut Progress) -> Result<Session, Fault> {
     })
 }
 
-/// A line each: state, name, what was found, and what to do.
+/// One line per check: state, name, finding, remedy.
 fn text(checks: &[Check]) -> String {
     let width = |of: fn(&Check) -> &str| checks.iter().map(|it| of(it).len()).max().unwrap_or(0);
     let (state, name) = (width(|it| &it.state), width(|it| &it.name));

@@ -1,6 +1,6 @@
 //! `tp __complete`: names for the completion scripts, one a line.
 //!
-//! Runs at a press of a key: it asks no cluster, runs no plugin, and says nothing but names.
+//! Runs on a key press: it asks no cluster, runs no plugin, and prints only names.
 
 use std::time::Duration;
 
@@ -15,8 +15,7 @@ use crate::{
     output::print_all,
 };
 
-/// Nobody waits longer for a completion.
-const LIMIT: Duration = Duration::from_millis(300);
+const TIMEOUT: Duration = Duration::from_millis(300);
 
 pub(crate) async fn run(args: &CompleteArgs) {
     let names = async {
@@ -25,33 +24,33 @@ pub(crate) async fn run(args: &CompleteArgs) {
             Names::Namespaces => namespaces().await,
         }
     };
-    let names = timeout(LIMIT, names).await.unwrap_or_default();
+    let names = timeout(TIMEOUT, names).await.unwrap_or_default();
     let plain = names.iter().filter(|name| is_plain(name));
     let lines: String = plain.map(|name| format!("{name}\n")).collect();
-    // The shell may have lost interest.
+    // The shell may have closed the pipe.
     let _ = print_all(&lines);
 }
 
-/// Whether no shell reads it as anything but itself: the scripts put names on the command line as they
-/// are, and kubeconfigs come from others.
+/// Returns whether shells read it literally: the scripts put names on the command line unquoted,
+/// and kubeconfigs come from others.
 fn is_plain(name: &str) -> bool {
     let is_plain = |it: char| it.is_alphanumeric() || "@:/._=+-".contains(it);
 
     !name.is_empty() && name.chars().all(is_plain)
 }
 
-/// Of the files that kubectl would read here. One may be a pipe that says nothing.
+/// Contexts of the kubeconfigs that kubectl would read here. One may be a silent pipe.
 async fn contexts() -> Vec<String> {
     let read = spawn_blocking(|| {
-        let choice = cluster::choice(&ClusterArgs::default());
+        let options = cluster::kubeconfig_options(&ClusterArgs::default());
 
-        choice.map(|choice| choice.contexts())
+        options.map(|options| options.contexts())
     });
 
     read.await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
-/// Those that the session knows, if there is one.
+/// Namespaces that the session knows, if it runs.
 async fn namespaces() -> Vec<String> {
     let Ok(Some(mut session)) = client::find().await else {
         return Vec::new();

@@ -1,7 +1,7 @@
 //! `tp completions`.
 //!
-//! The scripts are those of clap, which know commands and flags, and a part of ours, which asks
-//! `tp __complete` for the names of contexts and namespaces.
+//! The scripts are clap's, for commands and flags, with an addition that asks `tp __complete` for
+//! the names of contexts and namespaces.
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
@@ -21,8 +21,8 @@ const NAMESPACES: [&str; 2] = ["namespace", "manager-namespace"];
 /// Separated by commas.
 const NAMESPACE_LISTS: [&str; 1] = ["mapped-namespaces"];
 
-/// Bash cuts a word at `:`, `=` and `@`, which names have, and replaces what stands behind the last
-/// cut, its `$2`.
+/// Bash splits a word at `:`, `=` and `@`, which names contain, and replaces only the part after
+/// the last split, its `$2`.
 const BASH: &str = r#"
 _tp_names() {
     local line=${COMP_LINE:0:COMP_POINT} word before flag list= prefix name
@@ -113,7 +113,7 @@ fn script(shell: Shell) -> String {
     }
 }
 
-/// Without what is for programs only: the scripts of clap offer that, too.
+/// Without hidden commands, which clap's scripts would offer.
 fn visible() -> Command {
     let tp = Cli::command();
     let commands = tp.get_subcommands().filter(|it| !it.is_hide_set());
@@ -124,7 +124,7 @@ fn visible() -> Command {
         .subcommands(commands)
 }
 
-/// Other values are files.
+/// Other values complete to files.
 fn zsh(script: &str) -> String {
     let named: Vec<String> = script
         .lines()
@@ -155,7 +155,7 @@ fn zsh(script: &str) -> String {
     format!("{first}\n{ZSH}\n{}\n", rest.join("\n"))
 }
 
-/// What fish adds to the flags that it knows already.
+/// Completions of values, for flags that fish already knows.
 fn fish(tp: &Command) -> String {
     let mut text = String::new();
     for command in tp.get_subcommands() {

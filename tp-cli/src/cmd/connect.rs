@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::time::{Instant, sleep};
-use tp_kube::{Choice, Credential, Place};
+use tp_kube::{Credential, KubeconfigOptions, PluginMode};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{self, ConnectRequest, Connected},
@@ -32,13 +32,13 @@ mod attempt;
 mod cgroup;
 mod command;
 
-/// How long a new installation may refuse.
-const NEW_INSTALLATION: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(500);
+/// A new installation may refuse for so long.
+const NEW_INSTALLATION_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let choice = install::cluster::choice(&args.cluster)?;
-    let mut request = request(&args, &choice)?;
+    let options = install::cluster::kubeconfig_options(&args.cluster)?;
+    let mut request = request(&args, &options)?;
     let cgroup = (!args.command.is_empty())
         .then(CommandCgroup::make)
         .flatten();
@@ -52,7 +52,7 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     let result = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
         result = async {
-            log_in(&choice, &mut request, &mut progress).await?;
+            log_in(&options, &mut request, &mut progress).await?;
             establish(&args, &request, output, &mut progress, &mut attempt).await
         } => result,
     };
@@ -74,11 +74,11 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     }
 
     if args.command.is_empty() {
-        output.print(&connected, &format!("{}\n", told(&connected)))?;
+        output.print(&connected, &format!("{}\n", summary(&connected)))?;
         return Ok(ExitCode::SUCCESS);
     }
     if output.format() == Format::Text {
-        note(&told(&connected));
+        note(&summary(&connected));
     }
     if let Some(cgroup) = &cgroup {
         cgroup
@@ -91,32 +91,32 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     Ok(ExitCode::from(code?))
 }
 
-/// Runs the credential plugin here, where it can ask whoever typed the command.
+/// Runs the credential plugin here, where it can prompt the user.
 async fn log_in(
-    choice: &Choice,
+    options: &KubeconfigOptions,
     request: &mut ConnectRequest,
     progress: &mut Progress,
 ) -> Result<(), Fault> {
-    // What is wrong with the kubeconfig the session tells, if it has no more to tell.
-    let Ok(chosen) = choice.load(Place::Foreground) else {
+    // The session reports errors of the kubeconfig.
+    let Ok(loaded) = options.load(PluginMode::Foreground) else {
         return Ok(());
     };
-    if !chosen.has_plugin() || client::is_connected().await {
+    if !loaded.has_plugin() || client::is_connected().await {
         return Ok(());
     }
     progress.clear();
-    let credential = chosen.log_in().await?;
+    let credential = loaded.log_in().await?;
     if let (Some(credential), Some(shell)) = (credential, &mut request.shell) {
         shell.credential = credential.to_bytes();
-        // It is of this user there, whatever has become the current context meanwhile.
-        request.context = chosen.context;
-        request.user = chosen.user;
+        // The credential belongs to this context and user, even if the current context has changed.
+        request.context = loaded.context;
+        request.user = loaded.user;
     }
 
     Ok(())
 }
 
-/// Connects; installs in between if that is wanted.
+/// Connects; installs tp first if it is missing and the user agrees.
 async fn establish(
     args: &ConnectArgs,
     request: &ConnectRequest,
@@ -142,20 +142,21 @@ async fn establish(
     connect_to_new(request, progress, attempt).await
 }
 
-/// The policy of a new installation takes effect after a moment, and nobody is admitted before.
+/// The policy of a new installation takes effect after a moment; until then every session is
+/// refused.
 async fn connect_to_new(
     request: &ConnectRequest,
     progress: &mut Progress,
     attempt: &mut Attempt,
 ) -> anyhow::Result<Connected> {
-    let end = Instant::now() + NEW_INSTALLATION;
+    let end = Instant::now() + NEW_INSTALLATION_TIMEOUT;
     loop {
         match attempt.connect(request, progress).await {
             Err(error)
                 if kind_of(&error, FaultKind::TemporaryFailure).is_some()
-                    && Instant::now() + PAUSE < end =>
+                    && Instant::now() + RETRY_INTERVAL < end =>
             {
-                sleep(PAUSE).await;
+                sleep(RETRY_INTERVAL).await;
             }
             result => return result,
         }
@@ -168,7 +169,7 @@ fn kind_of(error: &anyhow::Error, kind: FaultKind) -> Option<&Fault> {
         .filter(|fault: &&Fault| fault.kind == kind)
 }
 
-/// The image to install, if the user wants that: said so before, or asked on a terminal.
+/// The image to install, from --install or from a prompt on a terminal.
 fn image_to_install(args: &ConnectArgs, fault: &Fault) -> anyhow::Result<Option<String>> {
     if args.install {
         return Ok(args.image.clone());
@@ -194,8 +195,8 @@ fn install_args(args: &ConnectArgs, image: String) -> InstallArgs {
     InstallArgs::with_image(args.cluster.clone(), args.manager.clone(), image)
 }
 
-/// Where to, what can be reached there, and how.
-fn told(connected: &Connected) -> String {
+/// Destination, reachable namespaces and services, and path.
+fn summary(connected: &Connected) -> String {
     let Connected { path, remote, .. } = connected;
     let some = |number: u32, what: &str| {
         let plural = if number == 1 { "" } else { "s" };
@@ -233,18 +234,18 @@ fn sentence(connected: &Connected) -> String {
     )
 }
 
-fn request(args: &ConnectArgs, choice: &Choice) -> anyhow::Result<ConnectRequest> {
+fn request(args: &ConnectArgs, options: &KubeconfigOptions) -> anyhow::Result<ConnectRequest> {
     let cluster = &args.cluster;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    // An empty list is none, as where a script's variable is empty.
+    // An empty value is no namespace: a script's variable may be empty.
     let mapped = args.mapped_namespaces.iter();
 
     Ok(ConnectRequest {
-        kubeconfigs: kubeconfig::for_session(choice)?,
+        kubeconfigs: kubeconfig::for_session(options)?,
         shell: Some(local::Shell {
-            // Not everybody has a plugin, and not every plugin looks around.
-            directory: kubeconfig::utf8(&choice.shell.directory).unwrap_or_default(),
-            variables: choice.shell.variables.clone(),
+            // Only a plugin may need the directory.
+            directory: kubeconfig::utf8(&options.shell.directory).unwrap_or_default(),
+            variables: options.shell.variables.clone(),
             credential: Vec::new(),
         }),
         context: text(&cluster.context),
@@ -281,8 +282,8 @@ mod tests {
     fn request_of(line: &str) -> ConnectRequest {
         match Cli::try_parse_from(line.split(' ')).unwrap().command {
             Command::Connect(args) => {
-                let choice = install::cluster::choice(&args.cluster).unwrap();
-                request(&args, &choice).unwrap()
+                let options = install::cluster::kubeconfig_options(&args.cluster).unwrap();
+                request(&args, &options).unwrap()
             }
             command => panic!("{command:?}"),
         }
@@ -360,7 +361,8 @@ mod tests {
     }
     #[test]
     fn a_second_line_says_what_can_be_reached_and_how() {
-        let second = |connected: &Connected| told(connected).split_once('\n').unwrap().1.to_owned();
+        let second =
+            |connected: &Connected| summary(connected).split_once('\n').unwrap().1.to_owned();
         let mut connected = Connected {
             namespaces: 12,
             services: 84,
@@ -394,7 +396,7 @@ mod tests {
         for (word, expected) in [
             ("udp", local::Transport::Udp),
             ("portforward", local::Transport::Portforward),
-            // As it was called first.
+            // The former name.
             ("quic", local::Transport::Udp),
         ] {
             let request = request_of(&format!("tp connect --transport {word}"));

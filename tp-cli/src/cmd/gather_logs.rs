@@ -15,7 +15,7 @@ use tp_proto::local::StatusRequest;
 
 use crate::{cli::GatherLogsArgs, client, output::Output, redact::redact, root_daemon};
 
-/// The end of each log that is taken.
+/// Bytes taken from the end of each log.
 const LOG_BYTES: u64 = 8 * 1024 * 1024;
 const JOURNAL_LINES: &str = "20000";
 /// Facts about the machine that explain most failures.
@@ -114,7 +114,7 @@ fn end_of(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What the service wrote to the journal, as far as this user may read it.
+/// The service's journal, as far as this user may read it.
 fn journal() -> Option<(String, String)> {
     let result = Command::new("journalctl")
         .args([
@@ -134,7 +134,7 @@ fn journal() -> Option<(String, String)> {
     (!text.trim().is_empty()).then(|| ("logs/journal.log".to_owned(), text))
 }
 
-/// One archive, readable by its user only; every entry without secrets.
+/// Writes the archive, readable by its owner only, with secrets removed from every entry.
 fn write(path: &Path, top: &str, entries: &[(String, String)]) -> anyhow::Result<()> {
     let file = OpenOptions::new()
         .write(true)

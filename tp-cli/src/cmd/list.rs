@@ -29,7 +29,7 @@ fn text(response: &ListResponse, args: &ListArgs) -> String {
             None => "no workloads in the connected namespace\n".into(),
         };
     }
-    // As kubectl has it, the namespace is told where there may be several.
+    // Like kubectl, shows the namespace only where there may be several.
     let namespace = |workload: &Workload| {
         let namespace = workload.namespace.clone();
         args.all_namespaces.then_some(namespace)

@@ -13,9 +13,9 @@ use crate::{
     state::ConnectionState,
 };
 
-/// A root daemon that `tp connect` started ends with its last session.
-const ROOT_ENDS: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(20);
+/// For the end of a root daemon that `tp connect` started, after its last session.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Serialize)]
 struct Quit {
@@ -26,9 +26,9 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
     let disconnected = Quit {
         state: ConnectionState::DISCONNECTED,
     };
-    // As it is to be: scripts quit whatever was before.
+    // No error: scripts call `tp quit` in any state.
     let Some(session) = client::find().await? else {
-        // That of a session which was killed may still be at work.
+        // The root daemon of a killed session may still be ending.
         if args.stop_daemons && root_daemon::is_ending() {
             root_daemon_ended(true).await?;
         }
@@ -53,10 +53,10 @@ pub(crate) async fn end(session: Session, stop_daemons: bool) -> Result<(), Faul
 pub(super) async fn root_daemon_ended(required: bool) -> Result<(), Fault> {
     let ended = async {
         while !root_daemon::is_gone() {
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    if tokio::time::timeout(ROOT_ENDS, ended).await.is_err() && required {
+    if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() && required {
         let message = format!(
             "disconnected, but the root daemon at {} has not ended: see its log in {}",
             tp_root_api::socket_path().display(),

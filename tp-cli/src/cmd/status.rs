@@ -15,7 +15,7 @@ use crate::{
 
 mod words;
 
-/// More fill a screen.
+/// More would fill a screen.
 const MAX_SUBNETS: usize = 32;
 
 pub(crate) async fn run(output: Output) -> anyhow::Result<ExitCode> {
@@ -190,7 +190,7 @@ fn datapath_text(status: &Status, datapath: &DatapathStatus) -> String {
         .finish()
 }
 
-/// As many as a person reads; all are in the other formats.
+/// The first `MAX_SUBNETS`; other formats have all.
 fn networks(networks: &[String]) -> String {
     let shown = networks.len().min(MAX_SUBNETS);
     let mut text = networks[..shown].join(", ");

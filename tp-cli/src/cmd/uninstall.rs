@@ -1,9 +1,9 @@
-//! `tp uninstall`: what is in the cluster, and what runs here.
+//! `tp uninstall`: removes tp from the cluster and from this machine.
 
 use super::quit;
 use crate::{
     client,
-    install::{self, Left, UninstallArgs},
+    install::{self, Remaining, UninstallArgs},
     output::Output,
     root_daemon::{self, Answer},
 };
@@ -13,13 +13,13 @@ pub(crate) async fn run(args: UninstallArgs, output: Output) -> anyhow::Result<(
         if let Some(session) = client::find().await? {
             quit::end(session, true).await?;
         }
-        // One that `tp connect` started has ended by now.
-        let left = match root_daemon::hello() {
-            Answer::Absent | Answer::Ending => Left::Nothing,
-            Answer::Running(_) | Answer::Denied(_) | Answer::Broken(_) => Left::RootDaemon,
+        // A root daemon that `tp connect` started has ended by now.
+        let remaining = match root_daemon::hello() {
+            Answer::Absent | Answer::Ending => Remaining::Nothing,
+            Answer::Running(_) | Answer::Denied(_) | Answer::Broken(_) => Remaining::RootDaemon,
         };
 
-        Ok(left)
+        Ok(remaining)
     };
 
     install::uninstall(args, output, end_here).await

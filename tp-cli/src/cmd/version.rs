@@ -9,7 +9,7 @@ use crate::{
     root_daemon::{self, Answer},
 };
 
-/// What does not run, or is not known, is null.
+/// A program that does not run, or is unknown, is null.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Versions {
     client: &'static str,

@@ -1,4 +1,4 @@
-//! Applies the objects and removes those that other flags had made.
+//! Applies the objects and removes those of earlier flags.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::progress::Progress;
 pub(crate) const FIELD_MANAGER: &str = "tp";
 const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the namespaces that were there before: they are used as they are.
+/// Returns the namespaces that existed before: they are used unchanged.
 pub(crate) async fn apply(
     cluster: &Cluster,
     objects: &[Object],
@@ -60,8 +60,8 @@ pub(crate) async fn apply_one(cluster: &Cluster, object: &Object) -> Result<(), 
         .map_err(|error| cluster.fault(&format!("apply {}", object.title()), &error))
 }
 
-/// Whether this namespace was there before tp. It is not ours to remove later, and what it enforces
-/// (Pod Security) is its owner's to say.
+/// Returns whether this namespace existed before tp. Then its labels (Pod Security) are its
+/// owner's, and tp does not remove it.
 async fn is_foreign(cluster: &Cluster, object: &Object) -> Result<bool, Fault> {
     let namespaces: Api<Namespace> = Api::all(cluster.client().clone());
     let existing = namespaces
@@ -98,7 +98,7 @@ async fn established(cluster: &Cluster, name: &str) -> Result<(), Fault> {
     }
 }
 
-/// Other flags may have meant more replicas, or another way to expose them.
+/// Earlier flags may have asked for more replicas, or another --expose.
 async fn remove_surplus(
     cluster: &Cluster,
     objects: &[Object],
@@ -135,7 +135,7 @@ async fn remove_surplus(
     Ok(())
 }
 
-/// Deletes one object; one that is gone already is as good.
+/// Deletes one object; succeeds if it is gone already.
 pub(crate) async fn remove<K>(
     cluster: &Cluster,
     api: &Api<K>,

@@ -11,9 +11,9 @@ use tp_proto::allow::Allow;
 
 use crate::cluster_args::{ClusterArgs, ManagerArgs};
 
-const DEFAULT_WAIT: Duration = Duration::from_secs(120);
-/// A year. What is added to a moment must leave one that the clock can tell.
-const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+/// A year: an `Instant` plus this must not overflow.
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Put tp into a cluster, or bring what is there to this version and these flags
 ///
@@ -75,7 +75,7 @@ pub(crate) struct InstallArgs {
 }
 
 impl InstallArgs {
-    /// Every flag at its default but these.
+    /// The default of every other flag.
     pub(crate) fn with_image(cluster: ClusterArgs, manager: ManagerArgs, image: String) -> Self {
         Self {
             cluster,
@@ -87,7 +87,7 @@ impl InstallArgs {
             connect_group: Vec::new(),
             allow: Vec::new(),
             dry_run: false,
-            wait: Wait(DEFAULT_WAIT),
+            wait: Wait(DEFAULT_TIMEOUT),
         }
     }
 }
@@ -126,7 +126,7 @@ pub(crate) struct UninstallArgs {
     pub(crate) cluster: ClusterArgs,
 }
 
-/// In commands that know no other namespace the flag has been called --namespace.
+/// Alias for commands whose only namespace is the manager's: the flag was called --namespace.
 fn with_short_name(manager_namespace: Arg) -> Arg {
     manager_namespace.alias("namespace")
 }
@@ -163,7 +163,7 @@ pub(crate) enum Expose {
     None,
 }
 
-/// Values of --allow, which completions and the help know.
+/// Parses --allow; completions and the help list the values.
 fn allow() -> impl TypedValueParser<Value = Allow> {
     let about = |allow| match allow {
         Allow::Nodes => "Addresses of nodes, and of pods that share them",
@@ -189,9 +189,9 @@ impl std::str::FromStr for Wait {
             humantime::parse_duration(text)
         };
         match parsed {
-            Ok(wait) => Ok(Self(wait.min(LONGEST_WAIT))),
-            // More than can be counted. With a fraction it is one that is too fine.
-            Err(DurationError::NumberOverflow) if !text.contains('.') => Ok(Self(LONGEST_WAIT)),
+            Ok(wait) => Ok(Self(wait.min(MAX_TIMEOUT))),
+            // An integer that overflows. A fraction overflows only by too many digits.
+            Err(DurationError::NumberOverflow) if !text.contains('.') => Ok(Self(MAX_TIMEOUT)),
             Err(_) => {
                 Err("expected a duration such as 90s, 5m or 1m30s, or a number of seconds".into())
             }
@@ -217,8 +217,8 @@ mod tests {
             ("0", 0),
             ("0s", 0),
             ("007", 7),
-            ("18446744073709551615", LONGEST_WAIT.as_secs()),
-            ("18446744073709551615h", LONGEST_WAIT.as_secs()),
+            ("18446744073709551615", MAX_TIMEOUT.as_secs()),
+            ("18446744073709551615h", MAX_TIMEOUT.as_secs()),
         ] {
             assert_eq!(
                 text.parse(),
@@ -285,7 +285,7 @@ mod tests {
             let line = format!("tp {command} --manager-namespace net");
             assert_eq!(named(&line), "net", "{line}");
         }
-        // As it was called in these first.
+        // The former name of the flag in these commands.
         for command in ["install", "uninstall"] {
             assert_eq!(named(&format!("tp {command} --namespace net")), "net");
         }

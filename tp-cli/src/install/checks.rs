@@ -1,4 +1,4 @@
-//! What must hold before anything is applied.
+//! Checks before anything is applied.
 
 use k8s_openapi::api::{apps::v1::StatefulSet, rbac::v1::ClusterRoleBinding};
 use kube::Api;
@@ -10,7 +10,7 @@ use tp_proto::{
 
 use super::cluster::Cluster;
 
-/// The first with ValidatingAdmissionPolicy as a stable API.
+/// The first minor version with ValidatingAdmissionPolicy as a stable API.
 const OLDEST_MINOR: u32 = 30;
 
 pub(crate) async fn kubernetes_version(cluster: &Cluster) -> Result<(), Fault> {
@@ -34,7 +34,7 @@ pub(crate) async fn kubernetes_version(cluster: &Cluster) -> Result<(), Fault> {
     }
 }
 
-/// Replacing newer objects by older ones is never meant.
+/// Refuses to replace newer objects by older ones.
 pub(crate) async fn no_downgrade(cluster: &Cluster, namespace: &str) -> Result<(), Fault> {
     let sets: Api<StatefulSet> = Api::namespaced(cluster.client().clone(), namespace);
     let installed = sets
@@ -57,7 +57,7 @@ pub(crate) async fn no_downgrade(cluster: &Cluster, namespace: &str) -> Result<(
     }
 }
 
-/// The cluster-wide objects belong to one installation.
+/// Refuses a second installation: the cluster-wide objects belong to one.
 pub(crate) async fn no_other_installation(cluster: &Cluster, namespace: &str) -> Result<(), Fault> {
     match other_installation(cluster, namespace).await? {
         Some(other) => Err(Fault::new(
@@ -89,7 +89,7 @@ pub(crate) async fn other_installation(
     Ok(holder.filter(|holder| holder != namespace))
 }
 
-/// The digits that the text begins with; providers write "34+".
+/// The leading digits of the text; providers write "34+".
 fn number(text: &str) -> Option<u32> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kube::Client;
-use tp_kube::{Choice, Credential, Place, Shell};
+use tp_kube::{Credential, KubeconfigOptions, PluginMode, Shell};
 use tp_proto::fault::{Fault, FaultKind, chain};
 
 use crate::cluster_args::ClusterArgs;
@@ -17,7 +17,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Logs in, unless somebody has a `credential` of that already.
+    /// Logs in, unless `credential` is from an earlier login.
     pub(crate) async fn connect(
         args: &ClusterArgs,
         credential: Option<Credential>,
@@ -25,19 +25,19 @@ impl Cluster {
         Self::connect_within(args, credential, ANSWER_TIMEOUT).await
     }
 
-    /// `answer`: how long the API server may say nothing.
+    /// `answer`: how long the API server may stay silent.
     async fn connect_within(
         args: &ClusterArgs,
         credential: Option<Credential>,
         answer: Duration,
     ) -> Result<Self, Fault> {
-        let mut chosen = choice(args)?.load(Place::Foreground)?;
-        chosen.config.connect_timeout = Some(CONNECT_TIMEOUT);
-        chosen.config.read_timeout = Some(answer);
+        let mut loaded = kubeconfig_options(args)?.load(PluginMode::Foreground)?;
+        loaded.config.connect_timeout = Some(CONNECT_TIMEOUT);
+        loaded.config.read_timeout = Some(answer);
 
         Ok(Self {
-            server: chosen.server(),
-            client: chosen.client(credential).await?,
+            server: loaded.server(),
+            client: loaded.client(credential).await?,
         })
     }
 
@@ -49,7 +49,7 @@ impl Cluster {
         &self.server
     }
 
-    /// What an error of the API server means to a person, who wanted to do `operation`.
+    /// An error of the API server as a fault; `operation` is what the user wanted.
     pub(crate) fn fault(&self, operation: &str, error: &kube::Error) -> Fault {
         match error {
             kube::Error::Api(status) if status.code == 401 => Fault::new(
@@ -86,12 +86,12 @@ impl Cluster {
     }
 }
 
-/// What the flags ask for, in the shell of this process.
-pub(crate) fn choice(args: &ClusterArgs) -> Result<Choice, Fault> {
+/// The kubeconfig options of the flags and of this shell.
+pub(crate) fn kubeconfig_options(args: &ClusterArgs) -> Result<KubeconfigOptions, Fault> {
     let shell = Shell::current();
     let some = |flag: &Option<String>| flag.clone().filter(|text| !text.is_empty());
 
-    Ok(Choice {
+    Ok(KubeconfigOptions {
         kubeconfigs: match &args.kubeconfig {
             Some(path) => vec![shell.absolute(path)],
             None => shell.kubeconfigs()?,
@@ -116,8 +116,8 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
 
-    /// More than the retries of a question take.
-    const BOUND: Duration = Duration::from_secs(10);
+    /// Longer than all retries of one request.
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     #[test]
     fn the_installation_goes_where_the_flags_say_as_whom_they_say() {
@@ -131,7 +131,7 @@ mod tests {
         };
 
         let text = |text: &str| Some(text.to_owned());
-        let expected = Choice {
+        let expected = KubeconfigOptions {
             kubeconfigs: vec![std::env::current_dir().unwrap().join("k")],
             context: text("staging"),
             cluster: text("other"),
@@ -140,7 +140,7 @@ mod tests {
             impersonate_groups: vec!["ops".to_owned(), "dev".to_owned()],
             shell: Shell::current(),
         };
-        assert_eq!(choice(&args.cluster).unwrap(), expected);
+        assert_eq!(kubeconfig_options(&args.cluster).unwrap(), expected);
     }
 
     #[tokio::test]
@@ -162,7 +162,7 @@ mod tests {
         let answer = Duration::from_millis(100);
         let cluster = Cluster::connect_within(&args, None, answer).await.unwrap();
 
-        let asked = tokio::time::timeout(BOUND, cluster.client().apiserver_version()).await;
+        let asked = tokio::time::timeout(TIMEOUT, cluster.client().apiserver_version()).await;
 
         let error = asked.expect("an end within the bound").unwrap_err();
         let fault = cluster.fault("ask for the version", &error);

@@ -1,4 +1,4 @@
-//! `tp grant`: what an administrator makes for somebody who is to connect.
+//! `tp grant`: the bindings that let a user or group connect.
 
 use clap::{Args, builder::NonEmptyStringValueParser};
 use k8s_openapi::api::core::v1::Namespace;
@@ -14,9 +14,9 @@ use crate::{
 };
 
 const RBAC: &str = "rbac.authorization.k8s.io";
-/// The ClusterRole that lets somebody connect to a namespace.
+/// The ClusterRole that allows connecting to a namespace.
 pub(crate) const USER_ROLE: &str = "tp-user";
-/// The Role that lets somebody forward a port to the traffic manager.
+/// The Role that allows port-forwards to the traffic manager.
 pub(crate) const CONNECT_ROLE: &str = "tp-connect";
 
 /// Let a user or a group connect, and reach what is in these namespaces
@@ -57,7 +57,7 @@ pub(crate) struct GrantArgs {
     pub(crate) cluster: ClusterArgs,
 }
 
-/// Somebody to whom a role is bound.
+/// The subject of a binding.
 #[derive(Clone, Copy)]
 struct Subject<'a> {
     kind: &'static str,
@@ -76,7 +76,7 @@ impl GrantArgs {
         }))
     }
 
-    /// The namespaces first: one that cannot be granted ends it before anybody may forward a port.
+    /// The namespaces first: if one fails, nobody may forward a port yet.
     fn objects(&self) -> Vec<Object> {
         let manager = &self.manager.manager_namespace;
         let uses = self.subjects().flat_map(|subject| {
@@ -93,9 +93,9 @@ impl GrantArgs {
 }
 
 impl Subject<'_> {
-    /// One for each, so that a right is taken back by its name.
+    /// One binding for each subject, so that a right is revoked by its name.
     fn binding(&self, namespace: &str, purpose: &str, role_kind: &str, role: &str) -> Object {
-        // In the names of RBAC's objects all is allowed that is in a path's segment.
+        // Names of RBAC objects may hold everything that a path segment may hold.
         let name = self.name.replace(['/', '%'], "_");
         let kind = self.kind.to_lowercase();
 
@@ -148,7 +148,7 @@ fn sentence(args: &GrantArgs, bindings: &[String]) -> String {
     )
 }
 
-/// Bindings to roles that are not there would be made without a word.
+/// Refuses if the roles are missing: the API server would accept the bindings silently.
 async fn check_installed(cluster: &Cluster, namespace: &str) -> Result<(), Fault> {
     let role = Object::named(&format!("{RBAC}/v1"), "Role", Some(namespace), CONNECT_ROLE);
     let found: Option<DynamicObject> = role
@@ -168,11 +168,11 @@ async fn check_installed(cluster: &Cluster, namespace: &str) -> Result<(), Fault
     Err(Fault::new(FaultKind::NotInstalled, message))
 }
 
-/// Bindings in those before it would be made, and the command fail.
+/// Refuses if a namespace is missing: the command would fail after some bindings were made.
 async fn check_namespaces(cluster: &Cluster, names: &[String]) -> Result<(), Fault> {
     let namespaces = Api::<Namespace>::all(cluster.client().clone());
     for name in names {
-        // Who may not ask has to take it for granted.
+        // A user who may not read namespaces skips this check.
         if let Ok(None) = namespaces.get_opt(name).await {
             let message = format!(
                 "there is no namespace {name} in {}: nothing was granted",

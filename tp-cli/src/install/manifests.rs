@@ -29,7 +29,7 @@ const MANAGER: &str = include_str!("manifests/manager.yaml");
 const UDP: &str = include_str!("manifests/udp.yaml");
 const DISRUPTION: &str = include_str!("manifests/disruption.yaml");
 
-/// Marks what an installation made.
+/// Label of the objects of an installation.
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub(crate) const SELECTOR: &str = "app.kubernetes.io/managed-by=tp,app.kubernetes.io/part-of=tp";
 
@@ -85,7 +85,7 @@ impl Parameters {
         })
     }
 
-    /// For what depends on nothing but the namespace.
+    /// For objects that depend only on the namespace.
     pub(crate) fn for_removal(namespace: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
@@ -128,7 +128,7 @@ impl Parameters {
 
 type Values = BTreeMap<&'static str, Value>;
 
-/// Every object, in the order in which they are applied.
+/// Every object, in the order of applying.
 pub(crate) fn render(parameters: &Parameters) -> Vec<Object> {
     let values = parameters.values();
     let mut objects = Vec::new();

@@ -14,7 +14,7 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    /// One that is in the cluster, by what it is called there.
+    /// An object of the cluster, by kind and name.
     pub(crate) fn named(
         api_version: &str,
         kind: &str,
@@ -43,7 +43,7 @@ impl Object {
         self.value.pointer("/metadata/namespace")?.as_str()
     }
 
-    /// As a message names it: "Role tp-system/tp-connect".
+    /// Its name in messages: "Role tp-system/tp-connect".
     pub(crate) fn title(&self) -> String {
         match self.namespace() {
             Some(namespace) => format!("{} {namespace}/{}", self.kind(), self.name()),

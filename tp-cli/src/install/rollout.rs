@@ -1,4 +1,4 @@
-//! Waits for the managers, and says what the cluster says when they do not come up.
+//! Waits for the managers, and reports the cluster's reason if they do not start.
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ use super::{
 };
 use crate::progress::Progress;
 
-const POLL: Duration = Duration::from_millis(300);
-/// Waiting reasons that time alone does not cure.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
+/// Waiting reasons that do not resolve by themselves.
 const HOPELESS: [&str; 7] = [
     "CrashLoopBackOff",
     "CreateContainerConfigError",
@@ -42,7 +42,7 @@ pub(crate) async fn wait(
 ) -> Result<(), Fault> {
     let deadline = Instant::now() + limit;
     let sets: Api<StatefulSet> = Api::namespaced(cluster.client().clone(), &parameters.namespace);
-    let mut told = String::new();
+    let mut last_shown = String::new();
     loop {
         let set = sets
             .get(MANAGER_NAME)
@@ -52,9 +52,9 @@ pub(crate) async fn wait(
             return Ok(());
         }
         let state = state(cluster, parameters, &set).await?;
-        if state.text != told {
+        if state.text != last_shown {
             progress.step(&format!("waiting for the managers: {}", state.text));
-            told.clone_from(&state.text);
+            last_shown.clone_from(&state.text);
         }
         if state.hopeless {
             return Err(Fault::new(
@@ -72,11 +72,11 @@ pub(crate) async fn wait(
                 ),
             ));
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Whether the status speaks of the set as it is applied.
+/// Returns whether the status describes the set as applied.
 fn is_observed(set: &StatefulSet) -> bool {
     set.status
         .as_ref()
@@ -96,7 +96,7 @@ fn is_rolled_out(set: &StatefulSet, replicas: u16) -> bool {
         && status.update_revision == status.current_revision
 }
 
-/// Where the rollout stands, in the words of the first pod that is not ready.
+/// The state of the rollout: that of the first pod that is not ready.
 struct State {
     text: String,
     hopeless: bool,
@@ -117,7 +117,7 @@ async fn state(
     set: &StatefulSet,
 ) -> Result<State, Fault> {
     if !is_observed(set) {
-        // Until then the status is that of the installation before, and so are its pods' troubles.
+        // Until then the status describes the previous installation, and so do its pods.
         return Ok(State::pending("the change is about to begin".into()));
     }
     let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), &parameters.namespace);
@@ -146,7 +146,7 @@ async fn state(
     Ok(State::pending("the last pod became ready".into()))
 }
 
-/// Admission (pod security, quota) speaks through events of the StatefulSet.
+/// Admission (pod security, quota) reports refusals as events of the StatefulSet.
 async fn not_created(cluster: &Cluster, parameters: &Parameters, pod: &str) -> State {
     let events: Api<Event> = Api::namespaced(cluster.client().clone(), &parameters.namespace);
     let about = ListParams::default().fields(&format!(
@@ -197,7 +197,7 @@ async fn of_pod(pods: &Api<Pod>, pod: &Pod) -> State {
 
     let reason = waiting.reason.clone().unwrap_or_default();
     let detail = match reason.as_str() {
-        "CrashLoopBackOff" => last_words(pods, &name, container).await,
+        "CrashLoopBackOff" => last_line(pods, &name, container).await,
         _ => waiting.message.clone().unwrap_or_default(),
     };
     State {
@@ -210,8 +210,8 @@ async fn of_pod(pods: &Api<Pod>, pod: &Pod) -> State {
     }
 }
 
-/// The last line of a container that ended, or how it ended.
-async fn last_words(pods: &Api<Pod>, name: &str, container: &ContainerStatus) -> String {
+/// The last log line of an ended container, or its exit reason.
+async fn last_line(pods: &Api<Pod>, name: &str, container: &ContainerStatus) -> String {
     let params = LogParams {
         previous: true,
         tail_lines: Some(1),

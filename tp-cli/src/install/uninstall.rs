@@ -1,4 +1,4 @@
-//! `tp uninstall`: what an installation made, in the reverse order.
+//! `tp uninstall`: removes an installation, in the reverse order.
 
 use std::{
     collections::BTreeSet,
@@ -29,22 +29,22 @@ mod found;
 mod tests;
 
 const GONE_TIMEOUT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What runs on this machine after the session has ended.
+/// What still runs on this machine after the session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Left {
+pub(crate) enum Remaining {
     Nothing,
-    /// As a service, or of somebody else.
+    /// It is a service, or another user's.
     RootDaemon,
 }
 
-/// Removes tp from the cluster; with it, if everything is to go, what runs on this machine, which
-/// `end_here` ends.
+/// Removes tp from the cluster. With `everything` it also awaits `end_here`, which ends tp on this
+/// machine.
 pub(crate) async fn uninstall(
     args: UninstallArgs,
     output: Output,
-    end_here: impl Future<Output = Result<Left, Fault>>,
+    end_here: impl Future<Output = Result<Remaining, Fault>>,
 ) -> anyhow::Result<()> {
     // Before anything is shown: a credential plugin may use the terminal.
     let cluster = Cluster::connect(&args.cluster, None).await?;
@@ -58,17 +58,17 @@ pub(crate) async fn uninstall(
     let found = installed(&cluster, &args).await?;
     progress.clear();
     if args.dry_run {
-        return tell(&found.to_remove(args.everything), output);
+        return print_plan(&found.to_remove(args.everything), output);
     }
     if !others.is_empty() && !args.yes {
         confirm(&others, output)?;
     }
 
-    // From here on nothing is refused any more.
-    let mut left = Left::Nothing;
+    // No refusal after this line.
+    let mut remaining = Remaining::Nothing;
     if args.everything {
         progress.step("ending the connection of this machine");
-        left = end_here.await?;
+        remaining = end_here.await?;
     }
     remove_sessions(&cluster, &mut progress).await?;
     remove_objects(&cluster, &found.objects, &mut progress).await?;
@@ -76,7 +76,7 @@ pub(crate) async fn uninstall(
     if args.everything {
         remove_objects(&cluster, &found.lasting, &mut progress).await?;
         objects_gone(&cluster, &found.lasting, &mut progress).await?;
-        // Last: one in a namespace of others may be refused, and those in a namespace of tp are gone.
+        // Last: one in another's namespace may be refused, and those in tp's namespaces are gone.
         remove_objects(&cluster, &found.granted, &mut progress).await?;
     }
     progress.clear();
@@ -92,19 +92,19 @@ pub(crate) async fn uninstall(
         "kept_namespaces": if args.everything { found.foreign.as_slice() } else { &[] },
         "removed_bindings": removed_bindings,
         "kept_bindings": found.kept_bindings(args.everything),
-        "root_daemon_goes_on": left == Left::RootDaemon,
+        "root_daemon_goes_on": remaining == Remaining::RootDaemon,
     });
 
     output.print(
         &removed,
-        &text(cluster.server(), &found, args.everything, left),
+        &text(cluster.server(), &found, args.everything, remaining),
     )
 }
 
-/// What there is to remove; that there is nothing is an error.
+/// The objects to remove; an error if there are none.
 async fn installed(cluster: &Cluster, args: &UninstallArgs) -> Result<Found, Fault> {
     let namespace = &args.manager.manager_namespace;
-    // The objects of the whole cluster are that one's.
+    // The cluster-wide objects belong to that installation.
     if let Some(other) = checks::other_installation(cluster, namespace).await? {
         let server = cluster.server();
         return Err(Fault::new(
@@ -123,7 +123,7 @@ async fn installed(cluster: &Cluster, args: &UninstallArgs) -> Result<Found, Fau
     Ok(found)
 }
 
-fn text(server: &str, found: &Found, everything: bool, left: Left) -> String {
+fn text(server: &str, found: &Found, everything: bool, remaining: Remaining) -> String {
     let paths = |bindings: &[Object]| bindings.iter().map(path).collect::<Vec<_>>().join(", ");
     let mut text = format!("tp is removed from {server}.\n");
     if !found.others.is_empty() {
@@ -164,7 +164,7 @@ fn text(server: &str, found: &Found, everything: bool, left: Left) -> String {
             ));
         }
     }
-    if left == Left::RootDaemon {
+    if remaining == Remaining::RootDaemon {
         text.push_str(
             "The root daemon of this machine keeps running, since this user may not end it: `sudo \
              tp-daemon uninstall` removes the service.\n",
@@ -174,15 +174,15 @@ fn text(server: &str, found: &Found, everything: bool, left: Left) -> String {
     text
 }
 
-/// What would be removed, besides Sessions.
-fn tell(objects: &[&Object], output: Output) -> anyhow::Result<()> {
+/// Prints the objects that would be removed, besides Sessions.
+fn print_plan(objects: &[&Object], output: Output) -> anyhow::Result<()> {
     let titles: Vec<String> = objects.iter().map(|object| object.title()).collect();
     let text: String = titles.iter().map(|title| format!("{title}\n")).collect();
 
     output.print(&serde_json::json!({ "remove": titles }), &text)
 }
 
-/// Who else is connected.
+/// The other connected users.
 async fn others(cluster: &Cluster) -> Result<BTreeSet<String>, Fault> {
     let reviews: Api<SelfSubjectReview> = Api::all(cluster.client().clone());
     let review = reviews
@@ -213,7 +213,8 @@ async fn sessions(cluster: &Cluster) -> Result<Vec<Session>, Fault> {
     }
 }
 
-/// Whether the API server does not know the kind. It may say so in plain text, with no reason.
+/// Returns whether the API server does not know the kind. It may say so in plain text, without a
+/// reason.
 fn is_unknown(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
@@ -240,7 +241,7 @@ fn confirm(others: &BTreeSet<String>, output: Output) -> Result<(), Fault> {
     }
 }
 
-/// First of all, while the managers still tell the clients.
+/// First, while the managers can still inform the clients.
 async fn remove_sessions(cluster: &Cluster, progress: &mut Progress) -> Result<(), Fault> {
     progress.step("ending connections");
     let client = cluster.client();
@@ -289,15 +290,15 @@ async fn managers_gone(
         .labels("app.kubernetes.io/name=tp,app.kubernetes.io/component=manager");
     let deadline = Instant::now() + GONE_TIMEOUT;
     loop {
-        let left = pods
+        let remaining = pods
             .list(&managers)
             .await
             .map_err(|error| cluster.fault("list the pods of tp", &error))?;
-        let Some(pod) = left.items.first() else {
+        let Some(pod) = remaining.items.first() else {
             return Ok(());
         };
         still_there(deadline, "Pod", &pod.name_any())?;
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -311,7 +312,7 @@ async fn objects_gone(
         progress.step(&format!("waiting until {} is gone", object.title()));
         while found::read(cluster, object).await?.is_some() {
             still_there(deadline, object.kind(), object.name())?;
-            sleep(POLL).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 

@@ -1,9 +1,9 @@
-//! The choice of the addresses that a data path uses for its aliases and for its own link.
+//! Chooses the addresses that a data path uses for its aliases and for its own link.
 //!
-//! They are of 240.0.0.0/4, which is reserved and which Linux routes like any other. Others take
-//! parts of it too: clouds for pods and nodes, proxies and meshes for addresses that stand for
-//! names. So a block is drawn at random from what is left beside their usual ones, and only if
-//! nothing on this machine or in the cluster speaks of it.
+//! They come from 240.0.0.0/4, which is reserved and which Linux routes like any other network.
+//! Other software uses parts of it too: clouds for pods and nodes, proxies and meshes for addresses
+//! that stand for names. So a block is drawn at random outside their usual ones, and only if no
+//! network of this machine or of the cluster overlaps it.
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 /// Routes shorter than this are defaults in disguise: a VPN's 0.0.0.0/1, or 224.0.0.0/3 where all
 /// but private networks are listed.
 const SHORTEST_RANGE: u8 = 4;
-/// The same where no block is left otherwise.
+/// Used instead if no block is free otherwise.
 const SHORTEST_RANGE_AT_NEED: u8 = 8;
 
 /// First octets of the blocks. Left out: 240 (pods and nodes of clouds, automatic addresses of
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn no_candidate_is_a_range_that_others_are_known_to_use() {
         let known = [
-            // What proxies give out for names that they resolve themselves.
+            // Addresses that proxies give to names that they resolve themselves.
             "198.18.0.0/15",
             // Pods and nodes of clouds, meshes.
             "240.0.0.0/8",
@@ -190,7 +190,7 @@ mod tests {
         let disguised = ["0.0.0.0/1", "128.0.0.0/1", "192.0.0.0/2", "224.0.0.0/3"].map(net);
 
         assert_eq!(choose(&disguised, 5), choose(&[], 5));
-        // Of two evils: a whole class may be somebody's, but without a range nothing works.
+        // The lesser evil: the whole class may be in use, but without a range nothing works.
         assert_eq!(choose(&[net("240.0.0.0/4")], 5), choose(&[], 5));
     }
 

@@ -28,13 +28,13 @@ fn one_round_is_bounded() {
 }
 
 #[test]
-fn while_half_is_fresh_nothing_is_looked_at() {
+fn while_half_is_fresh_nothing_is_scanned() {
     let (mut life, now) = life();
     let due = life.poll_timeout();
 
-    assert_eq!(due, now + LOOK_INTERVAL);
+    assert_eq!(due, now + SCAN_INTERVAL);
     assert_eq!(life.handle_timeout(4, due), []);
-    assert_eq!(life.poll_timeout(), due + LOOK_INTERVAL);
+    assert_eq!(life.poll_timeout(), due + SCAN_INTERVAL);
     assert_eq!(life.handle_timeout(5, due), [], "not before the next one");
     assert_eq!(
         life.handle_timeout(5, life.poll_timeout()),
@@ -43,7 +43,7 @@ fn while_half_is_fresh_nothing_is_looked_at() {
 }
 
 #[test]
-fn a_short_quarantine_is_looked_at_more_often() {
+fn a_short_quarantine_is_scanned_more_often() {
     let now = Instant::now();
     let life = LifeCycle::new(SLICE, Duration::from_secs(8), now);
 
@@ -53,7 +53,7 @@ fn a_short_quarantine_is_looked_at_more_often() {
 #[test]
 fn the_least_recently_used_are_quarantined_until_half_is_left() {
     let (mut life, _) = life();
-    let now = look(&mut life);
+    let now = scan(&mut life);
 
     let asked = life.handle_table(table(&[50, 20, 40, 30, 60, 10]), now);
     assert_eq!(find(asked), [1025, 1029]);
@@ -69,7 +69,7 @@ fn the_least_recently_used_are_quarantined_until_half_is_left() {
 #[test]
 fn a_held_alias_stays_in_use_and_its_turn_comes_last() {
     let (mut life, _) = life();
-    let now = look(&mut life);
+    let now = scan(&mut life);
     life.handle_table(table(&[50, 20, 40, 30, 60, 10]), now);
 
     let refreshed = Action::Refresh {
@@ -84,7 +84,7 @@ fn a_held_alias_stays_in_use_and_its_turn_comes_last() {
 #[test]
 fn an_alias_whose_address_has_another_in_quarantine_stays_in_use() {
     let (mut life, _) = life();
-    let now = look(&mut life);
+    let now = scan(&mut life);
     life.handle_table(table(&[50, 20, 40, 30, 60]), now);
     life.handle_holders(&Holders::default(), now);
 
@@ -93,7 +93,7 @@ fn an_alias_whose_address_has_another_in_quarantine_stays_in_use() {
         last_use: 60,
     };
     assert_eq!(life.handle_refused(1025, now), refreshed);
-    let later = look(&mut life);
+    let later = scan(&mut life);
     assert_eq!(
         find(life.handle_table(table(&[50, 20, 40, 30, 60]), later)),
         [1025],
@@ -104,10 +104,10 @@ fn an_alias_whose_address_has_another_in_quarantine_stays_in_use() {
 #[test]
 fn an_alias_is_freed_after_its_quarantine_and_not_before() {
     let (mut life, since) = with_quarantined(1025);
-    let early = since + QUARANTINE - Duration::from_nanos(1);
+    let early = since + QUARANTINE_LIFETIME - Duration::from_nanos(1);
 
     assert_eq!(life.handle_timeout(5, early), [Action::ReadTable]);
-    let now = since + QUARANTINE + LOOK_INTERVAL;
+    let now = since + QUARANTINE_LIFETIME + SCAN_INTERVAL;
     assert_eq!(find(life.handle_timeout(5, now)), [1025]);
     assert_eq!(
         life.handle_holders(&Holders::default(), now),
@@ -115,7 +115,7 @@ fn an_alias_is_freed_after_its_quarantine_and_not_before() {
     );
     life.handle_released(1025, now);
     assert_eq!(
-        life.handle_timeout(5, now + QUARANTINE),
+        life.handle_timeout(5, now + QUARANTINE_LIFETIME),
         [Action::ReadTable],
         "it is free"
     );
@@ -129,14 +129,14 @@ fn nothing_is_freed_while_somebody_holds_it_or_it_is_pinned() {
     };
     for holders in [held(&[1025]), pinned] {
         let (mut life, since) = with_quarantined(1025);
-        let mut now = since + QUARANTINE;
+        let mut now = since + QUARANTINE_LIFETIME;
 
         for _ in 0..3 {
             assert_eq!(find(life.handle_timeout(5, now)), [1025]);
             assert_eq!(life.handle_holders(&holders, now), [Action::ReadTable]);
-            let early = now + QUARANTINE / 2;
+            let early = now + QUARANTINE_LIFETIME / 2;
             assert_eq!(life.handle_timeout(5, early), [Action::ReadTable]);
-            now += QUARANTINE;
+            now += QUARANTINE_LIFETIME;
         }
         assert_eq!(find(life.handle_timeout(5, now)), [1025]);
         assert_eq!(
@@ -154,7 +154,7 @@ fn an_alias_that_came_back_into_use_can_be_quarantined_again_once_its_time_was_o
     life.handle_timeout(5, now);
 
     assert_eq!(life.handle_table(again.clone(), now), [], "not yet");
-    let now = since + QUARANTINE;
+    let now = since + QUARANTINE_LIFETIME;
     life.handle_timeout(5, now);
     life.handle_holders(&Holders::default(), now);
     life.handle_released(1025, now);
@@ -165,7 +165,7 @@ fn an_alias_that_came_back_into_use_can_be_quarantined_again_once_its_time_was_o
 fn a_pinned_alias_is_never_quarantined() {
     let (mut life, _) = life();
     let mut pinned = table(&[50, 20, 40, 30, 60]);
-    let now = look(&mut life);
+    let now = scan(&mut life);
     pinned[1].is_pinned = true;
 
     assert_eq!(life.handle_table(pinned, now), []);
@@ -175,7 +175,7 @@ fn a_pinned_alias_is_never_quarantined() {
 fn aliases_of_other_owners_are_left_alone() {
     let (mut life, _) = life();
     let mut with_others = table(&[50, 20, 40, 30, 60]);
-    let now = look(&mut life);
+    let now = scan(&mut life);
     with_others.extend([SLICE.start - 1, SLICE.end].map(|index| InUse {
         index,
         last_use: 1,
@@ -186,16 +186,16 @@ fn aliases_of_other_owners_are_left_alone() {
 }
 
 #[test]
-fn a_look_that_failed_is_made_again_and_forgets_nothing() {
+fn a_scan_that_failed_is_repeated_and_forgets_nothing() {
     let (mut life, since) = with_quarantined(1025);
-    let now = since + QUARANTINE;
+    let now = since + QUARANTINE_LIFETIME;
 
     assert_eq!(find(life.handle_timeout(5, now)), [1025]);
     life.handle_failure(now + MINUTE);
     assert_eq!(life.handle_holders(&Holders::default(), now), []);
     life.handle_failure(now + MINUTE);
     let later = life.poll_timeout();
-    assert_eq!(later, now + MINUTE + LOOK_INTERVAL);
+    assert_eq!(later, now + MINUTE + SCAN_INTERVAL);
     assert_eq!(find(life.handle_timeout(5, later)), [1025], "nobody asked");
     life.handle_holders(&Holders::default(), later);
     let last = life.poll_timeout();
@@ -208,18 +208,18 @@ fn an_answer_that_nobody_asked_for_changes_nothing() {
 
     assert_eq!(life.handle_holders(&Holders::default(), now), []);
     assert_eq!(life.handle_table(table(&[1; 8]), now), []);
-    look(&mut life);
+    scan(&mut life);
     assert_eq!(life.handle_holders(&Holders::default(), now), []);
 }
 
 #[test]
-fn the_next_look_begins_an_interval_after_the_last_answer() {
+fn the_next_scan_begins_an_interval_after_the_last_answer() {
     let (mut life, _) = life();
-    let slow = look(&mut life) + MINUTE;
+    let slow = scan(&mut life) + MINUTE;
 
     life.handle_table(table(&[1; 5]), slow);
 
-    assert_eq!(life.poll_timeout(), slow + LOOK_INTERVAL);
+    assert_eq!(life.poll_timeout(), slow + SCAN_INTERVAL);
 }
 
 #[test]
@@ -281,7 +281,7 @@ impl Machine {
         let now = Instant::now();
 
         Self {
-            life: LifeCycle::new(Self::SLICE, QUARANTINE, now),
+            life: LifeCycle::new(Self::SLICE, QUARANTINE_LIFETIME, now),
             random: fastrand::Rng::with_seed(seed),
             now,
             start: now,
@@ -306,7 +306,7 @@ impl Machine {
             _ => self.now += Duration::from_secs(self.random.u64(1..40)),
         }
         if self.now >= self.life.poll_timeout() {
-            self.look_or_fail();
+            self.scan_or_fail();
         }
     }
 
@@ -353,7 +353,10 @@ impl Machine {
         if let Some(earlier) = self.aliases.insert(index, alias) {
             assert!(!self.sockets.contains(&index), "{index} has a socket");
             assert!(!earlier.is_pinned, "{index} is pinned");
-            assert!(self.now - earlier.given >= QUARANTINE, "{index} is hot");
+            assert!(
+                self.now - earlier.given >= QUARANTINE_LIFETIME,
+                "{index} is hot"
+            );
             self.given_again += 1;
         }
         self.in_use.insert(real, index);
@@ -372,13 +375,13 @@ impl Machine {
         (self.now - self.start).as_secs() as u32 + 1
     }
 
-    fn look_or_fail(&mut self) {
-        if let Err(KernelFailed) = self.look() {
+    fn scan_or_fail(&mut self) {
+        if let Err(KernelFailed) = self.scan() {
             self.life.handle_failure(self.now);
         }
     }
 
-    fn look(&mut self) -> Result<(), KernelFailed> {
+    fn scan(&mut self) -> Result<(), KernelFailed> {
         let due = self.due();
         let ever_used = self.aliases.len();
         let actions = self.life.handle_timeout(ever_used as u32, self.now);
@@ -392,7 +395,7 @@ impl Machine {
 
         let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
-            // Meanwhile nobody waits.
+            // The machine goes on between two actions.
             match self.random.u32(0..100) {
                 0 => return Err(KernelFailed),
                 1..20 if !self.is_quiet => self.connect(),
@@ -439,7 +442,7 @@ impl Machine {
             }
             Action::Free(index) => {
                 let alias = &self.aliases[&index];
-                assert!(self.now - self.quarantined[&index] >= QUARANTINE);
+                assert!(self.now - self.quarantined[&index] >= QUARANTINE_LIFETIME);
                 if self.resting.get(&alias.real) == Some(&index) {
                     assert!(!self.sockets.contains(&index) && !alias.is_pinned);
                     self.resting.remove(&alias.real);
@@ -481,7 +484,7 @@ impl Machine {
     fn due(&self) -> Vec<u32> {
         self.quarantined
             .iter()
-            .filter(|(_, since)| self.now - **since >= QUARANTINE)
+            .filter(|(_, since)| self.now - **since >= QUARANTINE_LIFETIME)
             .map(|(index, _)| *index)
             .collect()
     }
@@ -495,13 +498,13 @@ impl Machine {
         sorted(used.iter().map(|alias| alias.index).collect())
     }
 
-    /// In the end half of the aliases is in use, and what else nobody has is free.
+    /// In the end half of the aliases is in use, and all others without a holder are free.
     fn come_to_rest(&mut self) {
         self.is_quiet = true;
         self.sockets.clear();
         for _ in 0..100 {
             self.now = self.life.poll_timeout();
-            self.look_or_fail();
+            self.scan_or_fail();
         }
 
         let pinned = self.aliases.values().filter(|it| it.is_pinned).count();
@@ -515,11 +518,11 @@ impl Machine {
 fn life() -> (LifeCycle, Instant) {
     let now = Instant::now();
 
-    (LifeCycle::new(SLICE, QUARANTINE, now), now)
+    (LifeCycle::new(SLICE, QUARANTINE_LIFETIME, now), now)
 }
 
-/// Begins a look that frees nothing.
-fn look(life: &mut LifeCycle) -> Instant {
+/// Begins a scan that frees nothing.
+fn scan(life: &mut LifeCycle) -> Instant {
     let now = life.poll_timeout();
     assert_eq!(life.handle_timeout(5, now), [Action::ReadTable]);
 
@@ -529,7 +532,7 @@ fn look(life: &mut LifeCycle) -> Instant {
 /// A life cycle with one alias in quarantine, and since when.
 fn with_quarantined(index: u32) -> (LifeCycle, Instant) {
     let (mut life, _) = life();
-    let now = look(&mut life);
+    let now = scan(&mut life);
     let mut last_uses = [9; 5];
     last_uses[(index - SLICE.start) as usize] = 1;
     assert_eq!(find(life.handle_table(table(&last_uses), now)), [index]);
@@ -558,7 +561,7 @@ fn held(indices: &[u32]) -> Holders {
     }
 }
 
-/// What is asked about, in the order of indices where the order says nothing.
+/// The aliases of the request for holders, in the order of their indices.
 #[track_caller]
 fn find(mut actions: Vec<Action>) -> Vec<u32> {
     match (actions.pop(), &actions[..]) {

@@ -23,7 +23,7 @@ impl Query {
     }
 }
 
-/// The asked name with `addresses`; without any, it exists and has no such record.
+/// An answer with `addresses`; if empty, one without records (NODATA, RFC 2308).
 pub(super) fn addresses(asked: &Asked, addresses: &[IpAddr], zone: &Zone) -> Vec<u8> {
     let mut response = response(asked);
     for address in addresses {
@@ -40,7 +40,7 @@ pub(super) fn addresses(asked: &Asked, addresses: &[IpAddr], zone: &Zone) -> Vec
     bytes(asked, response)
 }
 
-/// The asked name of an address leads to that of a service.
+/// An answer with a PTR record to the name of a service.
 pub(super) fn pointer(asked: &Asked, namespace: &str, service: &str, zone: &Zone) -> Vec<u8> {
     let mut response = response(asked);
     let target = format!(
@@ -87,7 +87,7 @@ pub(super) fn response(asked: &Asked) -> Message {
     response
 }
 
-/// How long that there is nothing may be kept (RFC 2308).
+/// The SOA record that limits negative caching (RFC 2308).
 pub(super) fn authority(zone: &Zone) -> Record {
     let domain = zone.domain_labels().join(".");
     let name = |text: String| Name::from_ascii(text).unwrap_or_default();
@@ -107,7 +107,7 @@ pub(super) fn authority(zone: &Zone) -> Record {
 
 pub(super) fn bytes(asked: &Asked, response: Message) -> Vec<u8> {
     match response.to_vec() {
-        Ok(message) if message.len() <= usize::from(asked.most) => message,
+        Ok(message) if message.len() <= usize::from(asked.max_length) => message,
         // Empty only if not even the question can be written, which was read from the wire.
         Ok(_) | Err(_) => response.truncate().to_vec().unwrap_or_default(),
     }

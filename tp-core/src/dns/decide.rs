@@ -1,4 +1,4 @@
-//! Whose a name is, and what the table answers.
+//! Decides whether a name is the cluster's, and answers it from the table.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -47,7 +47,7 @@ fn decide(asked: &Asked, zone: &Zone) -> Step {
     }
     if let Some(target) = target(&labels, zone) {
         decide_service(asked, &target, zone)
-    } else if is_node(&labels, zone) {
+    } else if is_empty_non_terminal(&labels, zone) {
         Step::Send(answer::addresses(asked, &[], zone))
     } else if is_below(&labels, zone) {
         Step::Send(answer::missing(asked, zone))
@@ -56,7 +56,7 @@ fn decide(asked: &Asked, zone: &Zone) -> Step {
     }
 }
 
-/// The address whose name is asked for. A name of fewer labels is that of a network.
+/// The address that a PTR query asks for. A name with fewer labels is a network's.
 pub(super) fn asked_address(asked: &Asked) -> Option<IpAddr> {
     if asked.kind() != RecordType::PTR {
         return None;
@@ -112,8 +112,8 @@ fn target<'a>(labels: &'a [String], zone: &'a Zone) -> Option<Target<'a>> {
     claimed(prefix, service, zone.connected_namespace())
 }
 
-/// Whether the cluster may have a name that is a service's with `prefix` before it: ports, and the
-/// hosts of a headless service. All others are somebody else's, such as `example.app` beside a
+/// Returns whether the cluster can have a name that is a service's with `prefix` before it: ports,
+/// and the hosts of a headless service. All others are foreign, such as `example.app` beside a
 /// service `app`.
 fn can_hold(service: &ServiceEntry, prefix: &[String]) -> bool {
     match prefix {
@@ -128,8 +128,8 @@ fn is_below(labels: &[String], zone: &Zone) -> bool {
     labels.ends_with(zone.domain_labels())
 }
 
-/// A name on the way to others: it exists, without records.
-fn is_node(labels: &[String], zone: &Zone) -> bool {
+/// True for an empty non-terminal (RFC 8499): it exists, without records.
+fn is_empty_non_terminal(labels: &[String], zone: &Zone) -> bool {
     let Some(relative) = labels.strip_suffix(zone.domain_labels()) else {
         return false;
     };

@@ -7,12 +7,12 @@ use hickory_proto::{
 
 use super::Step;
 
-/// Payload that we take ourselves, below every usual MTU (DNS flag day 2020).
+/// UDP payload size that we announce, below every usual MTU (DNS flag day 2020).
 pub(super) const EDNS_PAYLOAD: u16 = 1232;
 /// Without EDNS (RFC 1035 section 2.3.4).
 const CLASSIC_PAYLOAD: u16 = 512;
 
-/// How long an answer may be.
+/// The length limit of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// What the query allows: 512 bytes (RFC 1035 section 2.3.4), or with EDNS as much as it says
@@ -30,7 +30,7 @@ pub enum Limit {
 #[derive(Debug)]
 pub struct Query {
     message: Vec<u8>,
-    /// `None`: it is passed on whatever happens.
+    /// `None`: it is always passed on.
     asked: Option<Asked>,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Asked {
     pub(super) question: op::Query,
     pub(super) has_edns: bool,
     /// Length of the longest answer, in bytes.
-    pub(super) most: u16,
+    pub(super) max_length: u16,
 }
 
 impl Asked {
@@ -75,7 +75,7 @@ impl Asked {
         if !is_query || question.query_class() != DNSClass::IN {
             return None;
         }
-        let most = match limit {
+        let max_length = match limit {
             Limit::Datagram => message.edns.as_ref().map_or(CLASSIC_PAYLOAD, |edns| {
                 edns.max_payload().clamp(CLASSIC_PAYLOAD, EDNS_PAYLOAD)
             }),
@@ -87,7 +87,7 @@ impl Asked {
             recursion_desired: message.metadata.recursion_desired,
             question: question.clone(),
             has_edns: message.edns.is_some(),
-            most,
+            max_length,
         })
     }
 
@@ -110,27 +110,27 @@ pub struct Question {
     pub(super) claim: Claim,
 }
 
-/// What is known of a name before the cluster is asked.
+/// The state of a name before the cluster is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// It lies below the cluster's domain: nobody else is asked, whatever the cluster says.
+    /// It lies below the cluster's domain: no other server is asked, whatever the cluster says.
     Ours,
-    /// It is that of a service: it exists, with whatever records.
+    /// It is a service's: it exists, with or without records.
     Service,
     /// It lies below a service, where the cluster may or may not have it.
     Perhaps,
-    /// The cluster has no such record of it. Whether it has the name at all, its addresses tell;
-    /// if so this is the answer.
+    /// The cluster has no such record of it. Asked for its addresses, the cluster shows whether it
+    /// has the name; if so this is the answer.
     Empty(Vec<u8>),
 }
 
 impl Question {
-    /// Whether nobody but the cluster may be asked.
+    /// True if only the cluster may be asked.
     pub fn is_ours(&self) -> bool {
         self.claim == Claim::Ours
     }
 
-    /// The step that asks for the records `kind` of `full_name`, in place of what was asked.
+    /// The step that asks for the records `kind` of `full_name`, which stands for the asked name.
     pub(super) fn step(asked: &Asked, full_name: Name, kind: RecordType, claim: Claim) -> Step {
         let mut query = Message::query();
         query.metadata.id = asked.id;

@@ -1,4 +1,4 @@
-//! What becomes of a query when the cluster has replied.
+//! Decides the next step after the cluster's reply.
 
 use std::{
     collections::BTreeSet,
@@ -20,9 +20,9 @@ impl Query {
     /// `question`; an empty reply says that the cluster does not have the name. A further question
     /// follows only the first one.
     ///
-    /// For a name that is not below the cluster's domain the cluster counts only if it has it. That
-    /// there is no record of the asked type is an answer only for a name that has others: programs
-    /// take a name for missing when one of its two address types is (RFC 4074 section 4.2).
+    /// Outside of the cluster's domain a reply counts only if the cluster has the name. "No record of
+    /// this type" is an answer only for a name with records of another: programs take a name for
+    /// missing when one of its two address types is (RFC 4074 section 4.2).
     pub fn answered(&self, question: &Question, reply: &[u8], zone: &Zone) -> Step {
         match self.asked() {
             Some(asked) => conclude(asked, question, reply, zone),
@@ -31,7 +31,7 @@ impl Query {
     }
 
     /// The step that follows when the cluster cannot be asked `question`, or does not reply. A name
-    /// that the cluster may not even have must not fail for that.
+    /// that may not be the cluster's passes on.
     pub fn unanswered(&self, question: &Question) -> Step {
         match self.asked() {
             Some(asked) if question.is_ours() => Step::Fail(answer::failure(asked)),
@@ -86,13 +86,13 @@ pub fn addresses(message: &[u8], most: usize) -> Vec<Ipv4Addr> {
     addresses.take(most).collect()
 }
 
-/// Only IPv4 is: an IPv6 address in an answer would lead past the tunnel.
+/// True for IPv4 only: an IPv6 address in an answer would bypass the tunnel.
 pub(super) fn is_steered(address: IpAddr) -> bool {
     address.is_ipv4()
 }
 
-/// `reply` as an answer to the query: the asked name stands where the full one was, and no address
-/// that does not lead into the tunnel.
+/// `reply` as an answer to the query: with the asked name in place of the full one, and without
+/// addresses that bypass the tunnel.
 fn rewritten(asked: &Asked, question: &Question, reply: &Message, zone: &Zone) -> Vec<u8> {
     let mut response = answer::response(asked);
     response.metadata.response_code = reply.metadata.response_code;
@@ -119,8 +119,8 @@ fn rewritten(asked: &Asked, question: &Question, reply: &Message, zone: &Zone) -
     answer::bytes(asked, response)
 }
 
-/// The name that the chain of `answers` begins with. A cluster's DNS that rewrites names may not
-/// begin with the one that was asked.
+/// The first name in the CNAME chain of `answers`. A cluster's DNS that rewrites names may begin
+/// with another one than was asked.
 fn first_owner(answers: &[Record], full_name: &Name) -> Name {
     if answers.iter().any(|record| record.name == *full_name) {
         return full_name.clone();

@@ -1,4 +1,4 @@
-//! Whose a DNS question is, for a program that decides who may ask it.
+//! The subject of a DNS question, for a program that decides who may ask it.
 
 use std::net::IpAddr;
 
@@ -10,14 +10,14 @@ use super::{
     zone,
 };
 
-/// What a question is about.
+/// The subject of a question.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A name in this namespace.
     In(String),
     /// The name of this address.
     About(IpAddr),
-    /// Nothing that the cluster alone would know.
+    /// Nothing that only the cluster knows.
     Foreign,
 }
 

@@ -1,4 +1,4 @@
-//! Whose a query is, and what the table answers.
+//! Tests of the decision who answers a query, and of the table's answers.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -45,7 +45,7 @@ fn visible_services_are_counted_and_one_with_an_address_is_known() {
     );
     assert_eq!(zone.a_service(), Some(known));
 
-    // An IPv6 address is none that a query of the check could be answered with.
+    // The check's query cannot be answered with an IPv6 address.
     zone.remove("shop", "web");
     zone.remove("team-b", "echo");
     zone.apply("shop", "six", service("fd00::1"));

@@ -1,4 +1,4 @@
-//! The cluster's names as the manager told them.
+//! The cluster's names, as the manager sent them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,19 +47,19 @@ impl Zone {
         }
     }
 
-    /// The cluster's own domain turns out to be `domain`.
+    /// Sets the cluster's own domain.
     pub fn set_domain(&mut self, domain: &str) {
         self.domain = labels(domain);
     }
 
-    /// Begins anew with these namespaces and networks, without services.
+    /// Replaces everything by these namespaces and networks, without services.
     pub fn replace(&mut self, namespaces: impl IntoIterator<Item = String>, networks: Vec<IpNet>) {
         self.services.clear();
         self.by_address.clear();
         self.set_frame(namespaces, networks);
     }
 
-    /// Goes on with these namespaces and networks: the services of a namespace that stays, stay.
+    /// Sets namespaces and networks, and keeps the services of the namespaces that remain.
     pub fn set_frame(
         &mut self,
         namespaces: impl IntoIterator<Item = String>,
@@ -77,8 +77,7 @@ impl Zone {
         self.networks = networks;
     }
 
-    /// The service `name` of `namespace` is there, or has changed. One of a namespace that is not
-    /// visible is left out.
+    /// Adds or replaces the service `name` of `namespace`; ignored if the namespace is not visible.
     pub fn apply(&mut self, namespace: &str, name: &str, service: ServiceEntry) {
         self.remove(namespace, name);
         if !self.namespaces.contains(namespace) {
@@ -96,7 +95,7 @@ impl Zone {
             .insert(name.to_owned(), service);
     }
 
-    /// The service `name` of `namespace` is gone.
+    /// Removes the service `name` of `namespace`.
     pub fn remove(&mut self, namespace: &str, name: &str) {
         let Some(services) = self.services.get_mut(namespace) else {
             return;
@@ -131,14 +130,14 @@ impl Zone {
         Some((namespace, name))
     }
 
-    /// Whether the cluster has the namespace `name` and it is visible.
+    /// Returns whether the cluster has the namespace `name` and it is visible.
     pub fn has_namespace(&self, name: &str) -> bool {
         self.namespaces.contains(name)
     }
 
-    /// Whether `service.namespace` counts without `svc`. Beside the namespaces that the user named
-    /// there are those of everybody who may give the user a right: such a namespace must not take
-    /// the place of a public registry.
+    /// Returns whether `service.namespace` resolves without `svc`. Anybody who may give the user a
+    /// right adds a namespace beside those that the user named: it must not shadow a public
+    /// top-level domain.
     pub(super) fn has_short_names(&self, namespace: &str) -> bool {
         let is_chosen = namespace == self.connected_namespace || !self.mapped.is_empty();
 
@@ -150,7 +149,7 @@ impl Zone {
         self.namespaces.iter().map(String::as_str)
     }
 
-    /// How many services have names, in all visible namespaces.
+    /// The number of services in all visible namespaces.
     pub fn service_count(&self) -> usize {
         self.services.values().map(BTreeMap::len).sum()
     }
@@ -180,7 +179,7 @@ impl Zone {
         &self.networks
     }
 
-    /// Whether `address` lies in the cluster's service or pod networks.
+    /// Returns whether `address` lies in the cluster's service or pod networks.
     pub fn is_cluster_address(&self, address: IpAddr) -> bool {
         self.networks
             .iter()
@@ -203,9 +202,9 @@ impl Zone {
     }
 }
 
-/// The top-level domains of RFC 1591, which are in every resolver's daily use: the generic ones and
-/// all countries' codes of two letters. Later ones, such as `dev` and `app`, are common names of
-/// namespaces as well; there the cluster has the two-label names that it has.
+/// True for the top-level domains of RFC 1591: the generic ones and all two-letter country codes.
+/// Later ones, such as `dev` and `app`, are common names of namespaces as well; there the cluster
+/// keeps its two-label names.
 fn is_registry(label: &str) -> bool {
     matches!(
         label,

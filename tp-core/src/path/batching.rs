@@ -1,10 +1,10 @@
-//! Whether what is sent by UDP in batches arrives.
+//! Finds out whether datagrams arrive that are sent by UDP in batches.
 //!
 //! Some kernels and paths lose or mangle datagrams that were handed over together, and nothing
-//! reports it. So it is tried with probes, when a path is taken into use and now and then while it
-//! carries data: in one round a batch goes each way, and a probe alone. Where probes arrive alone
-//! and next to nothing does that came behind another in its batch, batches are given up for that
-//! direction. Loss that hits either alike blames neither, and a path that is idle tells nothing.
+//! reports it. So probes test a path when it comes into use, and at intervals while it carries
+//! data: each round sends a batch each way and a single probe. A direction is used without batches
+//! if single probes arrive and almost none of those that follow another in a batch do. Loss that
+//! hits both alike proves nothing, and an idle path is not tested.
 
 use std::time::{Duration, Instant};
 
@@ -15,25 +15,26 @@ pub const COUNTERS: u64 = PARTS as u64 + 2;
 /// Rounds before a direction is blamed; a single one in which everything arrives acquits both.
 const ROUNDS: u32 = 6;
 /// Rounds whose lone probe must have been answered for a verdict.
-const LEAST_ALONE: u32 = 4;
-/// A direction is blamed that brings less than this part of what lone probes bring.
+const MIN_LONE_ANSWERS: u32 = 4;
+/// A direction is blamed if it delivers less than this part of what lone probes deliver.
 const BLAMED_BELOW: f64 = 0.25;
 /// Least time for the answers of a round.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Until the next check of a path that carries data, and of one whose lone probes were lost too.
-const EVERY: Duration = Duration::from_secs(60);
-const AGAIN: Duration = Duration::from_secs(5);
+const ROUND_TIMEOUT: Duration = Duration::from_millis(100);
+/// Between two checks of a path that carries data.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// The same if the lone probes were lost too.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// In which directions batches are lost.
+/// The directions in which batches are lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lost {
+pub struct BatchLoss {
     /// Batches to the manager.
     pub up: bool,
     /// Batches to the client.
     pub down: bool,
 }
 
-impl Lost {
+impl BatchLoss {
     /// Why batching is off, as a phrase; empty if it is on.
     pub fn reason(self) -> &'static str {
         match (self.up, self.down) {
@@ -45,21 +46,21 @@ impl Lost {
     }
 }
 
-/// Checks one UDP path, from the client. Its owner calls [`Check::tick`] when
-/// [`Check::next_tick`] is reached, and sends the probes.
+/// Checks one UDP path, from the client. The caller calls [`BatchCheck::tick`] when
+/// [`BatchCheck::next_tick`] is reached, and sends the probes.
 #[derive(Debug)]
-pub struct Check {
-    lost: Lost,
+pub struct BatchCheck {
+    lost: BatchLoss,
     round: Option<Round>,
     next: Instant,
     rounds: u32,
-    /// What has arrived in the rounds so far.
+    /// Arrivals in the rounds so far.
     alone: u32,
     up: u32,
     down: u32,
 }
 
-/// What a round has brought so far.
+/// Arrivals of the current round.
 #[derive(Debug)]
 struct Round {
     first: u64,
@@ -69,11 +70,11 @@ struct Round {
     down: [bool; PARTS],
 }
 
-impl Check {
+impl BatchCheck {
     /// A path that is taken into use, of which nothing is known: its first round is due.
     pub fn new(now: Instant) -> Self {
         Self {
-            lost: Lost::default(),
+            lost: BatchLoss::default(),
             round: None,
             next: now,
             rounds: 0,
@@ -84,16 +85,16 @@ impl Check {
     }
 
     /// The verdict of the last check; nothing is lost before the first.
-    pub fn lost(&self) -> Lost {
+    pub fn lost(&self) -> BatchLoss {
         self.lost
     }
 
-    /// When [`Check::tick`] is due.
+    /// When [`BatchCheck::tick`] is due.
     pub fn next_tick(&self) -> Instant {
         self.round.as_ref().map_or(self.next, |round| round.ends)
     }
 
-    /// Whether a round is to begin now, for which [`Check::begin`] is then to be called.
+    /// Returns whether a round begins now; the caller then calls [`BatchCheck::begin`].
     pub fn tick(&mut self, now: Instant, is_busy: bool) -> bool {
         if self.round.as_ref().is_some_and(|round| now >= round.ends) {
             self.end(now);
@@ -102,27 +103,27 @@ impl Check {
             return false;
         }
         if self.rounds == 0 && !is_busy {
-            // Nothing depends on the answer, and no radio is woken for it.
-            self.next = now + EVERY;
+            // The answer does not matter, and probes would wake a radio.
+            self.next = now + CHECK_INTERVAL;
             return false;
         }
 
         true
     }
 
-    /// A round was sent whose [`COUNTERS`] probes have the counters from `first` on, on a path of
-    /// this round-trip time.
+    /// A round was sent: its [`COUNTERS`] probes have the counters from `first` on. `rtt` is the
+    /// path's round-trip time.
     pub fn begin(&mut self, now: Instant, first: u64, rtt: Duration) {
         self.round = Some(Round {
             first,
-            ends: now + PATIENCE.max(rtt * 3),
+            ends: now + ROUND_TIMEOUT.max(rtt * 3),
             alone: false,
             up: [false; PARTS],
             down: [false; PARTS],
         });
     }
 
-    /// A genuine reply to the probe with this counter; `part` is its place in a batch of replies.
+    /// A genuine reply to the probe with this counter; `part` is its index in a batch of replies.
     pub fn on_reply(&mut self, now: Instant, counter: u64, part: u8) {
         let Some(round) = &mut self.round else {
             return;
@@ -144,12 +145,12 @@ impl Check {
             _ => {}
         }
         if round.is_complete() {
-            self.lost = Lost::default();
-            self.forget(now + EVERY);
+            self.lost = BatchLoss::default();
+            self.forget(now + CHECK_INTERVAL);
         }
     }
 
-    /// The answers that have not come are lost.
+    /// Ends a round: missing answers are lost.
     fn end(&mut self, now: Instant) {
         let Some(round) = self.round.take() else {
             return;
@@ -160,14 +161,14 @@ impl Check {
         self.down += behind_another(round.down);
         if self.rounds < ROUNDS {
             self.next = now;
-        } else if self.alone < LEAST_ALONE {
-            self.forget(now + AGAIN);
+        } else if self.alone < MIN_LONE_ANSWERS {
+            self.forget(now + RETRY_INTERVAL);
         } else {
-            self.lost = Lost {
+            self.lost = BatchLoss {
                 up: self.is_blamed(self.up),
                 down: self.is_blamed(self.down),
             };
-            self.forget(now + EVERY);
+            self.forget(now + CHECK_INTERVAL);
         }
     }
 
@@ -195,7 +196,7 @@ impl Round {
     }
 }
 
-/// How many arrived that were not the first: what loses batches may let that one pass.
+/// Counts the arrivals except the first, which may pass where batches are lost.
 fn behind_another(parts: [bool; PARTS]) -> u32 {
     parts
         .iter()

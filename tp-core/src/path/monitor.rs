@@ -1,46 +1,46 @@
 //! Decides, from probes alone, which path the client uses.
 //!
-//! A UDP address is used once it has answered probes in a row; it is left when six probes of the
-//! fast pace stay unanswered. Receiving is no proof, because one direction may be blocked alone.
-//! A monitor that was itself late blames nobody: what it missed may wait in its own queue.
+//! A UDP address is used once it has answered probes in a row; it is left when six probes at
+//! `PROBE_INTERVAL` stay unanswered. Receiving is no proof, because one direction may be blocked
+//! alone. A monitor that was itself late blames no path: replies may wait in its own queue.
 
 mod candidate;
-mod look;
+mod survey;
 
-pub use self::look::CandidateStatus;
+pub use self::survey::CandidateStatus;
 
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use self::{candidate::Candidate, look::Look};
+use self::{candidate::Candidate, survey::Survey};
 use super::{BASE_SIZE, FULL_SIZE, PathChoice};
 
-/// Pace of probes on a path that is in use, and while one is being tried.
-const FAST: Duration = Duration::from_millis(60);
-/// Pace on a path that is in use but carries nothing.
-const IDLE: Duration = Duration::from_secs(1);
-/// How long after the last data a path counts as carrying some.
-const BUSY_FOR: Duration = Duration::from_secs(2);
+/// Between probes on a path that is in use or being tried.
+const PROBE_INTERVAL: Duration = Duration::from_millis(60);
+/// The same on a path that is in use but carries nothing.
+const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// A path without data for so long counts as idle.
+const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Unanswered probes that mean silence.
-const SILENT_AFTER: usize = 6;
+const SILENT_PROBES: usize = 6;
 /// Longest pause between tries of an address that does not answer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PROBE_BACKOFF: Duration = Duration::from_secs(30);
 /// Pause before an address that fell silent is used again; doubles with every fall.
-const HOLD: Duration = Duration::from_secs(2);
-/// How long an address must serve without a fall before its falls are forgotten.
+const MIN_REUSE_BACKOFF: Duration = Duration::from_secs(2);
+/// An address that has served for so long without a fall has its falls forgotten.
 const TRUSTED_AFTER: Duration = Duration::from_secs(300);
-/// Pace of probes on the byte stream.
-const LINK_PACE: Duration = Duration::from_secs(1);
-const LINK_PACE_ASIDE: Duration = Duration::from_secs(5);
+/// Between probes on the byte stream while it is in use, and while UDP is.
+const LINK_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+const STANDBY_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Silence on both paths that means that the replica is gone.
 const GONE_AFTER: Duration = Duration::from_secs(3);
-/// How late a tick may be and still judge.
-const LATE: Duration = Duration::from_millis(50);
+/// A tick that is later than this judges no path.
+const LATE_AFTER: Duration = Duration::from_millis(50);
 const MAX_CANDIDATES: usize = 8;
 
-/// Where probes and the connection go.
+/// A path for probes and for the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// The stream path.
@@ -49,7 +49,7 @@ pub enum Target {
     Udp(SocketAddr),
 }
 
-/// What the client has to do.
+/// An action for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Send a probe.
@@ -58,7 +58,7 @@ pub enum Action {
         to: Target,
         /// Stands in the probe and in its reply; grows from probe to probe.
         counter: u64,
-        /// Bytes of UDP payload; 0 for the least that a probe has.
+        /// Bytes of UDP payload; 0 for the smallest probe.
         size: usize,
     },
     /// Move the connection to another path.
@@ -67,7 +67,7 @@ pub enum Action {
     Gone,
 }
 
-/// Watches the paths of one client. Its owner reads the clock, calls [`Monitor::tick`] when
+/// Watches the paths of one client. The caller reads the clock, calls [`Monitor::tick`] when
 /// [`Monitor::next_tick`] is reached, and carries the [`Action`]s out.
 #[derive(Debug)]
 pub struct Monitor {
@@ -75,7 +75,7 @@ pub struct Monitor {
     active: Target,
     candidates: Vec<Candidate>,
     next_counter: u64,
-    look: Look,
+    survey: Survey,
     link: LinkHealth,
     busy_until: Instant,
     expected_tick: Instant,
@@ -85,7 +85,7 @@ pub struct Monitor {
 struct LinkHealth {
     down_since: Option<Instant>,
     next_probe: Instant,
-    /// When the oldest probe was sent since which nothing was heard.
+    /// Send time of the oldest probe after which nothing was received.
     awaiting_since: Option<Instant>,
 }
 
@@ -97,10 +97,10 @@ impl Monitor {
             active: Target::Link,
             candidates: Vec::new(),
             next_counter: 1,
-            look: Look::default(),
+            survey: Survey::default(),
             link: LinkHealth {
                 down_since: None,
-                next_probe: now + LINK_PACE,
+                next_probe: now + LINK_PROBE_INTERVAL,
                 awaiting_since: None,
             },
             busy_until: now,
@@ -137,16 +137,16 @@ impl Monitor {
         }
     }
 
-    /// A genuine reply to the probe with this counter arrived from a UDP address. Replies on the byte stream need no call: any
-    /// byte received there counts.
+    /// A genuine reply to the probe with this counter arrived from a UDP address. Replies on the
+    /// byte stream need no call: any byte received there counts.
     pub fn on_reply(&mut self, now: Instant, from: SocketAddr, counter: u64) {
-        self.look.on_reply(now, from, counter);
+        self.survey.on_reply(now, from, counter);
         let in_use_and_idle = self.active == Target::Udp(from) && self.busy_until < now;
         if let Some(candidate) = self.candidate(from) {
             candidate.on_reply(now, counter);
             candidate.next_probe = match in_use_and_idle {
-                true => now + IDLE,
-                false => candidate.next_probe.min(now + FAST),
+                true => now + IDLE_PROBE_INTERVAL,
+                false => candidate.next_probe.min(now + PROBE_INTERVAL),
             };
         }
     }
@@ -162,7 +162,7 @@ impl Monitor {
         if !up {
             for candidate in &mut self.candidates {
                 candidate.next_probe = candidate.next_probe.min(now);
-                candidate.pause = FAST;
+                candidate.pause = PROBE_INTERVAL;
             }
         }
     }
@@ -170,9 +170,9 @@ impl Monitor {
     /// Data was sent.
     pub fn on_activity(&mut self, now: Instant) {
         let was_idle = self.busy_until < now;
-        self.busy_until = now + BUSY_FOR;
+        self.busy_until = now + IDLE_AFTER;
         if was_idle && let Some(candidate) = self.active_candidate() {
-            candidate.next_probe = candidate.next_probe.min(now + FAST);
+            candidate.next_probe = candidate.next_probe.min(now + PROBE_INTERVAL);
         }
     }
 
@@ -196,13 +196,13 @@ impl Monitor {
             .max(now)
     }
 
-    /// Sends what is due and judges the paths. `link_heard`: when the byte stream last brought
-    /// anything. All replies that have arrived must have been given before.
-    pub fn tick(&mut self, now: Instant, link_heard: Instant) -> Vec<Action> {
+    /// Sends what is due and judges the paths. `link_received` is the time of the last byte on the
+    /// byte stream. All replies that have arrived must be given before.
+    pub fn tick(&mut self, now: Instant, link_received: Instant) -> Vec<Action> {
         self.link
             .awaiting_since
-            .take_if(|since| link_heard >= *since);
-        if now.saturating_duration_since(self.expected_tick) > LATE {
+            .take_if(|since| link_received >= *since);
+        if now.saturating_duration_since(self.expected_tick) > LATE_AFTER {
             self.forgive(now);
         }
         let mut actions = Vec::new();
@@ -243,10 +243,12 @@ impl Monitor {
     fn try_candidate(&mut self, now: Instant, index: usize, actions: &mut Vec<Action>) {
         let candidate = &mut self.candidates[index];
         if candidate.overdue(now) > 0 {
-            candidate.outstanding.retain(|sent| now - sent.sent < IDLE);
-            candidate.pause = (candidate.pause * 2).min(LONGEST_PAUSE);
+            candidate
+                .outstanding
+                .retain(|sent| now - sent.sent < IDLE_PROBE_INTERVAL);
+            candidate.pause = (candidate.pause * 2).min(MAX_PROBE_BACKOFF);
         }
-        if candidate.pause > IDLE {
+        if candidate.pause > IDLE_PROBE_INTERVAL {
             candidate.forget_answers();
         }
         candidate.next_probe = now + candidate.pause;
@@ -259,13 +261,13 @@ impl Monitor {
 
     fn switch_to_udp(&mut self, now: Instant, address: SocketAddr, actions: &mut Vec<Action>) {
         self.active = Target::Udp(address);
-        self.busy_until = now + BUSY_FOR;
+        self.busy_until = now + IDLE_AFTER;
         if let Some(candidate) = self.candidate(address) {
             candidate.outstanding.clear();
-            candidate.next_probe = now + FAST;
+            candidate.next_probe = now + PROBE_INTERVAL;
             candidate.used_since = now;
         }
-        self.link.next_probe = self.link.next_probe.max(now + LINK_PACE);
+        self.link.next_probe = self.link.next_probe.max(now + LINK_PROBE_INTERVAL);
         actions.push(Action::Switch(self.active));
     }
 
@@ -278,13 +280,13 @@ impl Monitor {
             return;
         };
         let overdue = candidate.overdue(now);
-        if overdue >= SILENT_AFTER && may_return {
+        if overdue >= SILENT_PROBES && may_return {
             candidate.falls += 1;
             candidate.forget_answers();
             candidate.outstanding.clear();
-            candidate.held_until = now + HOLD * 2u32.pow(candidate.falls.min(6) - 1);
-            candidate.pause = FAST;
-            candidate.next_probe = now + FAST;
+            candidate.held_until = now + MIN_REUSE_BACKOFF * 2u32.pow(candidate.falls.min(6) - 1);
+            candidate.pause = PROBE_INTERVAL;
+            candidate.next_probe = now + PROBE_INTERVAL;
             self.active = Target::Link;
             self.link.next_probe = now;
             actions.push(Action::Switch(Target::Link));
@@ -303,8 +305,8 @@ impl Monitor {
             actions.push(candidate.probe(now, counter, size));
             // On an idle path, a reply puts the next probe off.
             candidate.next_probe = match is_busy || overdue > 0 {
-                true => now + FAST,
-                false => now + candidate.patience(),
+                true => now + PROBE_INTERVAL,
+                false => now + candidate.answer_timeout(),
             };
             self.next_counter += 1;
         }
@@ -316,8 +318,8 @@ impl Monitor {
         }
         self.link.next_probe = now
             + match self.active {
-                Target::Link => LINK_PACE,
-                Target::Udp(_) => LINK_PACE_ASIDE,
+                Target::Link => LINK_PROBE_INTERVAL,
+                Target::Udp(_) => STANDBY_PROBE_INTERVAL,
             };
         if self.link.down_since.is_none() {
             self.link.awaiting_since = self.link.awaiting_since.or(Some(now));
@@ -339,7 +341,7 @@ impl Monitor {
             .unwrap_or_default()
     }
 
-    /// The time that was missed is no silence; what was silent before and stays so still counts.
+    /// Does not count the missed time as silence; silence before and after it still counts.
     fn forgive(&mut self, now: Instant) {
         let missed = now.saturating_duration_since(self.expected_tick);
         for candidate in &mut self.candidates {
@@ -367,18 +369,18 @@ impl Monitor {
         }
     }
 
-    /// Asks every address once, or, `again`, those that have not answered since.
-    pub fn look(&mut self, now: Instant, again: bool) -> Vec<Action> {
+    /// Probes every address once; with `again`, only those that have not answered since.
+    pub fn survey(&mut self, now: Instant, again: bool) -> Vec<Action> {
         if !again {
-            self.look
+            self.survey
                 .begin(self.candidates.iter().map(|candidate| candidate.address));
         }
-        let asked = self.look.unanswered().into_iter();
+        let asked = self.survey.unanswered().into_iter();
 
         asked
             .map(|address| {
                 let counter = self.take_counters(1);
-                self.look.sent(now, counter, address);
+                self.survey.sent(now, counter, address);
                 Action::Probe {
                     to: Target::Udp(address),
                     counter,
@@ -388,9 +390,9 @@ impl Monitor {
             .collect()
     }
 
-    /// What the last look has found by now.
+    /// The results of the last survey so far.
     pub fn found(&self) -> &[CandidateStatus] {
-        self.look.found()
+        self.survey.found()
     }
 
     /// Counters for `count` probes that are not the monitor's; returns the first.
@@ -401,7 +403,7 @@ impl Monitor {
         first
     }
 
-    /// Whether data was sent a short while ago.
+    /// True if data was sent within the last two seconds.
     pub fn is_busy(&self, now: Instant) -> bool {
         now < self.busy_until
     }
@@ -426,7 +428,7 @@ impl Monitor {
                     0 => String::new(),
                     count => format!(" and {count} more"),
                 };
-                let problem = match (candidate.falls, candidate.pause > FAST * 4) {
+                let problem = match (candidate.falls, candidate.pause > PROBE_INTERVAL * 4) {
                     (0, false) => "waiting for an answer by UDP from",
                     (0, true) => "no answer by UDP from",
                     (_, _) => "UDP fell silent:",

@@ -134,7 +134,7 @@ fn a_cluster_that_claims_everything_gets_nothing_local() {
 fn own_addresses_and_the_api_server_are_spared_also_where_a_pod_has_the_same() {
     let local = local(&["10.244.1.2"], &[], &[]);
     let mut wishes = wishes(&["10.244.1.2/32"], &[]);
-    wishes.spared.insert("10.96.0.1/32".parse().unwrap());
+    wishes.api_server.insert("10.96.0.1/32".parse().unwrap());
 
     let networks = nets(&["10.96.0.1/32", "10.96.0.0/12", "10.244.1.2/32"]);
     let decision = decide(&networks, &wishes, &local);
@@ -215,7 +215,7 @@ fn wishes(also: &[&str], never: &[&str]) -> Wishes {
     Wishes {
         also: nets(also),
         never: nets(never),
-        spared: BTreeSet::new(),
+        api_server: BTreeSet::new(),
     }
 }
 

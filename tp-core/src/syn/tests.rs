@@ -76,7 +76,10 @@ fn a_refusal_that_the_kernel_may_have_dropped_is_repeated() {
     let refusal = packet::unreachable(&unreachable, crate::verdict::HOST_UNREACHABLE);
 
     let mut times = Vec::new();
-    while let Some(due) = held.poll_timeout().filter(|due| *due < now + SWEEP) {
+    while let Some(due) = held
+        .poll_timeout()
+        .filter(|due| *due < now + SWEEP_INTERVAL)
+    {
         let actions = held.handle_timeout(due);
         assert_eq!(actions, [Action::WriteAgain(refusal.clone())]);
         times.push(due.duration_since(now).as_millis());
@@ -93,7 +96,7 @@ fn a_refusal_is_not_repeated_to_the_next_attempt_of_a_port() {
     held.handle_verdict(attempt(&old), Verdict::HostUnreachable, now);
     held.handle_syn(new, now);
 
-    assert_eq!(held.handle_timeout(now + SWEEP / 2), []);
+    assert_eq!(held.handle_timeout(now + SWEEP_INTERVAL / 2), []);
 }
 
 #[test]
@@ -142,10 +145,10 @@ fn an_attempt_given_up_by_the_application_is_cancelled() {
     held.handle_syn(syn.clone(), now);
     let repeated = now + Duration::from_secs(8);
     held.handle_syn(syn.clone(), repeated);
-    let due = repeated + Duration::from_secs(8 * 2) + PATIENCE;
+    let due = repeated + Duration::from_secs(8 * 2) + ABANDONED_AFTER;
 
-    assert_eq!(held.poll_timeout(), Some(now + SWEEP));
-    assert_eq!(held.handle_timeout(due - SWEEP), []);
+    assert_eq!(held.poll_timeout(), Some(now + SWEEP_INTERVAL));
+    assert_eq!(held.handle_timeout(due - SWEEP_INTERVAL), []);
     assert_eq!(held.handle_timeout(due), [Action::Cancel(attempt(&syn))]);
     assert_eq!((held.poll_timeout(), held.dialling()), (None, 0));
 }

@@ -1,5 +1,5 @@
-//! The shell around the life cycle of aliases ([`LifeCycle`]): a thread that performs its actions on
-//! the maps of the data path and asks the kernel which sockets hold aliases.
+//! The I/O of the life cycle of aliases ([`LifeCycle`]): a thread that performs its actions on the
+//! maps of the data path and asks the kernel which sockets hold aliases.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -35,7 +35,7 @@ pub(crate) struct Recycler {
 pub(crate) struct Namespaces {
     /// The namespace of the applications.
     pub(crate) host: NetNamespace,
-    /// The private namespace, which has the sockets of the relay.
+    /// The private namespace, with the sockets of the relay.
     pub(crate) inner: NetNamespace,
 }
 
@@ -47,7 +47,7 @@ impl Recycler {
     ) -> io::Result<Self> {
         let freed = Arc::new(AtomicU64::new(0));
         let (stop_tx, stop_rx) = mpsc::channel();
-        let mut shell = Shell {
+        let mut worker = Worker {
             life: LifeCycle::new(aliases.indices(), quarantine, Instant::now()),
             aliases,
             namespaces,
@@ -57,12 +57,14 @@ impl Recycler {
             .name("aliases".to_owned())
             .spawn(move || {
                 let mut has_failed = false;
-                while stop_rx.recv_timeout(shell.pause()) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    let Err(error) = shell.look() else {
+                while stop_rx.recv_timeout(worker.time_left())
+                    == Err(mpsc::RecvTimeoutError::Timeout)
+                {
+                    let Err(error) = worker.step() else {
                         has_failed = false;
                         continue;
                     };
-                    shell.life.handle_failure(Instant::now());
+                    worker.life.handle_failure(Instant::now());
                     if has_failed {
                         tracing::debug!(%error, "No alias is freed");
                     } else {
@@ -97,21 +99,21 @@ impl Drop for Recycler {
     }
 }
 
-struct Shell {
+struct Worker {
     life: LifeCycle,
     aliases: Aliases,
     namespaces: Namespaces,
     freed: Arc<AtomicU64>,
 }
 
-impl Shell {
-    fn pause(&self) -> Duration {
+impl Worker {
+    fn time_left(&self) -> Duration {
         self.life
             .poll_timeout()
             .saturating_duration_since(Instant::now())
     }
 
-    fn look(&mut self) -> anyhow::Result<()> {
+    fn step(&mut self) -> anyhow::Result<()> {
         let ever_used = self.aliases.ever_used()?;
         let mut actions = VecDeque::from(self.life.handle_timeout(ever_used, Instant::now()));
         while let Some(action) = actions.pop_front() {
@@ -160,13 +162,13 @@ impl Shell {
         let Namespaces { host, inner } = &self.namespaces;
         let mut addresses_held = host.run(|| diag::addresses_in_use(&addresses, End::Peer))?;
         addresses_held.extend(inner.run(|| diag::addresses_in_use(&addresses, End::Own))?);
-        let asked = |matches: &dyn Fn(u32) -> bool| -> BTreeSet<u32> {
+        let select = |matches: &dyn Fn(u32) -> bool| -> BTreeSet<u32> {
             indices.iter().copied().filter(|it| matches(*it)).collect()
         };
 
         Ok(Holders {
-            held: asked(&|index| addresses_held.contains(&self.aliases.address(index))),
-            pinned: asked(&|index| self.aliases.is_pinned(index)),
+            held: select(&|index| addresses_held.contains(&self.aliases.address(index))),
+            pinned: select(&|index| self.aliases.is_pinned(index)),
         })
     }
 }

@@ -1,5 +1,5 @@
-//! Asks the kernel for sockets that have to do with aliases, and ends those whose session is gone,
-//! so that no application waits for it: they see ECONNABORTED.
+//! Asks the kernel for sockets that have an alias, and ends those whose session is gone: instead of
+//! waiting for it, applications see ECONNABORTED.
 
 use std::{
     collections::BTreeSet,
@@ -34,16 +34,16 @@ const ID_IN_ANSWER: usize = 4;
 const SOURCE_IN_ID: usize = 4;
 const DESTINATION_IN_ID: usize = 20;
 
-/// All but LISTEN (10), and TIME_WAIT (6), which is nobody's any more.
-const OWNED: u32 = 0x1fff & !(1 << 10) & !(1 << 6);
+/// All states but LISTEN (10), and TIME_WAIT (6), in which no process owns the socket.
+const OWNED_STATES: u32 = 0x1fff & !(1 << 10) & !(1 << 6);
 
-/// Length of a condition of a filter with the jump behind it.
+/// Length of a condition of a filter with the jump after it.
 const CONDITION_LEN: usize = 20;
 const JUMP_LEN: usize = 4;
-/// What a jump within a filter can reach.
+/// Few enough that the jumps of a filter fit into 16 bits.
 pub(crate) const MAX_ADDRESSES: usize = 1024;
-/// How often the addresses that nobody was seen to have are asked for again.
-const ROUNDS: usize = 8;
+/// Dumps for the addresses that were not found in earlier ones.
+const MAX_ROUNDS: usize = 8;
 
 const KINDS: [(u8, u8); 4] = [
     (AF_INET, IPPROTO_TCP),
@@ -56,7 +56,7 @@ const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
-/// A dump that is longer is cut: what remains ends by its own time-outs.
+/// A longer dump is cut: the other sockets end by their own time-outs.
 const MAX_ANSWERS: usize = 1 << 20;
 
 /// Ends every socket of the calling thread's network namespace whose peer is in `aliases`;
@@ -81,43 +81,43 @@ pub(crate) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
     destroyed
 }
 
-/// The end of a connection that an address is looked for at.
+/// The end of a connection whose address is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Own,
     Peer,
 }
 
-/// Which of `addresses`, at most [`MAX_ADDRESSES`], TCP sockets of the calling thread's network
-/// namespace have at that end.
+/// Returns those of `addresses`, at most [`MAX_ADDRESSES`], that TCP sockets of the calling thread's
+/// network namespace have at that end.
 ///
-/// The kernel walks its table bucket by bucket, each under a lock, so an answer without sockets
-/// is complete. One with sockets comes in parts, and at their seams others can be missed; so what
-/// was not found is asked for again until nothing is.
+/// The kernel walks its table bucket by bucket, each under a lock, so a dump without sockets is
+/// complete. A dump with sockets comes in parts, and between them sockets can be missed; so the
+/// addresses that were not found are asked for again until a dump is empty.
 pub(crate) fn addresses_in_use(addresses: &[Ipv4Addr], end: End) -> io::Result<BTreeSet<Ipv4Addr>> {
     let mut in_use = BTreeSet::new();
     for family in [AF_INET, AF_INET6] {
         for round in 0.. {
-            let rest: Vec<_> = addresses
+            let not_found: Vec<_> = addresses
                 .iter()
                 .copied()
                 .filter(|address| !in_use.contains(address))
                 .collect();
-            if rest.is_empty() {
+            if not_found.is_empty() {
                 break;
             }
-            if round == ROUNDS {
-                // Whoever cannot be ruled out counts.
-                in_use.extend(rest);
+            if round == MAX_ROUNDS {
+                // An address that cannot be ruled out counts.
+                in_use.extend(not_found);
                 break;
             }
             let mut found = BTreeSet::new();
-            let filter = filter(&rest, end);
+            let filter = filter(&not_found, end);
             let request = request(
                 SOCK_DIAG_BY_FAMILY,
                 family,
                 IPPROTO_TCP,
-                OWNED,
+                OWNED_STATES,
                 &[0; ID_LEN],
             );
             dump(with_filter(request, &filter), |body| {
@@ -137,7 +137,13 @@ type SocketId = [u8; ID_LEN];
 
 fn sockets_to(aliases: Ipv4Net, family: u8, protocol: u8) -> io::Result<Vec<SocketId>> {
     let mut found = Vec::new();
-    let request = request(SOCK_DIAG_BY_FAMILY, family, protocol, OWNED, &[0; ID_LEN]);
+    let request = request(
+        SOCK_DIAG_BY_FAMILY,
+        family,
+        protocol,
+        OWNED_STATES,
+        &[0; ID_LEN],
+    );
     let dumped = dump(request, |body| found.extend(matching_id(body, aliases)));
     if found.is_empty() {
         dumped?;
@@ -146,7 +152,7 @@ fn sockets_to(aliases: Ipv4Net, family: u8, protocol: u8) -> io::Result<Vec<Sock
     Ok(found)
 }
 
-/// Hands over the body of every answer; succeeds only if it was the last one too.
+/// Passes the body of every answer to `each`; fails unless the dump is complete.
 fn dump(mut request: Vec<u8>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut netlink = open()?;
     request[FLAGS_IN_HEADER..FLAGS_IN_HEADER + 2]
@@ -171,7 +177,7 @@ fn dump(mut request: Vec<u8>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
 }
 
 fn destroy(netlink: &mut Socket, family: u8, protocol: u8, id: &SocketId) -> io::Result<()> {
-    netlink.write_all(&request(SOCK_DESTROY, family, protocol, OWNED, id))?;
+    netlink.write_all(&request(SOCK_DESTROY, family, protocol, OWNED_STATES, id))?;
     let mut buffer = [0; 1024];
     let len = netlink.read(&mut buffer)?;
     match message(&buffer[..len]) {
@@ -205,7 +211,7 @@ fn request(kind: u16, family: u8, protocol: u8, states: u32, id: &SocketId) -> V
     bytes
 }
 
-/// Adds a filter to a request for a list.
+/// Adds a filter to the request of a dump.
 fn with_filter(mut request: Vec<u8>, filter: &[u8]) -> Vec<u8> {
     let attribute = u16::try_from(4 + filter.len()).expect("MAX_ADDRESSES fit");
     request.extend(attribute.to_ne_bytes());
@@ -217,12 +223,12 @@ fn with_filter(mut request: Vec<u8>, filter: &[u8]) -> Vec<u8> {
     request
 }
 
-/// A program for the kernel that accepts sockets with one of the addresses at that end, in IPv6's
-/// mapped form too.
+/// A program for the kernel that accepts sockets with one of the addresses at that end, also in the
+/// IPv4-mapped form.
 ///
-/// It is a chain of conditions. One that holds goes on to the jump behind it, which leads to the
-/// end of the program: accepted. One that does not goes on to the next condition; behind the last
-/// one that is beyond the end: refused.
+/// It is a chain of conditions. If one holds, the jump after it leads to the end of the program,
+/// which accepts. If not, it leads to the next condition; the last one leads beyond the end, which
+/// refuses.
 fn filter(addresses: &[Ipv4Addr], end: End) -> Vec<u8> {
     let code = match end {
         End::Own => INET_DIAG_BC_S_COND,

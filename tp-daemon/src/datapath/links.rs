@@ -28,7 +28,7 @@ use tokio::runtime::{self, Runtime};
 
 use super::netns::NetNamespace;
 
-/// A request that the kernel has not answered by then never will be.
+/// The kernel answers a request sooner or not at all.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Large enough that one segment of the largest size passes whole.
@@ -36,8 +36,8 @@ pub(crate) const MTU: u32 = 65521;
 
 const TABLE_LOCAL: u32 = 255;
 
-/// A wide route that leads nowhere is a precaution, not somebody's range.
-const SHORTEST_TO_NOWHERE: u8 = 8;
+/// A wider route that refuses or drops packets is a precaution, not a range in use.
+const MIN_UNREACHABLE_PREFIX_LEN: u8 = 8;
 
 /// Link addresses are constants: the link has two ends and no neighbour discovery.
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -50,14 +50,14 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket in the calling thread's namespace; it stays there on any thread.
+    /// Opens a socket in the calling thread's namespace, which it belongs to on any thread.
     pub(crate) fn open() -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let guard = runtime.enter();
         let (connection, handle, _) = new_connection()?;
-        // Ends when the handle is dropped, at the latest with the runtime, both of which we own.
+        // Ends when the handle is dropped, at the latest with the runtime; `Netlink` owns both.
         runtime.spawn(connection);
         drop(guard);
 
@@ -101,7 +101,7 @@ impl Netlink {
         Ok(link.header.index)
     }
 
-    /// Name of the interface with this index, if there is one.
+    /// The name of the interface with this index, if there is one.
     pub(crate) fn name_of(&self, index: u32) -> Option<String> {
         let mut links = self.handle.link().get().match_index(index).execute();
         let link = self.wait(links.try_next()).ok()??;
@@ -137,8 +137,7 @@ impl Netlink {
             .context("cannot delete an interface")
     }
 
-    /// Adds an address for this link only: no program takes it for one of the machine's own that
-    /// others could reach.
+    /// Adds an address of link scope: no program takes it for one that other machines can reach.
     pub(crate) fn add_address(&self, index: u32, address: Ipv4Addr) -> anyhow::Result<()> {
         let mut request = self.handle.address().add(index, IpAddr::V4(address), 32);
         request.message_mut().header.scope = AddressScope::Link;
@@ -147,7 +146,7 @@ impl Netlink {
             .context("cannot add an address")
     }
 
-    /// Adds a permanent neighbour, so that nobody asks who it is.
+    /// Adds a permanent neighbour, which needs no ARP.
     pub(crate) fn add_neighbour(
         &self,
         index: u32,
@@ -177,7 +176,6 @@ impl Netlink {
             .context("cannot add the route of the link")
     }
 
-    /// Adds a route for all that has no other.
     pub(crate) fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> anyhow::Result<()> {
         let message = RouteMessageBuilder::<Ipv4Addr>::new()
             .gateway(gateway)
@@ -188,8 +186,8 @@ impl Netlink {
             .context("cannot add the route to the workstation")
     }
 
-    /// Adds the route to the aliases, in the table that every lookup asks first: the rules of
-    /// some VPNs come before the main table.
+    /// Adds the route to the aliases to the table `local`, which every lookup reads first: the rules
+    /// of some VPNs come before the table `main`.
     pub(crate) fn add_alias_route(
         &self,
         index: u32,
@@ -224,7 +222,7 @@ impl Netlink {
             .context("cannot make the aliases local")
     }
 
-    /// Every IPv4 network that a route of any table, a rule or an address here speaks of.
+    /// The IPv4 networks of all routes (of any table), rules and addresses here.
     pub(crate) fn networks(&self) -> anyhow::Result<Vec<Ipv4Net>> {
         let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let routes: Vec<_> = self.wait(self.handle.route().get(filter).execute().try_collect())?;
@@ -260,7 +258,7 @@ impl Netlink {
             .collect())
     }
 
-    /// Gives a namespace an id in this one, where it has none yet.
+    /// Assigns an id in this namespace to one that has none here yet.
     pub(crate) fn set_namespace_id(&self, namespace: &NetNamespace, id: i32) -> anyhow::Result<()> {
         let fd = u32::try_from(namespace.as_fd().as_raw_fd()).expect("descriptors are positive");
         let attributes = vec![NsidAttribute::Fd(fd), NsidAttribute::Id(id)];
@@ -272,7 +270,7 @@ impl Netlink {
         }
     }
 
-    /// Whether the namespace with this id still lives.
+    /// Returns whether the namespace with this id still lives.
     pub(crate) fn knows_namespace(&self, id: i32) -> anyhow::Result<bool> {
         let attributes = vec![NsidAttribute::Id(id)];
         let answer = self.ask_namespace(attributes, RouteNetlinkMessage::GetNsId, 0)?;
@@ -300,7 +298,7 @@ impl Netlink {
 
         match answer.map(|answer| answer.payload) {
             Some(NetlinkPayload::Error(error)) if error.code.is_some() => Ok(Some(error.to_io())),
-            // An acknowledgement ends the answers and is none of them.
+            // The stream of answers ends at an acknowledgement, without an item for it.
             _ => Ok(None),
         }
     }
@@ -321,11 +319,11 @@ impl Netlink {
 
 fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
     let prefix_len = route.header.destination_prefix_length;
-    let leads_nowhere = matches!(
+    let is_unreachable = matches!(
         route.header.kind,
         RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw
     );
-    if leads_nowhere && prefix_len < SHORTEST_TO_NOWHERE {
+    if is_unreachable && prefix_len < MIN_UNREACHABLE_PREFIX_LEN {
         return None;
     }
 

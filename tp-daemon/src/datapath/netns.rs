@@ -29,7 +29,7 @@ impl NetNamespace {
         })
     }
 
-    /// Takes a descriptor that somebody handed over; `None` if it is something else.
+    /// Takes a descriptor from another process; `None` unless it is of a network namespace.
     pub(crate) fn from_descriptor(fd: OwnedFd) -> Option<Self> {
         sys::is_network_namespace(&fd).then_some(Self { fd })
     }
@@ -40,7 +40,7 @@ impl NetNamespace {
         Ok(Self { fd })
     }
 
-    /// Says whether that process is in this namespace.
+    /// Returns whether that process is in this namespace.
     pub(crate) fn is_of_process(&self, pid: u32) -> io::Result<bool> {
         let ours = rustix::fs::fstat(&self.fd)?;
         let theirs = fs::metadata(format!("/proc/{pid}/ns/net"))?;
@@ -48,7 +48,7 @@ impl NetNamespace {
         Ok(ours.st_ino == theirs.ino() && ours.st_dev == theirs.dev())
     }
 
-    /// Says whether users have the same numbers in this namespace as in the daemon's own.
+    /// Returns whether user ids mean the same in this namespace as in the daemon's own.
     pub(crate) fn has_our_users(&self) -> io::Result<bool> {
         let owner = rustix::fs::fstat(sys::owner_of(&self.fd)?)?;
         let ours = fs::metadata("/proc/self/ns/user")?;
@@ -75,7 +75,7 @@ impl AsFd for NetNamespace {
     }
 }
 
-/// A thread that has changed its namespace never does anything else.
+/// Runs `work`, which may change the thread's namespace, on a thread that ends afterwards.
 fn on_thread<T: Send, E: Send + From<io::Error>>(
     work: impl FnOnce() -> Result<T, E> + Send,
 ) -> Result<T, E> {

@@ -12,17 +12,17 @@ use serde_json::{Value, json};
 
 use super::{Machine, Process, sh};
 
-/// How a container is connected.
+/// The network of a container.
 #[derive(Clone, Copy)]
 pub enum Network<'a> {
-    /// With a network namespace of its own.
+    /// A network namespace of its own.
     Bridge(&'a Bridge),
-    /// In the machine's network namespace.
+    /// The machine's network namespace.
     Host,
 }
 
-/// A bridge as Docker makes it: the machine is the containers' default route, and what they send
-/// elsewhere leaves under the machine's own address.
+/// A bridge like Docker's: the machine is the containers' default route and masquerades their
+/// packets.
 pub struct Bridge {
     netns: String,
 }
@@ -49,7 +49,7 @@ impl Bridge {
         sh(&format!("ip -n {netns} address add 172.32.0.2/24 dev eth0"));
         sh(&format!("ip -n {netns} link set eth0 up"));
         sh(&format!("ip -n {netns} route add default via 172.32.0.1"));
-        // Every packet that leads nowhere is answered, not only some in a second.
+        // Answer every unroutable packet, without a rate limit.
         let mut answer_all = machine.command(&["sysctl", "-qw", "net.ipv4.icmp_ratelimit=0"]);
         assert!(answer_all.status().is_ok_and(|status| status.success()));
         for rule in [
@@ -73,7 +73,7 @@ impl Drop for Bridge {
 }
 
 impl Machine {
-    /// What an application saw that runs as this user in a container.
+    /// The report of an application of this user in a container.
     #[track_caller]
     pub fn containers_app(&self, network: Network<'_>, uid: u32, words: &[&str]) -> Value {
         static COUNT: AtomicU32 = AtomicU32::new(0);

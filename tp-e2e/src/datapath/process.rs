@@ -14,15 +14,15 @@ use serde_json::{Value, json};
 
 use crate::process;
 
-/// The first ones are never given out.
+/// Lower numbers are never given out.
 const FIRST_ALIAS: u32 = 256;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A program that says one JSON object per line; killed when dropped.
+/// A program that prints one JSON object per line; killed when dropped.
 pub struct Process {
     child: Child,
     lines: mpsc::Receiver<String>,
-    /// What a session said when it was ready.
+    /// A session's message when it is ready.
     pub greeting: Value,
     log: String,
 }
@@ -70,7 +70,7 @@ impl Process {
         while !self.line().contains(words) {}
     }
 
-    /// All that was said so far and not taken as an object.
+    /// All output so far that was not taken as an object.
     pub fn log(&mut self) -> String {
         while let Ok(line) = self.lines.try_recv() {
             self.log += &(line + "\n");
@@ -78,7 +78,7 @@ impl Process {
         self.log.clone()
     }
 
-    /// All that a program said that has ended.
+    /// All output of an ended program.
     pub fn last_words(&mut self) -> String {
         while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
             self.log += &(line + "\n");
@@ -98,20 +98,20 @@ impl Process {
         }
     }
 
-    /// Says a line to a session; returns its answer.
+    /// Sends a line to a session; returns its answer.
     #[track_caller]
     pub fn tell(&mut self, line: &str) -> Value {
         self.say(line);
         loop {
             let answer = self.object();
-            // What a session says unasked.
+            // An unsolicited message of a session.
             if answer["event"] != "lost" {
                 return answer;
             }
         }
     }
 
-    /// Says a line to which there is no answer.
+    /// Sends a line that has no answer.
     #[track_caller]
     pub fn say(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("piped");
@@ -124,7 +124,7 @@ impl Process {
         self.tell(&request.to_string())["reply"].take()
     }
 
-    /// The n-th alias that the session's bundle gives out.
+    /// The n-th alias of the session's bundle.
     #[track_caller]
     pub fn alias(&self, n: u32) -> String {
         let base = self.greeting["bundle"]["alias_base"].as_str();
@@ -159,7 +159,7 @@ impl Process {
         process::signal(self.pid(), signal);
     }
 
-    /// Waits for the end; true if it was a success.
+    /// Waits for the end; returns whether it succeeded.
     #[track_caller]
     pub fn wait(&mut self) -> bool {
         assert!(
@@ -181,7 +181,7 @@ impl Drop for Process {
     }
 }
 
-/// A pipe that is full stops the program behind it, so somebody always reads.
+/// Always reads: a full pipe would block the program.
 fn forward_lines(source: impl std::io::Read + Send + 'static, line_tx: mpsc::Sender<String>) {
     thread::spawn(move || {
         for line in BufReader::new(source).lines().map_while(Result::ok) {

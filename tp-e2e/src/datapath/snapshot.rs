@@ -1,4 +1,4 @@
-//! What a machine looks like, to be compared with what it looked like before.
+//! The state of a machine, to be compared with an earlier one.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -56,7 +56,7 @@ impl Snapshot {
         text
     }
 
-    /// Whether programs of ours are loaded.
+    /// Returns whether programs of ours are loaded.
     pub fn has_programs(&self) -> bool {
         !self.programs.is_empty()
     }

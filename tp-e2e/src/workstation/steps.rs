@@ -17,13 +17,13 @@ use crate::{
 pub const CONNECT_TO_SHOP: [&str; 4] = ["tp", "connect", "--namespace", "shop"];
 pub const READ_WEB: [&str; 5] = ["curl", "-sS", "--max-time", "10", "http://web/"];
 
-/// How long finding the better path, or another one, may take.
-const SWITCH: Duration = Duration::from_secs(15);
-/// How soon a change in the cluster is known.
-const KNOWN: Duration = Duration::from_secs(20);
+/// For the tunnel to find the better path, or another one.
+const SWITCH_TIMEOUT: Duration = Duration::from_secs(15);
+/// For a change in the cluster to be known.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Workstation {
-    /// With a root daemon that serves, and a session of this namespace.
+    /// Starts a root daemon and connects to this namespace.
     #[track_caller]
     pub fn connected(account: Account, person: &str, namespace: &str, flags: &[&str]) -> Self {
         let workstation = Self::new(account, person);
@@ -31,25 +31,25 @@ impl Workstation {
         workstation
     }
 
-    /// A program in the background, as this person.
+    /// Starts a program in the background, as this person.
     #[track_caller]
     pub fn start(&self, words: &[&str]) -> Running {
         Running::start(&mut self.command(words))
     }
 
-    /// The page of the service `web`, which must come.
+    /// Reads the page of the service `web`, which must succeed.
     #[track_caller]
     pub fn read_web(&self) -> String {
         self.run(&READ_WEB).expect_success()
     }
 
-    /// A connection to a closed port of the service `web` is refused.
+    /// Checks that a connection to a closed port of the service `web` is refused.
     #[track_caller]
     pub fn assert_closed_port_refuses(&self) {
         self.run(&["curl", "-sS", "http://web:81/"]).expect_code(7);
     }
 
-    /// What was seen of so many bytes that the echo service sent back.
+    /// The report of an echo of so many bytes.
     #[track_caller]
     pub fn exchange(&self, size: u64) -> Value {
         let size = size.to_string();
@@ -70,10 +70,10 @@ impl Workstation {
         });
     }
 
-    /// Waits until the tunnel takes this path; returns what `tp status` says of it.
+    /// Waits until the tunnel uses this path; returns its part of `tp status`.
     #[track_caller]
     pub fn expect_path(&self, path: &str) -> Value {
-        eventually(&format!("the path {path}"), SWITCH, || {
+        eventually(&format!("the path {path}"), SWITCH_TIMEOUT, || {
             let status = self.status();
             if status["transport"]["path"] == path && status["state"] == "connected" {
                 Ok(status["transport"].clone())
@@ -83,7 +83,7 @@ impl Workstation {
         })
     }
 
-    /// Waits until `tp status` says so, of a session that may not be there yet.
+    /// Waits until `tp status` shows this state; the session may not exist yet.
     #[track_caller]
     pub fn expect_soon(&self, state: &str) {
         eventually(state, Duration::from_secs(10), || {
@@ -98,7 +98,7 @@ impl Workstation {
     /// Waits until a name has this address and no other.
     #[track_caller]
     pub fn expect_address(&self, name: &str, address: &str) {
-        eventually(&format!("{name} to be {address}"), KNOWN, || {
+        eventually(&format!("{name} to be {address}"), CHANGE_TIMEOUT, || {
             let said = self.run(&["dig", "+short", "+time=3", "+tries=1", name]);
             if said.stdout.trim() == address {
                 Ok(())
@@ -108,14 +108,14 @@ impl Workstation {
         });
     }
 
-    /// Writes a file below the home directory, which is this person's own.
+    /// Writes a file of this person's below the home directory.
     #[track_caller]
     pub fn write_file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.home().join(name);
         let folder = path.parent().expect("it is below the home directory");
         fs::create_dir_all(folder).expect("own folders are writable");
         fs::write(&path, text).expect("own folders are writable");
-        // The first folder below the home directory, with all that is in it.
+        // The first folder below the home directory, with its content.
         let first = Path::new(name).components().next().expect("it has a name");
         self.account().own(&self.home().join(first));
 

@@ -1,4 +1,4 @@
-//! The addresses that stand for others.
+//! Aliases: addresses that stand for others.
 
 use std::{
     net::Ipv4Addr,
@@ -13,7 +13,7 @@ use tp_e2e::{
 
 use crate::{HELPER, WEB, WEB_ADDRESS, machine};
 
-/// What a machine of [`with_few_aliases`] has.
+/// Aliases of a machine of [`with_few_aliases`].
 const FEW: u32 = 256;
 const QUARANTINE: Duration = Duration::from_millis(1500);
 
@@ -83,7 +83,7 @@ fn aliases_stand_for_other_addresses_after_a_quarantine_and_never_while_somebody
     assert_eq!(session.counter("alias_table_full"), u64::from(300 - left));
     assert_eq!(session.counter("aliases"), u64::from(FEW));
 
-    // Two programs on two processors want the same addresses at the same time, always new ones.
+    // Two programs on two processors connect to the same, ever new addresses.
     let mut greeted = 0;
     let mut next = u32::from(Ipv4Addr::new(10, 101, 0, 0));
     eventually(

@@ -1,5 +1,5 @@
-//! A session that attacks: nothing it sends reaches anybody of the machine who did not ask for it,
-//! and nobody else is ever shown what an alias stands for.
+//! An attacking session: its packets reach only sockets that use it, and other users never see an
+//! alias's destination.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ fn a_session_that_outlives_the_root_daemon_reaches_no_server_either() {
 
     machine.daemon_mut().kill();
 
-    // What it was handed is still its own, and the link is there as long as that.
+    // It still owns its descriptors, and the link exists as long.
     for attack in ["listener", "pktinfo"] {
         rogue.tell(&format!("{attack} {alias} {PORT}"));
     }
@@ -60,7 +60,7 @@ fn a_datagram_out_of_the_tun_reaches_no_server() {
     let alias = rogue.alias(0);
     let server = name_servers_alias(&machine, &mut rogue);
 
-    // From an alias to which nobody sent datagrams, and from a name server's.
+    // From an unused alias, and from a name server's.
     rogue.tell(&format!("datagram {alias}:53 {PORT}"));
     rogue.tell(&format!("datagram {server}:53 {PORT}"));
 
@@ -73,7 +73,7 @@ fn a_datagram_out_of_the_tun_reaches_no_server() {
 fn a_datagram_to_somebody_elses_query_is_not_heard() {
     let (machine, mut rogue, _victim) = attacked();
     let server = name_servers_alias(&machine, &mut rogue);
-    // A resolver of root's that waits for an answer of a server outside the cluster.
+    // A resolver of root that waits for an answer of an outside server.
     let mut resolver = machine.start_app(0, &["wait", "0.0.0.0:5353"]);
     assert_eq!(resolver.object()["event"], "waiting");
 
@@ -95,9 +95,9 @@ fn segments_out_of_the_tun_reach_no_server() {
     }
 
     dropped(&mut rogue, "forbidden_reply", 3);
-    // No alias opens connections.
+    // An alias never opens connections.
     dropped(&mut rogue, "foreign_source", 1);
-    // The reset finds a listener, which is nobody's who asked.
+    // The reset reaches a listener of a program that did not ask.
     dropped(&mut rogue, "unasked", 1);
     assert_hears_only_the_greeting(&machine, &mut victim);
 }
@@ -176,7 +176,7 @@ fn what_is_local_is_not_steered_whatever_a_session_asks_for() {
     assert_eq!(seen["greeting"], "10.96.1.2:80");
 }
 
-/// A session that lies about an address, beside a server of root's.
+/// A session that lies about an address, beside a server of root.
 fn attacked() -> (Machine, Process, Process) {
     let machine = machine();
     let socket = machine.socket();
@@ -185,7 +185,7 @@ fn attacked() -> (Machine, Process, Process) {
     let mut rogue = Process::start(&mut machine.command(&words));
     rogue.greeting = rogue.object();
     assert_eq!(rogue.greeting["event"], "ready");
-    // From here on the first alias stands for this address.
+    // Makes the first alias stand for this address.
     let target = format!("{SPOOFED}:9");
     let seen = machine.app(MEMBER, &["connect", &target, "timeout=300"]);
     assert_eq!(seen["errno"], "ETIMEDOUT");
@@ -202,7 +202,7 @@ fn victim(machine: &Machine) -> Process {
     victim
 }
 
-/// Lets the alias of the name server be given out, by a query that stays without an answer.
+/// Allocates the name server's alias, by a query without an answer.
 fn name_servers_alias(machine: &Machine, rogue: &mut Process) -> String {
     rogue.tell("alive");
     let mut asker = machine.start_app(MEMBER, &["udp", "203.0.113.53:53"]);
@@ -212,7 +212,7 @@ fn name_servers_alias(machine: &Machine, rogue: &mut Process) -> String {
     seen["alias"].as_str().unwrap().to_owned()
 }
 
-/// What the attacks sent would have come first.
+/// Checks that nothing of the attacks has arrived before.
 #[track_caller]
 fn assert_hears_only_the_greeting(machine: &Machine, victim: &mut Process) {
     let target = format!("127.0.0.1:{PORT}");
@@ -229,7 +229,7 @@ fn assert_hears_only_the_greeting(machine: &Machine, victim: &mut Process) {
     }
 }
 
-/// Waits until so many packets were dropped for this reason.
+/// Waits until so many packets are counted as dropped for this reason.
 #[track_caller]
 fn dropped(session: &mut Process, reason: &str, count: u64) {
     eventually("packets to be dropped", Duration::from_secs(2), || {

@@ -1,12 +1,12 @@
-//! Sockets and datagrams that are bound to an address or to an interface: steered, or refused at
-//! once, never left to hang.
+//! Sockets and datagrams bound to an address or an interface: steered, or refused at once, never
+//! left to hang.
 
 use tp_e2e::datapath::{MEMBER, OUTSIDER};
 
 use crate::{WEB, WEB_ADDRESS, aliases::with_few_aliases, machine};
 
 const TARGET: &str = "10.96.1.2:80";
-/// Of the machine under test.
+/// Address of the machine under test.
 const OWN: &str = "172.31.0.2";
 
 #[test]

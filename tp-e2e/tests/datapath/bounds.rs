@@ -1,4 +1,4 @@
-//! One user cannot take what the others need.
+//! One user cannot exhaust the resources of others.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tp_e2e::{
 
 use crate::{machine, sh};
 
-/// Opens bundles, each on a connection of its own, and keeps one descriptor of each.
+/// Opens bundles, each on its own connection, and keeps one descriptor of each.
 const HOARD: &str = r#"
 import array, json, os, socket, sys
 def ask(root, request, fds=[]):
@@ -39,7 +39,7 @@ print(json.dumps({'kept': len(kept), 'reply': reply, 'again': again}), flush=Tru
 sys.stdin.read()
 "#;
 
-/// Connections that say nothing, renewed all the time until the input ends.
+/// Opens silent connections, and reopens them until the input ends.
 const IDLE: &str = r#"
 import select, socket, sys
 path, count = sys.argv[1], int(sys.argv[2])
@@ -60,7 +60,7 @@ fn python(machine: &Machine, uid: u32, script: &str, words: &[&str]) -> Process 
     Process::start(&mut machine.command_of(uid, &[&own, words].concat()))
 }
 
-/// The member gets a session, within the bound.
+/// Checks that the member gets a session in time.
 #[track_caller]
 fn serves_again(machine: &Machine, bound: Duration) {
     eventually("room for a session", bound, || {
@@ -77,7 +77,7 @@ fn serves_again(machine: &Machine, bound: Duration) {
 #[test]
 fn private_networks_and_tables_that_somebody_keeps_are_bounded() {
     let machine = machine();
-    // The listener keeps the namespace, the table of aliases only itself.
+    // The listener keeps the namespace alive, the table of aliases only itself.
     for which in ["0", "3"] {
         let mut hoarder = python(&machine, MEMBER, HOARD, &[which, "40"]);
         let said = hoarder.object();
@@ -150,7 +150,7 @@ fn a_root_daemon_without_descriptors_goes_on_when_it_has_some_again() {
 fn thousands_of_networks_are_steered() {
     let machine = machine();
     let mut session = machine.session();
-    // Every other address, so that no two make one network.
+    // Every other address, so that no two form a larger network.
     let part = |n: u32| {
         let networks: Vec<String> = (0..1000)
             .map(|host| format!("10.{}.{}.{}/32", 96 + n, host / 125, host % 125 * 2))
@@ -175,7 +175,7 @@ fn thousands_of_networks_are_steered() {
     }
     assert_eq!(connect("10.96.0.1:80"), "EHOSTUNREACH");
 
-    // A part that got lost is noticed, and nothing of it stays.
+    // A missing part is an error, and the others are discarded.
     assert_eq!(tell(&mut session, 1, 2)["kind"], "invalid");
     assert_eq!(connect("10.100.7.248:80"), json!(null), "as before");
     assert_eq!(tell(&mut session, 0, 0)["reply"], "done");
@@ -190,8 +190,8 @@ fn thousands_of_networks_are_steered() {
     assert_eq!(refused["kind"], "invalid", "{refused}");
 }
 
-/// Leaves root the last descriptor of a socket whose end takes hours: its peer does not read, and it
-/// is to linger.
+/// Leaves root the last descriptor of a socket that takes hours to close: its peer does not read,
+/// and it has SO_LINGER.
 const LINGER: &str = r#"
 import array, json, os, socket, struct, sys
 def ask(request, fd):
@@ -238,7 +238,7 @@ fn ending_a_session_touches_no_filter_of_the_machine() {
         assert!(output.status.success(), "{words:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    // Numbers of interfaces, preference and handle that those of a private namespace have.
+    // Interface numbers, preference and handle of a private namespace.
     for index in 2..8 {
         if index > 2 {
             run(&format!("ip link add d{index} index {index} type bridge"));

@@ -1,4 +1,4 @@
-//! Several sessions of one user: what one passes on reaches the server, not the other session.
+//! Several sessions of one user: a query passed on by one reaches the server, not another session.
 
 use std::path::Path;
 
@@ -44,8 +44,8 @@ fn a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespa
         .map(|word| format!("'{word}'"))
         .collect::<Vec<_>>();
     let session = session.join(" ");
-    // The shell stays the first process of the namespace, so that all others end with it: whoever
-    // changes its user is not told of its parent's end any more.
+    // The shell stays the namespace's first process, so that all others end with it: the kernel
+    // sends no parent-death signal after a change of user.
     let script = format!(
         "\"$0\" root --socket \"$1\" --group {MEMBER} & until [ -S \"$1\" ]; do sleep 0.05; done; \
          {session}; exit $?"
@@ -69,7 +69,7 @@ fn start_session_at(machine: &Machine, socket: &str) -> Process {
     session
 }
 
-/// A session whose name server is the neighbour.
+/// Arguments of a session whose name server is the neighbour.
 fn session_words(socket: &str) -> [&str; 6] {
     let own = "/proc/self/ns/net";
 
@@ -85,7 +85,7 @@ fn assert_query_arrives_once(machine: &Machine) {
     assert_eq!(seen["answer"], "ping|own", "{seen}");
     assert_eq!(seen["from"], SERVER);
 
-    // Whatever else is still on its way would come before this.
+    // Any other pending datagram would arrive before this.
     let marker = machine.app(0, &["udp", SERVER]);
     assert_eq!(marker["answer"], "ping|own", "{marker}");
     let heard = [server.object(), server.object()];

@@ -1,4 +1,4 @@
-//! What `connect()` meets: who is steered where, and how it ends.
+//! `connect()`: whose is steered where, and how it ends.
 
 use serde_json::json;
 use tp_e2e::datapath::MEMBER;
@@ -66,7 +66,7 @@ fn a_silent_far_side_times_out() {
     let machine = machine();
     let _session = machine.session();
 
-    // One that never decides, and one that gave up itself.
+    // A far side that never decides, and one whose dial timed out.
     for port in ["7004", "7012"] {
         for flags in [&["retries=1"][..], &["retries=1", "nonblocking"]] {
             let target = format!("10.96.1.2:{port}");
@@ -119,7 +119,7 @@ fn a_target_that_resets_at_once_is_not_unreachable() {
     for _ in 0..20 {
         let seen = machine.app(MEMBER, &["drain", "10.96.1.2:7014"]);
 
-        // A reset that is faster than the application is the error of connect(), as ever.
+        // A reset before the application proceeds is an error of connect(), as without tp.
         let errno = seen.get("connect").unwrap_or(&seen["errno"]);
         assert_eq!(errno, "ECONNRESET", "{seen}");
     }

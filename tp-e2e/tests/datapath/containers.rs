@@ -1,5 +1,5 @@
-//! The root daemon in containers that hide, protect or withhold what it uses: it works, or one
-//! sentence names what is missing and the flag that gives it.
+//! The root daemon in containers that hide, protect or withhold its requirements: it works, or one
+//! sentence names what is missing and the flag that provides it.
 
 use serde_json::Value;
 use tp_e2e::datapath::{MEMBER, Machine, NAME_SERVERS, Process, STEER};
@@ -10,16 +10,16 @@ use crate::HELPER;
 const PROC_SYS_READ_ONLY: &str =
     "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys";
 const WITHOUT_DEVICES: &str = "mount -t tmpfs tmpfs /dev/net";
-/// With the folders that others were mounted at, and without what was mounted there.
+/// /sys with the mount points, and without the mounted file systems.
 const SYS_ALONE: &str = "mount --bind /sys /sys";
 
-/// What Docker leaves to root, and what is to be added.
+/// Root's capabilities in Docker, and the additional ones.
 const ADDED: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,\
                      +net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap,\
                      +net_admin,+sys_admin";
 
-/// A root daemon in a mount namespace of its own, after these commands, and with these changes to
-/// its capabilities.
+/// A root daemon in its own mount namespace, after these commands, and with these capability
+/// changes.
 fn confined(machine: &Machine, commands: &str, bounds: &str) -> Vec<String> {
     let program = machine.dir().join("tp-daemon").display().to_string();
     let script = format!("{commands} && exec \"$@\"");
@@ -30,14 +30,14 @@ fn confined(machine: &Machine, commands: &str, bounds: &str) -> Vec<String> {
     all.concat().into_iter().map(str::to_owned).collect()
 }
 
-/// The same, ready.
+/// Starts such a root daemon.
 #[track_caller]
 fn start_confined_daemon(machine: &mut Machine, commands: &str, bounds: &str) {
     let launcher = confined(machine, commands, bounds);
     machine.start_daemon_by(&launcher, &["--group", &MEMBER.to_string()]);
 }
 
-/// A session of root's in the same container, and what its user sees.
+/// A session of root in the same container, and the report of its application.
 #[track_caller]
 fn assert_works(machine: &Machine, bounds: &str) {
     let socket = machine.socket();
@@ -58,7 +58,7 @@ fn assert_works(machine: &Machine, bounds: &str) {
     assert_eq!(seen["greeting"], "10.96.1.2:80", "{seen}");
 }
 
-/// What a root daemon said that did not start.
+/// The error of a root daemon that did not start.
 #[track_caller]
 fn refusal_to_start(machine: &Machine, commands: &str, bounds: &str) -> String {
     let launcher = confined(machine, commands, bounds);

@@ -1,5 +1,5 @@
-//! Programs that could do more than the user who started them are not steered, whatever shape
-//! their privilege has; programs that could not are.
+//! Programs with more privileges than the user who started them are not steered, in whatever form;
+//! all others are.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
@@ -101,7 +101,7 @@ fn a_socket_that_is_older_than_its_programs_user_is_steered() {
     assert_eq!(session.counter("steered"), 1);
 }
 
-/// The helper as the member, inside of something else.
+/// Starts the helper as the member, inside another program.
 fn start_isolated(machine: &Machine, isolated: &[&str], words: &[&str]) -> Process {
     let program = machine.dir().join("datapath").display().to_string();
     let words = [isolated, &[&program], words].concat();
@@ -109,7 +109,7 @@ fn start_isolated(machine: &Machine, isolated: &[&str], words: &[&str]) -> Proce
     Process::start(&mut machine.command_of(MEMBER, &words))
 }
 
-/// What an application of the member's saw whose program belongs to root and has this mode.
+/// The report of a member's application whose program is root's and has this mode.
 fn with_mode(machine: &Machine, mode: u32, words: &[&str]) -> Value {
     let program = machine.dir().join(format!("datapath-{mode:o}"));
     fs::copy(machine.dir().join("datapath"), &program).unwrap();

@@ -1,4 +1,4 @@
-//! However a session or the root daemon ends, the machine is as before.
+//! However a session or the root daemon ends, the machine is restored.
 
 use std::{path::Path, time::Duration};
 
@@ -19,7 +19,7 @@ fn closing_restores_the_machine_and_ends_held_connections() {
 
     assert_eq!(session.ask(&json!({"request": "close"}))["reply"], "done");
 
-    // The session resets what it carries before the root daemon aborts what is left.
+    // The session resets its flows before the root daemon aborts the rest.
     assert_eq!(app.object()["errno"], "ECONNRESET");
     drop(session);
     machine.assert_as(&before);

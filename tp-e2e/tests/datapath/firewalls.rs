@@ -1,4 +1,4 @@
-//! Firewalls of the machine that let out only what goes by a VPN or the LAN.
+//! Firewalls that allow only a VPN or the LAN.
 
 use tp_e2e::datapath::{MEMBER, Machine, Process};
 

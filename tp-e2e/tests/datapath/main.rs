@@ -1,6 +1,6 @@
-//! The data path of the workstation in network namespaces, without a cluster: real root daemon,
-//! real kernel, the relay and DNS service of the session over a tunnel whose far side decides by
-//! the port. Needs root.
+//! The workstation's data path in network namespaces, without a cluster: real root daemon, real
+//! kernel, the session's relay and DNS service, over a tunnel whose far side decides by the port.
+//! Needs root.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -39,7 +39,7 @@ fn sh(command: &str) {
     assert!(done.is_ok_and(|status| status.success()), "{command}");
 }
 
-/// A cgroup of one user's; removed when dropped.
+/// A user's cgroup; removed when dropped.
 struct Cgroup(String);
 
 impl Cgroup {

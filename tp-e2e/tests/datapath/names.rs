@@ -7,7 +7,7 @@ use tp_e2e::{datapath::MEMBER, process::eventually};
 
 use crate::{WEB, WEB_ADDRESS, machine};
 
-/// What a server of the machine's own has for every name.
+/// The answer of the machine's own server to every name.
 const OWN: &str = "192.0.2.53";
 
 #[test]
@@ -79,7 +79,7 @@ fn a_query_that_the_cluster_never_answers_holds_up_no_other() {
     assert_eq!(other["addresses"][0], WEB_ADDRESS);
     let ended = waiting.object();
     assert_eq!(ended["code"], "Server Failure", "{ended}");
-    // The other has come long before the session gives the first one up.
+    // The other answer comes long before the session gives up on the first.
     let waited = |seen: &Value| seen["elapsed_ms"].as_u64().unwrap();
     assert!(waited(&ended) > 3000, "{ended}");
     assert!(waited(&other) < 1000, "{other}");

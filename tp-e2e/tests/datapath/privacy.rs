@@ -1,4 +1,4 @@
-//! Who is not steered and cannot use the aliases.
+//! Users who are not steered and cannot use the aliases.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use tp_e2e::datapath::{Bridge, MEMBER, Machine, Network, OUTSIDER, Process, STEE
 
 use crate::{Cgroup, HELPER, machine};
 
-/// The first alias, with a port of the web and with one of names.
+/// The first alias, with the ports 80 and 53.
 fn alias(session: &Process) -> (String, String) {
     let alias = session.alias(0);
 
@@ -83,7 +83,7 @@ fn a_container_is_not_steered_and_cannot_use_the_aliases() {
     let steered = session.counter("steered");
     let bridge = Bridge::new(&machine);
 
-    // A user has the same number inside of a container and outside.
+    // A user id is the same inside and outside of a container.
     for uid in [MEMBER, OUTSIDER, 0] {
         assert_is_left_out(&machine, &session, Network::Bridge(&bridge), uid);
     }
@@ -110,8 +110,8 @@ fn a_container_of_another_user_on_the_hosts_network_cannot_use_the_aliases() {
     assert_eq!(session.counter("steered"), steered);
 }
 
-/// A container is not steered, by address or by name, and the alias that somebody else uses
-/// leads it nowhere.
+/// Checks that a container is not steered, by address or by name, and cannot use an alias of the
+/// machine.
 #[track_caller]
 fn assert_is_left_out(machine: &Machine, session: &Process, network: Network<'_>, uid: u32) {
     let see = |words: &[&str]| machine.containers_app(network, uid, words);

@@ -1,4 +1,4 @@
-//! Where the aliases come from, and that they are nobody else's.
+//! Ranges of aliases, and that no other host has them.
 
 use std::net::Ipv4Addr;
 
@@ -7,10 +7,10 @@ use tp_e2e::datapath::{MEMBER, Machine, OUTSIDER, Process};
 
 use crate::{machine, sh};
 
-/// Who knows addresses that stand for names gives out these.
+/// Programs that give out fake addresses for names use these.
 const FAKE: &str = "198.18.1.0";
 
-/// The neighbour answers under that address, as a proxy on the way does: refused, not silence.
+/// The neighbour answers for that address, as a proxy in between does: refused, not silent.
 #[track_caller]
 fn assert_neighbours(machine: &Machine, address: &str, when: &str) {
     for uid in [MEMBER, OUTSIDER, 0] {
@@ -48,7 +48,7 @@ fn an_address_of_the_range_never_leads_to_what_it_stands_for() {
     assert_eq!(used["greeting"], "10.96.1.2:80");
     let alias = session.alias(0);
     let neighbour = machine.neighbour();
-    // Somebody has that address after all.
+    // A host has that address after all.
     sh(&format!("ip -n {neighbour} address add {alias}/32 dev lo"));
 
     for uid in [MEMBER, OUTSIDER, 0] {
@@ -63,8 +63,8 @@ fn an_address_of_the_range_never_leads_to_what_it_stands_for() {
     assert_neighbours(&machine, &alias, "afterwards");
 }
 
-/// Takes all of 240.0.0.0/4 but one block of 65536 addresses and its neighbour, by a route of a
-/// table of their own, by a rule, by an address, and by what the session says of its cluster.
+/// Occupies all of 240.0.0.0/4 but one block of 65536 addresses and its neighbour, by a route in a
+/// separate table, a rule, an address, and the session's cluster networks.
 #[test]
 fn the_range_is_one_that_no_table_no_rule_no_address_and_no_cluster_speaks_of() {
     let machine = machine();
@@ -116,7 +116,7 @@ fn no_program_takes_the_links_address_for_one_of_the_machines() {
     drop(session);
 }
 
-/// Asks the root daemon for a bundle with just these words.
+/// Sends the root daemon exactly this request for a bundle.
 fn ask_root_daemon(machine: &Machine, open: &Value) -> Value {
     let script = "\
         import array, os, socket, sys\n\

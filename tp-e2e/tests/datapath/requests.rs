@@ -1,4 +1,4 @@
-//! Whom the root daemon serves, and with what.
+//! The root daemon's requests, and the users it serves.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 

@@ -1,4 +1,4 @@
-//! Sessions that lie, and those that do not.
+//! Forged Sessions and honest ones.
 
 use std::time::Duration;
 
@@ -152,11 +152,11 @@ async fn the_manager_refuses_what_is_not_the_clients_own() {
     let (own, other) = (key(), key());
     let made_first = made("dev", &own);
 
-    // Somebody else's Session, or an own one with somebody else's key.
+    // Another user's Session, or an own one with another user's key.
     let foreign = forward.refusal(&made_first.session, &other).await;
     assert!(foreign.contains("key"), "{foreign}");
 
-    // One that nobody made.
+    // A Session that does not exist.
     let mut invented = made_first.session.clone();
     invented.uid = "00000000-0000-0000-0000-000000000000".into();
     let unknown = forward.refusal(&invented, &own).await;
@@ -174,6 +174,6 @@ async fn the_manager_refuses_what_is_not_the_clients_own() {
     let copy = forward.refusal(&copied.session, &own).await;
     assert!(copy.contains("key"), "{copy}");
 
-    // The first keeps what it has.
+    // The first Session keeps its key.
     forward.connect(&made_first.session, &own).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Who may make a `Session`, and which Sessions the manager believes.
+//! The right to make a `Session`, and the Sessions that the manager accepts.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 

@@ -1,4 +1,4 @@
-//! The policy that makes a Session worth something, and the manager's key.
+//! The policy that proves a Session's user, and the manager's key.
 
 use std::{process::Command, time::Duration};
 
@@ -11,10 +11,10 @@ use tp_e2e::{
 
 use super::support::{Forward, Made, POLICY, create, key, made, ready, session};
 
-/// The policy takes effect, and is believed, some seconds after it was made.
-const TRUST: Duration = Duration::from_secs(30);
+/// The policy takes effect, and the manager trusts it, some seconds after its creation.
+const POLICY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Removes the policy for a while; installing again brings it back.
+/// Removes the policy; installing again restores it.
 struct PolicyAway;
 
 impl PolicyAway {
@@ -38,7 +38,7 @@ async fn while_the_policy_is_away_nobody_is_admitted_and_what_was_made_then_stay
     let away = PolicyAway::begin();
     let forged_key = key();
     let user = json!({"username": "admin", "groups": ["system:masters"]});
-    let forged = eventually("the policy to be out of force", TRUST, || {
+    let forged = eventually("the policy to be out of force", POLICY_TIMEOUT, || {
         let created = create("dev", &[], &session("shop", &user, &forged_key));
         if created.status.success() {
             Ok(Made::of(&created.json()))
@@ -71,7 +71,7 @@ fn a_manager_without_the_policy_is_not_ready_and_says_so() {
     ready();
     let away = PolicyAway::begin();
 
-    eventually("the manager to be unready", TRUST, || {
+    eventually("the manager to be unready", POLICY_TIMEOUT, || {
         let pod = testbed().object("tp-system", "pod", "tp-manager-0");
         let conditions = pod["status"]["conditions"].to_string();
         if conditions.contains("ContainersNotReady") {

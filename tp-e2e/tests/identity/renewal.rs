@@ -1,4 +1,4 @@
-//! Renewals: the user's groups of the day count, and nobody else's word.
+//! Renewals: the user's current groups count, and only the user can renew.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn granted() -> [Applied; 2] {
     })
 }
 
-/// What `user` would make to renew a Session, as tp does.
+/// The object by which `user` would renew a Session, as tp makes it.
 fn renewal(of: &Made, user: &Value, key: &Identity) -> Value {
     let spec = SessionSpec {
         user: serde_json::from_value(user.clone()).unwrap(),
@@ -47,7 +47,7 @@ fn renewal(of: &Made, user: &Value, key: &Identity) -> Value {
     renewal
 }
 
-/// The user, in these groups besides.
+/// The user, in these additional groups.
 struct Person(Vec<String>);
 
 impl Person {
@@ -115,7 +115,7 @@ async fn another_users_renewal_is_refused_or_changes_nothing() {
     let by_policy = format!("ValidatingAdmissionPolicy '{POLICY}'");
     assert!(forged.stderr.contains(&by_policy), "{forged}");
 
-    // Honest about who makes it: an object like any other.
+    // With the true creator it is an ordinary object.
     let honest = create(
         "dev",
         &[],

@@ -1,4 +1,4 @@
-//! What a session may reach.
+//! Destinations that a session may reach.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What these tests have in common: people, their Sessions, and the tunnel they open with them.
+//! Common parts of these tests: people, their Sessions, and the tunnels they open with them.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use tp_transport::{
 
 pub(super) const POLICY: &str = "tp-identity";
 
-/// A Session that somebody is about to make.
+/// A Session, not yet created.
 pub(super) fn session(namespace: &str, user: &Value, key: &Identity) -> Value {
     session_object(namespace, user, &key.key_hash().to_string())
 }
@@ -34,7 +34,7 @@ pub(super) fn create(person: &str, flags: &[&str], object: &Value) -> Finished {
     testbed().kubectl_as(person, &[&words, flags].concat())
 }
 
-/// Makes an honest Session; deleted with the guard.
+/// Creates a correct Session; deleted with the guard.
 pub(super) fn made(person: &str, key: &Identity) -> Made {
     made_in("shop", person, key)
 }
@@ -68,7 +68,7 @@ impl Drop for Made {
     }
 }
 
-/// A forwarded port of the manager, as a client has it.
+/// A forwarded port of the manager, as a client opens it.
 pub(super) struct Forward {
     _kubectl: Running,
     address: SocketAddr,
@@ -131,7 +131,7 @@ impl Forward {
     }
 }
 
-/// Somebody whose Session the manager has admitted.
+/// A user whose Session the manager has admitted.
 pub(super) struct Admitted {
     pub(super) tunnel: Tunnel,
     pub(super) made: Made,
@@ -170,7 +170,7 @@ pub(super) fn ready() {
     testbed().manager_ready();
 }
 
-/// Where a dial is refused, and why.
+/// The reason of a refused dial.
 pub(super) async fn refused_dial(tunnel: &Tunnel, target: &str) -> String {
     let dialled = timeout(PATIENCE, tunnel.dial(target.parse().unwrap())).await;
     let dialled = dialled.unwrap_or_else(|_| panic!("{target} is not refused at once"));
@@ -180,7 +180,7 @@ pub(super) async fn refused_dial(tunnel: &Tunnel, target: &str) -> String {
     }
 }
 
-/// A connection to `target`, as soon as the user may have one.
+/// Connects to `target` as soon as the user may.
 pub(super) async fn reached(tunnel: &Tunnel, target: &str) -> Flow {
     let dialling = async {
         loop {

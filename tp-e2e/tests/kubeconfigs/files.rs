@@ -11,7 +11,7 @@ use tp_e2e::{
 
 use super::support::{Desk, cluster, user};
 
-/// A name for a variant, what is changed in the kubeconfig, and for a refusal the code and words.
+/// A variant's name, its change to the kubeconfig, and for a refusal the code and words.
 type Variant<'a> = (
     &'a str,
     &'a dyn Fn(&mut Value),
@@ -206,7 +206,7 @@ fn whomever_to_trust_and_an_authority_are_not_taken_together() {
     );
 }
 
-/// A key on `curve`, as `openssl ecparam` writes it, and a certificate of the developer's for it.
+/// A key on `curve`, as `openssl ecparam` writes it, and the developer's certificate for it.
 fn write_client_key(desk: &Desk, curve: &str) {
     let pki = testbed().dir().join("pki");
     let script = format!(
@@ -237,7 +237,7 @@ fn client_keys_are_taken_and_one_of_a_kind_that_is_not_is_named() {
         desk.with(curve, &kubeconfig).expect_success(curve);
     }
 
-    // kubectl takes it, and ring does not.
+    // kubectl accepts it, ring does not.
     write_client_key(&desk, "secp521r1");
     let file = desk
         .workstation
@@ -268,7 +268,7 @@ fn paths_and_names_are_taken_whole() {
     ] {
         desk.both(name, flags, &[]).expect_success(name);
     }
-    // In the variable a colon separates.
+    // In the variable, colons separate paths.
     desk.both("variable", &[], &[("KUBECONFIG", file)])
         .expect_refusal("variable", 78, &["kubeconfig"]);
 }
@@ -281,7 +281,7 @@ fn the_shell_that_asks_says_which_kubeconfig_it_is() {
     *cluster(&mut other, "server") = "https://192.0.2.1:6443".into();
     let elsewhere = desk.workstation.write_file("other", &other.to_string());
     let elsewhere = elsewhere.to_str().unwrap();
-    // HOME is where the test's state is.
+    // HOME holds the test's state.
     let home = desk
         .workstation
         .write_file("state/.kube/config", &other.to_string());

@@ -1,4 +1,4 @@
-//! What stands before an API server and passes less than it.
+//! Gateways before an API server that pass less than it.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -10,9 +10,9 @@ use tp_e2e::{
 
 use super::support::{COPY, Desk, cluster, user};
 
-/// A gateway by HTTP at port 8443 that logs in as the user of a kubeconfig, and writes down the heads
-/// of the requests. To those that ask for one of the named upgrades it gives an answer of its own; where
-/// that is empty, it takes the upgrade out of the request.
+/// An HTTP gateway at port 8443 that logs in as the user of a kubeconfig, and records the heads of
+/// requests. Requests for one of the named upgrades get a fixed answer; if that is empty, the
+/// gateway removes the upgrade from the request.
 const GATEWAY: &str = r#"
 import asyncio, base64, json, ssl, sys, tempfile
 config, log, answer, refused = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3], sys.argv[4:]
@@ -74,7 +74,7 @@ impl Gateway {
         }
     }
 
-    /// The heads of the requests since the last time, in lower case.
+    /// The heads of requests since the last call, in lower case.
     fn asked(&self) -> String {
         let heads = fs::read_to_string(&self.log).unwrap();
         fs::write(&self.log, "").unwrap();
@@ -83,7 +83,7 @@ impl Gateway {
     }
 }
 
-/// A kubeconfig that leads to the gateway, for somebody who has nothing to log in with.
+/// A kubeconfig for the gateway, without credentials.
 fn kubeconfig_of_gateway(desk: &Desk) -> Value {
     let mut kubeconfig = desk.kubeconfig();
     *cluster(&mut kubeconfig, "server") = "http://127.0.0.1:8443".into();
@@ -92,7 +92,7 @@ fn kubeconfig_of_gateway(desk: &Desk) -> Value {
     kubeconfig
 }
 
-/// Flags that lead to the gateway.
+/// Flags for that kubeconfig.
 fn flags_of_gateway(desk: &Desk) -> [String; 2] {
     let file = desk
         .workstation
@@ -101,14 +101,14 @@ fn flags_of_gateway(desk: &Desk) -> [String; 2] {
     ["--kubeconfig".to_owned(), file.display().to_string()]
 }
 
-/// An answer of HTTP.
+/// An HTTP response.
 fn http_answer(status: &str, body: &str) -> String {
     let size = body.len();
 
     format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n{body}")
 }
 
-/// In the words of an API server.
+/// The response of an API server.
 fn status_answer(code: u16, reason: &str) -> String {
     let status = json!({
         "kind": "Status",
@@ -186,7 +186,7 @@ fn a_gateway_that_passes_no_websocket_is_passed_by_spdy_as_kubectl_does() {
         ("a page", http_answer("403 Forbidden", PAGE)),
         ("a page that is no error", http_answer("200 OK", PAGE)),
         ("a bad request", status_answer(400, "BadRequest")),
-        // As it is for who may create port-forwards and not get them.
+        // As for a user who may create port-forwards but not get them.
         ("forbidden", status_answer(403, "Forbidden")),
         ("the API server's, which is not asked", String::new()),
     ] {

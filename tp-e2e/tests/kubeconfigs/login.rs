@@ -1,4 +1,4 @@
-//! A developer whose kubeconfig names a program to log in with.
+//! A developer whose kubeconfig names a credential plugin.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -13,11 +13,10 @@ use tp_e2e::{
 
 use super::support::{Both, Desk, user};
 
-/// For a process that was told to end.
-pub(crate) const END: Duration = Duration::from_secs(5);
+/// For a process to end.
+pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Functions for plugins. Each run leaves a line in `runs`, and the number of the program that ran
-/// it in `parent`.
+/// Functions for plugins. Each run adds a line to `runs`, and its parent's process id to `parent`.
 const FUNCTIONS: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 echo "$PPID" >"$here/parent"
@@ -28,8 +27,8 @@ give() {
 }
 "#;
 
-/// A desk with a plugin, the tokens `token-1` and `token-2` of a service account that may connect to
-/// `shop`, and the token `token-other` of another.
+/// A desk with a plugin, the tokens `token-1` and `token-2` of a service account that may connect
+/// to `shop`, and the token `token-other` of another one.
 pub(crate) struct Login {
     pub(crate) desk: Desk,
     pub(crate) kubeconfig: Value,
@@ -66,7 +65,7 @@ impl Login {
         }
     }
 
-    /// With both programs; kubectl has run the plugin then as well.
+    /// Logs in with both programs; kubectl also runs the plugin.
     #[track_caller]
     pub(crate) fn both(&self, name: &str) -> Both {
         self.desk.with(name, &self.kubeconfig)
@@ -81,7 +80,7 @@ impl Login {
             .connect(&flags.each_ref().map(String::as_str), variables)
     }
 
-    /// The same without a terminal, also where the test has one, while the test goes on.
+    /// Starts `tp connect` in the background without a terminal, even if the test has one.
     #[track_caller]
     pub(crate) fn start(&self, variables: &[(&str, &str)]) -> Running {
         let flags = self.flags();
@@ -91,7 +90,7 @@ impl Login {
         Running::start(&mut self.desk.command(&words, variables))
     }
 
-    /// The same on a terminal that is its own.
+    /// Starts `tp connect` on a terminal of its own.
     #[track_caller]
     pub(crate) fn on_a_terminal(&self, variables: &[(&str, &str)]) -> Terminal {
         let flags = self.flags();
@@ -105,7 +104,7 @@ impl Login {
         )
     }
 
-    /// Those that lead to the kubeconfig. A session may read what is there already.
+    /// The flags for the kubeconfig, which a session may already have read.
     pub(crate) fn flags(&self) -> [String; 2] {
         let text = self.kubeconfig.to_string();
         let file = self.path("config");
@@ -121,12 +120,12 @@ impl Login {
         self.desk.workstation.home().join("tried").join(name)
     }
 
-    /// What stands in it; nothing if it is not there.
+    /// The file's text; empty if it is missing.
     pub(crate) fn text(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    /// The process whose number the plugin writes into a file.
+    /// The process id that the plugin writes into a file.
     #[track_caller]
     pub(crate) fn process(&self, name: &str) -> u32 {
         eventually(&format!("a process in {name}"), PATIENCE, || {
@@ -138,7 +137,7 @@ impl Login {
         })
     }
 
-    /// Process numbers of the runs until now.
+    /// Process ids of the runs so far.
     pub(crate) fn runs(&self) -> Vec<u32> {
         let runs = self.text("runs");
 

@@ -1,5 +1,5 @@
-//! Every kubeconfig that serves kubectl serves `tp`, and what serves neither is named: each is tried
-//! with both.
+//! Every kubeconfig that works for kubectl works for `tp`, and a broken one gets an error that
+//! names the cause: each is tried with both.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 

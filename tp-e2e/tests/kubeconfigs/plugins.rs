@@ -1,4 +1,4 @@
-//! Programs that log in: `client.authentication.k8s.io`.
+//! Credential plugins: `client.authentication.k8s.io`.
 
 use std::{fs, time::Duration};
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use tp_e2e::process::{PATIENCE, Running, eventually, expect_end, run, signal};
 
 use super::{
-    login::{END, Login},
+    login::{END_TIMEOUT, Login},
     support::user,
 };
 
@@ -50,7 +50,7 @@ fn a_plugin_asks_on_the_terminal_of_the_command() {
     let (code, screen) = terminal.finish(PATIENCE);
     assert_eq!(code, Some(0), "{screen}");
     assert_eq!(login.runs().len(), 1, "{screen}");
-    // Asked again, it is the connection there is, and nobody logs in for it.
+    // Connecting again finds the connection, without a login.
     login.connect(&[]).expect_success();
     assert_eq!(login.runs().len(), 1);
     login.desk.tp(&["quit"], &[]).expect_success();
@@ -58,8 +58,8 @@ fn a_plugin_asks_on_the_terminal_of_the_command() {
 
 #[test]
 fn nothing_is_left_of_a_login_that_is_interrupted() {
-    // Ctrl-C goes to the plugin as well, and the kernel hangs the terminal up when `tp` ends: a
-    // plugin that heeds neither is ended by `tp` or by nobody.
+    // Ctrl-C signals the plugin as well, and the kernel hangs up the terminal when `tp` ends: only
+    // `tp` can end a plugin that ignores both.
     let script = r#"
         trap '' INT HUP
         echo "waiting for you" >&2
@@ -77,7 +77,7 @@ fn nothing_is_left_of_a_login_that_is_interrupted() {
 
         let (code, screen) = terminal.finish(PATIENCE);
         assert_eq!(code, Some(expected), "{screen}");
-        expect_end("the plugin", login.runs().pop().unwrap(), END);
+        expect_end("the plugin", login.runs().pop().unwrap(), END_TIMEOUT);
         login.desk.tp(&["status"], &[]).expect_code(3);
     }
 }
@@ -96,8 +96,8 @@ fn nothing_is_left_of_a_login_without_a_terminal_that_is_interrupted() {
     signal(login.process("parent"), Signal::TERM);
 
     connect.finish(PATIENCE).expect_code(143);
-    expect_end("the plugin", login.runs().pop().unwrap(), END);
-    expect_end("what the plugin runs", child, END);
+    expect_end("the plugin", login.runs().pop().unwrap(), END_TIMEOUT);
+    expect_end("what the plugin runs", child, END_TIMEOUT);
     login.desk.tp(&["status"], &[]).expect_code(3);
 }
 
@@ -158,7 +158,7 @@ fn what_is_written_down_comes_before_a_plugin() {
 
 #[test]
 fn on_one_core_a_slow_credential_plugin_stalls_nothing() {
-    // It asks for a name itself, which the session that runs it answers.
+    // The plugin resolves a name, which the session that runs it answers.
     let script = r#"
         getent hosts web.shop >"$here/resolved-$(wc -l <"$here/runs")"
         sleep 3
@@ -166,7 +166,7 @@ fn on_one_core_a_slow_credential_plugin_stalls_nothing() {
     "#;
     let login = Login::new(script, "IfAvailable");
     let flags = login.flags();
-    // A variable that may mean another user: the session logs in itself to find out.
+    // A variable that may select another user: the session logs in itself to find out.
     let connect = |shell: &str| {
         let words = ["taskset", "-c", "0", "tp", "connect", "--namespace", "shop"];
         let words = [&words[..], &flags.each_ref().map(String::as_str)].concat();

@@ -9,8 +9,8 @@ use tp_e2e::{
 
 use super::support::{COPY, Desk, cluster};
 
-/// A proxy by CONNECT and by SOCKS5 (RFC 1928) at port 3128 that writes down whom it was asked for;
-/// where credentials are named, CONNECT needs them. Port 6443 leads to the API server.
+/// A proxy for CONNECT and SOCKS5 (RFC 1928) at port 3128 that records the requested targets; if
+/// credentials are given, CONNECT requires them. Port 6443 leads to the API server.
 const PROXY: &str = r#"
 import asyncio, base64, sys
 log, credentials = sys.argv[1], sys.argv[2:]
@@ -72,7 +72,7 @@ impl Proxy {
         }
     }
 
-    /// Whom it was asked for since the last time.
+    /// Targets requested since the last call.
     fn asked(&self) -> BTreeSet<String> {
         let text = fs::read_to_string(&self.log).unwrap();
         fs::write(&self.log, "").unwrap();
@@ -81,7 +81,7 @@ impl Proxy {
     }
 }
 
-/// Both succeed, and both ask the proxy for the same, which is nothing if they go directly.
+/// Checks that both succeed, with the same requests to the proxy: none if they go directly.
 #[track_caller]
 fn assert_alike(
     desk: &Desk,

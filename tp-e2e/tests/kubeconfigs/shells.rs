@@ -1,4 +1,4 @@
-//! Programs that log in as somebody else in another shell.
+//! Credential plugins that log in as another user in another shell.
 
 use std::fs;
 
@@ -33,14 +33,14 @@ fn assert_connected_to(workstation: &Workstation, session: &Running) {
 
 #[test]
 fn a_plugin_goes_by_the_shell_that_asks() {
-    // What has run out when it is given makes the session run the plugin as well.
+    // An expired credential makes the session run the plugin as well.
     let script = r#"
         echo "$AWS_PROFILE" >>"$here/profiles"
         [ "$AWS_PROFILE" = robot ] || exit 1
         give 1 ', "expirationTimestamp": "2020-01-01T00:00:00Z"'
     "#;
     let login = Login::new(script, "IfAvailable");
-    // A session ends with the command that failed, so that no `tp connect` leaves one for the next.
+    // A session ends with the failed command, so no `tp connect` leaves one for the next.
     let session = start_session(&login, &[("AWS_PROFILE", "nobody")]);
 
     login.connect(&[("AWS_PROFILE", "robot")]).expect_success();
@@ -49,7 +49,7 @@ fn a_plugin_goes_by_the_shell_that_asks() {
     assert!(profiles.lines().count() > 1, "the session's own run");
     assert!(profiles.lines().all(|it| it == "robot"), "{profiles}");
 
-    // Whoever is connected already, only the session runs it: not as the first shell has it.
+    // While connected, only the session runs the plugin, with this shell's variables.
     login.forget_runs();
     let other = login.connect(&[("AWS_PROFILE", "nobody")]);
     assert_eq!(other.code(), 78, "{other}");
@@ -60,8 +60,8 @@ fn a_plugin_goes_by_the_shell_that_asks() {
 
 #[test]
 fn another_user_of_the_same_name_takes_part_in_no_connection_of_the_first() {
-    // The run in the command has run out, and that in the session waits, so that the attempt is
-    // under way when another comes.
+    // The command's credential has expired, and the session's plugin waits, so that the attempt is
+    // still running when the next one starts.
     let script = r#"
         if [ "$AWS_PROFILE" = second ]; then give other; exit; fi
         if [ ! -e "$here/begun" ]; then
@@ -86,7 +86,7 @@ fn another_user_of_the_same_name_takes_part_in_no_connection_of_the_first() {
         }
     });
     let mut second = login.on_a_terminal(&[("AWS_PROFILE", "second")]);
-    // The session says so, and to those only who take part in the attempt.
+    // The session reports progress only to participants of the attempt.
     second.wait_for("reading the kubeconfig", PATIENCE);
     fs::write(login.path("go"), "").unwrap();
 
@@ -95,7 +95,7 @@ fn another_user_of_the_same_name_takes_part_in_no_connection_of_the_first() {
     assert_eq!(code, Some(4), "{screen}");
     assert!(screen.contains(difference), "{screen}");
 
-    // The same when it is there.
+    // The same when the connection exists.
     let refused = login.connect(&[("AWS_PROFILE", "second")]);
     assert_eq!(refused.code(), 4, "{refused}");
     assert!(refused.stderr.contains(difference), "{refused}");

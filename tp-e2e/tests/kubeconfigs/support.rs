@@ -1,4 +1,4 @@
-//! The two programs side by side.
+//! Runs kubectl and tp side by side.
 
 use std::{process::Command, sync::RwLockWriteGuard, time::Duration};
 
@@ -11,10 +11,10 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// For one of the two programs: kubectl gives up first.
+/// For one of the two programs: kubectl times out earlier.
 const BOUND: Duration = Duration::from_secs(40);
 
-/// Of the programs in Python that stand on the way to the API server: one direction of a connection.
+/// Part of the Python programs between client and API server: copies one direction of a connection.
 pub(crate) const COPY: &str = r#"
 async def copy(reader, writer):
     try:
@@ -25,14 +25,13 @@ async def copy(reader, writer):
     finally: writer.close()
 "#;
 
-/// A developer with kubeconfigs of their own making. One at a time: proxies and forwarders have
-/// ports of their own.
+/// A developer with own kubeconfigs. One at a time: proxies and forwarders have fixed ports.
 pub(crate) struct Desk {
     pub(crate) workstation: Workstation,
     _alone: RwLockWriteGuard<'static, ()>,
 }
 
-/// What became of one kubeconfig.
+/// The results of one kubeconfig.
 pub(crate) struct Both {
     pub(crate) kubectl: Finished,
     pub(crate) tp: Finished,
@@ -55,7 +54,7 @@ impl Desk {
         read_json(self.workstation.kubeconfig())
     }
 
-    /// Another shell of the developer's.
+    /// A command in another shell of the developer.
     pub(crate) fn command(&self, words: &[&str], variables: &[(&str, &str)]) -> Command {
         let mut command = self.workstation.command(words);
         command.envs(variables.iter().copied());
@@ -84,7 +83,7 @@ impl Desk {
         self.tp(&connect, variables)
     }
 
-    /// The same, and quits.
+    /// `tp connect` and `tp quit`.
     #[track_caller]
     pub(crate) fn connect_once(&self, flags: &[&str], variables: &[(&str, &str)]) -> Finished {
         let connected = self.connect(flags, variables);
@@ -95,7 +94,7 @@ impl Desk {
         connected
     }
 
-    /// Logs in with both, which must go the same way, and quits.
+    /// Logs in with both programs, whose results must agree, and quits.
     #[track_caller]
     pub(crate) fn both(&self, name: &str, flags: &[&str], variables: &[(&str, &str)]) -> Both {
         let kubectl = self.kubectl(flags, variables);
@@ -114,7 +113,7 @@ impl Desk {
         both
     }
 
-    /// The same with this kubeconfig.
+    /// Logs in with both programs by this kubeconfig.
     #[track_caller]
     pub(crate) fn with(&self, name: &str, kubeconfig: &Value) -> Both {
         let file = self
@@ -131,7 +130,7 @@ impl Both {
         assert!(self.tp.status.success(), "{name}: {}", self.tp);
     }
 
-    /// Refused by both, and by `tp` with this code, in one sentence with these words.
+    /// Checks that both refuse, `tp` with this code, in one sentence with these words.
     #[track_caller]
     pub(crate) fn expect_refusal(self, name: &str, code: i32, words: &[&str]) {
         assert_eq!(self.tp.code(), code, "{name}: {}", self.tp);
@@ -149,12 +148,12 @@ impl Both {
     }
 }
 
-/// The field of the first cluster.
+/// A field of the first cluster.
 pub(crate) fn cluster<'a>(kubeconfig: &'a mut Value, field: &str) -> &'a mut Value {
     &mut kubeconfig["clusters"][0]["cluster"][field]
 }
 
-/// What the first user logs in with.
+/// The credentials of the first user.
 pub(crate) fn user(kubeconfig: &mut Value) -> &mut Value {
     &mut kubeconfig["users"][0]["user"]
 }

@@ -1,7 +1,7 @@
-//! What people and scripts read of the programs, to the letter: output, errors and exit codes.
+//! Output of the programs, to the letter: text, errors and exit codes.
 //!
-//! A change here is a change for users, and has a line in CHANGELOG.md. `TP_GOLDEN=write` writes
-//! the files anew.
+//! A change here is a change for users, and has a line in CHANGELOG.md. `TP_GOLDEN=write` rewrites
+//! the files.
 
 mod transcript;
 
@@ -11,7 +11,7 @@ use tp_e2e::{cluster::testbed, user::Account, workstation::Workstation};
 
 use transcript::Transcript;
 
-/// All that `--help` is asked of.
+/// Commands whose `--help` is recorded.
 const COMMANDS: [&str; 12] = [
     "connect",
     "quit",
@@ -155,8 +155,8 @@ fn who_may_not_connect_is_told_this() {
     }
 }
 
-/// By the port-forward, which takes no time to be chosen.
-const PLACE: [&str; 5] = [
+/// By the port-forward, so that the path is known at once.
+const CONNECT: [&str; 5] = [
     "connect",
     "--namespace",
     "team-b",
@@ -170,8 +170,8 @@ fn connected_the_commands_say_this() {
     let mut transcript = Transcript::of(&workstation);
     transcript.numbers_vary();
 
-    transcript.tp(&PLACE);
-    transcript.tp(&[&PLACE[..], &["--output", "json"]].concat());
+    transcript.tp(&CONNECT);
+    transcript.tp(&[&CONNECT[..], &["--output", "json"]].concat());
     for words in [
         &["connect", "--namespace", "shop"][..],
         &["connect", "--namespace", "shop", "--output", "json"],
@@ -187,10 +187,10 @@ fn connected_the_commands_say_this() {
     ] {
         transcript.tp(words);
     }
-    transcript.tp(&[&PLACE[..], &["--output", "json"]].concat());
+    transcript.tp(&[&CONNECT[..], &["--output", "json"]].concat());
     transcript.tp(&["quit", "--output", "json"]);
-    transcript.tp(&[&PLACE[..], &["--", "sh", "-c", "exit 7"]].concat());
-    transcript.tp(&[&PLACE[..], &["--", "/no/such/program"]].concat());
+    transcript.tp(&[&CONNECT[..], &["--", "sh", "-c", "exit 7"]].concat());
+    transcript.tp(&[&CONNECT[..], &["--", "/no/such/program"]].concat());
 
     transcript.assert_is("connected");
 }

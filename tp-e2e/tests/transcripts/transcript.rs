@@ -1,10 +1,10 @@
-//! Commands and what they answered, as one text.
+//! Commands with their output, as one text.
 
 use std::{env, fmt::Write as _, fs, path::PathBuf};
 
 use tp_e2e::{cluster::testbed, process::Finished, user::Account, workstation::Workstation};
 
-/// What depends on the machine, not on `tp`: lists in JSON, lines of a text.
+/// Output that depends on the machine, not on `tp`: lists in JSON, lines of text.
 const OF_THE_MACHINE: [&str; 4] = [
     "\"not_covered\"",
     "\"notices\"",
@@ -27,7 +27,7 @@ impl<'a> Transcript<'a> {
         }
     }
 
-    /// Numbers of what is run from here on are not looked at.
+    /// Masks numbers in the output of later commands.
     pub(crate) fn numbers_vary(&mut self) {
         self.numbers_vary = true;
     }

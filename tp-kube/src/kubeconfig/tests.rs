@@ -14,23 +14,23 @@ fn kubeconfig() -> Value {
     })
 }
 
-/// A folder with a kubeconfig, and the choice of it.
-fn written(kubeconfig: &Value) -> (tempfile::TempDir, Choice) {
+/// A directory with a kubeconfig, and options that name it.
+fn written(kubeconfig: &Value) -> (tempfile::TempDir, KubeconfigOptions) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("k");
     fs::write(&path, kubeconfig.to_string()).unwrap();
-    let choice = Choice {
+    let options = KubeconfigOptions {
         kubeconfigs: vec![path],
-        ..Choice::default()
+        ..KubeconfigOptions::default()
     };
-    (dir, choice)
+    (dir, options)
 }
 
 #[test]
 fn unknown_names_are_refused_with_the_known_ones_and_the_file() {
-    let (dir, choice) = written(&kubeconfig());
+    let (dir, options) = written(&kubeconfig());
     let text = |text: &str| Some(text.to_owned());
-    choice.load(Place::Background).unwrap();
+    options.load(PluginMode::Background).unwrap();
 
     for (context, cluster, user, words) in [
         (
@@ -42,13 +42,13 @@ fn unknown_names_are_refused_with_the_known_ones_and_the_file() {
         (None, text("mars"), None, "no cluster mars: it has c, other"),
         (None, None, text("nobody"), "no user nobody: it has u"),
     ] {
-        let choice = Choice {
+        let options = KubeconfigOptions {
             context,
             cluster,
             user,
-            ..choice.clone()
+            ..options.clone()
         };
-        let fault = choice.load(Place::Background).unwrap_err();
+        let fault = options.load(PluginMode::Background).unwrap_err();
         assert_eq!(fault.kind, FaultKind::Config);
         assert!(fault.message.contains(words), "{fault}");
         let file = dir.path().join("k").display().to_string();
@@ -60,9 +60,9 @@ fn unknown_names_are_refused_with_the_known_ones_and_the_file() {
 fn without_a_current_context_the_known_ones_are_told() {
     let mut config = kubeconfig();
     config["current-context"] = json!("");
-    let (_dir, choice) = written(&config);
+    let (_dir, options) = written(&config);
 
-    let fault = choice.load(Place::Background).unwrap_err();
+    let fault = options.load(PluginMode::Background).unwrap_err();
 
     let words = "has no current context: choose one with --context (prod)";
     assert!(fault.message.contains(words), "{fault}");
@@ -70,24 +70,24 @@ fn without_a_current_context_the_known_ones_are_told() {
 
 #[test]
 fn the_choice_replaces_what_the_context_says() {
-    let (_dir, choice) = written(&kubeconfig());
-    let choice = Choice {
+    let (_dir, options) = written(&kubeconfig());
+    let options = KubeconfigOptions {
         cluster: Some("other".to_owned()),
         impersonate_user: Some("jane".to_owned()),
         impersonate_groups: vec!["ops".to_owned()],
-        ..choice
+        ..options
     };
 
-    let chosen = choice.load(Place::Background).unwrap();
+    let loaded = options.load(PluginMode::Background).unwrap();
 
-    assert_eq!(chosen.server(), "https://192.0.2.2:6443");
-    assert_eq!((&*chosen.context, &*chosen.user), ("prod", "u"));
-    let auth = chosen.config.auth_info;
+    assert_eq!(loaded.server(), "https://192.0.2.2:6443");
+    assert_eq!((&*loaded.context, &*loaded.user), ("prod", "u"));
+    let auth = loaded.config.auth_info;
     assert_eq!(auth.impersonate.as_deref(), Some("jane"));
     assert_eq!(auth.impersonate_groups, Some(vec!["ops".to_owned()]));
 }
 
-fn with(field: &str, value: Value) -> (tempfile::TempDir, Choice) {
+fn with(field: &str, value: Value) -> (tempfile::TempDir, KubeconfigOptions) {
     let mut config = kubeconfig();
     config["clusters"][0]["cluster"][field] = value;
     written(&config)
@@ -95,10 +95,10 @@ fn with(field: &str, value: Value) -> (tempfile::TempDir, Choice) {
 
 #[test]
 fn a_server_without_a_scheme_is_http_as_for_kubectl() {
-    let (_dir, choice) = with("server", json!("192.0.2.1:8080"));
+    let (_dir, options) = with("server", json!("192.0.2.1:8080"));
 
     assert_eq!(
-        choice.load(Place::Background).unwrap().server(),
+        options.load(PluginMode::Background).unwrap().server(),
         "http://192.0.2.1:8080"
     );
 }
@@ -114,9 +114,9 @@ fn a_field_that_cannot_be_used_is_named_with_the_file_and_the_cluster() {
         ("certificate-authority-data", "?"),
         ("certificate-authority-data", "bm90aGluZw=="),
     ] {
-        let (dir, choice) = with(field, json!(value));
+        let (dir, options) = with(field, json!(value));
 
-        let fault = choice.load(Place::Background).unwrap_err();
+        let fault = options.load(PluginMode::Background).unwrap_err();
 
         assert_eq!(fault.kind, FaultKind::Config);
         let file = dir.path().join("k").display().to_string();
@@ -134,21 +134,21 @@ fn one_damaged_certificate_does_not_spoil_a_bundle() {
         .cert;
     let damaged = "-----BEGIN CERTIFICATE-----\nbm90aGluZw==\n-----END CERTIFICATE-----\n";
     let bundle = format!("{damaged}{}{damaged}", good.pem());
-    let (dir, choice) = with("certificate-authority", json!("ca.pem"));
+    let (dir, options) = with("certificate-authority", json!("ca.pem"));
     fs::write(dir.path().join("ca.pem"), bundle).unwrap();
 
-    let chosen = choice.load(Place::Background).unwrap();
+    let loaded = options.load(PluginMode::Background).unwrap();
 
-    assert_eq!(chosen.config.root_cert, Some(vec![good.der().to_vec()]));
+    assert_eq!(loaded.config.root_cert, Some(vec![good.der().to_vec()]));
 }
 
 #[test]
 fn a_context_whose_cluster_is_missing_says_so() {
     let mut config = kubeconfig();
     config["contexts"][0]["context"]["cluster"] = json!("gone");
-    let (_dir, choice) = written(&config);
+    let (_dir, options) = written(&config);
 
-    let fault = choice.load(Place::Background).unwrap_err();
+    let fault = options.load(PluginMode::Background).unwrap_err();
 
     let words = "has no cluster gone, which its context prod names";
     assert!(fault.message.contains(words), "{fault}");
@@ -162,11 +162,11 @@ async fn a_plugin_that_fails_is_told_with_the_context() {
         "command": "false",
         "interactiveMode": "Never",
     }});
-    let (_dir, choice) = written(&config);
+    let (_dir, options) = written(&config);
 
-    let chosen = choice.load(Place::Background).unwrap();
-    assert!(chosen.has_plugin());
-    let Err(fault) = chosen.client(None).await else {
+    let loaded = options.load(PluginMode::Background).unwrap();
+    assert!(loaded.has_plugin());
+    let Err(fault) = loaded.client(None).await else {
         panic!("a plugin that fails gives no client");
     };
 
@@ -179,20 +179,23 @@ async fn a_plugin_that_fails_is_told_with_the_context() {
 fn what_is_written_down_comes_before_a_plugin() {
     let mut config = kubeconfig();
     config["users"][0]["user"] = json!({"token": "t", "exec": {"command": "false"}});
-    let (_dir, choice) = written(&config);
+    let (_dir, options) = written(&config);
 
-    assert!(!choice.load(Place::Background).unwrap().has_plugin());
+    assert!(!options.load(PluginMode::Background).unwrap().has_plugin());
 }
 
 #[test]
 fn an_empty_current_context_leaves_it_to_the_next_file() {
     let mut first = kubeconfig();
     first["current-context"] = json!("");
-    let (_first, mut choice) = written(&first);
+    let (_first, mut options) = written(&first);
     let (_second, second) = written(&json!({"current-context": "prod"}));
-    choice.kubeconfigs.extend(second.kubeconfigs);
+    options.kubeconfigs.extend(second.kubeconfigs);
 
-    assert_eq!(choice.load(Place::Background).unwrap().context, "prod");
+    assert_eq!(
+        options.load(PluginMode::Background).unwrap().context,
+        "prod"
+    );
 }
 
 #[test]
@@ -210,11 +213,11 @@ fn a_certificate_comes_before_a_plugin_and_an_empty_field_does_not() {
         let user = &mut config["users"][0]["user"];
         *user = written_down.clone();
         user["exec"] = json!({"command": "false"});
-        let (_dir, choice) = written(&config);
+        let (_dir, options) = written(&config);
 
-        let chosen = choice.load(Place::Background).unwrap();
+        let loaded = options.load(PluginMode::Background).unwrap();
 
-        assert_eq!(chosen.has_plugin(), has_plugin, "{written_down}");
+        assert_eq!(loaded.has_plugin(), has_plugin, "{written_down}");
     }
 }
 
@@ -223,11 +226,11 @@ fn an_empty_authority_is_none() {
     let mut config = kubeconfig();
     config["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = json!(true);
     config["clusters"][0]["cluster"]["certificate-authority"] = json!("");
-    let (_dir, choice) = written(&config);
+    let (_dir, options) = written(&config);
 
-    let chosen = choice.load(Place::Background).unwrap();
+    let loaded = options.load(PluginMode::Background).unwrap();
 
-    assert_eq!(chosen.config.root_cert, None);
+    assert_eq!(loaded.config.root_cert, None);
 }
 
 #[test]
@@ -247,12 +250,12 @@ fn by_http_nobody_is_shown_credentials() {
         "as": "jane",
         "as-groups": ["ops"],
     });
-    let (_dir, choice) = written(&config);
+    let (_dir, options) = written(&config);
 
-    let chosen = choice.load(Place::Background).unwrap();
+    let loaded = options.load(PluginMode::Background).unwrap();
 
-    assert!(!chosen.has_plugin());
-    let auth = chosen.config.auth_info;
+    assert!(!loaded.has_plugin());
+    let auth = loaded.config.auth_info;
     assert!(auth.token.is_none() && auth.username.is_none() && auth.password.is_none());
     assert!(auth.client_certificate.is_none() && auth.client_key.is_none());
     assert_eq!(auth.impersonate.as_deref(), Some("jane"));
@@ -267,10 +270,10 @@ fn whomever_to_trust_and_an_authority_are_not_taken_together() {
     let mut config = kubeconfig();
     config["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = json!(true);
     config["clusters"][0]["cluster"]["certificate-authority"] = json!("ca.pem");
-    let (dir, choice) = written(&config);
+    let (dir, options) = written(&config);
     fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
 
-    let fault = choice.load(Place::Background).unwrap_err();
+    let fault = options.load(PluginMode::Background).unwrap_err();
 
     assert_eq!(fault.kind, FaultKind::Config);
     for words in ["cluster c", "insecure-skip-tls-verify"] {
@@ -280,7 +283,7 @@ fn whomever_to_trust_and_an_authority_are_not_taken_together() {
 
 #[test]
 fn contexts_are_those_of_all_files_and_a_broken_one_hides_none() {
-    let (dir, choice) = written(&kubeconfig());
+    let (dir, options) = written(&kubeconfig());
     let (broken, second) = (dir.path().join("broken"), dir.path().join("second"));
     fs::write(&broken, "contexts: [").unwrap();
     let other = json!({"contexts": [
@@ -288,32 +291,32 @@ fn contexts_are_those_of_all_files_and_a_broken_one_hides_none() {
         {"name": "admin@lab", "context": {"cluster": "c", "user": "u"}},
     ]});
     fs::write(&second, other.to_string()).unwrap();
-    let mut files = choice.kubeconfigs.clone();
+    let mut files = options.kubeconfigs.clone();
     files.extend([broken, dir.path().join("absent"), second]);
-    let choice = Choice {
+    let options = KubeconfigOptions {
         kubeconfigs: files,
-        ..choice
+        ..options
     };
 
-    assert_eq!(choice.contexts(), ["prod", "admin@lab"]);
+    assert_eq!(options.contexts(), ["prod", "admin@lab"]);
 }
 
 #[test]
 fn a_file_without_an_end_is_not_read() {
     let large = tempfile::NamedTempFile::new().unwrap();
-    large.as_file().set_len(LARGEST + 1).unwrap();
+    large.as_file().set_len(MAX_SIZE + 1).unwrap();
     for path in [Path::new("/dev/zero"), large.path()] {
-        let choice = Choice {
+        let options = KubeconfigOptions {
             kubeconfigs: vec![path.to_owned()],
-            ..Choice::default()
+            ..KubeconfigOptions::default()
         };
 
-        let refusal = choice.load(Place::Background).unwrap_err();
+        let refusal = options.load(PluginMode::Background).unwrap_err();
 
         assert_eq!(refusal.kind, FaultKind::Config);
         let said = &refusal.message;
         assert!(said.contains(path.to_str().unwrap()), "{said}");
         assert!(said.contains("larger than 64 MiB"), "{said}");
-        assert!(choice.contexts().is_empty());
+        assert!(options.contexts().is_empty());
     }
 }

@@ -5,7 +5,7 @@ use crate::login::Login;
 
 fn plugin(script: &str, change: impl FnOnce(&mut ExecConfig, &mut Shell)) -> Plugin {
     let mut config: ExecConfig = serde_json::from_value(serde_json::json!({
-        "apiVersion": VERSION,
+        "apiVersion": DEFAULT_API_VERSION,
         "command": "sh",
         "args": ["-c", script, "secret-argument"],
         "interactiveMode": "IfAvailable",
@@ -14,7 +14,7 @@ fn plugin(script: &str, change: impl FnOnce(&mut ExecConfig, &mut Shell)) -> Plu
     let mut shell = Shell::current();
     change(&mut config, &mut shell);
 
-    Plugin::new(config, shell, Place::Background)
+    Plugin::new(config, shell, PluginMode::Background)
 }
 
 async fn failure(script: &str) -> String {
@@ -23,7 +23,7 @@ async fn failure(script: &str) -> String {
     plugin.run().await.unwrap_err().to_string()
 }
 
-/// A script that gives what `token` comes to in it.
+/// A script that returns `token`, expanded by its shell.
 fn giving(token: &str) -> String {
     format!(r#"printf '{{"kind": "ExecCredential", "status": {{"token": "%s"}}}}' "{token}""#)
 }
@@ -116,7 +116,7 @@ async fn a_plugin_that_must_ask_is_not_run_where_nobody_hears_it() {
     );
 }
 
-/// The process that a script has written the number of.
+/// The PID that a script has written to `file`.
 async fn process(file: &Path) -> String {
     loop {
         match fs::read_to_string(file) {

@@ -4,7 +4,7 @@ use http::{Request, Response};
 use kube::client::Body;
 use serde_json::json;
 
-use super::{pace::PER_QUESTION, *};
+use super::{polling::RIGHT_INTERVAL, *};
 
 /// What the API server does with a review.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ enum Says {
     Nothing,
 }
 
-/// An API server that says the same to everybody, and counts what it was asked.
+/// An API server that answers every review alike, and counts them.
 struct ApiServer {
     says: watch::Sender<Says>,
     asked: Arc<AtomicUsize>,
@@ -22,14 +22,14 @@ struct ApiServer {
 
 impl ApiServer {
     fn new() -> Self {
-        let (says, heard) = watch::channel(Says::Allowed(true));
+        let (says, receiver) = watch::channel(Says::Allowed(true));
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
         let service = tower::service_fn(move |_: Request<Body>| {
             count.fetch_add(1, Ordering::Relaxed);
-            let mut heard = heard.clone();
+            let mut receiver = receiver.clone();
             async move {
-                let said = heard.wait_for(|says| *says != Says::Nothing).await;
+                let said = receiver.wait_for(|says| *says != Says::Nothing).await;
                 let allowed = said.is_ok_and(|says| *says == Says::Allowed(true));
                 let review = json!({
                     "apiVersion": "authorization.k8s.io/v1",
@@ -52,9 +52,9 @@ impl ApiServer {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Makes what is known of alice's right older.
+    /// Makes the cached answers older.
     fn age(&self, by: Duration) {
-        let mut known = self.access.known();
+        let mut known = self.access.cache();
         for known in known.values_mut() {
             if let Some(answer) = &mut known.answer {
                 answer.asked -= by;
@@ -80,7 +80,7 @@ async fn a_right_that_is_known_is_not_waited_for_where_the_api_server_hangs() {
     let (access, user) = (&server.access, alice());
     assert!(
         access
-            .at_once(&user, &shop())
+            .right_for_dial(&user, &shop())
             .await
             .unwrap()
             .is_settled()
@@ -89,10 +89,10 @@ async fn a_right_that_is_known_is_not_waited_for_where_the_api_server_hangs() {
     server.says.send_replace(Says::Nothing);
 
     server.age(Duration::from_secs(3));
-    let right = access.at_once(&user, &shop()).await.unwrap();
-    assert!(right.allowed && right.patience.is_zero() && right.review.is_some());
+    let right = access.right_for_dial(&user, &shop()).await.unwrap();
+    assert!(right.allowed && right.settle_timeout.is_zero() && right.review.is_some());
     server.age(Duration::from_secs(60));
-    let right = access.at_once(&user, &shop()).await.unwrap();
+    let right = access.right_for_dial(&user, &shop()).await.unwrap();
     assert!(right.is_settled().await, "after its patience");
 
     assert_eq!(server.asked(), 2, "one review for both");
@@ -106,11 +106,11 @@ async fn a_right_that_is_gone_is_noticed_before_the_connection_is_used() {
     server.age(Duration::from_secs(60));
     server.says.send_replace(Says::Allowed(false));
 
-    let right = access.at_once(&user, &shop()).await.unwrap();
+    let right = access.right_for_dial(&user, &shop()).await.unwrap();
 
     assert!(right.allowed, "as far as is known");
     assert!(!right.is_settled().await);
-    assert!(!access.at_once(&user, &shop()).await.unwrap().allowed);
+    assert!(!access.right_for_dial(&user, &shop()).await.unwrap().allowed);
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn a_right_that_was_refused_is_asked_for_before_it_is_refused_again() {
     server.age(Duration::from_secs(60));
     server.says.send_replace(Says::Allowed(true));
 
-    assert!(access.at_once(&user, &shop()).await.unwrap().allowed);
+    assert!(access.right_for_dial(&user, &shop()).await.unwrap().allowed);
 }
 
 #[tokio::test]
@@ -152,19 +152,19 @@ async fn many_who_ask_for_one_right_ask_once() {
 async fn the_tables_of_one_user_are_counted_once() {
     let server = ApiServer::new();
     let access = &server.access;
-    let (one, _) = access.questions(&alice(), 100);
-    let (_two, same) = access.questions(&alice(), 100);
+    let (one, _) = access.start_polling(&alice(), 100);
+    let (_two, same) = access.start_polling(&alice(), 100);
     let bob = User::new(UserInfo {
         username: "bob".into(),
         ..UserInfo::default()
     });
-    let (_bobs, both) = access.questions(&bob, 50);
-    assert_eq!((same, both), (PER_QUESTION * 100, PER_QUESTION * 150));
+    let (_bobs, both) = access.start_polling(&bob, 50);
+    assert_eq!((same, both), (RIGHT_INTERVAL * 100, RIGHT_INTERVAL * 150));
     drop(one);
 
-    let (_again, still) = access.questions(&bob, 50);
+    let (_again, still) = access.start_polling(&bob, 50);
 
-    assert_eq!(still, PER_QUESTION * 150);
+    assert_eq!(still, RIGHT_INTERVAL * 150);
 }
 
 #[test]

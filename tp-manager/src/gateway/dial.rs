@@ -1,4 +1,4 @@
-//! Dials for one session, and ends what it may not reach any more.
+//! Dials for one session, and ends flows whose right was revoked.
 
 use std::{
     collections::BTreeMap,
@@ -12,43 +12,47 @@ use std::{
 
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
+use tp_process::sync;
 use tp_proto::{allow::Allow, tunnel::Outcome};
 use tp_transport::{PendingFlow, SpliceCounters, keep_alive, splice};
 
 use super::{
     slots::{Slots, Turn},
-    target::{self, Refusal},
+    target::{self, DialRefusal},
 };
 use crate::{
     access::{Access, Review, Scope, User},
     model::SharedModel,
-    sync,
 };
 
-/// As long as Linux itself tries by default.
+/// As long as Linux tries by default.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(130);
 
 pub(super) struct Dialler {
-    /// As the newest renewal of the session has it.
+    /// From the newest renewal of the session.
     pub(super) user: watch::Receiver<Arc<User>>,
     /// The session's own namespace.
     pub(super) namespace: String,
     pub(super) access: Arc<Access>,
     pub(super) model: SharedModel,
     pub(super) allow: Vec<Allow>,
-    pub(super) grants: Grants,
+    pub(super) rights: ActiveRights,
     pub(super) slots: Slots,
 }
 
 impl Dialler {
-    /// One flow, from its dial to its end.
+    /// Serves one flow, from its dial to its end.
     pub(super) async fn serve(&self, target: SocketAddr, pending: PendingFlow) {
         let cancelled = pending.cancelled();
         let dialled = tokio::select! {
             () = cancelled => return,
             dialled = self.dial(target) => dialled,
         };
-        let Dialled { tcp, grant, asked } = match dialled {
+        let Dialled {
+            tcp,
+            active_right,
+            pending_review,
+        } = match dialled {
             Ok(dialled) => dialled,
             Err(refusal) => {
                 tracing::debug!(%target, outcome = ?refusal.outcome, "Dial refused");
@@ -62,47 +66,52 @@ impl Dialler {
         let counters = SpliceCounters::default();
         tokio::select! {
             // Dropping the splice resets both ends.
-            () = grant.token.cancelled() => tracing::debug!(%target, "Right revoked"),
+            () = active_right.token.cancelled() => tracing::debug!(%target, "Right revoked"),
             end = splice(tcp, flow, &counters) => tracing::trace!(%target, ?end, "Flow ended"),
-            never = self.follow(asked, &grant.scope) => match never {},
+            never = self.await_review(pending_review, &active_right.scope) => match never {},
         }
     }
 
-    /// Revokes the right if it turns out that it is gone, unless the user has other groups by now.
-    async fn follow(&self, asked: Option<(Arc<User>, Review)>, scope: &Scope) -> Infallible {
-        if let Some((user, review)) = asked
+    /// Revokes the right if the review denies it, unless the user's groups have changed meanwhile.
+    async fn await_review(
+        &self,
+        pending_review: Option<(Arc<User>, Review)>,
+        scope: &Scope,
+    ) -> Infallible {
+        if let Some((user, review)) = pending_review
             && let Ok(false) = review.outcome().await
             && *self.user.borrow() == user
         {
-            self.grants.revoke(scope);
+            self.rights.revoke(scope);
         }
 
         pending().await
     }
 
-    async fn dial(&self, target: SocketAddr) -> Result<Dialled<'_>, Refusal> {
+    async fn dial(&self, target: SocketAddr) -> Result<Dialled<'_>, DialRefusal> {
         let address = target.ip();
         let owner = self.model.settled_owner(address).await;
         let scope = target::scope(owner, address, &self.namespace, &self.allow)?;
-        // Entered before it is asked for, so that no revocation falls between.
-        let grant = self.grants.enter(&scope);
+        // Registered before the review, so that no revocation is missed.
+        let active_right = self.rights.register(&scope);
         let user = Arc::clone(&self.user.borrow());
-        let right = self.access.at_once(&user, &scope).await;
+        let right = self.access.right_for_dial(&user, &scope).await;
         let right = match right {
             Ok(right) if right.allowed => right,
-            Ok(_) => return Err(Refusal::without(&scope)),
+            Ok(_) => return Err(DialRefusal::without(&scope)),
             Err(error) => {
                 tracing::debug!(%error, "Cannot ask for a right");
-                return Err(Refusal::new(Outcome::Prohibited, error.to_string()));
+                return Err(DialRefusal::new(Outcome::Prohibited, error.to_string()));
             }
         };
 
         let connected = timeout(DIAL_TIMEOUT, self.connect(target)).await;
-        // Also before a refusal is passed on: that a port is closed is for those who have the right.
+        // Also before a refusal is passed on: only users with the right may learn that a port is
+        // closed.
         if !right.is_settled().await {
-            return Err(Refusal::without(&scope));
+            return Err(DialRefusal::without(&scope));
         }
-        let asked = right.review.map(|review| (user, review));
+        let pending_review = right.review.map(|review| (user, review));
         match connected {
             Ok(Ok(tcp)) => {
                 if let Err(error) = tcp.set_nodelay(true) {
@@ -111,20 +120,24 @@ impl Dialler {
                 if let Err(error) = keep_alive(&tcp) {
                     tracing::debug!(%error, "Quiet connection not probed");
                 }
-                Ok(Dialled { tcp, grant, asked })
+                Ok(Dialled {
+                    tcp,
+                    active_right,
+                    pending_review,
+                })
             }
-            Ok(Err(error)) => Err(Refusal::new(outcome(&error), error.to_string())),
-            Err(_) => Err(Refusal::new(Outcome::TimedOut, "nothing answers")),
+            Ok(Err(error)) => Err(DialRefusal::new(outcome(&error), error.to_string())),
+            Err(_) => Err(DialRefusal::new(Outcome::TimedOut, "nothing answers")),
         }
     }
 
-    /// Tries until the target or the kernel has said something, in as many turns as it takes.
+    /// Dials until the target or the kernel answers, in as many turns as it takes.
     async fn connect(&self, target: SocketAddr) -> io::Result<TcpStream> {
         let mut turn = Turn::First;
         loop {
             let slot = self.slots.enter(target.ip(), turn).await;
             tokio::select! {
-                // First: what has answered is not asked again.
+                // Polled first, so that a dial that was answered is not repeated.
                 biased;
                 connected = TcpStream::connect(target) => return connected,
                 () = slot.wanted() => turn = Turn::Again,
@@ -132,27 +145,27 @@ impl Dialler {
         }
     }
 
-    /// Asks again for every right in use, and ends the flows of those that are gone.
+    /// Reviews every right in use, and ends the flows of those revoked.
     pub(super) async fn recheck(&self) {
-        for scope in self.grants.in_use() {
+        for scope in self.rights.in_use() {
             let user = Arc::clone(&self.user.borrow());
             match self.access.allows(&user, &scope).await {
                 Ok(true) => {}
-                Ok(false) => self.grants.revoke(&scope),
+                Ok(false) => self.rights.revoke(&scope),
                 Err(error) => tracing::debug!(%error, "Cannot ask again for a right"),
             }
         }
     }
 }
 
-/// A connection, and the right that it rests on, which may still be asked for.
+/// A connection and its right, with the review that may be under way.
 struct Dialled<'a> {
     tcp: TcpStream,
-    grant: Grant<'a>,
-    asked: Option<(Arc<User>, Review)>,
+    active_right: ActiveRight<'a>,
+    pending_review: Option<(Arc<User>, Review)>,
 }
 
-/// The kernel's word for how a dial ended.
+/// The outcome for the kernel's error.
 fn outcome(error: &io::Error) -> Outcome {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
@@ -173,31 +186,31 @@ fn outcome(error: &io::Error) -> Outcome {
     }
 }
 
-/// The rights that flows of a session rest on.
+/// The rights that flows of a session use.
 #[derive(Debug, Default)]
-pub(super) struct Grants(Mutex<BTreeMap<Scope, Uses>>);
+pub(super) struct ActiveRights(Mutex<BTreeMap<Scope, RightUse>>);
 
 #[derive(Debug, Default)]
-struct Uses {
+struct RightUse {
     count: usize,
     token: CancellationToken,
 }
 
-/// One flow's part in a right; gives it back when dropped.
-struct Grant<'a> {
-    grants: &'a Grants,
+/// One flow's use of a right; released when dropped.
+struct ActiveRight<'a> {
+    rights: &'a ActiveRights,
     scope: Scope,
     token: CancellationToken,
 }
 
-impl Grants {
-    fn enter(&self, scope: &Scope) -> Grant<'_> {
-        let mut grants = self.lock();
-        let uses = grants.entry(scope.clone()).or_default();
+impl ActiveRights {
+    fn register(&self, scope: &Scope) -> ActiveRight<'_> {
+        let mut rights = self.lock();
+        let uses = rights.entry(scope.clone()).or_default();
         uses.count += 1;
 
-        Grant {
-            grants: self,
+        ActiveRight {
+            rights: self,
             scope: scope.clone(),
             token: uses.token.clone(),
         }
@@ -207,7 +220,7 @@ impl Grants {
         self.lock().keys().cloned().collect()
     }
 
-    /// Ends every flow that rests on it; later flows ask anew.
+    /// Ends every flow that uses the right; later flows ask again.
     fn revoke(&self, scope: &Scope) {
         if let Some(uses) = self.lock().get_mut(scope) {
             uses.token.cancel();
@@ -215,18 +228,18 @@ impl Grants {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, Uses>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Scope, RightUse>> {
         sync::lock(&self.0)
     }
 }
 
-impl Drop for Grant<'_> {
+impl Drop for ActiveRight<'_> {
     fn drop(&mut self) {
-        let mut grants = self.grants.lock();
-        if let Some(uses) = grants.get_mut(&self.scope) {
+        let mut rights = self.rights.lock();
+        if let Some(uses) = rights.get_mut(&self.scope) {
             uses.count -= 1;
             if uses.count == 0 {
-                grants.remove(&self.scope);
+                rights.remove(&self.scope);
             }
         }
     }
@@ -242,27 +255,27 @@ mod tests {
 
     #[test]
     fn a_revoked_right_ends_the_flows_that_rest_on_it_and_no_later_ones() {
-        let grants = Grants::default();
-        let flow = grants.enter(&shop());
-        let other = grants.enter(&Scope::AllNamespaces);
+        let rights = ActiveRights::default();
+        let flow = rights.register(&shop());
+        let other = rights.register(&Scope::AllNamespaces);
 
-        grants.revoke(&shop());
+        rights.revoke(&shop());
 
         assert!(flow.token.is_cancelled());
         assert!(!other.token.is_cancelled());
-        assert!(!grants.enter(&shop()).token.is_cancelled());
+        assert!(!rights.register(&shop()).token.is_cancelled());
     }
 
     #[test]
     fn a_right_that_no_flow_rests_on_is_not_asked_for_again() {
-        let grants = Grants::default();
+        let rights = ActiveRights::default();
 
-        let first = grants.enter(&shop());
-        let second = grants.enter(&shop());
+        let first = rights.register(&shop());
+        let second = rights.register(&shop());
         drop(first);
-        assert_eq!(grants.in_use(), [shop()]);
+        assert_eq!(rights.in_use(), [shop()]);
         drop(second);
-        assert_eq!(grants.in_use(), []);
+        assert_eq!(rights.in_use(), []);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One connected session: its streams, and whether it may stay.
+//! One connected session: its streams, and the checks that it may stay.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,61 +13,61 @@ use tp_transport::{Accepted, CloseCode, Peer};
 
 use super::{
     Gateway,
-    dial::{Dialler, Grants},
+    dial::{ActiveRights, Dialler},
     slots::Slots,
 };
 use crate::{
     access::User,
     grpc,
-    sessions::{Sessions, Standing},
+    sessions::{Sessions, ValidSession},
 };
 
 /// Control streams of one session at once.
 const MAX_CONTROL: usize = 4;
-const RECHECK: Duration = Duration::from_secs(2);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Serves until the connection ends, or the session may not stay; then nothing of it is left.
+/// Serves until the connection ends or the session may not stay, and then ends all its tasks.
 pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
-    let standing = match gateway
+    let valid = match gateway
         .sessions
-        .standing(peer.session(), None, Timestamp::now())
+        .revalidate(peer.session(), None, Timestamp::now())
     {
-        Ok(standing) => standing,
+        Ok(valid) => valid,
         Err(reason) => {
             peer.close(CloseCode::SessionGone, &reason);
             return;
         }
     };
-    let share = match gateway.shares.enter(standing.user.name()) {
-        Ok(share) => share,
+    let quota = match gateway.quotas.enter(valid.user.name()) {
+        Ok(quota) => quota,
         Err(reason) => {
             peer.close(CloseCode::NotAdmitted, &reason);
             return;
         }
     };
-    let (user_tx, user) = watch::channel(Arc::clone(&standing.user));
+    let (user_tx, user) = watch::channel(Arc::clone(&valid.user));
     let dialler = Arc::new(Dialler {
         user: user.clone(),
         namespace: peer.session().namespace.clone(),
         access: Arc::clone(&gateway.access),
         model: gateway.model.clone(),
         allow: gateway.allow.clone(),
-        grants: Grants::default(),
+        rights: ActiveRights::default(),
         slots: Slots::default(),
     });
-    let room = Arc::new(grpc::Room::default());
+    let limits = Arc::new(grpc::CallLimits::default());
     let controls = Arc::new(Semaphore::new(MAX_CONTROL));
-    // Dropped at the end, and with it every stream that is left.
+    // Dropped at the end, which ends the remaining streams.
     let mut tasks = JoinSet::new();
     tasks.spawn(recheck(Arc::clone(&dialler)));
     let sessions = Arc::clone(&gateway.sessions);
-    tasks.spawn(watch_standing(sessions, peer.clone(), standing, user_tx));
+    tasks.spawn(watch_session(sessions, peer.clone(), valid, user_tx));
 
     while let Some(accepted) = peer.accept().await {
         while tasks.try_join_next().is_some() {}
         match accepted {
             Accepted::Control(io) => {
-                // More than that is no client of ours; the stream is dropped.
+                // Our clients do not open more; the stream is dropped.
                 let Ok(permit) = Arc::clone(&controls).try_acquire_owned() else {
                     continue;
                 };
@@ -76,7 +76,7 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
                     gateway.model.clone(),
                     Arc::clone(&gateway.access),
                     user.clone(),
-                    Arc::clone(&room),
+                    Arc::clone(&limits),
                 );
                 tasks.spawn(async move {
                     let _permit = permit;
@@ -84,7 +84,7 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
                 });
             }
             Accepted::Dial { target, pending } => {
-                let permit = share.flow();
+                let permit = quota.flow();
                 let dialler = Arc::clone(&dialler);
                 tasks.spawn(async move {
                     match permit {
@@ -97,32 +97,32 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
     }
 }
 
-/// Ends flows whose right is gone.
+/// Ends flows whose right was revoked.
 async fn recheck(dialler: Arc<Dialler>) {
-    let mut tick = interval(RECHECK);
+    let mut tick = interval(RECHECK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        // Boxed, so that a session that waits does not keep its room.
+        // Boxed, so that a waiting session does not keep its memory.
         Box::pin(dialler.recheck()).await;
     }
 }
 
-/// Closes the connection of a session that may not stay, and tells of its user's groups.
-async fn watch_standing(
+/// Closes the connection of a session that may not stay, and publishes changes of its user.
+async fn watch_session(
     sessions: Arc<Sessions>,
     peer: Peer,
-    mut standing: Standing,
+    mut valid: ValidSession,
     user_tx: watch::Sender<Arc<User>>,
 ) {
     let mut changes = sessions.changes();
-    let mut tick = interval(RECHECK);
+    let mut tick = interval(RECHECK_INTERVAL);
     loop {
-        match sessions.standing(peer.session(), Some(&standing), Timestamp::now()) {
-            Ok(current) => standing = current,
+        match sessions.revalidate(peer.session(), Some(&valid), Timestamp::now()) {
+            Ok(current) => valid = current,
             Err(reason) => {
                 let now = Timestamp::now();
-                let code = match sessions.is_deleted(peer.session(), &standing, now) {
+                let code = match sessions.is_deleted(peer.session(), &valid, now) {
                     true => CloseCode::Deleted,
                     false => CloseCode::SessionGone,
                 };
@@ -131,8 +131,8 @@ async fn watch_standing(
             }
         }
         let is_new = user_tx.send_if_modified(|user| {
-            let is_new = *user != standing.user;
-            user.clone_from(&standing.user);
+            let is_new = *user != valid.user;
+            user.clone_from(&valid.user);
             is_new
         });
         if is_new {

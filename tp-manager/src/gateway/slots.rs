@@ -1,5 +1,5 @@
-//! Room for the dials of one session that are under way. A target that says nothing holds it only as
-//! long as nobody else needs it: its dial waits for another turn, as Linux waits between two SYNs.
+//! Slots for the dials of one session. A dial of a silent target keeps its slot only until another
+//! dial needs it: then it waits for another turn, as Linux waits between two SYNs.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
@@ -12,12 +12,11 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
 };
+use tp_process::sync;
 
-use crate::sync;
-
-/// Dials under way at once: to all targets, and to one address.
-const ROOM: usize = 512;
-const ROOM_OF_TARGET: usize = ROOM / 2;
+/// Concurrent dials: to all targets, and to one address.
+const MAX_DIALS: usize = 512;
+const MAX_DIALS_OF_TARGET: usize = MAX_DIALS / 2;
 
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -25,17 +24,17 @@ pub(super) struct Slots {
     state: Mutex<State>,
 }
 
-/// How long a dial holds its place against one that waits.
+/// How long a dial keeps its slot while another one waits.
 #[derive(Debug, Clone, Copy)]
 struct Tenure {
-    /// That had no turn yet.
+    /// If the other one had no turn yet.
     first: Duration,
-    /// That waits for another.
+    /// If the other one waits for another turn.
     again: Duration,
 }
 
 const TENURE: Tenure = Tenure {
-    // What lives has answered the first SYN, or the second, which Linux sends after a second
+    // A live target has answered the first SYN, or the second, which Linux sends after a second
     // (RFC 6298, section 2.1).
     first: Duration::from_millis(1500),
     // Until after the third SYN.
@@ -45,12 +44,12 @@ const TENURE: Tenure = Tenure {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    /// Those who were given room.
+    /// Number of dials that were given a slot.
     admitted: u64,
     running: BTreeMap<u64, Running>,
-    /// Of those, by their targets.
+    /// Number of running dials by target.
     targets: HashMap<IpAddr, usize>,
-    /// Dials that had no turn yet come before the others, but for every fourth time.
+    /// Dials that had no turn yet come before the others, except every fourth time.
     first: VecDeque<Waiting>,
     again: VecDeque<Waiting>,
 }
@@ -76,7 +75,7 @@ pub(super) enum Turn {
     Again,
 }
 
-/// One dial's place, or its place in the queue; given back when dropped.
+/// One dial's slot, or its position in the queue; released when dropped.
 #[derive(Debug)]
 pub(super) struct Slot<'a> {
     slots: &'a Slots,
@@ -98,7 +97,7 @@ impl Slots {
         }
     }
 
-    /// Waits for room for a dial.
+    /// Waits for a slot for a dial.
     pub(super) async fn enter(&self, target: IpAddr, turn: Turn) -> Slot<'_> {
         let slot = self.queue(target, turn);
         let tenure = match turn {
@@ -106,13 +105,13 @@ impl Slots {
             Turn::Again => self.tenure.again,
         };
         loop {
-            let look_again = self.lock().wait_of(slot.number, target, tenure);
-            let Some(look_again) = look_again else {
+            let next_check = self.lock().next_check(slot.number, target, tenure);
+            let Some(next_check) = next_check else {
                 return slot;
             };
             tokio::select! {
                 () = slot.signal.notified() => {}
-                () = sleep_until(look_again) => {}
+                () = sleep_until(next_check) => {}
             }
         }
     }
@@ -146,13 +145,13 @@ impl Slots {
 }
 
 impl State {
-    /// When to look again; nothing once `number` has its place. Asks the dial that is the longest
-    /// under way to give way, if that is long enough.
-    fn wait_of(&mut self, number: u64, target: IpAddr, tenure: Duration) -> Option<Instant> {
+    /// The time of the next check; `None` once `number` has its slot. Asks the oldest dial to give
+    /// way if its tenure is over.
+    fn next_check(&mut self, number: u64, target: IpAddr, tenure: Duration) -> Option<Instant> {
         if self.running.contains_key(&number) {
             return None;
         }
-        let is_full = self.of_target(target) >= ROOM_OF_TARGET;
+        let is_full = self.running_to(target) >= MAX_DIALS_OF_TARGET;
         let oldest = self
             .running
             .values_mut()
@@ -166,14 +165,14 @@ impl State {
                 oldest.signal.notify_one();
                 Some(now + tenure)
             }
-            // All are asked.
+            // All have been asked.
             None => Some(now + tenure),
         }
     }
 
-    /// Gives room to those who wait for it.
+    /// Gives free slots to waiting dials.
     fn admit(&mut self) {
-        while self.running.len() < ROOM {
+        while self.running.len() < MAX_DIALS {
             let Some(next) = self.next_waiting() else {
                 return;
             };
@@ -192,7 +191,7 @@ impl State {
 
     fn next_waiting(&mut self) -> Option<Waiting> {
         let fits = |queue: &VecDeque<Waiting>| {
-            let is_below = |it: &Waiting| self.of_target(it.target) < ROOM_OF_TARGET;
+            let is_below = |it: &Waiting| self.running_to(it.target) < MAX_DIALS_OF_TARGET;
             queue.iter().position(is_below)
         };
         let (first, again) = (fits(&self.first), fits(&self.again));
@@ -205,7 +204,7 @@ impl State {
         }
     }
 
-    fn of_target(&self, target: IpAddr) -> usize {
+    fn running_to(&self, target: IpAddr) -> usize {
         self.targets.get(&target).copied().unwrap_or_default()
     }
 
@@ -229,7 +228,7 @@ impl State {
 }
 
 impl Slot<'_> {
-    /// Waits until another dial needs the room.
+    /// Waits until another dial needs the slot.
     pub(super) async fn wanted(&self) {
         while !self.is_wanted() {
             self.signal.notified().await;
@@ -264,14 +263,14 @@ mod tests {
 
     use super::*;
 
-    /// For what happens within some tenures, or never.
-    const LIMIT: Duration = Duration::from_secs(10);
+    /// Bounds what takes some tenures.
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     fn target(number: usize) -> IpAddr {
         Ipv4Addr::from_bits(0x0a00_0000 + u32::try_from(number).unwrap()).into()
     }
 
-    /// A dial of a target that says nothing.
+    /// Dials a silent target for ever.
     async fn silent(slots: Arc<Slots>, target: IpAddr) {
         let mut turn = Turn::First;
         loop {
@@ -281,7 +280,7 @@ mod tests {
         }
     }
 
-    /// As many dials as begin in one moment, to as many silent targets.
+    /// Slots with this many dials, begun at once, of this many silent targets.
     async fn full(dials: usize, targets: usize) -> (Arc<Slots>, JoinSet<()>) {
         let tenure = Tenure {
             first: Duration::from_millis(20),
@@ -292,8 +291,8 @@ mod tests {
         for dial in 0..dials {
             tasks.spawn(silent(Arc::clone(&slots), target(dial % targets)));
         }
-        let room = ROOM.min(targets.saturating_mul(ROOM_OF_TARGET));
-        while slots.lock().running.len() < room {
+        let expected = MAX_DIALS.min(targets.saturating_mul(MAX_DIALS_OF_TARGET));
+        while slots.lock().running.len() < expected {
             yield_now().await;
         }
 
@@ -304,7 +303,7 @@ mod tests {
     async fn a_silent_target_takes_no_room_from_another() {
         let (slots, _tasks) = full(600, 1).await;
 
-        let others: Vec<_> = (0..ROOM_OF_TARGET)
+        let others: Vec<_> = (0..MAX_DIALS_OF_TARGET)
             .map(|_| slots.enter(target(1), Turn::First).now_or_never())
             .collect();
 
@@ -313,19 +312,19 @@ mod tests {
 
     #[tokio::test]
     async fn silent_targets_give_way_to_another() {
-        for dials in [ROOM, 8 * ROOM] {
+        for dials in [MAX_DIALS, 8 * MAX_DIALS] {
             let (slots, _tasks) = full(dials, dials).await;
 
-            let slot = slots.enter(target(8 * ROOM), Turn::First);
+            let slot = slots.enter(target(8 * MAX_DIALS), Turn::First);
 
-            assert!(timeout(LIMIT, slot).await.is_ok(), "{dials}");
+            assert!(timeout(TIMEOUT, slot).await.is_ok(), "{dials}");
         }
     }
 
     #[tokio::test]
     async fn those_that_wait_have_their_turns() {
-        let (slots, _tasks) = full(2 * ROOM, 2 * ROOM).await;
-        let mut without: BTreeSet<IpAddr> = (0..2 * ROOM).map(target).collect();
+        let (slots, _tasks) = full(2 * MAX_DIALS, 2 * MAX_DIALS).await;
+        let mut without: BTreeSet<IpAddr> = (0..2 * MAX_DIALS).map(target).collect();
 
         let all = async {
             while !without.is_empty() {
@@ -336,18 +335,18 @@ mod tests {
             }
         };
 
-        assert!(timeout(LIMIT, all).await.is_ok());
-        assert!(slots.lock().running.len() <= ROOM);
+        assert!(timeout(TIMEOUT, all).await.is_ok());
+        assert!(slots.lock().running.len() <= MAX_DIALS);
     }
 
     #[tokio::test]
     async fn of_those_who_are_admitted_every_fourth_had_a_turn_before() {
         let slots = Slots::default();
         let enter = |number| slots.enter(target(number), Turn::First).now_or_never();
-        let mut running: Vec<_> = (0..ROOM).map(|it| enter(it).unwrap()).collect();
-        let again = slots.queue(target(ROOM), Turn::Again);
+        let mut running: Vec<_> = (0..MAX_DIALS).map(|it| enter(it).unwrap()).collect();
+        let again = slots.queue(target(MAX_DIALS), Turn::Again);
         let first: Vec<_> = (1..=4)
-            .map(|it| slots.queue(target(ROOM + it), Turn::First))
+            .map(|it| slots.queue(target(MAX_DIALS + it), Turn::First))
             .collect();
         let is_admitted = |slot: &Slot<'_>| slots.lock().running.contains_key(&slot.number);
 
@@ -361,7 +360,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_gives_up_leaves_nothing() {
-        let (slots, mut tasks) = full(2 * ROOM, 1).await;
+        let (slots, mut tasks) = full(2 * MAX_DIALS, 1).await;
         tasks.shutdown().await;
 
         let state = slots.lock();

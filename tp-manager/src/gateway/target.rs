@@ -1,4 +1,4 @@
-//! What right an address takes.
+//! The right that dialling an address takes.
 
 use std::net::IpAddr;
 
@@ -6,14 +6,14 @@ use tp_proto::{allow::Allow, tunnel::Outcome};
 
 use crate::{access::Scope, model::Owner};
 
-/// Why nothing is dialled, and the word for it that an application understands.
+/// Why nothing is dialled, and the outcome that the application sees.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct DialRefusal {
     pub(super) outcome: Outcome,
     pub(super) reason: String,
 }
 
-impl Refusal {
+impl DialRefusal {
     pub(super) fn new(outcome: Outcome, reason: impl Into<String>) -> Self {
         Self {
             outcome,
@@ -30,44 +30,46 @@ impl Refusal {
     }
 }
 
-/// The right that dialling `address` takes, or why nobody has it.
+/// The right that dialling `address` takes, or why it may not be dialled.
 pub(super) fn scope(
     owner: Owner,
     address: IpAddr,
     session_namespace: &str,
     allow: &[Allow],
-) -> Result<Scope, Refusal> {
+) -> Result<Scope, DialRefusal> {
     match owner {
         Owner::Namespace(namespace) => Ok(Scope::Namespace(namespace)),
         Owner::Service { leads_to, .. } => {
             for (endpoint, owner) in leads_to {
-                scope(owner, endpoint, session_namespace, allow).map_err(|refusal| Refusal {
-                    reason: format!("{address} leads to an endpoint: {}", refusal.reason),
-                    ..refusal
+                scope(owner, endpoint, session_namespace, allow).map_err(|refusal| {
+                    DialRefusal {
+                        reason: format!("{address} leads to an endpoint: {}", refusal.reason),
+                        ..refusal
+                    }
                 })?;
             }
-            // What all of them take.
+            // Covers the rights that all of them take.
             Ok(Scope::AllNamespaces)
         }
-        // The network is a guess: whoever it is may be a neighbour of the pods.
-        Owner::Beside => Ok(Scope::AllNamespaces),
+        // The network is a guess: the address may be that of a neighbour of the pods.
+        Owner::Neighbour => Ok(Scope::AllNamespaces),
         Owner::External => Ok(Scope::External(session_namespace.into())),
         Owner::Node if allow.contains(&Allow::Nodes) => Ok(Scope::AllNamespaces),
-        Owner::Node => Err(Refusal::prohibited(format!(
+        Owner::Node => Err(DialRefusal::prohibited(format!(
             "{address} is a node's: not reached through tp unless it is installed with --allow \
              nodes"
         ))),
         Owner::ApiServer if allow.contains(&Allow::ApiServer) => Ok(Scope::AllNamespaces),
-        Owner::ApiServer => Err(Refusal::prohibited(format!(
+        Owner::ApiServer => Err(DialRefusal::prohibited(format!(
             "{address} is the API server's: not reached through tp unless it is installed with \
              --allow api-server"
         ))),
-        // Bridges and tunnels of nodes have addresses there that Kubernetes does not tell of.
-        Owner::Unknown => Err(Refusal::new(
+        // Bridges and tunnels of nodes have addresses there that the Kubernetes API does not show.
+        Owner::Unknown => Err(DialRefusal::new(
             Outcome::HostUnreachable,
             format!("{address} is in the cluster's networks, and no pod or service has it"),
         )),
-        Owner::Nobody => Err(Refusal::prohibited(format!(
+        Owner::Nobody => Err(DialRefusal::prohibited(format!(
             "{address} is no address of the cluster's"
         ))),
     }
@@ -77,7 +79,7 @@ pub(super) fn scope(
 mod tests {
     use super::*;
 
-    fn of(owner: Owner, allow: &[Allow]) -> Result<Scope, Refusal> {
+    fn of(owner: Owner, allow: &[Allow]) -> Result<Scope, DialRefusal> {
         scope(owner, "192.0.2.1".parse().unwrap(), "shop", allow)
     }
 

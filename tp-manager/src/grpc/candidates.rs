@@ -1,4 +1,4 @@
-//! Where this replica may be reached by UDP, best first.
+//! The addresses of this replica for UDP, best first.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,20 +21,20 @@ use crate::model::{Ingress, Model, ObjectName, SharedModel};
 const MAX_CANDIDATES: usize = 8;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Addresses of a load balancer's name come and go; cloud providers keep them for a minute.
-const LOOKUP_AGAIN: Duration = Duration::from_secs(60);
-/// Most changes of the cluster concern no candidate.
-const GATHER: Duration = Duration::from_secs(1);
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(60);
+/// Changes are gathered: most of them concern no candidate.
+const GATHER_DELAY: Duration = Duration::from_secs(1);
 
 /// How this replica is exposed at one moment.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Exposed {
     /// Of load balancers.
     addresses: Vec<SocketAddr>,
-    /// Of load balancers that say no address.
+    /// Names of load balancers without an address.
     names: Vec<String>,
-    /// On nodes, with addresses that the internet knows.
+    /// On nodes, with public addresses.
     external: Vec<SocketAddr>,
-    /// On nodes, with addresses of the cluster's own network.
+    /// On nodes, with internal addresses.
     internal: Vec<SocketAddr>,
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn candidates(replica: &Replica, model: &SharedModel) -> Vec<En
     exposed.candidates().await
 }
 
-/// The candidates of this moment, and again whenever they have become others.
+/// The current candidates, and again whenever they change.
 pub(super) fn changes(
     replica: Arc<Replica>,
     model: SharedModel,
@@ -55,7 +55,7 @@ pub(super) fn changes(
         model,
         exposed: None,
         look_up_at: Instant::now(),
-        told: None,
+        last_sent: None,
     };
 
     stream::unfold(watch, |mut watch| async move {
@@ -70,7 +70,7 @@ struct Watch {
     model: SharedModel,
     exposed: Option<Exposed>,
     look_up_at: Instant,
-    told: Option<Vec<Endpoint>>,
+    last_sent: Option<Vec<Endpoint>>,
 }
 
 impl Watch {
@@ -79,7 +79,7 @@ impl Watch {
             let has_names = self.exposed.as_ref().is_some_and(|it| !it.names.is_empty());
             if self.exposed.is_some() {
                 tokio::select! {
-                    Ok(()) = self.changes.changed() => sleep(GATHER).await,
+                    Ok(()) = self.changes.changed() => sleep(GATHER_DELAY).await,
                     () = sleep_until(self.look_up_at), if has_names => {}
                     else => std::future::pending().await,
                 }
@@ -90,11 +90,11 @@ impl Watch {
             if !is_due && self.exposed.as_ref() == Some(&exposed) {
                 continue;
             }
-            self.look_up_at = Instant::now() + LOOKUP_AGAIN;
+            self.look_up_at = Instant::now() + LOOKUP_INTERVAL;
             let candidates = exposed.candidates().await;
             self.exposed = Some(exposed);
-            if self.told.as_ref() != Some(&candidates) {
-                self.told = Some(candidates.clone());
+            if self.last_sent.as_ref() != Some(&candidates) {
+                self.last_sent = Some(candidates.clone());
                 return candidates;
             }
         }
@@ -150,15 +150,15 @@ impl Exposed {
             .collect()
     }
 
-    /// Load balancers, then what the internet knows, then the cluster's own network. Where there
-    /// are too many, each of these gets its share: a client behind a VPN reaches the last only.
+    /// Load balancers, then public addresses, then internal ones. If there are too many, each kind
+    /// gets its share: a client behind a VPN reaches the last only.
     fn best(&self, balancers: Vec<SocketAddr>) -> Vec<SocketAddr> {
         let mut found = Vec::with_capacity(MAX_CANDIDATES);
         let kinds = [&balancers, &self.external, &self.internal];
-        for (place, kind) in kinds.iter().enumerate() {
-            let room = MAX_CANDIDATES - found.len();
-            let rest: usize = kinds[place + 1..].iter().map(|it| it.len()).sum();
-            let share = room - rest.min(room / 2);
+        for (index, kind) in kinds.iter().enumerate() {
+            let free = MAX_CANDIDATES - found.len();
+            let others: usize = kinds[index + 1..].iter().map(|it| it.len()).sum();
+            let share = free - others.min(free / 2);
             found.extend(kind.iter().take(share));
         }
 
@@ -178,9 +178,9 @@ mod tests {
         model::{Exposure, Node, Service, Update, Workload},
     };
 
-    struct None;
+    struct NoWorkloads;
 
-    impl Workloads for None {
+    impl Workloads for NoWorkloads {
         fn list(&self, _: String) -> BoxFuture<'static, Result<Vec<Workload>, String>> {
             Box::pin(std::future::ready(Ok(Vec::new())))
         }
@@ -192,7 +192,7 @@ mod tests {
             namespace: "tp-system".into(),
             node: "node2".into(),
             resolver: Resolver::from_conf(""),
-            workloads: Box::new(None),
+            workloads: Box::new(NoWorkloads),
         }
     }
 
@@ -281,14 +281,19 @@ mod tests {
     async fn candidates_are_told_once_and_again_when_they_change() {
         let shared = SharedModel::new();
         let mut told = pin!(changes(Arc::new(replica()), shared.clone()));
-        let mut next = async || timeout(10 * GATHER, told.next()).await.unwrap().unwrap();
+        let mut next = async || {
+            timeout(10 * GATHER_DELAY, told.next())
+                .await
+                .unwrap()
+                .unwrap()
+        };
         assert_eq!(next().await, []);
 
         shared.update(|it| *it = model(Vec::new()));
         let first = next().await;
         assert_eq!(first.len(), 3);
 
-        // Of no concern.
+        // Concerns no candidate.
         shared.update(|it| it.update_namespaces(Update::Applied("new".into(), ())));
         shared.update(|it| it.update_nodes(Update::Removed("node1".into())));
         assert_eq!(next().await, [first[1].clone()]);

@@ -1,4 +1,4 @@
-//! Asks the cluster's DNS what the table cannot decide.
+//! Asks the cluster's DNS for names that the table cannot decide.
 
 use std::{
     io,
@@ -19,8 +19,8 @@ use tokio::{
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const TRIES: usize = 2;
 const MAX_UDP: usize = 4096;
-/// Questions of all sessions under way at once; more wait, within their own bound.
-const MAX_QUESTIONS: usize = 1024;
+/// Concurrent queries of all sessions; further ones wait, within their own timeout.
+const MAX_QUERIES: usize = 1024;
 const DEFAULT_DOMAIN: &str = "cluster.local";
 
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,7 @@ pub(crate) struct Resolver {
     servers: Vec<SocketAddr>,
     cluster_domain: String,
     next_id: AtomicU16,
-    questions: Semaphore,
+    queries: Semaphore,
 }
 
 impl Resolver {
@@ -53,13 +53,13 @@ impl Resolver {
             .unwrap_or(DEFAULT_DOMAIN)
             .trim_end_matches('.')
             .to_owned();
-        let servers = conf.nameservers.iter().filter_map(as_asked).collect();
+        let servers = conf.nameservers.iter().filter_map(socket_address).collect();
 
         Self {
             servers,
             cluster_domain,
             next_id: AtomicU16::new(0),
-            questions: Semaphore::new(MAX_QUESTIONS),
+            queries: Semaphore::new(MAX_QUERIES),
         }
     }
 
@@ -75,16 +75,16 @@ impl Resolver {
         &self.cluster_domain
     }
 
-    /// The answer, with the query's own identifier. `share`: of whoever asks.
+    /// Returns the answer, with the query's own identifier. `share` limits the calling session.
     pub(crate) async fn ask(&self, query: &[u8], share: &Semaphore) -> Result<Bytes, ResolveError> {
-        let bound = TRY_TIMEOUT.saturating_mul(u32::try_from(TRIES).unwrap_or(u32::MAX)) * 2;
+        let limit = TRY_TIMEOUT.saturating_mul(u32::try_from(TRIES).unwrap_or(u32::MAX)) * 2;
         let asked = async {
             let _own = share.acquire().await;
-            let _permit = self.questions.acquire().await;
+            let _permit = self.queries.acquire().await;
             self.ask_servers(query).await
         };
 
-        timeout(bound, asked)
+        timeout(limit, asked)
             .await
             .unwrap_or(Err(ResolveError::TimedOut))
     }
@@ -107,7 +107,7 @@ impl Resolver {
         let mut question = query.to_vec();
         set_id(&mut question, id)?;
         let mut response = over_udp(server, &question).await?;
-        // Truncated: the rest comes over TCP.
+        // Truncated: asked again over TCP.
         if response.get(2).is_some_and(|flags| flags & 0b10 != 0) {
             response = over_tcp(server, &question).await?;
         }
@@ -118,8 +118,8 @@ impl Resolver {
     }
 }
 
-/// An address of one interface alone is that of no cluster's name server.
-fn as_asked(server: &ScopedIp) -> Option<SocketAddr> {
+/// The address to ask; `None` for an IPv6 address with a zone, which no cluster's server has.
+fn socket_address(server: &ScopedIp) -> Option<SocketAddr> {
     match server {
         ScopedIp::V6(_, Some(_)) => None,
         server => Some(SocketAddr::new(server.into(), 53)),
@@ -136,7 +136,7 @@ fn set_id(message: &mut [u8], id: u16) -> io::Result<()> {
 }
 
 async fn over_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
-    // A fresh port for every question: the kernel matches the answer's source.
+    // A fresh port for every query: the kernel matches the answer's source.
     let any: IpAddr = if server.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {

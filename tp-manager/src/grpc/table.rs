@@ -1,4 +1,4 @@
-//! The stream of what one user may see.
+//! The stream of the table that one user may see.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration, vec};
 
@@ -12,42 +12,42 @@ use tp_proto::tunnel::TableEvent;
 
 use super::wire;
 use crate::{
-    access::{Access, AccessError, Questions, Scope, User},
+    access::{Access, AccessError, PolledRights, Scope, User},
     model::{
         SharedModel,
-        table::{Change, Known, PART},
+        table::{Change, PART, TableCursor},
     },
 };
 
 /// Changes come in bursts: a rollout, a new namespace with everything in it.
-const GATHER: Duration = Duration::from_millis(50);
-/// How often a user's rights are looked at, at the most.
-const RIGHTS: Duration = Duration::from_secs(5);
-/// What one namespace may cost the API server.
-const RIGHTS_PER_NAMESPACE: Duration = Duration::from_millis(25);
+const GATHER_DELAY: Duration = Duration::from_millis(50);
+/// The shortest time between reviews of a user's rights.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(5);
+/// The same for each namespace, to bound the load of the API server.
+const NAMESPACE_REVIEW_INTERVAL: Duration = Duration::from_millis(25);
 const PARALLEL_REVIEWS: usize = 16;
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Watch {
     model: SharedModel,
     changes: watch::Receiver<u64>,
     access: Arc<Access>,
     user: watch::Receiver<Arc<User>>,
-    /// What the client knows.
-    known: Known,
-    /// The namespaces that there are, and the revision at which they were looked at.
+    /// The client's position in the table.
+    cursor: TableCursor,
+    /// All namespaces, and the revision at which they were read.
     all: BTreeSet<String>,
     all_at: Option<u64>,
-    /// Namespaces in which the user has the right, among those that were asked about.
+    /// Namespaces in which the user has the right, among those reviewed.
     namespaces: BTreeSet<String>,
     reviewed: BTreeSet<String>,
     review_at: Instant,
-    /// When what could not be asked is asked again.
+    /// The time at which failed reviews are repeated.
     retry_at: Option<Instant>,
-    /// The reviews of the last time.
-    cost: usize,
-    questions: Option<Questions>,
-    /// What the client is about to be told.
+    /// Number of reviews of the last time.
+    review_count: usize,
+    polled: Option<PolledRights>,
+    /// Changes that are to be sent next.
     ready: vec::IntoIter<Change>,
     _permit: OwnedSemaphorePermit,
 }
@@ -64,15 +64,15 @@ pub(super) fn events(
         model,
         access,
         user,
-        known: Known::new(PART),
+        cursor: TableCursor::new(PART),
         all: BTreeSet::new(),
         all_at: None,
         namespaces: BTreeSet::new(),
         reviewed: BTreeSet::new(),
         review_at: Instant::now(),
         retry_at: None,
-        cost: 0,
-        questions: None,
+        review_count: 0,
+        polled: None,
         ready: Vec::new().into_iter(),
         _permit: permit,
     };
@@ -89,44 +89,45 @@ impl Watch {
             if let Some(change) = self.ready.next() {
                 return wire::change(change);
             }
-            // A session that waits keeps no room for hundreds of changes.
+            // A waiting session keeps no buffer for hundreds of changes.
             self.ready = Vec::new().into_iter();
-            if !self.known.has_more() {
+            if !self.cursor.has_more() {
                 self.wait().await;
             }
             // Boxed, for the same reason.
-            Box::pin(self.look()).await;
+            Box::pin(self.refresh()).await;
         }
     }
 
     async fn wait(&mut self) {
         let due = self.review_at.min(self.retry_at.unwrap_or(self.review_at));
-        if self.known.is_nothing() {
-            // The first look is due; after a failure, soon.
+        if self.cursor.is_at_start() {
+            // The first review is due; after a failure, soon.
             sleep_until(due).await;
             return;
         }
         tokio::select! {
-            Ok(()) = self.changes.changed() => sleep(GATHER).await,
-            // In other groups, and so with other rights.
+            Ok(()) = self.changes.changed() => sleep(GATHER_DELAY).await,
+            // The user has other groups, and so other rights.
             Ok(()) = self.user.changed() => self.review_at = Instant::now(),
             () = sleep_until(due) => {}
         }
         self.changes.mark_unchanged();
     }
 
-    async fn look(&mut self) {
-        self.look_at_namespaces();
+    async fn refresh(&mut self) {
+        self.read_namespaces();
         self.review().await;
-        // A table without what could not be asked would take the names away from the client.
-        if self.known.is_nothing() && self.retry_at.is_some() {
+        // A snapshot without the namespaces whose review failed would take their names from the
+        // client.
+        if self.cursor.is_at_start() && self.retry_at.is_some() {
             return;
         }
-        let changes = self.known.follow(&self.model.read(), &self.namespaces);
+        let changes = self.cursor.follow(&self.model.read(), &self.namespaces);
         self.ready = changes.into_iter();
     }
 
-    fn look_at_namespaces(&mut self) {
+    fn read_namespaces(&mut self) {
         let model = self.model.read();
         let at = model.log().namespaces();
         if self.all_at == Some(at) {
@@ -139,8 +140,8 @@ impl Watch {
         self.reviewed.retain(|name| self.all.contains(name));
     }
 
-    /// Asks for all namespaces when that is due, and else for those that are new. What the client
-    /// knows of those that cannot be asked stays until the API server answers.
+    /// Reviews all namespaces when that is due, and otherwise new ones. Namespaces whose review
+    /// fails stay as the client knows them until the API server answers.
     async fn review(&mut self) {
         let now = Instant::now();
         let is_due = now >= self.review_at;
@@ -151,7 +152,7 @@ impl Watch {
         }
         let asked: Vec<String> = self.all.iter().filter(is_asked).cloned().collect();
         if asked.is_empty() && !is_due {
-            // What could not be asked about has gone.
+            // The namespaces whose review failed are gone.
             if is_retry {
                 self.retry_at = None;
             }
@@ -166,57 +167,57 @@ impl Watch {
                 Err(error) => {
                     tracing::debug!(%error, namespace = name, "Cannot ask what a user may see");
                     self.reviewed.remove(&name);
-                    self.retry_at = Some(Instant::now() + RETRY);
+                    self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
                     continue;
                 }
             }
             self.reviewed.insert(name);
         }
         if is_due {
-            self.review_at = Instant::now() + self.pause();
+            self.review_at = Instant::now() + self.review_interval();
         }
     }
 
-    /// Whether the user has the right in each, in one question where possible.
+    /// Reviews the right in each namespace, with one request if possible.
     async fn rights(&mut self, asked: &[String]) -> Vec<(String, Result<bool, AccessError>)> {
         let user = &Arc::clone(&self.user.borrow_and_update());
-        self.cost = 1;
-        let everywhere = self.has(user, &Scope::AllNamespaces).await;
+        self.review_count = 1;
+        let everywhere = self.has_right(user, &Scope::AllNamespaces).await;
         if !matches!(everywhere, Ok(false)) {
             let same = |name: &String| (name.clone(), everywhere.clone());
             return asked.iter().map(same).collect();
         }
-        self.cost += asked.len();
+        self.review_count += asked.len();
         let this = &*self;
-        let questions = stream::iter(asked.iter().cloned()).map(|namespace| async move {
+        let reviews = stream::iter(asked.iter().cloned()).map(|namespace| async move {
             let scope = Scope::Namespace(namespace.clone());
-            let allowed = this.has(user, &scope).await;
+            let allowed = this.has_right(user, &scope).await;
             (namespace, allowed)
         });
 
-        questions.buffer_unordered(PARALLEL_REVIEWS).collect().await
+        reviews.buffer_unordered(PARALLEL_REVIEWS).collect().await
     }
 
-    async fn has(&self, user: &Arc<User>, scope: &Scope) -> Result<bool, AccessError> {
-        // The snapshot is waited for.
-        if self.known.is_nothing() {
+    async fn has_right(&self, user: &Arc<User>, scope: &Scope) -> Result<bool, AccessError> {
+        // The client waits for the snapshot.
+        if self.cursor.is_at_start() {
             self.access.allows(user, scope).await
         } else {
-            self.access.allows_beside(user, scope).await
+            self.access.allows_in_background(user, scope).await
         }
     }
 
-    /// Until the rights are looked at again.
-    fn pause(&mut self) -> Duration {
-        self.questions = None;
+    /// The interval until the next review.
+    fn review_interval(&mut self) -> Duration {
+        self.polled = None;
         let user = Arc::clone(&self.user.borrow());
-        let (questions, of_all) = self.access.questions(&user, self.cost);
-        self.questions = Some(questions);
-        let count = u32::try_from(self.cost).unwrap_or(u32::MAX);
+        let (polled, of_all) = self.access.start_polling(&user, self.review_count);
+        self.polled = Some(polled);
+        let count = u32::try_from(self.review_count).unwrap_or(u32::MAX);
 
-        RIGHTS
+        REVIEW_INTERVAL
             .max(of_all)
-            .max(RIGHTS_PER_NAMESPACE.saturating_mul(count))
+            .max(NAMESPACE_REVIEW_INTERVAL.saturating_mul(count))
     }
 }
 

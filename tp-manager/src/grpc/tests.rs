@@ -1,4 +1,4 @@
-//! What the calls of one session leave to another's.
+//! The calls of one session leave enough to those of another.
 
 use std::{
     convert::Infallible,
@@ -18,21 +18,21 @@ use serde_json::json;
 use tokio::{net::UdpSocket, task::unconstrained, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Endpoint;
-use tp_proto::{crd::UserInfo, table::Parts, tunnel::manager_client::ManagerClient};
+use tp_proto::{crd::UserInfo, table::SnapshotAssembler, tunnel::manager_client::ManagerClient};
 
 use super::*;
 use crate::model::{ObjectName, Service, Update};
 
-/// More questions than are asked at once for all sessions together.
-const QUESTIONS: usize = 1100;
-/// Several times what waits to be written of one answer.
+/// More queries than all sessions together may have under way.
+const QUERIES: usize = 1100;
+/// Several times the bytes of an answer that may be unwritten.
 const WORKLOADS: usize = 2000;
 const SERVICES: usize = 2000;
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Far less than a question to a slow zone may take.
-const AT_ONCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Far less than a query to a slow zone may take.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Of which the namespace `slow` answers nothing.
+/// A cluster whose namespace `slow` never answers.
 struct Cluster {
     replica: Arc<Replica>,
     access: Arc<Access>,
@@ -66,7 +66,7 @@ impl Cluster {
         }
     }
 
-    /// What a session of this user calls, who is known to have the right everywhere.
+    /// The service of a session of this user, whose rights in both namespaces are cached.
     async fn session(&self, name: &str) -> Control {
         let user = User::new(UserInfo {
             username: name.into(),
@@ -138,17 +138,17 @@ impl Workloads for Arc<Lists> {
 async fn a_session_that_asks_slow_names_takes_the_names_of_no_other() {
     let cluster = Cluster::new().await;
     let (alice, bob) = (cluster.session("alice").await, cluster.session("bob").await);
-    let asked: Vec<_> = (0..QUESTIONS)
+    let asked: Vec<_> = (0..QUERIES)
         .map(|_| alice.resolve(question("slow")))
         .collect();
     let _asked = all_wait(asked).await;
 
-    let answer = timeout(AT_ONCE, bob.resolve(question("shop"))).await;
+    let answer = timeout(SHORT_TIMEOUT, bob.resolve(question("shop"))).await;
 
     let answer = answer.expect("bob has a share of his own").unwrap();
     let asked = question("shop").into_inner().query;
     assert_eq!(answer.into_inner().response, asked);
-    assert_eq!(alice.room.questions.available_permits(), 0);
+    assert_eq!(alice.limits.queries.available_permits(), 0);
 }
 
 #[tokio::test]
@@ -162,11 +162,11 @@ async fn a_session_lists_few_namespaces_at_once_and_the_others_in_turn() {
     let listing = all_wait(listing).await;
     assert_eq!(cluster.lists.under_way.load(Ordering::Relaxed), MAX_LISTS);
 
-    let listed = timeout(AT_ONCE, bob.list_workloads(list("shop"))).await;
+    let listed = timeout(SHORT_TIMEOUT, bob.list_workloads(list("shop"))).await;
     assert!(listed.expect("bob has a share of his own").is_ok());
 
     cluster.lists.ends.add_permits(calls);
-    let listed = timeout(AT_ONCE, join_all(listing)).await;
+    let listed = timeout(SHORT_TIMEOUT, join_all(listing)).await;
     assert!(listed.expect("all have a turn").iter().all(Result::is_ok));
     assert_eq!(cluster.lists.most.load(Ordering::Relaxed), MAX_LISTS);
 }
@@ -184,7 +184,7 @@ async fn a_session_watches_so_many_tables_and_one_more_when_one_has_ended() {
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     assert!(refused.message().contains("4 tables"), "{refused}");
     let mut table = watched(&bob).await.expect("bob has a share of his own");
-    let snapshot = timeout(AT_ONCE, table.next()).await;
+    let snapshot = timeout(SHORT_TIMEOUT, table.next()).await;
     assert!(matches!(snapshot, Ok(Some(Ok(_)))));
 
     tables.pop();
@@ -212,10 +212,10 @@ async fn answers_that_are_larger_than_what_may_wait_arrive_whole() {
     let channel = endpoint.connect_with_connector(connector).await.unwrap();
     let mut manager = ManagerClient::new(channel);
 
-    let answers = timeout(PATIENCE, async {
+    let answers = timeout(TIMEOUT, async {
         let listed = manager.list_workloads(list("large")).await.unwrap();
         let watched = manager.watch_table(WatchTableRequest {}).await.unwrap();
-        let (mut events, mut parts) = (watched.into_inner(), Parts::default());
+        let (mut events, mut parts) = (watched.into_inner(), SnapshotAssembler::default());
         let table = loop {
             let event = events.message().await.unwrap().unwrap().event;
             if let Some(Event::Snapshot(table)) = event.and_then(|it| parts.take(it)) {
@@ -229,7 +229,7 @@ async fn answers_that_are_larger_than_what_may_wait_arrive_whole() {
     assert_eq!((workloads.len(), services.len()), (WORKLOADS, SERVICES));
 }
 
-/// Polls each once, which takes what room there is for it, without a task's budget.
+/// Polls each call once, so that it takes its permit, without a task's budget.
 async fn all_wait<F: Future + Unpin>(mut calls: Vec<F>) -> Vec<F> {
     unconstrained(async {
         for call in &mut calls {

@@ -1,4 +1,4 @@
-//! Kubernetes objects as the model has them.
+//! Converts Kubernetes objects into values of the model.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,7 +10,7 @@ use crate::model::{Exposure, Ingress, Node, ObjectName, Pod, Service, endpoints:
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const UNREADABLE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-/// Of nodes, by the network plugins that note them there: addresses of bridges and tunnels.
+/// Annotations of nodes in which network plugins record addresses of bridges and tunnels.
 const NODE_ANNOTATIONS: [&str; 5] = [
     "projectcalico.org/IPv4IPIPTunnelAddr",
     "projectcalico.org/IPv4VXLANTunnelAddr",
@@ -48,7 +48,7 @@ pub(super) fn service(service: &core::Service) -> (ObjectName, Option<Service>) 
     (name(service), Some(converted))
 }
 
-/// Pods that ended hold no address, and pods of the node's network only ports there.
+/// Pods that ended hold no address, and host-network pods only ports of their node.
 pub(super) fn pod(pod: &core::Pod) -> (ObjectName, Option<Pod>) {
     let spec = pod.spec.as_ref();
     let on_host = spec.and_then(|spec| spec.host_network).unwrap_or(false);
@@ -114,10 +114,10 @@ pub(super) fn node(node: &core::Node) -> (String, Option<Node>) {
     (node.name_any(), Some(converted))
 }
 
-/// What connections to a service are sent to.
+/// The endpoints that connections to a service are sent to.
 pub(super) fn endpoints(slice: &EndpointSlice) -> (ObjectName, Option<Endpoints>) {
     let service = slice.labels().get(SERVICE_LABEL);
-    // As kube-proxy has it: what is not ready gets something while it ends, if nothing else is.
+    // As by kube-proxy: a terminating endpoint gets connections if none is ready.
     let used = slice.endpoints.iter().filter(|endpoint| {
         let conditions = endpoint.conditions.as_ref();
         let ready = conditions.and_then(|it| it.ready).unwrap_or(true);
@@ -126,16 +126,16 @@ pub(super) fn endpoints(slice: &EndpointSlice) -> (ObjectName, Option<Endpoints>
     let ports = slice.ports.as_deref().unwrap_or_default();
     let numbers = ports.iter().map(|port| u16::try_from(port.port?).ok());
     let texts = used.flat_map(|endpoint| &endpoint.addresses);
-    // Nodes read more than RFC 6943 lets one: what cannot be read here leads to nobody's address.
+    // Nodes parse more than RFC 6943 allows: what does not parse here leads to nobody's address.
     let read = |text: &String| text.parse().unwrap_or(UNREADABLE);
     let converted = service.map(|service| Endpoints {
         service: service.clone(),
         addresses: match slice.address_type.as_str() {
-            // Nodes connect nobody with those.
+            // Nodes send no connections to those.
             "FQDN" => Vec::new(),
             _ => texts.map(read).collect(),
         },
-        // One without a number stands for all.
+        // A port without a number stands for all.
         ports: numbers.collect::<Option<_>>().unwrap_or_default(),
     });
 
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!((slice.service.as_str(), slice.ports), ("web", vec![80, 81]));
         let used: Vec<String> = slice.addresses.iter().map(IpAddr::to_string).collect();
         assert_eq!(used, ["10.244.0.7", "10.244.0.9"]);
-        // Nodes may read it, as one of theirs.
+        // Nodes may parse it, as one of their own addresses.
         let object = read(json!({
             "metadata": {"name": "web-y", "namespace": "shop",
                          "labels": {"kubernetes.io/service-name": "web"}},
@@ -241,7 +241,7 @@ mod tests {
             "endpoints": [{"addresses": ["172.030.0.011"]}],
         }));
         assert_eq!(endpoints(&object).1.unwrap().addresses, [UNREADABLE]);
-        // All ports there are, and whatever has no number.
+        // No list of ports, or a port without a number, means all ports.
         assert!(with(json!(null)).1.unwrap().ports.is_empty());
         assert!(with(json!([{"port": 80}, {}])).1.unwrap().ports.is_empty());
     }

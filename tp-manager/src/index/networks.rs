@@ -13,13 +13,13 @@ use serde_json::json;
 use super::SyncedPart;
 use crate::model::SharedModel;
 
-const REFRESH: Duration = Duration::from_secs(60);
-const RETRY: Duration = Duration::from_secs(1);
-/// No service network contains it, so the API server names the one there is.
-const IMPOSSIBLE: &str = "0.0.0.1";
-const HINT: &str = "The range of valid IPs is ";
+const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// No service network contains it, so the API server's error names the real one.
+const IMPOSSIBLE_IP: &str = "0.0.0.1";
+const RANGE_PREFIX: &str = "The range of valid IPs is ";
 
-/// Looks again every minute: networks can be added. Runs until it is aborted.
+/// Finds the networks again every minute: some can be added. Runs until it is aborted.
 pub(crate) async fn follow(
     client: Client,
     namespace: String,
@@ -30,24 +30,24 @@ pub(crate) async fn follow(
         let pause = match discover(&client, &namespace).await {
             Ok(networks) => {
                 tracing::debug!(?networks, "Looked for the service networks");
-                // What was found before stays where nothing is told any more.
+                // An empty answer keeps the networks found before.
                 if !networks.is_empty() {
                     model.update(|model| model.set_service_networks(Some(networks)));
                 }
                 synced.done();
-                REFRESH
+                REFRESH_INTERVAL
             }
-            // A webhook, a quota, or an API server that tries nothing out: it will say so again.
+            // A webhook, a quota, or an API server without dry runs: it would refuse again.
             Err(kube::Error::Api(status)) if (400..429).contains(&status.code) => {
                 let reason = status.message;
                 tracing::info!(reason, "Service networks not found");
-                // What was found before stays.
+                // The networks found before stay.
                 synced.done();
-                REFRESH
+                REFRESH_INTERVAL
             }
             Err(error) => {
                 tracing::debug!(%error, "Cannot find the service networks");
-                RETRY
+                RETRY_INTERVAL
             }
         };
         tokio::time::sleep(pause).await;
@@ -81,7 +81,7 @@ async fn ask_by_error(client: &Client, namespace: &str) -> Result<Vec<IpNet>, ku
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let impossible = serde_json::from_value(json!({
         "metadata": {"generateName": "tp-probe-"},
-        "spec": {"clusterIP": IMPOSSIBLE, "ports": [{"port": 1}]},
+        "spec": {"clusterIP": IMPOSSIBLE_IP, "ports": [{"port": 1}]},
     }))
     .expect("the probe is a Service");
     let params = PostParams {
@@ -98,11 +98,11 @@ async fn ask_by_error(client: &Client, namespace: &str) -> Result<Vec<IpNet>, ku
 }
 
 fn network_in(message: &str) -> Option<IpNet> {
-    let (_, rest) = message.split_once(HINT)?;
-    let end = rest
+    let (_, range) = message.split_once(RANGE_PREFIX)?;
+    let end = range
         .find(|c: char| !(c.is_ascii_hexdigit() || ".:/".contains(c)))
-        .unwrap_or(rest.len());
-    rest[..end].trim_end_matches('.').parse().ok()
+        .unwrap_or(range.len());
+    range[..end].trim_end_matches('.').parse().ok()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The workloads of a namespace, listed when somebody asks.
+//! Lists the workloads of a namespace on request.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) async fn list(client: Client, namespace: String) -> Result<Vec<Worklo
     }
 }
 
-/// As a function value, for whoever must not know Kubernetes.
+/// [`list`], boxed for a module that must not know Kubernetes.
 pub(crate) fn boxed(
     client: Client,
     namespace: String,

@@ -1,5 +1,5 @@
-//! Where services lead: a cluster IP stands for whatever its endpoints are, and who may write them
-//! may let it stand for a node or for the API server (CVE-2021-25740).
+//! The endpoints of services: a user who may write them can make a cluster IP lead to a node or to
+//! the API server (CVE-2021-25740).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,13 +13,12 @@ use super::{ObjectName, Pod, Update, recent::Recent};
 pub(crate) struct Endpoints {
     pub(crate) service: String,
     pub(crate) addresses: Vec<IpAddr>,
-    /// Empty: all there are.
+    /// Empty: all ports.
     pub(crate) ports: Vec<u16>,
 }
 
 impl Endpoints {
-    /// Whether pods of `namespace` that share the network of their node declare all that is reached at
-    /// `address`.
+    /// Returns whether host-network pods of `namespace` declare all these ports at `address`.
     pub(super) fn are_of_pods(&self, namespace: &str, address: IpAddr, all: &OnNodes) -> bool {
         let declared = all.0.get(namespace);
         let is_of_pod = |port: &u16| declared.is_some_and(|it| it.contains_key(&(address, *port)));
@@ -28,7 +27,7 @@ impl Endpoints {
     }
 }
 
-/// How many pods of each namespace that share the network of their node declare a port there.
+/// Number of host-network pods that declare a port at a node's address, by namespace.
 #[derive(Debug, Default)]
 pub(super) struct OnNodes(HashMap<String, HashMap<(IpAddr, u16), usize>>);
 
@@ -40,7 +39,7 @@ impl OnNodes {
         this
     }
 
-    /// One pod may follow another before the end of that one is told: ports are counted.
+    /// Ports are counted because a pod may be reported before the end of its predecessor.
     pub(super) fn replace(&mut self, namespace: &str, before: Option<&Pod>, after: Option<&Pod>) {
         if [before, after]
             .iter()
@@ -72,8 +71,8 @@ impl OnNodes {
 pub(super) struct Slices {
     slices: BTreeMap<ObjectName, Endpoints>,
     of_service: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
-    /// What has left a service.
-    left: Recent<ObjectName, Endpoints>,
+    /// Endpoints removed from a service.
+    removed: Recent<ObjectName, Endpoints>,
 }
 
 impl Slices {
@@ -94,7 +93,7 @@ impl Slices {
                 }
             }
         }
-        self.left.forget();
+        self.removed.forget();
     }
 
     pub(super) fn of(&self, service: &ObjectName) -> impl Iterator<Item = &Endpoints> {
@@ -103,9 +102,9 @@ impl Slices {
         names.filter_map(|name| self.slices.get(name))
     }
 
-    /// What nodes may still send connections to: they hear of a change later than this does.
-    pub(super) fn left(&self, service: &ObjectName) -> impl Iterator<Item = &Endpoints> {
-        self.left.of(service)
+    /// Removed endpoints that nodes may still send connections to: they learn of a change later.
+    pub(super) fn removed(&self, service: &ObjectName) -> impl Iterator<Item = &Endpoints> {
+        self.removed.of(service)
     }
 
     fn learn(&mut self, name: ObjectName, slice: Endpoints) {
@@ -128,7 +127,7 @@ impl Slices {
             ..slice
         };
         if !gone.addresses.is_empty() {
-            self.left.insert(service.clone(), gone);
+            self.removed.insert(service.clone(), gone);
         }
         if let Some(names) = self.of_service.get_mut(&service) {
             names.remove(name);
@@ -141,7 +140,7 @@ impl Slices {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::recent::REMEMBERED, *};
+    use super::{super::recent::RECENT_LIFETIME, *};
 
     fn slice(service: &str, address: &str) -> Endpoints {
         Endpoints {
@@ -167,7 +166,7 @@ mod tests {
         slices.update(Update::Applied(name("c"), slice("db", "10.0.0.3")));
         assert_eq!(addresses(&slices, "web"), ["10.0.0.1", "10.0.0.2"]);
 
-        // To another service, and away.
+        // Moved to another service, and removed.
         slices.update(Update::Applied(name("b"), slice("db", "10.0.0.2")));
         slices.update(Update::Removed(name("c")));
 
@@ -182,22 +181,22 @@ mod tests {
         let mut slices = Slices::default();
         let name = ObjectName::new("shop", "a");
         let web = ObjectName::new("shop", "web");
-        let left = |slices: &Slices| -> Vec<String> {
-            let all = slices.left(&web).flat_map(|it| &it.addresses);
+        let removed = |slices: &Slices| -> Vec<String> {
+            let all = slices.removed(&web).flat_map(|it| &it.addresses);
             all.map(IpAddr::to_string).collect()
         };
         slices.update(Update::Applied(name.clone(), slice("web", "10.0.0.1")));
         slices.update(Update::Applied(name.clone(), slice("web", "10.0.0.1")));
-        assert_eq!(left(&slices), [""; 0]);
+        assert_eq!(removed(&slices), [""; 0]);
 
         slices.update(Update::Applied(name.clone(), slice("web", "10.0.0.2")));
-        assert_eq!(left(&slices), ["10.0.0.1"]);
+        assert_eq!(removed(&slices), ["10.0.0.1"]);
         slices.update(Update::Replaced(BTreeMap::new()));
-        assert_eq!(left(&slices), ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(removed(&slices), ["10.0.0.1", "10.0.0.2"]);
 
-        slices.left.age(REMEMBERED * 2);
-        assert_eq!(left(&slices), [""; 0]);
+        slices.removed.age(RECENT_LIFETIME * 2);
+        assert_eq!(removed(&slices), [""; 0]);
         slices.update(Update::Removed(name));
-        assert_eq!(slices.left.len(), 0);
+        assert_eq!(slices.removed.len(), 0);
     }
 }

@@ -1,15 +1,15 @@
-//! What changed, since when: readers follow the changes and compare nothing.
+//! A log of changes by revision: readers follow it instead of comparing tables.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::ObjectName;
 
-/// Services whose latest change is remembered. Who is further behind begins anew.
-const ROOM: usize = 16_384;
+/// Services whose latest change is kept. A reader that is further behind starts over.
+const MAX_SERVICES: usize = 16_384;
 
 #[derive(Debug)]
 pub(crate) struct Log {
-    room: usize,
+    capacity: usize,
     revision: u64,
     /// Each name once, at its latest change.
     services: BTreeMap<u64, ObjectName>,
@@ -23,14 +23,14 @@ pub(crate) struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self::with_room(ROOM)
+        Self::with_capacity(MAX_SERVICES)
     }
 }
 
 impl Log {
-    pub(crate) fn with_room(room: usize) -> Self {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self {
-            room,
+            capacity,
             revision: 0,
             services: BTreeMap::new(),
             latest: HashMap::new(),
@@ -46,7 +46,7 @@ impl Log {
             self.services.remove(&before);
         }
         self.services.insert(self.revision, name);
-        while self.services.len() > self.room
+        while self.services.len() > self.capacity
             && let Some((revision, oldest)) = self.services.pop_first()
         {
             self.latest.remove(&oldest);
@@ -64,7 +64,7 @@ impl Log {
         self.networks = self.revision;
     }
 
-    /// What no table shows, and somebody else waits for.
+    /// Records a change that no table shows, for other readers.
     pub(super) fn other_changed(&mut self) {
         self.revision += 1;
     }
@@ -81,7 +81,8 @@ impl Log {
         self.networks
     }
 
-    /// The services that changed after `revision`, in order; None where some of them are forgotten.
+    /// The services that changed after `revision`, in order; `None` if some of them are no longer
+    /// kept.
     pub(crate) fn since(&self, revision: u64) -> Option<impl Iterator<Item = (u64, &ObjectName)>> {
         let changed = self.services.range(revision + 1..);
 
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn who_is_behind_a_full_log_is_told_so() {
-        let mut log = Log::with_room(2);
+        let mut log = Log::with_capacity(2);
         for changed in ["a", "b", "c"] {
             log.service_changed(name(changed));
         }

@@ -7,9 +7,9 @@ use std::{
 
 use ipnet::IpNet;
 
-/// Metadata services of providers, as far as they are not link-local: they give credentials of the
-/// node to whoever asks from there. Azure's wire server, Alibaba Cloud's, Oracle's second one; those of
-/// AWS (metadata, name server, time, container credentials) and of Google by IPv6.
+/// Metadata services of providers that are not link-local: they give the node's credentials to any
+/// program on it. Azure's wire server, Alibaba Cloud's, Oracle's second one; those of AWS
+/// (metadata, name server, time, container credentials) and of Google by IPv6.
 const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(168, 63, 129, 16),
     Ipv4Addr::new(100, 100, 100, 200),
@@ -27,7 +27,7 @@ const fn aws(host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, host)
 }
 
-/// Addresses that mean the manager's own pod or node, or that no connection can have.
+/// Returns whether the address means the manager's own pod or node, or takes no connections.
 pub(crate) fn is_nobodys(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -49,7 +49,7 @@ pub(crate) fn is_nobodys(address: IpAddr) -> bool {
     }
 }
 
-/// The first address behind that of the network itself.
+/// The first address after that of the network itself.
 pub(crate) fn first(network: &IpNet) -> Option<IpAddr> {
     match network {
         IpNet::V4(network) => {
@@ -67,8 +67,8 @@ pub(crate) fn is_in(address: IpAddr, networks: &[IpNet]) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
-/// Addresses by the block that each lies in, and networks that cover them: not every network plugin
-/// allocates pods from what nodes declare.
+/// Addresses by block, and the networks that cover them: not every network plugin allocates
+/// addresses of pods from the networks that nodes declare.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cover {
     blocks: BTreeMap<IpNet, BTreeSet<IpAddr>>,
@@ -84,17 +84,17 @@ impl Cover {
         Self { blocks }
     }
 
-    /// Whether other networks cover the addresses with this one.
+    /// Adds an address; returns whether the covering networks change.
     pub(crate) fn insert(&mut self, address: IpAddr, nodes: &BTreeSet<IpAddr>) -> bool {
         let block = block(address);
         let addresses = self.blocks.entry(block).or_default();
         let is_first = addresses.is_empty();
         let is_new = addresses.insert(address);
 
-        is_new && (is_first || is_beside(block, nodes))
+        is_new && (is_first || is_near_nodes(block, nodes))
     }
 
-    /// Whether other networks cover the addresses without this one.
+    /// Removes an address; returns whether the covering networks change.
     pub(crate) fn remove(&mut self, address: IpAddr, nodes: &BTreeSet<IpAddr>) -> bool {
         let block = block(address);
         let Some(addresses) = self.blocks.get_mut(&block) else {
@@ -106,14 +106,14 @@ impl Cover {
             self.blocks.remove(&block);
         }
 
-        was_there && (was_last || is_beside(block, nodes))
+        was_there && (was_last || is_near_nodes(block, nodes))
     }
 
     /// `declared`, and a cover of the addresses.
     pub(crate) fn networks(&self, declared: &[IpNet], nodes: &BTreeSet<IpAddr>) -> Vec<IpNet> {
         let mut networks = declared.to_vec();
         for (block, addresses) in &self.blocks {
-            if is_beside(*block, nodes) {
+            if is_near_nodes(*block, nodes) {
                 networks.extend(addresses.iter().copied().map(IpNet::from));
             } else {
                 networks.push(*block);
@@ -126,9 +126,9 @@ impl Cover {
     }
 }
 
-/// Whether nodes may share a network with the block, and with them databases and the API server: of
-/// such a block nothing but the addresses themselves is drawn into the tunnel.
-fn is_beside(block: IpNet, nodes: &BTreeSet<IpAddr>) -> bool {
+/// Returns whether nodes may share a network with the block, and with them databases and the API
+/// server: of such a block only the addresses themselves are steered.
+fn is_near_nodes(block: IpNet, nodes: &BTreeSet<IpAddr>) -> bool {
     let network = around(block);
 
     nodes
@@ -142,7 +142,7 @@ fn block(address: IpAddr) -> IpNet {
     network(address, length)
 }
 
-/// What may be one network with `block`: clouds have subnets of up to 16,384 addresses.
+/// The network that `block` may be part of: clouds have subnets of up to 16,384 addresses.
 fn around(block: IpNet) -> IpNet {
     let length = if block.addr().is_ipv4() { 18 } else { 64 };
     network(block.addr(), length)

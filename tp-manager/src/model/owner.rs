@@ -1,4 +1,4 @@
-//! Whose an address is.
+//! The owner of an address.
 
 use std::{net::IpAddr, sync::LazyLock, time::Duration};
 
@@ -6,19 +6,19 @@ use tokio::time::timeout;
 
 use super::{Model, ObjectName, SharedModel, endpoints::Endpoints, networks};
 
-/// The Service that stands for the API server.
+/// The Service of the API server.
 static API_SERVER: LazyLock<ObjectName> =
     LazyLock::new(|| ObjectName::new("default", "kubernetes"));
 
-/// How long an address may be in use before the API server's watches say whose it is.
-const SETTLED: Duration = Duration::from_secs(1);
+/// Bounds the wait for the watches to report the owner of an address already in use.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whose an address is.
+/// The owner of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// A service or a pod of this namespace.
     Namespace(String),
-    /// A service of this namespace that leads out of it, and to what of whom.
+    /// A service of this namespace that leads out of it: its foreign endpoints and their owners.
     Service {
         namespace: String,
         leads_to: Vec<(IpAddr, Self)>,
@@ -27,20 +27,20 @@ pub(crate) enum Owner {
     ApiServer,
     /// A node, or a pod that shares its network.
     Node,
-    /// Inside networks that are the cluster's alone, and nobody's that is known: a node's own address
-    /// there, or what has just been given to a pod or a service.
+    /// No known owner, in a network of the cluster alone: a node's own address there, or one just
+    /// given to a pod or a service.
     Unknown,
-    /// Nobody's that is known, among addresses of pods or services in no network that the cluster
-    /// tells of: perhaps a neighbour's.
-    Beside,
+    /// No known owner, among addresses of pods or services in a network that the cluster does not
+    /// declare: perhaps a neighbour's.
+    Neighbour,
     /// Outside the cluster's networks.
     External,
-    /// Nothing that anybody may reach through a manager: loopback, link-local, metadata.
+    /// Never reached through a manager: loopback, link-local, metadata.
     Nobody,
 }
 
 impl Model {
-    /// Whose this address is, most telling first.
+    /// The most specific owner of this address.
     pub(crate) fn owner(&self, address: IpAddr) -> Owner {
         let address = address.to_canonical();
         if networks::is_nobodys(address) {
@@ -56,7 +56,7 @@ impl Model {
         else {
             return self.owner_of_endpoint(address);
         };
-        // Nodes send some ports of it to services, and the rest to whose it is.
+        // Nodes send some ports of it to services, and the others to its owner.
         let mut leads_to = vec![(address, self.owner_of_endpoint(address))];
         leads_to.extend(
             claims
@@ -73,19 +73,19 @@ impl Model {
         }
     }
 
-    /// The namespace, unless endpoints of the service are somebody else's.
+    /// The service's namespace, unless it has endpoints of other owners.
     fn owner_of_service(&self, name: &ObjectName) -> Owner {
         if *name == *API_SERVER {
             return Owner::ApiServer;
         }
         let present = self.slices.of(name);
         let mut leads_to: Vec<_> = present.flat_map(|it| self.leads_out(name, it)).collect();
-        // Pods come and go.
+        // Only forbidden ones count after their removal: pods come and go.
         let is_forbidden =
             |owner: &Owner| matches!(owner, Owner::Nobody | Owner::ApiServer | Owner::Node);
-        let left = self.slices.left(name);
-        let left = left.flat_map(|it| self.leads_out(name, it));
-        leads_to.extend(left.filter(|(_, owner)| is_forbidden(owner)));
+        let removed = self.slices.removed(name);
+        let removed = removed.flat_map(|it| self.leads_out(name, it));
+        leads_to.extend(removed.filter(|(_, owner)| is_forbidden(owner)));
         let namespace = name.namespace.clone();
         if leads_to.is_empty() {
             return Owner::Namespace(namespace);
@@ -97,7 +97,7 @@ impl Model {
         }
     }
 
-    /// Endpoints of a service that are not its own namespace's, and whose they are.
+    /// Endpoints of a service that are not its own namespace's, and their owners.
     fn leads_out<'a>(
         &'a self,
         service: &'a ObjectName,
@@ -109,8 +109,8 @@ impl Model {
             let owner = self.owner_of_endpoint(address.to_canonical());
             let is_own = match &owner {
                 Owner::Namespace(other) => other == namespace,
-                // Whoever may write that decides: no more than a pod of theirs could reach.
-                Owner::External | Owner::Beside => true,
+                // The author of the endpoints could reach as much from a pod.
+                Owner::External | Owner::Neighbour => true,
                 Owner::Node => slice.are_of_pods(namespace, *address, &self.on_nodes),
                 _ => false,
             };
@@ -135,7 +135,7 @@ impl Model {
         }
         let found = self.found_service_networks.as_deref().unwrap_or_default();
         if networks::is_in(address, found) || networks::is_in(address, &self.declared) {
-            // The pod has gone, and a service may lead there for a moment more.
+            // The pod has gone, but a service may still lead there for a moment.
             return match self.gone_pods.of(&address).next_back() {
                 Some(namespace) => Owner::Namespace(namespace.clone()),
                 None => Owner::Unknown,
@@ -143,7 +143,7 @@ impl Model {
         }
         let is_covered = |all| networks::is_in(address, all);
         if is_covered(&self.service_networks) || is_covered(&self.pod_networks) {
-            return Owner::Beside;
+            return Owner::Neighbour;
         }
 
         Owner::External
@@ -151,15 +151,15 @@ impl Model {
 }
 
 impl SharedModel {
-    /// As [`Model::owner`]; what is unknown is given a moment to become known: names and addresses are
-    /// told by several watches, and by several replicas.
+    /// [`Model::owner`], after waiting a moment for an unknown owner: names and addresses come from
+    /// several watches and replicas.
     pub(crate) async fn settled_owner(&self, address: IpAddr) -> Owner {
         let owner = self.read().owner(address);
         if !owner.is_unsettled() {
             return owner;
         }
-        // Whoever finds no room has what is known now.
-        let Ok(_room) = self.waiting.try_acquire() else {
+        // Without a permit, the current owner is the answer.
+        let Ok(_permit) = self.waiting.try_acquire() else {
             return owner;
         };
         let settled = async {
@@ -175,14 +175,14 @@ impl SharedModel {
                 updated.await;
             }
         };
-        let settled = timeout(SETTLED, settled).await;
+        let settled = timeout(SETTLE_TIMEOUT, settled).await;
 
         settled.unwrap_or_else(|_| self.read().owner(address))
     }
 }
 
 impl Owner {
-    /// Whether more will be known in a moment.
+    /// Returns whether more may be known in a moment.
     fn is_unsettled(&self) -> bool {
         match self {
             Self::Unknown => true,

@@ -1,4 +1,5 @@
-//! What was true a moment ago: nodes and other watches hear of a change later than the model does.
+//! Values that were true a moment ago: nodes and other watches learn of a change later than the
+//! model.
 
 use std::{
     borrow::Borrow,
@@ -9,12 +10,12 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long that may take: kube-proxy gathers changes for a second and more.
-pub(super) const REMEMBERED: Duration = Duration::from_secs(30);
-/// Values at once: the newest.
-const ROOM: usize = 16_384;
+/// Bounds that lag: kube-proxy gathers changes for a second and more.
+pub(super) const RECENT_LIFETIME: Duration = Duration::from_secs(30);
+/// Values kept: the newest.
+const MAX_VALUES: usize = 16_384;
 
-/// Values of the last moments by their keys.
+/// Recently removed values by their keys.
 #[derive(Debug)]
 pub(super) struct Recent<K, V> {
     values: HashMap<K, VecDeque<(Instant, V)>>,
@@ -48,14 +49,14 @@ impl<K: Clone + Eq + Hash, V> Recent<K, V> {
         let values = self.values.get(key).into_iter().flatten();
 
         values
-            .filter(|(since, _)| since.elapsed() <= REMEMBERED)
+            .filter(|(since, _)| since.elapsed() <= RECENT_LIFETIME)
             .map(|(_, value)| value)
     }
 
-    /// Lets go of what is too old or too much.
+    /// Drops values that are too old or too many.
     pub(super) fn forget(&mut self) {
-        let is_old = |oldest: &mut (Instant, K)| oldest.0.elapsed() > REMEMBERED;
-        while let Some((_, key)) = match self.order.len() > ROOM {
+        let is_old = |oldest: &mut (Instant, K)| oldest.0.elapsed() > RECENT_LIFETIME;
+        while let Some((_, key)) = match self.order.len() > MAX_VALUES {
             true => self.order.pop_front(),
             false => self.order.pop_front_if(is_old),
         } {
@@ -97,12 +98,15 @@ mod tests {
         assert_eq!(gone.of(&address(1)).next_back(), Some(&"shop"));
         assert_eq!(gone.of(&address(2)).next_back(), None);
 
-        gone.age(REMEMBERED * 2);
+        gone.age(RECENT_LIFETIME * 2);
         assert_eq!(gone.of(&address(1)).next_back(), None);
-        for number in 0..ROOM + 10 {
+        for number in 0..MAX_VALUES + 10 {
             gone.insert(address(number), "bank");
         }
 
-        assert_eq!((gone.values.len(), gone.order.len()), (ROOM, ROOM));
+        assert_eq!(
+            (gone.values.len(), gone.order.len()),
+            (MAX_VALUES, MAX_VALUES)
+        );
     }
 }

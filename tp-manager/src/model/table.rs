@@ -1,4 +1,4 @@
-//! The part of the model that one user may see, and how what is known of it follows the model.
+//! The part of the model that one user may see, and the steps in which a client follows it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,10 +9,11 @@ use ipnet::IpNet;
 
 use super::{Model, ObjectName, Service};
 
-/// Services in one step, so that none makes a message of any size, nor holds the model for long.
+/// Services in one step: bounds the size of a message, and the time that the model is locked.
 pub(crate) const PART: usize = 500;
-/// Of these, in the snapshot itself: it is one message, whose room its stream keeps until the next one.
-const FIRST: usize = 50;
+/// Services in the snapshot itself: it is one message, whose buffer its stream keeps until the
+/// next.
+const FIRST_PART: usize = 50;
 
 /// A table without its services.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,49 +22,49 @@ pub(crate) struct Frame {
     pub(crate) service_networks: Vec<IpNet>,
     pub(crate) pod_networks: Vec<IpNet>,
     pub(crate) services_are_covered: bool,
-    /// The snapshot's services are not all told yet.
+    /// More of the snapshot's services follow.
     pub(crate) services_follow: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The table begins anew, with these of its services.
+    /// The table starts over, with these of its services.
     Snapshot(Frame, Vec<(ObjectName, Arc<Service>)>),
-    /// Namespaces or networks are others. The services of a namespace that is gone are gone.
+    /// Namespaces or networks have changed. The services of a removed namespace are removed.
     Frame(Frame),
     Applied(ObjectName, Arc<Service>),
     Removed(ObjectName),
 }
 
-/// How far somebody knows the table. That is a place in the model's log, and no copy of the table.
+/// A client's position in the table: a revision of the model's log, not a copy of the table.
 #[derive(Debug)]
-pub(crate) struct Known {
+pub(crate) struct TableCursor {
     /// Services in one step, at most.
     part: usize,
     stage: Stage,
     namespaces: BTreeSet<String>,
-    /// Changes of services up to here are told.
+    /// Revision up to which changes of services were sent.
     services: u64,
-    /// There were more of them than fit.
+    /// More of them remain.
     is_cut: bool,
     networks: u64,
-    /// Namespaces whose services are being told, and the last one of each that was.
+    /// Namespaces whose services are being sent, and the last one sent of each.
     loading: BTreeMap<String, Option<ObjectName>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    Nothing,
-    /// A snapshot whose services are not all told.
+    Start,
+    /// A snapshot whose services were not all sent.
     Begun,
     Complete,
 }
 
-impl Known {
+impl TableCursor {
     pub(crate) fn new(part: usize) -> Self {
         Self {
             part,
-            stage: Stage::Nothing,
+            stage: Stage::Start,
             namespaces: BTreeSet::new(),
             services: 0,
             is_cut: false,
@@ -72,26 +73,26 @@ impl Known {
         }
     }
 
-    pub(crate) fn is_nothing(&self) -> bool {
-        self.stage == Stage::Nothing
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.stage == Stage::Start
     }
 
-    /// Whether the last step ended before all was told.
+    /// Returns whether the last step left changes out.
     pub(crate) fn has_more(&self) -> bool {
         self.is_cut || !self.loading.is_empty()
     }
 
-    /// A step towards what the model has in `namespaces`. Whatever is told is told as it is now:
-    /// what changed several times is told once, and to tell it again does no harm.
+    /// A step towards the state of the model in `namespaces`. Services are sent as they are now:
+    /// one that changed several times is sent once, and sending it again does no harm.
     pub(crate) fn follow(&mut self, model: &Model, namespaces: &BTreeSet<String>) -> Vec<Change> {
-        if self.is_nothing() || model.log().since(self.services).is_none() {
+        if self.is_at_start() || model.log().since(self.services).is_none() {
             return vec![self.begin(model, namespaces.clone())];
         }
         let mut changes = Vec::new();
         let is_other = self.namespaces != *namespaces;
         if is_other || self.networks < model.log().networks() {
             if is_other {
-                self.enter(namespaces.clone());
+                self.set_namespaces(namespaces.clone());
             }
             changes.push(Change::Frame(self.frame(model)));
         }
@@ -114,10 +115,10 @@ impl Known {
         self.stage = Stage::Begun;
         self.namespaces.clear();
         self.loading.clear();
-        self.enter(namespaces);
+        self.set_namespaces(namespaces);
         self.services = model.log().revision();
         self.is_cut = false;
-        let services = self.load(model, self.part.min(FIRST));
+        let services = self.load(model, self.part.min(FIRST_PART));
         if self.loading.is_empty() {
             self.stage = Stage::Complete;
         }
@@ -125,8 +126,8 @@ impl Known {
         Change::Snapshot(self.frame(model), services)
     }
 
-    /// Goes on with these namespaces.
-    fn enter(&mut self, namespaces: BTreeSet<String>) {
+    /// Continues with these namespaces.
+    fn set_namespaces(&mut self, namespaces: BTreeSet<String>) {
         self.loading.retain(|name, _| namespaces.contains(name));
         let new = namespaces.difference(&self.namespaces);
         self.loading.extend(new.map(|name| (name.clone(), None)));
@@ -165,18 +166,18 @@ impl Known {
         self.is_cut = false;
     }
 
-    /// The next services of the namespaces that are being told, `most` of them.
+    /// The next services, up to `most`, of the namespaces that are being sent.
     fn load(&mut self, model: &Model, most: usize) -> Vec<(ObjectName, Arc<Service>)> {
         let mut loaded = Vec::new();
         while loaded.len() < most
             && let Some(mut entry) = self.loading.first_entry()
         {
-            let mut rest = model.services_after(entry.key(), entry.get().as_ref());
-            let part = rest.by_ref().take(most - loaded.len());
+            let mut remaining = model.services_after(entry.key(), entry.get().as_ref());
+            let part = remaining.by_ref().take(most - loaded.len());
             loaded.extend(part.map(|(name, it)| (name.clone(), Arc::clone(it))));
-            let last = rest.next().and(loaded.last());
+            let last = remaining.next().and(loaded.last());
             let last = last.map(|(name, _)| name.clone());
-            drop(rest);
+            drop(remaining);
             match last {
                 Some(last) => drop(entry.insert(Some(last))),
                 None => drop(entry.remove()),

@@ -1,16 +1,16 @@
 use super::*;
 
 impl Model {
-    /// With room for so many services in its log.
-    pub(crate) fn with_log(room: usize) -> Self {
+    /// With a log of `capacity` services.
+    pub(crate) fn with_log(capacity: usize) -> Self {
         Self {
-            log: Log::with_room(room),
+            log: Log::with_capacity(capacity),
             ..Self::default()
         }
     }
 
     /// The same objects, listed at once.
-    pub(crate) fn anew(&self) -> Self {
+    pub(crate) fn relisted(&self) -> Self {
         let mut model = Self::default();
         let services = self.services.iter();
         let services = services.map(|(name, it)| (name.clone(), (**it).clone()));
@@ -22,12 +22,12 @@ impl Model {
         model
     }
 
-    /// How often services were looked at for somebody's table.
+    /// Number of times that services were read for a table.
     pub(crate) fn looks(&self) -> usize {
         self.looks.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// How often the networks of pods were derived.
+    /// Number of times that networks of pods were derived.
     pub(crate) fn derivations(&self) -> usize {
         self.derivations
     }
@@ -356,7 +356,7 @@ fn an_address_in_a_network_that_is_guessed_may_be_a_neighbours() {
     model.update_pods(Update::Applied(name, pod("10.77.1.2")));
     model.settle();
 
-    assert_eq!(model.owner(address("10.77.1.3")), Owner::Beside);
+    assert_eq!(model.owner(address("10.77.1.3")), Owner::Neighbour);
     lead(&mut model, "web", "10.77.1.3", 80);
     let owner = model.owner(address("10.96.1.2"));
     assert_eq!(owner, Owner::Namespace("shop".into()));

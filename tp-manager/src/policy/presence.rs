@@ -1,4 +1,4 @@
-//! Whether an object that the policy consists of is there, as it was installed, and since when.
+//! The presence of policy and binding as they were installed, and their last change.
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -13,16 +13,16 @@ use kube::{
 };
 
 /// An event of a watch on one object.
-pub(super) enum Seen {
+pub(super) enum ObjectEvent {
     Present(Version),
-    /// It is there, and this of it leaves requests out.
+    /// The object is there, and this field exempts requests from it.
     Narrowed(&'static str),
     Absent,
     ListBegins,
     ListEnds,
 }
 
-impl Seen {
+impl ObjectEvent {
     pub(super) fn of<K: Resource>(
         event: Event<K>,
         narrowing: fn(&K) -> Option<&'static str>,
@@ -39,7 +39,7 @@ impl Seen {
     }
 }
 
-/// What an object demands, told from what it demanded before.
+/// Identifies a version of an object's specification.
 #[derive(Debug)]
 pub(super) struct Version {
     pub(super) uid: Option<String>,
@@ -57,48 +57,48 @@ impl Version {
         }
     }
 
-    fn is(&self, other: &Self) -> bool {
+    fn is_same(&self, other: &Self) -> bool {
         self.generation.is_some() && (&self.uid, self.generation) == (&other.uid, other.generation)
     }
 }
 
-/// Since when one object is as it is.
+/// The presence of one object, and its last change.
 #[derive(Debug, Default)]
-pub(super) struct Presence {
+pub(super) struct ObjectPresence {
     version: Option<Version>,
     narrowed: Option<&'static str>,
     in_list: bool,
 }
 
-impl Presence {
-    pub(super) fn note(&mut self, seen: Result<Seen, watcher::Error>) {
+impl ObjectPresence {
+    pub(super) fn update(&mut self, seen: Result<ObjectEvent, watcher::Error>) {
         match seen {
-            Ok(Seen::Present(version)) => {
-                // Applying what is there already may change its time stamps, and nothing else.
+            Ok(ObjectEvent::Present(version)) => {
+                // Applying an unchanged object may change its time stamps only.
                 if !self
                     .version
                     .as_ref()
-                    .is_some_and(|known| known.is(&version))
+                    .is_some_and(|known| known.is_same(&version))
                 {
                     self.version = Some(version);
                 }
                 self.narrowed = None;
                 self.in_list = true;
             }
-            Ok(Seen::Narrowed(field)) => {
+            Ok(ObjectEvent::Narrowed(field)) => {
                 self.version = None;
                 self.narrowed = Some(field);
                 self.in_list = true;
             }
-            Ok(Seen::Absent) => *self = Self::default(),
-            Ok(Seen::ListBegins) => self.in_list = false,
-            Ok(Seen::ListEnds) if !self.in_list => *self = Self::default(),
-            Ok(Seen::ListEnds) => {}
+            Ok(ObjectEvent::Absent) => *self = Self::default(),
+            Ok(ObjectEvent::ListBegins) => self.in_list = false,
+            Ok(ObjectEvent::ListEnds) if !self.in_list => *self = Self::default(),
+            Ok(ObjectEvent::ListEnds) => {}
             Err(error) => tracing::debug!(%error, "Watch of the policy interrupted"),
         }
     }
 
-    /// An error says what is wrong with it.
+    /// The last change; an error says what is wrong with the object.
     pub(super) fn since(&self) -> Result<Timestamp, String> {
         if let Some(field) = self.narrowed {
             return Err(format!(
@@ -111,7 +111,7 @@ impl Presence {
     }
 }
 
-/// When the object was made or last changed, its status aside.
+/// The time of the object's last change, except of its status.
 pub(super) fn last_change(metadata: &ObjectMeta) -> Option<Timestamp> {
     let created = metadata.creation_timestamp.as_ref()?.0;
     let changed = metadata
@@ -126,7 +126,7 @@ pub(super) fn last_change(metadata: &ObjectMeta) -> Option<Timestamp> {
     Some(changed.map_or(created, |changed| changed.max(created)))
 }
 
-/// What of the policy leaves requests out that a test in one namespace does not show.
+/// The field by which the policy exempts requests that a test in one namespace does not show.
 pub(super) fn narrowing_of_policy(policy: &ValidatingAdmissionPolicy) -> Option<&'static str> {
     let spec = policy.spec.as_ref()?;
     let has_conditions = spec.match_conditions.iter().flatten().next().is_some();
@@ -137,7 +137,7 @@ pub(super) fn narrowing_of_policy(policy: &ValidatingAdmissionPolicy) -> Option<
         .or_else(|| constraints.and_then(narrowing_of))
 }
 
-/// As [`narrowing_of_policy`], of its binding.
+/// [`narrowing_of_policy`] of its binding.
 pub(super) fn narrowing_of_binding(
     binding: &ValidatingAdmissionPolicyBinding,
 ) -> Option<&'static str> {
@@ -150,7 +150,7 @@ pub(super) fn narrowing_of_binding(
 }
 
 fn narrowing_of(resources: &MatchResources) -> Option<&'static str> {
-    // The API server fills an empty one in, which selects everything.
+    // The API server's default is an empty selector, which selects everything.
     let selects = |selector: &Option<LabelSelector>| {
         let selector = selector.as_ref();
         selector.is_some_and(|selector| *selector != LabelSelector::default())

@@ -26,20 +26,20 @@ fn a_proof_runs_out() {
 fn a_refusal_right_after_a_change_proves_nothing() {
     let mut policy = Policy::proven_since(at(0), at(100));
 
-    assert!(policy.note(Ok(at(110)), at(111)));
+    assert!(policy.update(Ok(at(110)), at(111)));
 
     assert!(policy.trust(at(111)).is_err());
-    assert_eq!(policy.settles, at(111) + GRACE);
-    assert!(!policy.note(Ok(at(110)), at(112)));
+    assert_eq!(policy.settled_at, at(111) + EFFECTIVE_AFTER);
+    assert!(!policy.update(Ok(at(110)), at(112)));
 }
 
 #[test]
 fn an_old_policy_is_in_effect_when_a_replica_starts() {
     let mut policy = Policy::default();
 
-    policy.note(Ok(at(0)), at(1000));
+    policy.update(Ok(at(0)), at(1000));
 
-    assert_eq!(policy.settles, at(1000));
+    assert_eq!(policy.settled_at, at(1000));
 }
 
 #[test]
@@ -70,12 +70,12 @@ fn a_policy_that_was_edited_counts_from_the_edit() {
 
 #[test]
 fn a_policy_that_is_missing_from_a_new_listing_is_gone() {
-    let mut presence = Presence::default();
-    presence.note(Ok(Seen::Present(version("a", 1, 0))));
+    let mut presence = ObjectPresence::default();
+    presence.update(Ok(ObjectEvent::Present(version("a", 1, 0))));
 
-    presence.note(Ok(Seen::ListBegins));
+    presence.update(Ok(ObjectEvent::ListBegins));
     assert_eq!(presence.since(), Ok(at(0)));
-    presence.note(Ok(Seen::ListEnds));
+    presence.update(Ok(ObjectEvent::ListEnds));
 
     assert!(presence.since().is_err());
 }
@@ -83,14 +83,14 @@ fn a_policy_that_is_missing_from_a_new_listing_is_gone() {
 /// As `tp install` does when it is called twice.
 #[test]
 fn applying_the_same_again_is_no_change_and_an_edit_or_another_object_is() {
-    let mut presence = Presence::default();
-    presence.note(Ok(Seen::Present(version("a", 1, 0))));
+    let mut presence = ObjectPresence::default();
+    presence.update(Ok(ObjectEvent::Present(version("a", 1, 0))));
 
-    presence.note(Ok(Seen::Present(version("a", 1, 6))));
+    presence.update(Ok(ObjectEvent::Present(version("a", 1, 6))));
     assert_eq!(presence.since(), Ok(at(0)));
-    presence.note(Ok(Seen::Present(version("a", 2, 7))));
+    presence.update(Ok(ObjectEvent::Present(version("a", 2, 7))));
     assert_eq!(presence.since(), Ok(at(7)));
-    presence.note(Ok(Seen::Present(version("b", 2, 8))));
+    presence.update(Ok(ObjectEvent::Present(version("b", 2, 8))));
     assert_eq!(presence.since(), Ok(at(8)));
 }
 
@@ -152,15 +152,15 @@ fn what_leaves_requests_out_is_told_from_what_the_api_server_fills_in() {
 
 #[test]
 fn nobody_is_trusted_under_a_policy_that_leaves_requests_out() {
-    let mut presence = Presence::default();
-    presence.note(Ok(Seen::Present(version("a", 1, 0))));
+    let mut presence = ObjectPresence::default();
+    presence.update(Ok(ObjectEvent::Present(version("a", 1, 0))));
     let mut policy = Policy::proven_since(at(0), at(100));
 
-    presence.note(Ok(Seen::Narrowed("namespaceSelector")));
-    assert!(policy.note(presence.since(), at(110)));
+    presence.update(Ok(ObjectEvent::Narrowed("namespaceSelector")));
+    assert!(policy.update(presence.since(), at(110)));
     let reason = policy.trust(at(111)).unwrap_err();
     assert!(reason.contains("namespaceSelector"), "{reason}");
 
-    presence.note(Ok(Seen::Present(version("a", 3, 120))));
+    presence.update(Ok(ObjectEvent::Present(version("a", 3, 120))));
     assert_eq!(presence.since(), Ok(at(120)));
 }

@@ -1,4 +1,4 @@
-//! What becomes of the manager's requests where the API server dies without a word.
+//! The manager's requests if connections to the API server die silently.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -13,14 +13,14 @@ use tp_transport::SessionRef;
 
 use super::*;
 
-/// Stands for [`index::SILENCE`].
-const SILENCE: Duration = Duration::from_millis(300);
-/// Some times that, and how long a watch that broke waits before it is tried again.
-const SOON: Duration = Duration::from_secs(5);
-/// Sessions, the policy and its binding, and what the model is made of.
+/// Stands for [`index::READ_TIMEOUT`].
+const READ_TIMEOUT: Duration = Duration::from_millis(300);
+/// Several times that, and the backoff of a watch that broke.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Sessions, the policy and its binding, and the objects of the model.
 const WATCHES: usize = 8;
 
-/// Speaks as much of HTTP as it takes.
+/// Speaks the necessary part of HTTP.
 struct ApiServer {
     client: Client,
     state: watch::Sender<State>,
@@ -30,11 +30,11 @@ struct ApiServer {
 #[derive(Default)]
 struct State {
     connections: usize,
-    /// Of the connections, so many have died.
+    /// Number of dead connections, of the oldest.
     dead: usize,
-    /// What a watch begins with.
+    /// The first event of a watch.
     event: String,
-    /// What was watched, and for how many seconds at a time.
+    /// The watched paths with their `timeoutSeconds`.
     watched: BTreeMap<String, u64>,
 }
 
@@ -54,20 +54,20 @@ impl ApiServer {
         });
 
         Self {
-            client: client(config, SILENCE).unwrap(),
+            client: client(config, READ_TIMEOUT).unwrap(),
             state,
             _task: AbortOnDropHandle::new(task),
         }
     }
 
-    /// Returns when so many things are watched.
+    /// Returns when `count` paths are watched.
     async fn watched(&self, count: usize) {
         let mut state = self.state.subscribe();
         let watched = state.wait_for(|state| state.watched.len() == count);
-        timeout(SOON, watched).await.unwrap().unwrap();
+        timeout(TIMEOUT, watched).await.unwrap().unwrap();
     }
 
-    /// Whoever connects from now on is told of this session.
+    /// Kills all connections; later watches begin with this event.
     fn die(&self, event: &Value) {
         self.state.send_modify(|state| {
             state.dead = state.connections;
@@ -75,7 +75,7 @@ impl ApiServer {
         });
     }
 
-    /// Leaves connections behind that are used again.
+    /// Opens connections that are used again.
     async fn list(&self) {
         let lists = (0..4).map(|_| index::workloads::boxed(self.client.clone(), "shop".into()));
 
@@ -112,11 +112,11 @@ async fn serve(stream: TcpStream, number: usize, state: watch::Sender<State>) {
             return;
         }
     }
-    // Whatever else comes is answered by nothing.
+    // Further requests get no answer.
     let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }
 
-/// What is asked for; nothing once the client has gone.
+/// The target of a request; `None` once the client is gone.
 async fn read_request(stream: &mut BufReader<TcpStream>) -> Option<String> {
     let (mut target, mut length) = (None, 0);
     loop {
@@ -144,7 +144,7 @@ fn session() -> SessionRef {
     }
 }
 
-/// A watch is told of it.
+/// The event that adds the session to a watch.
 fn made() -> Value {
     json!({"type": "ADDED", "object": {
         "apiVersion": "tp.internal/v1alpha1",
@@ -177,7 +177,7 @@ async fn a_session_is_known_soon_though_all_connections_to_the_api_server_have_d
         let mut changes = sessions.changes();
         let is_known = || {
             sessions
-                .standing(&session(), None, Timestamp::now())
+                .revalidate(&session(), None, Timestamp::now())
                 .is_ok()
         };
         while !is_known() {
@@ -186,7 +186,7 @@ async fn a_session_is_known_soon_though_all_connections_to_the_api_server_have_d
     };
 
     tokio::select! {
-        known = timeout(SOON, known) => assert!(known.is_ok(), "the watch is still silent"),
+        known = timeout(TIMEOUT, known) => assert!(known.is_ok(), "the watch is still silent"),
         () = follow => panic!("the watch has ended"),
     }
 }
@@ -198,13 +198,13 @@ async fn a_request_over_a_connection_that_has_died_is_given_up() {
     server.die(&made());
 
     let request = index::workloads::boxed(server.client.clone(), "shop".into());
-    let answer = timeout(SOON, request).await;
+    let answer = timeout(TIMEOUT, request).await;
 
     assert!(answer.expect("it is given up").is_err());
     server.list().await;
 }
 
-/// Else a watch of which nothing happens would be taken for one that has died.
+/// Otherwise a watch without events would be taken for dead.
 #[tokio::test]
 async fn every_watch_ends_before_its_silence_means_that_its_connection_has_died() {
     let server = ApiServer::new().await;
@@ -222,7 +222,7 @@ async fn every_watch_ends_before_its_silence_means_that_its_connection_has_died(
 
     for (watched, seconds) in &server.state.borrow().watched {
         assert!(
-            *seconds < index::SILENCE.as_secs(),
+            *seconds < index::READ_TIMEOUT.as_secs(),
             "{watched}: {seconds} s"
         );
     }

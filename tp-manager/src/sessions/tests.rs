@@ -62,7 +62,7 @@ async fn apply(sessions: &Sessions, object: Value) {
 }
 
 fn reason(sessions: &Sessions, uid: &str, digit: char) -> String {
-    let verdict = sessions.verdict(&reference(uid), Some(&key(digit)), at(120));
+    let verdict = sessions.check_admission(&reference(uid), Some(&key(digit)), at(120));
     verdict.unwrap_err().reason
 }
 
@@ -71,7 +71,7 @@ async fn a_session_made_under_the_policy_is_admitted_with_its_key() {
     let sessions = sessions(vec![object("a", 50, '1')]).await;
 
     assert_eq!(
-        sessions.verdict(&reference("a"), Some(&key('1')), at(120)),
+        sessions.check_admission(&reference("a"), Some(&key('1')), at(120)),
         Ok(())
     );
     assert!(reason(&sessions, "a", '2').contains("key is not that of"));
@@ -83,7 +83,7 @@ async fn a_session_of_another_uid_or_name_does_not_exist() {
     let mut other = reference("a");
     other.name = "bob".into();
 
-    let refusal = sessions.verdict(&other, None, at(120)).unwrap_err();
+    let refusal = sessions.check_admission(&other, None, at(120)).unwrap_err();
 
     assert!(refusal.reason.contains("does not exist"));
     assert!(refusal.retry);
@@ -114,7 +114,7 @@ async fn a_session_without_a_valid_specification_is_void() {
     assert!(reason(&sessions, "a", '1').contains("no valid specification"));
     assert!(
         sessions
-            .verdict(&reference("b"), Some(&key('2')), at(120))
+            .check_admission(&reference("b"), Some(&key('2')), at(120))
             .is_ok()
     );
 }
@@ -126,7 +126,7 @@ async fn a_key_belongs_to_the_session_that_had_it_first() {
     assert!(reason(&sessions, "a", '1').contains("in use by another"));
     assert!(
         sessions
-            .verdict(&reference("b"), Some(&key('1')), at(120))
+            .check_admission(&reference("b"), Some(&key('1')), at(120))
             .is_ok()
     );
 }
@@ -136,8 +136,8 @@ async fn a_session_ends_after_its_lifetime() {
     let sessions = sessions(vec![object("a", 50, '1')]).await;
     let later = at(50) + LIFETIME + SignedDuration::from_secs(1);
 
-    assert!(sessions.standing(&reference("a"), None, at(120)).is_ok());
-    assert!(sessions.standing(&reference("a"), None, later).is_err());
+    assert!(sessions.revalidate(&reference("a"), None, at(120)).is_ok());
+    assert!(sessions.revalidate(&reference("a"), None, later).is_err());
     assert_eq!(sessions.expired(later), [reference("a")]);
 }
 
@@ -150,10 +150,14 @@ async fn who_is_connected_stays_while_the_policy_is_away_and_ends_when_it_return
         .apply(futures::stream::iter([Ok(event)]), || {})
         .await;
 
-    assert!(sessions.standing(&reference("a"), None, at(120)).is_ok());
-    assert!(sessions.verdict(&reference("a"), None, at(120)).is_err());
+    assert!(sessions.revalidate(&reference("a"), None, at(120)).is_ok());
+    assert!(
+        sessions
+            .check_admission(&reference("a"), None, at(120))
+            .is_err()
+    );
     policy.send_replace(Policy::proven_since(at(100), at(119)));
-    assert!(sessions.standing(&reference("a"), None, at(120)).is_err());
+    assert!(sessions.revalidate(&reference("a"), None, at(120)).is_err());
 }
 
 #[tokio::test]
@@ -165,10 +169,10 @@ async fn a_deleted_session_is_gone() {
         .apply(futures::stream::iter([Ok(event)]), || {})
         .await;
 
-    assert!(sessions.standing(&reference("a"), None, at(120)).is_err());
+    assert!(sessions.revalidate(&reference("a"), None, at(120)).is_err());
 }
 
-/// A renewal of Session `a` by its user, who is in these groups by then.
+/// A renewal of Session `a` by its user, who is in these groups now.
 fn renewal(uid: &str, created: i64, groups: &[&str]) -> Value {
     let mut renewal = object(uid, created, '1');
     renewal["spec"]["renews"] = json!("a");
@@ -184,8 +188,8 @@ fn alice(groups: &[&str]) -> User {
     })
 }
 
-fn standing(sessions: &Sessions, now: Timestamp) -> Standing {
-    sessions.standing(&reference("a"), None, now).unwrap()
+fn revalidated(sessions: &Sessions, now: Timestamp) -> ValidSession {
+    sessions.revalidate(&reference("a"), None, now).unwrap()
 }
 
 fn after_the_lifetime() -> Timestamp {
@@ -202,11 +206,11 @@ async fn a_renewal_gives_a_session_another_lifetime_and_the_groups_of_the_day() 
     .await;
     let end = at(7200) + LIFETIME;
 
-    assert_eq!(*standing(&sessions, at(7300)).user, alice(&["late"]));
+    assert_eq!(*revalidated(&sessions, at(7300)).user, alice(&["late"]));
     assert_eq!(sessions.expired(end), [reference("early")]);
-    assert!(sessions.standing(&reference("a"), None, end).is_ok());
+    assert!(sessions.revalidate(&reference("a"), None, end).is_ok());
     let over = end + SignedDuration::from_secs(1);
-    assert!(sessions.standing(&reference("a"), None, over).is_err());
+    assert!(sessions.revalidate(&reference("a"), None, over).is_err());
     assert_eq!(sessions.expired(over).len(), 3);
 }
 
@@ -217,7 +221,7 @@ async fn a_session_that_was_renewed_is_admitted_after_its_first_lifetime() {
     let now = after_the_lifetime();
     policy.send_replace(Policy::proven_since(at(0), now));
 
-    let verdict = sessions.verdict(&reference("a"), Some(&key('1')), now);
+    let verdict = sessions.check_admission(&reference("a"), Some(&key('1')), now);
 
     assert_eq!(verdict, Ok(()));
 }
@@ -242,9 +246,9 @@ async fn a_renewal_of_another_user_namespace_or_key_changes_nothing() {
     for case in cases {
         let sessions = sessions(vec![object("a", 50, '1'), case.clone()]).await;
 
-        let late = sessions.standing(&reference("a"), None, after_the_lifetime());
+        let late = sessions.revalidate(&reference("a"), None, after_the_lifetime());
 
-        assert_eq!(*standing(&sessions, at(7300)).user, alice(&[]), "{case}");
+        assert_eq!(*revalidated(&sessions, at(7300)).user, alice(&[]), "{case}");
         assert!(late.is_err(), "{case}");
     }
 }
@@ -252,11 +256,11 @@ async fn a_renewal_of_another_user_namespace_or_key_changes_nothing() {
 #[tokio::test]
 async fn a_renewal_does_not_save_a_session_as_old_as_the_policy() {
     let (policy, sessions) = under_policy(vec![object("a", 50, '1'), renewal("r", 90, &[])]).await;
-    assert!(sessions.standing(&reference("a"), None, at(120)).is_ok());
+    assert!(sessions.revalidate(&reference("a"), None, at(120)).is_ok());
 
     policy.send_replace(Policy::proven_since(at(60), at(119)));
 
-    let void = sessions.standing(&reference("a"), None, at(120));
+    let void = sessions.revalidate(&reference("a"), None, at(120));
     assert!(
         void.unwrap_err()
             .contains("older than the admission policy")
@@ -267,14 +271,14 @@ async fn a_renewal_does_not_save_a_session_as_old_as_the_policy() {
 async fn a_renewal_made_while_the_policy_is_away_changes_nothing() {
     let (policy, sessions) =
         under_policy(vec![object("a", 50, '1'), renewal("r", 60, &["dev"])]).await;
-    let before = standing(&sessions, at(100));
+    let before = revalidated(&sessions, at(100));
 
     policy.send_replace(Policy::default());
     apply(&sessions, renewal("forged", 110, &["admins"])).await;
 
-    let meanwhile = sessions.standing(&reference("a"), Some(&before), at(120));
+    let meanwhile = sessions.revalidate(&reference("a"), Some(&before), at(120));
     assert_eq!(*meanwhile.unwrap().user, alice(&["dev"]));
-    assert_eq!(*standing(&sessions, at(120)).user, alice(&[]));
+    assert_eq!(*revalidated(&sessions, at(120)).user, alice(&[]));
 }
 
 #[tokio::test]
@@ -290,7 +294,7 @@ async fn a_renewal_does_not_take_the_key_of_a_later_session() {
     early["spec"]["renews"] = json!("b");
     let sessions = sessions(vec![early, object("a", 60, '1')]).await;
 
-    let verdict = sessions.verdict(&reference("a"), Some(&key('1')), at(120));
+    let verdict = sessions.check_admission(&reference("a"), Some(&key('1')), at(120));
 
     assert_eq!(verdict, Ok(()));
 }
@@ -304,14 +308,14 @@ async fn a_renewal_that_is_deleted_counts_no_more() {
         .apply(futures::stream::iter([Ok(event)]), || {})
         .await;
 
-    assert_eq!(*standing(&sessions, at(120)).user, alice(&[]));
+    assert_eq!(*revalidated(&sessions, at(120)).user, alice(&[]));
 }
 
 #[tokio::test]
 async fn a_renewal_without_its_session_keeps_nothing_alive() {
     let sessions = sessions(vec![renewal("r", 60, &[])]).await;
 
-    assert!(sessions.standing(&reference("a"), None, at(120)).is_err());
+    assert!(sessions.revalidate(&reference("a"), None, at(120)).is_err());
     let over = at(60) + LIFETIME + SignedDuration::from_secs(1);
     assert_eq!(sessions.expired(over), [reference("r")]);
 }
@@ -319,8 +323,8 @@ async fn a_renewal_without_its_session_keeps_nothing_alive() {
 #[tokio::test]
 async fn a_session_whose_object_is_taken_away_is_deleted_unless_its_time_is_over() {
     let sessions = sessions(vec![object("a", 50, '1')]).await;
-    let standing = sessions.standing(&reference("a"), None, at(120)).unwrap();
-    let is_deleted = |second| sessions.is_deleted(&reference("a"), &standing, at(second));
+    let valid = sessions.revalidate(&reference("a"), None, at(120)).unwrap();
+    let is_deleted = |second| sessions.is_deleted(&reference("a"), &valid, at(second));
     assert!(!is_deleted(120));
 
     let mut ending = object("a", 50, '1');
@@ -332,6 +336,6 @@ async fn a_session_whose_object_is_taken_away_is_deleted_unless_its_time_is_over
     let events = futures::stream::iter([Ok(event)]);
     sessions.apply(events, || {}).await;
     assert!(is_deleted(122));
-    // By a replica that keeps house.
+    // Then a replica deletes it by itself.
     assert!(!is_deleted(51 + SESSION_LIFETIME_SECONDS));
 }

@@ -8,158 +8,165 @@ use tp_proto::{
     grant,
 };
 
-use super::{Place, forward::NotPassed};
+use super::{Destination, forward::UpgradeBlocked};
 
-/// In the words of the API server where an admission policy refuses.
+/// Part of the API server's message when an admission policy refuses.
 const POLICY: &str = "ValidatingAdmissionPolicy";
 
-/// What was asked of the API server.
-pub(super) enum Doing {
+/// A request to the API server.
+pub(super) enum Operation {
     Login,
     ReadKeys,
     CreateSession,
     PortForward(String),
 }
 
-pub(super) fn api_fault(doing: &Doing, place: &Place, error: kube::Error) -> Fault {
+pub(super) fn api_fault(
+    operation: &Operation,
+    destination: &Destination,
+    error: kube::Error,
+) -> Fault {
     let status = match error {
         kube::Error::Api(status) => status,
         kube::Error::UpgradeConnection(error) => {
             return Fault::new(
                 FaultKind::Unavailable,
-                format!("no {}: {error}", doing.phrase(place)),
+                format!("no {}: {error}", operation.phrase(destination)),
             );
         }
-        kube::Error::Service(error) if error.is::<NotPassed>() => {
+        kube::Error::Service(error) if error.is::<UpgradeBlocked>() => {
             return Fault::new(
                 FaultKind::Unavailable,
-                format!("no {}: {error}", doing.phrase(place)),
+                format!("no {}: {error}", operation.phrase(destination)),
             );
         }
-        // Of the login: it knows better.
+        // A fault of the login says more.
         kube::Error::Service(error) if error.is::<Fault>() => {
             return error.downcast().map_or_else(
-                |error| unreachable(place, &error.to_string()),
+                |error| unreachable(destination, &error.to_string()),
                 |fault| *fault,
             );
         }
-        error => return unreachable(place, &chain(&error)),
+        error => return unreachable(destination, &chain(&error)),
     };
-    match (status.code, doing) {
+    match (status.code, operation) {
         (401, _) => Fault::new(
             FaultKind::NoPermission,
             format!(
                 "the API server {} does not accept the credentials of context {}: log in again",
-                place.server, place.context
+                destination.server, destination.context
             ),
         ),
-        (403, doing) => forbidden(doing, place, &status.message),
-        (404, Doing::CreateSession) if status.message.contains("namespaces") => Fault::new(
+        (403, operation) => forbidden(operation, destination, &status.message),
+        (404, Operation::CreateSession) if status.message.contains("namespaces") => Fault::new(
             FaultKind::Config,
             format!(
                 "the namespace {} does not exist: choose one with --namespace",
-                place.namespace
+                destination.namespace
             ),
         ),
-        (404, Doing::ReadKeys | Doing::CreateSession) => not_installed(place),
-        (404, Doing::PortForward(pod)) => Fault::new(
+        (404, Operation::ReadKeys | Operation::CreateSession) => not_installed(destination),
+        (404, Operation::PortForward(pod)) => Fault::new(
             FaultKind::TemporaryFailure,
             format!(
                 "the traffic manager's pod {}/{pod} does not exist (yet): try again",
-                place.manager_namespace
+                destination.manager_namespace
             ),
         ),
-        (_, doing) => Fault::new(
+        (_, operation) => Fault::new(
             FaultKind::Failed,
             format!(
                 "the API server {} refuses {}: {}",
-                place.server,
-                doing.phrase(place),
+                destination.server,
+                operation.phrase(destination),
                 status.message
             ),
         ),
     }
 }
 
-fn forbidden(doing: &Doing, place: &Place, said: &str) -> Fault {
-    let manager = &place.manager_namespace;
-    let message = match doing {
-        Doing::Login => format!(
+fn forbidden(operation: &Operation, destination: &Destination, said: &str) -> Fault {
+    let manager = &destination.manager_namespace;
+    let message = match operation {
+        Operation::Login => format!(
             "the API server {} does not let you in: {said}",
-            place.server
+            destination.server
         ),
-        Doing::ReadKeys => format!(
+        Operation::ReadKeys => format!(
             "you may not get the ConfigMap {MANAGER_CONFIG_MAP} in the namespace {manager}: if tp is \
              there, ask an administrator for `{}`; if it is elsewhere, name that namespace with \
              --manager-namespace",
-            granting(place, said)
+            granting(destination, said)
         ),
-        Doing::CreateSession if said.contains(POLICY) => {
+        Operation::CreateSession if said.contains(POLICY) => {
             format!("the API server refuses the session: {said}")
         }
-        Doing::CreateSession => format!(
+        Operation::CreateSession => format!(
             "you may not create sessions.{GROUP} in the namespace {}: ask an administrator for \
              `{}`, or choose another one with --namespace",
-            place.namespace,
-            granting(place, said)
+            destination.namespace,
+            granting(destination, said)
         ),
-        Doing::PortForward(pod) => format!(
+        Operation::PortForward(pod) => format!(
             "you may not get and create pods/portforward for {pod} in the namespace {manager}: ask \
              an administrator for `{}`",
-            granting(place, said)
+            granting(destination, said)
         ),
     };
 
     Fault::new(FaultKind::NoPermission, message)
 }
 
-/// The command that gives what is missing. The API server says whom it knows: `… is forbidden: User
-/// "alice" cannot …`.
-fn granting(place: &Place, said: &str) -> String {
+/// The command that grants the missing right, to the user in the API server's message: `… is forbidden:
+/// User "alice" cannot …`.
+fn granting(destination: &Destination, said: &str) -> String {
     let user = said
         .split_once("User \"")
         .and_then(|(_, rest)| rest.split_once('"'))
         .map_or("USER", |(user, _)| user);
 
-    grant::command(user, &place.namespace, &place.manager_namespace)
+    grant::command(user, &destination.namespace, &destination.manager_namespace)
 }
 
-/// Whether an admission policy refuses, not a missing right.
+/// Returns whether an admission policy refuses, rather than RBAC.
 pub(super) fn is_of_policy(fault: &Fault) -> bool {
     fault.kind == FaultKind::NoPermission && fault.message.contains(POLICY)
 }
 
-pub(super) fn not_installed(place: &Place) -> Fault {
+pub(super) fn not_installed(destination: &Destination) -> Fault {
     Fault::new(
         FaultKind::NotInstalled,
         format!(
             "tp is not installed in the cluster of context {} (nothing in the namespace {}): \
              `tp install --image REF` installs it",
-            place.context, place.manager_namespace
+            destination.context, destination.manager_namespace
         ),
     )
 }
 
-fn unreachable(place: &Place, why: &str) -> Fault {
+fn unreachable(destination: &Destination, why: &str) -> Fault {
     Fault::new(
         FaultKind::Unavailable,
         format!(
             "the API server {} of context {} cannot be reached: {why}",
-            place.server, place.context
+            destination.server, destination.context
         ),
     )
 }
 
-pub(super) fn silent(place: &Place, limit: Duration) -> Fault {
-    unreachable(place, &format!("no answer within {} s", limit.as_secs()))
+pub(super) fn silent(destination: &Destination, limit: Duration) -> Fault {
+    unreachable(
+        destination,
+        &format!("no answer within {} s", limit.as_secs()),
+    )
 }
 
-impl Doing {
-    fn phrase(&self, place: &Place) -> String {
+impl Operation {
+    fn phrase(&self, destination: &Destination) -> String {
         match self {
             Self::Login => "the login".to_owned(),
             Self::ReadKeys => format!("reading the ConfigMap {MANAGER_CONFIG_MAP}"),
-            Self::CreateSession => format!("a session in the namespace {}", place.namespace),
+            Self::CreateSession => format!("a session in the namespace {}", destination.namespace),
             Self::PortForward(pod) => format!("port-forward to {pod}"),
         }
     }

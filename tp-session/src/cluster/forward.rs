@@ -1,8 +1,8 @@
-//! `pods/portforward` over a WebSocket, as one byte stream; over SPDY where something before the API
-//! server passes no WebSocket, as kubectl does it.
+//! `pods/portforward` over a WebSocket, as one byte stream; over SPDY, as kubectl does, where a proxy
+//! before the API server passes no WebSocket.
 //!
-//! Not kube's own `Portforwarder`: that sends 4 KiB a message, by way of a task and a queue of one,
-//! and so reaches a tenth of what the same way carries (docs/performance.md).
+//! Not kube's own `Portforwarder`: it sends 4 KiB a message, through a task and a queue of one, and so
+//! reaches a tenth of the throughput (docs/performance.md).
 
 use std::{future::ready, io};
 
@@ -19,27 +19,27 @@ use tokio_util::{
 
 use channels::Channels;
 use spdy::Frames;
-use upgrade::{NoUpgrade, Refusal};
+use upgrade::{Refusal, UpgradeError};
 
 mod channels;
 mod spdy;
 mod upgrade;
 
-/// Of what is read at once.
+/// The most bytes read at once.
 const READ_SIZE: usize = 64 << 10;
 
-/// Neither way is passed on by what stands before the API server.
+/// A proxy before the API server passes neither kind of upgrade.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "a proxy or gateway before the API server passes neither a WebSocket ({websocket}) nor SPDY \
      ({spdy})"
 )]
-pub(super) struct NotPassed {
+pub(super) struct UpgradeBlocked {
     websocket: Refusal,
     spdy: Refusal,
 }
 
-/// Opens a byte stream to `port` of a pod, whose objects are below `pods`.
+/// Opens a byte stream to `port` of `pod`; `pods` is the URL path of the namespace's pods.
 pub(super) async fn open(
     client: &Client,
     pods: &str,
@@ -48,15 +48,17 @@ pub(super) async fn open(
 ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, Error> {
     let websocket = match over_websocket(client, pods, pod, port).await {
         Ok(forwarded) => return Ok(Either::Left(forwarded)),
-        Err(NoUpgrade::Failed(error)) => return Err(error),
-        Err(NoUpgrade::Refused(refusal)) => refusal,
+        Err(UpgradeError::Failed(error)) => return Err(error),
+        Err(UpgradeError::Refused(refusal)) => refusal,
     };
     tracing::info!(pod, %websocket, "No WebSocket is passed, trying SPDY");
     match over_spdy(client, pods, pod, port).await {
         Ok(forwarded) => Ok(Either::Right(forwarded)),
-        Err(NoUpgrade::Failed(error)) => Err(error),
-        Err(NoUpgrade::Refused(Refusal::ApiServer(said))) => Err(Error::Api(said)),
-        Err(NoUpgrade::Refused(spdy)) => Err(Error::Service(NotPassed { websocket, spdy }.into())),
+        Err(UpgradeError::Failed(error)) => Err(error),
+        Err(UpgradeError::Refused(Refusal::ApiServer(said))) => Err(Error::Api(said)),
+        Err(UpgradeError::Refused(spdy)) => {
+            Err(Error::Service(UpgradeBlocked { websocket, spdy }.into()))
+        }
     }
 }
 
@@ -71,7 +73,7 @@ async fn over_websocket(
     pods: &str,
     pod: &str,
     port: u16,
-) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, NoUpgrade> {
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, UpgradeError> {
     let protocols = [spdy::PROTOCOL, channels::PROTOCOL];
     let request = request(pods, pod, port)?;
     let (websocket, protocol) = upgrade::websocket(client, request, &protocols).await?;
@@ -96,13 +98,13 @@ async fn over_websocket(
     ))
 }
 
-/// The same frames, on the connection itself.
+/// The same frames, without a WebSocket around them.
 async fn over_spdy(
     client: &Client,
     pods: &str,
     pod: &str,
     port: u16,
-) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, NoUpgrade> {
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, UpgradeError> {
     let upgraded = upgrade::spdy(client, request(pods, pod, port)?).await?;
     let (far, mut near) = tokio::io::split(upgraded);
     let opening = spdy::opening(port).map_err(|error| Error::Service(error.into()))?;
@@ -125,14 +127,14 @@ async fn over_spdy(
     ))
 }
 
-/// How the far side's data stands in its messages.
+/// The framing of the far side's data in WebSocket messages.
 enum Framing {
     Spdy(Frames),
     Channels(Channels),
 }
 
 impl Framing {
-    /// The pieces of data of one message; after an error nothing more is to be read.
+    /// The pieces of data of one message; nothing follows an error.
     fn data(&mut self, message: tungstenite::Result<Message>) -> Vec<io::Result<Bytes>> {
         let mut bytes = match message {
             Ok(Message::Binary(bytes)) => bytes,

@@ -1,4 +1,4 @@
-//! Why a pod is not ready, in its own words.
+//! The reason why a pod is not ready, from its status.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 

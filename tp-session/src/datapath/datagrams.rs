@@ -1,4 +1,4 @@
-//! Queries over UDP: what arrives at the socket in the private namespace, and is answered through the
+//! Queries over UDP, which arrive at the socket in the private namespace and are answered through the
 //! TUN.
 
 use std::{
@@ -19,18 +19,18 @@ use tp_core::{
     packet,
 };
 
-use super::{aliases::AliasMap, newest::Newest, tun::Tun};
+use super::{aliases::AliasMap, newest::NewestTasks, tun::Tun};
 use crate::{
     dns::{
         Dns,
         pass_on::{self, ServerReply},
     },
     shared::{Shared, count},
-    sys::{self, BEAT, Heartbeat, INPUT_OR_ERROR, Part},
+    sys::{self, BEAT_INTERVAL, Heartbeat, INPUT_OR_ERROR, Part},
 };
 
-/// Queries passed on that no server has answered yet. One more makes the oldest forgotten: a
-/// server that is silent must not keep from a server that is not.
+/// The most passed-on queries that no server has answered yet. One more drops the oldest: a silent server
+/// must not block one that answers.
 const MAX_PASSED_ON: usize = 1024;
 const MAX_MESSAGE: usize = 65_535;
 
@@ -41,7 +41,7 @@ pub(super) struct Datagrams {
     pub(super) tun: Tun,
 }
 
-/// A query as it came.
+/// A query as received.
 struct Datagram {
     source: SocketAddrV4,
     alias: SocketAddrV4,
@@ -49,16 +49,15 @@ struct Datagram {
     query: Query,
 }
 
-/// Queries that wait for somebody, each kind in a room of its own: what waits for a server of the
-/// machine never keeps from a name of the cluster, nor the reverse.
+/// Queries that wait for an answer, each kind with its own bound: those to a server of the machine never
+/// block those to the cluster, nor the reverse.
 struct Waiting {
     asked: JoinSet<(Datagram, Step)>,
-    passed_on: Newest,
+    passed_on: NewestTasks,
 }
 
 impl Datagrams {
-    /// Answers datagrams, and says that it is alive: a session that hangs here, or in the relay, loses
-    /// port 53.
+    /// Answers datagrams, and beats: a session that hangs here, or in the relay, loses port 53.
     pub(super) async fn serve(
         self: Arc<Self>,
         socket: UdpSocket,
@@ -67,9 +66,9 @@ impl Datagrams {
         let socket = sys::watched(socket)?;
         let mut waiting = Waiting {
             asked: JoinSet::new(),
-            passed_on: Newest::new(MAX_PASSED_ON),
+            passed_on: NewestTasks::new(MAX_PASSED_ON),
         };
-        let mut beat = interval(BEAT);
+        let mut beat = interval(BEAT_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut buffer = vec![0; MAX_MESSAGE];
         loop {
@@ -110,14 +109,14 @@ impl Datagrams {
     }
 
     fn ask(self: &Arc<Self>, datagram: Datagram, question: Question, waiting: &mut Waiting) {
-        let Some(room) = self.dns.room() else {
+        let Some(permit) = self.dns.permit() else {
             count(&self.shared.counters.failed);
             return;
         };
         let dns = Arc::clone(&self.dns);
         waiting.asked.spawn(async move {
             let step = dns.ask_cluster(&datagram.query, question).await;
-            drop(room);
+            drop(permit);
             (datagram, step)
         });
     }
@@ -141,8 +140,8 @@ impl Datagrams {
             ServerReply::Unreachable(code) => self.unreachable(datagram, code),
             ServerReply::Unsent(code) => {
                 self.unreachable(datagram, code);
-                // A socket that is not connected is told of no ICMP error, where it would have
-                // seen its own sendto() fail. One that is connected sees the error first.
+                // An unconnected socket sees no ICMP error, where its own sendto() would have failed.
+                // A connected one sees the ICMP error first.
                 if let Some(failure) = datagram.query.failure() {
                     self.answer(datagram, &failure);
                 }
@@ -168,8 +167,8 @@ impl Datagrams {
     }
 }
 
-/// The next datagram: its length, its source and the alias that it was sent to; `None` for one
-/// without.
+/// The next datagram: its length, its source and the alias that it was sent to; `None` if an address
+/// is missing.
 async fn receive(
     socket: &AsyncFd<UdpSocket>,
     buffer: &mut [u8],

@@ -1,19 +1,19 @@
-//! Tasks of which a limited number run: a further one ends the oldest.
+//! A bounded number of tasks: one more aborts the oldest.
 
 use std::{collections::BTreeMap, future::Future};
 
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Who asked first has waited longest, and will ask again or has gone.
+/// Keeps the newest tasks: the client of the oldest has waited longest, and retries or has gone.
 #[derive(Debug)]
-pub(super) struct Newest {
+pub(super) struct NewestTasks {
     tasks: JoinSet<u64>,
     running: BTreeMap<u64, AbortHandle>,
     next: u64,
     limit: usize,
 }
 
-impl Newest {
+impl NewestTasks {
     pub(super) fn new(limit: usize) -> Self {
         Self {
             tasks: JoinSet::new(),
@@ -23,7 +23,7 @@ impl Newest {
         }
     }
 
-    /// Runs `task`; whether another one was ended for it.
+    /// Runs `task`; returns whether the oldest was aborted for it.
     pub(super) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> bool {
         let is_full = self.running.len() >= self.limit;
         if is_full && let Some((_, oldest)) = self.running.pop_first() {
@@ -40,7 +40,7 @@ impl Newest {
         is_full
     }
 
-    /// Takes out one that has ended; `None` if none runs.
+    /// Waits until a task has ended; `None` if none runs.
     pub(super) async fn join_next(&mut self) -> Option<()> {
         if let Ok(number) = self.tasks.join_next().await? {
             self.running.remove(&number);
@@ -62,7 +62,7 @@ mod tests {
     async fn a_task_too_many_ends_the_oldest() {
         let ended = Arc::new(Mutex::new(Vec::new()));
         let go = Arc::new(Notify::new());
-        let mut tasks = Newest::new(2);
+        let mut tasks = NewestTasks::new(2);
         let mut spawn = |number: u32| {
             let (ended, go) = (Arc::clone(&ended), Arc::clone(&go));
             tasks.spawn(async move {

@@ -26,7 +26,7 @@ impl Tun {
         }
     }
 
-    /// Waits for the next packet; its length.
+    /// Waits for the next packet; returns its length.
     pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0
             .async_io(INPUT_OR_ERROR, |mut file| file.read(buffer))

@@ -1,4 +1,4 @@
-//! Queries that are none of our business: sent on and answered byte for byte.
+//! Queries for other names, forwarded and answered byte for byte.
 
 use std::{
     io::{self, IoSliceMut},
@@ -18,19 +18,19 @@ use tp_core::verdict;
 
 /// Longer than any resolver waits for one attempt (5 s, resolv.conf(5)), so that its own time-out
 /// decides.
-const LIMIT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_MESSAGE: usize = 65_535;
-const ID: usize = 2;
+const ID_SIZE: usize = 2;
 const ICMP_DESTINATION_UNREACHABLE: u8 = 3;
 
-/// How the server that was meant took it.
+/// The original server's reply to a query.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ServerReply {
     Message(Vec<u8>),
-    /// The network said so, with this code of ICMP's "destination unreachable".
+    /// An ICMP error, with its code for "destination unreachable".
     Unreachable(u8),
-    /// This machine did not even send it: the application would have seen an error at once. The
-    /// code is one that any socket is told.
+    /// This machine could not send it: the application would have seen an error at once. The ICMP code
+    /// is one that any socket reports.
     Unsent(u8),
     Silence,
 }
@@ -44,17 +44,17 @@ pub(crate) async fn ask(server: SocketAddrV4, query: &[u8]) -> ServerReply {
             return ServerReply::Silence;
         }
     };
-    match timeout(LIMIT, exchange(&socket, server, query)).await {
+    match timeout(TIMEOUT, exchange(&socket, server, query)).await {
         Ok(Ok(reply)) => ServerReply::Message(reply),
         Ok(Err(error)) => {
             tracing::debug!(%error, "Name server did not answer");
-            reported(&socket).map_or_else(|| unsent(&error), ServerReply::Unreachable)
+            icmp_code(&socket).map_or_else(|| unsent(&error), ServerReply::Unreachable)
         }
         Err(_) => ServerReply::Silence,
     }
 }
 
-/// Told of all errors, also of those that may pass: the application may want to hear them.
+/// A socket that reports all errors, even transient ones, as the application may want them.
 async fn socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
     setsockopt(&socket, Ipv4RecvErr, &true)?;
@@ -76,15 +76,15 @@ async fn exchange(socket: &UdpSocket, server: SocketAddrV4, query: &[u8]) -> io:
                 )?)
             })
             .await?;
-        if reply[..length].get(..ID) == query.get(..ID) {
+        if reply[..length].get(..ID_SIZE) == query.get(..ID_SIZE) {
             reply.truncate(length);
             return Ok(reply);
         }
     }
 }
 
-/// The code of the ICMP error that the socket was told.
-fn reported(socket: &UdpSocket) -> Option<u8> {
+/// The code of the ICMP error in the socket's error queue.
+fn icmp_code(socket: &UdpSocket) -> Option<u8> {
     let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in);
     let mut quoted = [0; 1];
     let mut slices = [IoSliceMut::new(&mut quoted)];
@@ -107,7 +107,7 @@ fn reported(socket: &UdpSocket) -> Option<u8> {
     })
 }
 
-/// What stands for an error of this machine's own: no route, a route that forbids, a firewall.
+/// The reply for a local error: no route, a route that prohibits, a firewall.
 fn unsent(error: &io::Error) -> ServerReply {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENETUNREACH | Errno::ENETDOWN) => ServerReply::Unsent(verdict::NET_UNKNOWN),

@@ -1,7 +1,7 @@
 //! Domains that complete short names, where they answer before the cluster is asked.
 //!
-//! The C library asks for `web.corp.test` before it asks for `web`. That question is the company's,
-//! and passes on; what can be done is to say what wins.
+//! The C library asks for `web.corp.test` before it asks for `web`. That question is the company's
+//! and is passed on; tp can only say which answer wins.
 
 use std::{
     net::SocketAddrV4,
@@ -14,22 +14,22 @@ use tokio::{net::UdpSocket, time::timeout};
 use tp_core::dns::{self, Presence};
 
 /// `tp status` waits for this.
-const LIMIT: Duration = Duration::from_secs(1);
-/// The C library knows six (resolv.conf(5)); later versions any number.
-const MOST_DOMAINS: usize = 6;
-/// It asks three (resolv.conf(5)).
-const MOST_SERVERS: usize = 3;
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// The C library uses six (resolv.conf(5)); later versions any number.
+const MAX_DOMAINS: usize = 6;
+/// The C library asks three (resolv.conf(5)).
+const MAX_SERVERS: usize = 3;
 
 /// The domains of the last line that names any, without the dots that may stand around them.
 fn domains(conf: &Config) -> Vec<String> {
     conf.get_last_search_or_domain()
         .map(|domain| domain.trim_matches('.').to_owned())
         .filter(|domain| !domain.is_empty())
-        .take(MOST_DOMAINS)
+        .take(MAX_DOMAINS)
         .collect()
 }
 
-/// A form that is not completed first: a name with `ndots` dots is asked as it is.
+/// The form of a name that is not completed first: with `ndots` dots it is asked as it is.
 fn remedy(ndots: u32) -> &'static str {
     if ndots <= 1 {
         "names with a dot, such as web.shop, are not concerned"
@@ -38,8 +38,8 @@ fn remedy(ndots: u32) -> &'static str {
     }
 }
 
-/// Sentences about search domains that keep short names from the cluster at this moment.
-pub(super) async fn in_the_way(conf: &Config, servers: &[SocketAddrV4]) -> Vec<String> {
+/// Sentences about search domains that shadow short names of the cluster at this moment.
+pub(super) async fn shadowing(conf: &Config, servers: &[SocketAddrV4]) -> Vec<String> {
     if conf.ndots == 0 {
         return Vec::new();
     }
@@ -66,7 +66,7 @@ pub(super) async fn in_the_way(conf: &Config, servers: &[SocketAddrV4]) -> Vec<S
     sentences
 }
 
-/// What the first of `servers` that answers says of a name below `domain`; `None` if none does.
+/// The first answer of `servers` about an unlikely name below `domain`; `None` without an answer.
 async fn probe(domain: String, servers: Vec<SocketAddrV4>) -> (String, Option<Presence>) {
     let query = dns::question(&format!("{}.{domain}", unlikely_label()));
     let mut answers: FuturesUnordered<_> = query
@@ -74,10 +74,10 @@ async fn probe(domain: String, servers: Vec<SocketAddrV4>) -> (String, Option<Pr
         .flat_map(|query| {
             servers
                 .iter()
-                .take(MOST_SERVERS)
+                .take(MAX_SERVERS)
                 .map(|it| (*it, query.clone()))
         })
-        .map(|(server, query)| timeout(LIMIT, ask(server, query)))
+        .map(|(server, query)| timeout(TIMEOUT, ask(server, query)))
         .collect();
     while let Some(answer) = answers.next().await {
         if let Ok(Some(presence)) = answer {
@@ -101,7 +101,7 @@ async fn ask(server: SocketAddrV4, query: Vec<u8>) -> Option<Presence> {
     }
 }
 
-/// One that nobody has given to a host.
+/// A label that no host is likely to have.
 fn unlikely_label() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     format!("tp-{:x}", now.map_or(0, |now| now.as_nanos()))
@@ -150,6 +150,6 @@ mod tests {
     fn six_domains_complete_a_name() {
         let conf = parse("search a.test b.test c.test . d.test e.test f.test g.test\n");
 
-        assert_eq!(domains(&conf).len(), MOST_DOMAINS);
+        assert_eq!(domains(&conf).len(), MAX_DOMAINS);
     }
 }

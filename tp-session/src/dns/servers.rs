@@ -1,4 +1,4 @@
-//! The name servers that this machine uses, and the ways to resolve that pass them by.
+//! The name servers of this machine, and the ways to resolve names that bypass them.
 
 use std::{
     fs,
@@ -16,13 +16,12 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
 const NSCD_SOCKETS: [&str; 2] = ["/run/nscd/socket", "/var/run/nscd/socket"];
 const PORT: u16 = 53;
-/// The C library asks three, resolv.conf(5), and nobody many more.
-const MOST: usize = 32;
-/// The file is replaced, linked and mounted over by many programs; reading it is cheap and misses
-/// none of that.
-const LOOK: Duration = Duration::from_secs(1);
+/// The C library asks three (resolv.conf(5)), and no resolver many more.
+const MAX_SERVERS: usize = 32;
+/// Many programs replace, link or mount over resolv.conf; reading it is cheap and misses no change.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The name servers in use at this moment, as far as they are read.
+/// The name servers in use at this moment whose queries are read.
 pub(crate) fn current() -> Vec<SocketAddrV4> {
     steered(&servers(&read_conf()))
 }
@@ -31,11 +30,11 @@ fn steered(servers: &[IpAddr]) -> Vec<SocketAddrV4> {
     let read = servers.iter().filter_map(as_steered);
 
     read.map(|address| SocketAddrV4::new(address, PORT))
-        .take(MOST)
+        .take(MAX_SERVERS)
         .collect()
 }
 
-/// 0.0.0.0 is no address that an alias could stand for.
+/// An alias can stand for IPv4 addresses other than 0.0.0.0.
 fn as_steered(server: &IpAddr) -> Option<Ipv4Addr> {
     match server {
         IpAddr::V4(address) => Some(*address).filter(|it| !it.is_unspecified()),
@@ -45,7 +44,7 @@ fn as_steered(server: &IpAddr) -> Option<Ipv4Addr> {
 
 /// Publishes every change until aborted.
 pub(crate) async fn watch(servers: watch::Sender<Vec<SocketAddrV4>>) {
-    let mut look = interval(LOOK);
+    let mut look = interval(POLL_INTERVAL);
     loop {
         look.tick().await;
         let found = current();
@@ -63,7 +62,7 @@ pub(crate) async fn not_covered() -> Vec<String> {
     let mut sentences = unread(&servers(&conf));
     sentences.extend(other_sources(&read(NSSWITCH_CONF)));
     sentences.extend(name_cache());
-    sentences.extend(search::in_the_way(&conf, &current()).await);
+    sentences.extend(search::shadowing(&conf, &current()).await);
 
     sentences
 }
@@ -75,12 +74,12 @@ fn unread(servers: &[IpAddr]) -> Vec<String> {
         .enumerate()
         .filter(|(_, address)| as_steered(address).is_none());
     not_read
-        .map(|(place, address)| {
+        .map(|(index, address)| {
             let first = match address {
                 IpAddr::V4(_) => "queries to the name server",
                 IpAddr::V6(_) => "queries to the IPv6 name server",
             };
-            if place == 0 {
+            if index == 0 {
                 format!(
                     "{first} {address} are not read, and it is asked first: cluster names do not \
                      resolve unless another IPv4 name server stands before it in {RESOLV_CONF}"
@@ -112,7 +111,7 @@ fn other_sources(nsswitch: &str) -> Vec<String> {
     };
     let sources: Vec<&str> = hosts.split_whitespace().collect();
     let dns = sources.iter().position(|source| *source == "dns");
-    // What stands behind dns is asked for what the cluster does not have.
+    // Sources behind dns get only the names that the cluster does not have.
     let before = &sources[..dns.unwrap_or(sources.len())];
     let mut sentences: Vec<String> = OTHER_SOURCES
         .iter()
@@ -155,7 +154,7 @@ fn name_cache() -> Option<String> {
     ))
 }
 
-/// The effective user in a `/proc/PID/status`: a daemon may have taken another since it listens.
+/// The effective user in a `/proc/PID/status`: a daemon may have changed it after listen(2).
 fn user_of(status: &str) -> Option<u32> {
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
 
@@ -170,9 +169,9 @@ fn read_conf() -> Config {
     parse(&fs::read(RESOLV_CONF).unwrap_or_default())
 }
 
-/// Reads what can be read, as the C library does. `resolv_conf` alone refuses interfaces such as
-/// `br-lan` behind an address, and takes `#53` behind one for a comment, where the C library takes
-/// the line for wrong.
+/// Skips invalid lines, as the C library does. `resolv_conf` by itself refuses interfaces such as
+/// `br-lan` behind an address, and reads `#53` behind one as a comment, where the C library skips the
+/// line.
 fn parse(conf: &[u8]) -> Config {
     let lines: Vec<&[u8]> = conf
         .split(|byte| *byte == b'\n')
@@ -192,7 +191,7 @@ fn has_glued_comment(line: &[u8]) -> bool {
     words.next() == Some(b"nameserver") && words.next().is_some_and(|it| it.iter().any(is_mark))
 }
 
-/// Without a line, the resolver asks this machine (resolv.conf(5)).
+/// Without a `nameserver` line, the resolver asks this machine (resolv.conf(5)).
 fn servers(conf: &Config) -> Vec<IpAddr> {
     let mut servers: Vec<IpAddr> = conf.nameservers.iter().map(IpAddr::from).collect();
     servers.dedup();
@@ -290,7 +289,7 @@ mod tests {
 
         let steered = steered(&many);
 
-        assert_eq!(steered.len(), MOST);
+        assert_eq!(steered.len(), MAX_SERVERS);
         assert_eq!(*steered[0].ip(), many[0]);
     }
 

@@ -1,9 +1,8 @@
-//! Queries over TCP: a connection to the server that was meant, out of which the cluster's queries
-//! are taken.
+//! Queries over TCP: a relay to the original server, which answers the cluster's queries itself.
 //!
-//! The server decides how connect() ends, as it does without tp, and when the connection ends. For
-//! the cluster's names that costs nothing while it does not serve TCP: they are answered over UDP,
-//! and only a resolver that got a truncated answer over UDP from here is served here all the same.
+//! As without tp, the server decides how connect() ends, and when the connection ends. If it does not
+//! serve TCP, the cluster's names are still answered over UDP, and a resolver that got a truncated
+//! answer over UDP from here is served without the server.
 
 use std::{
     io,
@@ -28,36 +27,36 @@ use tp_transport::splice::{closed, failed};
 use super::Dns;
 use crate::shared::count;
 
-/// Answers of one connection that are waited for, or wait until they may be written; then its
-/// resolver is not read any more.
-const MAX_OWN: usize = 32;
+/// The most answers per connection that are awaited, or wait to be written; beyond it, the resolver is
+/// not read.
+const MAX_OWN_ANSWERS: usize = 32;
 const READ_SIZE: usize = 16 << 10;
-/// How long a server that may not serve TCP is waited for when the cluster's answer is at stake.
-const SHORT_DIAL: Duration = Duration::from_secs(1);
+/// Bounds the dial of a server that may not serve TCP while a resolver waits for the cluster's answer.
+const SHORT_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The far end of a resolver's connection.
 #[derive(Debug)]
 pub(crate) struct NameServerStream {
-    /// None if the server is not there and only the cluster's names are answered.
+    /// `None` if the server was not reached, so that only the cluster's names are answered.
     stream: Option<TcpStream>,
 }
 
 /// An answer of ours that was announced; `None` if the server answers after all.
-type Own = Option<Vec<u8>>;
+type OwnAnswer = Option<Vec<u8>>;
 
 impl Dns {
     /// Dials the server in the machine's own network.
     pub(crate) async fn dial(&self, address: SocketAddrV4) -> (Verdict, Option<NameServerStream>) {
         let dialled = async {
             let stream = TcpStream::connect(address).await?;
-            // Whatever goes wrong from here on, the server sees a reset.
+            // On any error from here on, the server sees a reset.
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
             stream.set_nodelay(true)?;
             Ok(stream)
         };
         let is_expected = self.is_expected_by_tcp(address);
         let dialled = if is_expected {
-            timeout(SHORT_DIAL, dialled)
+            timeout(SHORT_DIAL_TIMEOUT, dialled)
                 .await
                 .unwrap_or(Err(io::ErrorKind::TimedOut.into()))
         } else {
@@ -103,7 +102,7 @@ impl Dns {
         client: &TcpStream,
         server: &TcpStream,
     ) -> io::Result<()> {
-        let (own_tx, own_rx) = mpsc::channel(MAX_OWN);
+        let (own_tx, own_rx) = mpsc::channel(MAX_OWN_ANSWERS);
         let owed = AtomicUsize::new(0);
         let both = async {
             tokio::try_join!(
@@ -114,7 +113,7 @@ impl Dns {
         tokio::select! {
             biased;
             both = both => both.map(drop),
-            // What a direction that has ended no longer sees.
+            // Errors that a direction no longer sees after its end.
             error = failed(client) => Err(error),
             error = failed(server) => Err(error),
         }
@@ -124,7 +123,7 @@ impl Dns {
         self: &Arc<Self>,
         client: &TcpStream,
         server: &TcpStream,
-        own: mpsc::Sender<Own>,
+        own: mpsc::Sender<OwnAnswer>,
         owed: &AtomicUsize,
     ) -> io::Result<()> {
         let mut queries = Queries::default();
@@ -132,7 +131,7 @@ impl Dns {
         let mut buffer = vec![0; READ_SIZE];
         let mut is_open = true;
         loop {
-            while asked.len() < MAX_OWN
+            while asked.len() < MAX_OWN_ANSWERS
                 && let Some(part) = queries.next_part()
             {
                 match part {
@@ -142,7 +141,7 @@ impl Dns {
                         match self.decide(&query) {
                             Step::Send(answer) | Step::Fail(answer) => {
                                 owed.fetch_add(1, Ordering::Relaxed);
-                                // Nobody takes it once the server has ended its side.
+                                // It fails once the server has ended its side.
                                 let _ = own.send(Some(answer)).await;
                             }
                             Step::AskCluster(question) => {
@@ -161,7 +160,7 @@ impl Dns {
                 }
             }
             tokio::select! {
-                read = read(client, &mut buffer), if is_open && asked.len() < MAX_OWN => {
+                read = read(client, &mut buffer), if is_open && asked.len() < MAX_OWN_ANSWERS => {
                     let read = read?;
                     is_open = read > 0;
                     queries.push(&buffer[..read]);
@@ -185,8 +184,7 @@ impl Dns {
         SockRef::from(server).shutdown(Shutdown::Write)
     }
 
-    /// For a resolver that was sent here by a truncated answer, to a server that does not serve
-    /// TCP.
+    /// Serves a resolver that retries a truncated answer by TCP, without a server that serves TCP.
     async fn serve_alone(&self, client: &TcpStream) -> io::Result<()> {
         let mut queries = Queries::default();
         let mut buffer = vec![0; READ_SIZE];
@@ -227,7 +225,7 @@ fn decoded(framed: &[u8]) -> Query {
 async fn downward(
     client: &TcpStream,
     server: &TcpStream,
-    mut own: mpsc::Receiver<Own>,
+    mut own: mpsc::Receiver<OwnAnswer>,
     owed: &AtomicUsize,
 ) -> io::Result<()> {
     let mut boundaries = Boundaries::default();
@@ -255,7 +253,7 @@ async fn downward(
                 }
                 write_all(client, bytes).await?;
             }
-            Some(answer) = own.recv(), if ready.len() < MAX_OWN => {
+            Some(answer) = own.recv(), if ready.len() < MAX_OWN_ANSWERS => {
                 owed.fetch_sub(1, Ordering::Relaxed);
                 ready.extend(answer);
             }
@@ -296,7 +294,7 @@ async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// How the application's connect() ends: as ours did, as far as a SYN can be told.
+/// The verdict by which the application's connect() fails like ours, as far as a SYN's answer can tell.
 fn verdict(error: &io::Error) -> Verdict {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ECONNREFUSED | Errno::ECONNRESET) => Verdict::Refused,

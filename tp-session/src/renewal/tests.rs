@@ -24,10 +24,10 @@ struct Lab {
     end: Duration,
     /// When the machine falls asleep, and for how long.
     sleep: Option<(Duration, Duration)>,
-    /// Until when the API server is away.
-    away: Duration,
+    /// The time until which the API server does not answer.
+    away_until: Duration,
     attempts: Vec<Duration>,
-    told: Vec<(Duration, Option<String>)>,
+    reports: Vec<(Duration, Option<String>)>,
 }
 
 impl Lab {
@@ -36,9 +36,9 @@ impl Lab {
             now: Duration::ZERO,
             end,
             sleep: None,
-            away: Duration::ZERO,
+            away_until: Duration::ZERO,
             attempts: Vec::new(),
-            told: Vec::new(),
+            reports: Vec::new(),
         }
     }
 
@@ -65,14 +65,14 @@ impl World for &mut Lab {
 
     async fn renew(&mut self) -> Result<(), Fault> {
         self.attempts.push(self.now);
-        if self.now < self.away {
+        if self.now < self.away_until {
             return Err(Fault::new(FaultKind::Unavailable, "nobody answers"));
         }
         Ok(())
     }
 
-    fn tell(&mut self, reason: Option<String>) {
-        self.told.push((self.now, reason));
+    fn report(&mut self, reason: Option<String>) {
+        self.reports.push((self.now, reason));
     }
 }
 
@@ -81,7 +81,7 @@ fn a_session_is_renewed_every_hour() {
     let lab = Lab::until(5 * HOUR + HOUR / 2).run();
 
     assert_eq!(lab.attempts, [1, 2, 3, 4, 5].map(|hours| hours * HOUR));
-    assert!(lab.told.iter().all(|(_, reason)| reason.is_none()));
+    assert!(lab.reports.iter().all(|(_, reason)| reason.is_none()));
 }
 
 #[test]
@@ -101,16 +101,20 @@ fn a_machine_that_slept_renews_its_session_within_a_minute() {
 #[test]
 fn a_renewal_that_fails_is_repeated_and_told_of_when_the_end_is_near() {
     let mut lab = Lab::until(9 * HOUR);
-    lab.away = 7 * HOUR + HOUR / 2;
+    lab.away_until = 7 * HOUR + HOUR / 2;
 
     let lab = lab.run();
 
-    let failed = lab.attempts.iter().filter(|at| **at < lab.away).count();
+    let failed = lab
+        .attempts
+        .iter()
+        .filter(|at| **at < lab.away_until)
+        .count();
     assert!(
         (72..150).contains(&failed),
         "{failed} attempts in 6.5 hours"
     );
-    let (begin, reason) = &lab.told[0];
+    let (begin, reason) = &lab.reports[0];
     assert!(
         (7 * HOUR..7 * HOUR + 5 * MINUTE).contains(begin),
         "{begin:?}"
@@ -118,8 +122,12 @@ fn a_renewal_that_fails_is_repeated_and_told_of_when_the_end_is_near() {
     let reason = reason.as_ref().unwrap();
     assert!(reason.contains("ends in 5"), "{reason}");
     assert!(reason.contains("nobody answers"), "{reason}");
-    let (taken_back, nothing) = &lab.told.iter().find(|(at, _)| *at >= lab.away).unwrap();
-    assert!(*taken_back < lab.away + 5 * MINUTE, "{taken_back:?}");
+    let (taken_back, nothing) = &lab
+        .reports
+        .iter()
+        .find(|(at, _)| *at >= lab.away_until)
+        .unwrap();
+    assert!(*taken_back < lab.away_until + 5 * MINUTE, "{taken_back:?}");
     assert_eq!(*nothing, None);
     assert_eq!(lab.attempts.last(), Some(&(*taken_back + HOUR)));
 }
@@ -156,10 +164,10 @@ async fn a_kubeconfig_is_read_again_as_long_as_it_leads_to_the_same_place() {
 
     write(kubeconfig("prod", "192.0.2.1", "new"));
     let same = login.reload().await.unwrap();
-    assert_eq!(same.place.context, "lab");
+    assert_eq!(same.destination.context, "lab");
     write(kubeconfig("lab", "192.0.2.1", "new, as-groups: [dev]"));
     let same = login.reload().await.unwrap();
-    assert_eq!(same.place.impersonate_groups, ["dev"]);
+    assert_eq!(same.destination.impersonate_groups, ["dev"]);
 
     write(kubeconfig("lab", "192.0.2.1", "new, as: bob"));
     assert!(login.reload().await.is_none());
@@ -207,7 +215,7 @@ async fn api_server() -> (SocketAddr, mpsc::UnboundedReceiver<(String, Value)>) 
     (address, seen)
 }
 
-/// Nobody is shown credentials without TLS.
+/// kube sends credentials over TLS only.
 fn acceptor() -> TlsAcceptor {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();

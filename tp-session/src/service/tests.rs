@@ -8,12 +8,12 @@ use super::*;
 async fn a_session_ends_though_whoever_asked_for_it_has_gone_meanwhile() {
     let stop = CancellationToken::new();
     let service = Service::new(stop.clone());
-    let met = {
+    let existing = {
         let mut state = service.state.lock().await;
         state.enter(1);
-        state.meet(1, &ConnectRequest::default())
+        state.join(1, &ConnectRequest::default())
     };
-    let Met::Nothing(attempt) = met else {
+    let Existing::Nothing(attempt) = existing else {
         panic!("there is something already");
     };
 

@@ -1,8 +1,7 @@
-//! Who wants a connection, and the attempt or connection there is for them.
+//! The users of a session, and the attempt or connection that serves them.
 //!
 //! A user is a connection to the session's socket that has asked to connect. The kernel closes it
-//! when its program dies, so that nobody has to say goodbye. The session ends with its last user,
-//! unless somebody connected to stay.
+//! when its program dies. The session ends with its last user, unless one connected to stay.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,8 +22,8 @@ use super::super::{
     progress::Stage,
 };
 
-/// For an attempt that nobody wants any more to undo what it has done.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
+/// Bounds the clean-up of an attempt that nobody wants any more, or of a lost connection.
+const TAKE_DOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) struct State {
     pub(super) phase: Phase,
@@ -34,18 +33,18 @@ pub(super) struct State {
 pub(super) enum Phase {
     Idle {
         since: Instant,
-        /// Why there is no connection any more; empty if there was none.
+        /// The reason why the last connection ended; empty if there was none.
         reason: String,
     },
     Connecting(Box<Attempt>),
     Connected {
         connection: Arc<Connection>,
-        /// Who connected to stay; until `tp quit`, though they go.
+        /// The users that connected to stay until `tp quit`, even if they have gone.
         stays: BTreeSet<u64>,
         /// Cancelled when it is lost and has been taken down.
         down: CancellationToken,
     },
-    /// The connection could go on no longer, and is being taken down.
+    /// The connection is lost, and being taken down.
     Lost {
         reason: String,
         down: CancellationToken,
@@ -53,13 +52,13 @@ pub(super) enum Phase {
     Ending,
 }
 
-/// What a request to connect meets.
-pub(super) enum Met {
-    /// Nothing: this attempt is the caller's to make.
-    Nothing(Handle),
-    /// An attempt at the same, in which the caller now takes part.
+/// The attempt or connection that a request to connect finds.
+pub(super) enum Existing {
+    /// Nothing: the caller makes this attempt.
+    Nothing(AttemptHandle),
+    /// An attempt at the same connection, in which the caller now takes part.
     Same(watch::Receiver<Stage>),
-    /// An attempt at something else, to be waited for.
+    /// An attempt at another connection, to be waited for.
     Other(watch::Receiver<Stage>),
     Connection(Arc<Connection>),
     /// A connection that is lost, until it is down.
@@ -70,14 +69,14 @@ pub(super) enum Met {
 
 pub(super) struct Attempt {
     request: ConnectRequest,
-    /// Who takes part, and whether for a command only.
+    /// The users that take part, and whether for a command only.
     participants: BTreeMap<u64, bool>,
-    handle: Handle,
+    handle: AttemptHandle,
 }
 
-/// Clones are of the same attempt.
+/// Clones belong to the same attempt.
 #[derive(Clone)]
-pub(super) struct Handle {
+pub(super) struct AttemptHandle {
     pub(super) stage: watch::Sender<Stage>,
     /// Cancelled when nobody wants it any more.
     pub(super) unwanted: CancellationToken,
@@ -93,7 +92,7 @@ impl State {
         }
     }
 
-    /// Whether `user` was not known.
+    /// Adds a user; returns whether it is new.
     pub(super) fn enter(&mut self, user: u64) -> bool {
         self.users.insert(user)
     }
@@ -106,34 +105,34 @@ impl State {
         matches!(self.phase, Phase::Idle { .. })
     }
 
-    pub(super) fn meet(&mut self, user: u64, request: &ConnectRequest) -> Met {
-        // One that has gone meanwhile would keep the session for ever.
+    pub(super) fn join(&mut self, user: u64, request: &ConnectRequest) -> Existing {
+        // A user that has gone meanwhile would keep the session for ever.
         if !self.users.contains(&user) {
-            return Met::End;
+            return Existing::End;
         }
         match &mut self.phase {
             Phase::Idle { .. } => {
                 let attempt = Box::new(Attempt::new(user, request));
                 let handle = attempt.handle.clone();
                 self.phase = Phase::Connecting(attempt);
-                Met::Nothing(handle)
+                Existing::Nothing(handle)
             }
             Phase::Connecting(attempt) if attempt.is_for(request) => {
                 attempt.participants.insert(user, request.for_command);
-                Met::Same(attempt.handle.stage.subscribe())
+                Existing::Same(attempt.handle.stage.subscribe())
             }
-            Phase::Connecting(attempt) => Met::Other(attempt.handle.stage.subscribe()),
+            Phase::Connecting(attempt) => Existing::Other(attempt.handle.stage.subscribe()),
             Phase::Connected {
                 connection, down, ..
-            } if connection.is_lost() => Met::Lost(down.clone()),
-            Phase::Connected { connection, .. } => Met::Connection(Arc::clone(connection)),
-            Phase::Lost { down, .. } => Met::Lost(down.clone()),
-            Phase::Ending => Met::End,
+            } if connection.is_lost() => Existing::Lost(down.clone()),
+            Phase::Connected { connection, .. } => Existing::Connection(Arc::clone(connection)),
+            Phase::Lost { down, .. } => Existing::Lost(down.clone()),
+            Phase::Ending => Existing::End,
         }
     }
 
-    /// The end of `user`'s interest; returns what is left to take down if that was the last one.
-    /// Who `withdraws` wants nothing to stay either.
+    /// Removes `user`; returns what is left to take down if that was the last one. A user that
+    /// `withdraws` also no longer stays.
     pub(super) fn leave(&mut self, user: u64, withdraws: bool) -> Option<Phase> {
         self.users.remove(&user);
         let stays = match &mut self.phase {
@@ -156,12 +155,12 @@ impl State {
         (self.users.is_empty() && !stays).then(|| self.end())
     }
 
-    /// Nobody begins anything from here on; returns what is left to take down.
+    /// Ends the session; returns what is left to take down.
     pub(super) fn end(&mut self) -> Phase {
         mem::replace(&mut self.phase, Phase::Ending)
     }
 
-    /// The connection of an attempt that succeeded; nothing if it is not wanted any more.
+    /// Takes over the connection of an attempt; `None` if it is no longer wanted.
     pub(super) fn succeed(&mut self, connection: &Arc<Connection>) -> Option<()> {
         let Phase::Connecting(attempt) = &self.phase else {
             return None;
@@ -183,14 +182,14 @@ impl State {
         Some(())
     }
 
-    /// An attempt has ended without a connection.
+    /// Notes that an attempt has ended without a connection.
     pub(super) fn fail(&mut self) {
         if matches!(self.phase, Phase::Connecting(_)) {
             self.phase = idle(String::new());
         }
     }
 
-    /// Whether `wanted` is still the connection; it stays if the request is not for a command.
+    /// Returns whether `wanted` is still the connection. It stays if the request is not for a command.
     pub(super) fn keep(
         &mut self,
         user: u64,
@@ -210,7 +209,7 @@ impl State {
         }
     }
 
-    /// Nobody gets the connection `lost` any more.
+    /// Gives out the connection `lost` no longer; `None` if it is not the current one.
     pub(super) fn lose(
         &mut self,
         lost: &Arc<Connection>,
@@ -231,8 +230,8 @@ impl State {
         Some(down)
     }
 
-    /// The lost connection is down.
-    pub(super) fn rest(&mut self) {
+    /// Notes that the lost connection is down.
+    pub(super) fn set_idle(&mut self) {
         if let Phase::Lost { reason, .. } = &mut self.phase {
             self.phase = idle(mem::take(reason));
         }
@@ -244,7 +243,7 @@ impl Attempt {
         Self {
             request: request.clone(),
             participants: BTreeMap::from([(user, request.for_command)]),
-            handle: Handle {
+            handle: AttemptHandle {
                 stage: watch::Sender::new(Stage::Begun),
                 unwanted: CancellationToken::new(),
                 over: CancellationToken::new(),
@@ -255,7 +254,7 @@ impl Attempt {
     fn is_for(&self, request: &ConnectRequest) -> bool {
         let wanted = ConnectRequest {
             for_command: self.request.for_command,
-            // Who is named the same logs in once.
+            // Participants with the same names log in once.
             shell: self.request.shell.clone(),
             ..request.clone()
         };
@@ -265,7 +264,7 @@ impl Attempt {
 }
 
 impl Phase {
-    /// Leaves nothing behind, and tells those who take part in an attempt.
+    /// Leaves nothing behind, and tells the participants of an attempt.
     pub(super) async fn take_down(self) {
         match self {
             Self::Connected { connection, .. } => connection.close().await,
@@ -274,8 +273,8 @@ impl Phase {
                 attempt
                     .handle
                     .stage
-                    .send_replace(Stage::Over(Err(connection::ended())));
-                if timeout(ATTEMPT_LIMIT, attempt.handle.over.cancelled())
+                    .send_replace(Stage::Over(Err(connection::attempt_ended())));
+                if timeout(TAKE_DOWN_TIMEOUT, attempt.handle.over.cancelled())
                     .await
                     .is_err()
                 {
@@ -283,7 +282,7 @@ impl Phase {
                 }
             }
             Self::Lost { down, .. } => {
-                if timeout(ATTEMPT_LIMIT, down.cancelled()).await.is_err() {
+                if timeout(TAKE_DOWN_TIMEOUT, down.cancelled()).await.is_err() {
                     tracing::info!("Lost connection not taken down in time");
                 }
             }
@@ -311,14 +310,14 @@ mod tests {
         }
     }
 
-    fn enter(state: &mut State, user: u64, request: &ConnectRequest) -> Met {
+    fn enter(state: &mut State, user: u64, request: &ConnectRequest) -> Existing {
         state.enter(user);
-        state.meet(user, request)
+        state.join(user, request)
     }
 
-    fn begin(state: &mut State, user: u64, request: &ConnectRequest) -> Handle {
+    fn begin(state: &mut State, user: u64, request: &ConnectRequest) -> AttemptHandle {
         match enter(state, user, request) {
-            Met::Nothing(handle) => handle,
+            Existing::Nothing(handle) => handle,
             _ => panic!("there is something already"),
         }
     }
@@ -330,11 +329,11 @@ mod tests {
 
         assert!(matches!(
             enter(&mut state, 2, &request("shop", true)),
-            Met::Same(_)
+            Existing::Same(_)
         ));
         assert!(matches!(
             enter(&mut state, 3, &request("team-b", false)),
-            Met::Other(_)
+            Existing::Other(_)
         ));
     }
 
@@ -350,7 +349,7 @@ mod tests {
         assert!(attempt.unwanted.is_cancelled());
         assert!(matches!(
             enter(&mut state, 3, &request("shop", false)),
-            Met::End
+            Existing::End
         ));
     }
 
@@ -362,10 +361,10 @@ mod tests {
 
         assert!(state.leave(1, false).is_none());
         assert!(attempt.unwanted.is_cancelled());
-        // Nobody takes part in what is being undone.
+        // An attempt that is being undone cannot be joined.
         assert!(matches!(
             enter(&mut state, 3, &request("shop", false)),
-            Met::Other(_)
+            Existing::Other(_)
         ));
         state.fail();
         begin(&mut state, 2, &request("team-b", false));
@@ -393,6 +392,9 @@ mod tests {
         state.enter(1);
         state.leave(1, false);
 
-        assert!(matches!(state.meet(1, &request("shop", false)), Met::End));
+        assert!(matches!(
+            state.join(1, &request("shop", false)),
+            Existing::End
+        ));
     }
 }

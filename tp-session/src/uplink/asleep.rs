@@ -6,7 +6,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::time::sleep;
 
 /// The runtime's timers stand still while the machine sleeps: they go on when it wakes.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long this machine has slept since it started.
 pub(super) fn suspended() -> Duration {
@@ -19,11 +19,11 @@ pub(super) fn suspended() -> Duration {
     since_start(ClockId::Boottime).saturating_sub(since_start(ClockId::Monotonic))
 }
 
-/// Resolves once `suspended` has grown by more than `limit` between two looks.
+/// Resolves once `suspended` has grown by more than `limit` between two polls.
 pub(super) async fn slept_longer(limit: Duration, mut suspended: impl FnMut() -> Duration) {
     let mut before = suspended();
     loop {
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
         let now = suspended();
         if now.saturating_sub(before) > limit {
             return;

@@ -1,4 +1,4 @@
-//! One attempt for each replica, and which of them is taken.
+//! One attempt per replica, and the race between them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,20 +16,20 @@ use tp_transport::{Identity, SessionRef};
 
 use super::{
     super::cluster::{Cluster, Replica, session_name},
-    made::Made,
+    session_objects::SessionObjects,
 };
 
-/// Of one replica before another is tried beside it.
-const HEAD_START: Duration = Duration::from_secs(1);
+/// The head start of a replica before another one is tried beside it.
+const NEXT_REPLICA_DELAY: Duration = Duration::from_secs(1);
 
-/// A connection to one replica, with a Session of its own: a replica deletes that of a connection
-/// which has left it.
+/// A connection to one replica, with its own Session: a replica deletes the Session of a connection that
+/// leaves it.
 pub(super) struct Attempt<'a> {
     pub(super) cluster: Arc<Cluster>,
     pub(super) replica: &'a Replica,
     pub(super) identity: Identity,
     name: String,
-    made: &'a Made,
+    objects: &'a SessionObjects,
     pub(super) session: SharedFuture<BoxFuture<'a, Result<SessionRef, Fault>>>,
 }
 
@@ -40,18 +40,18 @@ impl<'a> Attempt<'a> {
         user: &UserInfo,
         replica: &'a Replica,
         identity: Identity,
-        made: &'a Made,
+        objects: &'a SessionObjects,
     ) -> Self {
         let (maker, user, key) = (Arc::clone(&cluster), user.clone(), identity.clone());
         let name = session_name(&user, &identity);
         let object = name.clone();
         let session = async move {
-            made.begin(&object);
+            objects.begin(&object);
             let created = maker.create_session(&object, &user, &key).await;
             match &created {
-                Ok(_) => made.answered(&object),
-                Err(fault) if is_refusal(fault) => made.refused(&object),
-                // Nobody knows what the API server has done.
+                Ok(_) => objects.answered(&object),
+                Err(fault) if is_refusal(fault) => objects.refused(&object),
+                // The API server may have created it.
                 Err(_) => {}
             }
             created
@@ -62,29 +62,29 @@ impl<'a> Attempt<'a> {
             replica,
             identity,
             name,
-            made,
+            objects,
             session: session.boxed().shared(),
         }
     }
 
-    /// Takes back what the API server was asked for, though nobody waits for the answer any more.
+    /// Waits for the API server's answer and deletes the Session object if there is one.
     pub(super) async fn withdraw(&self) {
         if self.session.clone().await.is_ok() {
-            self.made.delete(&self.cluster, &self.name).await;
+            self.objects.delete(&self.cluster, &self.name).await;
         }
     }
 }
 
-/// Why an attempt has failed.
+/// The error of an attempt.
 #[derive(Debug)]
 pub(super) struct Failure {
     fault: Fault,
-    /// Another replica may serve all the same.
+    /// Another replica may serve.
     is_of_replica: bool,
 }
 
 impl Failure {
-    /// Rights to forward a port are given for each replica.
+    /// A missing right to forward a port, for example, which is granted per replica.
     pub(super) fn of_replica(fault: Fault) -> Self {
         Self {
             fault,
@@ -106,9 +106,9 @@ impl From<Fault> for Failure {
     }
 }
 
-/// The first of `attempts` that succeeds, and how many have begun. Each begins when those before it
-/// have failed for a reason of their replica, or have had a head start; the others are dropped. None
-/// if there are none.
+/// Returns the first of `attempts` that succeeds, and how many have begun. An attempt begins when those
+/// before it have failed for a reason of their replica, or have had their head start. The others are
+/// dropped. `None` if `attempts` is empty.
 pub(super) async fn race<T>(
     attempts: Vec<BoxFuture<'_, Result<T, Failure>>>,
 ) -> (Option<Result<T, Fault>>, usize) {
@@ -122,7 +122,7 @@ pub(super) async fn race<T>(
         }
         let result = tokio::select! {
             result = running.next() => result,
-            () = sleep(HEAD_START), if left.len() > 0 => continue,
+            () = sleep(NEXT_REPLICA_DELAY), if left.len() > 0 => continue,
         };
         match result {
             Some(Ok(opened)) => return (Some(Ok(opened)), begun),
@@ -130,7 +130,7 @@ pub(super) async fn race<T>(
                 fault,
                 is_of_replica,
             })) => {
-                // Whatever is wrong, those who run may do better; but no other is asked in vain.
+                // Running attempts may still succeed; no further one is begun in vain.
                 if !is_of_replica {
                     left = Vec::new().into_iter();
                 }
@@ -141,7 +141,7 @@ pub(super) async fn race<T>(
     }
 }
 
-/// Whether the API server has made nothing, for sure.
+/// Returns whether the API server certainly created nothing.
 fn is_refusal(fault: &Fault) -> bool {
     matches!(
         fault.kind,
@@ -165,13 +165,13 @@ mod tests {
         timeout(limit, race(attempts)).await.expect("it ends").0
     }
 
-    fn told(result: Result<u8, FaultKind>) -> Attempt {
+    fn answered(result: Result<u8, FaultKind>) -> Attempt {
         ready(result.map_err(|kind| Fault::new(kind, "no").into())).boxed()
     }
 
     #[tokio::test]
     async fn a_replica_that_says_nothing_is_not_waited_for() {
-        let attempts = vec![pending().boxed(), told(Ok(2)), told(Ok(3))];
+        let attempts = vec![pending().boxed(), answered(Ok(2)), answered(Ok(3))];
 
         assert_eq!(first(attempts).await, Some(Ok(2)));
     }
@@ -186,15 +186,18 @@ mod tests {
                 Some(Err(Fault::new(FaultKind::NoPermission, "no"))),
             ),
         ] {
-            assert_eq!(first(vec![told(Err(kind)), told(Ok(2))]).await, expected);
+            assert_eq!(
+                first(vec![answered(Err(kind)), answered(Ok(2))]).await,
+                expected
+            );
         }
         let forbidden = Failure::of_replica(Fault::new(FaultKind::NoPermission, "no"));
-        let attempts = vec![ready(Err(forbidden)).boxed(), told(Ok(2))];
+        let attempts = vec![ready(Err(forbidden)).boxed(), answered(Ok(2))];
         assert_eq!(first(attempts).await, Some(Ok(2)));
         let failure = Fault::new(FaultKind::Unavailable, "no");
         let all = vec![
-            told(Err(FaultKind::TemporaryFailure)),
-            told(Err(FaultKind::Unavailable)),
+            answered(Err(FaultKind::TemporaryFailure)),
+            answered(Err(FaultKind::Unavailable)),
         ];
         assert_eq!(first(all).await, Some(Err(failure)));
     }

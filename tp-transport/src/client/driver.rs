@@ -1,4 +1,4 @@
-//! The task that keeps the tunnel on the best path: the monitor's clock, ears and hands.
+//! The task that keeps the tunnel on the best path: the I/O and the clock of the monitor.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tp_core::path::{
     BASE_SIZE, PathChoice, PathKind,
-    batching::{self, Check, Lost},
+    batching::{self, BatchCheck, BatchLoss},
     monitor::{Action, CandidateStatus, Monitor, Target},
 };
 
@@ -27,7 +27,7 @@ use crate::{
         Mux,
         client::{ClientSide, ProbeReply},
     },
-    probe::{IN_PARTS, Probe, ProbeKind, SINGLY},
+    probe::{DO_NOT_BATCH, Probe, ProbeKind, REPLY_AS_BATCH},
     status::PathStatus,
 };
 
@@ -35,21 +35,21 @@ use crate::{
 pub(super) enum Command {
     Candidates(Vec<SocketAddr>),
     LinkReplaced,
-    Look(Look),
+    Survey(SurveyRequest),
 }
 
-/// Probes every address, or those that have not answered since the look before.
+/// Probes every address; with `again`, only those that have not answered yet.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(super) struct SurveyRequest {
     pub(super) again: bool,
-    /// What is known before these probes are answered.
+    /// The results before these probes are answered.
     pub(super) found: oneshot::Sender<Vec<CandidateStatus>>,
 }
 
 pub(super) struct Driver {
     monitor: Monitor,
-    /// Of batches on the UDP path in use.
-    check: Option<Check>,
+    /// Checks batches on the UDP path in use.
+    check: Option<BatchCheck>,
     endpoint: Endpoint,
     connection: Connection,
     mux: Arc<Mux<ClientSide>>,
@@ -58,7 +58,7 @@ pub(super) struct Driver {
     status: watch::Sender<PathStatus>,
 }
 
-/// What the driver moves, and whom it tells.
+/// The parts of a tunnel that its driver needs.
 pub(super) struct Parts {
     pub(super) choice: PathChoice,
     pub(super) endpoint: Endpoint,
@@ -128,11 +128,11 @@ impl Driver {
                     link_up = true;
                     self.monitor.on_link(Instant::now(), true);
                     if self.monitor.active() == Target::Link {
-                        // A packet must tell the manager where the connection is.
+                        // The manager needs a packet on the new stream to find the connection.
                         self.rebind();
                     }
                 }
-                Input::Command(Command::Look(look)) => self.look(look),
+                Input::Command(Command::Survey(request)) => self.survey(request),
                 Input::LinkEnded => {
                     link_up = false;
                     self.monitor.on_link(Instant::now(), false);
@@ -155,7 +155,7 @@ impl Driver {
         link_up: bool,
     ) -> Input {
         let now = Instant::now();
-        let check = self.check.as_ref().map(Check::next_tick);
+        let check = self.check.as_ref().map(BatchCheck::next_tick);
         let due = self.monitor.next_tick(now);
         let due = check.map_or(due, |check| due.min(check).max(now));
         let link = self.mux.side().link();
@@ -177,11 +177,11 @@ impl Driver {
         while let Ok(reply) = replies.try_recv() {
             self.on_reply(now, reply);
         }
-        let silent = now_ms().saturating_sub(self.mux.side().link().heard_ms());
-        let link_heard = now
+        let silent = now_ms().saturating_sub(self.mux.side().link().last_received_ms());
+        let link_received = now
             .checked_sub(Duration::from_millis(silent))
             .unwrap_or(now);
-        for action in self.monitor.tick(now, link_heard) {
+        for action in self.monitor.tick(now, link_received) {
             self.act(now, action);
         }
         self.check_batches(now);
@@ -197,16 +197,16 @@ impl Driver {
         }
     }
 
-    fn look(&mut self, Look { again, found }: Look) {
+    fn survey(&mut self, SurveyRequest { again, found }: SurveyRequest) {
         let now = Instant::now();
-        for action in self.monitor.look(now, again) {
+        for action in self.monitor.survey(now, again) {
             self.act(now, action);
         }
-        // Who asked may have gone.
+        // The caller may have gone.
         drop(found.send(self.monitor.found().to_vec()));
     }
 
-    /// Follows what the check of batches has found, and sends the probes of its next round.
+    /// Applies the result of the batch check, and sends the probes of its next round.
     fn check_batches(&mut self, now: Instant) {
         let is_due = match &mut self.check {
             Some(check) => check.tick(now, self.monitor.is_busy(now)),
@@ -239,7 +239,7 @@ impl Driver {
             .flat_map(|counter| probe(counter, 0))
             .collect();
         udp.send_probes(&batch, size, remote);
-        for (counter, tag) in counters.zip([IN_PARTS, 0]) {
+        for (counter, tag) in counters.zip([REPLY_AS_BATCH, 0]) {
             udp.send_probes(&probe(counter, tag), size, remote);
         }
         if let Some(check) = &mut self.check {
@@ -247,14 +247,17 @@ impl Driver {
         }
     }
 
-    fn lost(&self) -> Lost {
-        self.check.as_ref().map(Check::lost).unwrap_or_default()
+    fn lost(&self) -> BatchLoss {
+        self.check
+            .as_ref()
+            .map(BatchCheck::lost)
+            .unwrap_or_default()
     }
 
-    /// What every request tells the manager.
+    /// The tag of every request to the manager.
     fn tag(&self) -> u8 {
         match self.lost().down {
-            true => SINGLY,
+            true => DO_NOT_BATCH,
             false => 0,
         }
     }
@@ -281,15 +284,15 @@ impl Driver {
                     Target::Link => None,
                     Target::Udp(remote) => Some(remote),
                 };
-                // Another path, another verdict.
+                // The verdict on batches was about the path before.
                 side.set_batched(true);
                 side.switch(remote);
-                self.check = remote.map(|_| Check::new(now));
+                self.check = remote.map(|_| BatchCheck::new(now));
                 self.rebind();
                 tracing::debug!(?target, "Tunnel moves to another path");
             }
             Action::Gone => {
-                // Read by whoever learns that the connection is closed.
+                // Read by those that learn that the connection is closed.
                 self.gone.cancel();
                 self.connection.close(CloseCode::Quit.into(), b"no answer");
             }

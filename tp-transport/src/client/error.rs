@@ -1,4 +1,4 @@
-//! How connecting and opening fail.
+//! The errors of connecting and opening.
 
 use std::{io, time::Duration};
 
@@ -16,7 +16,7 @@ pub enum ConnectError {
     /// No certificate can be made of the key, or the session's name is malformed.
     #[error("cannot use the session's key")]
     Key(#[from] KeyError),
-    /// The machine gives no UDP socket.
+    /// The machine provides no UDP socket.
     #[error("cannot set the QUIC endpoint up")]
     Endpoint(#[source] io::Error),
     /// The manager does not admit the session (yet), for this reason: a sentence for the user.
@@ -53,7 +53,7 @@ pub enum OpenError {
     Refused(String),
 }
 
-/// Why no tunnel came of a connection; `another_key` is what this end has against the manager.
+/// The reason for a failed handshake; `another_key` is set if this end has rejected the manager's.
 pub(super) fn handshake_error(
     error: ConnectionError,
     another_key: Option<&AnotherKey>,

@@ -1,5 +1,5 @@
-//! How many ACKs come together (draft-ietf-ccwg-bbr-06 section 5.5.9): what is acknowledged above
-//! the estimated rate, since the ACKs were last behind it.
+//! ACK aggregation (draft-ietf-ccwg-bbr-06 section 5.5.9): the bytes acknowledged above the
+//! estimated rate, since the ACKs were last behind it.
 
 use std::time::Instant;
 

@@ -1,18 +1,17 @@
-//! The controller of the UDP path: a model of the path as in draft-ietf-ccwg-bbr-06 (BBRv3), with what
-//! QUIC's side gives: a window and nothing else. The pacer sends `1.25 · window / smoothed RTT`,
-//! whatever is asked of it, so that the window is the only lever, and these parts differ from the
-//! draft:
+//! The controller of the UDP path: a model of the path as in draft-ietf-ccwg-bbr-06 (BBRv3). It
+//! controls only the window: QUIC's pacer always sends `1.25 · window / smoothed RTT`. So these parts
+//! differ from the draft:
 //!
 //! - The window is `max_bw · (1.25 · min_rtt + allowance)`. As it is above what fits in the path,
 //!   the delivery rate rises by itself when the path gets faster; the queue that it leaves standing
 //!   is the allowance and a quarter of `min_rtt`.
-//! - ProbeRTT (section 5.3.4) is one round trip at a quarter of what fits, every two seconds, and
-//!   what it measures replaces a `min_rtt` that it contradicts twice: the path got longer, or
-//!   somebody else fills the queue, and the share next to them is kept by counting in their queue.
-//! - The rate grows by an eighth at most in a round trip, and what is sent after a pause tells none:
-//!   where the ends are kept from the processor for longer than the window lasts, the path's bucket
-//!   fills, and passes what follows at several times the path's rate.
-//! - ProbeBW_UP (section 5.3.3) follows each of these at a gain of 2, for as long as the rate grows.
+//! - ProbeRTT (section 5.3.4) is one round trip at a quarter of what fits, every two seconds. Its
+//!   result replaces a `min_rtt` that it contradicts twice: the path got longer, or other flows fill
+//!   the queue; counting their queue in keeps the share next to them.
+//! - The rate grows by an eighth at most in a round trip, and packets sent after a pause give no rate:
+//!   where the ends get no processor for longer than the window lasts, the path's token bucket fills,
+//!   and passes what follows at several times the path's rate.
+//! - ProbeBW_UP (section 5.3.3) follows each ProbeRTT at a gain of 2, for as long as the rate grows.
 
 use std::time::{Duration, Instant};
 
@@ -29,15 +28,15 @@ mod probe;
 const INITIAL_DATAGRAMS: u64 = 10;
 /// MinPipeCwnd, section 2.8; also what is added to a window, so that flows of one path converge.
 const MIN_DATAGRAMS: u64 = 4;
-/// What the window holds above the bandwidth-delay product: enough that the rate grows by itself.
+/// The window's part above the bandwidth-delay product: enough that the rate grows by itself.
 const WINDOW_GAIN: f64 = 1.25;
 /// Startup doubles in each round (section 5.3.1).
 const STARTUP_GAIN: f64 = 2.0;
-/// Of the window, what an application has in flight that fills a queue with it.
+/// Part of the window that an application has in flight at least if it may fill a queue.
 const LIMITED_PART: u64 = 4;
-/// How much slower than it was known a path is that is taken for another.
+/// A path that is slower than known by this factor counts as another one.
 const MUCH_SLOWER: f64 = 4.0;
-/// By how much the rate may grow in a round trip, once it is known.
+/// Largest growth of the rate in a round trip, once it is known.
 const RATE_GROWTH: f64 = 1.125;
 /// Time for which the window covers ACKs that come late or together, and ends that are busy.
 const ALLOWANCE: Duration = Duration::from_millis(4);
@@ -46,31 +45,31 @@ const MAX_ALLOWANCE: Duration = Duration::from_millis(8);
 /// MinRTTFilterLen, section 2.16.1.
 const MIN_RTT_LIFETIME: Duration = Duration::from_secs(10);
 const PROBE_RTT_INTERVAL: Duration = Duration::from_secs(2);
-/// The draft's ProbeRTTCwndGain is a half. What is left of ours in a queue counts as the path, so
-/// with less of it others keep more of their share.
+/// The draft's ProbeRTTCwndGain is a half. Our bytes left in a queue count as part of the path, so
+/// with fewer of them other flows keep more of their share.
 const PROBE_RTT_GAIN: f64 = 0.25;
-/// After a probe that contradicts, before the next.
-const SOON: u64 = 4;
-/// Between probes that a long round trip asks for.
-const PROBE_RTT_PAUSE: Duration = Duration::from_millis(250);
+/// Rounds between a probe that contradicts and the next.
+const REPROBE_ROUNDS: u64 = 4;
+/// Between probes because of long round trips, at first; doubles up to [`PROBE_RTT_INTERVAL`].
+const MIN_PROBE_RTT_INTERVAL: Duration = Duration::from_millis(250);
 /// LossThresh, section 2.8.
 const LOSS_THRESHOLD: f64 = 0.02;
-/// Losses that are chance, in few packets.
+/// Lost packets that count as chance where few were sent.
 const CHANCE_LOSSES: f64 = 2.0;
-/// Packets after which a share of losses says something.
+/// Packets after which the share of losses is meaningful.
 const MIN_JUDGED: u64 = 50;
-/// What remains of the window after a round with too many losses, or with marks (RFC 8511).
+/// Remaining part of the window after a round with too many losses, or with ECN marks (RFC 8511).
 const LOSS_GAIN: f64 = 0.85;
-/// How long the bound that losses have set stays where it is, before it is tried to raise it.
-const BOUND_REST: Duration = Duration::from_millis(300);
+/// The bound that losses have set stays for so long before it is raised.
+const RAISE_BOUND_AFTER: Duration = Duration::from_millis(300);
 /// Startup ends when the rate grew by less than a quarter in three rounds (section 5.3.1.2).
 const FULL_GROWTH: f64 = 1.25;
 const FULL_ROUNDS: u32 = 3;
-/// While it is tried whether the path, or others on it, give way to more.
+/// While probing whether the path, or other flows on it, leave room for more.
 const PROBE_UP_GAIN: f64 = 2.0;
-/// It is tried further after a round in which the rate grew by this.
+/// Probing goes on after a round in which the rate grew by this.
 const PROBE_UP_GROWTH: f64 = 1.1;
-/// Rounds until what was sent at the higher gain is measured, and at most.
+/// Rounds until packets sent at the higher gain are measured, and at most.
 const PROBE_UP_ROUNDS: std::ops::Range<u32> = 2..6;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,7 +80,7 @@ enum State {
         rounds: u32,
     },
     Cruise,
-    /// Tries whether there is more.
+    /// Probes for more bandwidth.
     Up {
         rate: f64,
         rounds: u32,
@@ -108,10 +107,10 @@ pub(super) struct Bbr {
     state: State,
     window: u64,
     max_rate: MaxFilter,
-    /// What `max_rate` may grow to, since when.
+    /// Upper bound of `max_rate`, and since when.
     rate_limit: (f64, Instant),
-    /// Packets sent before it tell no rate: after a probe, or a pause, the buckets of the path are
-    /// full, and what passes them at once is no measure of the path.
+    /// Packets sent before it give no rate: after a probe, or a pause, the token buckets of the path
+    /// are full, and the burst that they pass does not measure the path.
     rates_from: Instant,
     min_rtt: Option<Duration>,
     /// When `min_rtt` was last measured with nothing of ours in the queue.
@@ -119,17 +118,17 @@ pub(super) struct Bbr {
     /// Probes in a row that found a longer round trip.
     contradictions: u32,
     probe_rtt_at: Instant,
-    probe_rtt_pause: Duration,
+    probe_rtt_interval: Duration,
     /// `min_rtt` when the probe began.
     probed_rtt: Duration,
     /// The round in which to probe again.
-    soon: Option<u64>,
+    reprobe_round: Option<u64>,
     is_up_due: bool,
     round: Round,
     /// Rounds since the beginning.
     rounds: u64,
     aggregation: Aggregation,
-    /// What losses allow in flight (inflight_longterm, section 5.5.10), and since when.
+    /// The bytes in flight that losses allow (inflight_longterm, section 5.5.10), and since when.
     bound: Option<(u64, Instant)>,
     bound_step: u64,
     /// Losses of packets sent before it were answered.
@@ -157,9 +156,9 @@ impl Bbr {
             min_rtt_at: now,
             contradictions: 0,
             probe_rtt_at: now,
-            probe_rtt_pause: PROBE_RTT_PAUSE,
+            probe_rtt_interval: MIN_PROBE_RTT_INTERVAL,
             probed_rtt: Duration::ZERO,
-            soon: None,
+            reprobe_round: None,
             is_up_due: false,
             round: Round::new(0, 0),
             rounds: 0,
@@ -198,9 +197,9 @@ impl Bbr {
     }
 
     pub(super) fn on_sent(&mut self, now: Instant, bytes: u64) {
-        let has_rested =
+        let was_idle =
             self.sampler.in_flight() == 0 && now >= self.last_sent + self.base_rtt() + ALLOWANCE;
-        if has_rested && !self.is_starting() {
+        if was_idle && !self.is_starting() {
             let rates_from = now + self.base_rtt() + self.allowance();
             self.rates_from = self.rates_from.max(rates_from);
         }
@@ -236,7 +235,7 @@ impl Bbr {
         if is_persistent {
             self.start_again(now);
         } else if bytes == 0 {
-            // Marks of congestion: answered once for what was in flight.
+            // ECN marks: answered once for all that was in flight.
             if sent > self.answered {
                 self.lower_bound(now);
             }
@@ -245,7 +244,7 @@ impl Bbr {
         }
     }
 
-    /// Nothing of a long time arrived (RFC 9002 section 7.6.2).
+    /// Persistent congestion (RFC 9002 section 7.6.2).
     fn start_again(&mut self, now: Instant) {
         self.window = self.min_window();
         self.max_rate = MaxFilter::default();
@@ -284,12 +283,12 @@ impl Bbr {
         }
     }
 
-    /// Behind a queue that stands an application gets the path's rate, though it sends less than it
-    /// may: its reader's window, when the path has become slower, is less than the window of before,
-    /// and would fill the queue for as long as it lasts. Of one that sends little that says nothing.
+    /// Behind a standing queue an application's rate is the path's, though it sends less than it may:
+    /// after the path has become slower, its reader's window is smaller than our old window, and would
+    /// fill the queue for good. This does not hold for an application that sends little.
     fn learn_from_queue(&mut self, round: &Round) {
         let fills = round.most_in_flight >= self.window / LIMITED_PART;
-        // Next to others that fill the queue its rate is a share, and less than that of the path.
+        // Next to other flows that fill the queue its rate is a share, less than the path's.
         let is_slower =
             round.limited_rate > 0.0 && round.limited_rate * MUCH_SLOWER < self.max_rate.get();
         if fills && is_slower && round.is_app_limited && self.is_long(round) {
@@ -298,12 +297,12 @@ impl Bbr {
     }
 
     fn limit_rate(&mut self, now: Instant, round: &Round) {
-        // Of an application that sends little, what it sent says nothing of the path.
+        // The rate of an application that sends little does not measure the path.
         let is_measured = round.has_rate && !round.is_app_limited;
         if self.is_starting() {
             self.rate_limit = (f64::INFINITY, now);
         } else if is_measured && now >= self.rate_limit.1 + ALLOWANCE {
-            // Shorter round trips than that are of a path without a queue.
+            // A shorter round trip means a path without a queue.
             self.rate_limit = (self.max_rate.get() * RATE_GROWTH, now);
         }
     }
@@ -315,11 +314,11 @@ impl Bbr {
         let judged = delivered - round.start_delivered + round.lost;
         let is_excess =
             round.lost as f64 > LOSS_THRESHOLD * judged as f64 + CHANCE_LOSSES * self.mtu as f64;
-        // After a switch the bytes of the other path are in flight as well, and say nothing here.
+        // After a switch the bytes in flight on the other path are included; they do not count here.
         let in_flight = self.sampler.in_flight().min(self.window);
         self.round = Round::new(delivered, delivered + in_flight);
         if judged < MIN_JUDGED * self.mtu && !is_excess {
-            // Too few to judge: counted together with those of the next round.
+            // Too few to judge: added to those of the next round.
             self.round.lost = round.lost;
             self.round.start_delivered = round.start_delivered;
         }
@@ -336,12 +335,12 @@ impl Bbr {
         let is_probing = matches!(self.state, State::Drain { .. } | State::ProbeRtt { .. });
         if !is_probing && !round.is_app_limited {
             if self.state == State::Cruise && self.is_long(&round) {
-                // With a queue that stands the latest rate is the path's; an older one that was
-                // higher, by what a token bucket had saved or before the path became slower, would
-                // keep the queue for ten of its long round trips.
+                // With a standing queue the latest rate is the path's; an older one that was higher,
+                // by the tokens of a bucket or before the path became slower, would keep the queue
+                // for ten of its long round trips.
                 self.max_rate.keep_latest();
             }
-            // Where pauses and probes keep rounds from measuring, nothing is forgotten meanwhile.
+            // Rounds in which pauses or probes prevent measuring do not age the filter.
             if round.has_rate {
                 self.max_rate.advance();
             }
@@ -421,7 +420,7 @@ impl Bbr {
         Duration::from_secs_f64(extra).max(ALLOWANCE)
     }
 
-    /// Bytes that are to be in flight, by the model.
+    /// The model's target for the bytes in flight.
     fn target(&self, gain: f64, allowance: Duration) -> u64 {
         let time = self.base_rtt().mul_f64(gain) + allowance;
 
@@ -463,7 +462,7 @@ impl Bbr {
         };
         if bound > 2 * self.window {
             self.bound = None;
-        } else if now >= since + BOUND_REST && bound <= self.window {
+        } else if now >= since + RAISE_BOUND_AFTER && bound <= self.window {
             self.bound = Some((bound + self.bound_step * self.mtu, since));
             self.bound_step *= 2;
         }

@@ -1,8 +1,8 @@
 //! The largest value of the last round trips.
 
 /// Round trips that are remembered (MaxBwFilterLen and ExtraAckedFilterLen of
-/// draft-ietf-ccwg-bbr-06 sections 2.11 and 2.12; the draft counts the first in probes, which this
-/// controller does not make).
+/// draft-ietf-ccwg-bbr-06 sections 2.11 and 2.12; the draft counts the first in probe cycles, which
+/// this controller does not have).
 const ROUNDS: usize = 10;
 
 #[derive(Debug, Clone, Default)]
@@ -16,7 +16,7 @@ impl MaxFilter {
         self.rounds.iter().copied().fold(0.0, f64::max)
     }
 
-    /// The largest of the round trip that is under way and the one before.
+    /// The largest of the current round trip and the one before.
     pub(super) fn latest(&self) -> f64 {
         let before = (self.current + ROUNDS - 1) % ROUNDS;
 

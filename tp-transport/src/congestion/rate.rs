@@ -16,7 +16,7 @@ const MAX_SENDS: usize = 16 << 10;
 /// never as acknowledged.
 const SMALL: u64 = 200;
 
-/// What is known of all that was sent at one instant.
+/// The state when the packets of one instant were sent.
 #[derive(Debug, Clone, Copy)]
 struct Send {
     at: Instant,
@@ -34,7 +34,7 @@ pub(super) struct Sample {
     pub(super) rtt: Duration,
     /// When the newest packet of those just acknowledged was sent.
     pub(super) sent: Instant,
-    /// What had been delivered when it was sent.
+    /// Bytes delivered when it was sent.
     pub(super) prior_delivered: u64,
     pub(super) is_app_limited: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What happened in the round trip that is under way (section 5.5.1).
+/// Measurements of the current round trip (section 5.5.1).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Round {
     pub(super) end_delivered: u64,
@@ -10,7 +10,7 @@ pub(super) struct Round {
     pub(super) lost: u64,
     pub(super) lowest_rtt: Option<Duration>,
     pub(super) is_app_limited: bool,
-    /// Whether any sample told a rate.
+    /// True if any sample had a rate.
     pub(super) has_rate: bool,
     /// The largest rate of an application that sent less than it might.
     pub(super) limited_rate: f64,

@@ -61,7 +61,7 @@ fn an_address_that_the_client_moved_to_starts_small_before_anybody_says_which_pa
 
     assert_eq!(first.window(), STREAM_WINDOW);
     assert!(moved.window() <= 12_000, "{}", moved.window());
-    // Acknowledged, and still nobody has said that it is UDP: another stream.
+    // Acknowledged, and still not reported as UDP: another stream.
     moved.acked(now, now, 1200);
     assert_eq!(moved.window(), STREAM_WINDOW);
 }

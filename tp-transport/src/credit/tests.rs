@@ -14,7 +14,7 @@ use crate::{
     tls,
 };
 
-const LIMIT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const SMALL: Limits = Limits {
     flows: 10,
     floor: 4 << 10,
@@ -100,7 +100,7 @@ impl Pair {
 
     /// The reason for which the honest end ends the connection.
     async fn verdict(&self) -> (CloseCode, String) {
-        let ended = timeout(LIMIT, self.peer.closed()).await.unwrap();
+        let ended = timeout(TIMEOUT, self.peer.closed()).await.unwrap();
         let ConnectionError::ApplicationClosed(close) = ended else {
             panic!("{ended}");
         };
@@ -151,7 +151,7 @@ async fn a_sender_that_ignores_its_credit_ends_the_connection() {
             }
         }
     };
-    let error = timeout(LIMIT, reads).await.unwrap();
+    let error = timeout(TIMEOUT, reads).await.unwrap();
 
     assert_eq!(error, FlowError::TunnelLost);
     let reason = "a flow sent more than it was granted".to_owned();
@@ -254,7 +254,7 @@ async fn updates_for_a_flow_that_has_ended_are_passed_over() {
     let (flow, _send, mut recv) = pair.flow(5).await;
     let (mut send, _question) = flow.split();
     news.write_chunk(grant(4, 6)).await.unwrap();
-    timeout(LIMIT, send.write_all(b"hello world"))
+    timeout(TIMEOUT, send.write_all(b"hello world"))
         .await
         .unwrap()
         .unwrap();
@@ -280,7 +280,7 @@ async fn a_flow_sends_what_it_was_granted_and_waits_for_more() {
     assert_eq!(pair.ledger.waiting_flows(), 1);
     assert!(!write.is_finished());
     let _news = pair.tell(grant(0, 100)).await;
-    timeout(LIMIT, recv.read_exact(&mut received[5..]))
+    timeout(TIMEOUT, recv.read_exact(&mut received[5..]))
         .await
         .unwrap()
         .unwrap();
@@ -293,22 +293,22 @@ async fn a_flow_sends_what_it_was_granted_and_waits_for_more() {
 #[tokio::test]
 async fn an_idle_flow_gives_back_what_it_does_not_need() {
     let pair = Pair::new(SMALL).await;
-    let (flow, _send, _recv) = pair.flow(KEPT + 1000).await;
+    let (flow, _send, _recv) = pair.flow(IDLE_CREDIT + 1000).await;
     let (send, _question) = flow.split();
 
     send.shared_credit().unwrap().give_back();
 
-    let mut news = timeout(LIMIT, pair.peer.accept_uni())
+    let mut news = timeout(TIMEOUT, pair.peer.accept_uni())
         .await
         .unwrap()
         .unwrap();
-    let update = timeout(LIMIT, read(&mut news)).await.unwrap().unwrap();
+    let update = timeout(TIMEOUT, read(&mut news)).await.unwrap().unwrap();
     let returned = vec![Credit {
         flow: 0,
         bytes: 1000,
     }];
     assert_eq!(update.returned, returned);
-    assert_eq!(send.credit_left(), KEPT);
+    assert_eq!(send.credit_left(), IDLE_CREDIT);
 }
 
 #[tokio::test]
@@ -331,7 +331,7 @@ async fn a_peer_of_a_version_without_credit_is_served_as_before() {
         peer_recv.read_exact(&mut answered).await.unwrap();
         assert_eq!(received, data.len());
     };
-    timeout(LIMIT, both).await.unwrap();
+    timeout(TIMEOUT, both).await.unwrap();
 
     assert_eq!(pair.ledger.held(), 0);
 }
@@ -343,8 +343,8 @@ fn an_update_of_many_flows_with_long_numbers_fits_its_message() {
         pool: Pool::new(SMALL),
         receiving: HashMap::new(),
         sending: HashMap::new(),
-        granted: (0..100).map(|n| (first + n, MOST_CREDIT)).collect(),
-        returned: (0..100).map(|n| (first + n, MOST_CREDIT)).collect(),
+        granted: (0..100).map(|n| (first + n, MAX_CREDIT)).collect(),
+        returned: (0..100).map(|n| (first + n, MAX_CREDIT)).collect(),
         keep_alives: (0..100).map(|n| (first + n, u32::MAX)).collect(),
         newest: None,
     };

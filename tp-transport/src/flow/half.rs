@@ -16,18 +16,18 @@ use crate::{
     message::{frame, read_frame},
 };
 
-/// How many flows there are.
+/// The number of flows.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FlowCount(Arc<AtomicUsize>);
 
-/// One of those flows, until it is dropped.
+/// Counts one flow until dropped.
 #[derive(Debug)]
-pub(super) struct Place(FlowCount);
+pub(super) struct CountGuard(FlowCount);
 
 impl FlowCount {
-    pub(super) fn enter(&self) -> Arc<Place> {
+    pub(super) fn enter(&self) -> Arc<CountGuard> {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Place(self.clone()))
+        Arc::new(CountGuard(self.clone()))
     }
 
     pub(crate) fn get(&self) -> usize {
@@ -35,7 +35,7 @@ impl FlowCount {
     }
 }
 
-impl Drop for Place {
+impl Drop for CountGuard {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -46,10 +46,10 @@ impl Drop for Place {
 pub struct SendHalf {
     pub(super) stream: SendStream,
     ended: bool,
-    /// None where the other end grants none: QUIC's windows are all there is.
+    /// `None` if the other end grants none: only QUIC's windows apply.
     credit: Option<Arc<SendCredit>>,
     /// Counted for as long as one half lives, at the end that did not open it.
-    _place: Option<Arc<Place>>,
+    _guard: Option<Arc<CountGuard>>,
 }
 
 impl SendHalf {
@@ -58,7 +58,7 @@ impl SendHalf {
             stream,
             ended: false,
             credit: None,
-            _place: None,
+            _guard: None,
         }
     }
 
@@ -66,15 +66,15 @@ impl SendHalf {
         quinn::VarInt::from(self.stream.id()).into_inner()
     }
 
-    pub(super) fn keep(&mut self, place: Arc<Place>) {
-        self._place = Some(place);
+    pub(super) fn keep(&mut self, guard: Arc<CountGuard>) {
+        self._guard = Some(guard);
     }
 
     pub(super) fn use_credit(&mut self, credit: SendCredit) {
         self.credit = Some(Arc::new(credit));
     }
 
-    /// Waits for room, then hands all of `data` over; the tunnel keeps it until acknowledged.
+    /// Waits for credit, then hands all of `data` over; the tunnel keeps it until acknowledged.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl SendHalf {
         Ok(())
     }
 
-    /// How much the other end has room for, once it has some.
+    /// The bytes that the other end accepts, once there are any.
     pub(crate) async fn credit(&self) -> Result<u64, FlowError> {
         let Some(credit) = &self.credit else {
             return Ok(u64::MAX);
@@ -112,19 +112,19 @@ impl SendHalf {
             return Ok(left);
         }
         tokio::select! {
-            left = credit.some() => Ok(left),
+            left = credit.available() => Ok(left),
             stopped = self.stopped() => Err(stopped.err().unwrap_or(FlowError::Closed)),
         }
     }
 
-    /// How much the other end has room for now.
+    /// The bytes that the other end accepts now.
     pub(crate) fn credit_left(&self) -> u64 {
         self.credit
             .as_ref()
             .map_or(u64::MAX, |credit| credit.left())
     }
 
-    /// For a flow that gives back what it does not need.
+    /// For a task that gives unneeded credit back.
     pub(crate) fn shared_credit(&self) -> Option<Arc<SendCredit>> {
         self.credit.clone()
     }
@@ -176,11 +176,11 @@ impl Drop for SendHalf {
 pub struct RecvHalf {
     pub(super) stream: RecvStream,
     pub(super) ended: bool,
-    /// What the stream failed with. QUIC says so once, and calls it the end from then on.
+    /// The error of the stream. QUIC reports it once, and the end of the stream from then on.
     failure: Option<FlowError>,
-    /// None where the other end does not keep to any.
+    /// `None` if the other end does not keep to any.
     credit: Option<ReceiveCredit>,
-    _place: Option<Arc<Place>>,
+    _guard: Option<Arc<CountGuard>>,
 }
 
 impl RecvHalf {
@@ -190,20 +190,20 @@ impl RecvHalf {
             ended: false,
             failure: None,
             credit: None,
-            _place: None,
+            _guard: None,
         }
     }
 
-    pub(super) fn keep(&mut self, place: Arc<Place>) {
-        self._place = Some(place);
+    pub(super) fn keep(&mut self, guard: Arc<CountGuard>) {
+        self._guard = Some(guard);
     }
 
     pub(super) fn use_credit(&mut self, credit: Option<ReceiveCredit>) {
         self.credit = credit;
     }
 
-    /// The next bytes, at most `max` of them; `None` once the other end has half-closed. What was
-    /// read before counts as passed on.
+    /// The next bytes, at most `max` of them; `None` once the other end has half-closed. Bytes read
+    /// before count as passed on.
     ///
     /// # Errors
     ///
@@ -219,8 +219,8 @@ impl RecvHalf {
         Ok(bytes)
     }
 
-    /// Fills up to `chunks.len()` chunks without waiting for more than the first. What was read
-    /// before counts as passed on.
+    /// Fills up to `chunks.len()` chunks, and waits only for the first. Bytes read before count as
+    /// passed on.
     pub(crate) async fn read_chunks(
         &mut self,
         chunks: &mut [Bytes],

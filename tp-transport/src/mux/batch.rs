@@ -1,7 +1,7 @@
-//! Full transmits of QUIC joined into larger ones.
+//! Joins full transmits of QUIC into larger ones.
 //!
 //! quinn hands over ten datagrams at most. The kernel takes 64 KiB of one size at once, and each
-//! send costs the whole way through its stack, filters and interfaces, whatever its size.
+//! send passes its whole stack, filters and interfaces, whatever its size.
 
 use std::net::SocketAddr;
 
@@ -22,19 +22,19 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Whether there may be more where the transmit comes from, so that waiting for it pays.
+    /// True if more transmits may follow this one, so that waiting for them pays.
     pub(super) fn pays(transmit: &Transmit<'_>) -> bool {
         let length = transmit.contents.len();
-        // Of jumbo frames, no two full transmits fit: to take one in would only copy it.
+        // Two full transmits of jumbo frames do not fit: to take one in would only copy it.
         transmit
             .segment_size
             .is_some_and(|size| length == FULL * size && 2 * length <= MAX_BATCH)
     }
 
-    /// Whether the transmit may join what is there.
+    /// True if the transmit may join the batch.
     pub(super) fn takes(&self, transmit: &Transmit<'_>) -> bool {
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
-        // A last datagram may be shorter; none may follow it.
+        // The last datagram may be shorter, and must stay the last.
         let fits = size == self.segment_size
             || transmit.segment_size.is_none() && size < self.segment_size;
 
@@ -55,12 +55,12 @@ impl Batch {
         self.contents.extend_from_slice(transmit.contents);
     }
 
-    /// Whether another full transmit would find no room.
+    /// True if another full transmit does not fit.
     pub(super) fn is_full(&self) -> bool {
         self.contents.len() + FULL * self.segment_size > MAX_BATCH
     }
 
-    /// All of it, as one transmit.
+    /// The whole batch as one transmit.
     pub(super) fn transmit(&self) -> Option<Transmit<'_>> {
         Some(Transmit {
             destination: self.destination?,

@@ -1,4 +1,4 @@
-//! The session's side of the socket: one server, two ways to it.
+//! The session's side of the socket: one server, two paths to it.
 
 use std::{
     net::SocketAddr,
@@ -10,6 +10,7 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 use tp_core::path::PathKind;
+use tp_process::sync;
 
 use crate::{
     congestion::PathEpoch,
@@ -17,12 +18,11 @@ use crate::{
     mux::{Answer, Route, Side},
     probe::{Probe, ProbeKeys, ProbeKind},
     quic::LOGICAL_SERVER,
-    sync,
 };
 
 /// Transmits of at least this size count as data; acknowledgements and keep-alives are smaller.
 const DATA_SIZE: usize = 64;
-/// Replies that may wait for the monitor; further ones are dropped, as the network may do.
+/// Replies that may wait for the monitor; further ones are dropped, as in the network.
 const MAX_REPLIES: usize = 64;
 
 /// A genuine reply to a probe.
@@ -35,7 +35,7 @@ pub(crate) struct ProbeReply {
 #[derive(Debug)]
 pub(crate) struct ClientSide {
     epoch: Arc<PathEpoch>,
-    /// Whether several datagrams are sent together by UDP.
+    /// True if several datagrams may be sent together by UDP.
     is_batched: AtomicBool,
     paths: RwLock<Paths>,
     keys: OnceLock<ProbeKeys>,
@@ -74,7 +74,7 @@ impl ClientSide {
         (side, replies_rx)
     }
 
-    /// After the handshake: probes can be made and recognised.
+    /// After the handshake: probes can be sent and verified.
     pub(crate) fn set_keys(&self, keys: ProbeKeys) {
         // The keys of a connection never change.
         let _ = self.keys.set(keys);
@@ -88,7 +88,7 @@ impl ClientSide {
         Arc::clone(&self.read().link)
     }
 
-    /// Puts another byte stream in place of the one before, which ends.
+    /// Replaces the byte stream, and ends the old one.
     pub(crate) fn replace_link(&self, link: Arc<Link>) {
         let before = std::mem::replace(&mut self.write().link, link);
         before.end();
@@ -108,7 +108,7 @@ impl ClientSide {
         if self.epoch.path() != path {
             self.epoch.switch(path);
         }
-        // Whoever waits for room there may go the new way.
+        // Tasks that wait for room there may use the new path.
         self.link().wake();
     }
 
@@ -120,7 +120,7 @@ impl ClientSide {
         self.is_batched.store(is_batched, Ordering::Relaxed);
     }
 
-    /// Whether data was sent since the last call.
+    /// Returns whether data was sent since the last call.
     pub(crate) fn take_busy(&self) -> bool {
         self.is_busy.swap(false, Ordering::Relaxed)
     }
@@ -130,7 +130,7 @@ impl ClientSide {
         self.busy.notified().await;
     }
 
-    /// The monitor and QUIC both send; this one is QUIC.
+    /// QUIC has sent `size` bytes; probes of the monitor do not count.
     pub(crate) fn note_sent(&self, size: usize) {
         if size >= DATA_SIZE && !self.is_busy.swap(true, Ordering::Relaxed) {
             self.busy.notify_one();

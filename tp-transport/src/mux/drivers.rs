@@ -1,9 +1,9 @@
 //! The tasks that drive a server's connections, each with as much memory as fits its path.
 //!
-//! quinn keeps, for each connection, a buffer with room for the most datagrams that its socket takes
-//! at once (quinn 0.11.12, `State::send_buffer`). Of the large datagrams of a byte stream that is 90 KB.
-//! quinn asks the socket how many it takes whenever it drives a connection, but does not say for which,
-//! so the task says it here. A client has one connection, and keeps that buffer for its speed.
+//! quinn keeps, for each connection, a buffer for the most datagrams that its socket takes at once
+//! (quinn 0.11.12, `State::send_buffer`): 90 KB with the large datagrams of a byte stream. quinn asks
+//! the socket for that number whenever it drives a connection, but does not say which, so the task
+//! notes it here. A client has one connection, and keeps that buffer for its speed.
 
 use std::{
     cell::Cell,
@@ -21,18 +21,18 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 const BY_STREAM_SEGMENTS: usize = 1;
 
 thread_local! {
-    /// Whether what the connection that is being driven sent last went to a byte stream.
+    /// True if the last datagram of the connection that is being driven went to a byte stream.
     static BY_STREAM: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-/// Notes where the connection that is being driven sends to.
+/// Notes whether the connection that is being driven sends to a byte stream.
 pub(super) fn sends_by_stream(by_stream: bool) {
     if BY_STREAM.get().is_some() {
         BY_STREAM.set(Some(by_stream));
     }
 }
 
-/// Datagrams in one transmit of the connection that is being driven, of `most` that may be.
+/// Datagrams in one transmit of the connection that is being driven, at most `most`.
 pub(super) fn segments(most: usize) -> usize {
     match BY_STREAM.get() {
         Some(true) => BY_STREAM_SEGMENTS,
@@ -40,7 +40,7 @@ pub(super) fn segments(most: usize) -> usize {
     }
 }
 
-/// tokio, which remembers for each task of QUIC where it sends to.
+/// tokio's runtime, with a note for each task of QUIC whether it sends to a byte stream.
 #[derive(Debug)]
 pub(crate) struct Drivers;
 
@@ -52,7 +52,7 @@ impl Runtime for Drivers {
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
         TokioRuntime.spawn(Box::pin(Driver {
             future,
-            // Where every connection begins.
+            // Every connection begins on a byte stream.
             by_stream: true,
         }));
     }
@@ -83,7 +83,7 @@ impl Future for Driver {
     }
 }
 
-/// Of one connection, on this thread; over also when it panics.
+/// One connection's poll on this thread; ends also when it panics.
 struct Turn;
 
 impl Turn {
@@ -92,7 +92,7 @@ impl Turn {
         Self
     }
 
-    /// Whether the last datagram went to a byte stream.
+    /// Returns whether the last datagram went to a byte stream.
     fn end(self) -> bool {
         BY_STREAM.get().unwrap_or(true)
     }

@@ -1,7 +1,7 @@
 //! The manager's side of the socket: many clients, each with byte streams and UDP addresses.
 //!
-//! A UDP address is answered only after a genuine probe came from it, and the handshake never
-//! reaches QUIC by UDP: for a stranger the port is as good as closed.
+//! A UDP address is answered only after a genuine probe came from it, and handshake packets never
+//! reach QUIC by UDP: to a stranger the port looks closed.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,18 @@ use std::{
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tp_core::path::{PathKind, batching::PARTS};
+use tp_process::sync::{lock, read, write};
 
 use crate::{
     congestion::PathEpoch,
     framed::{Link, now_ms},
     keys::SessionRef,
     mux::{Answer, Route, Side},
-    probe::{IN_PARTS, MIN_SIZE, Probe, ProbeKeys, ProbeKind, SINGLY, key_id},
+    probe::{DO_NOT_BATCH, MIN_SIZE, Probe, ProbeKeys, ProbeKind, REPLY_AS_BATCH, key_id},
     quic::{is_link_address, link_address},
-    sync::{lock, read, write},
 };
 
-/// How long an address may send after its last genuine probe.
+/// Of an address, from its last genuine probe.
 const REMOTE_LIFETIME_MS: u64 = 30_000;
 /// Addresses of one client: its network may change, and each costs memory.
 const MAX_REMOTES: usize = 4;
@@ -41,12 +41,12 @@ pub(crate) struct PeerPaths {
     session: SessionRef,
     keys: ProbeKeys,
     epoch: Arc<PathEpoch>,
-    /// Whether several datagrams are sent to the client together.
+    /// True if several datagrams may be sent to the client together.
     is_batched: AtomicBool,
     replay: Mutex<ReplayWindow>,
     remotes: Mutex<Vec<SocketAddr>>,
-    heard_ms: AtomicU64,
-    /// Something came by a path that is not the one in use.
+    last_probe_ms: AtomicU64,
+    /// A datagram came by a path that is not the one in use.
     moved: Notify,
 }
 
@@ -59,7 +59,7 @@ impl PeerPaths {
             is_batched: AtomicBool::new(true),
             replay: Mutex::default(),
             remotes: Mutex::default(),
-            heard_ms: AtomicU64::new(now_ms()),
+            last_probe_ms: AtomicU64::new(now_ms()),
             moved: Notify::new(),
         })
     }
@@ -75,13 +75,13 @@ impl PeerPaths {
 
     /// Milliseconds since a probe arrived, on any path.
     pub(crate) fn silent_ms(&self) -> u64 {
-        now_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed))
+        now_ms().saturating_sub(self.last_probe_ms.load(Ordering::Relaxed))
     }
 
-    /// The reply to a request of `size` bytes, never longer than that: whoever asks under another's
-    /// address has him sent no more than he sends himself.
+    /// The reply to a request of `size` bytes, never longer than that. No amplification: a spoofed
+    /// source address receives at most as many bytes as were sent.
     fn answer(&self, request: Probe, size: usize) -> Answer {
-        let parts = match request.tag & IN_PARTS {
+        let parts = match request.tag & REPLY_AS_BATCH {
             0 => 1,
             _ => PARTS.min(size / (MIN_SIZE + 1)).max(1),
         };
@@ -97,8 +97,8 @@ impl PeerPaths {
         Answer { probes, size }
     }
 
-    fn heard(&self) {
-        self.heard_ms.store(now_ms(), Ordering::Relaxed);
+    fn note_probe(&self) {
+        self.last_probe_ms.store(now_ms(), Ordering::Relaxed);
     }
 
     fn arrived_by(&self, path: PathKind) {
@@ -108,7 +108,7 @@ impl PeerPaths {
     }
 }
 
-/// Which of the latest counters were seen.
+/// The latest counters, each seen or not.
 #[derive(Debug, Default)]
 struct ReplayWindow {
     latest: u64,
@@ -117,7 +117,7 @@ struct ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// Whether `counter` is seen for the first time, as far as one can tell.
+    /// Returns whether `counter` is new; one that is too old for the window counts as seen.
     fn admit(&mut self, counter: u64) -> bool {
         if counter > self.latest {
             let shift = u32::try_from(counter - self.latest).unwrap_or(u32::MAX);
@@ -142,7 +142,7 @@ impl ReplayWindow {
 pub(crate) struct ServerLink {
     pub(crate) link: Arc<Link>,
     pub(crate) session: SessionRef,
-    /// Whose it is, once the handshake is done or a genuine probe came.
+    /// Its peer, once the handshake is done or a genuine probe came.
     peer: OnceLock<Arc<PeerPaths>>,
     proven: CancellationToken,
     /// The connection that it was proven for has ended.
@@ -152,7 +152,7 @@ pub(crate) struct ServerLink {
 }
 
 impl ServerLink {
-    /// Whether whoever is at its other end has the session's key.
+    /// True if its other end has proven that it has the session's key.
     pub(crate) fn is_proven(&self) -> bool {
         self.peer.get().is_some()
     }
@@ -162,19 +162,19 @@ impl ServerLink {
         self.proven.cancelled().await;
     }
 
-    /// Resolves once it is of no use any more.
+    /// Resolves once its connection has ended.
     pub(crate) async fn orphaned(&self) {
         self.orphaned.cancelled().await;
     }
 
-    /// The first who proves to have the key keeps the stream.
+    /// The first peer that proves its key keeps the stream.
     fn prove(&self, peer: &Arc<PeerPaths>) {
         let _ = self.peer.set(Arc::clone(peer));
         self.link.prove();
         self.proven.cancel();
     }
 
-    /// Room for a handshake on it.
+    /// A permit for a handshake on it.
     pub(crate) fn handshake(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.handshake).try_acquire_owned().ok()
     }
@@ -202,10 +202,9 @@ pub(crate) struct ServerSide {
 }
 
 impl ServerSide {
-    /// Registers a byte stream; `None` if there are too many. A session that has its share loses
-    /// the oldest of those that nobody has proven to be its own, or else the oldest: a new stream
-    /// is how a client returns, and whoever only knows its name can take no proven stream away
-    /// while he holds others.
+    /// Registers a byte stream; `None` if there are too many. Over a session's limit, evicts its
+    /// oldest unproven stream, else its oldest: a returning client needs a new stream, and a stranger
+    /// who only knows the session's name cannot evict a proven stream while he holds others.
     pub(crate) fn add_link(&self, session: SessionRef) -> Option<Arc<ServerLink>> {
         let mut links = write(&self.links);
         let own: Vec<_> = links
@@ -261,7 +260,7 @@ impl ServerSide {
 
     pub(crate) fn remove_peer(&self, peer: &PeerPaths) {
         write(&self.peers).remove(&peer.keys.id());
-        // They are of no use any more, and take room from others.
+        // They are useless without it, and count against the limits.
         let links = read(&self.links);
         for link in links.values().filter(|link| link.is_of(peer)) {
             link.orphaned.cancel();
@@ -271,8 +270,8 @@ impl ServerSide {
         self.forget(peer, &addresses);
     }
 
-    /// Takes those of `addresses` away that are still the peer's: behind one NAT another may have
-    /// them by now.
+    /// Removes those of `addresses` that are still the peer's: behind one NAT another may have them
+    /// by now.
     fn forget(&self, peer: &PeerPaths, addresses: &[SocketAddr]) {
         let mut remotes = write(&self.remotes);
         for address in addresses {
@@ -285,21 +284,21 @@ impl ServerSide {
 
     /// A probe on a byte stream: answered there, if it is genuine.
     pub(crate) fn link_probe(&self, link: &ServerLink, probe: &[u8]) {
-        let Some((peer, said)) = self.open(probe) else {
+        let Some((peer, request)) = self.open(probe) else {
             return;
         };
         // Another session's key proves nothing.
         if peer.session != link.session {
             return;
         }
-        peer.heard();
+        peer.note_probe();
         link.prove(&peer);
         if !self.has(&peer) {
-            // It has ended meanwhile, and did not find this one.
+            // The peer has ended meanwhile, and did not find this stream.
             link.orphaned.cancel();
             return;
         }
-        let reply = peer.keys.seal(ProbeKind::Reply, said, 0);
+        let reply = peer.keys.seal(ProbeKind::Reply, request, 0);
         link.link.send_probe(&reply);
     }
 
@@ -316,9 +315,9 @@ impl ServerSide {
 
     fn open(&self, probe: &[u8]) -> Option<(Arc<PeerPaths>, Probe)> {
         let peer = read(&self.peers).get(&key_id(probe)?).cloned()?;
-        let said = peer.keys.open(ProbeKind::Request, probe)?;
+        let request = peer.keys.open(ProbeKind::Request, probe)?;
 
-        Some((peer, said))
+        Some((peer, request))
     }
 
     fn prove_remote(&self, peer: &Arc<PeerPaths>, address: SocketAddr) {
@@ -384,16 +383,16 @@ impl Side for ServerSide {
     }
 
     fn udp_probe(&self, probe: &[u8], from: SocketAddr) -> Option<Answer> {
-        let (peer, said) = self.open(probe)?;
-        if !lock(&peer.replay).admit(said.counter) {
+        let (peer, request) = self.open(probe)?;
+        if !lock(&peer.replay).admit(request.counter) {
             return None;
         }
-        peer.heard();
+        peer.note_probe();
         peer.is_batched
-            .store(said.tag & SINGLY == 0, Ordering::Relaxed);
+            .store(request.tag & DO_NOT_BATCH == 0, Ordering::Relaxed);
         self.prove_remote(&peer, from);
 
-        Some(peer.answer(said, probe.len()))
+        Some(peer.answer(request, probe.len()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a flood of the UDP port takes from the others of the endpoint.
+//! The effect of a flood of the UDP port on the other clients of the endpoint.
 
 use std::{
     future::poll_fn,
@@ -20,7 +20,7 @@ const FLOOD: usize = 100;
 /// Far more than may be read of it in one turn, far less than there is.
 const MANY: usize = FLOOD / 4;
 
-/// Whoever reads a datagram of the flood finds the next one, and behind the last a genuine one.
+/// After each datagram of the flood that is read comes the next one, and after the last a genuine one.
 #[derive(Debug)]
 struct Flooded {
     flood: UdpSocket,
@@ -105,7 +105,7 @@ async fn flooded() -> Arc<Mux<Flooded>> {
     mux
 }
 
-/// Where the next datagram for QUIC comes from.
+/// The source of the next datagram for QUIC.
 fn receive(mux: &Mux<Flooded>, cx: &mut Context<'_>) -> Poll<SocketAddr> {
     let mut buffer = vec![0; 64 << 10];
     let mut meta = [RecvMeta::default()];

@@ -11,11 +11,11 @@ use std::{
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket, sync::Notify};
+use tp_process::sync::lock;
 
 use super::batch::{Batch, MAX_BATCH};
-use crate::sync::lock;
 
-/// What is asked of the kernel, in each direction.
+/// Bytes requested from the kernel, in each direction.
 const BUFFER_SIZE: usize = 4 << 20;
 /// Batches being filled at once. Sessions that share one take turns.
 const BATCHES: usize = 16;
@@ -27,7 +27,7 @@ pub(crate) struct Udp {
     batches: [Mutex<Batch>; BATCHES],
     /// A batch waits for [`Udp::flush`].
     waiting: Notify,
-    /// Whether the socket is an IPv6 one and takes IPv4 addresses mapped only.
+    /// True for an IPv6 socket, which takes IPv4 addresses mapped only.
     is_ipv6: bool,
     port: u16,
     receive_buffer: u64,
@@ -105,11 +105,11 @@ impl Udp {
         Ok(())
     }
 
-    /// Sends batches that nothing came to fill, for as long as it is polled.
+    /// Sends batches that were not filled, for as long as it is polled.
     pub(crate) async fn flush(&self) {
         loop {
             self.waiting.notified().await;
-            // Whatever is ready to run goes first: it may have more for the same batch.
+            // Other ready tasks go first: they may have more for the same batch.
             let mut has_yielded = false;
             poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
                 true => Poll::Ready(()),
@@ -134,7 +134,7 @@ impl Udp {
         lock(&self.batches[usize::from(remote.port()) % BATCHES])
     }
 
-    /// Leaves the batch empty, or as it was when the socket has no room.
+    /// Leaves the batch empty, or unchanged if the socket has no room.
     fn send_batch(&self, batch: &mut Batch) -> io::Result<()> {
         if let Some(transmit) = batch.transmit() {
             self.send(&transmit, true)?;
@@ -144,7 +144,7 @@ impl Udp {
         Ok(())
     }
 
-    /// Fails only for want of room: whatever else goes wrong is a loss on the way.
+    /// Fails only if the socket has no room: any other error counts as a loss in the network.
     fn send(&self, transmit: &Transmit<'_>, batched: bool) -> io::Result<()> {
         let size = transmit.segment_size.unwrap_or(transmit.contents.len());
         let size = size.max(1);
@@ -168,8 +168,7 @@ impl Udp {
         Ok(())
     }
 
-    /// Sends probes of `size` bytes together, at once or not at all: a lost probe is what probes
-    /// are for.
+    /// Sends probes of `size` bytes together, at once or not at all: probes may be lost.
     pub(crate) fn send_probes(&self, probes: &[u8], size: usize, remote: SocketAddr) {
         let transmit = Transmit {
             destination: self.native(remote),
@@ -223,24 +222,24 @@ impl Udp {
     }
 }
 
-/// What the kernel gives a UDP socket such as a tunnel's.
+/// The kernel's settings of a UDP socket such as a tunnel's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpFacts {
     /// Bytes of payload that its receive buffer holds.
     pub receive_buffer: u64,
     /// Bytes of payload that its send buffer holds.
     pub send_buffer: u64,
-    /// Bytes that are asked of the kernel, for each buffer.
+    /// Bytes requested from the kernel, for each buffer.
     pub wanted_buffer: u64,
-    /// How many packets the kernel takes at once.
+    /// Packets that the kernel takes at once.
     pub batch: usize,
 }
 
-/// Makes such a socket, looks at it, and closes it.
+/// Opens such a socket, reads its settings, and closes it.
 ///
 /// # Errors
 ///
-/// If the machine gives no UDP socket.
+/// If the machine provides no UDP socket.
 pub fn udp_facts() -> io::Result<UdpFacts> {
     let udp = Udp::unbound()?;
 
@@ -252,7 +251,7 @@ pub fn udp_facts() -> io::Result<UdpFacts> {
     })
 }
 
-/// An address as people write it: IPv4 where it is one.
+/// The address with an IPv4-mapped IPv6 address as IPv4.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -265,8 +264,8 @@ fn dual_stack() -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
-/// Asks for large buffers, past the system's limit where that is allowed, and returns what was
-/// granted, in bytes of payload (the kernel counts its own overhead as much again).
+/// Requests large buffers, past the system's limit where that is allowed, and returns the granted
+/// sizes, in bytes of payload (the kernel adds as much for its own overhead).
 fn enlarge_buffers(socket: &std::net::UdpSocket) -> io::Result<(u64, u64)> {
     use rustix::net::sockopt;
 

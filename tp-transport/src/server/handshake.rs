@@ -1,5 +1,5 @@
-//! The handshakes of sessions: whoever comes by a byte stream has to show the key of the session that
-//! the stream has named.
+//! The handshakes of sessions: a client on a byte stream must prove the key of the session that the
+//! stream has named.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{CLOSE_LIMIT, Peer, Registered, keep, path_status, peer::PeerInner};
+use super::{CLOSE_TIMEOUT, Peer, Registered, keep, path_status, peer::PeerInner};
 use crate::{
     admission::Admission,
     codes::CloseCode,
@@ -29,13 +29,13 @@ use crate::{
     quic::{self, SERVER_CREDIT, server_transport},
 };
 
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at once, one on each byte stream; further ones are ignored and repeated by their
 /// clients.
 const MAX_HANDSHAKES: usize = 1024;
 const MAX_UNACCEPTED_FLOWS: usize = 256;
 
-/// Does the handshakes.
+/// Accepts handshakes.
 pub(super) struct Acceptor {
     pub(super) mux: Arc<Mux<ServerSide>>,
     pub(super) endpoint: Endpoint,
@@ -69,7 +69,7 @@ impl Acceptor {
             handshakes.spawn(async move {
                 let done = tokio::select! {
                     () = link.link.ended().cancelled() => return,
-                    done = timeout(HANDSHAKE_LIMIT, handshake.run(&link, incoming)) => done,
+                    done = timeout(HANDSHAKE_TIMEOUT, handshake.run(&link, incoming)) => done,
                 };
                 match done {
                     Ok(Ok(peer)) => {
@@ -82,7 +82,7 @@ impl Acceptor {
                         drop(permit);
                         if matches!(error, HandshakeError::Refused(_)) {
                             // One stream gets one refusal, which may still be on its way.
-                            let _ = timeout(CLOSE_LIMIT, link.link.ended().cancelled()).await;
+                            let _ = timeout(CLOSE_TIMEOUT, link.link.ended().cancelled()).await;
                             link.link.end();
                         }
                     }
@@ -93,7 +93,7 @@ impl Acceptor {
     }
 }
 
-/// Why a handshake came to nothing.
+/// The reason for a failed handshake.
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
     #[error("the session is refused: {0}")]
@@ -102,7 +102,7 @@ enum HandshakeError {
     Connection(#[from] ConnectionError),
 }
 
-/// One handshake: who is there, and whether that session is admitted.
+/// One handshake, and the check that its session is admitted.
 struct Handshake {
     mux: Arc<Mux<ServerSide>>,
     tls: Arc<QuicServerConfig>,
@@ -171,8 +171,8 @@ impl Handshake {
     }
 }
 
-/// The key that the client has proven, if it is that of the session that its byte stream has named
-/// and that session is admitted. The error is a sentence for the client's user.
+/// The key that the client has proven, if it is the key of the session that its byte stream has named
+/// and the session is admitted. The error is a sentence for the client's user.
 fn admitted(
     connection: &Connection,
     session: &SessionRef,

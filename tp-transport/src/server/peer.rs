@@ -23,8 +23,8 @@ use crate::{
     status::{ClosedReason, PathStatus, TunnelStats},
 };
 
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of one session whose `Open` is being read.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
 const MAX_OPENING: usize = 1024;
 
 /// Reads the `Open` of every stream, so that a slow one delays no other.
@@ -43,13 +43,13 @@ pub(super) async fn read_opens(
         let Ok((send, recv)) = opened else {
             return;
         };
-        // Those whose task has not begun are not counted yet.
+        // Streams whose task has not begun are not in `count` yet.
         limit.follow(connection, count.get() + opening.len() + 1);
         let (flows, ledger, count) = (flows.clone(), Arc::clone(ledger), count.clone());
         opening.spawn(async move {
-            match timeout(OPEN_LIMIT, flow::accept(send, recv, &ledger, &count)).await {
+            match timeout(OPEN_TIMEOUT, flow::accept(send, recv, &ledger, &count)).await {
                 Ok(Ok(accepted)) => {
-                    // Nobody accepts any more only when the peer is dropped.
+                    // Fails only if the peer is dropped.
                     let _ = flows.send(Box::new(accepted)).await;
                 }
                 Ok(Err(FlowError::TunnelLost)) => {}
@@ -72,7 +72,7 @@ pub(super) struct PeerInner {
     pub(super) connection: Connection,
     pub(super) ledger: Arc<Ledger>,
     pub(super) path: watch::Receiver<PathStatus>,
-    /// Boxed, because a channel has room for 32 from its beginning.
+    /// Boxed, because a channel allocates 32 slots at once.
     pub(super) flows: Mutex<mpsc::Receiver<Box<Accepted>>>,
     pub(super) mux: Weak<Mux<ServerSide>>,
     pub(super) _keeper: AbortOnDropHandle<()>,
@@ -112,7 +112,7 @@ impl Peer {
         self.inner.connection.closed().await.into()
     }
 
-    /// Which path the client uses.
+    /// The path that the client uses.
     pub fn path(&self) -> watch::Receiver<PathStatus> {
         self.inner.path.clone()
     }

@@ -1,6 +1,6 @@
-//! Byte streams that have not named a session yet. Everybody who reaches the port has one for the
-//! asking, so they have a room of their own. When it is full, any of them makes way: who has a session
-//! names it in one round trip, and is seldom the one; the oldest would be he who is far away.
+//! Byte streams that have not named a session yet. Anybody who reaches the port can open one, so they
+//! have a limit of their own. Beyond it a random one is evicted: a client names its session within one
+//! round trip, so it is seldom hit; evicting the oldest would hit distant clients.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -8,11 +8,10 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
-
-use crate::sync;
+use tp_process::sync;
 
 /// Each costs little more than its socket.
-const ROOM: usize = 1024;
+const MAX_STREAMS: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Strangers(Mutex<Entered>);
@@ -25,7 +24,7 @@ struct Entered {
     chance: RandomState,
 }
 
-/// One stream's place; given back when dropped.
+/// One stream's entry; removed when dropped.
 #[derive(Debug)]
 pub(super) struct Stranger<'a> {
     strangers: &'a Strangers,
@@ -39,8 +38,8 @@ impl Strangers {
         let mut entered = self.lock();
         let number = entered.next;
         entered.next += 1;
-        if entered.streams.len() >= ROOM {
-            let index = entered.chance.hash_one(number) % ROOM as u64;
+        if entered.streams.len() >= MAX_STREAMS {
+            let index = entered.chance.hash_one(number) % MAX_STREAMS as u64;
             let (_, stream) = entered.streams.swap_remove(index as usize);
             stream.cancel();
         }
@@ -59,7 +58,7 @@ impl Strangers {
 }
 
 impl Stranger<'_> {
-    /// Resolves when another needs the room.
+    /// Resolves when a new stream has replaced this one.
     pub(super) async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
@@ -79,7 +78,7 @@ mod tests {
     #[test]
     fn one_makes_way_for_a_new_one_where_there_is_no_room() {
         let strangers = Strangers::default();
-        let mut streams: Vec<_> = (0..ROOM).map(|_| strangers.enter()).collect();
+        let mut streams: Vec<_> = (0..MAX_STREAMS).map(|_| strangers.enter()).collect();
         let evicted = |streams: &[Stranger<'_>]| {
             let evicted = streams.iter().filter(|it| it.evicted.is_cancelled());
             evicted.count()
@@ -92,6 +91,6 @@ mod tests {
         streams.push(strangers.enter());
         assert_eq!(evicted(&streams), 1);
         assert!(!streams.last().unwrap().evicted.is_cancelled());
-        assert_eq!(strangers.lock().streams.len(), ROOM);
+        assert_eq!(strangers.lock().streams.len(), MAX_STREAMS);
     }
 }

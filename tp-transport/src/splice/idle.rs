@@ -1,5 +1,4 @@
-//! Connections on which nothing happens: what they leave to others, and how they notice that the
-//! other end of TCP has gone.
+//! Idle connections: they leave credit to others, and notice when the other end of TCP has gone.
 
 use std::{
     convert::Infallible,
@@ -17,30 +16,30 @@ use tp_core::keep_alive::{Segments, Watch};
 
 use crate::credit::SendCredit;
 
-/// How often it is asked whether anything has happened.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-const LONGEST_LOOK: Duration = Duration::from_secs(30);
-/// A connection is probed after so long without a segment, unless its application does so sooner.
-const PROBED_AFTER: Duration = Duration::from_secs(30);
-/// Probes without an answer, so far apart, end it.
-const PROBE_PAUSE: Duration = Duration::from_secs(10);
+/// Between polls for activity.
+const MIN_POLL_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_POLL_BACKOFF: Duration = Duration::from_secs(30);
+/// A connection is probed after so long without a segment, unless its application probes sooner.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+/// Between probes without an answer, the last of which ends it.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const PROBES: u32 = 3;
 
 /// Probes a quiet connection to somewhere else, so that one whose other end has vanished fails
 /// within a minute, and no firewall in between forgets it.
 ///
-/// TCP_USER_TIMEOUT stays as it is: it would end connections whose reader merely does not read.
+/// TCP_USER_TIMEOUT stays unset: it would end connections whose reader only pauses.
 ///
 /// # Errors
 ///
 /// If the kernel refuses SO_KEEPALIVE or one of its times.
 pub fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
-    probe(tcp, PROBED_AFTER)
+    probe(tcp, PROBE_AFTER)
 }
 
 fn probe(tcp: &TcpStream, after: Duration) -> io::Result<()> {
-    let after = after.clamp(Duration::from_secs(1), PROBED_AFTER);
-    let pause = Duration::from_secs((after.as_secs() / 2).max(1)).min(PROBE_PAUSE);
+    let after = after.clamp(Duration::from_secs(1), PROBE_AFTER);
+    let pause = Duration::from_secs((after.as_secs() / 2).max(1)).min(PROBE_INTERVAL);
     let settings = TcpKeepalive::new()
         .with_time(after)
         .with_interval(pause)
@@ -60,8 +59,8 @@ impl Idle {
         self.reads.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// While TCP has nothing to send, leaves credit to others and looks for the application's
-    /// probes; applies those that the other end tells of.
+    /// While TCP has nothing to send, leaves credit to others and detects the application's probes;
+    /// probes as often as the application at the other end.
     pub(super) async fn watch(
         &self,
         tcp: &TcpStream,
@@ -71,23 +70,23 @@ impl Idle {
         let Some(credit) = credit else {
             return std::future::pending().await;
         };
-        let look = async {
+        let poll = async {
             let begun = Instant::now();
             let mut watch = Watch::default();
-            let (mut before, mut pause) = (0, FIRST_LOOK);
+            let (mut before, mut pause) = (0, MIN_POLL_BACKOFF);
             loop {
                 if let Some(segments) = observe(tcp)
-                    && let Some(pace) = watch.look(segments, begun.elapsed())
+                    && let Some(interval) = watch.observe(segments, begun.elapsed())
                 {
-                    credit.tell_keep_alive(pace);
+                    credit.tell_keep_alive(interval);
                 }
                 sleep(pause).await;
                 let reads = self.reads.load(Ordering::Relaxed);
                 if reads == before {
-                    pause = (pause * 2).min(LONGEST_LOOK);
+                    pause = (pause * 2).min(MAX_POLL_BACKOFF);
                     credit.give_back();
                 } else {
-                    pause = FIRST_LOOK;
+                    pause = MIN_POLL_BACKOFF;
                 }
                 before = reads;
             }
@@ -102,7 +101,7 @@ impl Idle {
         };
 
         tokio::select! {
-            never = look => never,
+            never = poll => never,
             never = apply => never,
         }
     }

@@ -16,8 +16,8 @@ use tp_transport::{PathChoice, PathKind, Peer, Tunnel};
 use crate::support::{Lab, echo, exchange, on_path};
 
 const LOST_BOTH_WAYS: &str = "off: packets sent together do not arrive";
-/// How long the verdict on a path may take.
-const VERDICT: Duration = Duration::from_secs(20);
+/// Of the wait for the verdict on a path.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_path_that_loses_most_of_a_batch_is_used_without_batches() {
@@ -49,7 +49,7 @@ async fn a_path_is_not_blamed_for_a_pause() {
 
     for _ in 0..2 {
         exchange(&tunnel, 1 << 20, || {}).await;
-        // Longer than a path counts as busy, and than any round of probes.
+        // Longer than a path counts as busy, and longer than any round of probes.
         tokio::time::sleep(Duration::from_secs(3)).await;
     }
     let before = relay.batches();
@@ -66,10 +66,10 @@ async fn without_batches(loses: Loses) {
 
     let mut status = tunnel.path();
     let found = status.wait_for(|status| status.batching == LOST_BOTH_WAYS);
-    timeout(VERDICT, found).await.unwrap().unwrap();
+    timeout(VERDICT_TIMEOUT, found).await.unwrap().unwrap();
     let _echo = echo(peer);
 
-    // The manager hears of it with the next probe.
+    // The manager learns it with the next probe.
     let mut sent = Vec::new();
     for _ in 0..20 {
         let before = relay.batches();
@@ -83,7 +83,7 @@ async fn without_batches(loses: Loses) {
     assert_eq!(tunnel.path().borrow().path, PathKind::Udp);
 }
 
-/// What a path does to datagrams.
+/// The effect of a path on datagrams.
 #[derive(Clone, Copy)]
 enum Loses {
     Nothing,
@@ -152,7 +152,7 @@ impl LossyRelay {
     }
 }
 
-/// Passes what arrives on, but for what is lost. The loopback hands a batch over as it was sent.
+/// Passes datagrams on, except for lost ones. The loopback hands a batch over as it was sent.
 async fn pump(
     socket: &UdpSocket,
     loses: Loses,

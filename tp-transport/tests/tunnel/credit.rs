@@ -24,9 +24,9 @@ const UPLOAD: usize = 2 << 20;
 const DOWNLOAD: usize = 4 << 20;
 const CLIENT_BUDGET: u64 = 256 << 20;
 const MANAGER_BUDGET: u64 = 128 << 20;
-/// For what a person waits for.
+/// Of work that a person waits for.
 const AT_ONCE: Duration = Duration::from_secs(1);
-const TRANSFERS: Duration = Duration::from_secs(120);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_readers_in_both_directions_hold_up_nobody_else_and_go_on_when_they_read() {
@@ -51,8 +51,8 @@ async fn stalled_readers_in_both_directions_hold_up_nobody_else_and_go_on_when_t
     assert!(took < AT_ONCE, "{took:?}");
     serve.abort();
 
-    within_limit(TRANSFERS, "the uploads", uploads.read_all()).await;
-    within_limit(TRANSFERS, "the downloads", downloads.read_all()).await;
+    within_limit(TRANSFER_TIMEOUT, "the uploads", uploads.read_all()).await;
+    within_limit(TRANSFER_TIMEOUT, "the downloads", downloads.read_all()).await;
     assert_eq!(uploads.sent(), (STALLED * UPLOAD) as u64);
     assert_eq!(downloads.sent(), (STALLED * DOWNLOAD) as u64);
 }
@@ -94,7 +94,7 @@ async fn as_many_flows_as_there_may_be_all_get_through_while_most_are_stalled() 
     assert!(stalled.sent() <= MANAGER_BUDGET);
 
     within("an echo", echo_once(&tunnel, &peer)).await;
-    within_limit(TRANSFERS, "all of them", stalled.read_all()).await;
+    within_limit(TRANSFER_TIMEOUT, "all of them", stalled.read_all()).await;
 
     assert_eq!(stalled.sent(), (MANY * size) as u64);
 }

@@ -20,7 +20,7 @@ use tp_transport::{
 };
 
 use crate::support::{
-    LIMIT,
+    TIMEOUT,
     quic::{quic_client, trusts_all},
 };
 
@@ -62,7 +62,7 @@ async fn a_client_sends_this_preface_and_reads_this_refusal() {
     };
 
     let both = async { tokio::join!(Tunnel::connect(near, config), manager) };
-    let (connected, preface) = timeout(LIMIT, both).await.unwrap();
+    let (connected, preface) = timeout(TIMEOUT, both).await.unwrap();
 
     assert_eq!(preface, PREFACE);
     let error = connected.map(drop).unwrap_err();
@@ -84,7 +84,7 @@ async fn a_manager_reads_this_preface_and_sends_this_refusal() {
         answer
     };
     let both = async { tokio::join!(server.attach(far), answer) };
-    let (attached, answer) = timeout(LIMIT, both).await.unwrap();
+    let (attached, answer) = timeout(TIMEOUT, both).await.unwrap();
 
     assert_eq!(answer, REFUSAL);
     assert!(matches!(attached, Err(AttachError::Refused(_))));
@@ -122,7 +122,7 @@ async fn a_manager_refuses_a_key_with_this_close_code_and_sentence() {
         Err::<(), _>(connection.closed().await)
     };
     let refused = tokio::select! {
-        refused = timeout(LIMIT, refused) => refused.unwrap(),
+        refused = timeout(TIMEOUT, refused) => refused.unwrap(),
         attached = server.attach(far) => panic!("the stream has ended: {attached:?}"),
         () = carry(&socket, near) => unreachable!("it ends by a panic"),
     };

@@ -92,7 +92,7 @@ async fn an_unknown_session_is_refused_before_any_quic() {
     let lab = Lab::new();
     let (mut near, far) = tokio::io::duplex(4096);
     near.write_all(&preface_of("mallory")).await.unwrap();
-    // What follows the preface must not be looked at.
+    // Bytes after the preface must not be read.
     near.write_all(&[0xc3; 1200]).await.unwrap();
 
     let attached = within("attach", async {
@@ -169,7 +169,7 @@ async fn streams_opened_in_a_sessions_name_do_not_displace_the_one_it_uses() {
     let ended = within("the end of the first", streams[0].read(&mut [0])).await;
     assert_eq!(ended.unwrap(), 0);
     exchange(&tunnel, 1 << 20, || {}).await;
-    // Who has the key may come by another stream.
+    // A client that has the key may use another stream.
     within("another link", tunnel.replace_link(lab.link()))
         .await
         .unwrap();

@@ -16,12 +16,12 @@ use crate::support::{
     within, within_limit,
 };
 
-/// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Of the wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// More handshakes than the server does at once, for all sessions together.
 const HANDSHAKES: usize = 1200;
 
-/// Keys are shown only later in a handshake: its first packet is the same, whoever sends it.
+/// Keys come only later in a handshake: its first packet does not depend on the sender.
 #[tokio::test]
 async fn a_genuine_first_packet_of_quic_is_answered_to_nobody() {
     let mut lab = Lab::new();
@@ -42,7 +42,7 @@ async fn a_genuine_first_packet_of_quic_is_answered_to_nobody() {
     assert!(!answers_quic(lab.udp).await, "the port answers a stranger");
 }
 
-/// Until it is done or has taken too long, a handshake has room that there is for so many.
+/// A handshake takes one of a limited number of slots until it is done or has taken too long.
 #[tokio::test]
 async fn a_session_that_begins_handshakes_and_ends_none_leaves_room_for_others() {
     let mut lab = Lab::new();
@@ -57,7 +57,7 @@ async fn a_session_that_begins_handshakes_and_ends_none_leaves_room_for_others()
         within("a first packet", written).await;
     }
 
-    // Before handshakes that are never done are given up.
+    // Before unfinished handshakes time out.
     let connect = lab.connect(PathChoice::StreamOnly);
     within_limit(Duration::from_secs(5), "connect", connect)
         .await
@@ -89,7 +89,7 @@ async fn first_packets(count: usize) -> Vec<Vec<u8>> {
     packets
 }
 
-/// Whether any datagram comes back to an ordinary QUIC client that connects to this address.
+/// Returns whether any datagram comes back to an ordinary QUIC client that connects to this address.
 async fn answers_quic(server: SocketAddr) -> bool {
     let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -106,7 +106,7 @@ async fn answers_quic(server: SocketAddr) -> bool {
         .unwrap();
     assert!(length >= 1200, "{length}");
     far.send(&buffer[..length]).await.unwrap();
-    timeout(PATIENCE, far.recv(&mut buffer)).await.is_ok()
+    timeout(ANSWER_TIMEOUT, far.recv(&mut buffer)).await.is_ok()
 }
 
 fn ordinary_server() -> quinn::Endpoint {

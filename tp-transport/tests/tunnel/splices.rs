@@ -175,7 +175,7 @@ async fn a_slow_reader_is_waited_for_after_the_last_byte() {
 
 type Ended = (SpliceEnd, u64, u64);
 
-/// What the kernel tells of a connection that its application probes whenever it is looked at.
+/// The kernel's counters of a connection that its application probes between any two reads.
 #[expect(
     clippy::unnecessary_wraps,
     reason = "the kernel may have nothing to tell, and the splice asks either"
@@ -207,7 +207,7 @@ async fn a_connection_that_its_application_probes_is_probed_as_often_at_the_othe
     let near = splice_observed(app_side, near_flow, &counters, probed_once_more);
     let far = splice(target_side, far_flow, &counters);
     let told = async {
-        // Found with the second look, a second after the first.
+        // Found at the second poll, a second after the first.
         while settings.tcp_keepalive_time().unwrap().as_secs() > 1 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

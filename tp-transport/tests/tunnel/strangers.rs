@@ -16,8 +16,8 @@ use crate::support::{
     within,
 };
 
-/// How long an answer to a stranger is waited for.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Of the wait for an answer to a stranger.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn a_stranger_gets_nothing_back_whatever_he_sends() {
@@ -105,7 +105,7 @@ async fn packets_stolen_from_a_client_win_the_thief_no_answer() {
 
 async fn assert_silent(stranger: &UdpSocket) {
     let mut buffer = [0; 2048];
-    if let Ok(received) = timeout(PATIENCE, stranger.recv(&mut buffer)).await {
+    if let Ok(received) = timeout(ANSWER_TIMEOUT, stranger.recv(&mut buffer)).await {
         panic!("the port answers a stranger: {received:?}");
     }
 }
@@ -132,7 +132,7 @@ impl Tap {
         let (length, _) = self.near.recv_from(&mut buffer).await.unwrap();
         let probe = buffer[..length].to_vec();
         self.far.send(&probe).await.unwrap();
-        let answer = timeout(PATIENCE, self.far.recv(&mut buffer)).await;
+        let answer = timeout(ANSWER_TIMEOUT, self.far.recv(&mut buffer)).await;
 
         (probe, answer.is_ok())
     }
@@ -142,7 +142,7 @@ impl Tap {
 /// thief's own address instead, and nothing else goes anywhere.
 struct Thief {
     own: Arc<UdpSocket>,
-    /// What the server takes for the client's address.
+    /// The client's address as the server sees it.
     proven: Arc<UdpSocket>,
     /// Packets of a handshake that came from the server.
     long_headers: Arc<AtomicUsize>,

@@ -23,10 +23,10 @@ use tp_transport::{
 };
 
 /// Longer than anything here takes on a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    within_limit(LIMIT, what, future).await
+    within_limit(TIMEOUT, what, future).await
 }
 
 pub(crate) async fn within_limit<F: Future>(limit: Duration, what: &str, future: F) -> F::Output {
@@ -44,7 +44,7 @@ pub(crate) fn session(name: &str) -> SessionRef {
     }
 }
 
-/// What a byte stream begins with that is said to be of this session.
+/// The preface of a byte stream that claims to be this session's.
 pub(crate) fn preface_of(name: &str) -> Vec<u8> {
     let session = session(name);
     let mut preface = b"tp-T\x01".to_vec();
@@ -268,7 +268,7 @@ pub(crate) async fn exchange(tunnel: &Tunnel, length: usize, halfway: impl FnOnc
     assert_eq!(received, length);
 }
 
-/// Bytes whose every position can be told from the others nearby.
+/// Bytes in which every position differs from those nearby.
 pub(crate) fn pattern(start: usize, length: usize) -> Bytes {
     (start..start + length)
         .map(|position| (position.wrapping_mul(0x9e37_79b1) >> 16) as u8)

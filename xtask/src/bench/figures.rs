@@ -1,4 +1,4 @@
-//! What was measured, the bounds it has to keep, and the table that shows both.
+//! The measurements, their bounds, and the table of both.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub(super) enum Way {
 }
 
 impl Measure {
-    /// What it is called, and its unit.
+    /// Name and unit.
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Up => ("bulk up", "Gbit/s"),
@@ -75,8 +75,7 @@ impl Figures {
         self.failures.push(failure);
     }
 
-    /// Fails if anything could not be measured. A missed bound is shown and is no failure: the
-    /// machine may be busy.
+    /// Fails if a measurement failed. A missed bound is only shown: the machine may be busy.
     pub(super) fn outcome(&self) -> Result<()> {
         if let Some(first) = self.failures.first() {
             bail!(

@@ -1,4 +1,4 @@
-//! `kubectl port-forward`, the mechanism that tp is compared with.
+//! `kubectl port-forward`, to compare tp with.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -17,7 +17,7 @@ pub(super) struct PortForward {
 }
 
 impl PortForward {
-    /// Forwards ports of its own choice to `remote` ports of a pod.
+    /// Forwards local ports of kubectl's choice to `remote` ports of a pod.
     pub(super) fn open(namespace: &str, pod: &str, remote: &[u16]) -> Result<Self> {
         let pod = format!("pod/{pod}");
         let mut command = cluster::on_workstation(&["kubectl", "-n", namespace]);
@@ -33,7 +33,7 @@ impl PortForward {
             child,
             ports: Vec::new(),
         };
-        // "Forwarding from 127.0.0.1:40001 -> 5201", a line for each; the end of output if it fails.
+        // Each line is "Forwarding from 127.0.0.1:40001 -> 5201"; a failure ends the output.
         let mut lines = BufReader::new(output).lines();
         for wanted in remote {
             let line = lines
@@ -45,7 +45,7 @@ impl PortForward {
                 .with_context(|| format!("kubectl port-forward said {line:?}"))?;
             this.ports.push(port);
         }
-        // What it says later, a line for each connection, must not fill the pipe.
+        // Its later output, a line per connection, must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
 
         Ok(this)

@@ -1,4 +1,4 @@
-//! What runs on the measured side: one small load, figures as JSON on standard output.
+//! Runs one small load on the measured machine and prints figures as JSON.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context as _, bail};
 
 /// For one answer, and for all repetitions of a small measurement.
-const LIMIT: Duration = Duration::from_secs(20);
-/// Bytes of the first transfer; the next ones have as many as the time asked for needs.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of the first transfer; later ones are scaled to the requested time.
 const FIRST_TRANSFER: u64 = 8 << 20;
 const LARGEST_TRANSFER: u64 = 64 << 30;
 const PIECE: usize = 128 << 10;
@@ -60,7 +60,7 @@ fn repeat(
     count: usize,
     mut action: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<f64>> {
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     let mut samples = Vec::with_capacity(count);
     action()?;
     while samples.len() < count && Instant::now() < end {
@@ -84,8 +84,9 @@ fn requests(target: &str, count: usize) -> anyhow::Result<Vec<f64>> {
     })
 }
 
-/// Transfers ever more until one takes about `seconds`; its rate in Gbit/s of payload. The far end
-/// counts: an upload is over when it says that it has read all, a download when all has arrived.
+/// Transfers growing amounts until one takes about `seconds`; returns its rate in Gbit/s of
+/// payload. The far end counts: an upload ends when it reports that it has read all, a download
+/// when all has arrived.
 fn bulk(direction: Direction, target: &str, seconds: f64) -> anyhow::Result<f64> {
     let mut size = FIRST_TRANSFER;
     loop {
@@ -97,7 +98,7 @@ fn bulk(direction: Direction, target: &str, seconds: f64) -> anyhow::Result<f64>
         if took >= seconds * 0.7 || size >= LARGEST_TRANSFER {
             return Ok(size as f64 * 8.0 / took / 1e9);
         }
-        // Not all the way in one step: the first ones are over before they are up to speed.
+        // Grows stepwise: the first transfers end before they reach full speed.
         let factor = (seconds / took).clamp(1.2, 16.0);
         size = ((size as f64 * factor) as u64).min(LARGEST_TRANSFER);
     }
@@ -155,11 +156,11 @@ fn open(target: &str) -> anyhow::Result<TcpStream> {
         .with_context(|| format!("{target} does not resolve"))?
         .next()
         .with_context(|| format!("{target} has no address"))?;
-    let stream = TcpStream::connect_timeout(&address, LIMIT)
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT)
         .with_context(|| format!("no connection to {target}"))?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
 
     Ok(stream)
 }

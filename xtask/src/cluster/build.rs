@@ -1,4 +1,4 @@
-//! Builds the programs of the cluster from `testbed/`, once per machine and state of their sources.
+//! Builds the cluster's programs from `testbed/`, once per machine and state of the sources.
 
 use std::{
     fs,
@@ -13,12 +13,12 @@ use crate::{
     paths, run,
 };
 
-/// The release that `testbed/kube/go.mod` names; the programs report it as theirs.
+/// The release in `testbed/kube/go.mod`; the programs report it as their version.
 pub(crate) const KUBERNETES: &str = "1.34.4";
 pub(crate) const PAUSE_IMAGE: &str = "localhost/testbed-pause:1";
 const COREDNS_IMAGE: &str = "localhost/testbed-coredns:1";
 
-/// What a cluster starts from.
+/// The programs and images of a cluster.
 pub(crate) struct Programs {
     /// etcd, the Kubernetes components and kubectl in one program.
     pub(crate) kube: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct Programs {
     pub(crate) coredns_image: PathBuf,
 }
 
-/// Whether `programs` will have to compile.
+/// Returns whether `programs` must compile.
 pub(crate) fn is_needed() -> Result<bool> {
     Ok(!output("kube", &kube_digest()?).exists())
 }
@@ -92,7 +92,7 @@ fn output(name: &str, digest: &str) -> PathBuf {
     paths::cache().join(format!("bin/{name}-{}", &digest[..16]))
 }
 
-/// The cached file, made by `build` if it is not there. It appears whole or not at all.
+/// The cached file, made by `build` if it is missing. Appears atomically.
 pub(crate) fn cached(
     name: &str,
     digest: &str,

@@ -42,7 +42,7 @@ fn etcd(layout: &Layout, programs: &Programs) -> Daemon<'static> {
             "--listen-client-urls=http://127.0.0.1:2379".to_owned(),
             "--advertise-client-urls=http://127.0.0.1:2379".to_owned(),
             "--listen-peer-urls=http://127.0.0.1:2380".to_owned(),
-            // Nothing here outlives the cluster.
+            // No data outlives the cluster.
             "--unsafe-no-fsync".to_owned(),
         ],
     )
@@ -67,7 +67,7 @@ fn api_server(layout: &Layout, network: Network, programs: &Programs) -> Daemon<
             ),
             format!("--kubelet-client-key={}", pki("apiserver-client.key")),
             format!("--kubelet-certificate-authority={}", pki("ca.crt")),
-            // Names of nodes are in no DNS.
+            // No DNS has the nodes' names.
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             format!("--service-account-key-file={}", pki("sa.pub")),

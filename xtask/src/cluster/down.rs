@@ -39,7 +39,7 @@ pub(super) fn remove_all(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Unmounts what is mounted below `folder`: file systems and network namespaces of pods, volumes.
+/// Unmounts everything below `folder`: file systems and network namespaces of pods, volumes.
 fn unmount_below(folder: &Path) -> Result<()> {
     Wait {
         what: "the unmounting of what the cluster mounted",
@@ -53,7 +53,7 @@ fn unmount_below(folder: &Path) -> Result<()> {
         }
         mounted.sort();
         for mount in mounted.iter().rev() {
-            // One may have gone with another; the next look tells.
+            // It may be gone with another; the next poll tells.
             let _ = run::output(Command::new("umount").arg("-l").arg(mount));
         }
         bail!("{} mounts are left", mounted.len())
@@ -86,7 +86,7 @@ fn remove_folder(folder: &Path) -> Result<()> {
     .until(|| fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display())))
 }
 
-/// Traces that the programs leave outside our folder, at places that cannot be chosen.
+/// Removes files of the programs outside our folder, whose paths are fixed.
 fn remove_leftovers(folder: &Path, shims: &[PathBuf]) {
     let prefix = format!("{}pods", netns::PREFIX);
     let results = entries(Path::new("/var/lib/cni/results"));
@@ -110,13 +110,14 @@ fn remove_leftovers(folder: &Path, shims: &[PathBuf]) {
     for socket in shims {
         let _ = fs::remove_file(socket);
     }
-    // Those of somebody else's kubelet are not empty.
+    // Folders of another kubelet are not empty.
     for folder in Path::new(node::DEVICES).ancestors().take(2) {
         let _ = fs::remove_dir(folder);
     }
 }
 
-/// The sockets of containerd's shims, which are in a folder that all containerds share: as each bundle names its own.
+/// The sockets of containerd's shims, as each bundle names its own: all containerds share their
+/// folder.
 fn shim_sockets(folder: &Path) -> Vec<PathBuf> {
     entries(folder)
         .into_iter()

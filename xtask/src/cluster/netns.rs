@@ -4,7 +4,7 @@
 //!  tpt-ws .200 (.53: company DNS)   tpt-lan .210   tpt-1 .11   tpt-2 .12 …
 //!        └──────────────┴──── br0 in tpt-wire ────────┴───────────┘        172.30.0.0/24
 //! ```
-//! The workstation cannot reach pods and services by routing: the nodes drop its packets to them. The neighbour `tpt-lan` can.
+//! The nodes drop packets from the workstation to pods and services, but not those of the neighbour `tpt-lan`.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -26,12 +26,12 @@ pub(crate) fn path(namespace: &str) -> PathBuf {
     PathBuf::from("/run/netns").join(namespace)
 }
 
-/// The argument of nsenter. `ip netns exec` is no substitute: it mounts another /sys, without control groups.
+/// The argument of nsenter. `ip netns exec` would mount another /sys, without control groups.
 pub(crate) fn entry(namespace: &str) -> String {
     format!("--net={}", path(namespace).display())
 }
 
-/// Our namespaces that exist now.
+/// Our existing namespaces.
 pub(crate) fn existing() -> Result<Vec<String>> {
     let Ok(entries) = fs::read_dir("/run/netns") else {
         return Ok(Vec::new());
@@ -47,7 +47,7 @@ pub(crate) fn existing() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Makes the wire and everybody on it.
+/// Makes the wire and the namespaces on it.
 pub(crate) fn create(network: Network, nodes: u8) -> Result<()> {
     ip(&format!("netns add {WIRE}"))?;
     ip(&format!("-n {WIRE} link add br0 type bridge"))?;
@@ -73,7 +73,7 @@ pub(crate) fn create(network: Network, nodes: u8) -> Result<()> {
     Ok(())
 }
 
-/// A node forwards for its pods, and for nobody on the workstation.
+/// Makes a node forward for its pods, but not for the workstation.
 fn guard(network: Network, node: &str, range: &str) -> Result<()> {
     let (workstation, iptables) = (network.workstation(), network.iptables());
     inside(node, &format!("sysctl -qw {}", network.forwarding()))?;
@@ -82,7 +82,7 @@ fn guard(network: Network, node: &str, range: &str) -> Result<()> {
             node,
             &format!("{iptables} -w -t raw -A PREROUTING -i e0 -s {workstation} -d {own} -j DROP"),
         )?;
-        // What stays in the cluster keeps its source.
+        // Packets within the cluster keep their source.
         inside(
             node,
             &format!("{iptables} -w -t nat -A POSTROUTING -s {range} -d {own} -j RETURN"),
@@ -104,7 +104,7 @@ fn route(network: Network, namespace: &str, to: &str, via: &str) -> Result<()> {
 }
 
 fn add_address(network: Network, namespace: &str, address: &str) -> Result<()> {
-    // Nobody else can have it: it serves at once.
+    // Skips duplicate address detection: the address is usable at once.
     let flags = match network {
         Network::Ipv4 => "",
         Network::Ipv6 => "nodad",
@@ -166,7 +166,7 @@ pub(crate) enum Impairment {
     ApiDrop,
 }
 
-/// Replaces the impairment in force.
+/// Replaces the current impairment.
 pub(crate) fn impair(impairment: Impairment) -> Result<()> {
     let from_workstation = match impairment {
         Impairment::UdpDrop | Impairment::UdpDropOut => "meta l4proto udp drop",
@@ -180,7 +180,8 @@ pub(crate) fn impair(impairment: Impairment) -> Result<()> {
         Impairment::ApiDrop => "tcp sport 6443 drop",
         Impairment::None | Impairment::UdpDropOut => "",
     };
-    // At the wire's end of the workstation's cable: lost on the way, with the workstation's own firewall as it was.
+    // At the wire's end of the workstation's cable, so that the workstation's own firewall stays
+    // unchanged.
     let mut rules = format!("table netdev {IMPAIRMENT}\ndelete table netdev {IMPAIRMENT}\n");
     if impairment != Impairment::None {
         rules += &format!(
@@ -207,7 +208,7 @@ pub(crate) struct Limit {
     down: bool,
 }
 
-/// What passes at once after a pause: the largest packet that the kernel hands over.
+/// The token bucket's size: the largest packet that the kernel passes on.
 const BURST: u64 = 64 << 10;
 
 /// Replaces the limit of that direction.

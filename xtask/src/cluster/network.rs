@@ -1,4 +1,4 @@
-//! The addresses of the cluster and of those around it, in one of two families.
+//! Addresses of the cluster and its neighbours, in one of two families.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ pub(crate) enum Network {
 const FILE: &str = "network";
 
 impl Network {
-    /// That of the cluster that runs, or ran last.
+    /// The network of the running cluster, or of the last one.
     pub(crate) fn current(layout: &Layout) -> Self {
         let text = fs::read_to_string(layout.dir.join(FILE)).unwrap_or_default();
         match text.trim() {
@@ -39,7 +39,7 @@ impl Network {
         }
     }
 
-    /// Of the wire that everybody is on.
+    /// The prefix length of the wire that connects all.
     pub(crate) fn wire_bits(self) -> &'static str {
         self.choose("24", "64")
     }
@@ -61,7 +61,7 @@ impl Network {
         self.choose("10.96.0.0/16", "fd00:96::/112")
     }
 
-    /// The API server's service.
+    /// The cluster IP of the API server.
     pub(crate) fn api_service(self) -> &'static str {
         self.choose("10.96.0.1", "fd00:96::1")
     }
@@ -86,7 +86,7 @@ impl Network {
         self.choose("0.0.0.0/0", "::/0")
     }
 
-    /// What a server binds to that all addresses of its machine lead to.
+    /// The wildcard address for servers.
     pub(crate) fn unspecified(self) -> &'static str {
         self.choose("0.0.0.0", "::")
     }
@@ -105,7 +105,7 @@ impl Network {
         }
     }
 
-    /// Of the API server, as kubeconfigs have it.
+    /// The URL of the API server in kubeconfigs.
     pub(crate) fn server(self) -> String {
         let address = self.node(1);
         match self {

@@ -19,8 +19,9 @@ use super::{
 };
 use crate::run::{self, Wait};
 
-/// Where a kubelet listens for device plugins, wherever its own folder is. It first removes what is
-/// there, so that one of two that start together may find the address in use, and ends.
+/// A kubelet listens here for device plugins, wherever its own folder is. It first removes the
+/// folder's content: of two kubelets that start together one may find the address in use, and
+/// exits.
 pub(crate) const DEVICES: &str = "/var/lib/kubelet/device-plugins";
 const MOUNT_DEVICES: &str = "mkdir -p \"$0\" && mount --bind \"$1\" \"$0\" && shift && exec \"$@\"";
 
@@ -53,7 +54,7 @@ impl Node<'_> {
         self.folder().join("containerd.sock")
     }
 
-    /// The Node object, made before the kubelet: its pod range is then known and not a matter of order.
+    /// The Node object, made before the kubelet so that its pod range is fixed.
     pub(crate) fn object(&self) -> serde_json::Value {
         let range = self.network.pod_range(self.index);
         json!({
@@ -64,7 +65,7 @@ impl Node<'_> {
         })
     }
 
-    /// Starts the container runtime, in a mount namespace that becomes the node's, and gives it its
+    /// Starts the container runtime in a mount namespace that becomes the node's, and imports its
     /// first images. Returns its process id.
     pub(crate) fn start_runtime(&self, programs: &Programs) -> Result<u32> {
         self.write_network()?;
@@ -98,7 +99,7 @@ impl Node<'_> {
         Ok(pid)
     }
 
-    /// Starts what makes a node of the runtime with this process id.
+    /// Starts kubelet and kube-proxy beside the runtime with this process id.
     pub(crate) fn start_agents(&self, programs: &Programs, runtime: u32) -> Result<()> {
         make_control_groups(&netns::node(self.index))?;
         let pki = |name: String| text(&self.layout.pki().join(name));
@@ -137,7 +138,7 @@ impl Node<'_> {
                 format!("--bind-address={}", self.network.unspecified()),
                 "--proxy-mode=iptables".to_owned(),
                 "--iptables-min-sync-period=100ms".to_owned(),
-                // The sysctls of conntrack are read-only outside the first network namespace.
+                // Conntrack's sysctls are read-only outside the first network namespace.
                 "--conntrack-max-per-core=0".to_owned(),
                 "--conntrack-min=0".to_owned(),
                 "--conntrack-tcp-timeout-established=0".to_owned(),
@@ -205,8 +206,9 @@ impl Node<'_> {
         )
     }
 
-    /// `restrict_oom_score_adj`: without CAP_SYS_RESOURCE runc would die of "can't get final child's PID from pipe".
-    /// `netns_mounts_under_state_dir`: whatever is below our folder is ours to remove.
+    /// `restrict_oom_score_adj`: without CAP_SYS_RESOURCE runc would die of "can't get final
+    /// child's PID from pipe". `netns_mounts_under_state_dir`: we remove everything below our
+    /// folder.
     fn runtime_config(&self) -> String {
         let folder = self.folder();
         let folder = folder.display();
@@ -246,7 +248,7 @@ state = "{folder}/state"
             },
             "authorization": { "mode": "Webhook" },
             "cgroupDriver": "cgroupfs",
-            // Two kubelets on one machine each need a group of their own.
+            // Each kubelet of a machine needs a group of its own.
             "cgroupRoot": format!("/{}", control_group(&netns::node(self.index))),
             "failCgroupV1": false,
             "failSwapOn": false,
@@ -269,7 +271,7 @@ state = "{folder}/state"
     }
 }
 
-/// Owns the name of its namespace, unlike `Daemon`.
+/// Like `Daemon`, but owns the name of its namespace.
 struct NodeDaemon<'a> {
     namespace: String,
     name: &'a str,
@@ -307,7 +309,7 @@ fn control_group(namespace: &str) -> String {
     )
 }
 
-/// Where groups are made: one root per hierarchy of version 1, or the only one of version 2.
+/// Folders for control groups: one root per hierarchy of version 1, or the only one of version 2.
 fn control_group_roots() -> Vec<PathBuf> {
     let top = PathBuf::from("/sys/fs/cgroup");
     if top.join("cgroup.procs").exists() {
@@ -329,7 +331,8 @@ fn make_control_groups(namespace: &str) -> Result<()> {
     for root in control_group_roots() {
         let subtree = root.join("cgroup.subtree_control");
         for controller in ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"] {
-            // Version 2 only; one that is not there, or that version 1 holds, cannot be delegated.
+            // Version 2 only; a missing controller, or one that version 1 holds, cannot be
+            // delegated.
             if subtree.exists() {
                 let _ = fs::write(&subtree, format!("+{controller}"));
             }
@@ -340,7 +343,7 @@ fn make_control_groups(namespace: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes the control groups of all nodes. They must be empty of processes.
+/// Removes the control groups of all nodes, which must hold no process.
 pub(crate) fn remove_control_groups() -> Result<()> {
     for root in control_group_roots() {
         let Ok(entries) = fs::read_dir(&root) else {

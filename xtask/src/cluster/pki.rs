@@ -1,4 +1,4 @@
-//! Certificates and kubeconfigs, made anew for each cluster.
+//! Certificates and kubeconfigs, made for each cluster.
 
 use std::{
     fs,
@@ -18,9 +18,9 @@ use rcgen::{
 use super::{Layout, network::Network};
 use crate::run;
 
-const LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
+const LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
 
-/// Whom a certificate stands for: to Kubernetes the organization is a group, and the name a user.
+/// The subject of a certificate: to Kubernetes the organization is a group, and the name a user.
 #[derive(Clone, Copy)]
 struct Subject<'a> {
     organization: Option<&'a str>,
@@ -43,7 +43,7 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// People of the test cluster and their groups. What they may do is for the tests to grant.
+/// Users of the test cluster and their groups. The tests grant their rights.
 const USERS: &[(&str, Subject<'_>)] = &[
     ("admin", Subject::of("system:masters", "admin")),
     ("dev", Subject::of("devs", "dev")),
@@ -68,7 +68,7 @@ const COMPONENTS: &[(&str, Subject<'_>)] = &[
 pub(crate) fn create(layout: &Layout, network: Network, nodes: u8) -> Result<()> {
     let folder = layout.pki();
     private_folder(&folder)?;
-    // Others may pass through: a file handed over with chown is then readable for its owner.
+    // Others may traverse it: a file handed over with chown is readable for its owner.
     fs::create_dir_all(layout.users())?;
     let pki = Pki {
         folder,
@@ -190,7 +190,7 @@ fn authority() -> Result<Authority> {
     CertifiedIssuer::self_signed(params, key).context("making the certificate of the authority")
 }
 
-/// A certificate for both ends of a connection, as each component is both.
+/// A certificate for server and client: each component is both.
 fn issue(
     authority: &Authority,
     subject: Subject<'_>,
@@ -224,7 +224,7 @@ fn params(subject: Subject<'_>) -> CertificateParams {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     params.not_before = rcgen::date_time_ymd(1970, 1, 1) + age;
-    params.not_after = params.not_before + LIFE;
+    params.not_after = params.not_before + LIFETIME;
 
     params
 }
@@ -281,11 +281,11 @@ mod tests {
                 GeneralName::DNSName("node1"),
             ];
             assert_eq!(names.general_names, expected);
-            // Nothing that is not said forbids a use.
+            // An absent key usage allows every use.
             assert!(it.key_usage().unwrap().is_none());
             assert!(!it.is_ca());
             let life = (it.validity().not_after - it.validity().not_before).unwrap();
-            assert_eq!(life.whole_seconds().unsigned_abs(), LIFE.as_secs());
+            assert_eq!(life.whole_seconds().unsigned_abs(), LIFETIME.as_secs());
             assert!(it.validity().is_valid());
         });
     }

@@ -1,4 +1,4 @@
-//! The programs of the cluster: started apart from the caller's terminal, found again without a list of them.
+//! The cluster's programs: started apart from the caller's terminal, found again without a list.
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +26,7 @@ impl Daemon<'_> {
         layout.logs().join(format!("{}.log", self.name))
     }
 
-    /// Returns the process id, which stays that of the program.
+    /// Returns the program's process id.
     pub(crate) fn start(&self, layout: &Layout) -> Result<u32> {
         let log = run::create(&self.log(layout))?;
         let child = Command::new("nsenter")
@@ -44,9 +44,10 @@ impl Daemon<'_> {
     }
 }
 
-/// Ends everything that lives in the cluster's network namespaces or control groups.
+/// Ends every process in the cluster's network namespaces or control groups.
 ///
-/// No list of process ids is kept: this works after a crash, and can hit no process that took over an id.
+/// Keeps no list of process ids: this works after a crash, and cannot hit a process with a reused
+/// id.
 pub(crate) fn end_all() -> Result<()> {
     Wait {
         what: "the end of the cluster's processes",
@@ -61,7 +62,7 @@ pub(crate) fn end_all() -> Result<()> {
         let mut kill = Command::new("kill");
         kill.arg("-9");
         kill.args(living.iter().map(u32::to_string));
-        // One that ended by itself in between makes kill complain; the next look tells.
+        // kill fails for a process that has ended meanwhile; the next poll tells.
         let _ = kill.stdout(Stdio::null()).stderr(Stdio::null()).status();
         bail!("still there: {living:?}")
     })
@@ -99,7 +100,7 @@ fn members() -> Result<BTreeSet<u32>> {
     Ok(found)
 }
 
-/// Whether the process has ended and only waits for its parent to notice.
+/// Returns whether the process is a zombie.
 fn is_dead(process: &std::path::Path) -> bool {
     fs::read_to_string(process.join("stat")).map_or(true, |stat| {
         stat.rsplit_once(") ")

@@ -16,7 +16,7 @@ use crate::{
     run::{self, Wait},
 };
 
-/// What a company's resolver knows, and what no cluster has to answer.
+/// Names of a company's resolver, which no cluster has to answer.
 fn corefile(network: Network) -> String {
     format!(
         ".:53 {{
@@ -45,7 +45,7 @@ pub(super) fn command(user: Option<&str>, kube: Option<&str>, command: &[String]
     ws
 }
 
-/// Writes what the workstation consists of: resolv.conf, kubectl and the script `ws`.
+/// Writes the workstation's files: resolv.conf, kubectl and the script `ws`.
 pub(super) fn write_script(layout: &Layout, network: Network, programs: &Programs) -> Result<()> {
     run::write(
         &layout.resolv_conf(),

@@ -1,4 +1,4 @@
-//! A release is what its users expect: everything is in it, and nothing needs what they may not have.
+//! Checks that a release is complete and needs nothing that its users may lack.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use crate::{image::file_digest, products, run};
 const PROGRAM: u32 = 0o755;
 const DOCUMENT: u32 = 0o644;
 
-/// What the archive holds, below its one folder.
+/// Files of the archive, below its one folder.
 const MEMBERS: &[(&str, u32)] = &[
     ("ARCHITECTURE.md", DOCUMENT),
     ("CHANGELOG.md", DOCUMENT),
@@ -38,7 +38,7 @@ const MEMBERS: &[(&str, u32)] = &[
     ("tp-session", PROGRAM),
 ];
 
-/// What the layer of the image holds, without folders.
+/// Files of the image's layer.
 const LAYER: &[(&str, u32)] = &[
     ("tp-agent", PROGRAM),
     ("tp-manager", PROGRAM),
@@ -148,7 +148,7 @@ fn check_sums(folder: &Path, published: &[&Path]) -> Result<()> {
     Ok(())
 }
 
-/// The files of the same archive that a document links to.
+/// Files of the archive that a document links to.
 fn links(document: &str) -> impl Iterator<Item = &str> {
     document
         .split("](")
@@ -163,7 +163,7 @@ fn open(path: &Path) -> Result<io::BufReader<File>> {
     Ok(io::BufReader::new(file))
 }
 
-/// Unpacks a tar file, and tells which files it has.
+/// Unpacks a tar file and returns its files.
 fn unpack(tar: impl Read, folder: &Path) -> Result<Members> {
     fs::create_dir_all(folder)?;
     let mut members = Members::new();

@@ -1,4 +1,4 @@
-//! A cluster without a single IPv4 address: tp can be installed there, and says what it does not reach.
+//! A cluster without IPv4: tp can be installed there, and names the unreachable networks.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
     dist, products, run,
 };
 
-/// Brings such a cluster up, and takes it down again.
+/// Brings such a cluster up, checks, and takes it down.
 pub(super) fn check() -> Result<()> {
     cluster::down()?;
     cluster::up(1, Network::Ipv6)?;

@@ -1,4 +1,4 @@
-//! The programs of tests, built with all else of the workspace and run one after the other.
+//! Test programs, built with the whole workspace and run one after the other.
 
 use std::{path::PathBuf, process::Command};
 
@@ -45,7 +45,7 @@ impl TestProgram {
     }
 }
 
-/// Builds all of them in one go: cargo then chooses the same features for all.
+/// Builds all in one cargo run, so that all have the same features.
 pub(super) fn build() -> Result<Vec<TestProgram>> {
     let messages = run::output(products::cargo(&["test"])?.args([
         "--lib",
@@ -69,7 +69,7 @@ pub(super) fn build() -> Result<Vec<TestProgram>> {
     Ok(tests)
 }
 
-/// Runs the programs, all of them even when one fails.
+/// Runs all programs, even when one fails.
 pub(super) fn run_all<'a>(
     tests: impl Iterator<Item = &'a TestProgram>,
     arguments: &[&str],

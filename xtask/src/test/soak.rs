@@ -1,4 +1,4 @@
-//! The long forms of tests: the same code, which a variable of the environment tells how long.
+//! Long forms of tests: the same code, lengthened by an environment variable.
 
 use anyhow::{Result, bail};
 

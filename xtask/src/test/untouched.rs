@@ -1,4 +1,4 @@
-//! Sees to it that the tests leave `~/.kube` alone: it is the user's.
+//! Checks that the tests leave the user's `~/.kube` alone.
 
 use std::{
     collections::BTreeMap,
@@ -9,14 +9,14 @@ use std::{
 
 use anyhow::{Result, bail};
 
-/// What was in a folder, and when each file was changed.
+/// Files of a folder, each with its modification time.
 pub(super) struct Untouched {
     folder: PathBuf,
     before: BTreeMap<PathBuf, SystemTime>,
 }
 
 impl Untouched {
-    /// Remembers `~/.kube`.
+    /// Records `~/.kube`.
     pub(super) fn kube() -> Result<Self> {
         let home = env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
         Self::folder(home.join(".kube"))
@@ -28,7 +28,7 @@ impl Untouched {
         Ok(Self { folder, before })
     }
 
-    /// Fails if anything is other than remembered.
+    /// Fails if anything has changed.
     pub(super) fn check(&self) -> Result<()> {
         let mut now = BTreeMap::new();
         collect(&self.folder, &mut now)?;

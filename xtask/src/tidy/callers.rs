@@ -1,4 +1,4 @@
-//! A public function of a library is one that another file names.
+//! A public function of a library is named by another file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use super::{
     tokens::{self, Token},
 };
 
-/// Crates that are there for others.
+/// Crates that others depend on.
 const LIBRARIES: [&str; 9] = [
     "tp-core",
     "tp-ebpf-common",
@@ -68,7 +68,7 @@ fn compare(sources: &[Source], trees: &[Tree<'_>], known: &[(&str, &str)]) -> Ve
     problems
 }
 
-/// For each function that is called, imported or named by a path, the files that do, up to two.
+/// The files that call, import or name each function, up to two.
 fn files_with(sources: &[Source]) -> BTreeMap<&str, BTreeSet<&Path>> {
     let mut files: BTreeMap<&str, BTreeSet<&Path>> = BTreeMap::new();
     let rust = sources.iter().filter(|source| source.is_rust());

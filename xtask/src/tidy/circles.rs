@@ -13,8 +13,8 @@ use super::{
     modules::{Target, Tree},
 };
 
-/// Imports that close a circle: the file, and the one that it takes something from. Without them
-/// there is none. This list only gets shorter.
+/// Imports that close a circle: the file, and the one from which it imports. This list only gets
+/// shorter.
 const KNOWN: [(&str, &str); 0] = [];
 
 /// An import: the numbers of the two files.
@@ -74,8 +74,8 @@ fn describe(tree: &Tree<'_>, imports: &Imports, circle: &[usize]) -> Problem {
     format!("{first}: a circle: it {}", steps.join(", which "))
 }
 
-/// Circles of which each is there without the others' first import, the shortest ones first. An
-/// import of few items comes first in its circle: it is the easiest to do without.
+/// Circles, the shortest first; each remains when the first import of the others is removed. A
+/// circle begins with the import of the fewest items: the easiest to avoid.
 fn circles(tree: &Tree<'_>, imports: &Imports, mut edges: Edges) -> Vec<Vec<usize>> {
     let mut found = Vec::new();
     loop {
@@ -100,7 +100,7 @@ fn circles(tree: &Tree<'_>, imports: &Imports, mut edges: Edges) -> Vec<Vec<usiz
     }
 }
 
-/// The imports of circles, in sets that have no file in common.
+/// The imports that form circles, in sets without a common file.
 fn knots(tree: &Tree<'_>, edges: &Edges) -> Vec<Edges> {
     let mut knots = Vec::new();
     let mut pending = mutual(edges);
@@ -122,7 +122,7 @@ fn has_parent(tree: &Tree<'_>, files: &[usize]) -> bool {
     files.iter().any(|&file| holds(tree, file, files))
 }
 
-/// Are the files all in the folder of one of them, beside it?
+/// Returns whether all files are in the folder of `parent`, itself included.
 fn holds<'a>(tree: &Tree<'_>, parent: usize, files: impl IntoIterator<Item = &'a usize>) -> bool {
     let parent = &tree.files[parent].module;
 
@@ -131,7 +131,7 @@ fn holds<'a>(tree: &Tree<'_>, parent: usize, files: impl IntoIterator<Item = &'a
         .all(|&file| tree.files[file].module.starts_with(parent))
 }
 
-/// The edges within each set of files all of which lead to each other.
+/// The edges within each set of files that all reach each other.
 fn mutual(edges: &Edges) -> Vec<Edges> {
     let mut reached: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
     for &(from, _) in edges {
@@ -171,7 +171,7 @@ fn reach(edges: &Edges, from: usize) -> BTreeSet<usize> {
     reached
 }
 
-/// The files from one to another, with both.
+/// The shortest path from one file to another, both included.
 fn shortest_way(edges: &Edges, from: usize, to: usize) -> Option<Vec<usize>> {
     let mut before = BTreeMap::from([(from, from)]);
     let mut pending = VecDeque::from([from]);

@@ -1,5 +1,5 @@
-//! What the files of one crate take from each other: imports and paths, each followed to the file
-//! that has the item.
+//! Items that the files of one crate import from each other: imports and paths, each followed to
+//! the file that defines the item.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,15 +8,15 @@ use super::{
     tokens::{self, Token},
 };
 
-/// Re-exports of re-exports that are followed.
+/// The longest chain of re-exports that is followed.
 const MAX_STEPS: usize = 16;
 
-/// A file takes items from another one; both are numbers of files of the tree.
+/// For each pair of files, by number, the items that the first imports from the second.
 pub(super) type Imports = BTreeMap<(usize, usize), BTreeSet<String>>;
 
 type Path = Vec<String>;
 
-/// A name that a module has from elsewhere.
+/// A name that a module imports.
 #[derive(Debug)]
 struct Use {
     module: Path,
@@ -26,7 +26,7 @@ struct Use {
     is_public: bool,
 }
 
-/// What is read of one file.
+/// The parsed content of one file.
 #[derive(Debug, Default)]
 struct Contents {
     uses: Vec<Use>,
@@ -34,11 +34,11 @@ struct Contents {
     paths: Vec<(Path, Path)>,
     /// All words outside of imports.
     words: BTreeSet<String>,
-    /// All modules of the file, also those that are not files.
+    /// All modules of the file, inline ones included.
     modules: BTreeSet<Path>,
 }
 
-/// What is where in one tree.
+/// The contents of all files of one tree.
 #[derive(Debug, Default)]
 struct Index<'a> {
     modules: BTreeMap<Path, usize>,
@@ -47,8 +47,8 @@ struct Index<'a> {
 
 /// Reads the production code of a tree.
 ///
-/// A module is not taken, only what it has: `use super::a` counts where `a::b` stands. A re-export
-/// counts only if the file that has it uses the name itself.
+/// Importing a module does not count: `use super::a` counts where `a::b` is used. A re-export
+/// counts only if its file uses the name itself.
 pub(super) fn imports(tree: &Tree<'_>) -> Imports {
     let contents: Vec<Contents> = tree
         .files
@@ -87,7 +87,7 @@ pub(super) fn imports(tree: &Tree<'_>) -> Imports {
 }
 
 impl Index<'_> {
-    /// The file that has what the path names, and the item, if it is not a module.
+    /// The file that defines the path's item, and the item, unless it is a module.
     fn find(
         &self,
         module: &[String],
@@ -112,7 +112,7 @@ impl Index<'_> {
             let file = *self.modules.get(&at)?;
             return match followed {
                 Some(found) => Some(found),
-                // Its first word is a name of this module, or of another package.
+                // Its first word is a name of this module, or another package.
                 None if at == module && path.first() == Some(name) => None,
                 None => Some((file, Some(name.clone()))),
             };
@@ -174,7 +174,7 @@ fn read(module: &[String], tokens: &[Token<'_>]) -> Contents {
         contents.modules.insert(scope.clone());
         let path = read_path(&tokens[at..]);
         contents.words.extend(path.iter().cloned());
-        // All of it is one step, with the signs between the words.
+        // Skips the whole path, with the signs between the words.
         at += (path.len() * 2).max(2) - 1;
         if path.len() > 1 {
             contents.paths.push((scope, path));
@@ -184,7 +184,7 @@ fn read(module: &[String], tokens: &[Token<'_>]) -> Contents {
     contents
 }
 
-/// Ends what comes before an import with `pub`, or with `pub(…)`?
+/// Returns whether `pub` or `pub(…)` precedes an import.
 fn is_public(before: &[Token<'_>]) -> bool {
     let text = |back: usize| before.iter().rev().nth(back).map_or("", |token| token.text);
 
@@ -231,7 +231,7 @@ fn read_use(tokens: &[Token<'_>], before: &[String], found: &mut Vec<(String, Pa
     }
 }
 
-/// The words that stand here with `::` between them.
+/// The words here that `::` connects.
 fn read_path(tokens: &[Token<'_>]) -> Path {
     let mut path = Path::new();
     for pair in tokens.chunks(2) {

@@ -1,10 +1,10 @@
-//! Shape of the source files: size, unsafe code, opening words, no `mod.rs`, clocks.
+//! Shape of the source files: size, unsafe code, opening comments, no `mod.rs`, clocks.
 
 use super::{Problem, Source};
 
 const MAX_LINES: usize = 500;
 
-/// Where unsafe code may be: files, and folders with a slash at the end.
+/// Places for unsafe code: files, and folders with a slash at the end.
 const UNSAFE: [&str; 7] = [
     "tp-ebpf/",
     "tp-ebpf-common/src/pod.rs",
@@ -14,7 +14,7 @@ const UNSAFE: [&str; 7] = [
     "tp-session/src/sys",
     "tp-e2e/",
 ];
-/// Crates whose root cannot forbid it, because a file above is theirs.
+/// Crates whose root cannot forbid it, because they have a file above.
 const NOT_FORBIDDEN: [&str; 7] = [
     "tp-daemon",
     "tp-e2e",
@@ -24,7 +24,7 @@ const NOT_FORBIDDEN: [&str; 7] = [
     "tp-process",
     "tp-session",
 ];
-/// A pure crate gets the time as an argument.
+/// The crate that gets the time as an argument.
 const PURE: &str = "tp-core";
 const CLOCKS: [&str; 2] = ["Instant::now", "SystemTime::now"];
 

@@ -1,4 +1,4 @@
-//! Log messages are of one form: a noun and what happened to it, without an article.
+//! Log messages have one form: a noun and what happened to it, without an article.
 
 use super::{Problem, Source};
 
@@ -8,7 +8,7 @@ const ARTICLES: [&str; 3] = ["A ", "An ", "The "];
 pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for source in sources.iter().filter(|source| source.is_rust()) {
-        // How many parentheses of a call are open.
+        // The number of open parentheses of a call.
         let mut open = 0;
         for line in source.lines().filter(|line| !line.is_test) {
             let mut text = line.text;
@@ -35,7 +35,7 @@ pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
     problems
 }
 
-/// A line from the parenthesis on that begins a call of the macros.
+/// The rest of a line after the name of a log macro.
 fn call(line: &str) -> Option<&str> {
     let (_, begun) = line.split_once("tracing::")?;
     let level = LEVELS.iter().find(|level| begun.starts_with(**level))?;

@@ -10,14 +10,14 @@ use super::{
 };
 
 const ROOT: &str = "Cargo.toml";
-/// Member, dependency, and what names it that is no code of ours.
+/// Member, dependency, and the macro that names it.
 const BY_MACROS: [(&str, &str, &str); 1] = [(
     "tp-proto",
     "serde_json",
     "the derive macro CustomResource of kube",
 )];
 
-/// A workspace of its own, for another target.
+/// Separate workspaces, for other targets.
 const OWN_WORKSPACES: [&str; 2] = ["tp-ebpf", "testbed"];
 
 pub(super) fn check(sources: &[Source], trees: &[Tree<'_>]) -> Vec<Problem> {
@@ -65,8 +65,8 @@ fn check_one(manifest: &Source) -> Vec<Problem> {
     problems
 }
 
-/// A dependency is named by the code that it is for: a dependency of a library or a program by what
-/// is compiled when no test is, one of tests by tests, one of a build script by that script.
+/// A dependency is named by the code that it serves: one of a library or program by production
+/// code, one of tests by tests, one of a build script by that script.
 fn check_named(sources: &[Source], trees: &[Tree<'_>]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let members = sources.iter().filter(|source| is_of_member(source));
@@ -102,7 +102,7 @@ fn check_named(sources: &[Source], trees: &[Tree<'_>]) -> Vec<Problem> {
     problems
 }
 
-/// The root's versions are those of dependencies that members have.
+/// Every version of the root belongs to a dependency of a member.
 fn check_root(sources: &[Source]) -> Vec<Problem> {
     let members = sources.iter().filter(|source| is_of_member(source));
     let named: Vec<&str> = members.flat_map(dependencies).map(|it| it.name).collect();
@@ -168,7 +168,7 @@ fn files<'a>(
     trees.flat_map(|tree| &tree.files)
 }
 
-/// How often a path begins with the package, or an import names it alone.
+/// Counts the paths that begin with the package and the imports that name it alone.
 fn mentions(tokens: &[Token<'_>], package: &str) -> usize {
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text);
     let is_mention = |at: usize| {

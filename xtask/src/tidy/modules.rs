@@ -1,4 +1,4 @@
-//! The crates of this repository as trees of module files: which file is which module of which
+//! The crates of this repository as trees of module files: the module path of each file in its
 //! program or library, and whether it is test code.
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::{
     tokens::{self, Token},
 };
 
-/// What a tree of modules is compiled to.
+/// The kind of target that a tree is compiled to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     /// A library or a program.
@@ -22,7 +22,7 @@ pub(super) enum Target {
 #[derive(Debug)]
 pub(super) struct Tree<'a> {
     pub(super) target: Target,
-    /// The root is the first one.
+    /// The root is first.
     pub(super) files: Vec<File<'a>>,
 }
 
@@ -30,17 +30,17 @@ pub(super) struct Tree<'a> {
 #[derive(Debug)]
 pub(super) struct File<'a> {
     pub(super) source: &'a Source,
-    /// The names of the module and of those around it; the root has none.
+    /// The module path; empty for the root.
     pub(super) module: Vec<String>,
     pub(super) tokens: Vec<Token<'a>>,
-    /// The tokens that are compiled when no test is.
+    /// The tokens outside of test code.
     pub(super) production: Vec<Token<'a>>,
 }
 
-/// A module that a file declares to be in another file.
+/// A declaration of a module in another file.
 #[derive(Debug, PartialEq, Eq)]
 struct Declaration<'a> {
-    /// The modules of the same file around it.
+    /// The inline modules around it.
     around: Vec<&'a str>,
     name: &'a str,
     path: Option<&'a str>,
@@ -62,7 +62,7 @@ pub(super) fn trees(sources: &[Source]) -> Vec<Tree<'_>> {
     trees
 }
 
-/// The files that manifests name as roots of programs.
+/// Roots of programs, from the manifests.
 fn declared_programs(sources: &[Source]) -> Vec<PathBuf> {
     let mut programs = Vec::new();
     for manifest in sources.iter().filter(|it| it.path.ends_with("Cargo.toml")) {
@@ -81,7 +81,7 @@ fn declared_programs(sources: &[Source]) -> Vec<PathBuf> {
     programs
 }
 
-/// What the file is the root of, if it is one.
+/// The target whose root the file is.
 fn target(path: &Path, programs: &[PathBuf]) -> Option<Target> {
     let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
     match parts.as_slice() {
@@ -171,7 +171,7 @@ fn declarations<'a>(tokens: &[Token<'a>]) -> Vec<Declaration<'a>> {
     found
 }
 
-/// The modules of one file that are around a token.
+/// The inline modules around a token.
 #[derive(Debug, Default)]
 pub(super) struct Scopes<'a> {
     depth: usize,
@@ -179,7 +179,7 @@ pub(super) struct Scopes<'a> {
 }
 
 impl<'a> Scopes<'a> {
-    /// Goes on to the first of the tokens.
+    /// Advances to the first of the tokens.
     pub(super) fn step(&mut self, tokens: &[Token<'a>]) {
         match tokens {
             [word, name, brace, ..] if word.text == "mod" && brace.text == "{" => {

@@ -8,9 +8,9 @@ use super::{
     tokens::{self, Token},
 };
 
-/// Crates that nothing is built on.
+/// Crates that no other depends on.
 const APART: [&str; 2] = ["tp-e2e", "xtask"];
-/// Names that several crates have, and which. This list only gets shorter.
+/// Type names of several crates. This list only gets shorter.
 const KNOWN: [(&str, &[&str]); 8] = [
     ("Access", &["tp-ebpf-loader", "tp-manager"]),
     ("Answer", &["tp-cli", "tp-transport"]),
@@ -50,7 +50,7 @@ fn compare(defined: &Crates<'_>, known: &[(&str, &[&str])]) -> Vec<Problem> {
     problems
 }
 
-/// The structs, enums and traits that are public or of a whole crate, each with its crates.
+/// Structs, enums and traits that are `pub` or `pub(crate)`, each with its crates.
 fn defined<'a>(trees: &'a [Tree<'_>]) -> Crates<'a> {
     let mut defined = Crates::new();
     for file in trees

@@ -1,5 +1,5 @@
-//! Every promise of `docs/promises.md` names a test, and the test exists; so does every path that
-//! the papers name.
+//! Every promise of `docs/promises.md` names an existing test, and the documents name existing
+//! paths.
 
 use std::{
     collections::BTreeSet,
@@ -9,9 +9,9 @@ use std::{
 use super::{Problem, Source};
 
 const PROMISES: &str = "docs/promises.md";
-/// Where the programs are whose tests are named `PROGRAM::TEST`.
+/// Folder of the programs in `PROGRAM::TEST`.
 const PROGRAMS: &str = "tp-e2e/tests";
-/// Where paths that papers name begin.
+/// Beginnings of paths in documents.
 const PATHS: [&str; 5] = ["tp-", "xtask/", "docs/", "testbed/", ".ci/"];
 
 pub(super) fn check(root: &Path, sources: &[Source]) -> Vec<Problem> {
@@ -91,8 +91,8 @@ fn check_promises(promises: &Source, tests: &BTreeSet<(&str, &Path)>) -> Vec<Pro
     problems
 }
 
-/// Where a test must be, and its own name: `PROGRAM::TEST` is in a file or folder of that name,
-/// `CRATE TEST` anywhere in the crate.
+/// The path and function of a test: `PROGRAM::TEST` is in a file or folder of that name, `CRATE
+/// TEST` anywhere in the crate.
 fn home_and_function(name: &str) -> Option<(PathBuf, &str)> {
     if let Some((program, function)) = name.split_once("::") {
         return Some((Path::new(PROGRAMS).join(program), function));

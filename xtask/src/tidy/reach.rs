@@ -1,4 +1,4 @@
-//! What a crate must not reach, directly or by way of others: the resolved tree of dependencies.
+//! Packages that a crate must not reach, even indirectly: the resolved tree of dependencies.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result};
 use super::Problem;
 use crate::run;
 
-/// What is built and shipped runs here.
+/// The platform of the shipped programs.
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 
-/// What a crate must not reach by any way, with the features of the whole workspace, since that is
-/// what is built. A star at the end stands for any rest.
+/// Packages that a crate must not reach, with the features of the whole workspace, since that is
+/// what is built. A star at the end matches any suffix.
 const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("tp-agent", &["tp-ipc", "tp-root-api"]),
     (
@@ -70,15 +70,15 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("tp-session", &["aya*", "tp-ebpf-*"]),
 ];
 
-/// Normal dependencies of each package, by name. Where two versions of a package are there, it has
-/// those of both.
+/// Normal dependencies of each package, by name. Two versions of a package count as one with the
+/// dependencies of both.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tree {
     dependencies: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Tree {
-    /// Asks `cargo tree`: the answer of `cargo metadata` has dependencies that no feature turns on
+    /// Asks `cargo tree`: `cargo metadata` also lists dependencies that no feature enables
     /// (`ring?/std`).
     pub(super) fn of(root: &Path) -> Result<Self> {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -95,8 +95,8 @@ impl Tree {
         Self::parse(&text).context("reading the answer of cargo tree")
     }
 
-    /// Lines such as "2serde v1.0.229 (*)": how deep below the member above, and what. A package
-    /// that was there before has a star in place of what is below it.
+    /// Parses lines such as "2serde v1.0.229 (*)": the depth below a member, and the package. A
+    /// star replaces the subtree of a package listed before.
     fn parse(text: &str) -> Option<Self> {
         let mut tree = Self::default();
         let mut above: Vec<&str> = Vec::new();
@@ -116,7 +116,7 @@ impl Tree {
         Some(tree)
     }
 
-    /// All packages that a member reaches, each with a shortest way to it.
+    /// All packages that a member reaches, each with a shortest path.
     fn ways_from<'a>(&'a self, member: &'a str) -> BTreeMap<&'a str, Vec<&'a str>> {
         let mut ways = BTreeMap::from([(member, vec![member])]);
         let mut pending = VecDeque::from([member]);
@@ -135,7 +135,7 @@ impl Tree {
     }
 }
 
-/// Compares what crates reach with what they must not reach.
+/// Compares the reached packages with the forbidden ones.
 pub(super) fn check(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, forbidden) in FORBIDDEN {
@@ -164,7 +164,7 @@ fn matches(pattern: &str, package: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Of these lines, and all members that must not reach something.
+    /// A tree of these lines and of all members with forbidden packages.
     fn tree(text: &str) -> Tree {
         let members = FORBIDDEN.map(|(name, _)| format!("0{name} v0.1.0 (/src)\n"));
 

@@ -1,4 +1,4 @@
-//! The files that the rules are about.
+//! The files that the rules check.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ impl Source {
         self.path.extension().is_some_and(|it| it == "rs")
     }
 
-    /// The folder of the crate, or of whatever else lies at the root.
+    /// The crate's folder, or another entry of the root.
     pub(super) fn top(&self) -> &str {
         self.path
             .components()
@@ -41,7 +41,7 @@ impl Source {
             .unwrap_or_default()
     }
 
-    /// Is all of the file test code?
+    /// Returns whether the whole file is test code.
     pub(super) fn is_test_file(&self) -> bool {
         self.top() == "tp-e2e"
             || self
@@ -61,7 +61,7 @@ impl Source {
         first_test_line(&lines).unwrap_or(lines.len())
     }
 
-    /// Numbered lines, and whether they are test code.
+    /// Numbered lines, each marked as production or test code.
     pub(super) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         let production = self.production_lines();
         self.text
@@ -87,7 +87,7 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// The line without a comment and without the contents of strings on it.
+    /// The line without comments and contents of strings.
     pub(super) fn code(self) -> String {
         let mut code = String::new();
         let mut in_string = false;
@@ -107,7 +107,7 @@ impl<'a> Line<'a> {
         code
     }
 
-    /// The comment on the line.
+    /// The line, if it is a comment.
     pub(super) fn comment(self) -> Option<&'a str> {
         let trimmed = self.text.trim_start();
 
@@ -115,8 +115,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The line from which on everything is for tests: a module with its contents, or declarations of
-/// modules at the end of the file.
+/// The first line from which on all code is for tests: a module with its contents, or declarations
+/// of modules at the end of the file.
 fn first_test_line(lines: &[&str]) -> Option<usize> {
     (0..lines.len()).find(|&index| {
         let mut after = lines[index + 1..]

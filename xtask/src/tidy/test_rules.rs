@@ -3,7 +3,7 @@
 use super::{Problem, Source};
 use crate::tidy::source::Line;
 
-/// How far above a sleep the loop may begin that makes it a poll.
+/// Lines above a sleep in which a loop makes it a poll.
 const LOOP_ABOVE: usize = 15;
 
 pub(super) fn check(sources: &[Source]) -> Vec<Problem> {
@@ -42,7 +42,7 @@ fn check_one(source: &Source) -> Vec<Problem> {
     problems
 }
 
-/// A comment right above, or the reason of the lint that also forbids it.
+/// A comment right above, or the reason given to the lint that also forbids it.
 fn is_explained(above: &[Line<'_>]) -> bool {
     above.last().is_some_and(|line| line.comment().is_some())
         || above

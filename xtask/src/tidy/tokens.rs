@@ -1,6 +1,6 @@
-//! Rust text as tokens: what the rules about names and paths read.
+//! Rust text as tokens, for the rules about names and paths.
 
-/// A word, a sign or a string. Of the signs only `::` has two characters; a string begins with `"`.
+/// A word, a sign or a string. Only the sign `::` has two characters; a string begins with `"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Token<'a> {
     pub(super) text: &'a str,
@@ -13,9 +13,9 @@ impl Token<'_> {
     }
 }
 
-/// Words with which an item begins whose end is a semicolon, whatever braces it has before.
+/// First words of items that end with a semicolon, even after braces.
 const WITH_SEMICOLON: [&str; 4] = ["let", "static", "type", "use"];
-/// Words with which an item begins whose end is a semicolon or a block.
+/// First words of items that end with a semicolon or a block.
 const WITH_BLOCK: [&str; 10] = [
     "async", "const", "enum", "extern", "fn", "impl", "mod", "struct", "trait", "unsafe",
 ];
@@ -39,7 +39,7 @@ pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
     tokens
 }
 
-/// The bytes of what comes next, and whether it is a token.
+/// The length in bytes of the next piece of text, and whether it is a token.
 fn length_of_next(rest: &str, first: char) -> (usize, bool) {
     if rest.starts_with("//") {
         return (rest.find('\n').unwrap_or(rest.len()), false);
@@ -132,7 +132,7 @@ fn length_of_quoted(rest: &str) -> usize {
     }
 }
 
-/// The tokens without what `#[cfg(test)]` stands before.
+/// The tokens without the items under `#[cfg(test)]`.
 pub(super) fn production<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
     let mut kept = Vec::new();
     let mut at = 0;

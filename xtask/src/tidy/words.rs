@@ -1,16 +1,16 @@
-//! Words that must not be in the tree.
+//! Words that must not be in the repository.
 
 use super::{Problem, Source};
 
 /// Folders that only one machine has. Split, so that this file does not hold them.
 const PLACES: [&str; 2] = [concat!("/wo", "rk/"), concat!("/Us", "ers/")];
-/// Notes that are lost unless they name an issue.
+/// Notes, which must name an issue.
 const NOTES: [&str; 3] = [
     concat!("TO", "DO"),
     concat!("FIX", "ME"),
     concat!("X", "XX"),
 ];
-/// Comments are about the code as it stands.
+/// Words about the past; comments describe the current code.
 const TIMES: [&str; 3] = ["previously", "used to be", "anymore"];
 
 pub(super) fn check(sources: &[Source]) -> Vec<Problem> {

@@ -26,15 +26,15 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// For all questions together, logged in.
-const LIMIT: Duration = Duration::from_secs(20);
+/// For all requests after the login.
+const TIMEOUT: Duration = Duration::from_secs(20);
 const API_SERVER: &str = "api server";
 const MANAGER: &str = "traffic manager";
 
 pub(super) async fn checks(args: &CheckArgs) -> Vec<Check> {
-    // Once more beside the login: a session would read it again.
-    let choice = install::cluster::choice(&args.cluster);
-    if let Err(fault) = choice.and_then(|choice| kubeconfig::for_session(&choice)) {
+    // Read once more besides the login, as a session would.
+    let options = install::cluster::kubeconfig_options(&args.cluster);
+    if let Err(fault) = options.and_then(|options| kubeconfig::for_session(&options)) {
         return vec![Check::failed("kubeconfig", fault.message, "")];
     }
     let cluster = match Cluster::connect(&args.cluster, None).await {
@@ -44,13 +44,13 @@ pub(super) async fn checks(args: &CheckArgs) -> Vec<Check> {
     let named = args.namespace.as_deref().filter(|name| !name.is_empty());
     let namespace = named.unwrap_or_else(|| cluster.client().default_namespace());
     let manager_namespace = &args.manager.manager_namespace;
-    let asked = timeout(LIMIT, ask(&cluster, namespace, manager_namespace));
+    let asked = timeout(TIMEOUT, ask(&cluster, namespace, manager_namespace));
 
     asked.await.unwrap_or_else(|_| {
         let message = format!(
             "{} did not answer all questions within {} s",
             cluster.server(),
-            LIMIT.as_secs()
+            TIMEOUT.as_secs()
         );
         vec![Check::failed(API_SERVER, message, "check the network")]
     })
@@ -60,7 +60,7 @@ async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec
     let (user, mut checks) = match login(cluster).await {
         Ok((user, found)) => (user, Vec::from(found)),
         Err(fault) => {
-            // Nobody else can say anything then.
+            // Without it no other check is possible.
             return vec![Check::failed(API_SERVER, fault.message, "")];
         }
     };
@@ -92,7 +92,7 @@ async fn ask(cluster: &Cluster, namespace: &str, manager_namespace: &str) -> Vec
     checks
 }
 
-/// Who the API server says this is, and how long a round trip to it takes.
+/// The user's name at the API server, and the round-trip time to it.
 async fn login(cluster: &Cluster) -> Result<(String, [Check; 2]), Fault> {
     let reviews = Api::<SelfSubjectReview>::all(cluster.client().clone());
     let review = reviews
@@ -103,7 +103,7 @@ async fn login(cluster: &Cluster) -> Result<(String, [Check; 2]), Fault> {
         .status
         .and_then(|status| status.user_info?.username)
         .unwrap_or_default();
-    // The connection is open by now: what is measured is one round trip.
+    // The connection is open: this measures one round trip.
     let asked = Instant::now();
     let version = cluster
         .client()
@@ -125,11 +125,11 @@ async fn login(cluster: &Cluster) -> Result<(String, [Check; 2]), Fault> {
     Ok((user, [server, login]))
 }
 
-/// The right to connect to a namespace is given whether or not that exists.
+/// A failed check if the namespace does not exist: the API server grants rights in absent ones.
 async fn absent_namespace(cluster: &Cluster, namespace: &str) -> Option<Check> {
     let namespaces = Api::<Namespace>::all(cluster.client().clone());
 
-    // Who may not ask has to take it for granted.
+    // A user who may not read namespaces skips this check.
     matches!(namespaces.get_opt(namespace).await, Ok(None)).then(|| {
         Check::failed(
             "namespace",
@@ -182,7 +182,7 @@ async fn manager(cluster: &Cluster, namespace: &str) -> Check {
         Ok(None) => return not_installed(cluster, namespace),
         Err(error) => {
             let fault = cluster.fault("read the traffic manager's keys", &error);
-            // Where it is not, its roles are not either.
+            // Without the installation its roles do not exist.
             return match fault.kind {
                 FaultKind::NoPermission if lacks_group(cluster).await => {
                     not_installed(cluster, namespace)

@@ -1,4 +1,4 @@
-//! The kernel and the root daemon, as far as somebody without privileges can see.
+//! Checks of the kernel and the root daemon that need no privileges.
 
 use std::{fs, os::unix::fs::FileTypeExt as _, path::Path};
 
@@ -9,9 +9,9 @@ use crate::{
     root_daemon::{self, Answer},
 };
 
-/// The first that the programs are written for.
-const OLDEST: (u32, u32) = (6, 1);
-/// The first where programs stand beside others at an interface without a filter (TCX).
+/// The oldest kernel that the eBPF programs support.
+const OLDEST_KERNEL: (u32, u32) = (6, 1);
+/// The first with TCX, which attaches programs to an interface without a filter.
 const TCX: (u32, u32) = (6, 6);
 
 pub(super) fn checks() -> Vec<Check> {
@@ -34,7 +34,7 @@ fn kernel(release: &str) -> Check {
     let version = numbers.next().zip(numbers.next());
     match version {
         Some(version) if version >= TCX => Check::ok(NAME, format!("Linux {release}, with TCX")),
-        Some(version) if version >= OLDEST => Check::ok(
+        Some(version) if version >= OLDEST_KERNEL => Check::ok(
             NAME,
             format!("Linux {release}, with filters in place of TCX, which is of 6.6"),
         ),
@@ -62,7 +62,7 @@ fn cgroup(mounts: &str) -> Check {
     let place = mounts.lines().find_map(|line| {
         let (mount, source) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
-        // A part of the hierarchy, as some containers have it, holds none of the others' programs.
+        // A subtree, as in some containers, does not contain other programs.
         let is_whole = fields.next()? == "/";
         let target = fields.next()?;
 
@@ -83,7 +83,7 @@ fn tun(path: &Path) -> Check {
     let is_device = fs::metadata(path).is_ok_and(|it| it.file_type().is_char_device());
     match is_device {
         true => Check::ok("tun", format!("{path_text} exists")),
-        // The root daemon may be able to make one of its own.
+        // The root daemon may be able to make one.
         false => Check::warning(
             "tun",
             format!("{path_text} does not exist"),
@@ -123,7 +123,7 @@ fn root_daemon() -> Check {
     }
 }
 
-/// How the next `tp connect` would start it.
+/// No root daemon runs: how the next `tp connect` would start it.
 fn absent() -> Check {
     const NAME: &str = "root daemon";
 
@@ -146,7 +146,7 @@ fn absent() -> Check {
     }
 }
 
-/// Whether sudo lets this user is not asked: it would be written down as an attempt.
+/// Does not ask sudo: it would log an attempt.
 fn through_sudo(program: &str, has_systemd: bool) -> String {
     let service = match has_systemd {
         true => format!(" (`sudo {program} install` makes it a service)"),
@@ -156,7 +156,7 @@ fn through_sudo(program: &str, has_systemd: bool) -> String {
     format!("not running; `tp connect` starts {program} through sudo, if sudo lets you{service}")
 }
 
-/// As sd_booted(3) tells it.
+/// As sd_booted(3) checks it.
 fn has_systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
@@ -211,7 +211,7 @@ mod tests {
             assert_eq!(check.state, state, "{check:?}");
             assert_ne!(check.remedy, "", "{check:?}");
         }
-        // A file of this name is no device.
+        // A regular file is no device.
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(tun(file.path()).state, "warning");
     }

@@ -1,5 +1,5 @@
-//! Whether what this user's programs send reaches the session: a query of this process, which is
-//! steered as they are.
+//! Checks that this user's traffic reaches the session, by a query of this process, which is
+//! steered like any other.
 
 use std::{
     io,
@@ -16,26 +16,27 @@ use tp_proto::local::{Check, CheckResponse};
 
 const NAME: &str = "steering";
 const PORT: u16 = 53;
-/// The session answers this name by itself.
-const LIMIT: Duration = Duration::from_secs(2);
+/// For the answer, which the session gives by itself.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(super) async fn check(told: &CheckResponse) -> Check {
-    let (Ok(server), Ok(address)) = (told.name_server.parse(), told.known_address.parse()) else {
+pub(super) async fn check(response: &CheckResponse) -> Check {
+    let (Ok(server), Ok(address)) = (response.name_server.parse(), response.known_address.parse())
+    else {
         return Check::ok(
             NAME,
             "not checked: no name server is read, or no service with an address is visible",
         );
     };
 
-    ask(SocketAddr::new(server, PORT), &told.known_name, address).await
+    ask(SocketAddr::new(server, PORT), &response.known_name, address).await
 }
 
 async fn ask(server: SocketAddr, name: &str, address: Ipv4Addr) -> Check {
     let asked = Instant::now();
-    let answer = match timeout(LIMIT, exchange(server, name)).await {
+    let answer = match timeout(TIMEOUT, exchange(server, name)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => return nothing(name, &error.to_string()),
-        Err(_) => return nothing(name, &format!("not within {} s", LIMIT.as_secs())),
+        Err(_) => return nothing(name, &format!("not within {} s", TIMEOUT.as_secs())),
     };
     let took = asked.elapsed().as_secs_f64() * 1e3;
     if dns::addresses(&answer, usize::MAX).contains(&address) {
@@ -67,7 +68,7 @@ async fn exchange(server: SocketAddr, name: &str) -> io::Result<Vec<u8>> {
     let mut answer = vec![0; 4096];
     loop {
         let length = socket.recv(&mut answer).await?;
-        // Of another query, or a failure: the right one may follow.
+        // Not the answer to this query; it may follow.
         if dns::presence(&query, &answer[..length]).is_some() {
             answer.truncate(length);
             return Ok(answer);

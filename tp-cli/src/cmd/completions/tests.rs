@@ -2,7 +2,7 @@ use std::{os::unix::fs::PermissionsExt as _, process};
 
 use super::*;
 
-/// A program of this name that has these names to offer, and writes down how it was called.
+/// A `tp` that offers these names and records its arguments.
 const PROGRAM: &str = "#!/bin/sh
 echo \"$*\" >> \"$(dirname \"$0\")/calls\"
 echo 'an error that nobody is to see' >&2
@@ -12,7 +12,7 @@ namespaces) printf '%s\\n' shop bank team-b ;;
 esac
 ";
 
-/// What bash offers for this command line, at its end, each as it replaces the last word.
+/// The completions of bash at the end of this command line, each as it replaces the last word.
 fn offered(line: &str) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("tp");
@@ -20,7 +20,7 @@ fn offered(line: &str) -> Vec<String> {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let file = dir.path().join("script");
     std::fs::write(&file, script(Shell::Bash)).unwrap();
-    // As readline calls the function: the words and the last of them are cut at COMP_WORDBREAKS.
+    // As readline calls the function: the words are split at COMP_WORDBREAKS.
     let driver = r#"
         . "$1"
         COMP_LINE=$2 COMP_POINT=${#2}
@@ -107,7 +107,7 @@ fn bash_completes_flags_and_commands_as_before() {
     assert!(offered("tp connect --transp").contains(&"--transport".to_owned()));
     let transports = offered("tp connect --transport ");
     assert_eq!(transports, ["auto", "udp", "portforward"]);
-    // Of the command that runs connected.
+    // The command after `--`.
     assert_eq!(offered("tp connect -- kubectl --context l"), [""; 0]);
 }
 

@@ -1,4 +1,4 @@
-//! What one `tp connect` begins, takes part in, and gives back.
+//! What one `tp connect` starts, uses and releases.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
 use tp_core::backoff::Backoff;
 use tp_proto::{
-    fault::{Fault, FaultKind, is_said},
+    fault::{Fault, FaultKind, is_fault},
     local::{ConnectEvent, ConnectRequest, Connected, connect_event::Event},
 };
 
@@ -17,21 +17,21 @@ use crate::{
     spawn::{self, Started},
 };
 
-/// Longest wait for another `tp` that starts the programs: its sudo may ask for a password.
-const TURN: Duration = Duration::from_secs(60);
-/// How long sessions are met that exit as soon as they are asked, before that is an error.
-const AGAIN: Duration = Duration::from_secs(30);
-/// A session that lived this long had something to do, for others.
-const SERVED: Duration = Duration::from_secs(2);
-/// Before another session is looked for: each look may start programs.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Wait for another `tp` that starts the programs: its sudo may ask for a password.
+const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long sessions may exit as soon as they are asked, before that is an error.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A session that lived this long has served others.
+const SERVED_AFTER: Duration = Duration::from_secs(2);
+/// Between attempts: each may start programs.
+const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(10);
+const MAX_RETRY_BACKOFF: Duration = Duration::from_millis(500);
 
-/// This command's part in a connection. What others have begun, or take part in, is theirs.
+/// This command's share of a connection. Programs that others started or use are theirs.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
     started: Started,
-    /// Open for as long as this command wants the connection: the session ends with its last user.
+    /// Open while this command wants the connection: the session ends with its last user.
     session: Option<Session>,
     /// The root daemon ends with its last session.
     root_daemon_ends: bool,
@@ -44,8 +44,8 @@ impl Attempt {
         request: &ConnectRequest,
         progress: &mut Progress,
     ) -> anyhow::Result<Connected> {
-        let mut end = Instant::now() + AGAIN;
-        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut end = Instant::now() + RETRY_TIMEOUT;
+        let mut backoff = Backoff::new(MIN_RETRY_BACKOFF, MAX_RETRY_BACKOFF);
         loop {
             let asked = Instant::now();
             if let Some((first, events)) = self.ask(request, progress).await?
@@ -53,8 +53,8 @@ impl Attempt {
             {
                 return Ok(connected);
             }
-            if asked.elapsed() > SERVED {
-                end = Instant::now() + AGAIN;
+            if asked.elapsed() > SERVED_AFTER {
+                end = Instant::now() + RETRY_TIMEOUT;
                 backoff.reset();
             }
             if Instant::now() >= end {
@@ -66,17 +66,16 @@ impl Attempt {
         }
     }
 
-    /// Asks the session, which is started if it is missing; nothing if it is about to exit.
+    /// Asks the session, and starts it if it is missing. `None` if it is about to exit.
     ///
-    /// One `tp` at a time, until the session has its own connection to the root daemon or has one
-    /// connection for all.
+    /// One `tp` at a time, until the session holds a connection to the root daemon or is connected.
     async fn ask(
         &mut self,
         request: &ConnectRequest,
         progress: &mut Progress,
     ) -> anyhow::Result<Option<(Event, Streaming<ConnectEvent>)>> {
         self.session = None;
-        let _turn = tp_ipc::may_start(TURN)
+        let _turn = tp_ipc::acquire_start_lock(TURN_TIMEOUT)
             .await
             .map_err(|error| client::fault(&error))?
             .ok_or_else(|| {
@@ -92,27 +91,27 @@ impl Attempt {
         };
         let session = self.session.insert(session);
 
-        let first = timeout(client::ANSWER, async {
+        let first = timeout(client::ANSWER_TIMEOUT, async {
             let mut events = match session.connect(request.clone()).await {
                 Ok(response) => response.into_inner(),
-                Err(status) if is_said(&status) => return Err(status.into()),
+                Err(status) if is_fault(&status) => return Err(status.into()),
                 Err(_) => return Ok(None),
             };
             match events.message().await {
                 Ok(Some(ConnectEvent { event: Some(event) })) => Ok(Some((event, events))),
-                Err(status) if is_said(&status) => Err(status.into()),
+                Err(status) if is_fault(&status) => Err(status.into()),
                 Ok(_) | Err(_) => Ok(None),
             }
         });
         let first: Result<_, Fault> = first
             .await
-            .unwrap_or_else(|_| Err(client::no_answer(client::ANSWER)));
+            .unwrap_or_else(|_| Err(client::no_answer(client::ANSWER_TIMEOUT)));
 
         Ok(first?.filter(|(event, _)| !matches!(event, Event::Ending(_))))
     }
 
-    /// Ends this command's part, and waits for the end of what ends with it. False if the session
-    /// does not answer.
+    /// Releases this command's share and waits for what ends with it. False if the session does not
+    /// answer.
     pub(super) async fn give_up(mut self) -> bool {
         self.started.end().await;
         let Some(session) = self.session.take() else {
@@ -125,14 +124,14 @@ impl Attempt {
                 }
                 true
             }
-            // What was asked for has failed already, or its end is seen to by the kernel.
+            // The request has failed already, or the kernel ends the session.
             Err(fault) => fault.kind != FaultKind::Unavailable || !tp_ipc::socket_path().exists(),
         }
     }
 }
 
-/// The session bounds each of its steps, so that the stream ends by itself. Nothing if the session
-/// is to be asked again.
+/// Follows the events to their end; the session bounds each step. `None` if the session must be
+/// asked again.
 async fn follow(
     first: Event,
     mut events: Streaming<ConnectEvent>,
@@ -148,7 +147,7 @@ async fn follow(
         }
         next = match events.message().await {
             Ok(Some(event)) => event.event,
-            Err(status) if is_said(&status) => return Err(status.into()),
+            Err(status) if is_fault(&status) => return Err(status.into()),
             Ok(None) | Err(_) => return Err(broken()),
         };
     }

@@ -1,22 +1,22 @@
-//! A cgroup of its own for a command of root's, by which a session can keep to that command.
+//! A cgroup for a command of root's, so that its session steers only that command.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-/// Of the name of such a cgroup, before the number of the `tp` that made it.
+/// Name of such a cgroup, followed by the process id of its `tp`.
 const PREFIX: &str = "tp-";
 
-/// Removed when dropped, unless the command left something running in it; that of a `tp` that was
-/// killed, by the next.
+/// Removed when dropped, unless a process still runs in it. The next `tp` removes that of a killed
+/// one.
 pub(super) struct CommandCgroup {
     parent: PathBuf,
     own: PathBuf,
 }
 
 impl CommandCgroup {
-    /// None for other users, whose sessions never need one, and where none can be made.
+    /// `None` for other users, whose sessions need none, and where it cannot be made.
     pub(super) fn make() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
@@ -35,7 +35,7 @@ impl CommandCgroup {
         self.own.display().to_string()
     }
 
-    /// Moves this process, and with it what it starts from here on.
+    /// Moves this process, and so its later children.
     pub(super) fn enter(&self) -> io::Result<()> {
         join(&self.own)
     }
@@ -43,13 +43,13 @@ impl CommandCgroup {
 
 impl Drop for CommandCgroup {
     fn drop(&mut self) {
-        // Whatever fails here leaves an empty directory behind, which the next command removes.
+        // A failure leaves an empty directory, which the next command removes.
         let _ = join(&self.parent);
         let _ = fs::remove_dir(&self.own);
     }
 }
 
-/// Removes what is of no `tp` any more. Where something still runs the kernel keeps the directory.
+/// Removes cgroups of ended `tp`s. The kernel keeps those with processes.
 fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else {
         return;
@@ -92,7 +92,7 @@ mod tests {
     fn what_a_killed_tp_has_left_is_removed_and_nothing_else() {
         let parent = tempfile::tempdir().unwrap();
         let own = format!("tp-{}", std::process::id());
-        // No process has the largest number that a cgroup's name can say.
+        // No process has this largest id.
         for name in [own.as_str(), "tp-4294967295", "tp-web", "other"] {
             fs::create_dir(parent.path().join(name)).unwrap();
         }

@@ -12,13 +12,13 @@ use crate::{exit, signals::Signals};
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-/// Runs `command` to its end and hands it the signals that `tp` gets. Its exit code, as a shell
-/// would report it.
+/// Runs `command` to its end and forwards the signals that `tp` gets. Returns its exit code as a
+/// shell would report it.
 pub(super) async fn run(command: &[OsString], signals: &mut Signals) -> anyhow::Result<u8> {
     run_with(command, async || signals.next().await).await
 }
 
-/// `next_signal` is cancelled and asked again.
+/// `next_signal` must be cancel-safe.
 async fn run_with(
     command: &[OsString],
     mut next_signal: impl AsyncFnMut() -> i32,
@@ -38,7 +38,7 @@ async fn run_with(
             status = child.wait() => return Ok(code(status?)),
             signal = next_signal() => {
                 if let (Some(pid), Some(signal)) = (pid, to_hand_on(signal)) {
-                    // It may have ended in this moment.
+                    // The command may have ended meanwhile.
                     let _ = kill_process(pid, signal);
                 }
             }
@@ -46,7 +46,7 @@ async fn run_with(
     }
 }
 
-/// What a terminal sends, it sends to the command as well: once is enough.
+/// A terminal signals the whole foreground group, the command included: do not send twice.
 fn to_hand_on(signal: i32) -> Option<Signal> {
     let signal = Signal::from_named_raw(signal)?;
     let of_terminal = matches!(signal, Signal::INT | Signal::QUIT);
@@ -54,7 +54,8 @@ fn to_hand_on(signal: i32) -> Option<Signal> {
     (!(of_terminal && is_foreground())).then_some(signal)
 }
 
-/// Of the controlling terminal, whatever standard input is.
+/// Returns whether this is the foreground group of the controlling terminal, whatever standard
+/// input is.
 fn is_foreground() -> bool {
     let Ok(terminal) = File::open("/dev/tty") else {
         return false;
@@ -122,7 +123,7 @@ mod tests {
         let script = "trap 'exit 7' USR1; : > \"$0\"; while :; do :; done";
         let command = words(&["sh", "-c", script, ready.to_str().unwrap()]);
         let is_sent = Cell::new(false);
-        // A source that is always ready would leave the runtime no turn to see the command end.
+        // An always ready source would starve the runtime, which must see the command end.
         let signal_when_ready = async || {
             if is_sent.replace(true) {
                 std::future::pending::<()>().await;

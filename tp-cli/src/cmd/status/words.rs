@@ -1,6 +1,6 @@
-//! Words of `tp status` for names that programs read.
+//! Text of `tp status` for counter names.
 
-/// Reasons as they are counted, each with the words that follow a number of packets or sockets.
+/// Counted reasons, each with the words after a number of packets or sockets.
 const REASONS: [(&str, &str); 21] = [
     // Sockets that were not steered.
     ("udp", "by UDP"),
@@ -27,7 +27,7 @@ const REASONS: [(&str, &str); 21] = [
     ("forbidden_reply", "that the session may not send"),
 ];
 
-/// One that a newer root daemon counts has no words yet.
+/// The reason's text; its name if a newer root daemon counts it.
 pub(super) fn reason(name: &str) -> &str {
     match REASONS.iter().find(|(known, _)| *known == name) {
         Some((_, words)) => words,
@@ -43,7 +43,7 @@ pub(super) fn path(name: &str) -> &str {
     }
 }
 
-/// A time of RFC 3339 without what is less than a second.
+/// A time of RFC 3339 without fractions of a second.
 pub(super) fn to_the_second(time: &str) -> String {
     match time.split_once('.') {
         Some((seconds, _)) => format!("{seconds}Z"),

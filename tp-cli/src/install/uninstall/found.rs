@@ -1,4 +1,4 @@
-//! What is in a cluster of an installation, and who was let in.
+//! The objects of an installation and the bindings of its users.
 
 use k8s_openapi::api::{
     core::v1::Service,
@@ -18,14 +18,14 @@ use crate::install::{
     object::Object,
 };
 
-/// In each field in the order in which they are removed.
+/// Each field is in the order of removal.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// What each `tp uninstall` removes.
+    /// Removed by every `tp uninstall`.
     pub(super) objects: Vec<Object>,
-    /// Definitions, and namespaces that tp made: others' objects may depend on them.
+    /// Definitions, and namespaces that tp made: other objects may depend on them.
     pub(super) lasting: Vec<Object>,
-    /// Called as an object of tp is, and made by somebody else.
+    /// Named like an object of tp, but made by somebody else.
     pub(super) others: Vec<Object>,
     /// Namespaces that were there before tp.
     pub(super) foreign: Vec<String>,
@@ -33,12 +33,12 @@ pub(super) struct Found {
     pub(super) granted: Vec<Object>,
     /// Bindings to roles of tp that somebody else made.
     pub(super) bound: Vec<Object>,
-    /// This user may not list bindings, so that nobody knows of the two above.
+    /// This user may not list bindings: the two fields above are unknown.
     pub(super) are_bindings_hidden: bool,
 }
 
 impl Found {
-    /// Without `everything` bindings stay, so that whoever may not list them may go on.
+    /// Without `everything` bindings stay, so the right to list them is not needed.
     pub(super) async fn of(
         cluster: &Cluster,
         namespace: &str,
@@ -68,7 +68,7 @@ impl Found {
         Ok(found)
     }
 
-    /// What depends on the number of replicas, by label.
+    /// Adds the objects of each replica, found by label.
     async fn add_replicas(&mut self, cluster: &Cluster, namespace: &str) -> Result<(), Fault> {
         let client = cluster.client();
         let labelled = ListParams::default().labels(SELECTOR);
@@ -109,7 +109,7 @@ impl Found {
             let (place, name) = (binding.namespace().unwrap_or_default(), binding.name_any());
             let is_of_tp = match binding.role_ref.name.as_str() {
                 USER_ROLE => binding.role_ref.kind == "ClusterRole",
-                // One of this name comes with the installation.
+                // The installation itself has a binding of this name.
                 CONNECT_ROLE => {
                     binding.role_ref.kind == "Role" && place == namespace && name != CONNECT_ROLE
                 }
@@ -139,7 +139,7 @@ impl Found {
         Ok(())
     }
 
-    /// All that is to go.
+    /// The objects to remove.
     pub(super) fn to_remove(&self, everything: bool) -> Vec<&Object> {
         let more = everything.then(|| self.lasting.iter().chain(&self.granted));
 
@@ -149,7 +149,7 @@ impl Found {
             .collect()
     }
 
-    /// The bindings that are there afterwards: not even those of others outlive their namespace.
+    /// The bindings that remain: a removed namespace takes even foreign ones with it.
     pub(super) fn kept_bindings(&self, everything: bool) -> Vec<String> {
         if !everything {
             return self.granted.iter().chain(&self.bound).map(path).collect();
@@ -167,7 +167,7 @@ impl Found {
             .collect()
     }
 
-    /// That there is nothing to remove.
+    /// The error when there is nothing to remove.
     pub(super) fn absence(&self, cluster: &Cluster, namespace: &str) -> Fault {
         let left: Vec<String> = self
             .to_remove(true)
@@ -190,7 +190,7 @@ impl Found {
     }
 }
 
-/// NAMESPACE/NAME, or of what is in no namespace its name.
+/// NAMESPACE/NAME, or NAME of a cluster-wide object.
 pub(super) fn path(object: &Object) -> String {
     match object.namespace() {
         Some(namespace) => format!("{namespace}/{}", object.name()),

@@ -16,7 +16,7 @@ use crate::{
 /// The objects of a cluster by their paths.
 type Objects = BTreeMap<String, Value>;
 
-/// A cluster that loses what is deleted there.
+/// A cluster in which deleted objects are gone at once.
 #[derive(Clone, Default)]
 struct Lab(Arc<Mutex<Objects>>, Refused);
 
@@ -39,7 +39,7 @@ impl Lab {
         cluster
     }
 
-    /// Nobody has installed anything there.
+    /// A cluster without tp.
     fn bare() -> Self {
         Self::default()
     }
@@ -49,7 +49,7 @@ impl Lab {
         self.0.lock().unwrap().insert(path, object.value.clone());
     }
 
-    /// A binding to a role, by whatever made it.
+    /// A binding to a role, with this managed-by label.
     fn bind(&self, namespace: &str, name: &str, role: &str, by: Option<&str>) {
         let mut object = Object::named(
             "rbac.authorization.k8s.io/v1",
@@ -145,12 +145,12 @@ impl Lab {
         };
         let output = Output::new(Format::Json).silent();
 
-        uninstall(*args, output, async { Ok(Left::Nothing) })
+        uninstall(*args, output, async { Ok(Remaining::Nothing) })
             .await
             .map_err(|error| error.downcast().unwrap())
     }
 
-    /// What is there, as a command finds it.
+    /// The objects as `tp uninstall` finds them.
     async fn found(&self) -> Found {
         let cluster = self.clone();
         let kubeconfig = fake_api_server::kubeconfig(move |asked| cluster.answer(asked)).await;
@@ -164,7 +164,7 @@ impl Lab {
     }
 }
 
-/// As the API server knows an object.
+/// The path of an object at the API server.
 fn path_of(object: &Object) -> String {
     let version = object.value["apiVersion"].as_str().unwrap();
     let root = if version.contains('/') { "apis" } else { "api" };
@@ -272,7 +272,7 @@ async fn only_everything_removes_bindings_and_only_those_that_grant_made() {
     cluster.bind("shop", "foreign", "view", Some("tp"));
 
     let found = cluster.found().await;
-    let said = text("S", &found, false, Left::Nothing);
+    let said = text("S", &found, false, Remaining::Nothing);
     assert!(
         said.contains("shop/tp-use-user-alice, tp-system/tp-connect-user-alice\n"),
         "{said}"
@@ -282,7 +282,7 @@ async fn only_everything_removes_bindings_and_only_those_that_grant_made() {
         "{said}"
     );
     assert_eq!(found.kept_bindings(false).len(), 4, "{found:?}");
-    // Its namespace goes.
+    // Its namespace is removed.
     assert_eq!(found.kept_bindings(true), ["shop/by-hand"]);
 
     cluster.uninstall(&[]).await.unwrap();
@@ -304,7 +304,7 @@ async fn a_namespace_that_was_there_before_tp_stays() {
 
     let found = cluster.found().await;
     assert_eq!(found.foreign, ["tp-system"]);
-    assert!(text("S", &found, true, Left::Nothing).contains("tp-system was there before tp"));
+    assert!(text("S", &found, true, Remaining::Nothing).contains("tp-system was there before tp"));
 
     cluster.uninstall(&["--everything"]).await.unwrap();
     assert_eq!(cluster.names(), ["tp-system"]);
@@ -330,7 +330,7 @@ async fn an_object_that_tp_did_not_make_stays_whatever_its_name() {
     cluster.0.lock().unwrap().get_mut(path).unwrap()["metadata"]["labels"] = json!({});
 
     let found = cluster.found().await;
-    let said = text("S", &found, true, Left::Nothing);
+    let said = text("S", &found, true, Remaining::Nothing);
     assert!(said.contains("Service tp-system/tp-manager"), "{said}");
 
     cluster.uninstall(&["--everything"]).await.unwrap();

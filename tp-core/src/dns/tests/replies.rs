@@ -1,4 +1,4 @@
-//! What the cluster's reply makes of a query.
+//! Tests of the step after the cluster's reply.
 
 use hickory_proto::rr::{Record, rdata};
 
@@ -28,7 +28,7 @@ fn alias(target: &str) -> RData {
     RData::CNAME(rdata::CNAME(name(target)))
 }
 
-/// What the cluster says to each question in turn, and what becomes of the query.
+/// The last step of a query for which the cluster sends these replies in turn.
 fn concluded(asked_name: &str, kind: RecordType, replies: &[Message]) -> Step {
     let query = Query::decode(query(asked_name, kind), Limit::Datagram);
     let mut question = asked(asked_name, kind);
@@ -132,7 +132,7 @@ fn a_host_without_a_record_of_the_asked_type_has_an_empty_answer_and_does_not_pa
 
 #[test]
 fn an_empty_reply_to_a_name_that_has_no_address_either_passes_on() {
-    // A cluster's DNS may be told to answer every question for IPv6 with nothing.
+    // A cluster's DNS may be configured to answer every AAAA query without records.
     let nothing = || reply(ResponseCode::NoError, &[]);
     let missing = || reply(ResponseCode::NXDomain, &[]);
 

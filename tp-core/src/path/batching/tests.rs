@@ -8,9 +8,9 @@ fn one_round_in_which_everything_arrives_is_enough() {
 
     path.run(1);
 
-    assert_eq!(path.check.lost(), Lost::default());
-    assert!(!path.check.tick(path.now + EVERY / 2, true));
-    assert!(path.check.tick(path.now + EVERY, true));
+    assert_eq!(path.check.lost(), BatchLoss::default());
+    assert!(!path.check.tick(path.now + CHECK_INTERVAL / 2, true));
+    assert!(path.check.tick(path.now + CHECK_INTERVAL, true));
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn batches_that_are_lost_whole_or_but_for_the_first_are_given_up() {
         up.run(ROUNDS);
         down.run(ROUNDS);
 
-        let is_lost = |up, down| Lost { up, down };
+        let is_lost = |up, down| BatchLoss { up, down };
         assert_eq!(up.check.lost(), is_lost(true, false));
         assert_eq!(down.check.lost(), is_lost(false, true));
     }
@@ -41,7 +41,7 @@ fn loss_that_hits_all_alike_is_hardly_ever_blamed_on_batches() {
         let mut path = Path::new(move |_| dice.u8(..5) > 1);
         path.run(ROUNDS);
 
-        path.check.lost() != Lost::default()
+        path.check.lost() != BatchLoss::default()
     });
 
     // Of batches that lose two of five by chance, some lose nearly all: of 10 000 verdicts, two.
@@ -54,8 +54,8 @@ fn a_path_that_brings_nothing_is_asked_again_soon() {
 
     path.run(ROUNDS);
 
-    assert_eq!(path.check.lost(), Lost::default());
-    assert!(path.check.tick(path.now + AGAIN, true));
+    assert_eq!(path.check.lost(), BatchLoss::default());
+    assert!(path.check.tick(path.now + RETRY_INTERVAL, true));
 }
 
 #[test]
@@ -83,15 +83,15 @@ fn batches_that_arrive_again_are_used_again() {
     assert!(path.check.lost().up);
 
     path.arrives = Box::new(|_| true);
-    path.now += EVERY;
+    path.now += CHECK_INTERVAL;
     path.run(1);
 
-    assert_eq!(path.check.lost(), Lost::default());
+    assert_eq!(path.check.lost(), BatchLoss::default());
 }
 
 #[test]
 fn replies_of_other_rounds_and_places_count_for_nothing() {
-    let mut check = Check::new(Instant::now());
+    let mut check = BatchCheck::new(Instant::now());
     let now = Instant::now();
     assert!(check.tick(now, true));
     check.begin(now, 100, RTT);
@@ -112,9 +112,9 @@ enum Probe {
     Alone,
 }
 
-/// A path that brings some probes and their answers.
+/// A path that delivers some probes and their answers.
 struct Path {
-    check: Check,
+    check: BatchCheck,
     now: Instant,
     next_counter: u64,
     arrives: Box<dyn FnMut(Probe) -> bool>,
@@ -125,7 +125,7 @@ impl Path {
         let now = Instant::now();
 
         Self {
-            check: Check::new(now),
+            check: BatchCheck::new(now),
             now,
             next_counter: 1,
             arrives: Box::new(arrives),

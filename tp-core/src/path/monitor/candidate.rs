@@ -6,17 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Action, FAST, Target};
+use super::{Action, PROBE_INTERVAL, Target};
 use crate::path::{BASE_SIZE, FULL_SIZE};
 
-/// Answers in a row before an address is used, and after it has failed before.
-const ANSWERS: u32 = 2;
-const ANSWERS_AGAIN: u32 = 8;
-/// Further answers that an address needs which does not carry full-size packets.
-const ANSWERS_SMALL: u32 = 3;
+/// Answers in a row before an address is used, at first and after it has fallen silent.
+const MIN_ANSWERS: u32 = 2;
+const MIN_ANSWERS_REUSED: u32 = 8;
+/// More answers for an address that does not carry full-size packets.
+const EXTRA_SMALL_ANSWERS: u32 = 3;
 const MAX_OUTSTANDING: usize = 32;
 
-/// A UDP address to try, and what its probes have told.
+/// A UDP address to try, and the results of its probes.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub(super) address: SocketAddr,
@@ -47,7 +47,7 @@ impl Candidate {
             small_answers: 0,
             rtt: None,
             next_probe: now,
-            pause: FAST,
+            pause: PROBE_INTERVAL,
             falls: 0,
             held_until: now,
             used_since: now,
@@ -64,19 +64,19 @@ impl Candidate {
             false => self.small_answers += 1,
         }
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
-        self.pause = FAST;
+        self.pause = PROBE_INTERVAL;
         // Whatever was sent before is either answered or lost: the path works.
         self.outstanding.retain(|sent| sent.counter > counter);
     }
 
-    /// Whether enough probes in a row were answered; a fresh start after a silent pause.
+    /// Returns whether enough probes in a row were answered; the count restarts after a silence.
     pub(super) fn is_proven(&self) -> bool {
         let needed = match self.falls {
-            0 => ANSWERS,
-            _ => ANSWERS_AGAIN,
+            0 => MIN_ANSWERS,
+            _ => MIN_ANSWERS_REUSED,
         };
 
-        self.full_answers >= needed || self.small_answers >= needed + ANSWERS_SMALL
+        self.full_answers >= needed || self.small_answers >= needed + EXTRA_SMALL_ANSWERS
     }
 
     pub(super) fn answers(&self) -> bool {
@@ -88,18 +88,19 @@ impl Candidate {
         self.small_answers = 0;
     }
 
-    /// How long an answer may take.
-    pub(super) fn patience(&self) -> Duration {
-        self.rtt.map_or(FAST, |rtt| (rtt * 2).max(FAST))
+    /// The longest time that an answer may take.
+    pub(super) fn answer_timeout(&self) -> Duration {
+        self.rtt
+            .map_or(PROBE_INTERVAL, |rtt| (rtt * 2).max(PROBE_INTERVAL))
     }
 
     /// Probes that should have been answered by now.
     pub(super) fn overdue(&self, now: Instant) -> usize {
-        let patience = self.patience();
+        let answer_timeout = self.answer_timeout();
 
         self.outstanding
             .iter()
-            .filter(|sent| now.saturating_duration_since(sent.sent) >= patience)
+            .filter(|sent| now.saturating_duration_since(sent.sent) >= answer_timeout)
             .count()
     }
 
@@ -118,7 +119,7 @@ impl Candidate {
 
     pub(super) fn probe(&mut self, now: Instant, counter: u64, size: usize) -> Action {
         if self.outstanding.len() >= MAX_OUTSTANDING {
-            // The second oldest: the oldest tells since when nothing was heard.
+            // The second oldest: the oldest marks the start of the silence.
             self.outstanding.remove(1);
         }
         self.outstanding.push_back(Outstanding {

@@ -44,10 +44,10 @@ fn a_look_asks_every_address_and_changes_no_path() {
     world.candidates(&[1]);
     world.run(Duration::from_secs(1));
     assert_eq!(world.monitor.active(), udp(1));
-    // From here on nobody else is probed.
+    // From here on no other address is probed.
     world.candidates(&[1, 2, 3]);
 
-    let asked = world.monitor.look(world.now, false);
+    let asked = world.monitor.survey(world.now, false);
     let answered = world.now + Duration::from_millis(7);
     for action in &asked {
         let Action::Probe {
@@ -76,7 +76,7 @@ fn a_look_asks_every_address_and_changes_no_path() {
     );
     // The third has answered nothing that would prove it.
     assert!(!world.monitor.candidates[2].answers());
-    let again = world.monitor.look(answered, true);
+    let again = world.monitor.survey(answered, true);
     let silent = matches!(again[..], [Action::Probe { to, .. }] if to == udp(2));
     assert!(silent, "{again:?}");
 }
@@ -306,13 +306,13 @@ fn udp(last: u8) -> Target {
 struct World {
     monitor: Monitor,
     now: Instant,
-    link_heard: Instant,
+    link_received: Instant,
     in_flight: VecDeque<(Instant, Target, u64)>,
     rtt: Duration,
     udp_answers: bool,
     link_answers: bool,
     dead_address: Option<SocketAddr>,
-    /// How many of five UDP probes are lost.
+    /// The number of UDP probes that are lost, of five.
     lose_of_five: u64,
     largest: usize,
     busy: bool,
@@ -328,7 +328,7 @@ impl World {
         Self {
             monitor: Monitor::new(choice, now),
             now,
-            link_heard: now,
+            link_received: now,
             in_flight: VecDeque::new(),
             rtt: Duration::from_millis(5),
             udp_answers: true,
@@ -372,7 +372,7 @@ impl World {
             {
                 self.in_flight.pop_front();
                 match from {
-                    Target::Link => self.link_heard = at,
+                    Target::Link => self.link_received = at,
                     Target::Udp(from) => self.monitor.on_reply(self.now, from, counter),
                 }
             }
@@ -380,7 +380,7 @@ impl World {
                 self.monitor.on_activity(self.now);
             }
             if self.monitor.next_tick(self.now) <= self.now {
-                for action in self.monitor.tick(self.now, self.link_heard) {
+                for action in self.monitor.tick(self.now, self.link_received) {
                     self.act(action);
                 }
             }

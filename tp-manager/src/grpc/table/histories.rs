@@ -1,5 +1,5 @@
-//! Both ends of the table in one test: what the manager sends of a random history of the cluster
-//! and of a user's rights makes of a session's names what a fresh snapshot would.
+//! Both ends of the table in one test: after a random history of the cluster and of a user's
+//! rights, a session has the names of a fresh snapshot.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use fastrand::Rng;
 use ipnet::{IpNet, Ipv4Net};
 use tp_core::dns::{ServiceEntry, Zone};
 use tp_proto::{
-    table::{Parts, apply},
+    table::{SnapshotAssembler, apply},
     tunnel::table_event::Event,
 };
 
@@ -22,7 +22,7 @@ const LOOKS: usize = 40;
 /// Small, so that snapshots come in parts and sessions fall behind the log.
 const SMALL_PART: usize = 1;
 const LOG_ROOM: usize = 3;
-/// Between two looks of the manager at the model.
+/// Steps between two reads of the model.
 const MOST_STEPS: usize = 5;
 const NAMESPACES: [&str; 5] = ["shop", "team-b", "dev", "com", "web"];
 const NAMES: [&str; 4] = ["web", "db", "shop", "test"];
@@ -95,7 +95,7 @@ impl World {
         self.model.update(change);
     }
 
-    /// A watch that broke begins with everything there is; a cluster grows.
+    /// A watch that broke begins with a complete listing; a cluster grows.
     fn watch_again(&mut self, node: &str) {
         let model = self.model.read();
         let services: BTreeMap<ObjectName, Service> = model
@@ -151,22 +151,22 @@ impl World {
     }
 }
 
-/// Another for each pod: no two have one address.
+/// A different one for each pod, so that no two share an address.
 fn own_octet(name: &ObjectName) -> u8 {
-    let place = |all: &[&str], one: &str| all.iter().position(|it| *it == one).unwrap();
-    let place = place(&NAMESPACES, &name.namespace) * NAMES.len() + place(&NAMES, &name.name);
+    let index = |all: &[&str], one: &str| all.iter().position(|it| *it == one).unwrap();
+    let octet = index(&NAMESPACES, &name.namespace) * NAMES.len() + index(&NAMES, &name.name);
 
-    u8::try_from(place).unwrap()
+    u8::try_from(octet).unwrap()
 }
 
-/// A session: what the manager knows that it knows, and what it does.
+/// A session: the manager's position for it, and its own state.
 struct Session {
-    known: Known,
-    parts: Parts,
+    cursor: TableCursor,
+    parts: SnapshotAssembler,
     zone: Zone,
 }
 
-/// What kinds of events there were.
+/// Numbers of events by kind.
 #[derive(Default)]
 struct Counts {
     frames: usize,
@@ -178,15 +178,15 @@ impl Session {
     fn new(part: usize, mapped: &[&str]) -> Self {
         let mapped = mapped.iter().map(|&name| name.to_owned());
         Self {
-            known: Known::new(part),
-            parts: Parts::default(),
+            cursor: TableCursor::new(part),
+            parts: SnapshotAssembler::default(),
             zone: Zone::new("cluster.local", "shop", mapped),
         }
     }
 
-    /// One step of what the manager tells.
+    /// Applies one step of the manager's.
     fn step(&mut self, world: &World, counts: &mut Counts, mut after_each: impl FnMut(&Zone)) {
-        for change in self.known.follow(&world.model.read(), &world.visible()) {
+        for change in self.cursor.follow(&world.model.read(), &world.visible()) {
             let event = wire::change(change).event.unwrap();
             counts.frames += usize::from(matches!(event, Event::Replaced(_)));
             if let Event::Snapshot(snapshot) = &event {
@@ -203,7 +203,7 @@ impl Session {
     fn fresh(world: &World, mapped: &[&str]) -> Zone {
         let mut fresh = Self::new(PART, mapped);
         fresh.step(world, &mut Counts::default(), |_| {});
-        assert!(!fresh.known.has_more());
+        assert!(!fresh.cursor.has_more());
         fresh.zone
     }
 }
@@ -214,7 +214,7 @@ fn addresses(entry: Option<&ServiceEntry>) -> Option<&[IpAddr]> {
 
 type Services = BTreeMap<ObjectName, Arc<Service>>;
 
-/// Names that are there before and after have, at every moment, the old address or the new one.
+/// Asserts that names which exist before and after always have the old address or the new one.
 fn assert_no_hole(zone: &Zone, old: &Services, new: &Services, seed: u64) {
     for (name, before) in old {
         let Some(after) = new.get(name) else {
@@ -234,16 +234,20 @@ fn assert_no_hole(zone: &Zone, old: &Services, new: &Services, seed: u64) {
 
 fn assert_networks_are_those_of_a_listing(world: &World, seed: u64) {
     let model = world.model.read();
-    let anew = model.anew();
-    assert_eq!(model.pod_networks(), anew.pod_networks(), "history {seed}");
+    let relisted = model.relisted();
+    assert_eq!(
+        model.pod_networks(),
+        relisted.pod_networks(),
+        "history {seed}"
+    );
     let services = model.service_networks();
-    assert_eq!(services, anew.service_networks(), "history {seed}");
+    assert_eq!(services, relisted.service_networks(), "history {seed}");
 }
 
 fn follow(seed: u64, part: usize, mapped: &[&str], counts: &mut Counts) {
     let mut world = World::new(seed);
     let mut session = Session::new(part, mapped);
-    // What the session knew when it last knew everything.
+    // The services when the session was last complete.
     let mut before = None;
     for look in 0..LOOKS {
         for _ in 0..world.random.usize(..MOST_STEPS) {
@@ -251,7 +255,7 @@ fn follow(seed: u64, part: usize, mapped: &[&str], counts: &mut Counts) {
         }
         assert_networks_are_those_of_a_listing(&world, seed);
         let now = world.services();
-        // The cluster may also go on before everything is told.
+        // The cluster may also change before everything is sent.
         let is_hasty = world.random.usize(..3) == 0;
         loop {
             session.step(&world, counts, |zone| {
@@ -259,12 +263,12 @@ fn follow(seed: u64, part: usize, mapped: &[&str], counts: &mut Counts) {
                     assert_no_hole(zone, before, &now, seed);
                 }
             });
-            if is_hasty || !session.known.has_more() {
+            if is_hasty || !session.cursor.has_more() {
                 break;
             }
         }
         before = None;
-        if !session.known.has_more() {
+        if !session.cursor.has_more() {
             let fresh = Session::fresh(&world, mapped);
             assert_eq!(session.zone, fresh, "history {seed}, look {look}");
             before = Some(now);

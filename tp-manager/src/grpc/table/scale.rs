@@ -1,9 +1,9 @@
-//! What a change of a large cluster costs the sessions of a large company.
+//! The cost of a change in a large cluster for many sessions.
 
 use std::{net::Ipv4Addr, time::Instant};
 
 use tp_proto::{
-    table::{Parts, apply},
+    table::{SnapshotAssembler, apply},
     tunnel::table_event::Event,
 };
 
@@ -14,7 +14,7 @@ const SESSIONS: usize = 300;
 const NAMESPACES: u32 = 50;
 const SERVICES: u32 = 5000;
 const PODS: u32 = 10_000;
-/// What tonic decodes of one message, unless told otherwise.
+/// tonic's default limit for a decoded message.
 const LARGEST_MESSAGE: usize = 4 << 20;
 
 fn service(number: u32) -> (ObjectName, Service) {
@@ -43,8 +43,8 @@ fn all(model: &Model) -> BTreeSet<String> {
     model.namespaces().map(String::from).collect()
 }
 
-/// All that is told until nothing is left.
-fn told(known: &mut Known, model: &Model, user: &BTreeSet<String>) -> Vec<Change> {
+/// All changes, until nothing is left to send.
+fn all_changes(known: &mut TableCursor, model: &Model, user: &BTreeSet<String>) -> Vec<Change> {
     let mut changes = known.follow(model, user);
     while known.has_more() {
         changes.extend(known.follow(model, user));
@@ -56,10 +56,10 @@ fn told(known: &mut Known, model: &Model, user: &BTreeSet<String>) -> Vec<Change
 fn a_change_of_one_service_is_looked_at_once_for_each_session() {
     let shared = cluster(SERVICES);
     let user = all(&shared.read());
-    let mut sessions: Vec<Known> = (0..SESSIONS).map(|_| Known::new(PART)).collect();
+    let mut sessions: Vec<TableCursor> = (0..SESSIONS).map(|_| TableCursor::new(PART)).collect();
     let begin = Instant::now();
     for known in &mut sessions {
-        told(known, &shared.read(), &user);
+        all_changes(known, &shared.read(), &user);
     }
     let whole = begin.elapsed();
     let (name, _) = service(7);
@@ -68,7 +68,7 @@ fn a_change_of_one_service_is_looked_at_once_for_each_session() {
     let before = shared.read().looks();
     let begin = Instant::now();
     for known in &mut sessions {
-        let changes = told(known, &shared.read(), &user);
+        let changes = all_changes(known, &shared.read(), &user);
         assert_eq!(changes, [Change::Removed(name.clone())]);
     }
     println!(
@@ -112,10 +112,14 @@ fn a_snapshot_of_60000_services_arrives_in_messages_of_a_usual_size() {
     let shared = cluster(60_000);
     let (model, user) = (shared.read(), all(&shared.read()));
     let empty = || tp_core::dns::Zone::new("cluster.local", "team-0", []);
-    let (mut known, mut parts, mut zone) = (Known::new(PART), Parts::default(), empty());
+    let (mut known, mut parts, mut zone) = (
+        TableCursor::new(PART),
+        SnapshotAssembler::default(),
+        empty(),
+    );
 
     let mut applied = 0;
-    for change in told(&mut known, &model, &user) {
+    for change in all_changes(&mut known, &model, &user) {
         let event = wire::change(change);
         assert!(event.encoded_len() < LARGEST_MESSAGE / 16);
         if let Some(event) = event.event.and_then(|event| parts.take(event)) {

@@ -21,9 +21,9 @@ fn names(services: &[(ObjectName, Arc<Service>)]) -> Vec<&str> {
         .collect()
 }
 
-/// Of everything in `user`'s namespaces.
-fn known(model: &Model, user: &BTreeSet<String>) -> Known {
-    let mut known = Known::new(PART);
+/// A cursor after everything in `user`'s namespaces.
+fn known(model: &Model, user: &BTreeSet<String>) -> TableCursor {
+    let mut known = TableCursor::new(PART);
     known.follow(model, user);
     assert!(!known.has_more());
     known
@@ -33,7 +33,7 @@ fn known(model: &Model, user: &BTreeSet<String>) -> Known {
 fn a_snapshot_holds_only_the_namespaces_of_the_user() {
     let model = model(&[("shop", "web"), ("bank", "vault")]);
 
-    let changes = Known::new(PART).follow(&model, &namespaces(&["shop"]));
+    let changes = TableCursor::new(PART).follow(&model, &namespaces(&["shop"]));
 
     let [Change::Snapshot(frame, services)] = changes.as_slice() else {
         panic!("{changes:?}");
@@ -83,7 +83,7 @@ fn a_right_that_comes_brings_its_namespace_and_nothing_else() {
 fn a_snapshot_of_many_services_comes_in_parts_and_says_when_it_is_complete() {
     let model = model(&[("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("c", "1")]);
     let user = namespaces(&["a", "b", "c"]);
-    let mut known = Known::new(2);
+    let mut known = TableCursor::new(2);
 
     let first = known.follow(&model, &user);
     let [Change::Snapshot(frame, services)] = first.as_slice() else {

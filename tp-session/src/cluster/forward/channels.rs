@@ -1,6 +1,6 @@
 //! The channels of `v4.channel.k8s.io`, for API servers before Kubernetes 1.31.
 //!
-//! Every message begins with its channel: 0 is data, 1 is where the far side tells an error. The
+//! Every message begins with its channel: 0 is data, 1 is the far side's error. The
 //! first message of each channel is the port, two bytes (k8s.io/kubelet, `cri/streaming`).
 
 use std::io;
@@ -23,7 +23,7 @@ pub(super) fn message(data: &[u8]) -> Bytes {
     message.freeze()
 }
 
-/// Which channels have told their port.
+/// The channels that have sent their port.
 #[derive(Default)]
 pub(super) struct Channels([bool; 2]);
 

@@ -1,10 +1,10 @@
-//! SPDY/3.1 in the messages of a WebSocket (KEP-4006), as far as a port-forward needs it: what
-//! kubectl speaks, and what API servers offer since Kubernetes 1.31.
+//! SPDY/3.1 in the messages of a WebSocket (KEP-4006), as far as a port-forward needs it.
+//! kubectl speaks it, and API servers offer it since Kubernetes 1.31.
 //!
 //! The messages carry a byte stream of frames (SPDY Protocol, draft 3.1, section 2.2). Two streams
-//! are opened, one for data and one where the far side tells an error. Flow control (section 2.6.8)
-//! is left to TCP, as the kubelet leaves it, which reads no WINDOW_UPDATE. No PING is answered: the
-//! kubelet sends none.
+//! are opened, one for data and one for the far side's error. Flow control (section 2.6.8) is left
+//! to TCP, as in the kubelet, which reads no WINDOW_UPDATE. PING is not answered: the kubelet sends
+//! none.
 
 use std::io;
 
@@ -16,8 +16,8 @@ pub(super) const PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
 const ERROR_STREAM: u32 = 1;
 const DATA_STREAM: u32 = 3;
 
-/// The head of every frame: stream or type, flags, length.
-const HEAD_SIZE: usize = 8;
+/// The header of every frame: stream or type, flags, length.
+const HEADER_SIZE: usize = 8;
 /// The first bit of a control frame, and version 3.
 const CONTROL: u32 = 0x8003_0000;
 const SYN_STREAM: u32 = CONTROL | 1;
@@ -25,16 +25,16 @@ const RST_STREAM: u32 = CONTROL | 3;
 const GOAWAY: u32 = CONTROL | 7;
 const FLAG_FIN: u8 = 1;
 
-/// Of data in one frame: as kubectl has it. The kubelet queues frames by their number.
-const FRAME_LIMIT: usize = 32 << 10;
-/// Of what is kept of a control frame, and of an error's text.
-const KEPT_LIMIT: usize = 4 << 10;
+/// The most data in one frame, as in kubectl. The kubelet bounds its queue by the number of frames.
+const MAX_FRAME_DATA: usize = 32 << 10;
+/// The most bytes that are kept of a control frame or of an error's text.
+const MAX_KEPT: usize = 4 << 10;
 
-/// What opens both streams to a port.
+/// The frames that open both streams to a port.
 pub(super) fn opening(port: u16) -> io::Result<Bytes> {
     let port = port.to_string();
-    // One for both frames: the far side reads all headers as one compressed stream (2.6.10.1). It
-    // is none with the dictionary there, which a decompressor takes as well (RFC 1950, FDICT).
+    // One for both frames: the far side reads all headers as one compressed stream (2.6.10.1). It uses
+    // no preset dictionary, which a decompressor accepts as well (RFC 1950, FDICT).
     let mut compress = Compress::new(Compression::fast(), true);
     let mut bytes = BytesMut::new();
     for (stream, kind) in [(ERROR_STREAM, "error"), (DATA_STREAM, "data")] {
@@ -72,9 +72,9 @@ fn put_length(bytes: &mut BytesMut, length: usize) {
 
 /// One message of data.
 pub(super) fn message(data: &[u8]) -> Bytes {
-    let frames = data.len().div_ceil(FRAME_LIMIT);
-    let mut message = BytesMut::with_capacity(data.len() + frames * HEAD_SIZE);
-    for chunk in data.chunks(FRAME_LIMIT) {
+    let frames = data.len().div_ceil(MAX_FRAME_DATA);
+    let mut message = BytesMut::with_capacity(data.len() + frames * HEADER_SIZE);
+    for chunk in data.chunks(MAX_FRAME_DATA) {
         message.put_u32(DATA_STREAM);
         put_length(&mut message, chunk.len());
         message.put_slice(chunk);
@@ -86,14 +86,14 @@ pub(super) fn message(data: &[u8]) -> Bytes {
 /// The frames of the far side, which begin and end anywhere in its messages.
 #[derive(Default)]
 pub(super) struct Frames {
-    head: BytesMut,
+    header: BytesMut,
     frame: Option<Frame>,
 }
 
-/// A frame whose head has been read.
+/// A frame whose header has been read.
 struct Frame {
-    /// Of data the stream, of control frames their type.
-    of: u32,
+    /// The stream of a data frame, the type of a control frame.
+    stream_or_type: u32,
     is_last: bool,
     /// Bytes that have not arrived.
     left: usize,
@@ -114,43 +114,44 @@ impl Frames {
                 }
                 let piece = message.split_to(frame.left.min(message.len()));
                 frame.left -= piece.len();
-                if frame.of == DATA_STREAM {
+                if frame.stream_or_type == DATA_STREAM {
                     return Some(Ok(piece));
                 }
                 frame.keep(&piece);
             } else {
-                let missing = HEAD_SIZE - self.head.len();
-                self.head.put(message.split_to(missing.min(message.len())));
-                if self.head.len() < HEAD_SIZE {
+                let missing = HEADER_SIZE - self.header.len();
+                self.header
+                    .put(message.split_to(missing.min(message.len())));
+                if self.header.len() < HEADER_SIZE {
                     return None;
                 }
-                self.frame = Some(Frame::read(&mut self.head));
+                self.frame = Some(Frame::read(&mut self.header));
             }
         }
     }
 }
 
 impl Frame {
-    fn read(head: &mut BytesMut) -> Self {
-        let of = head.get_u32();
-        let flags = head.get_u8();
+    fn read(header: &mut BytesMut) -> Self {
+        let stream_or_type = header.get_u32();
+        let flags = header.get_u8();
 
         Self {
-            of,
+            stream_or_type,
             is_last: flags & FLAG_FIN != 0,
-            left: usize::try_from(head.get_uint(3)).expect("24 bits"),
+            left: usize::try_from(header.get_uint(3)).expect("24 bits"),
             kept: BytesMut::new(),
         }
     }
 
     fn keep(&mut self, piece: &[u8]) {
-        let room = KEPT_LIMIT - self.kept.len();
+        let room = MAX_KEPT - self.kept.len();
         self.kept.put(&piece[..room.min(piece.len())]);
     }
 
-    /// What the frame says of the stream's end, once all of it has arrived.
+    /// The error with which a complete frame ends the stream, if it does.
     fn end(self) -> Option<io::Error> {
-        match self.of {
+        match self.stream_or_type {
             DATA_STREAM if self.is_last => Some(ended("closed the stream")),
             ERROR_STREAM if !self.kept.is_empty() => Some(io::Error::other(
                 String::from_utf8_lossy(&self.kept).into_owned(),
@@ -252,14 +253,16 @@ mod tests {
 
     #[test]
     fn data_is_sent_in_frames_of_the_data_stream() {
-        let data: Vec<u8> = (0..FRAME_LIMIT + 5).map(|at| at.to_le_bytes()[0]).collect();
+        let data: Vec<u8> = (0..MAX_FRAME_DATA + 5)
+            .map(|at| at.to_le_bytes()[0])
+            .collect();
 
         let frames = control_frames(message(&data));
 
         let of = frames.iter().map(|(of, flags, _)| (*of, *flags));
         assert_eq!(of.collect::<Vec<_>>(), [(3, 0), (3, 0)]);
-        assert_eq!(frames[0].2, data[..FRAME_LIMIT]);
-        assert_eq!(frames[1].2, data[FRAME_LIMIT..]);
+        assert_eq!(frames[0].2, data[..MAX_FRAME_DATA]);
+        assert_eq!(frames[1].2, data[MAX_FRAME_DATA..]);
     }
 
     #[test]
@@ -270,7 +273,7 @@ mod tests {
             frame(3, 0, b"ab"),
             frame(3, 0, b""),
             frame(1, 0, b""),
-            frame(0x8003_0004, 0, &[9; KEPT_LIMIT + 1]),
+            frame(0x8003_0004, 0, &[9; MAX_KEPT + 1]),
             frame(3, FLAG_FIN, b"cde"),
         ]
         .concat();

@@ -1,6 +1,6 @@
-//! The opening handshakes by way of kube's client: of a WebSocket (RFC 6455, section 4.1), with
-//! subprotocols of our choice, as `Client::connect` of kube offers its own ones only; and of SPDY by
-//! HTTP/1.1's Upgrade, as kubectl spoke it before Kubernetes 1.30 (client-go, `transport/spdy`).
+//! The opening handshakes through kube's client: of a WebSocket (RFC 6455, section 4.1) with our own
+//! subprotocols, since kube's `Client::connect` offers only its own; and of SPDY by HTTP/1.1's Upgrade,
+//! as kubectl did before Kubernetes 1.30 (client-go, `transport/spdy`).
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
@@ -23,13 +23,13 @@ use tokio_tungstenite::{
 };
 
 pub(super) const SPDY: &str = "SPDY/3.1";
-/// Of the port-forward's two streams, as they follow in SPDY.
+/// The stream protocol of a port-forward over SPDY.
 const PORT_FORWARD: &str = "portforward.k8s.io";
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
-/// Of the words of somebody unknown.
-const WORDS_LIMIT: usize = 100;
+/// The most characters that are quoted from an unknown server.
+const MAX_QUOTED_CHARS: usize = 100;
 
-/// No upgrade, said by something that is not the API server or has not understood it.
+/// An upgrade that the API server, or a proxy before it, did not make.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("{status}{}", if .words.is_empty() { String::new() } else { format!(": {words}") })]
@@ -42,20 +42,20 @@ pub(super) enum Refusal {
     ApiServer(Box<Status>),
 }
 
-/// Why a request became no byte stream.
+/// The error of an upgrade.
 #[derive(Debug)]
-pub(super) enum NoUpgrade {
+pub(super) enum UpgradeError {
     Refused(Refusal),
     Failed(Error),
 }
 
-impl From<Error> for NoUpgrade {
+impl From<Error> for UpgradeError {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<Refusal> for NoUpgrade {
+impl From<Refusal> for UpgradeError {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
@@ -63,12 +63,12 @@ impl From<Refusal> for NoUpgrade {
 
 type WebSocket = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Makes a WebSocket of a request. Returns that one of `protocols` which the server chose.
+/// Upgrades a request to a WebSocket. Returns it with the one of `protocols` that the server chose.
 pub(super) async fn websocket(
     client: &Client,
     request: Request<Vec<u8>>,
     protocols: &[&'static str],
-) -> Result<(WebSocket, &'static str), NoUpgrade> {
+) -> Result<(WebSocket, &'static str), UpgradeError> {
     let key = generate_key();
     let (mut parts, body) = request.into_parts();
     offer(&mut parts.headers, &key, protocols).map_err(Error::HttpError)?;
@@ -81,11 +81,11 @@ pub(super) async fn websocket(
     Ok((websocket, protocol))
 }
 
-/// Makes a SPDY connection of a request.
+/// Upgrades a request to a SPDY connection.
 pub(super) async fn spdy(
     client: &Client,
     request: Request<Vec<u8>>,
-) -> Result<TokioIo<Upgraded>, NoUpgrade> {
+) -> Result<TokioIo<Upgraded>, UpgradeError> {
     let (mut parts, body) = request.into_parts();
     parts.method = Method::POST;
     for (name, value) in [
@@ -102,9 +102,9 @@ pub(super) async fn spdy(
     Ok(upgraded(response).await?)
 }
 
-/// Whoever refuses, another way may be passed: a gateway that takes Upgrade away makes the API server
-/// itself refuse. Only who may not log in, or asks for a pod that is not there, need not try.
-async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>, NoUpgrade> {
+/// Sends an upgrade request. After a refusal the caller may try the other protocol: a gateway that strips
+/// Upgrade makes the API server itself refuse. The API server's 401 and 404 are final.
+async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>, UpgradeError> {
     let response = client.send(request).await?;
     let status = response.status();
     if !status.is_client_error() && !status.is_server_error() {
@@ -117,7 +117,7 @@ async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>,
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND) {
             return Err(Error::Api(said).into());
         }
-        return Err(NoUpgrade::Refused(Refusal::ApiServer(said)));
+        return Err(UpgradeError::Refused(Refusal::ApiServer(said)));
     }
     let words = String::from_utf8_lossy(&body);
     let first = words.lines().map(str::trim).find(|line| !line.is_empty());
@@ -125,10 +125,10 @@ async fn send(client: &Client, request: Request<Body>) -> Result<Response<Body>,
         .unwrap_or_default()
         .chars()
         .filter(|it| !it.is_control())
-        .take(WORDS_LIMIT)
+        .take(MAX_QUOTED_CHARS)
         .collect();
 
-    Err(NoUpgrade::Refused(Refusal::Answer { status, words }))
+    Err(UpgradeError::Refused(Refusal::Answer { status, words }))
 }
 
 async fn upgraded(response: Response<Body>) -> Result<TokioIo<Upgraded>, Error> {

@@ -10,9 +10,9 @@ use tp_core::dns::Zone;
 use super::*;
 use crate::shared::Shared;
 
-/// A resolver, the server that it means, and the session in between. The cluster is away, so that
-/// SERVFAIL is the answer to its names.
-struct Between {
+/// A resolver, its server, and the session in between. The cluster is unreachable, so its names get
+/// SERVFAIL.
+struct Setup {
     resolver: TcpStream,
     server: TcpStream,
     shared: Arc<Shared>,
@@ -26,7 +26,7 @@ async fn pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
-async fn between() -> Between {
+async fn set_up() -> Setup {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let SocketAddr::V4(address) = listener.local_addr().unwrap() else {
         panic!("not IPv4")
@@ -43,7 +43,7 @@ async fn between() -> Between {
         .unwrap();
     let task = tokio::spawn(dns.serve_stream(client, reached.unwrap()));
 
-    Between {
+    Setup {
         resolver,
         server: accepted.unwrap().0,
         shared,
@@ -81,11 +81,11 @@ fn assert_own(answer: &[u8], id: u8) {
 
 #[tokio::test]
 async fn every_message_of_an_answer_passes() {
-    let Between {
+    let Setup {
         mut resolver,
         mut server,
         ..
-    } = between().await;
+    } = set_up().await;
     resolver.write_all(&query(1, FOREIGN)).await.unwrap();
     let mut seen = vec![0; query(1, FOREIGN).len()];
     server.read_exact(&mut seen).await.unwrap();
@@ -103,12 +103,12 @@ async fn every_message_of_an_answer_passes() {
 
 #[tokio::test]
 async fn an_answer_of_the_clusters_waits_for_no_other_but_splits_none() {
-    let Between {
+    let Setup {
         mut resolver,
         mut server,
         shared,
         ..
-    } = between().await;
+    } = set_up().await;
     let both = [query(1, FOREIGN), query(2, OURS)].concat();
     resolver.write_all(&both).await.unwrap();
     assert_own(&message(&mut resolver).await, 2);
@@ -140,11 +140,11 @@ async fn an_answer_of_the_clusters_waits_for_no_other_but_splits_none() {
 
 #[tokio::test]
 async fn what_is_no_dns_passes_both_ways() {
-    let Between {
+    let Setup {
         mut resolver,
         mut server,
         ..
-    } = between().await;
+    } = set_up().await;
     resolver.write_all(b"SSH-2.0-a\r\n").await.unwrap();
     let mut seen = [0; 11];
     server.read_exact(&mut seen).await.unwrap();
@@ -158,12 +158,12 @@ async fn what_is_no_dns_passes_both_ways() {
 
 #[tokio::test]
 async fn the_end_of_one_side_is_the_end_of_that_side() {
-    let Between {
+    let Setup {
         mut resolver,
         mut server,
         task,
         ..
-    } = between().await;
+    } = set_up().await;
     let both = [query(1, FOREIGN), query(2, OURS)].concat();
     // And half a query, which the server may as well see.
     resolver.write_all(&both).await.unwrap();
@@ -189,7 +189,7 @@ async fn the_end_of_one_side_is_the_end_of_that_side() {
 
 #[tokio::test]
 async fn a_reset_of_either_side_is_a_reset_of_the_other() {
-    let of_server = between().await;
+    let of_server = set_up().await;
     let (mut resolver, server) = (of_server.resolver, of_server.server);
     SockRef::from(&server)
         .set_linger(Some(Duration::ZERO))
@@ -200,7 +200,7 @@ async fn a_reset_of_either_side_is_a_reset_of_the_other() {
     of_server.task.await.unwrap();
 
     // Also when the resolver has ended its side before.
-    let of_resolver = between().await;
+    let of_resolver = set_up().await;
     let (mut resolver, mut server) = (of_resolver.resolver, of_resolver.server);
     resolver.shutdown().await.unwrap();
     assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
@@ -208,9 +208,9 @@ async fn a_reset_of_either_side_is_a_reset_of_the_other() {
         .set_linger(Some(Duration::ZERO))
         .unwrap();
     drop(resolver);
-    // A read would tell of the end that it has seen before.
-    let told = timeout(Duration::from_secs(5), server.ready(Interest::ERROR)).await;
-    assert!(told.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_error())));
+    // A read would return the end of file again.
+    let reset = timeout(Duration::from_secs(5), server.ready(Interest::ERROR)).await;
+    assert!(reset.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_error())));
     let error = server.take_error().unwrap().unwrap();
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     of_resolver.task.await.unwrap();

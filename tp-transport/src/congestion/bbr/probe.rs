@@ -1,4 +1,4 @@
-//! When and how the window is lowered to see the path without a queue (ProbeRTT of the draft, section
+//! Lowers the window at times to measure the path without a queue (ProbeRTT of the draft, section
 //! 5.3.4).
 
 use std::time::{Duration, Instant};
@@ -8,8 +8,8 @@ use super::{
         rate::Sample,
         round::{Round, lower},
     },
-    Bbr, MIN_RTT_LIFETIME, PROBE_RTT_GAIN, PROBE_RTT_INTERVAL, PROBE_RTT_PAUSE, SOON, State,
-    WINDOW_GAIN,
+    Bbr, MIN_PROBE_RTT_INTERVAL, MIN_RTT_LIFETIME, PROBE_RTT_GAIN, PROBE_RTT_INTERVAL,
+    REPROBE_ROUNDS, State, WINDOW_GAIN,
 };
 
 impl Bbr {
@@ -17,11 +17,11 @@ impl Bbr {
         let since = now.saturating_duration_since(self.probe_rtt_at);
 
         since >= PROBE_RTT_INTERVAL
-            || self.soon.is_some_and(|round| self.rounds >= round)
-            || self.is_long(round) && since >= self.probe_rtt_pause
+            || self.reprobe_round.is_some_and(|round| self.rounds >= round)
+            || self.is_long(round) && since >= self.probe_rtt_interval
     }
 
-    /// Whether all of a round trip waited longer than the window accounts for.
+    /// True if all packets of a round trip waited longer than the window accounts for.
     pub(super) fn is_long(&self, round: &Round) -> bool {
         let expected = self.base_rtt().mul_f64(WINDOW_GAIN)
             + self.allowance()
@@ -33,19 +33,19 @@ impl Bbr {
     }
 
     pub(super) fn drain(&mut self, now: Instant) {
-        // Of a path that has become slower, a part of what used to fit would fill the queue.
+        // On a path that has become slower, even a part of its earlier capacity would fill the queue.
         let bytes = self.max_rate.latest() * self.base_rtt().as_secs_f64() * PROBE_RTT_GAIN;
         let window = (bytes as u64).max(self.min_window());
-        let patience = self
+        let round_trip = self
             .round
             .lowest_rtt
             .unwrap_or_default()
             .max(self.base_rtt());
-        self.soon = None;
+        self.reprobe_round = None;
         self.probed_rtt = self.base_rtt();
         self.state = State::Drain {
             window,
-            until: now + 4 * patience.max(self.allowance()),
+            until: now + 4 * round_trip.max(self.allowance()),
         };
     }
 
@@ -102,22 +102,22 @@ impl Bbr {
         if lowest <= base.mul_f64(1.125) + Duration::from_millis(1) {
             self.contradictions = 0;
             self.min_rtt_at = now;
-            self.probe_rtt_pause = (2 * self.probe_rtt_pause).min(PROBE_RTT_INTERVAL);
+            self.probe_rtt_interval = (2 * self.probe_rtt_interval).min(PROBE_RTT_INTERVAL);
             if self.probed_rtt > base.mul_f64(1.125) {
-                // Less in flight has shown a shorter path: the next may show more of it.
-                self.soon = Some(self.rounds + SOON);
+                // Fewer bytes in flight have shown a shorter path: the next probe may show more.
+                self.reprobe_round = Some(self.rounds + REPROBE_ROUNDS);
             }
             return;
         }
         self.contradictions += 1;
-        self.probe_rtt_pause = PROBE_RTT_PAUSE;
+        self.probe_rtt_interval = MIN_PROBE_RTT_INTERVAL;
         let is_old = now.saturating_duration_since(self.min_rtt_at) >= MIN_RTT_LIFETIME;
         if self.contradictions >= 2 || is_old {
             self.contradictions = 0;
             self.min_rtt = Some(lowest);
             self.min_rtt_at = now;
         } else {
-            self.soon = Some(self.rounds + SOON);
+            self.reprobe_round = Some(self.rounds + REPROBE_ROUNDS);
         }
     }
 }

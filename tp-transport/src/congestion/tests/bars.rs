@@ -1,4 +1,4 @@
-//! What a path, and those who use it too, may expect, on paths in virtual time.
+//! Bars for the controller, and for its fairness to other flows, on paths in virtual time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,16 +12,16 @@ use super::{
     wire::{Path, Wire},
 };
 
-/// Of what arrives.
-const SENT: f64 = 1.15;
-/// Of what the path could carry.
-const CARRIED: f64 = 0.85;
+/// Of the bytes that arrive.
+const MAX_SENT: f64 = 1.15;
+/// Of the path's capacity.
+const MIN_CARRIED: f64 = 0.85;
 /// Of the path, for each of two.
-const SHARE: f64 = 0.30;
+const MIN_SHARE: f64 = 0.30;
 /// Of an equal part of the path, for each of many.
-const PART_OF_MANY: f64 = 0.5;
+const MIN_PART_OF_MANY: f64 = 0.5;
 /// The start is over.
-const START: Duration = Duration::from_secs(2);
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 fn ours() -> Factory {
     let epoch = Arc::new(PathEpoch::default());
@@ -87,24 +87,24 @@ fn paths() -> Vec<Path> {
     ]
 }
 
-/// By the first flow, of what the path could carry.
+/// By the first flow, as a part of the path's capacity.
 fn carried(wire: &Wire, path: Path, from: Duration, to: Duration) -> f64 {
     wire.arrived(0, from, to) / (path.bytes_per_second() * (to - from).as_secs_f64())
 }
 
-/// A bulk alone on its path keeps the bars; otherwise what it did instead.
+/// Checks that a bulk alone on its path keeps the bars; the error describes what it did instead.
 fn judge(path: Path, wire: &Wire, end: Duration) -> Result<(), String> {
     let sent = wire.sent(0, Duration::ZERO, end) / wire.arrived(0, Duration::ZERO, end);
-    let carried = carried(wire, path, START, end);
-    let queue = wire.longest_wait(START, end);
+    let carried = carried(wire, path, SETTLED_AFTER, end);
+    let queue = wire.longest_wait(SETTLED_AFTER, end);
     let told = format!(
         "{path:?}: sent {sent:.3}, carried {carried:.3}, queue {queue:?} {:?}",
         wire.lost
     );
     println!("{told}");
-    let is_kept = sent <= SENT
-        && carried >= CARRIED
-        // What the far end lets wait is in flight as well.
+    let is_kept = sent <= MAX_SENT
+        && carried >= MIN_CARRIED
+        // Packets that wait at the far end are in flight as well.
         && queue <= path.rtt.mul_f64(1.5).max(ms(10)) + path.gather
         && wire.lost.is_empty();
 
@@ -163,7 +163,7 @@ fn random_loss_costs_no_rate() {
 
     let wire = run.go();
 
-    let carried = carried(&wire, path, START, end);
+    let carried = carried(&wire, path, SETTLED_AFTER, end);
     assert!(carried >= 0.95, "{carried}");
 }
 
@@ -185,7 +185,7 @@ fn a_path_that_gets_longer_shorter_slower_or_faster_is_filled_again() {
         let carried = carried(&wire, after, settled, end);
         let queue = wire.longest_wait(settled, end);
         let told = format!("{before:?} {after:?}: carried {carried:.3}, queue {queue:?}");
-        assert!(carried >= CARRIED, "{told}");
+        assert!(carried >= MIN_CARRIED, "{told}");
         assert!(queue <= after.rtt.mul_f64(1.5).max(ms(10)), "{told}");
     }
 }
@@ -207,7 +207,7 @@ fn a_bulk_with_a_slow_reader_empties_the_queue_of_a_path_that_gets_slower() {
     let carried = carried(&wire, slow, settled, end);
     let queue = wire.longest_wait(settled, end);
     let told = format!("carried {carried:.3}, queue {queue:?}");
-    assert!(carried >= CARRIED, "{told}");
+    assert!(carried >= MIN_CARRIED, "{told}");
     assert!(queue <= ms(10), "{told}");
 }
 
@@ -255,7 +255,7 @@ fn requests_and_pauses_do_not_spoil_the_bulk_that_follows() {
         assert!(carried >= (4 << 20) as f64, "{second} s: {carried}");
     }
     let sent = wire.sent(0, Duration::ZERO, end) / wire.arrived(0, Duration::ZERO, end);
-    assert!(sent <= SENT, "{sent}");
+    assert!(sent <= MAX_SENT, "{sent}");
 }
 
 /// Shares of all flows once all are there.
@@ -300,7 +300,7 @@ fn tcp_beside_keeps_its_share_and_so_does_the_tunnel_whoever_is_first() {
 
             let told = format!("{path:?}, TCP first: {is_tcp_first}: {shares:.3?}");
             println!("{told}");
-            assert!(shares.iter().all(|share| *share >= SHARE), "{told}");
+            assert!(shares.iter().all(|share| *share >= MIN_SHARE), "{told}");
         }
     }
 }
@@ -318,7 +318,7 @@ fn two_tunnels_share_a_path() {
         let shares = shares(run, 3 * second);
 
         assert!(
-            shares.iter().all(|share| *share >= SHARE),
+            shares.iter().all(|share| *share >= MIN_SHARE),
             "{path:?}: {shares:.3?}"
         );
     }
@@ -339,7 +339,7 @@ fn many_tunnels_share_a_path() {
 
         let shares = shares(run, 4 * second);
 
-        let least = PART_OF_MANY / f64::from(count);
+        let least = MIN_PART_OF_MANY / f64::from(count);
         assert!(
             shares.iter().all(|share| *share >= least),
             "{count}: {shares:.3?}"
@@ -390,11 +390,11 @@ fn ends_that_get_no_processor_for_a_while_do_not_fill_the_queue() {
 
         let wire = run.go();
 
-        let carried = carried(&wire, path, START, end);
-        let queue = wire.wait_of_most(START, end);
+        let carried = carried(&wire, path, SETTLED_AFTER, end);
+        let queue = wire.wait_of_most(SETTLED_AFTER, end);
         let told = format!("{path:?}: carried {carried:.3}, queue {queue:?}");
         println!("{told}");
-        assert!(carried >= CARRIED, "{told}");
+        assert!(carried >= MIN_CARRIED, "{told}");
         assert!(queue <= path.rtt.max(ms(12)), "{told}");
     }
 }

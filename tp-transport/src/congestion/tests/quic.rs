@@ -28,11 +28,11 @@ use crate::{
 /// As many as quinn asks for at once.
 const SEGMENTS: usize = 10;
 const BLOCK: [u8; 16 << 10] = [7; 16 << 10];
-/// What a reader leaves unread unless told otherwise.
+/// Bytes that a reader leaves unread by default.
 const UNREAD: u32 = 8 << 20;
 const TICK: Duration = Duration::from_millis(1);
 
-/// What the application has to send.
+/// The application's data to send.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Demand {
     Endless,

@@ -14,22 +14,22 @@ use super::tcp::Segment;
 /// Headers of IPv4, UDP and Ethernet.
 pub(super) const HEADERS: usize = 42;
 const BUCKET: Duration = Duration::from_millis(10);
-/// In which an end is kept from the processor once.
+/// Once in each an end gets no processor.
 const TURN: Duration = Duration::from_millis(50);
 
-/// What lies between two ends.
+/// The network between two ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Path {
     pub(super) mbit: u64,
-    /// Without any queue, there and back.
+    /// Round-trip time without a queue.
     pub(super) rtt: Duration,
-    /// How long what fits in the queue takes to leave it.
+    /// The time that a full queue takes to drain.
     pub(super) queue: Duration,
-    /// What leaves at once after a pause, in bytes.
+    /// Bytes that leave at once after a pause.
     pub(super) burst: u64,
-    /// Whatever returns is up to this much later.
+    /// Packets that return are up to this much later.
     pub(super) jitter: Duration,
-    /// What arrives at the far end waits for the next multiple of this, as on a radio link.
+    /// Packets that arrive at the far end wait for the next multiple of this, as on a radio link.
     pub(super) gather: Duration,
     /// The longest time for which an end gets no processor: once in each [`TURN`], for any part of it.
     pub(super) stall: Duration,
@@ -99,7 +99,7 @@ impl Ord for Delivery {
     }
 }
 
-/// What one flow put into the wire, and what came out of it, in steps of [`BUCKET`].
+/// The bytes of one flow that entered and left the wire, in steps of [`BUCKET`].
 #[derive(Debug, Default, Clone)]
 pub(super) struct Counts {
     sent: Vec<u64>,
@@ -241,7 +241,7 @@ impl Wire {
         sum(&self.counts[flow].arrived, from, to)
     }
 
-    /// What nine of ten steps between two moments kept below.
+    /// The bound that nine of ten steps between two moments kept below.
     pub(super) fn wait_of_most(&self, from: Duration, to: Duration) -> Duration {
         let (from, to) = buckets(from, to, self.waits.len());
         let mut waits = self.waits[from..to].to_vec();

@@ -30,7 +30,7 @@ fn a_session_that_opens_many_streams_loses_the_oldest_that_it_has_not_proven() {
     assert!(!other.orphaned.is_cancelled(), "of another session");
 }
 
-/// Behind one NAT a port is given to another once whoever had it has left it.
+/// Behind one NAT a port goes to another client once its owner has left it.
 #[test]
 fn an_address_that_is_anothers_by_now_is_not_taken_from_them() {
     let side = ServerSide::default();
@@ -84,7 +84,7 @@ fn prove(side: &ServerSide, peer: &PeerPaths, counter: u64, port: u16) {
     assert!(side.udp_probe(&probe, nat(port)).is_some());
 }
 
-/// Whose a port is, by the id of their keys, as long as QUIC reads what comes from there.
+/// The owner of a port, by the id of the keys, as long as QUIC reads datagrams from there.
 fn owner(side: &ServerSide, port: u16) -> Option<u64> {
     let admitted = side.admit_udp(nat(port))?;
     let remotes = read(&side.remotes);

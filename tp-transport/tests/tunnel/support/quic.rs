@@ -1,4 +1,4 @@
-//! A QUIC client that is none of ours.
+//! A foreign QUIC client.
 
 use std::sync::Arc;
 

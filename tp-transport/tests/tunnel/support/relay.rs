@@ -1,4 +1,4 @@
-//! What stands between a client's UDP and the server.
+//! A relay between a client's UDP and the server.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -8,7 +8,7 @@ use std::{
 use tokio::net::UdpSocket;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Which end a datagram comes from.
+/// The end that a datagram comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Client,

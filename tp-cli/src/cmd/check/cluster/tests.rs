@@ -7,10 +7,10 @@ use crate::{
     fake_api_server::{self, refused},
 };
 
-/// What an API server says: to a request's path and body, a status and an object.
+/// Answers of an API server: from path and body to status and object.
 type Answer = fn(&str, &str) -> (u16, Value);
 
-/// What is found of a cluster whose API server answers so.
+/// The checks of a cluster whose API server answers so.
 async fn found(answer: Answer) -> Vec<Check> {
     let kubeconfig =
         fake_api_server::kubeconfig(move |asked| answer(&asked.path, &asked.body)).await;
@@ -154,7 +154,7 @@ async fn a_refusal_to_look_at_pods_is_not_called_a_pod_that_is_not_ready() {
     assert!(!last.message.contains("ready"), "{found:?}");
 }
 
-/// A replica's key stays published where it ended without a word, and nobody may look at its pod.
+/// The key of a crashed replica stays published, and users may not read its pod.
 #[tokio::test]
 async fn a_pod_that_is_ready_serves_whatever_is_said_of_another() {
     let found = found(|path, body| match path.split('?').next() {

@@ -1,17 +1,16 @@
-//! One look at every UDP address, at somebody's request. Its answers prove no path: they say what
-//! was so at that moment.
+//! Probes every UDP address, on request. The answers prove no path: they are a snapshot.
 
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-/// What a look has found of one address.
+/// The result of a survey for one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CandidateStatus {
     /// The address that was asked.
     pub address: SocketAddr,
-    /// Round-trip time of the fastest answer; nothing if there was none.
+    /// Round-trip time of the fastest answer; `None` without one.
     pub rtt: Option<Duration>,
 }
 
@@ -23,13 +22,13 @@ struct Sent {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Look {
+pub(super) struct Survey {
     sent: Vec<Sent>,
     found: Vec<CandidateStatus>,
 }
 
-impl Look {
-    /// Forgets what an earlier look has found.
+impl Survey {
+    /// Starts over: forgets earlier results.
     pub(super) fn begin(&mut self, addresses: impl Iterator<Item = SocketAddr>) {
         self.sent.clear();
         self.found = addresses

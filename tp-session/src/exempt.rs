@@ -1,5 +1,5 @@
-//! The API server and the proxy on the way to it: they stay what they are, also where the
-//! cluster's networks contain their addresses.
+//! The API server and the proxy before it, whose addresses are never steered, even if the cluster's
+//! networks contain them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,22 +14,22 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// For one name.
-const LOOKUP_LIMIT: Duration = Duration::from_secs(5);
-/// Names are asked for again so often: load balancers change their addresses without a word.
-const LOOK: Duration = Duration::from_secs(30);
-/// Programs may use an address for long that they once got.
-const KEPT: Duration = Duration::from_secs(60 * 60);
-/// Addresses that are kept; the ones seen last stay.
+/// Bounds the lookup of one name.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Load balancers change their addresses without notice.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(30);
+/// Programs may go on using an address that they once resolved.
+const ADDRESS_LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// The most addresses that are kept: those seen last.
 const MAX_ADDRESSES: usize = 64;
 
-pub(super) struct Spared {
+pub(super) struct ExemptHosts {
     hosts: Vec<String>,
     seen: BTreeMap<IpAddr, Instant>,
 }
 
-impl Spared {
-    /// Of URLs; empty ones are none.
+impl ExemptHosts {
+    /// The hosts of `urls`, without empty ones.
     pub(super) fn of(urls: &[&str]) -> Self {
         Self {
             hosts: urls.iter().filter_map(|url| host(url)).collect(),
@@ -37,11 +37,11 @@ impl Spared {
         }
     }
 
-    /// All addresses that the names have and had. A name that does not resolve keeps those it had.
-    pub(super) async fn look(&mut self) -> BTreeSet<IpNet> {
+    /// Returns all addresses that the names have and had. A name that does not resolve keeps its own.
+    pub(super) async fn resolve(&mut self) -> BTreeSet<IpNet> {
         let now = Instant::now();
         for host in &self.hosts {
-            match timeout(LOOKUP_LIMIT, lookup_host((host.as_str(), 0))).await {
+            match timeout(LOOKUP_TIMEOUT, lookup_host((host.as_str(), 0))).await {
                 Ok(Ok(found)) => self.seen.extend(found.map(|it| (it.ip(), now))),
                 Ok(Err(error)) => tracing::debug!(%error, "Name to spare does not resolve"),
                 Err(_) => tracing::debug!("Name to spare does not resolve in time"),
@@ -53,11 +53,11 @@ impl Spared {
     }
 
     /// Publishes every change until aborted.
-    pub(super) async fn watch(mut self, spared: watch::Sender<BTreeSet<IpNet>>) {
+    pub(super) async fn watch(mut self, exempt: watch::Sender<BTreeSet<IpNet>>) {
         loop {
-            sleep(LOOK).await;
-            let found = self.look().await;
-            spared.send_if_modified(|old| {
+            sleep(LOOKUP_INTERVAL).await;
+            let found = self.resolve().await;
+            exempt.send_if_modified(|old| {
                 let is_new = *old != found;
                 *old = found;
                 is_new
@@ -67,7 +67,7 @@ impl Spared {
 }
 
 fn forget(seen: &mut BTreeMap<IpAddr, Instant>, now: Instant) {
-    seen.retain(|_, last| now.duration_since(*last) < KEPT);
+    seen.retain(|_, last| now.duration_since(*last) < ADDRESS_LIFETIME);
     while seen.len() > MAX_ADDRESSES {
         let oldest = seen.iter().min_by_key(|(_, last)| **last);
         let Some(oldest) = oldest.map(|(address, _)| *address) else {
@@ -81,10 +81,10 @@ fn forget(seen: &mut BTreeMap<IpAddr, Instant>, now: Instant) {
 fn host(url: &str) -> Option<String> {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
-    let place = authority.rsplit_once('@').map_or(authority, |(_, it)| it);
-    let host = match place.strip_prefix('[') {
+    let host_port = authority.rsplit_once('@').map_or(authority, |(_, it)| it);
+    let host = match host_port.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => place.split(':').next().unwrap_or_default(),
+        None => host_port.split(':').next().unwrap_or_default(),
     };
 
     (!host.is_empty()).then(|| host.to_owned())
@@ -118,13 +118,13 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_and_names_are_spared_and_what_was_seen_stays() {
-        let mut spared = Spared::of(&[
+        let mut exempt = ExemptHosts::of(&[
             "https://10.96.0.1",
             "https://localhost:1",
             "https://x.invalid",
         ]);
 
-        let found = spared.look().await;
+        let found = exempt.resolve().await;
 
         assert!(
             found.contains(&"10.96.0.1/32".parse().unwrap()),
@@ -134,18 +134,18 @@ mod tests {
             found.contains(&"127.0.0.1/32".parse().unwrap()),
             "{found:?}"
         );
-        spared.hosts = vec!["x.invalid".to_owned()];
-        assert_eq!(spared.look().await, found);
+        exempt.hosts = vec!["x.invalid".to_owned()];
+        assert_eq!(exempt.resolve().await, found);
     }
 
     #[test]
     fn old_addresses_are_forgotten_and_their_number_is_bounded() {
-        let now = Instant::now() + 2 * KEPT;
+        let now = Instant::now() + 2 * ADDRESS_LIFETIME;
         let address = |n: u32| IpAddr::from(n.to_be_bytes());
         let mut seen: BTreeMap<_, _> = (0..100)
             .map(|n| (address(n), now - Duration::from_secs(u64::from(n))))
             .collect();
-        seen.insert(address(1000), now - KEPT);
+        seen.insert(address(1000), now - ADDRESS_LIFETIME);
 
         forget(&mut seen, now);
 

@@ -1,4 +1,4 @@
-//! Whether a further `tp connect` asks for the connection that is there.
+//! Checks whether another `tp connect` asks for the existing connection.
 
 use tp_proto::{
     crd::UserInfo,
@@ -7,12 +7,12 @@ use tp_proto::{
 };
 
 use super::super::{
-    cluster::{Named, Place},
+    cluster::{ClusterConfig, Destination},
     connection::Connection,
 };
 
 /// Variables that differ from shell to shell and mean nothing to a credential plugin.
-const OF_A_TERMINAL: [&str; 12] = [
+const TERMINAL_VARIABLES: [&str; 12] = [
     "_",
     "COLUMNS",
     "LINES",
@@ -27,12 +27,12 @@ const OF_A_TERMINAL: [&str; 12] = [
     "WINDOWID",
 ];
 
-/// Refuses a request for anything but what `connection` is, and says what differs.
+/// Refuses a request that differs from `connection`, and says how.
 pub(super) async fn check(connection: &Connection, request: &ConnectRequest) -> Result<(), Fault> {
-    let wanted = Named::read(request)?;
-    let mut differences = places(&connection.place, &wanted.place);
-    differences.extend(flags(&connection.request, request));
-    // It would not be steered, and nobody would say so.
+    let wanted = ClusterConfig::read(request)?;
+    let mut differences = destination_differences(&connection.destination, &wanted.destination);
+    differences.extend(flag_differences(&connection.request, request));
+    // The command would silently not be steered.
     if connection.cgroup != connection.request.cgroup && connection.cgroup != request.command_cgroup
     {
         differences.push(format!(
@@ -42,28 +42,29 @@ pub(super) async fn check(connection: &Connection, request: &ConnectRequest) -> 
     }
     if differences.is_empty() && may_be_another(&connection.request, request, wanted.has_plugin()) {
         let wanted = wanted.client(request).await?;
-        differences.extend(users(&connection.user, &wanted.user().await?));
+        differences.extend(user_differences(&connection.user, &wanted.user().await?));
     }
     if differences.is_empty() {
         return Ok(());
     }
 
-    Err(refusal(&connection.place, &differences))
+    Err(refusal(&connection.destination, &differences))
 }
 
-/// Whether the same names may lead to another user: another file may hold other credentials, and
-/// credential plugins go by variables of the shell.
+/// Returns whether the same names may lead to another user: another file may hold other credentials,
+/// and credential plugins read variables of the shell.
 fn may_be_another(here: &ConnectRequest, wanted: &ConnectRequest, has_plugin: bool) -> bool {
-    let telling = |request: &ConnectRequest| {
+    let relevant_variables = |request: &ConnectRequest| {
         let mut variables = request.shell.clone().unwrap_or_default().variables;
-        variables.retain(|name, _| !OF_A_TERMINAL.contains(&name.as_str()));
+        variables.retain(|name, _| !TERMINAL_VARIABLES.contains(&name.as_str()));
         variables
     };
 
-    here.kubeconfigs != wanted.kubeconfigs || (has_plugin && telling(here) != telling(wanted))
+    here.kubeconfigs != wanted.kubeconfigs
+        || (has_plugin && relevant_variables(here) != relevant_variables(wanted))
 }
 
-fn refusal(here: &Place, differences: &[String]) -> Fault {
+fn refusal(here: &Destination, differences: &[String]) -> Fault {
     let whom = here.impersonate.as_ref().map(|user| format!(" as {user}"));
     let message = format!(
         "already connected to context {}, namespace {} ({}){}: for {}, run `tp quit` first",
@@ -77,7 +78,7 @@ fn refusal(here: &Place, differences: &[String]) -> Fault {
     Fault::new(FaultKind::AlreadyConnected, message)
 }
 
-fn places(here: &Place, wanted: &Place) -> Vec<String> {
+fn destination_differences(here: &Destination, wanted: &Destination) -> Vec<String> {
     [
         difference("context", &here.context, &wanted.context),
         difference("API server", &here.server, &wanted.server),
@@ -104,8 +105,8 @@ fn places(here: &Place, wanted: &Place) -> Vec<String> {
     .collect()
 }
 
-/// What is not asked for may be as it is.
-fn flags(here: &ConnectRequest, wanted: &ConnectRequest) -> Vec<String> {
+/// A flag that is not given does not differ.
+fn flag_differences(here: &ConnectRequest, wanted: &ConnectRequest) -> Vec<String> {
     let asked = |what, here: &str, wanted: &str, default: &str| {
         difference(what, here, wanted).filter(|_| wanted != default)
     };
@@ -141,7 +142,7 @@ fn flags(here: &ConnectRequest, wanted: &ConnectRequest) -> Vec<String> {
     .collect()
 }
 
-fn users(here: &UserInfo, wanted: &UserInfo) -> Vec<String> {
+fn user_differences(here: &UserInfo, wanted: &UserInfo) -> Vec<String> {
     [
         difference("user", &here.username, &wanted.username),
         difference("groups", &list(&here.groups), &list(&wanted.groups)),
@@ -178,8 +179,8 @@ fn transport(transport: Transport) -> &'static str {
 mod tests {
     use super::*;
 
-    fn place() -> Place {
-        Place {
+    fn destination() -> Destination {
+        Destination {
             context: "lab".into(),
             server: "https://192.0.2.1:6443".into(),
             proxy: String::new(),
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn every_part_of_a_place_counts() {
-        let other = Place {
+        let other = Destination {
             context: "prod".into(),
             server: "https://192.0.2.2:6443".into(),
             proxy: String::new(),
@@ -204,9 +205,9 @@ mod tests {
             impersonate_groups: vec!["ops".into()],
         };
 
-        assert!(places(&place(), &place()).is_empty());
+        assert!(destination_differences(&destination(), &destination()).is_empty());
         assert_eq!(
-            places(&place(), &other),
+            destination_differences(&destination(), &other),
             [
                 "context prod (not lab)",
                 "API server https://192.0.2.2:6443 (not https://192.0.2.1:6443)",
@@ -227,14 +228,14 @@ mod tests {
         };
         let mut wanted = here.clone();
         wanted.also_proxy.reverse();
-        assert!(flags(&here, &wanted).is_empty());
+        assert!(flag_differences(&here, &wanted).is_empty());
 
         wanted.also_proxy.pop();
         wanted.never_proxy = vec!["10.3.0.1/32".into()];
         wanted.mapped_namespaces = vec!["shop".into()];
         wanted.set_transport(Transport::Udp);
         assert_eq!(
-            flags(&here, &wanted),
+            flag_differences(&here, &wanted),
             [
                 "--mapped-namespaces shop (not none)",
                 "--also-proxy 10.2.0.0/16 (not 10.1.0.0/16,10.2.0.0/16)",
@@ -242,12 +243,12 @@ mod tests {
                 "--transport udp (not auto)",
             ]
         );
-        assert!(flags(&wanted, &ConnectRequest::default()).is_empty());
+        assert!(flag_differences(&wanted, &ConnectRequest::default()).is_empty());
     }
 
     #[test]
     fn a_refusal_names_the_connection_the_difference_and_the_remedy() {
-        let fault = refusal(&place(), &["user bob (not dev)".into()]);
+        let fault = refusal(&destination(), &["user bob (not dev)".into()]);
 
         assert_eq!(fault.kind, FaultKind::AlreadyConnected);
         assert_eq!(

@@ -1,24 +1,25 @@
-//! The Session objects that a connection has asked the API server for, so that each is deleted when
-//! it serves nobody any more, also one whose making was given up half-way.
+//! The Session objects that a connection has asked the API server for, so that each is deleted when it
+//! is no longer used, even if its creation was given up half-way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use futures::{StreamExt as _, stream};
+use tp_process::sync;
 
 use super::super::cluster::{Cluster, Deletion};
 
 /// Deletions under way at once.
 const PARALLEL: usize = 4;
 
-/// Their names, and whether the API server has said that it made them.
+/// The names of the objects, each with whether the API server has confirmed its creation.
 #[derive(Debug, Default)]
-pub(super) struct Made(Mutex<BTreeMap<String, bool>>);
+pub(super) struct SessionObjects(Mutex<BTreeMap<String, bool>>);
 
-impl Made {
-    /// The API server is about to be asked for it.
+impl SessionObjects {
+    /// Notes that the API server is about to be asked for `name`.
     pub(super) fn begin(&self, name: &str) {
         self.lock().insert(name.to_owned(), false);
     }
@@ -29,7 +30,7 @@ impl Made {
         }
     }
 
-    /// The API server has refused it.
+    /// Notes that the API server has refused `name`.
     pub(super) fn refused(&self, name: &str) {
         self.lock().remove(name);
     }
@@ -38,7 +39,7 @@ impl Made {
         self.lock().keys().cloned().collect()
     }
 
-    /// Whether the API server has answered.
+    /// Deletes `name`; returns whether the API server has answered.
     pub(super) async fn delete(&self, cluster: &Cluster, name: &str) -> bool {
         let deletion = cluster.delete_session(name).await;
         self.deleted(name, deletion);
@@ -46,7 +47,7 @@ impl Made {
         deletion != Deletion::Failed
     }
 
-    /// What is not there may still come, while whoever asked for it has no answer.
+    /// An absent object may still be created while the request for it has no answer.
     fn deleted(&self, name: &str, deletion: Deletion) {
         let mut names = self.lock();
         let is_there = names.get(name).copied().unwrap_or_default();
@@ -71,7 +72,7 @@ impl Made {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 
@@ -81,18 +82,18 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_deleted_once_more() {
-        let made = Made::default();
-        made.begin("a");
+        let objects = SessionObjects::default();
+        objects.begin("a");
 
-        made.deleted("a", Deletion::Absent);
-        made.deleted("a", Deletion::Failed);
-        assert_eq!(made.names().len(), 1);
+        objects.deleted("a", Deletion::Absent);
+        objects.deleted("a", Deletion::Failed);
+        assert_eq!(objects.names().len(), 1);
 
-        made.answered("a");
-        made.deleted("a", Deletion::Absent);
-        assert!(made.names().is_empty());
-        made.begin("b");
-        made.deleted("b", Deletion::Done);
-        assert!(made.names().is_empty());
+        objects.answered("a");
+        objects.deleted("a", Deletion::Absent);
+        assert!(objects.names().is_empty());
+        objects.begin("b");
+        objects.deleted("b", Deletion::Done);
+        assert!(objects.names().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What the root daemon hands over for one connection.
+//! The data path that the root daemon opens for one connection.
 
 use std::{fs::File, io, net::Ipv4Addr, sync::Arc};
 
@@ -18,14 +18,14 @@ use super::{
     steer,
 };
 
-pub(super) struct Opened {
+pub(super) struct OpenedDatapath {
     pub(super) root: Arc<RootLink>,
-    /// To which steering is limited; empty if it is not.
+    /// The cgroup to which steering is limited; empty if it is not.
     pub(super) cgroup: String,
     pub(super) handover: Handover,
 }
 
-impl Opened {
+impl OpenedDatapath {
     pub(super) async fn open(root: RootLink, cgroup: &str, avoid: &[IpNet]) -> Result<Self, Fault> {
         let scope = if cgroup.is_empty() {
             Scope::User
@@ -58,9 +58,9 @@ impl Opened {
         })
     }
 
-    /// The same, or another one that suits what is known only now: the cluster's networks, and
-    /// whether parts of it run on this machine.
-    pub(super) async fn suited(
+    /// Opens another one if this does not suit what is known only now: the cluster's networks, and
+    /// whether parts of the cluster run on this machine.
+    pub(super) async fn reopen_if_needed(
         self,
         request: &ConnectRequest,
         wishes: &Wishes,
@@ -68,20 +68,20 @@ impl Opened {
     ) -> Result<Self, Fault> {
         let mut cgroup = request.cgroup.clone();
         if cgroup.is_empty() && rustix::process::geteuid().is_root() {
-            cgroup = around_the_cluster(request, networks).await?;
+            cgroup = cgroup_beside_cluster(request, networks).await?;
         }
         if cgroup == self.cgroup
             && !steer::collides(&local::of_datapath(self.handover.datapath()), networks)
         {
             return Ok(self);
         }
-        // The first goes when the second is there: a root daemon may end with its last session.
+        // The first is closed after the second is open: a root daemon may end with its last session.
         let root = RootLink::connect().await?;
         Self::open(root, &cgroup, &[networks, &wishes.also].concat()).await
     }
 }
 
-/// Only these matter to whoever chooses aliases.
+/// Returns whether `network` overlaps the range from which aliases are chosen.
 fn may_hold_aliases(network: &IpNet) -> bool {
     const RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 4);
 
@@ -91,14 +91,17 @@ fn may_hold_aliases(network: &IpNet) -> bool {
     }
 }
 
-/// The cgroup to which a session of root keeps, where it would take connections of the cluster's
-/// own components otherwise.
-async fn around_the_cluster(request: &ConnectRequest, networks: &[IpNet]) -> Result<String, Fault> {
+/// The cgroup to which a session of root is limited on a machine that runs parts of a cluster; empty on
+/// any other.
+async fn cgroup_beside_cluster(
+    request: &ConnectRequest,
+    networks: &[IpNet],
+) -> Result<String, Fault> {
     let local = Observer::open(Ipv4Addr::UNSPECIFIED)
         .map_err(|error| failed("the network of this machine cannot be read", &error))?
         .read()
         .await?;
-    let Some(found) = node::found(networks, &local) else {
+    let Some(found) = node::detect(networks, &local) else {
         return Ok(String::new());
     };
     if request.command_cgroup.is_empty() && request.for_command {

@@ -1,9 +1,9 @@
-//! Names of the cluster that lead outside its networks: what they lead to is steered while it is in
+//! Addresses outside the cluster's networks that names of the cluster lead to. They are steered while in
 //! use, so that the manager decides who may connect there.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -16,26 +16,27 @@ use tp_core::{
     outside::{self, Outside},
     steering::Local,
 };
+use tp_process::sync;
 
-/// Of one answer; further ones are not steered.
-const MOST_OF_ONE: usize = 16;
-/// An answer waits for the root daemon, and goes out when that does not answer either.
-const STEER_LIMIT: Duration = Duration::from_secs(1);
-const SWEEP: Duration = Duration::from_secs(15);
+/// The most addresses of one answer that are steered.
+const MAX_PER_ANSWER: usize = 16;
+/// An answer waits for the root daemon this long, and then goes out all the same.
+const STEER_TIMEOUT: Duration = Duration::from_secs(1);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 
-pub(super) struct Leads {
+pub(super) struct ExternalAddresses {
     /// This machine's own networks.
     local: watch::Receiver<Local>,
     /// The name servers in use.
     servers: watch::Receiver<Vec<SocketAddrV4>>,
     known: Mutex<Outside>,
-    /// For the root daemon.
+    /// Addresses that the root daemon is to steer.
     wanted: watch::Sender<Vec<Ipv4Addr>>,
-    /// What the root daemon has.
+    /// Addresses that the root daemon steers.
     steered: watch::Sender<Vec<Ipv4Addr>>,
 }
 
-impl Leads {
+impl ExternalAddresses {
     pub(super) fn new(
         local: watch::Receiver<Local>,
         servers: watch::Receiver<Vec<SocketAddrV4>>,
@@ -49,9 +50,9 @@ impl Leads {
         }
     }
 
-    /// Before `answer` goes out, so that a program that connects at once is steered already.
+    /// Steers the addresses of `answer` before it goes out, so that a program may connect at once.
     pub(super) async fn learn(&self, answer: &[u8], is_cluster: impl Fn(Ipv4Addr) -> bool) {
-        let mut found = dns::addresses(answer, MOST_OF_ONE);
+        let mut found = dns::addresses(answer, MAX_PER_ANSWER);
         found.retain(|it| !is_cluster(*it));
         if !found.is_empty() {
             self.steer(found).await;
@@ -75,19 +76,19 @@ impl Leads {
         }
         let mut steered = self.steered.subscribe();
         let all = steered.wait_for(|steered| found.iter().all(|it| steered.contains(it)));
-        if timeout(STEER_LIMIT, all).await.is_err() {
+        if timeout(STEER_TIMEOUT, all).await.is_err() {
             tracing::info!(?found, "Root daemon does not steer what a name leads to");
         }
     }
 
-    /// A connection goes there.
+    /// Notes a connection to `address`.
     pub(super) fn used(&self, address: Ipv4Addr) {
         self.known().renew(address, Instant::now());
     }
 
     /// Forgets what is not in use, until aborted.
     pub(super) async fn forget(&self) {
-        let mut sweep = interval(SWEEP);
+        let mut sweep = interval(SWEEP_INTERVAL);
         loop {
             sweep.tick().await;
             let has_changed = self.known().forget(Instant::now());
@@ -97,12 +98,12 @@ impl Leads {
         }
     }
 
-    /// Every change of what is to be steered.
+    /// The addresses to steer, with every change.
     pub(super) fn wanted(&self) -> watch::Receiver<Vec<Ipv4Addr>> {
         self.wanted.subscribe()
     }
 
-    pub(super) fn is_steered(&self, addresses: Vec<Ipv4Addr>) {
+    pub(super) fn set_steered(&self, addresses: Vec<Ipv4Addr>) {
         self.steered.send_replace(addresses);
     }
 
@@ -112,12 +113,12 @@ impl Leads {
 
     fn publish(&self) {
         let known = self.known();
-        // Under the lock: the newest comes last.
+        // Under the lock, so that the newest list comes last.
         self.wanted.send_replace(known.addresses());
     }
 
     fn known(&self) -> MutexGuard<'_, Outside> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.known)
     }
 }
 
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
     use crate::shared::Shared;
 
-    const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+    const EXTERNAL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
     fn shared() -> Shared {
         let shared = Shared::new(Zone::new("cluster.local", "shop", []));
@@ -140,23 +141,23 @@ mod tests {
     #[tokio::test]
     async fn an_answer_waits_until_what_it_leads_to_is_steered() {
         let shared = shared();
-        let mut wanted = shared.leads.wanted();
+        let mut wanted = shared.external.wanted();
         let root = async {
-            let asked = timeout(STEER_LIMIT, wanted.changed()).await;
+            let asked = timeout(STEER_TIMEOUT, wanted.changed()).await;
             asked.unwrap().unwrap();
             let addresses = wanted.borrow().clone();
-            shared.leads.is_steered(addresses);
+            shared.external.set_steered(addresses);
         };
 
-        tokio::join!(shared.leads.steer(vec![ELSEWHERE]), root);
+        tokio::join!(shared.external.steer(vec![EXTERNAL]), root);
 
-        assert_eq!(shared.leads.steered(), [ELSEWHERE]);
+        assert_eq!(shared.external.steered(), [EXTERNAL]);
     }
 
     #[tokio::test]
     async fn what_is_this_machines_or_its_name_servers_is_not_steered() {
         let shared = shared();
-        let wanted = shared.leads.wanted();
+        let wanted = shared.external.wanted();
         let found = ["127.0.0.1", "169.254.169.254", "192.0.2.53", "198.51.100.7"];
         let found = found.map(|it| it.parse().unwrap()).to_vec();
         let local = Local {
@@ -168,12 +169,12 @@ mod tests {
         };
         shared.local.send_replace(local.clone());
 
-        shared.leads.steer(found).await;
+        shared.external.steer(found).await;
         assert!(wanted.borrow().is_empty());
 
         let shared = self::shared();
         shared.local.send_replace(local);
-        shared.leads.steer(vec![ELSEWHERE]).await;
-        assert_eq!(*shared.leads.wanted().borrow(), [ELSEWHERE]);
+        shared.external.steer(vec![EXTERNAL]).await;
+        assert_eq!(*shared.external.wanted().borrow(), [EXTERNAL]);
     }
 }

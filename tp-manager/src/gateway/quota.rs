@@ -1,5 +1,5 @@
-//! What one session, and one user with all their sessions, may hold at once: nobody takes the
-//! manager's room from the others.
+//! Quotas of one session, and of one user with all their sessions, so that none exhausts the
+//! manager for the others.
 
 use std::{
     collections::BTreeMap,
@@ -7,8 +7,7 @@ use std::{
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::sync::lock;
+use tp_process::sync::lock;
 
 /// Flows of one session, and of one user.
 const SESSION_FLOWS: usize = 4096;
@@ -16,36 +15,36 @@ const USER_FLOWS: usize = 16_384;
 /// Connected sessions of one user: a service account may serve many pipelines.
 const USER_SESSIONS: usize = 256;
 
-/// By the user's name.
+/// The quotas of users, by name.
 #[derive(Debug, Default)]
-pub(crate) struct Shares(Mutex<BTreeMap<String, Weak<UserShare>>>);
+pub(crate) struct Quotas(Mutex<BTreeMap<String, Weak<UserQuota>>>);
 
 #[derive(Debug)]
-struct UserShare {
+struct UserQuota {
     sessions: Arc<Semaphore>,
     flows: Arc<Semaphore>,
 }
 
-/// The share of one connected session; given back when dropped.
+/// The quota of one connected session; released when dropped.
 #[derive(Debug)]
-pub(super) struct Share {
-    user: Arc<UserShare>,
+pub(super) struct Quota {
+    user: Arc<UserQuota>,
     flows: Arc<Semaphore>,
     _session: OwnedSemaphorePermit,
 }
 
-/// One flow's place; given back when dropped.
+/// The permit of one flow; released when dropped.
 #[derive(Debug)]
 pub(super) struct FlowPermit {
     _session: OwnedSemaphorePermit,
     _user: OwnedSemaphorePermit,
 }
 
-impl Shares {
-    /// The share of another session of `user`; the error is a sentence for them.
-    pub(super) fn enter(&self, user: &str) -> Result<Share, String> {
-        let share = self.of(user);
-        let session = Arc::clone(&share.sessions)
+impl Quotas {
+    /// Admits another session of `user`; the error is a sentence for them.
+    pub(super) fn enter(&self, user: &str) -> Result<Quota, String> {
+        let quota = self.of(user);
+        let session = Arc::clone(&quota.sessions)
             .try_acquire_owned()
             .map_err(|_| {
                 format!(
@@ -54,31 +53,31 @@ impl Shares {
                 )
             })?;
 
-        Ok(Share {
-            user: share,
+        Ok(Quota {
+            user: quota,
             flows: Arc::new(Semaphore::new(SESSION_FLOWS)),
             _session: session,
         })
     }
 
-    fn of(&self, user: &str) -> Arc<UserShare> {
-        let mut shares = lock(&self.0);
-        if let Some(share) = shares.get(user).and_then(Weak::upgrade) {
-            return share;
+    fn of(&self, user: &str) -> Arc<UserQuota> {
+        let mut quotas = lock(&self.0);
+        if let Some(quota) = quotas.get(user).and_then(Weak::upgrade) {
+            return quota;
         }
-        shares.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(UserShare {
+        quotas.retain(|_, quota| quota.strong_count() > 0);
+        let quota = Arc::new(UserQuota {
             sessions: Arc::new(Semaphore::new(USER_SESSIONS)),
             flows: Arc::new(Semaphore::new(USER_FLOWS)),
         });
-        shares.insert(user.to_owned(), Arc::downgrade(&share));
+        quotas.insert(user.to_owned(), Arc::downgrade(&quota));
 
-        share
+        quota
     }
 }
 
-impl Share {
-    /// Room for another flow; the error is a sentence for the user.
+impl Quota {
+    /// Admits another flow; the error is a sentence for the user.
     pub(super) fn flow(&self) -> Result<FlowPermit, String> {
         let session = Arc::clone(&self.flows).try_acquire_owned();
         let user = Arc::clone(&self.user.flows).try_acquire_owned();
@@ -103,8 +102,8 @@ mod tests {
 
     #[test]
     fn a_session_is_refused_more_flows_than_its_share_and_others_are_not() {
-        let shares = Shares::default();
-        let (greedy, other) = (shares.enter("alice").unwrap(), shares.enter("bob").unwrap());
+        let quotas = Quotas::default();
+        let (greedy, other) = (quotas.enter("alice").unwrap(), quotas.enter("bob").unwrap());
         let mut flows: Vec<_> = (0..SESSION_FLOWS).map(|_| greedy.flow().unwrap()).collect();
 
         let refused = greedy.flow().unwrap_err();
@@ -120,9 +119,9 @@ mod tests {
 
     #[test]
     fn many_sessions_give_a_user_no_more_flows() {
-        let shares = Shares::default();
+        let quotas = Quotas::default();
         let sessions: Vec<_> = (0..=USER_FLOWS / SESSION_FLOWS)
-            .map(|_| shares.enter("alice").unwrap())
+            .map(|_| quotas.enter("alice").unwrap())
             .collect();
         let (last, full) = sessions.split_last().unwrap();
         let _flows: Vec<_> = full
@@ -131,29 +130,29 @@ mod tests {
             .collect();
 
         assert!(last.flow().unwrap_err().contains("sessions of this user"));
-        assert!(shares.enter("bob").unwrap().flow().is_ok());
+        assert!(quotas.enter("bob").unwrap().flow().is_ok());
     }
 
     #[test]
     fn a_user_connects_so_many_sessions_and_no_more() {
-        let shares = Shares::default();
+        let quotas = Quotas::default();
         let mut sessions: Vec<_> = (0..USER_SESSIONS)
-            .map(|_| shares.enter("robot").unwrap())
+            .map(|_| quotas.enter("robot").unwrap())
             .collect();
 
-        assert!(shares.enter("robot").unwrap_err().contains("256 sessions"));
-        assert!(shares.enter("alice").is_ok());
+        assert!(quotas.enter("robot").unwrap_err().contains("256 sessions"));
+        assert!(quotas.enter("alice").is_ok());
         sessions.pop();
-        assert!(shares.enter("robot").is_ok());
+        assert!(quotas.enter("robot").is_ok());
     }
 
     #[test]
     fn users_who_have_left_are_forgotten() {
-        let shares = Shares::default();
-        drop(shares.enter("alice").unwrap());
+        let quotas = Quotas::default();
+        drop(quotas.enter("alice").unwrap());
 
-        let _bob = shares.enter("bob").unwrap();
+        let _bob = quotas.enter("bob").unwrap();
 
-        assert_eq!(shares.0.lock().unwrap().len(), 1);
+        assert_eq!(quotas.0.lock().unwrap().len(), 1);
     }
 }
