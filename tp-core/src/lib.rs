@@ -39,6 +39,7 @@ pub mod keep_alive;
 pub mod outside;
 pub mod packet;
 pub mod path;
+pub mod sessions;
 pub mod steering;
 pub mod syn;
 pub mod verdict;

@@ -2,23 +2,42 @@
 //!
 //! The kernel takes the longest prefix; a network that is both included and excluded is excluded.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Sentences about one kind of network; further ones are only counted.
 const MAX_NOTICES: usize = 8;
 
-/// This machine's own: loopback, "this network", link-local, multicast, limited broadcast.
-const NEVER: [(Ipv4Addr, u8); 5] = [
-    (Ipv4Addr::LOCALHOST, 8),
-    (Ipv4Addr::UNSPECIFIED, 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::BROADCAST, 32),
+/// What is this machine, this link, or nobody in particular, whatever a session asks for: "this
+/// network", loopback, link-local, multicast and broadcast. Not 240.0.0.0/4, which some clouds give
+/// to pods.
+pub const NEVER_STEERED: [IpNet; 8] = [
+    v4([0, 0, 0, 0], 8),
+    v4([127, 0, 0, 0], 8),
+    v4([169, 254, 0, 0], 16),
+    v4([224, 0, 0, 0], 4),
+    v4([255, 255, 255, 255], 32),
+    v6([0, 0, 0, 0, 0, 0, 0, 0], 127),
+    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
 ];
 
-/// The user's changes to the cluster's networks, and the session's own exceptions.
+const fn v4([a, b, c, d]: [u8; 4], prefix_len: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix_len))
+}
+
+const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix_len: u8) -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert(
+        Ipv6Addr::new(a, b, c, d, e, f, g, h),
+        prefix_len,
+    ))
+}
+
+/// What the user wants beside the cluster's networks, and what the session itself needs.
 #[derive(Debug, Clone, Default)]
 pub struct Wishes {
     /// `--also-proxy`
@@ -83,10 +102,9 @@ pub struct Decision {
 /// True if `network` is never steered, whatever the user wishes: it lies in 127.0.0.0/8, 0.0.0.0/8,
 /// 169.254.0.0/16, 224.0.0.0/4 or 255.255.255.255/32.
 pub fn is_always_local(network: &IpNet) -> bool {
-    match network {
-        IpNet::V4(network) => never().any(|local| local.contains(network)),
-        IpNet::V6(_) => false,
-    }
+    let network = canonical(network);
+
+    NEVER_STEERED.iter().any(|local| local.contains(&network))
 }
 
 /// Decides which of the cluster's `networks` are steered on a machine with the networks `local`.
@@ -160,7 +178,7 @@ fn notices(networks: &[IpNet], wishes: &Wishes, local: &Local, links: &[&Link]) 
         .own
         .iter()
         .filter(|address| is_covered(Ipv4Net::from(**address)))
-        .filter(|address| !is_settled(IpNet::from(std::net::IpAddr::V4(**address))))
+        .filter(|address| !is_settled(IpNet::from(IpAddr::V4(**address))))
         .map(ToString::to_string)
         .collect();
     if !own.is_empty() {
@@ -271,12 +289,26 @@ fn within(network: &IpNet, outer: &Ipv4Net) -> bool {
     IpNet::V4(*outer).contains(network)
 }
 
-fn never() -> impl Iterator<Item = Ipv4Net> {
-    NEVER.into_iter().map(net)
+/// The network in the family that it is of: IPv4 has a mapped form in IPv6 (RFC 4291 section 2.5.5.2).
+pub(crate) fn canonical(network: &IpNet) -> IpNet {
+    const MAPPED_BITS: u8 = 96;
+
+    let network = network.trunc();
+    match (network, network.addr().to_canonical()) {
+        (IpNet::V6(v6), IpAddr::V4(v4)) if v6.prefix_len() >= MAPPED_BITS => {
+            IpNet::new_assert(v4.into(), v6.prefix_len() - MAPPED_BITS)
+        }
+        _ => network,
+    }
 }
 
-fn net((address, prefix_len): (Ipv4Addr, u8)) -> Ipv4Net {
-    Ipv4Net::new_assert(address, prefix_len).trunc()
+fn never() -> impl Iterator<Item = Ipv4Net> {
+    NEVER_STEERED
+        .into_iter()
+        .filter_map(|network| match network {
+            IpNet::V4(network) => Some(network),
+            IpNet::V6(_) => None,
+        })
 }
 
 #[cfg(test)]

@@ -66,25 +66,56 @@ impl AliasRange {
         }
     }
 
-    fn link(&self) -> Ipv4Net {
+    /// The network of the link.
+    pub fn link(&self) -> Ipv4Net {
         Ipv4Net::new(self.host, 24)
             .expect("a constant prefix length")
             .trunc()
     }
+}
 
-    fn is_free(&self, in_use: &[Ipv4Net], shortest: u8) -> bool {
-        in_use
+/// The addresses of networks, as intervals in order: a user may have very many networks, and every
+/// candidate is held against them.
+struct Taken(Vec<(u32, u32)>);
+
+impl Taken {
+    fn of(in_use: &[Ipv4Net], shortest: u8) -> Self {
+        let mut intervals: Vec<(u32, u32)> = in_use
             .iter()
             .filter(|network| network.prefix_len() >= shortest)
-            .all(|network| !overlap(network, &self.aliases) && !overlap(network, &self.link()))
+            .map(interval)
+            .collect();
+        intervals.sort_unstable();
+        // What lies within another one goes, so that the ends are in order as well.
+        intervals.dedup_by(|next, kept| next.1 <= kept.1);
+
+        Self(intervals)
     }
+
+    fn leaves(&self, range: &AliasRange) -> bool {
+        !self.overlaps(&range.aliases) && !self.overlaps(&range.link())
+    }
+
+    fn overlaps(&self, network: &Ipv4Net) -> bool {
+        let (first, last) = interval(network);
+        let place = self.0.partition_point(|taken| taken.1 < first);
+
+        self.0.get(place).is_some_and(|taken| taken.0 <= last)
+    }
+}
+
+fn interval(network: &Ipv4Net) -> (u32, u32) {
+    (network.network().into(), network.broadcast().into())
 }
 
 /// Chooses a range that overlaps none of the networks `in_use`; `seed` decides which one.
 pub fn choose(in_use: &[Ipv4Net], seed: u32) -> Option<AliasRange> {
     [SHORTEST_RANGE, SHORTEST_RANGE_AT_NEED]
         .into_iter()
-        .find_map(|shortest| candidates(seed).find(|range| range.is_free(in_use, shortest)))
+        .find_map(|shortest| {
+            let taken = Taken::of(in_use, shortest);
+            candidates(seed).find(|range| taken.leaves(range))
+        })
 }
 
 /// The index of `address` among the aliases `base .. base + count`.
@@ -100,15 +131,15 @@ fn candidates(seed: u32) -> impl Iterator<Item = AliasRange> {
     (0..CANDIDATES).map(move |n| AliasRange::candidate((start + n * STEP) % CANDIDATES))
 }
 
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
-    a.contains(b) || b.contains(a)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
+        a.contains(b) || b.contains(a)
+    }
 
     #[test]
     fn no_candidate_is_a_range_that_others_are_known_to_use() {
@@ -192,6 +223,29 @@ mod tests {
         assert_eq!(choose(&disguised, 5), choose(&[], 5));
         // The lesser evil: the whole class may be in use, but without a range nothing works.
         assert_eq!(choose(&[net("240.0.0.0/4")], 5), choose(&[], 5));
+    }
+
+    #[test]
+    fn what_is_chosen_overlaps_none_of_many_random_networks() {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let in_use: Vec<Ipv4Net> = (0..random.u32(..400))
+                .map(|_| {
+                    let address = Ipv4Addr::from(random.u32(0xf000_0000..));
+                    Ipv4Net::new(address, random.u8(9..=32)).unwrap().trunc()
+                })
+                .collect();
+            let is_free = |range: &AliasRange| {
+                let both = [range.aliases, range.link()];
+                !in_use
+                    .iter()
+                    .any(|it| both.iter().any(|own| overlap(it, own)))
+            };
+
+            let expected = candidates(seed as u32).find(is_free);
+            // Where there is none, /8s would be next to be ignored, of which there are none.
+            assert_eq!(choose(&in_use, seed as u32), expected, "seed {seed}");
+        }
     }
 
     #[test]
