@@ -13,6 +13,26 @@ pub fn check(whose: &str, version: &str) -> Result<(), Fault> {
     check_pair(whose, version, VERSION)
 }
 
+/// Refuses a root daemon of this version unless it speaks `ours` of its protocol.
+///
+/// # Errors
+///
+/// Of [`FaultKind::Failed`], saying what to do.
+pub fn check_root_protocol(version: &str, theirs: u32, ours: u32) -> Result<(), Fault> {
+    if theirs == ours {
+        return Ok(());
+    }
+
+    Err(Fault::new(
+        FaultKind::Failed,
+        format!(
+            "the root daemon (version {version}, protocol {theirs}) does not understand this tp \
+             (version {VERSION}, protocol {ours}): run `sudo tp-daemon install` of this release; one that \
+             `tp connect` has started itself ends with `tp quit --stop-daemons`"
+        ),
+    ))
+}
+
 fn check_pair(whose: &str, theirs: &str, ours: &str) -> Result<(), Fault> {
     let is_near = match (major_minor(theirs), major_minor(ours)) {
         (Some((their_major, their_minor)), Some((our_major, our_minor))) => {
@@ -64,5 +84,14 @@ mod tests {
         assert!(fault.message.contains("the traffic manager"), "{fault}");
         assert!(fault.message.contains("0.4.0"), "{fault}");
         assert!(fault.message.contains("0.1.0"), "{fault}");
+    }
+
+    #[test]
+    fn a_root_daemon_of_another_protocol_is_told_with_what_to_do() {
+        assert!(check_root_protocol("0.1.0", 2, 2).is_ok());
+
+        let fault = check_root_protocol("0.0.9", 1, 2).unwrap_err();
+        assert!(fault.message.contains("0.0.9"), "{fault}");
+        assert!(fault.message.contains("sudo tp-daemon install"), "{fault}");
     }
 }

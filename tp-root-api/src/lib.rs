@@ -3,16 +3,16 @@
 //! descriptors by SCM_RIGHTS.
 //!
 //! The connection is the lease: when it closes, the root daemon drops everything it made for it.
-//! Programs one minor version apart read each other's packets: fields are added, never given
-//! another meaning.
+//! Programs of one [`PROTOCOL`] read each other's packets: fields are added, never given another
+//! meaning.
 //!
 //! ```no_run
 //! use rustix::net::SocketFlags;
-//! use tp_root_api::{MAX_PACKET, Reply, Request, socket_path, wire};
+//! use tp_root_api::{MAX_PACKET, PROTOCOL, Reply, Request, socket_path, wire};
 //!
 //! let socket = wire::socket(SocketFlags::empty())?;
 //! wire::connect(&socket, &socket_path())?;
-//! let hello = Request::Hello { version: "0.1.0".into(), connects: false };
+//! let hello = Request::Hello { version: "0.1.0".into(), protocol: PROTOCOL, connects: false };
 //! wire::send(&socket, &hello, &[])?;
 //!
 //! let mut buffer = vec![0; MAX_PACKET];
@@ -29,7 +29,7 @@
 
 use std::{
     ffi::CStr,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -57,11 +57,15 @@ pub const PROCESS_NAME: &CStr = c"tp-daemon";
 /// Largest packet either side accepts, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
-/// Networks of a session at most, steered and excluded together.
-pub const MAX_NETWORKS: usize = 16 * 1024;
+/// Version of the requests and replies described here. A session is served by a root daemon of the
+/// same version; [`Request::Hello`] and its reply never change.
+pub const PROTOCOL: u32 = 2;
 
 /// Networks in one packet at most: any of them fit into [`MAX_PACKET`] bytes.
 pub const MAX_NETWORKS_PER_PACKET: usize = 1024;
+
+/// Overlaps in one reply at most.
+pub const MAX_OVERLAPS: usize = 64;
 
 /// A request of a peer. Each is answered by one [`Reply`], in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +75,9 @@ pub enum Request {
     Hello {
         /// The version of the peer, as `tp --version` has it.
         version: String,
+        /// [`PROTOCOL`] of the peer.
+        #[serde(default = "first_protocol")]
+        protocol: u32,
         /// A session is about to connect. A root daemon that ends with its last session also ends
         /// when the last such peer has gone and no session came.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -80,10 +87,9 @@ pub enum Request {
     /// (an open `/proc/self/ns/net`). At most one data path per connection, ever. Answered by
     /// [`Reply::Opened`].
     Open(OpenDatapath),
-    /// Replace the steered networks by these and those of the preceding parts. Needs a data path.
+    /// Change the steered networks. Needs a data path. Takes effect at once: whatever takes several
+    /// packets begins with what is excluded, so that no wider network steers it for a moment.
     Steer(Steer),
-    /// A part of the networks of the next [`Request::Steer`], if one packet cannot hold them all.
-    SteerPart(Steer),
     /// Replace the name servers whose port 53 is steered. Needs a data path.
     NameServers {
         /// At most 64, each with port 53.
@@ -91,6 +97,9 @@ pub enum Request {
     },
     /// Counters of the data path. Needs one. Answered by [`Reply::Counters`].
     Counters,
+    /// What other sessions of the same scope have of this one's networks and name servers, which
+    /// changes when they come and go. Needs a data path. Answered by [`Reply::Overlaps`].
+    Overlaps,
     /// Drop the data path and reply once the machine is as before. (Closing the socket does the same.)
     Close,
 }
@@ -100,6 +109,9 @@ pub enum Request {
 pub struct OpenDatapath {
     /// Whose sockets are steered.
     pub scope: Scope,
+    /// Steer UDP to the networks as well, not only to name servers: the session answers it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub udp: bool,
     /// Networks that the aliases must avoid, besides those that the machine knows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub avoid: Vec<IpNet>,
@@ -121,20 +133,34 @@ pub enum Scope {
     System,
 }
 
-/// Destination networks to steer. The longest match wins; on a tie `exclude` does.
+/// A change of the networks of a session, which has none at first. The longest match decides.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steer {
-    /// Networks to steer.
+    /// Networks to steer from now on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<IpNet>,
-    /// Networks to leave alone.
+    /// Networks to leave alone from now on, also if they are in `include`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<IpNet>,
-    /// The number of preceding parts that belong to this request; other parts are discarded.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub parts: u32,
+    /// Networks of which the session says nothing any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove: Vec<IpNet>,
 }
 
-fn is_zero(parts: &u32) -> bool {
-    *parts == 0
+/// A network or name server of a session that another one has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlap {
+    /// The network, or the address of the name server.
+    pub network: IpNet,
+    /// It is about port 53 alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_name_server: bool,
+    /// The process of the session that has it, as the PID namespace of the root daemon numbers it.
+    pub pid: u32,
+}
+
+fn first_protocol() -> u32 {
+    1
 }
 
 /// The answer to one [`Request`].
@@ -145,6 +171,9 @@ pub enum Reply {
     Hello {
         /// The version of the root daemon, as `tp --version` has it.
         version: String,
+        /// [`PROTOCOL`] of the root daemon.
+        #[serde(default = "first_protocol")]
+        protocol: u32,
         /// Its pid in its own PID namespace.
         pid: u32,
         /// It was started for one user, and ends with that user's last session.
@@ -157,6 +186,11 @@ pub enum Reply {
     Done,
     /// The counters of the data path.
     Counters(Counters),
+    /// What the session does not get.
+    Overlaps {
+        /// At most [`MAX_OVERLAPS`]; there may be more.
+        overlaps: Vec<Overlap>,
+    },
     /// The request was not carried out.
     Refused {
         /// The kind of fault that the session passes on.
@@ -182,18 +216,24 @@ pub enum RefusedKind {
 
 /// What the session needs to know about its data path.
 ///
-/// The alias table is an array of `alias_count` u32: element `i` is the real IPv4 address (network
-/// byte order) behind `alias_base + i`, 0 if the alias never stood for one. The heartbeat is one
+/// The alias table is an array of `alias_count` addresses of 16 bytes in network order, IPv4 in its
+/// mapped form (RFC 4291 section 2.5.5.2): element `i` is the real address behind the aliases
+/// `alias_base + i` and `alias_base6 + i`, 0 if they never stood for one. The heartbeat is one
 /// u64: the session writes CLOCK_BOOTTIME nanoseconds at least every 500 ms; port 53 passes
 /// unsteered when it is older than 2 s.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapath {
-    /// The first address of the aliases, a multiple of `alias_count`.
+    /// The first of the IPv4 aliases, a multiple of 65536.
     pub alias_base: Ipv4Addr,
+    /// The first of the IPv6 aliases, a multiple of 65536. They are reserved: no IPv6 socket
+    /// receives one yet.
+    pub alias_base6: Ipv6Addr,
     /// The number of aliases: a power of two, at most 65536.
     pub alias_count: u32,
     /// The source address that the workstation's side of the veth uses.
     pub host_address: Ipv4Addr,
+    /// The same for IPv6, reserved too.
+    pub host_address6: Ipv6Addr,
     /// The largest IP packet of the veth, in bytes.
     pub mtu: u32,
     /// The hooks of attached programs, as status shows them: "cgroup/connect4".

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
 use tp_root_api::{
-    Counters, Datapath, DropReason, MAX_NETWORKS_PER_PACKET, MAX_PACKET, OpenDatapath, RefusedKind,
-    Reply, Request, Scope, Steer,
+    Counters, Datapath, DropReason, MAX_NETWORKS_PER_PACKET, MAX_OVERLAPS, MAX_PACKET,
+    OpenDatapath, Overlap, PROTOCOL, RefusedKind, Reply, Request, Scope, Steer,
 };
 
 #[track_caller]
@@ -19,76 +19,78 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &T, text:
 
 #[test]
 fn requests_are_these_packets() {
-    let open = |scope| {
+    let open = |scope, udp| {
         Request::Open(OpenDatapath {
             scope,
+            udp,
             avoid: Vec::new(),
         })
     };
+    let hello = |connects| Request::Hello {
+        version: "0.1.0".into(),
+        protocol: PROTOCOL,
+        connects,
+    };
 
     golden(
-        &Request::Hello {
-            version: "0.1.0".into(),
-            connects: false,
-        },
-        r#"{"request":"hello","version":"0.1.0"}"#,
+        &hello(false),
+        r#"{"request":"hello","version":"0.1.0","protocol":2}"#,
     );
     golden(
-        &Request::Hello {
-            version: "0.1.0".into(),
-            connects: true,
-        },
-        r#"{"request":"hello","version":"0.1.0","connects":true}"#,
+        &hello(true),
+        r#"{"request":"hello","version":"0.1.0","protocol":2,"connects":true}"#,
     );
-    golden(&open(Scope::User), r#"{"request":"open","scope":"user"}"#);
     golden(
-        &open(Scope::System),
+        &open(Scope::User, false),
+        r#"{"request":"open","scope":"user"}"#,
+    );
+    golden(
+        &open(Scope::System, false),
         r#"{"request":"open","scope":"system"}"#,
     );
     golden(
-        &open(Scope::Cgroup {
-            path: "/sys/fs/cgroup/tp".into(),
-        }),
-        r#"{"request":"open","scope":{"cgroup":{"path":"/sys/fs/cgroup/tp"}}}"#,
-    );
-    golden(
-        &Request::Steer(Steer {
-            include: vec!["10.96.0.0/16".parse().unwrap()],
-            exclude: vec!["10.96.0.1/32".parse().unwrap()],
-            parts: 0,
-        }),
-        r#"{"request":"steer","include":["10.96.0.0/16"],"exclude":["10.96.0.1/32"]}"#,
+        &open(
+            Scope::Cgroup {
+                path: "/sys/fs/cgroup/tp".into(),
+            },
+            true,
+        ),
+        r#"{"request":"open","scope":{"cgroup":{"path":"/sys/fs/cgroup/tp"}},"udp":true}"#,
     );
     golden(
         &Request::Open(OpenDatapath {
             scope: Scope::User,
+            udp: false,
             avoid: vec!["241.0.0.0/8".parse().unwrap()],
         }),
         r#"{"request":"open","scope":"user","avoid":["241.0.0.0/8"]}"#,
     );
     golden(
         &Request::Steer(Steer {
-            include: vec!["10.96.0.0/16".parse().unwrap()],
-            exclude: Vec::new(),
-            parts: 2,
+            include: vec![
+                "10.96.0.0/16".parse().unwrap(),
+                "fd00::/112".parse().unwrap(),
+            ],
+            exclude: vec!["10.96.0.1/32".parse().unwrap()],
+            remove: vec!["10.244.0.0/16".parse().unwrap()],
         }),
-        r#"{"request":"steer","include":["10.96.0.0/16"],"exclude":[],"parts":2}"#,
+        concat!(
+            r#"{"request":"steer","include":["10.96.0.0/16","fd00::/112"],"#,
+            r#""exclude":["10.96.0.1/32"],"remove":["10.244.0.0/16"]}"#
+        ),
     );
-    golden(
-        &Request::SteerPart(Steer {
-            include: vec!["10.244.1.7/32".parse().unwrap()],
-            exclude: Vec::new(),
-            parts: 0,
-        }),
-        r#"{"request":"steer_part","include":["10.244.1.7/32"],"exclude":[]}"#,
-    );
+    golden(&Request::Steer(Steer::default()), r#"{"request":"steer"}"#);
     golden(
         &Request::NameServers {
-            servers: vec!["127.0.0.53:53".parse().unwrap()],
+            servers: vec![
+                "127.0.0.53:53".parse().unwrap(),
+                "[fd00::a]:53".parse().unwrap(),
+            ],
         },
-        r#"{"request":"name_servers","servers":["127.0.0.53:53"]}"#,
+        r#"{"request":"name_servers","servers":["127.0.0.53:53","[fd00::a]:53"]}"#,
     );
     golden(&Request::Counters, r#"{"request":"counters"}"#);
+    golden(&Request::Overlaps, r#"{"request":"overlaps"}"#);
     golden(&Request::Close, r#"{"request":"close"}"#);
 }
 
@@ -97,22 +99,49 @@ fn replies_are_these_packets() {
     golden(
         &Reply::Hello {
             version: "0.1.0".into(),
+            protocol: PROTOCOL,
             pid: 7,
             ends_with_last_session: true,
         },
-        r#"{"reply":"hello","version":"0.1.0","pid":7,"ends_with_last_session":true}"#,
+        concat!(
+            r#"{"reply":"hello","version":"0.1.0","protocol":2,"pid":7,"#,
+            r#""ends_with_last_session":true}"#
+        ),
     );
     golden(
         &Reply::Opened(Datapath {
-            alias_base: "198.18.1.0".parse().unwrap(),
+            alias_base: "241.2.0.0".parse().unwrap(),
+            alias_base6: "fd5a:1:2:3::".parse().unwrap(),
             alias_count: 256,
-            host_address: "198.18.0.1".parse().unwrap(),
+            host_address: "241.3.255.1".parse().unwrap(),
+            host_address6: "fd5a:1:2:3:0:1::".parse().unwrap(),
             mtu: 65521,
             hooks: vec!["cgroup/connect4".into()],
         }),
         concat!(
-            r#"{"reply":"opened","alias_base":"198.18.1.0","alias_count":256,"#,
-            r#""host_address":"198.18.0.1","mtu":65521,"hooks":["cgroup/connect4"]}"#
+            r#"{"reply":"opened","alias_base":"241.2.0.0","alias_base6":"fd5a:1:2:3::","#,
+            r#""alias_count":256,"host_address":"241.3.255.1","#,
+            r#""host_address6":"fd5a:1:2:3:0:1::","mtu":65521,"hooks":["cgroup/connect4"]}"#
+        ),
+    );
+    golden(
+        &Reply::Overlaps {
+            overlaps: vec![
+                Overlap {
+                    network: "10.96.0.0/16".parse().unwrap(),
+                    is_name_server: false,
+                    pid: 7,
+                },
+                Overlap {
+                    network: "127.0.0.53/32".parse().unwrap(),
+                    is_name_server: true,
+                    pid: 7,
+                },
+            ],
+        },
+        concat!(
+            r#"{"reply":"overlaps","overlaps":[{"network":"10.96.0.0/16","pid":7},"#,
+            r#"{"network":"127.0.0.53/32","is_name_server":true,"pid":7}]}"#
         ),
     );
     golden(&Reply::Done, r#"{"reply":"done"}"#);
@@ -153,6 +182,7 @@ fn fields_that_are_not_known_are_harmless() {
         request,
         Request::Hello {
             version: "0.2.0".into(),
+            protocol: 1,
             connects: false,
         }
     );
@@ -183,7 +213,7 @@ fn a_reason_for_drops_that_is_not_known_is_harmless() {
 }
 
 #[test]
-fn a_root_daemon_that_does_not_say_how_long_it_stays_stays() {
+fn programs_of_the_first_protocol_are_recognised_and_daemons_of_it_stay() {
     let old = r#"{"reply":"hello","version":"0.1.0","pid":7}"#;
 
     let read: Reply = serde_json::from_str(old).unwrap();
@@ -191,6 +221,7 @@ fn a_root_daemon_that_does_not_say_how_long_it_stays_stays() {
     assert!(matches!(
         read,
         Reply::Hello {
+            protocol: 1,
             ends_with_last_session: false,
             ..
         }
@@ -200,10 +231,26 @@ fn a_root_daemon_that_does_not_say_how_long_it_stays_stays() {
 #[test]
 fn a_packet_of_networks_is_no_larger_than_a_packet_may_be() {
     let longest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128";
-    let request = Request::SteerPart(Steer {
+    let request = Request::Steer(Steer {
         include: vec![longest.parse().unwrap(); MAX_NETWORKS_PER_PACKET],
         ..Steer::default()
     });
 
     assert!(serde_json::to_vec(&request).unwrap().len() <= MAX_PACKET);
+}
+
+#[test]
+fn a_reply_about_overlaps_is_no_larger_than_a_packet_may_be() {
+    let overlap = Overlap {
+        network: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"
+            .parse()
+            .unwrap(),
+        is_name_server: true,
+        pid: u32::MAX,
+    };
+    let reply = Reply::Overlaps {
+        overlaps: vec![overlap; MAX_OVERLAPS],
+    };
+
+    assert!(serde_json::to_vec(&reply).unwrap().len() <= MAX_PACKET);
 }
