@@ -1,9 +1,23 @@
 //! The types that may be copied byte for byte between user space and kernel.
 
-use crate::{NameServer, Settings};
+use crate::{
+    AliasUse, CandidateKey, GuardKey, NameServer, ScopeKey, ScopeSessions, SessionEntry, Settings,
+};
 
-// SAFETY: `repr(C)`, integers and byte arrays only, no padding (asserted beside the type).
-unsafe impl aya::Pod for Settings {}
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => {
+        // SAFETY: `repr(C)`, integers and byte arrays only, no padding (asserted beside each type).
+        $(unsafe impl aya::Pod for $type {})+
+    };
+}
 
-// SAFETY: as above.
-unsafe impl aya::Pod for NameServer {}
+pod!(
+    AliasUse,
+    CandidateKey,
+    GuardKey,
+    NameServer,
+    ScopeKey,
+    ScopeSessions,
+    SessionEntry,
+    Settings,
+);

@@ -1,18 +1,11 @@
-//! The settings of one data path's programs, constant once they are loaded.
+//! What the programs are told when they are loaded; constant from then on.
 
 /// Port 53 passes unsteered once the session's heartbeat is older than this, in nanoseconds.
 pub const HEARTBEAT_STALE_AFTER_NS: u64 = 2_000_000_000;
 
-/// Bits of [`Settings::scope`].
-pub mod scope {
-    /// Only sockets of `Settings::uid` without gained privileges.
-    pub const USER: u32 = 1;
-    /// Only tasks below `Settings::cgroup_id`.
-    pub const CGROUP: u32 = 2;
-}
-
-/// The name of a process that is never steered, padded with zeros, as the kernel keeps it.
-pub type ProcessName = [u8; 16];
+/// The name of a process that is never steered, padded with zeros, as the kernel keeps it: 16 bytes, in
+/// words so that the programs compare words.
+pub type ProcessName = [u64; 2];
 
 /// Offsets, in bytes, of the running kernel's fields of tasks and sockets.
 #[repr(C)]
@@ -61,40 +54,18 @@ pub struct KernelOffsets {
     pub socket_unicast_interface: u32,
 }
 
-/// The global `SETTINGS` of the programs. Numbers are in the machine's byte order.
+/// The global `SETTINGS` of the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// The network namespace whose sockets are steered, as SO_NETNS_COOKIE returns it.
-    pub netns_cookie: u64,
-    /// The set of capabilities, one bit each, that the session itself has; a task with others is
-    /// not steered.
-    pub capabilities: u64,
-    /// The cgroup whose tasks are steered, with [`scope::CGROUP`].
-    pub cgroup_id: u64,
+    /// The cgroup from which depths of cgroups are counted, by the number of its inode. In a
+    /// container it is not the kernel's root.
+    pub hierarchy: u64,
     /// Processes with this name are sessions and root daemons, whoever started them.
     pub exempt: ProcessName,
-    /// Bits of [`scope`].
-    pub scope: u32,
-    /// The user whose tasks are steered, with [`scope::USER`], as the initial user namespace
-    /// numbers it.
-    pub uid: u32,
-    /// The inode number of the user namespace in which capabilities count.
-    pub user_ns: u32,
-    /// The depth of [`Settings::cgroup_id`] below the root of the hierarchy.
-    pub cgroup_level: u32,
-    /// The address of the alias with index 0. In the machine's byte order, unlike addresses
-    /// elsewhere: the programs add indices to it.
-    pub alias_base: u32,
-    /// The netmask of the aliases, in the machine's byte order too.
-    pub alias_mask: u32,
-    /// The index of the inner end of the veth, in the private namespace.
-    pub veth_index: u32,
-    /// The index of the TUN, in the private namespace.
-    pub tun_index: u32,
-    /// The offsets of the kernel's fields that the programs read.
+    /// Where the kernel keeps what the programs read.
     pub offsets: KernelOffsets,
 }
 
 const _: () = assert!(size_of::<KernelOffsets>() == 80);
-const _: () = assert!(size_of::<Settings>() == 152);
+const _: () = assert!(size_of::<Settings>() == 104);

@@ -5,34 +5,29 @@
 //! has not reached are fresh.
 
 use std::{
-    io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     ops::Range,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::{
-    Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError as AyaError, Queue},
-};
-use tp_ebpf_common::{ALIAS_TABLE_LEN, AliasUse, FIRST_ALIAS_INDEX};
+use aya::maps::{Array, HashMap, MapData, MapError as AyaError, Queue};
+use ipnet::IpNet;
+use tp_ebpf_common::{ALIAS_TABLE_LEN, Address, AliasUse, FIRST_ALIAS_INDEX};
 
 use crate::{
-    MapError, Plan,
+    MapError,
     fds::{Access, Words},
-    map::{array, broken, take, typed},
+    map::{
+        ALIAS_TABLES, ALIAS_USES, ALIASES, FREE, NEXT_ALIAS, RESTING, address, broken, is_absent,
+    },
 };
 
-const ALIASES: &str = "ALIASES";
-const RESTING: &str = "RESTING";
-const FREE: &str = "FREE";
-const NEXT_ALIAS: &str = "NEXT_ALIAS";
-const ALIAS_USES: &str = "ALIAS_USES";
-
-/// The fields of an [`AliasUse`], as indices of 32-bit words, and their number.
+/// Words of one [`AliasUse`].
 const HANDED_OUT: usize = 0;
 const IS_PINNED: usize = 1;
 const USE_LEN: usize = 2;
+/// Words of one address.
+const REAL_LEN: usize = 4;
 
 /// An alias that stands for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,47 +40,77 @@ pub struct UsedAlias {
     pub is_pinned: bool,
 }
 
-/// The aliases of one data path. Only the owner of this value quarantines or frees them.
+/// The aliases of a session: of each index one address of each family.
+#[derive(Clone, Copy, Debug)]
+pub struct AliasBlock {
+    /// The IPv4 alias with index 0, a multiple of 65536, in the machine's byte order: `u32::from`
+    /// of an `Ipv4Addr`.
+    pub base4: u32,
+    /// The IPv6 alias with index 0; its last two bytes are 0.
+    pub base6: Ipv6Addr,
+    /// A power of two, at most 65536.
+    pub count: u32,
+}
+
+impl AliasBlock {
+    /// The networks of the aliases, of both families.
+    pub(crate) fn networks(&self) -> [IpNet; 2] {
+        let host_bits = self.count.ilog2() as u8;
+
+        [
+            IpNet::new_assert(Ipv4Addr::from(self.base4).into(), 32 - host_bits),
+            IpNet::new_assert(self.base6.into(), 128 - host_bits),
+        ]
+    }
+
+    /// As the programs look them up: without the last two bytes.
+    pub(crate) fn ranges(&self) -> [Address; 2] {
+        self.networks().map(|network| address(network.addr()))
+    }
+}
+
+/// The maps of a session that are about aliases.
+pub(crate) struct AliasMaps {
+    pub(crate) in_use: HashMap<MapData, Address, u32>,
+    pub(crate) resting: HashMap<MapData, Address, u32>,
+    pub(crate) free: Queue<MapData, u32>,
+    pub(crate) next: Array<MapData, u64>,
+    pub(crate) table: MapData,
+    pub(crate) uses: MapData,
+}
+
+/// The aliases of one session. They have no second owner: nobody else quarantines or frees them.
 pub struct Aliases {
-    in_use: HashMap<MapData, [u8; 4], u32>,
-    resting: HashMap<MapData, [u8; 4], u32>,
+    in_use: HashMap<MapData, Address, u32>,
+    resting: HashMap<MapData, Address, u32>,
     free: Queue<MapData, u32>,
     next: Array<MapData, u64>,
     reals: Words,
     uses: Words,
-    /// Kept open: programs that are loaded later refer to it by its descriptor.
-    _uses: Map,
-    base: u32,
-    count: u32,
+    block: AliasBlock,
 }
 
 impl Aliases {
-    pub(crate) fn take(ebpf: &mut Ebpf, table: &Map, plan: &Plan) -> Result<Self, MapError> {
-        let uses_map = take(ebpf, ALIAS_USES)?;
-        let mapped = |name, map, len, access| {
-            Words::map(array(name, map)?.fd(), len, access)
+    pub(crate) fn new(maps: AliasMaps, block: AliasBlock) -> Result<Self, MapError> {
+        let mapped = |name, map: &MapData, words_each, access| {
+            Words::map(map.fd(), ALIAS_TABLE_LEN * words_each, access)
                 .map_err(|source| MapError::Descriptor { name, source })
         };
-        let reals = mapped("ALIAS_TABLE", table, ALIAS_TABLE_LEN, Access::Read)?;
-        let len = ALIAS_TABLE_LEN * USE_LEN;
-        let uses = mapped(ALIAS_USES, &uses_map, len, Access::ReadWrite)?;
 
         Ok(Self {
-            in_use: typed(ebpf, ALIASES)?,
-            resting: typed(ebpf, RESTING)?,
-            free: typed(ebpf, FREE)?,
-            next: typed(ebpf, NEXT_ALIAS)?,
-            reals,
-            uses,
-            _uses: uses_map,
-            base: plan.alias_base,
-            count: plan.alias_count,
+            reals: mapped(ALIAS_TABLES, &maps.table, REAL_LEN, Access::Read)?,
+            uses: mapped(ALIAS_USES, &maps.uses, USE_LEN, Access::ReadWrite)?,
+            in_use: maps.in_use,
+            resting: maps.resting,
+            free: maps.free,
+            next: maps.next,
+            block,
         })
     }
 
     /// The indices of all aliases.
     pub fn indices(&self) -> Range<u32> {
-        FIRST_ALIAS_INDEX..self.count.max(FIRST_ALIAS_INDEX)
+        FIRST_ALIAS_INDEX..self.block.count.max(FIRST_ALIAS_INDEX)
     }
 
     /// The number of aliases that have ever stood for an address.
@@ -94,7 +119,7 @@ impl Aliases {
     ///
     /// Those of bpf(2).
     pub fn ever_used(&self) -> Result<u32, MapError> {
-        let capacity = self.count.saturating_sub(FIRST_ALIAS_INDEX);
+        let capacity = self.block.count.saturating_sub(FIRST_ALIAS_INDEX);
         let next = self.next.get(&0, 0).map_err(broken(NEXT_ALIAS))?;
 
         Ok(u32::try_from(next).map_or(capacity, |next| next.min(capacity)))
@@ -119,9 +144,9 @@ impl Aliases {
         Ok(used)
     }
 
-    /// The alias itself, which sockets have as the address of their peer.
+    /// The address that IPv4 sockets have as their peer.
     pub fn address(&self, index: u32) -> Ipv4Addr {
-        Ipv4Addr::from(self.base | index)
+        Ipv4Addr::from(self.block.base4 | index)
     }
 
     /// True for an alias that must never stand for another address.
@@ -180,11 +205,14 @@ impl Aliases {
         Ok(true)
     }
 
-    fn real(&self, index: u32) -> [u8; 4] {
-        self.reals
-            .word(index as usize)
-            .load(Ordering::Acquire)
-            .to_ne_bytes()
+    fn real(&self, index: u32) -> Address {
+        let mut real = Address::default();
+        for (place, bytes) in real.chunks_exact_mut(size_of::<u32>()).enumerate() {
+            let word = self.reals.word(index as usize * REAL_LEN + place);
+            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
+        }
+
+        real
     }
 
     fn use_of(&self, index: u32, word: usize) -> &AtomicU32 {
@@ -193,23 +221,16 @@ impl Aliases {
 }
 
 const _: () = assert!(size_of::<AliasUse>() == USE_LEN * size_of::<u32>());
+const _: () = assert!(size_of::<Address>() == REAL_LEN * size_of::<u32>());
 
 fn lookup(
-    map: &HashMap<MapData, [u8; 4], u32>,
+    map: &HashMap<MapData, Address, u32>,
     name: &'static str,
-    real: &[u8; 4],
+    real: &Address,
 ) -> Result<Option<u32>, MapError> {
     match map.get(real, 0) {
         Ok(index) => Ok(Some(index)),
         Err(AyaError::KeyNotFound) => Ok(None),
         Err(error) => Err(broken(name)(error)),
-    }
-}
-
-fn is_absent(error: &AyaError) -> bool {
-    match error {
-        AyaError::KeyNotFound => true,
-        AyaError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,
-        _ => false,
     }
 }

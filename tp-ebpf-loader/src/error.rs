@@ -22,6 +22,17 @@ pub enum LoadError {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    /// The kernel's verifier, or a limit, keeps a program from being loaded.
+    #[error("the kernel does not load the program {program}")]
+    Rejected {
+        /// The name of the program in the object.
+        program: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+        /// What the verifier has to say, in many lines.
+        log: String,
+    },
     /// The object is of another version.
     #[error("the eBPF object lacks {name}")]
     Missing {
@@ -68,16 +79,6 @@ pub enum MapError {
         /// The kernel's error.
         #[source]
         source: io::Error,
-    },
-    /// More entries were wanted than a map takes; it stays as it was.
-    #[error("{count} entries do not fit into map {name}, which takes {limit}")]
-    TooMany {
-        /// The name of the map in the object.
-        name: &'static str,
-        /// The number of entries that were wanted.
-        count: usize,
-        /// The number of entries that the map takes.
-        limit: usize,
     },
 }
 

@@ -4,24 +4,37 @@
 //! dies. [`DataPath`] lists the hooks and the kernels that have them.
 //!
 //! ```no_run
-//! use std::{fs::File, net::Ipv4Addr};
+//! use std::{fs::File, net::Ipv4Addr, os::unix::fs::MetadataExt};
 //!
-//! use tp_ebpf_loader::{DataPath, Plan, kernel_offsets};
+//! use tp_ebpf_loader::{AliasBlock, DataPath, Interfaces, SessionMaps, SessionPlan, kernel_offsets};
 //!
-//! # fn cookie() -> u64 { 1 }
-//! let plan = Plan {
-//!     netns_cookie: cookie(),
-//!     exempt: c"tp-daemon",
-//!     alias_base: u32::from(Ipv4Addr::new(243, 2, 0, 0)),
-//!     alias_count: 65536,
-//!     offsets: kernel_offsets()?,
-//!     ..Plan::default()
+//! let hierarchy = File::open("/sys/fs/cgroup")?;
+//! let root = hierarchy.metadata()?.ino();
+//! let mut data_path = DataPath::load(c"tp-daemon", kernel_offsets()?, root)?;
+//! data_path.attach_cgroup(hierarchy)?;
+//!
+//! let slot = 0;
+//! let maps = SessionMaps::create()?;
+//! let aliases = AliasBlock {
+//!     base4: u32::from(Ipv4Addr::new(243, 2, 0, 0)),
+//!     base6: "fd5a:1234:5678:1::".parse()?,
+//!     count: 65536,
 //! };
-//! let mut data_path = DataPath::load(&plan)?;
-//! data_path.maps_mut().steer(&["10.96.0.0/16".parse()?], &[])?;
-//! // Before this, make the link to the aliases: `attach_inner`, `attach_host`.
-//! data_path.attach_cgroup(File::open("/sys/fs/cgroup")?)?;
-//! println!("{}", data_path.hooks().join(", "));
+//! // Here the way to the aliases is made: `attach_inner`, `attach_host`.
+//! let (maps, mut networks, _aliases) = maps.into_parts(aliases)?;
+//! data_path.maps().slots()?.put(slot, &maps)?;
+//! let plan = SessionPlan {
+//!     id: 1,
+//!     netns: 1,
+//!     cgroup: None,
+//!     user: None,
+//!     udp: false,
+//!     aliases,
+//!     interfaces: Interfaces::default(),
+//! };
+//! data_path.maps_mut().announce(slot, &plan)?;
+//! networks.set("10.96.0.0/16".parse()?, Some(true))?;
+//! // Here a scope and its candidates lead to the session: `set_scope`, `set_candidate`.
 //! # Ok::<_, Box<dyn std::error::Error>>(())
 //! ```
 
@@ -29,17 +42,19 @@
 
 mod aliases;
 mod btf;
-mod bundle;
+mod data_path;
 mod error;
 mod fds;
 mod map;
 mod maps;
-mod plan;
+mod session;
+mod slots;
 
-pub use aliases::{Aliases, UsedAlias};
+pub use aliases::{AliasBlock, Aliases, UsedAlias};
 pub use btf::kernel_offsets;
-pub use bundle::DataPath;
+pub use data_path::{DataPath, SessionLinks};
 pub use error::{BtfError, LoadError, MapError};
-pub use maps::{CounterValue, Maps, NEVER_STEERED, is_map_alive};
-pub use plan::{CgroupScope, Interfaces, Plan, UserScope};
+pub use maps::{CounterValue, Maps, ScopeTask, is_map_alive};
+pub use session::{Interfaces, Networks, SessionMaps, SessionPlan, UserScope};
+pub use slots::{SlotMaps, Slots};
 pub use tp_ebpf_common::{ALIAS_TABLE_LEN, Counter, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets};

@@ -1,192 +1,315 @@
-//! The maps of one data path.
+//! The maps that all sessions share.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
-};
+use std::{io, net::SocketAddr, os::fd::AsRawFd};
 
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{
-        HashMap, LpmTrie, Map, MapData, MapError as AyaError, MapInfo, PerCpuArray, SockMap,
-        lpm_trie::Key,
+        Array, HashMap, LpmTrie, MapData, MapError as AyaError, MapInfo, PerCpuArray, PerCpuValues,
+        SockMap, lpm_trie::Key,
     },
+    util::nr_cpus,
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tp_ebpf_common::{Counter, NameServer, SteerAction};
+use ipnet::IpNet;
+use tp_ebpf_common::{
+    Address, CandidateKey, Counter, Direction, GuardKey, GuardRule, LISTENER, MAX_CGROUP_LEVELS,
+    MAX_PER_SCOPE, NameServer, SOCKETS_PER_SESSION, ScopeKey, ScopeSessions, SessionEntry,
+    UDP_SOCKET,
+};
 
 use crate::{
-    MapError, Plan,
-    aliases::Aliases,
-    fds,
-    map::{array, broken, copy, take, typed},
+    MapError, SessionPlan,
+    map::{address, broken, gone, prefix, typed},
+    slots::{Arrays, Slots},
 };
 
-const STEER4: &str = "STEER4";
-const STEER6: &str = "STEER6";
+const CANDIDATES: &str = "CANDIDATES";
+const SCOPES: &str = "SCOPES";
+const CGROUP_LEVELS: &str = "CGROUP_LEVELS";
+const SESSIONS: &str = "SESSIONS";
 const NAME_SERVERS: &str = "NAME_SERVERS";
-const ALIAS_TABLE: &str = "ALIAS_TABLE";
-const HEARTBEAT: &str = "HEARTBEAT";
+const RANGES: &str = "RANGES";
+const INTERFACES: &str = "INTERFACES";
+const GUARDS: &str = "GUARDS";
 const COUNTERS: &str = "COUNTERS";
-const LISTENERS: &str = "LISTENERS";
-
-/// At most half of the capacity of the programs' maps: new entries are added before old ones are
-/// removed. Includes [`NEVER_STEERED`].
-const MAX_NETWORKS: usize = 16 * 1024 + NEVER_STEERED.len();
-
-/// Networks that are never steered, whatever a session asks for: "this network", loopback, link-local,
-/// multicast and broadcast. Not 240.0.0.0/4, which some clouds give to pods.
-pub const NEVER_STEERED: [IpNet; 8] = [
-    v4([0, 0, 0, 0], 8),
-    v4([127, 0, 0, 0], 8),
-    v4([169, 254, 0, 0], 16),
-    v4([224, 0, 0, 0], 4),
-    v4([255, 255, 255, 255], 32),
-    v6([0, 0, 0, 0, 0, 0, 0, 0], 127),
-    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
-    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
-];
-
-const fn v4([a, b, c, d]: [u8; 4], prefix_len: u8) -> IpNet {
-    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix_len))
-}
-
-const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix_len: u8) -> IpNet {
-    IpNet::V6(Ipv6Net::new_assert(
-        Ipv6Addr::new(a, b, c, d, e, f, g, h),
-        prefix_len,
-    ))
-}
-
-const MAX_NAME_SERVERS: usize = 64;
+const SOCKETS: &str = "SOCKETS";
 
 /// A counter and its sum over all processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterValue {
     /// The counted event.
     pub counter: Counter,
-    /// Events since the programs were loaded.
+    /// Events of the session since it was opened.
     pub value: u64,
 }
 
-/// The maps of one data path that user space changes or reads.
+/// The key of a scope: whose sockets the sessions of the scope steer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScopeTask {
+    /// The network namespace of the sockets, as SO_NETNS_COOKIE tells it (Linux 5.14).
+    pub netns: u64,
+    /// The cgroup in or below which the tasks are: the number of its directory's inode.
+    pub cgroup: Option<u64>,
+    /// The user of the tasks; everybody's without one.
+    pub uid: Option<u32>,
+}
+
+impl ScopeTask {
+    fn key(self) -> ScopeKey {
+        let uid = self.uid.unwrap_or(ScopeKey::EVERYBODY);
+
+        ScopeKey::new(self.netns, self.cgroup.unwrap_or(0), uid)
+    }
+}
+
+/// The maps that all sessions share. A session is known by its slot, below 64.
 pub struct Maps {
-    steer4: LpmTrie<MapData, [u8; 4], u32>,
-    steer6: LpmTrie<MapData, [u8; 16], u32>,
-    /// The contents of the tries.
-    steered4: Networks<[u8; 4]>,
-    steered6: Networks<[u8; 16]>,
+    candidates: LpmTrie<MapData, CandidateKey, u32>,
+    scopes: HashMap<MapData, ScopeKey, ScopeSessions>,
+    cgroup_levels: HashMap<MapData, ScopeKey, [u32; MAX_CGROUP_LEVELS]>,
+    sessions: Array<MapData, SessionEntry>,
     name_servers: HashMap<MapData, NameServer, u32>,
+    ranges: HashMap<MapData, Address, u32>,
+    interfaces: HashMap<MapData, u32, u32>,
+    guards: LpmTrie<MapData, GuardKey, u32>,
     counters: PerCpuArray<MapData, u64>,
-    listeners: SockMap<MapData>,
-    alias_table: Map,
-    heartbeat: Map,
-    aliases: Option<Aliases>,
+    sockets: SockMap<MapData>,
+    arrays: Arrays,
 }
 
 impl Maps {
-    pub(crate) fn take(ebpf: &mut Ebpf, plan: &Plan) -> Result<Self, MapError> {
-        let alias_table = take(ebpf, ALIAS_TABLE)?;
-        // Frozen, because a read-only descriptor could not be mapped at all.
-        fds::freeze(array(ALIAS_TABLE, &alias_table)?.fd()).map_err(|source| {
-            MapError::Descriptor {
-                name: ALIAS_TABLE,
-                source,
-            }
-        })?;
-
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self, MapError> {
         Ok(Self {
-            steer4: typed(ebpf, STEER4)?,
-            steer6: typed(ebpf, STEER6)?,
-            steered4: Networks::new(),
-            steered6: Networks::new(),
+            candidates: typed(ebpf, CANDIDATES)?,
+            scopes: typed(ebpf, SCOPES)?,
+            cgroup_levels: typed(ebpf, CGROUP_LEVELS)?,
+            sessions: typed(ebpf, SESSIONS)?,
             name_servers: typed(ebpf, NAME_SERVERS)?,
+            ranges: typed(ebpf, RANGES)?,
+            interfaces: typed(ebpf, INTERFACES)?,
+            guards: typed(ebpf, GUARDS)?,
             counters: typed(ebpf, COUNTERS)?,
-            listeners: typed(ebpf, LISTENERS)?,
-            aliases: Some(Aliases::take(ebpf, &alias_table, plan)?),
-            alias_table,
-            heartbeat: take(ebpf, HEARTBEAT)?,
+            sockets: typed(ebpf, SOCKETS)?,
+            arrays: Arrays::take(ebpf)?,
         })
     }
 
-    /// Replaces the steered networks. The longest prefix wins; on a tie `exclude` does, and
-    /// nothing includes what is [`NEVER_STEERED`]. While it runs, a destination meets the old or
-    /// the new entry; if there are both, it always meets one.
+    /// The arrays of the maps of each session, to change them while others change the rest.
     ///
     /// # Errors
     ///
-    /// [`MapError::TooMany`] for more than 16384 networks of a family, and those of bpf(2), after
-    /// which a part may have been replaced.
-    pub fn steer(&mut self, include: &[IpNet], exclude: &[IpNet]) -> Result<(), MapError> {
-        let mut wanted4 = BTreeMap::new();
-        let mut wanted6 = BTreeMap::new();
-        let is_local = |network: &IpNet| NEVER_STEERED.iter().any(|local| local.contains(network));
-        let include = include.iter().filter(|network| !is_local(network));
-        let exclude = exclude.iter().chain(&NEVER_STEERED);
-        let actions = include
-            .map(|network| (network, SteerAction::Include))
-            .chain(exclude.map(|network| (network, SteerAction::Exclude)));
-        for (network, action) in actions {
-            match network.trunc() {
-                IpNet::V4(n) => {
-                    let key = (u32::from(n.prefix_len()), n.addr().octets());
-                    wanted4.insert(key, action as u32);
-                }
-                IpNet::V6(n) => {
-                    let key = (u32::from(n.prefix_len()), n.addr().octets());
-                    wanted6.insert(key, action as u32);
-                }
-            }
-        }
-        fits(STEER4, wanted4.len(), MAX_NETWORKS)?;
-        fits(STEER6, wanted6.len(), MAX_NETWORKS)?;
-
-        replace(&mut self.steer4, &mut self.steered4, &wanted4).map_err(broken(STEER4))?;
-        replace(&mut self.steer6, &mut self.steered6, &wanted6).map_err(broken(STEER6))
+    /// Those of dup(2).
+    pub fn slots(&self) -> Result<Slots, MapError> {
+        self.arrays.slots()
     }
 
-    /// Replaces the name servers whose port is steered.
+    /// Begins to count for a session.
     ///
     /// # Errors
     ///
-    /// [`MapError::TooMany`] for more than 64, and those of bpf(2), after which a part may have
-    /// been replaced.
-    pub fn set_name_servers(&mut self, servers: &[SocketAddr]) -> Result<(), MapError> {
-        let wanted: Vec<NameServer> = servers.iter().map(name_server).collect();
-        fits(NAME_SERVERS, wanted.len(), MAX_NAME_SERVERS)?;
-
-        let have: Vec<NameServer> = self
-            .name_servers
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(broken(NAME_SERVERS))?;
-        for old in have.iter().filter(|server| !wanted.contains(server)) {
-            self.name_servers
-                .remove(old)
-                .map_err(broken(NAME_SERVERS))?;
-        }
-        for new in &wanted {
-            self.name_servers
-                .insert(new, 1, 0)
-                .map_err(broken(NAME_SERVERS))?;
+    /// Those of bpf(2).
+    pub fn reset_counters(&mut self, slot: u32) -> Result<(), MapError> {
+        for counter in Counter::ALL {
+            let zero = PerCpuValues::try_from(vec![0; processors()?]);
+            let zero = zero.map_err(AyaError::from).map_err(broken(COUNTERS))?;
+            self.counters
+                .set(place_of(slot, *counter), zero, 0)
+                .map_err(broken(COUNTERS))?;
         }
 
         Ok(())
     }
 
-    /// All counters, in the order of [`Counter::ALL`].
+    /// Lets the programs know a session, its interfaces and its aliases. Nothing is steered to it
+    /// before it has a scope.
     ///
     /// # Errors
     ///
     /// Those of bpf(2).
-    pub fn counters(&self) -> Result<Vec<CounterValue>, MapError> {
+    pub fn announce(&mut self, slot: u32, plan: &SessionPlan) -> Result<(), MapError> {
+        self.sessions
+            .set(slot, plan.entry(), 0)
+            .map_err(broken(SESSIONS))?;
+        for interface in plan.interfaces.all() {
+            self.interfaces
+                .insert(interface, slot, 0)
+                .map_err(broken(INTERFACES))?;
+        }
+        for range in plan.aliases.ranges() {
+            self.ranges.insert(range, slot, 0).map_err(broken(RANGES))?;
+        }
+        for key in guards(slot, plan) {
+            self.guards
+                .insert(&key, GuardRule::Steered as u32, 0)
+                .map_err(broken(GUARDS))?;
+        }
+
+        Ok(())
+    }
+
+    /// Takes back what [`Self::announce`] and [`Self::set_sockets`] did, as far as it is there, and goes
+    /// on after a failure.
+    ///
+    /// # Errors
+    ///
+    /// The first of those of bpf(2).
+    pub fn withdraw(&mut self, slot: u32, plan: &SessionPlan) -> Result<(), MapError> {
+        // Programs that run have seen the id, and may still read all else.
+        let entry = SessionEntry {
+            id: 0,
+            ..plan.entry()
+        };
+        let mut result = self.sessions.set(slot, entry, 0).map_err(broken(SESSIONS));
+        for key in guards(slot, plan) {
+            result = result.and(gone(self.guards.remove(&key)).map_err(broken(GUARDS)));
+        }
+        for range in plan.aliases.ranges() {
+            result = result.and(gone(self.ranges.remove(&range)).map_err(broken(RANGES)));
+        }
+        for interface in plan.interfaces.all() {
+            let removed = gone(self.interfaces.remove(&interface));
+            result = result.and(removed.map_err(broken(INTERFACES)));
+        }
+        for place in [LISTENER, UDP_SOCKET] {
+            let removed = self
+                .sockets
+                .clear_index(&(slot * SOCKETS_PER_SESSION + place));
+            // EINVAL is the answer for a place without a socket.
+            let removed = match removed {
+                Err(error) if !is_invalid(&error) => Err(error),
+                _ => Ok(()),
+            };
+            result = result.and(removed.map_err(broken(SOCKETS)));
+        }
+
+        result
+    }
+
+    /// The sockets that serve the aliases of a session. They come before [`Self::announce`]: an earlier
+    /// session may have kept those that it had.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn set_sockets(
+        &mut self,
+        slot: u32,
+        listener: &impl AsRawFd,
+        udp: &impl AsRawFd,
+    ) -> Result<(), MapError> {
+        let first = slot * SOCKETS_PER_SESSION;
+        for (place, socket) in [
+            (LISTENER, listener.as_raw_fd()),
+            (UDP_SOCKET, udp.as_raw_fd()),
+        ] {
+            self.sockets
+                .set(first + place, &socket, 0)
+                .map_err(broken(SOCKETS))?;
+        }
+
+        Ok(())
+    }
+
+    /// Sets whether a session serves a name server.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn set_name_server(
+        &mut self,
+        slot: u32,
+        server: SocketAddr,
+        is_served: bool,
+    ) -> Result<(), MapError> {
+        let port = server.port().to_be_bytes();
+        let key = NameServer::new(slot, address(server.ip()), port);
+        let changed = if is_served {
+            self.name_servers.insert(key, 1, 0)
+        } else {
+            gone(self.name_servers.remove(&key))
+        };
+
+        changed.map_err(broken(NAME_SERVERS))
+    }
+
+    /// Sets the first session that may steer a network in a network namespace: `Some(None)` if
+    /// none may whatever they ask for, `None` to say nothing of it.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn set_candidate(
+        &mut self,
+        netns: u64,
+        network: IpNet,
+        first: Option<Option<u32>>,
+    ) -> Result<(), MapError> {
+        let (address, prefix_len) = prefix(network);
+        let bits = CandidateKey::NETNS_BITS + prefix_len;
+        let key = Key::new(bits, CandidateKey { netns, address });
+        let changed = match first {
+            Some(slot) => {
+                let slot = slot.unwrap_or(CandidateKey::NOBODY);
+                self.candidates.insert(&key, slot, 0)
+            }
+            None => gone(self.candidates.remove(&key)),
+        };
+
+        changed.map_err(broken(CANDIDATES))
+    }
+
+    /// Sets the sessions of a scope, the first to decide first, at most 8.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn set_scope(&mut self, task: ScopeTask, slots: &[u32]) -> Result<(), MapError> {
+        let key = task.key();
+        let changed = if slots.is_empty() {
+            gone(self.scopes.remove(&key))
+        } else {
+            let mut sessions = ScopeSessions::default();
+            let count = slots.len().min(MAX_PER_SCOPE);
+            sessions.slots[..count].copy_from_slice(&slots[..count]);
+            sessions.count = count as u32;
+            self.scopes.insert(key, sessions, 0)
+        };
+
+        changed.map_err(broken(SCOPES))
+    }
+
+    /// Sets the depths of the cgroups that are scopes of a user, the deepest first, at most 8. The
+    /// task is any of that user's.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn set_cgroup_levels(&mut self, task: ScopeTask, levels: &[u32]) -> Result<(), MapError> {
+        let key = task.key();
+        let changed = if levels.is_empty() {
+            gone(self.cgroup_levels.remove(&key))
+        } else {
+            let mut all = [0; MAX_CGROUP_LEVELS];
+            let count = levels.len().min(MAX_CGROUP_LEVELS);
+            all[..count].copy_from_slice(&levels[..count]);
+            self.cgroup_levels.insert(key, all, 0)
+        };
+
+        changed.map_err(broken(CGROUP_LEVELS))
+    }
+
+    /// All counters of a session, in the order of [`Counter::ALL`].
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn counters(&self, slot: u32) -> Result<Vec<CounterValue>, MapError> {
         Counter::ALL
             .iter()
             .map(|counter| {
                 let values = self
                     .counters
-                    .get(&(*counter as u32), 0)
+                    .get(&place_of(slot, *counter), 0)
                     .map_err(broken(COUNTERS))?;
                 Ok(CounterValue {
                     counter: *counter,
@@ -195,107 +318,42 @@ impl Maps {
             })
             .collect()
     }
-
-    /// The ids of the maps whose descriptors other processes receive; see [`is_map_alive`].
-    ///
-    /// # Errors
-    ///
-    /// Those of bpf(2).
-    pub fn shared_ids(&self) -> Result<[u32; 2], MapError> {
-        let id = |name, map| {
-            let info = array(name, map)?.info().map_err(broken(name))?;
-            Ok(info.id())
-        };
-
-        Ok([
-            id(ALIAS_TABLE, &self.alias_table)?,
-            id(HEARTBEAT, &self.heartbeat)?,
-        ])
-    }
-
-    /// Takes the maps of the aliases out; `None` the second time.
-    pub fn take_aliases(&mut self) -> Option<Aliases> {
-        self.aliases.take()
-    }
-
-    /// A descriptor of the alias table, to be mapped shared for reading (Linux 5.5); it is frozen
-    /// (Linux 5.2) and cannot be mapped for writing.
-    ///
-    /// # Errors
-    ///
-    /// Those of dup(2).
-    pub fn alias_table_fd(&self) -> Result<OwnedFd, MapError> {
-        copy(ALIAS_TABLE, &self.alias_table)
-    }
-
-    /// A descriptor of the heartbeat, to be mapped shared for writing (Linux 5.5).
-    ///
-    /// # Errors
-    ///
-    /// Those of dup(2).
-    pub fn heartbeat_fd(&self) -> Result<OwnedFd, MapError> {
-        copy(HEARTBEAT, &self.heartbeat)
-    }
-
-    pub(crate) fn set_listener(
-        &mut self,
-        slot: u32,
-        socket: &impl AsRawFd,
-    ) -> Result<(), MapError> {
-        let socket: RawFd = socket.as_raw_fd();
-
-        self.listeners
-            .set(slot, &socket, 0)
-            .map_err(broken(LISTENERS))
-    }
 }
 
-/// Actions by prefix length and address.
-type Networks<K> = BTreeMap<(u32, K), u32>;
+fn guards(slot: u32, plan: &SessionPlan) -> impl Iterator<Item = Key<GuardKey>> {
+    let networks = plan.aliases.networks();
+    let directions = [Direction::ToCluster, Direction::FromCluster];
 
-/// Changes the trie from `have` to `wanted`, by the differences alone; adds and changes entries before
-/// it removes any.
-fn replace<K: Pod + Ord>(
-    trie: &mut LpmTrie<MapData, K, u32>,
-    have: &mut Networks<K>,
-    wanted: &Networks<K>,
-) -> Result<(), AyaError> {
-    for (key, action) in wanted {
-        if have.get(key) != Some(action) {
-            trie.insert(&Key::new(key.0, key.1), action, 0)?;
-            have.insert(*key, *action);
-        }
-    }
-    let surplus: Vec<(u32, K)> = have
-        .keys()
-        .filter(|key| !wanted.contains_key(key))
-        .copied()
-        .collect();
-    for key in surplus {
-        trie.remove(&Key::new(key.0, key.1))?;
-        have.remove(&key);
-    }
+    directions.into_iter().flat_map(move |direction| {
+        networks.map(|network| {
+            let (address, prefix_len) = prefix(network);
+            let key = GuardKey {
+                slot,
+                direction: direction as u32,
+                address,
+            };
+            Key::new(GuardKey::FIXED_BITS + prefix_len, key)
+        })
+    })
+}
 
-    Ok(())
+fn is_invalid(error: &AyaError) -> bool {
+    matches!(error, AyaError::SyscallError(error)
+        if error.io_error.kind() == io::ErrorKind::InvalidInput)
+}
+
+fn place_of(slot: u32, counter: Counter) -> u32 {
+    slot * Counter::COUNT + counter as u32
+}
+
+fn processors() -> Result<usize, MapError> {
+    nr_cpus().map_err(|(_, source)| MapError::Descriptor {
+        name: COUNTERS,
+        source,
+    })
 }
 
 /// Returns whether a process or a program still has the map with this id.
 pub fn is_map_alive(id: u32) -> bool {
     MapInfo::from_id(id).is_ok()
-}
-
-fn name_server(server: &SocketAddr) -> NameServer {
-    let port = server.port().to_be_bytes();
-    match server {
-        SocketAddr::V4(v4) => NameServer::v4(v4.ip().octets(), port),
-        SocketAddr::V6(v6) => NameServer::new(v6.ip().octets(), port),
-    }
-}
-
-fn fits(name: &'static str, count: usize, limit: usize) -> Result<(), MapError> {
-    if count > limit {
-        return Err(MapError::TooMany { name, count, limit });
-    }
-
-    Ok(())
 }

@@ -2,16 +2,17 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_set_retval},
-    maps::lpm_trie::Key,
+    helpers::{bpf_ktime_get_boot_ns, bpf_set_retval},
     programs::SockAddrContext,
 };
-use tp_ebpf_common::{Counter, HEARTBEAT_STALE_AFTER_NS, NameServer, SteerAction};
+use tp_ebpf_common::{Address, Counter, HEARTBEAT_STALE_AFTER_NS, mapped, session_flags, unmapped};
 
 use crate::{
     aliases::{self, Tracking},
-    maps::{HEARTBEAT, NAME_SERVERS, STEER4, STEER6, count, setting},
-    marks, memory, owner,
+    maps::{HEARTBEATS, count, setting},
+    marks, memory,
+    owner::{self, Task},
+    sessions::{Found, SocketTarget},
 };
 
 const REFUSE: i32 = 0;
@@ -25,9 +26,6 @@ const SOCK_DGRAM: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
-
-/// Third word of an IPv4-mapped address.
-const MAPPED: u32 = 0xffff_u32.to_be();
 
 /// Reads one field of the context, never merged with others: the verifier knows only loads of
 /// whole fields.
@@ -75,14 +73,18 @@ impl From<Counter> for Refusal {
     }
 }
 
+/// An alias to use instead of a destination.
+#[derive(Clone, Copy)]
+struct Steered {
+    slot: u32,
+    alias: [u8; 4],
+}
+
 #[inline(always)]
 pub(crate) fn forward4(ctx: &SockAddrContext, call: Call) -> i32 {
-    if !is_ours(ctx) {
-        return ALLOW;
-    }
-    let real = read_field!(ctx, user_ip4).to_ne_bytes();
+    let real = mapped(read_field!(ctx, user_ip4).to_ne_bytes());
     let steered = steer(ctx, call, real);
-    if let Ok(Some(alias)) = steered {
+    if let Ok(Some(Steered { alias, .. })) = steered {
         write_field!(ctx, user_ip4, u32::from_ne_bytes(alias));
     }
 
@@ -92,15 +94,8 @@ pub(crate) fn forward4(ctx: &SockAddrContext, call: Call) -> i32 {
 /// Never called for a datagram to a mapped address: the kernel calls the hook of IPv4 for it.
 #[inline(always)]
 pub(crate) fn forward6(ctx: &SockAddrContext) -> i32 {
-    if !is_ours(ctx) {
-        return ALLOW;
-    }
-    let Some(real) = mapped(ctx) else {
-        count_native6(ctx);
-        return ALLOW;
-    };
-    let steered = steer(ctx, Call::Connect, real);
-    if let Ok(Some(alias)) = steered {
+    let steered = steer(ctx, Call::Connect, address6(ctx));
+    if let Ok(Some(Steered { alias, .. })) = steered {
         write_field!(ctx, user_ip6[3], u32::from_ne_bytes(alias));
     }
 
@@ -109,23 +104,28 @@ pub(crate) fn forward6(ctx: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 pub(crate) fn reverse4(ctx: &SockAddrContext) {
-    if !is_ours(ctx) || !may_see_real(ctx) {
+    if !may_have_alias(ctx) {
         return;
     }
-    if let Some(real) = aliases::real_of(read_field!(ctx, user_ip4).to_ne_bytes()) {
+    if let Some(real) = real_of(ctx, mapped(read_field!(ctx, user_ip4).to_ne_bytes()))
+        && let Some(real) = unmapped(real)
+    {
         write_field!(ctx, user_ip4, u32::from_ne_bytes(real));
     }
 }
 
 #[inline(always)]
 pub(crate) fn reverse6(ctx: &SockAddrContext) {
-    if !is_ours(ctx) || !may_see_real(ctx) {
+    if !may_have_alias(ctx) {
         return;
     }
-    let Some(alias) = mapped(ctx) else {
+    let alias = address6(ctx);
+    if unmapped(alias).is_none() {
         return;
-    };
-    if let Some(real) = aliases::real_of(alias) {
+    }
+    if let Some(real) = real_of(ctx, alias)
+        && let Some(real) = unmapped(real)
+    {
         write_field!(ctx, user_ip6[3], u32::from_ne_bytes(real));
     }
 }
@@ -136,24 +136,36 @@ pub(crate) fn reverse6(ctx: &SockAddrContext) {
 /// getpeername(2) with the whole connection. That has an alias as its peer only at a client, because
 /// the guard lets no connection in.
 #[inline(always)]
-fn may_see_real(ctx: &SockAddrContext) -> bool {
-    read_field!(ctx, protocol) == IPPROTO_MPTCP || marks::is_on(socket(ctx))
+fn may_have_alias(ctx: &SockAddrContext) -> bool {
+    is_mptcp(ctx) || marks::is_on(socket(ctx))
 }
 
 #[inline(always)]
-fn verdict(steered: Result<Option<[u8; 4]>, Refusal>) -> i32 {
+fn real_of(ctx: &SockAddrContext, alias: Address) -> Option<Address> {
+    let (open, real) = aliases::real_of(alias)?;
+
+    (is_mptcp(ctx) || marks::is_by(socket(ctx), open.id)).then_some(real)
+}
+
+#[inline(always)]
+fn is_mptcp(ctx: &SockAddrContext) -> bool {
+    read_field!(ctx, protocol) == IPPROTO_MPTCP
+}
+
+#[inline(always)]
+fn verdict(steered: Result<Option<Steered>, (u32, Refusal)>) -> i32 {
     match steered {
         Ok(None) => ALLOW,
-        Ok(Some(_)) => {
-            count(Counter::Steered);
+        Ok(Some(Steered { slot, .. })) => {
+            count(slot, Counter::Steered);
             ALLOW
         }
-        Err(Refusal::LeaveAlone(reason)) => {
-            count(reason);
+        Err((slot, Refusal::LeaveAlone(reason))) => {
+            count(slot, reason);
             ALLOW
         }
-        Err(Refusal::Fail(reason, errno)) => {
-            count(reason);
+        Err((slot, Refusal::Fail(reason, errno))) => {
+            count(slot, reason);
             // SAFETY: no preconditions. It needs Linux 6.1 in these hooks.
             unsafe { bpf_set_retval(-errno) };
             REFUSE
@@ -161,28 +173,64 @@ fn verdict(steered: Result<Option<[u8; 4]>, Refusal>) -> i32 {
     }
 }
 
-/// Decides on one destination: the alias to use, `None` if it is not steered, or the reason not to steer
-/// this socket.
+/// Decides on one destination: an alias to use, nothing to do, or the session that would steer it
+/// otherwise, and the reason to leave it alone.
 #[inline(always)]
-fn steer(ctx: &SockAddrContext, call: Call, real: [u8; 4]) -> Result<Option<[u8; 4]>, Refusal> {
+fn steer(
+    ctx: &SockAddrContext,
+    call: Call,
+    real: Address,
+) -> Result<Option<Steered>, (u32, Refusal)> {
     let transport = transport(ctx);
     if transport == Transport::Other {
         return Ok(None);
     }
     let port = (read_field!(ctx, user_port) as u16).to_ne_bytes();
-    let is_network = includes4(real);
-    let is_name_server = is_name_server(NameServer::v4(real, port));
-    if !is_network && !is_name_server {
+    let Some(target) = SocketTarget::find(ctx.sock_addr, real, port) else {
         return Ok(None);
-    }
+    };
     if owner::is_exempt() {
         return Ok(None);
     }
-    owner::check_task()?;
+    let Some(task) = Task::current() else {
+        return Ok(None);
+    };
+    let found = match target.session_of(&task) {
+        Ok(Some(found)) => found,
+        Ok(None) => return Ok(None),
+        Err((slot, reason)) => return Err((slot, reason.into())),
+    };
+    let slot = found.open.slot;
+
+    match steer_by(ctx, call, transport, &task, &real, &found) {
+        Ok(alias) => Ok(Some(Steered { slot, alias })),
+        Err(refusal) => Err((slot, refusal)),
+    }
+}
+
+#[inline(always)]
+fn steer_by(
+    ctx: &SockAddrContext,
+    call: Call,
+    transport: Transport,
+    task: &Task,
+    real: &Address,
+    found: &Found,
+) -> Result<[u8; 4], Refusal> {
+    let Found {
+        open,
+        is_network,
+        is_name_server,
+    } = *found;
+    task.check(open.session)?;
+    if unmapped(*real).is_none() {
+        return Err(Counter::Ipv6.into());
+    }
+    let carries_udp = open.session.flags & session_flags::UDP != 0;
     let tracking = match transport {
         Transport::Tcp => Tracking::Peer,
         // An unconnected socket has no peer to show, and may read an answer at any time.
-        Transport::Udp if is_name_server => Tracking::Never,
+        Transport::Udp if is_name_server || carries_udp => Tracking::Never,
         Transport::Udp => return Err(Counter::Udp.into()),
         Transport::OtherStream | Transport::Other => return Err(Counter::Protocol.into()),
     };
@@ -203,23 +251,20 @@ fn steer(ctx: &SockAddrContext, call: Call, real: [u8; 4]) -> Result<Option<[u8;
         Binding::Loopback => return Err(Counter::BoundAddress.into()),
         Binding::Device => return Err(fail(Counter::BoundDevice, ENETUNREACH)),
     }
-    if is_name_server && !session_is_alive() && !(is_network && transport != Transport::Udp) {
+    if is_name_server
+        && !session_is_alive(open.slot)
+        && !(is_network && transport != Transport::Udp)
+    {
         return Err(Counter::StaleSession.into());
     }
-    let steered = aliases::alias_of(real, tracking).and_then(|alias| {
-        marks::set(socket)?;
-        Ok(alias)
+    let index = aliases::alias_of(open, real, tracking).and_then(|index| {
+        marks::set(socket, open.id)?;
+        Ok(index)
     });
 
-    steered.map(Some).map_err(|reason| fail(reason, EPERM))
-}
-
-#[inline(always)]
-fn is_ours(ctx: &SockAddrContext) -> bool {
-    // SAFETY: a live context.
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-
-    cookie == setting!(netns_cookie)
+    index
+        .map(|index| aliases::alias4(open.session, index))
+        .map_err(|reason| fail(reason, EPERM))
 }
 
 /// The socket of the call, never null.
@@ -241,19 +286,8 @@ fn transport(ctx: &SockAddrContext) -> Transport {
     }
 }
 
-#[inline(always)]
-fn includes4(address: [u8; 4]) -> bool {
-    STEER4.get(&Key::new(32, address)).copied() == Some(SteerAction::Include as u32)
-}
-
-#[inline(always)]
-fn is_name_server(server: NameServer) -> bool {
-    // SAFETY: only the presence of the entry is used.
-    unsafe { NAME_SERVERS.get(&server) }.is_some()
-}
-
-/// A binding that keeps a socket, or a single datagram, from the aliases. The private namespace can
-/// answer to every other address of this machine.
+/// What keeps a socket, or a single datagram, from the aliases. The private namespace answers to
+/// every other address of this machine.
 #[derive(Clone, Copy, PartialEq)]
 enum Binding {
     None,
@@ -310,8 +344,8 @@ fn has_interface(ctx: &SockAddrContext, call: Call) -> bool {
 }
 
 #[inline(always)]
-fn session_is_alive() -> bool {
-    let Some(beat) = HEARTBEAT.get_ptr(0) else {
+fn session_is_alive(slot: u32) -> bool {
+    let Some(beat) = HEARTBEATS.get_value_ptr_mut(slot, &0) else {
         return false;
     };
     // SAFETY: an aligned word that the session writes.
@@ -323,39 +357,11 @@ fn session_is_alive() -> bool {
 }
 
 #[inline(always)]
-fn mapped(ctx: &SockAddrContext) -> Option<[u8; 4]> {
-    let is_mapped = read_field!(ctx, user_ip6[0]) == 0
-        && read_field!(ctx, user_ip6[1]) == 0
-        && read_field!(ctx, user_ip6[2]) == MAPPED;
+fn address6(ctx: &SockAddrContext) -> Address {
+    let [a, b, c, d] = read_field!(ctx, user_ip6[0]).to_ne_bytes();
+    let [e, f, g, h] = read_field!(ctx, user_ip6[1]).to_ne_bytes();
+    let [i, j, k, l] = read_field!(ctx, user_ip6[2]).to_ne_bytes();
+    let [m, n, o, p] = read_field!(ctx, user_ip6[3]).to_ne_bytes();
 
-    is_mapped.then(|| read_field!(ctx, user_ip6[3]).to_ne_bytes())
-}
-
-#[inline(always)]
-fn count_native6(ctx: &SockAddrContext) {
-    let words = [
-        read_field!(ctx, user_ip6[0]),
-        read_field!(ctx, user_ip6[1]),
-        read_field!(ctx, user_ip6[2]),
-        read_field!(ctx, user_ip6[3]),
-    ];
-    let mut address = [0; 16];
-    let mut at = 0;
-    while at < 4 {
-        let bytes = words[at].to_ne_bytes();
-        address[at * 4] = bytes[0];
-        address[at * 4 + 1] = bytes[1];
-        address[at * 4 + 2] = bytes[2];
-        address[at * 4 + 3] = bytes[3];
-        at += 1;
-    }
-    let port = (read_field!(ctx, user_port) as u16).to_ne_bytes();
-    let is_network =
-        STEER6.get(&Key::new(128, address)).copied() == Some(SteerAction::Include as u32);
-    if (is_network || is_name_server(NameServer::new(address, port)))
-        && !owner::is_exempt()
-        && owner::check_task().is_ok()
-    {
-        count(Counter::Ipv6);
-    }
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }

@@ -1,9 +1,9 @@
-//! sk_lookup in the private namespace: every alias and port leads to the session's sockets.
+//! sk_lookup in the private namespaces: every alias and port leads to the session's sockets.
 
 use aya_ebpf::programs::SkLookupContext;
-use tp_ebpf_common::{LISTENER_SLOT, UDP_SLOT};
+use tp_ebpf_common::{LISTENER, SOCKETS_PER_SESSION, UDP_SOCKET};
 
-use crate::maps::LISTENERS;
+use crate::{maps::SOCKETS, sessions};
 
 const SK_PASS: u32 = 1;
 const AF_INET: u32 = 2;
@@ -14,14 +14,23 @@ const IPPROTO_UDP: u32 = 17;
 pub(crate) fn assign(ctx: &SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     // SAFETY: the kernel passes a live context.
-    let (family, protocol) = unsafe { ((*lookup).family, (*lookup).protocol) };
-    let slot = match (family, protocol) {
-        (AF_INET, IPPROTO_TCP) => LISTENER_SLOT,
-        (AF_INET, IPPROTO_UDP) => UDP_SLOT,
+    let (family, protocol, interface) = unsafe {
+        (
+            (*lookup).family,
+            (*lookup).protocol,
+            (*lookup).ingress_ifindex,
+        )
+    };
+    let socket = match (family, protocol) {
+        (AF_INET, IPPROTO_TCP) => LISTENER,
+        (AF_INET, IPPROTO_UDP) => UDP_SOCKET,
         _ => return SK_PASS,
     };
-    // If that fails, the packet finds no socket and is answered with a reset.
-    let _ = LISTENERS.redirect_sk_lookup(ctx, slot, 0);
+    if let Some(open) = sessions::of_interface(interface) {
+        // Without a socket the packet finds nobody and is answered with a reset.
+        let place = open.slot * SOCKETS_PER_SESSION + socket;
+        let _ = SOCKETS.redirect_sk_lookup(ctx, place, 0);
+    }
 
     SK_PASS
 }

@@ -1,5 +1,5 @@
-//! The eBPF programs of one bundle: entry points only. Each asks a handler for a verdict, turns
-//! it into the hook's return value and counts the reason.
+//! The eBPF programs of a machine: entry points only. Each asks a handler for a verdict, turns it
+//! into the hook's return value and counts the reason.
 //!
 //! A program must not be named like its section.
 
@@ -15,16 +15,20 @@ use aya_ebpf::{
     programs::{SkLookupContext, SockAddrContext, TcContext},
 };
 
-use crate::cgroup::Call;
+use tp_ebpf_common::Counter;
+
+use crate::{cgroup::Call, sessions::Open};
 
 mod aliases;
 mod cgroup;
+mod guards;
 mod lookup;
 mod maps;
 mod marks;
 mod memory;
 mod owner;
 mod packet;
+mod sessions;
 mod tc;
 
 /// The return value of sock_addr hooks that lets the call go on; 0 fails it with EPERM.
@@ -77,25 +81,25 @@ pub fn tp_getpeername6(ctx: SockAddrContext) -> i32 {
 /// Egress of the workstation's end of the veth: only steered sockets may use the aliases.
 #[classifier]
 pub fn tp_host_egress(ctx: TcContext) -> i32 {
-    action(tc::host_egress(&ctx))
+    action(&ctx, tc::host_egress)
 }
 
 /// Ingress of the same end: only steered sockets receive from aliases.
 #[classifier]
 pub fn tp_host_ingress(ctx: TcContext) -> i32 {
-    action(tc::host_ingress(&ctx))
+    action(&ctx, tc::host_ingress)
 }
 
 /// Ingress of the inner end of the veth: a SYN is held, all else goes to the stack.
 #[classifier]
 pub fn tp_veth_ingress(ctx: TcContext) -> i32 {
-    action(tc::veth_ingress(&ctx))
+    action(&ctx, tc::veth_ingress)
 }
 
 /// Ingress of the TUN: what the session wrote.
 #[classifier]
 pub fn tp_tun_ingress(ctx: TcContext) -> i32 {
-    action(tc::tun_ingress(&ctx))
+    action(&ctx, tc::tun_ingress)
 }
 
 #[sk_lookup]
@@ -103,12 +107,22 @@ pub fn tp_lookup(ctx: SkLookupContext) -> u32 {
     lookup::assign(&ctx)
 }
 
-fn action(verdict: Result<tc::Verdict, tp_ebpf_common::Counter>) -> i32 {
-    match verdict {
+/// Drops what an interface of no session carries.
+#[inline(always)]
+fn action(
+    ctx: &TcContext,
+    decide: impl Fn(&TcContext, Open) -> Result<tc::Verdict, Counter>,
+) -> i32 {
+    // SAFETY: the kernel passes a live packet.
+    let interface = unsafe { (*ctx.skb.skb).ifindex };
+    let Some(open) = sessions::of_interface(interface) else {
+        return TC_ACT_SHOT;
+    };
+    match decide(ctx, open) {
         Ok(tc::Verdict::Pass) => TC_ACT_OK,
         Ok(tc::Verdict::Redirected(action)) => action,
         Err(reason) => {
-            maps::count(reason);
+            maps::count(open.slot, reason);
             TC_ACT_SHOT
         }
     }

@@ -1,6 +1,6 @@
 //! The marks of steered sockets.
 
-use core::{ffi::c_void, ptr};
+use core::ptr;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -8,32 +8,62 @@ use aya_ebpf::{
     helpers::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get},
     programs::TcContext,
 };
-use tp_ebpf_common::Counter;
+use tp_ebpf_common::{Counter, Mark};
 
 use crate::{
     maps::STEERED,
     packet::{Flow, TCP},
 };
 
+/// Marks a socket as steered by the session with this id. The mark of the session that has not
+/// steered it for longest makes room.
 #[inline(always)]
-pub(crate) fn set(socket: *mut bpf_sock) -> Result<(), Counter> {
+pub(crate) fn set(socket: *mut bpf_sock, id: u32) -> Result<(), Counter> {
     let mark = get(socket, BPF_SK_STORAGE_GET_F_CREATE.into());
+    if mark.is_null() {
+        return Err(Counter::NoMark);
+    }
+    // SAFETY: live until the program ends. Two threads that send at once by one socket may lose
+    // the mark of the earlier session, whose answers are then dropped.
+    unsafe {
+        if !has(mark, id) {
+            let [a, b, c, _] = (*mark).sessions;
+            (*mark).sessions = [id, a, b, c];
+        }
+    }
 
-    (!mark.is_null()).then_some(()).ok_or(Counter::NoMark)
+    Ok(())
 }
 
-/// Returns whether a socket has a mark; only a full socket can have one.
+/// Whether a session has steered the socket; one that is no full socket has no mark.
+#[inline(always)]
+pub(crate) fn is_by(socket: *mut bpf_sock, id: u32) -> bool {
+    let mark = get(socket, 0);
+
+    // SAFETY: as above.
+    !mark.is_null() && unsafe { has(mark, id) }
+}
+
+/// Whether any session has steered the socket.
 #[inline(always)]
 pub(crate) fn is_on(socket: *mut bpf_sock) -> bool {
     !get(socket, 0).is_null()
 }
 
 #[inline(always)]
-fn get(socket: *mut bpf_sock, flags: u64) -> *mut c_void {
+unsafe fn has(mark: *const Mark, id: u32) -> bool {
+    // SAFETY: the caller's mark is live.
+    let [a, b, c, d] = unsafe { (*mark).sessions };
+
+    a == id || b == id || c == id || d == id
+}
+
+#[inline(always)]
+fn get(socket: *mut bpf_sock, flags: u64) -> *mut Mark {
     let map = (&raw const STEERED).cast_mut().cast();
 
     // SAFETY: a live map, and a socket that the verifier knows not to be null.
-    unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), flags) }
+    unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), flags) }.cast()
 }
 
 /// The socket at this machine's end of a flow.
@@ -45,9 +75,10 @@ pub(crate) enum LocalEnd {
     Nobody,
 }
 
-/// Looks up the socket that would receive a packet of this flow.
+/// Looks up the socket that the stack would give a packet of this flow to, and whether the session
+/// with this id has steered it.
 #[inline(always)]
-pub(crate) fn local_end(ctx: &TcContext, protocol: u8, flow: &Flow) -> LocalEnd {
+pub(crate) fn local_end(ctx: &TcContext, id: u32, protocol: u8, flow: &Flow) -> LocalEnd {
     let tuple = (&raw const *flow).cast_mut().cast::<bpf_sock_tuple>();
     let len = size_of::<Flow>() as u32;
     let here = BPF_F_CURRENT_NETNS as u64;
@@ -62,7 +93,7 @@ pub(crate) fn local_end(ctx: &TcContext, protocol: u8, flow: &Flow) -> LocalEnd 
     if socket.is_null() {
         return LocalEnd::Nobody;
     }
-    let is_steered = is_on(socket);
+    let is_steered = is_by(socket, id);
     // SAFETY: found above, and not used from here on.
     unsafe { bpf_sk_release(socket.cast()) };
 

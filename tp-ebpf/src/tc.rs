@@ -5,13 +5,14 @@ use aya_ebpf::{
     helpers::{bpf_redirect, bpf_redirect_peer},
     programs::TcContext,
 };
-use tp_ebpf_common::Counter;
+use tp_ebpf_common::{Counter, Direction, GuardRule, mapped};
 
 use crate::{
-    aliases,
-    maps::{count, setting},
+    aliases, guards,
+    maps::count,
     marks::{self, LocalEnd},
     packet::{ICMP, Packet, TCP, UDP},
+    sessions::Open,
 };
 
 pub(crate) enum Verdict {
@@ -23,11 +24,12 @@ pub(crate) enum Verdict {
 /// so for SYNs and UDP the mark of the socket is checked, for other TCP only that this machine sent
 /// it.
 #[inline(always)]
-pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
+pub(crate) fn host_egress(ctx: &TcContext, open: Open) -> Result<Verdict, Counter> {
     let skb: *const __sk_buff = ctx.skb.skb;
     let packet = Packet::from_ethernet(ctx)?.ok_or(Counter::UnexpectedPacket)?;
-    if !aliases::is_alias(packet.destination) {
-        return Err(Counter::ForeignDestination);
+    match to_cluster(open, &packet) {
+        Some(GuardRule::Steered) => {}
+        None => return Err(Counter::ForeignDestination),
     }
     // SAFETY: the kernel passes a live packet.
     if unsafe { (*skb).ingress_ifindex } != 0 {
@@ -44,10 +46,10 @@ pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
                 return Err(Counter::UnexpectedPacket);
             }
             if flags.opens() {
-                check_socket(ctx)?;
+                check_socket(ctx, open)?;
             }
         }
-        UDP => check_socket(ctx)?,
+        UDP => check_socket(ctx, open)?,
         _ => return Err(Counter::UnexpectedPacket),
     }
 
@@ -57,11 +59,13 @@ pub(crate) fn host_egress(ctx: &TcContext) -> Result<Verdict, Counter> {
 /// Packets out of the private namespace are for steered sockets only, whoever sent them: the session's
 /// user has sockets there that send anything from any alias.
 #[inline(always)]
-pub(crate) fn host_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
+pub(crate) fn host_ingress(ctx: &TcContext, open: Open) -> Result<Verdict, Counter> {
     let packet = Packet::from_either(ctx)?;
-    if !aliases::is_alias(packet.source) {
-        return Err(Counter::ForeignSource);
+    match from_cluster(open, &packet) {
+        Some(GuardRule::Steered) => {}
+        None => return Err(Counter::ForeignSource),
     }
+    let id = open.id;
     let local_end = match packet.protocol {
         TCP => {
             let flags = packet.tcp_flags()?;
@@ -69,16 +73,16 @@ pub(crate) fn host_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
             if flags.opens() || flags.is_absurd() {
                 return Err(Counter::ForbiddenReply);
             }
-            match marks::local_end(ctx, TCP, &packet.flow()?) {
-                // The stack answers with a reset, or ends the TIME_WAIT.
+            match marks::local_end(ctx, id, TCP, &packet.flow()?) {
+                // The stack answers with a reset, or ends what is in TIME_WAIT.
                 LocalEnd::Nobody => LocalEnd::Steered,
                 local_end => local_end,
             }
         }
-        UDP => marks::local_end(ctx, UDP, &packet.flow()?),
+        UDP => marks::local_end(ctx, id, UDP, &packet.flow()?),
         ICMP if packet.is_own_unreachable()? => {
             let (protocol, flow) = packet.refused_flow()?;
-            marks::local_end(ctx, protocol, &flow)
+            marks::local_end(ctx, id, protocol, &flow)
         }
         _ => return Err(Counter::ForbiddenReply),
     };
@@ -91,13 +95,13 @@ pub(crate) fn host_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
 
 /// Holds a SYN: the session reads it from the TUN and dials before it is answered.
 #[inline(always)]
-pub(crate) fn veth_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
+pub(crate) fn veth_ingress(ctx: &TcContext, open: Open) -> Result<Verdict, Counter> {
     let packet = Packet::from_ethernet(ctx)?.ok_or(Counter::UnexpectedPacket)?;
     match packet.protocol {
         TCP if packet.tcp_flags()?.opens() => {
-            count(Counter::SynHeld);
+            count(open.slot, Counter::SynHeld);
             // SAFETY: no preconditions.
-            let action = unsafe { bpf_redirect(setting!(tun_index), 0) };
+            let action = unsafe { bpf_redirect(open.session.tun_index, 0) };
             Ok(Verdict::Redirected(action as i32))
         }
         TCP | UDP => Ok(Verdict::Pass),
@@ -108,28 +112,27 @@ pub(crate) fn veth_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
 /// An approved SYN goes to the listener; a refusal or a datagram goes to the workstation, whose guard
 /// checks the receiving socket.
 #[inline(always)]
-pub(crate) fn tun_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
+pub(crate) fn tun_ingress(ctx: &TcContext, open: Open) -> Result<Verdict, Counter> {
     let packet = Packet::from_ip(ctx)?;
     if packet.protocol == TCP && packet.tcp_flags()?.opens() {
-        if aliases::is_alias(packet.source) {
+        if from_cluster(open, &packet).is_some() {
             return Err(Counter::ForeignSource);
         }
-        if !aliases::is_alias(packet.destination) {
+        if to_cluster(open, &packet).is_none() {
             return Err(Counter::ForeignDestination);
         }
-        count(Counter::SynApproved);
+        count(open.slot, Counter::SynApproved);
         return Ok(Verdict::Pass);
     }
-    if !aliases::is_alias(packet.source) {
+    if from_cluster(open, &packet).is_none() {
         return Err(Counter::ForeignSource);
     }
-    if aliases::is_alias(packet.destination) {
+    if to_cluster(open, &packet).is_some() {
         return Err(Counter::ForeignDestination);
     }
     let allowed = match packet.protocol {
         TCP => packet.tcp_flags()?.resets(),
-        // No other UDP is steered.
-        UDP => aliases::is_of_name_server(packet.source),
+        UDP => aliases::is_of_datagrams(open, mapped(packet.source)),
         ICMP => packet.is_own_unreachable()?,
         _ => false,
     };
@@ -138,12 +141,22 @@ pub(crate) fn tun_ingress(ctx: &TcContext) -> Result<Verdict, Counter> {
     }
 
     // SAFETY: no preconditions.
-    let action = unsafe { bpf_redirect_peer(setting!(veth_index), 0) };
+    let action = unsafe { bpf_redirect_peer(open.session.veth_index, 0) };
     Ok(Verdict::Redirected(action as i32))
 }
 
 #[inline(always)]
-fn check_socket(ctx: &TcContext) -> Result<(), Counter> {
+fn to_cluster(open: Open, packet: &Packet<'_>) -> Option<GuardRule> {
+    guards::rule(open.slot, Direction::ToCluster, mapped(packet.destination))
+}
+
+#[inline(always)]
+fn from_cluster(open: Open, packet: &Packet<'_>) -> Option<GuardRule> {
+    guards::rule(open.slot, Direction::FromCluster, mapped(packet.source))
+}
+
+#[inline(always)]
+fn check_socket(ctx: &TcContext, open: Open) -> Result<(), Counter> {
     let skb: *const __sk_buff = ctx.skb.skb;
     // SAFETY: the kernel passes a live packet.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
@@ -151,7 +164,7 @@ fn check_socket(ctx: &TcContext) -> Result<(), Counter> {
         return Err(Counter::NoSocket);
     }
 
-    marks::is_on(socket)
+    marks::is_by(socket, open.id)
         .then_some(())
         .ok_or(Counter::ForeignSocket)
 }

@@ -1,8 +1,10 @@
-//! The programs of one data path: loaded together, attached in three places, dropped as one.
+//! The programs of a machine's data path: loaded once for all sessions, attached to the cgroups
+//! once and to the interfaces of each session.
 
 use std::{
+    ffi::CStr,
     mem,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use aya::{
@@ -15,9 +17,9 @@ use aya::{
         tc::{NlOptions, TcAttachOptions},
     },
 };
-use tp_ebpf_common::{ALIAS_TABLE_LEN, LISTENER_SLOT, UDP_SLOT};
+use tp_ebpf_common::{KernelOffsets, ProcessName, Settings};
 
-use crate::{LoadError, Plan, maps::Maps};
+use crate::{LoadError, maps::Maps};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tp-ebpf.o"));
 
@@ -57,37 +59,39 @@ const LOOKUP: &str = "tp_lookup";
 pub struct DataPath {
     // Fields drop in this order: links before the programs and maps they use.
     cgroup_links: Vec<CgroupSockAddrLink>,
-    lookup_link: Option<SkLookupLink>,
-    hooks: Vec<String>,
     maps: Maps,
     ebpf: Ebpf,
 }
 
+/// What the programs of one session hold on to beside its interfaces.
+pub struct SessionLinks {
+    _lookup: SkLookupLink,
+}
+
 impl DataPath {
-    /// Loads the programs and makes their maps; nothing is attached yet.
+    /// Loads the programs and makes their maps; nothing is attached yet. `exempt` is the name of
+    /// processes that are never steered, at most 15 bytes; `offsets` are what
+    /// [`crate::kernel_offsets`] found; depths of cgroups are counted from `hierarchy`, which is known
+    /// by the number of its inode.
     ///
     /// # Errors
     ///
     /// [`LoadError`]: the kernel or this build lacks something.
-    ///
-    /// # Panics
-    ///
-    /// If `alias_count` is no power of two, or larger than the alias table.
-    pub fn load(plan: &Plan) -> Result<Self, LoadError> {
+    pub fn load(exempt: &CStr, offsets: KernelOffsets, hierarchy: u64) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
-        assert!(
-            plan.alias_count.is_power_of_two() && plan.alias_count as usize <= ALIAS_TABLE_LEN,
-            "the caller chose the range"
-        );
-        let settings = plan.settings();
+        let settings = Settings {
+            hierarchy,
+            exempt: process_name(exempt),
+            offsets,
+        };
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global("SETTINGS", &settings, true)
             .load(OBJECT)
             .map_err(Box::new)?;
-        let maps = Maps::take(&mut ebpf, plan)?;
+        let maps = Maps::take(&mut ebpf)?;
         for (name, _) in CGROUP_PROGRAMS {
             program::<CgroupSockAddr>(&mut ebpf, name)?
                 .load()
@@ -104,15 +108,13 @@ impl DataPath {
 
         Ok(Self {
             cgroup_links: Vec::new(),
-            lookup_link: None,
-            hooks: Vec::new(),
             maps,
             ebpf,
         })
     }
 
-    /// Attaches the programs of the private namespace `netns`: `sk_lookup`, with the sockets that serve
-    /// the aliases, and the filters of both interfaces. The calling thread must be in it.
+    /// Attaches what belongs into the private namespace `netns` of a session: `sk_lookup`, and the
+    /// filters of both interfaces. The calling thread must be in it. `hooks` receives their names.
     ///
     /// # Errors
     ///
@@ -122,61 +124,56 @@ impl DataPath {
         netns: BorrowedFd<'_>,
         veth: &str,
         tun: &str,
-        listener: &impl AsRawFd,
-        udp: &impl AsRawFd,
-    ) -> Result<(), LoadError> {
-        self.maps.set_listener(LISTENER_SLOT, listener)?;
-        self.maps.set_listener(UDP_SLOT, udp)?;
+        hooks: &mut Vec<String>,
+    ) -> Result<SessionLinks, LoadError> {
         let lookup = program::<SkLookup>(&mut self.ebpf, LOOKUP)?;
         let id = lookup.attach(netns).map_err(refused(LOOKUP))?;
-        self.lookup_link = Some(lookup.take_link(id).map_err(refused(LOOKUP))?);
-        self.hooks.push("sk_lookup".to_owned());
+        let link = lookup.take_link(id).map_err(refused(LOOKUP))?;
+        hooks.push("sk_lookup".to_owned());
         add_clsact(veth)?;
         add_clsact(tun)?;
-        self.attach_tc(VETH_INGRESS, veth, TcAttachType::Ingress)?;
-        self.attach_tc(TUN_INGRESS, tun, TcAttachType::Ingress)
+        hooks.push(self.attach_tc(VETH_INGRESS, veth, TcAttachType::Ingress)?);
+        hooks.push(self.attach_tc(TUN_INGRESS, tun, TcAttachType::Ingress)?);
+
+        Ok(SessionLinks { _lookup: link })
     }
 
-    /// Attaches the guards of the workstation's end of the veth. The calling thread must be in its
+    /// Attaches what guards the workstation's end of a veth. The calling thread must be in its
     /// namespace.
     ///
     /// # Errors
     ///
     /// Those of [`Self::attach_inner`].
-    pub fn attach_host(&mut self, veth: &str) -> Result<(), LoadError> {
+    pub fn attach_host(&mut self, veth: &str, hooks: &mut Vec<String>) -> Result<(), LoadError> {
         add_clsact(veth)?;
-        self.attach_tc(HOST_INGRESS, veth, TcAttachType::Ingress)?;
-        self.attach_tc(HOST_EGRESS, veth, TcAttachType::Egress)
+        hooks.push(self.attach_tc(HOST_INGRESS, veth, TcAttachType::Ingress)?);
+        hooks.push(self.attach_tc(HOST_EGRESS, veth, TcAttachType::Egress)?);
+
+        Ok(())
     }
 
-    /// Steers the sockets of processes in or below `cgroup`, a directory of cgroup v2, from here on.
+    /// Attaches what steers sockets to `cgroup`, a directory of cgroup v2: to processes in or below
+    /// it. Sessions and their scopes say which sockets those are.
     ///
     /// # Errors
     ///
     /// [`LoadError::Program`]: the kernel lacks a hook, or another program excludes ours.
     pub fn attach_cgroup(&mut self, cgroup: impl AsFd) -> Result<(), LoadError> {
-        for (name, hook) in CGROUP_PROGRAMS {
+        for (name, _) in CGROUP_PROGRAMS {
             let program = program::<CgroupSockAddr>(&mut self.ebpf, name)?;
             let id = program
                 .attach(&cgroup, CgroupAttachMode::Single)
                 .map_err(refused(name))?;
             let link = program.take_link(id).map_err(refused(name))?;
             self.cgroup_links.push(link);
-            self.hooks.push(hook.to_owned());
         }
 
         Ok(())
     }
 
-    /// Stops steering; sockets that are steered already keep working.
-    pub fn detach_cgroup(&mut self) {
-        self.cgroup_links.clear();
-    }
-
-    /// The hooks of attached programs, in the order of attachment: "cgroup/connect4", "sk_lookup",
-    /// "tc/ingress veth0".
-    pub fn hooks(&self) -> &[String] {
-        &self.hooks
+    /// The hooks of cgroups, in the order of attachment: "cgroup/connect4".
+    pub fn cgroup_hooks() -> impl Iterator<Item = &'static str> {
+        CGROUP_PROGRAMS.iter().map(|(_, hook)| *hook)
     }
 
     /// The maps, to read.
@@ -194,16 +191,15 @@ impl DataPath {
         name: &'static str,
         interface: &str,
         kind: TcAttachType,
-    ) -> Result<(), LoadError> {
+    ) -> Result<String, LoadError> {
         let program = program::<SchedClassifier>(&mut self.ebpf, name)?;
         attach_filter(program, interface, kind).map_err(refused(name))?;
         let direction = match kind {
             TcAttachType::Ingress => "ingress",
             TcAttachType::Egress | TcAttachType::Custom(_) => "egress",
         };
-        self.hooks.push(format!("tc/{direction} {interface}"));
 
-        Ok(())
+        Ok(format!("tc/{direction} {interface}"))
     }
 }
 
@@ -243,8 +239,28 @@ where
 }
 
 fn refused(program: &'static str) -> impl Fn(ProgramError) -> LoadError {
-    move |source| LoadError::Program {
-        program,
-        source: Box::new(source),
+    move |source| match source {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => LoadError::Rejected {
+            program,
+            source: io_error,
+            log: verifier_log.to_string(),
+        },
+        source => LoadError::Program {
+            program,
+            source: Box::new(source),
+        },
     }
+}
+
+/// As the kernel keeps it: cut to what fits with a zero behind it.
+fn process_name(name: &CStr) -> ProcessName {
+    let mut padded = [0; size_of::<ProcessName>()];
+    let len = name.count_bytes().min(padded.len() - 1);
+    padded[..len].copy_from_slice(&name.to_bytes()[..len]);
+    let (words, _) = padded.as_chunks();
+
+    [u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])]
 }
