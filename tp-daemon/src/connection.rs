@@ -9,10 +9,11 @@ use std::{
 };
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use tp_core::sessions::NetworkChanges;
 use tp_ebpf_loader::{Counter, CounterKind, CounterValue};
 use tp_root_api::{
-    Counters, Datapath, Descriptors, MAX_NETWORKS, MAX_PACKET, OpenDatapath, Reply, Request, Steer,
-    wire,
+    Counters, Datapath, Descriptors, MAX_NETWORKS_PER_PACKET, MAX_PACKET, OpenDatapath, PROTOCOL,
+    RefusedKind, Reply, Request, Steer, wire,
 };
 
 use crate::{
@@ -35,8 +36,9 @@ pub(crate) struct Connection {
     context: Arc<Context>,
     bundle: Option<Bundle>,
     has_had_bundle: bool,
-    /// Parts of the next request to steer.
-    parts: Steer,
+    /// The peer has said that it speaks another version of the protocol.
+    is_of_other_protocol: bool,
+    is_broken: bool,
 }
 
 impl Connection {
@@ -47,7 +49,8 @@ impl Connection {
             context,
             bundle: None,
             has_had_bundle: false,
-            parts: Steer::default(),
+            is_of_other_protocol: false,
+            is_broken: false,
         }
     }
 
@@ -77,6 +80,9 @@ impl Connection {
             };
             if let Err(error) = sent {
                 tracing::debug!(%error, "Cannot reply");
+                break;
+            }
+            if self.is_broken {
                 break;
             }
         }
@@ -120,37 +126,53 @@ impl Connection {
                 let (description, descriptors) = opened?;
                 return Ok((Reply::Opened(description), Some(descriptors)));
             }
-            Request::Hello { version, connects } => {
-                tracing::debug!(%version, "Peer says hello");
+            Request::Hello {
+                version,
+                protocol,
+                connects,
+            } => {
+                tracing::debug!(%version, protocol, "Peer says hello");
+                self.is_of_other_protocol = protocol != PROTOCOL;
                 if connects {
                     self.context.has_served.store(true, Ordering::Relaxed);
                 }
                 Reply::Hello {
                     version: tp_core::VERSION.to_owned(),
+                    protocol: PROTOCOL,
                     pid: std::process::id(),
                     ends_with_last_session: self.context.lifetime == Lifetime::WithLastSession,
                 }
             }
-            Request::SteerPart(part) => {
-                self.keep_part(part)?;
-                Reply::Done
-            }
-            Request::Steer(steer) => {
-                let Steer {
-                    include, exclude, ..
-                } = self.join_parts(steer)?;
-                let maps = self.bundle_mut()?.data_path_mut().maps_mut();
-                maps.steer(&include, &exclude)?;
+            Request::Steer(Steer {
+                include,
+                exclude,
+                remove,
+            }) => {
+                if include.len() + exclude.len() + remove.len() > MAX_NETWORKS_PER_PACKET {
+                    return Err(RequestError::invalid(format!(
+                        "one request changes at most {MAX_NETWORKS_PER_PACKET} networks"
+                    )));
+                }
+                let changes = NetworkChanges {
+                    include,
+                    exclude,
+                    remove,
+                };
+                let steered = self.bundle()?.steer(&changes);
+                self.keep_if_whole(steered)?;
                 Reply::Done
             }
             Request::NameServers { servers } => {
                 if servers.iter().any(|server| server.port() != DNS_PORT) {
                     return Err(RequestError::invalid("a name server is asked at port 53"));
                 }
-                let maps = self.bundle_mut()?.data_path_mut().maps_mut();
-                maps.set_name_servers(&servers)?;
+                let set = self.bundle()?.set_name_servers(&servers);
+                self.keep_if_whole(set)?;
                 Reply::Done
             }
+            Request::Overlaps => Reply::Overlaps {
+                overlaps: self.bundle()?.overlaps(),
+            },
             Request::Counters => Reply::Counters(self.counters()?),
             Request::Close => {
                 self.close();
@@ -166,6 +188,14 @@ impl Connection {
         open: &OpenDatapath,
         fds: Vec<OwnedFd>,
     ) -> Result<(Datapath, Descriptors), RequestError> {
+        if self.is_of_other_protocol {
+            return Err(RequestError::unsupported(format!(
+                "the root daemon (version {}) does not understand this session, which speaks another \
+                 version of its protocol ({PROTOCOL} is needed): run the tp of the release that is \
+                 installed, or `sudo tp-daemon install` of this one",
+                tp_core::VERSION
+            )));
+        }
         if self.has_had_bundle {
             return Err(RequestError::invalid(
                 "this connection has or had a data path already: connect again for another",
@@ -202,10 +232,11 @@ impl Connection {
         let (bundle, description, descriptors) = Bundle::open(datapath::DatapathRequest {
             host,
             scope,
+            peer: &self.peer,
+            udp: open.udp,
             avoid: &open.avoid,
             quota: &self.context.quota,
-            uid: self.peer.uid,
-            offsets: self.context.offsets,
+            machine: &self.context.machine,
             hierarchy: &self.context.hierarchy,
             tuning: self.context.tuning,
         })?;
@@ -218,40 +249,17 @@ impl Connection {
         Ok((description, descriptors))
     }
 
-    /// Keeps a part until its request arrives.
-    fn keep_part(&mut self, part: Steer) -> Result<(), RequestError> {
-        self.bundle_mut()?;
-        let kept = &mut self.parts;
-        let count = [&kept.include, &kept.exclude, &part.include, &part.exclude]
-            .iter()
-            .map(|networks| networks.len())
-            .sum::<usize>();
-        if count > MAX_NETWORKS {
-            self.parts = Steer::default();
-            return Err(RequestError::invalid(format!(
-                "more than {MAX_NETWORKS} networks cannot be steered"
-            )));
+    /// A change of which the kernel has taken a part leaves nothing that can be trusted: the connection
+    /// ends with the reply, and the session with it.
+    fn keep_if_whole(&mut self, changed: Result<(), RequestError>) -> Result<(), RequestError> {
+        if let Err(error) = &changed
+            && error.kind == RefusedKind::Failed
+        {
+            tracing::error!(%error, "Data path cannot be changed");
+            self.is_broken = true;
         }
-        kept.include.extend(part.include);
-        kept.exclude.extend(part.exclude);
-        kept.parts += 1;
 
-        Ok(())
-    }
-
-    /// Joins a request with its parts; parts without a request are discarded.
-    fn join_parts(&mut self, last: Steer) -> Result<Steer, RequestError> {
-        let mut whole = std::mem::take(&mut self.parts);
-        if last.parts == 0 {
-            return Ok(last);
-        }
-        if last.parts != whole.parts {
-            return Err(RequestError::invalid("parts of the request are missing"));
-        }
-        whole.include.extend(last.include);
-        whole.exclude.extend(last.exclude);
-
-        Ok(whole)
+        changed
     }
 
     fn close(&mut self) {
@@ -264,10 +272,10 @@ impl Connection {
         tracing::info!(uid = self.peer.uid, ?elapsed, "Data path dropped");
     }
 
-    fn counters(&mut self) -> Result<Counters, RequestError> {
+    fn counters(&self) -> Result<Counters, RequestError> {
         let mut counters = Counters::default();
-        let bundle = self.bundle_mut()?;
-        for CounterValue { counter, value } in bundle.data_path().maps().counters()? {
+        let bundle = self.bundle()?;
+        for CounterValue { counter, value } in bundle.counters()? {
             let named = (counter.name().to_owned(), value);
             match (counter.kind(), counter) {
                 (CounterKind::Drop, _) => counters.drops.push(named),
@@ -281,9 +289,9 @@ impl Connection {
         Ok(counters)
     }
 
-    fn bundle_mut(&mut self) -> Result<&mut Bundle, RequestError> {
+    fn bundle(&self) -> Result<&Bundle, RequestError> {
         self.bundle
-            .as_mut()
+            .as_ref()
             .ok_or_else(|| RequestError::invalid("this connection has no data path"))
     }
 

@@ -2,15 +2,13 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use tp_ebpf_loader::KernelOffsets;
-
 use crate::{
-    datapath::{Tuning, quota::Quota},
+    datapath::{Tuning, machine::Machine, quota::Quota},
     scope::Hierarchy,
 };
 
 pub(crate) struct Context {
-    pub(crate) offsets: KernelOffsets,
+    pub(crate) machine: Arc<Machine>,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) lifetime: Lifetime,
     pub(crate) tuning: Tuning,

@@ -1,11 +1,12 @@
-//! The data path of one session: private namespace, veth, TUN, programs, all made and dropped as
-//! one ([`Bundle`]).
+//! What a session has of the data path: private namespace, veth, TUN and its place among the
+//! sessions, all made and dropped as one ([`Bundle`]). The programs are the machine's
+//! ([`machine::Machine`]).
 
 use std::{
     fs::File,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     os::fd::AsFd,
     sync::{Arc, Mutex},
     time::Duration,
@@ -15,21 +16,28 @@ use anyhow::Context;
 use ipnet::IpNet;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, Type};
-use tp_core::alias::{
-    QUARANTINE_LIFETIME,
-    ranges::{self, AliasRange},
+use tp_core::{
+    alias::{
+        QUARANTINE_LIFETIME,
+        ranges::{self, AliasRange},
+    },
+    sessions::{NetworkChanges, SessionScope},
 };
-use tp_ebpf_loader::{ALIAS_TABLE_LEN, DataPath, Interfaces, KernelOffsets, Plan};
+use tp_ebpf_loader::{
+    ALIAS_TABLE_LEN, Aliases, CounterValue, DataPath, Interfaces, SessionLinks, SessionMaps,
+};
 use tp_process::sync;
-use tp_root_api::{Datapath, Descriptors, PROCESS_NAME};
+use tp_root_api::{Datapath, Descriptors, Overlap};
 
 use crate::{
     confined::{self, set_sysctl},
+    peer::PeerProcess,
     request_error::RequestError,
     scope::{Hierarchy, ResolvedScope},
     sys,
 };
 
+pub(crate) mod machine;
 pub(crate) mod netns;
 pub(crate) mod quota;
 
@@ -38,7 +46,8 @@ mod diag;
 mod links;
 
 use aliases::{Namespaces, Recycler};
-use links::{HOST_MAC, INNER_MAC, MTU, Netlink};
+use links::{HOST_MAC, INNER_MAC, MTU, Netlink, VethPair};
+use machine::{Machine, Registered, Registration};
 use netns::NetNamespace;
 use quota::{Quota, Reservation};
 
@@ -54,22 +63,24 @@ const TUN_QUEUE_LEN: u32 = 4096;
 const BACKLOG: i32 = 4096;
 const UDP_RECEIVE_BUFFER: usize = 4 << 20;
 
-/// Held from the search for a free range until the range is occupied.
+/// Held from the search for a free range until a session is registered with it.
 static CHOOSING_RANGE: Mutex<()> = Mutex::new(());
 
 /// The session that a bundle is for, and the machine that it is made on.
 pub(crate) struct DatapathRequest<'a> {
     /// The network namespace of the session.
     pub(crate) host: NetNamespace,
+    /// The process of the session.
+    pub(crate) peer: &'a PeerProcess,
     /// The sockets to steer.
     pub(crate) scope: ResolvedScope,
+    /// UDP to networks is steered too.
+    pub(crate) udp: bool,
     /// Networks that the aliases must avoid, besides those that this machine knows.
     pub(crate) avoid: &'a [IpNet],
-    /// The count of bundles per user.
+    /// The count of bundles and of what remains of them.
     pub(crate) quota: &'a Arc<Quota>,
-    /// The user of the session, under whom the bundle is counted.
-    pub(crate) uid: u32,
-    pub(crate) offsets: KernelOffsets,
+    pub(crate) machine: &'a Arc<Machine>,
     pub(crate) hierarchy: &'a Hierarchy,
     pub(crate) tuning: Tuning,
 }
@@ -94,12 +105,13 @@ impl Default for Tuning {
 
 /// A live bundle; dropping it restores the machine.
 ///
-/// Fields drop in this order: the recycler stops, the link ends the sockets that use it while the
-/// guards are attached, then the programs are unloaded.
+/// Nothing is steered to it any more when its fields drop, in this order: the recycler stops, the
+/// link ends the sockets that use it while the guards are attached, then its place is free.
 pub(crate) struct Bundle {
     recycler: Recycler,
     _link: Link,
-    data_path: DataPath,
+    _links: SessionLinks,
+    registered: Registered,
     _reservation: Reservation,
 }
 
@@ -107,72 +119,79 @@ impl Bundle {
     pub(crate) fn open(
         request: DatapathRequest<'_>,
     ) -> Result<(Self, Datapath, Descriptors), RequestError> {
-        let reservation = request.quota.reserve(request.uid)?;
+        let reservation = request.quota.reserve(request.peer.uid)?;
         let inner = NetNamespace::private().context("cannot make a network namespace")?;
         // Before anything else assigns it another id.
         reservation.note_namespace(&inner)?;
-        let cookie = request.host.run(host_cookie)?;
-        let host = request.host.try_clone()?;
-        let link = Link::make(request.host, &inner, request.avoid, request.tuning)?;
-        let devices = inner.run(|| make_devices(&link.range))?;
+        let netlink = request.host.run(Netlink::open)?;
+        let maps = SessionMaps::create()?;
+        reservation.note_maps(&maps.shared_ids()?);
+        let (alias_table, heartbeat) = (maps.alias_table_fd()?, maps.heartbeat_fd()?);
+        let (registered, range, aliases) = register(&request, &netlink, maps)?;
 
-        let plan = Plan {
-            netns_cookie: cookie,
-            exempt: PROCESS_NAME,
-            user: request.scope.user,
-            cgroup: request.scope.cgroup,
-            alias_base: u32::from(link.range.aliases.addr()),
-            alias_count: link.range.alias_count(),
-            interfaces: devices.interfaces,
-            offsets: request.offsets,
-        };
-        let mut data_path = DataPath::load(&plan)?;
-        reservation.note_maps(&data_path.maps().shared_ids()?);
-        inner.run(|| {
-            let (listener, udp) = (&devices.listener, &devices.udp);
-            data_path.attach_inner(inner.as_fd(), INNER_VETH, TUN, listener, udp)?;
-            Ok::<_, RequestError>(())
+        let host = request.host.try_clone()?;
+        let interfaces = registered.interfaces();
+        let link = Link::make(request.host, netlink, &inner, range, interfaces)?;
+        let devices = inner.run(|| make_devices(&range, interfaces))?;
+        let mut hooks = Vec::new();
+        let links = inner.run(|| {
+            registered.with(|data_path| {
+                Ok(data_path.attach_inner(inner.as_fd(), INNER_VETH, TUN, &mut hooks)?)
+            })
         })?;
         // The guard comes before the routes, and the routes before any socket is steered.
         link.host.run(|| {
-            data_path
-                .attach_host(&link.name)
-                .map_err(RequestError::from)
+            registered.with(|data_path| Ok(data_path.attach_host(&link.name, &mut hooks)?))
         })?;
+        registered.announce((&devices.listener, &devices.udp))?;
         link.open()?;
-        data_path.attach_cgroup(request.hierarchy.open()?)?;
+        hooks.extend(DataPath::cgroup_hooks().map(str::to_owned));
 
         let description = Datapath {
-            alias_base: link.range.aliases.addr(),
-            alias_count: link.range.alias_count(),
-            host_address: link.range.host,
+            alias_base: range.aliases.addr(),
+            alias_base6: registered.alias_base6(),
+            alias_count: range.alias_count(),
+            host_address: range.host,
+            host_address6: registered.host_address6(),
             mtu: MTU,
-            hooks: data_path.hooks().to_vec(),
+            hooks,
         };
         let descriptors = Descriptors {
             listener: devices.listener.into(),
             udp: devices.udp.into(),
             tun: devices.tun.into(),
-            alias_table: data_path.maps().alias_table_fd()?,
-            heartbeat: data_path.maps().heartbeat_fd()?,
+            alias_table,
+            heartbeat,
         };
-        let aliases = data_path.maps_mut().take_aliases();
         let bundle = Self {
             recycler: Recycler::start(
-                aliases.expect("nobody else takes them"),
+                aliases,
                 Namespaces { host, inner },
                 request.tuning.quarantine,
             )?,
             _link: link,
-            data_path,
+            _links: links,
+            registered,
             _reservation: reservation,
         };
 
         Ok((bundle, description, descriptors))
     }
 
-    pub(crate) fn data_path(&self) -> &DataPath {
-        &self.data_path
+    pub(crate) fn steer(&self, changes: &NetworkChanges) -> Result<(), RequestError> {
+        self.registered.steer(changes)
+    }
+
+    pub(crate) fn set_name_servers(&self, servers: &[SocketAddr]) -> Result<(), RequestError> {
+        self.registered.set_name_servers(servers)
+    }
+
+    pub(crate) fn counters(&self) -> Result<Vec<CounterValue>, RequestError> {
+        self.registered.counters()
+    }
+
+    pub(crate) fn overlaps(&self) -> Vec<Overlap> {
+        self.registered.overlaps()
     }
 
     /// The number of aliases that stand for an address. `ever_given` is the value of
@@ -180,17 +199,58 @@ impl Bundle {
     pub(crate) fn aliases(&self, ever_given: u64) -> u64 {
         ever_given.saturating_sub(self.recycler.freed())
     }
-
-    pub(crate) fn data_path_mut(&mut self) -> &mut DataPath {
-        &mut self.data_path
-    }
 }
 
 impl Drop for Bundle {
     fn drop(&mut self) {
-        // No new socket is steered from here on.
-        self.data_path.detach_cgroup();
+        self.registered.stop_steering();
     }
+}
+
+/// Chooses the addresses of a session's aliases, and takes its place among the sessions.
+fn register(
+    request: &DatapathRequest<'_>,
+    netlink: &Netlink,
+    maps: SessionMaps,
+) -> Result<(Registered, AliasRange, Aliases), RequestError> {
+    let netns = request.host.run(host_cookie)?;
+    let _choosing = sync::lock(&CHOOSING_RANGE);
+    let mut in_use = netlink.networks()?;
+    in_use.extend(request.avoid.iter().filter_map(|network| match network {
+        IpNet::V4(network) => Some(network.trunc()),
+        IpNet::V6(_) => None,
+    }));
+    // What other users steer is avoided as well, unless they leave nothing.
+    let uid = request.peer.uid;
+    let steered_by: [&dyn Fn(Option<u32>) -> bool; 2] =
+        [&|_| true, &|of| of.is_none_or(|of| of == uid)];
+    let range = steered_by.into_iter().find_map(|of| {
+        let in_use = [in_use.as_slice(), &request.machine.networks(of)].concat();
+        ranges::choose(&in_use, random() as u32)
+    });
+    let range = range.ok_or_else(|| {
+        RequestError::unsupported(
+            "no address range is free for aliases: routes, rules and addresses of this machine, \
+             other sessions or networks of the cluster take all of 240.0.0.0/4",
+        )
+    })?;
+    let range = range.limited_to(request.tuning.alias_count);
+    let ResolvedScope { user, cgroup } = request.scope;
+    let registration = Registration {
+        scope: SessionScope {
+            netns,
+            cgroup,
+            uid: user.map(|user| user.uid),
+        },
+        user,
+        udp: request.udp,
+        pid: request.peer.pid,
+        range,
+        hierarchy: &request.hierarchy.open()?,
+    };
+    let (registered, aliases) = request.machine.register(&registration, maps)?;
+
+    Ok((registered, range, aliases))
 }
 
 /// The veth pair, seen from the workstation. Dropping it ends every socket that uses it.
@@ -206,32 +266,22 @@ impl Link {
     /// Makes the pair and gives it its addresses; the workstation's end stays down.
     fn make(
         host: NetNamespace,
+        netlink: Netlink,
         inner: &NetNamespace,
-        avoid: &[IpNet],
-        tuning: Tuning,
+        range: AliasRange,
+        interfaces: Interfaces,
     ) -> Result<Self, RequestError> {
-        let netlink = host.run(Netlink::open)?;
-        let _choosing = sync::lock(&CHOOSING_RANGE);
-        let mut in_use = netlink.networks()?;
-        in_use.extend(avoid.iter().filter_map(|network| match network {
-            IpNet::V4(network) => Some(network.trunc()),
-            IpNet::V6(_) => None,
-        }));
-        let range = ranges::choose(&in_use, random() as u32).ok_or_else(|| {
-            RequestError::unsupported(
-                "no address range is free for aliases: routes, rules and addresses of this \
-                 machine or networks of the cluster take all of 240.0.0.0/4",
-            )
-        })?;
-        let range = range.limited_to(tuning.alias_count);
         let name = unused_name(&netlink)?;
-        netlink.add_veth(&name, INNER_VETH, inner.as_fd())?;
-        let index = netlink.index_of(&name)?;
+        let pair = VethPair {
+            host: (&name, interfaces.host),
+            inner: (INNER_VETH, interfaces.veth),
+        };
+        netlink.add_veth(&pair, inner.as_fd())?;
         let link = Self {
             host,
             netlink,
             name,
-            index,
+            index: interfaces.host,
             range,
         };
         link.configure()?;
@@ -300,11 +350,10 @@ struct Devices {
     listener: Socket,
     udp: Socket,
     tun: File,
-    interfaces: Interfaces,
 }
 
 /// Runs inside the private namespace.
-fn make_devices(range: &AliasRange) -> Result<Devices, RequestError> {
+fn make_devices(range: &AliasRange, interfaces: Interfaces) -> Result<Devices, RequestError> {
     let netlink = Netlink::open()?;
     for name in ["all", "default", INNER_VETH] {
         set_sysctl("ipv6", name, "disable_ipv6", "1")?;
@@ -315,7 +364,11 @@ fn make_devices(range: &AliasRange) -> Result<Devices, RequestError> {
     netlink.set_up(loopback)?;
     netlink.add_local_route(loopback, range.aliases)?;
 
-    let veth = netlink.index_of(INNER_VETH)?;
+    let Interfaces {
+        veth,
+        tun: tun_index,
+        ..
+    } = interfaces;
     netlink.add_neighbour(veth, range.host, HOST_MAC)?;
     netlink.set_up(veth)?;
     netlink.add_link_route(veth, range.host)?;
@@ -323,8 +376,7 @@ fn make_devices(range: &AliasRange) -> Result<Devices, RequestError> {
     netlink.add_default_route(veth, range.host)?;
 
     let tun = confined::open_tun()?;
-    sys::make_tun(&tun, TUN).context("cannot make a TUN device")?;
-    let tun_index = netlink.index_of(TUN)?;
+    sys::make_tun(&tun, TUN, tun_index).context("cannot make a TUN device")?;
     set_sysctl("ipv4", TUN, "rp_filter", "0")?;
     netlink.set_tun(tun_index, TUN_QUEUE_LEN)?;
 
@@ -332,10 +384,6 @@ fn make_devices(range: &AliasRange) -> Result<Devices, RequestError> {
         listener: listener().context("cannot open the listener")?,
         udp: udp_socket().context("cannot open the UDP socket")?,
         tun,
-        interfaces: Interfaces {
-            veth,
-            tun: tun_index,
-        },
     })
 }
 

@@ -54,19 +54,15 @@ impl From<io::Error> for RequestError {
 
 impl From<LoadError> for RequestError {
     fn from(error: LoadError) -> Self {
+        if let LoadError::Rejected { program, log, .. } = &error {
+            tracing::warn!(program, log, "Program is not loaded");
+        }
         Self::unsupported(format!("{:#}", anyhow::Error::from(error)))
     }
 }
 
 impl From<MapError> for RequestError {
     fn from(error: MapError) -> Self {
-        let kind = match error {
-            MapError::TooMany { .. } => RefusedKind::Invalid,
-            MapError::Aya { .. } | MapError::Missing { .. } | MapError::Descriptor { .. } => {
-                RefusedKind::Failed
-            }
-        };
-
-        Self::new(kind, format!("{:#}", anyhow::Error::from(error)))
+        anyhow::Error::from(error).into()
     }
 }

@@ -29,7 +29,7 @@ use tp_root_api::wire;
 use crate::{
     background, confined,
     context::{Context, Lifetime},
-    datapath::{Tuning, quota::Quota},
+    datapath::{Tuning, machine::Machine, quota::Quota},
     group, log,
     peer::Audience,
     scope,
@@ -106,6 +106,8 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     }
     tp_process::background::enter(0o022);
     log::start();
+    // Each session takes about sixteen, and there may be as many as the maps have room for.
+    tp_process::raise_descriptors();
 
     let (admission, lifetime) = if args.sudo {
         let uid = sudo::check()?;
@@ -116,7 +118,7 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
     };
     confined::check_capabilities()?;
     let context = Context {
-        offsets: tp_ebpf_loader::kernel_offsets()?,
+        machine: Arc::new(Machine::new(tp_ebpf_loader::kernel_offsets()?)),
         hierarchy: scope::Hierarchy::find()?,
         lifetime,
         tuning: args.tuning(),

@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2, statfs};
-use tp_ebpf_loader::{CgroupScope, UserScope};
+use tp_core::sessions::Cgroup;
+use tp_ebpf_loader::UserScope;
 use tp_root_api::Scope;
 
 use crate::{
@@ -23,7 +24,7 @@ const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ResolvedScope {
     pub(crate) user: Option<UserScope>,
-    pub(crate) cgroup: Option<CgroupScope>,
+    pub(crate) cgroup: Option<Cgroup>,
 }
 
 /// The root of the cgroup v2 hierarchy, where hooks see every process.
@@ -55,7 +56,7 @@ impl Hierarchy {
 
     /// Looks at nothing outside of the hierarchy: the peer learns nothing of it, and no file system that
     /// hangs is waited for.
-    fn cgroup(&self, path: &str, uid: u32) -> Result<CgroupScope, RequestError> {
+    fn cgroup(&self, path: &str, uid: u32) -> Result<Cgroup, RequestError> {
         let none = || RequestError::invalid(format!("{path} is not a cgroup v2 directory"));
         let below = Path::new(path)
             .strip_prefix(&self.root)
@@ -81,7 +82,7 @@ impl Hierarchy {
             )));
         }
 
-        Ok(CgroupScope {
+        Ok(Cgroup {
             // The kernel's id of a cgroup is the inode number of its directory.
             id: metadata.ino(),
             level: u32::try_from(level).map_err(|_| RequestError::invalid("cgroup too deep"))?,

@@ -12,6 +12,8 @@ const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 const NS_GET_USERNS: libc::Ioctl = 0xb701;
 /// `_IOW('T', 202, int)`.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+/// `_IOW('T', 218, unsigned int)`.
+const TUNSETIFINDEX: libc::Ioctl = 0x4004_54da;
 const SO_NETNS_COOKIE: libc::c_int = 71;
 const SO_PEERPIDFD: libc::c_int = 77;
 const SO_PEERGROUPS: libc::c_int = 59;
@@ -43,8 +45,12 @@ pub(crate) fn owner_of(namespace: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a TUN device in the calling thread's network namespace and attaches it to `file`.
-pub(crate) fn make_tun(file: impl AsFd, name: &str) -> io::Result<()> {
+/// Makes a TUN device with this index in the calling thread's network namespace and attaches it to
+/// `file`.
+pub(crate) fn make_tun(file: impl AsFd, name: &str, index: u32) -> io::Result<()> {
+    // SAFETY: the kernel reads one integer, which lives through the call.
+    let status = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), TUNSETIFINDEX, &raw const index) };
+    check(status)?;
     // SAFETY: all zeroes is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     if name.len() >= request.ifr_name.len() {

@@ -43,6 +43,12 @@ const MIN_UNREACHABLE_PREFIX_LEN: u8 = 8;
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(crate) const INNER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
+/// The ends of a veth pair, each by its name and its index.
+pub(crate) struct VethPair<'a> {
+    pub(crate) host: (&'a str, u32),
+    pub(crate) inner: (&'a str, u32),
+}
+
 /// A netlink socket of one network namespace.
 pub(crate) struct Netlink {
     runtime: Runtime,
@@ -64,24 +70,29 @@ impl Netlink {
         Ok(Self { runtime, handle })
     }
 
-    /// Makes a veth pair: `host` here, `inner` in the other namespace. Both are down.
+    /// Makes a veth pair: one end here, the other one in `inner_netns`. Both are down.
     pub(crate) fn add_veth(
         &self,
-        host: &str,
-        inner: &str,
+        pair: &VethPair<'_>,
         inner_netns: BorrowedFd<'_>,
     ) -> anyhow::Result<()> {
+        let VethPair {
+            host: (host, host_index),
+            inner: (inner, inner_index),
+        } = *pair;
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(inner_index)
             .name(inner)
             .address(INNER_MAC.to_vec())
             .mtu(MTU)
             .setns_by_fd(inner_netns.as_raw_fd())
             .build();
-        let message = LinkMessageBuilder::<LinkVeth>::new(host, inner)
+        let mut message = LinkMessageBuilder::<LinkVeth>::new(host, inner)
             .address(HOST_MAC.to_vec())
             .mtu(MTU)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
+        message.header.index = host_index;
 
         self.wait(self.handle.link().add(message).execute())
             .context("cannot make a veth pair")
