@@ -8,7 +8,7 @@ use rustix::{
     net::{SocketFlags, SocketType, sockopt},
 };
 use tp_process::lock::{Occupant, occupant};
-use tp_root_api::{MAX_PACKET, RefusedKind, Reply, Request, socket_path, wire};
+use tp_root_api::{MAX_PACKET, PROTOCOL, RefusedKind, Reply, Request, socket_path, wire};
 
 /// For each packet.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,6 +31,8 @@ pub(crate) enum Answer {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) version: String,
+    /// Of its requests and replies.
+    pub(crate) protocol: u32,
     /// Started for one user; ends with that user's last session.
     pub(crate) ends_with_last_session: bool,
     _connection: OwnedFd,
@@ -68,10 +70,12 @@ fn ask(connects: bool) -> Answer {
         Ok((reply, connection)) => match reply {
             Reply::Hello {
                 version,
+                protocol,
                 ends_with_last_session,
                 ..
             } => Answer::Running(Running {
                 version,
+                protocol,
                 ends_with_last_session,
                 _connection: connection,
             }),
@@ -80,7 +84,7 @@ fn ask(connects: bool) -> Answer {
                 message,
             } => Answer::Denied(message),
             Reply::Refused { message, .. } => Answer::Broken(message),
-            Reply::Opened(_) | Reply::Done | Reply::Counters(_) => {
+            Reply::Opened(_) | Reply::Done | Reply::Counters(_) | Reply::Overlaps { .. } => {
                 Answer::Broken("it answered another question".into())
             }
         },
@@ -120,6 +124,7 @@ fn exchange(connects: bool) -> io::Result<(Reply, OwnedFd)> {
 
     let request = Request::Hello {
         version: tp_core::VERSION.into(),
+        protocol: PROTOCOL,
         connects,
     };
     // A refused peer receives its reply, and EOF, before it sends.

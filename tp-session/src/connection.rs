@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,13 +13,14 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tp_core::{dns::Zone, steering::Wishes};
+use tp_core::{dns::Zone, sessions::ToldNetworks, steering::Wishes};
+use tp_process::sync::lock;
 use tp_proto::{
     crd::UserInfo,
     fault::{Fault, FaultKind},
     local::{ConnectRequest, Transport},
 };
-use tp_root_api::{Counters, Datapath, DropReason, Reply, Request};
+use tp_root_api::{Counters, Datapath, DropReason, Overlap, PROTOCOL, Reply, Request};
 use tp_transport::{CloseCode, PathChoice};
 
 use super::{
@@ -30,6 +31,7 @@ use super::{
     local::{self, Observer},
     mapped,
     opened_datapath::OpenedDatapath,
+    overlaps,
     progress::Progress,
     renewal::Login,
     root_link::RootLink,
@@ -68,6 +70,8 @@ pub(super) struct Connection {
     is_blocked: AtomicBool,
     /// The number of our own probe packets that count as dropped on the data path's interface.
     probe_packets: AtomicU64,
+    /// What other sessions of the user have of this one's networks and name servers.
+    overlaps: Mutex<Vec<Overlap>>,
 }
 
 /// The inputs of steering besides the cluster's networks.
@@ -95,6 +99,7 @@ impl Connection {
         // for this one.
         let root = RootLink::connect().await?;
         tp_proto::version::check("the root daemon", &root.version)?;
+        tp_proto::version::check_root_protocol(&root.version, root.protocol, PROTOCOL)?;
         // Its credential plugin may ask the user.
         progress.step("reading the kubeconfig".to_owned());
         let cluster = Arc::new(Cluster::load(&request).await?);
@@ -160,6 +165,7 @@ impl Connection {
             tasks,
             steered: watch::Sender::default(),
             is_blocked: AtomicBool::new(false),
+            overlaps: Mutex::default(),
             probe_packets: AtomicU64::new(0),
         };
         let inputs = SteeringInputs {
@@ -172,6 +178,7 @@ impl Connection {
             return Err(fault);
         }
         this.look_for_firewall().await;
+        this.look_for_overlaps().await;
 
         Ok(Arc::new(this))
     }
@@ -197,6 +204,7 @@ impl Connection {
         local.send_replace(observer.read().await?);
         let exempt = watch::Sender::new(inputs.found);
         let mut follower = Follower {
+            told: ToldNetworks::default(),
             root: Arc::clone(&self.root),
             wishes: inputs.wishes,
             datapath,
@@ -278,7 +286,17 @@ impl Connection {
             .chain(self.shared.notices())
             .chain(mapped)
             .chain(firewall)
+            .chain(overlaps::notices(&lock(&self.overlaps)))
             .collect()
+    }
+
+    /// Asks what other sessions have of this one; [`Self::notices`] tells of it from here on.
+    pub(super) async fn look_for_overlaps(&self) {
+        let answer = timeout(COUNTERS_TIMEOUT, self.root.call(Request::Overlaps, None)).await;
+        // Without an answer, the last one stays.
+        if let Ok(Ok((Reply::Overlaps { overlaps }, _))) = answer {
+            *lock(&self.overlaps) = overlaps;
+        }
     }
 
     /// Probes for a firewall that drops steered packets; [`Self::notices`] tells of it from here on.

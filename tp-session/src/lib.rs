@@ -23,6 +23,7 @@ mod log;
 mod mapped;
 mod node;
 mod opened_datapath;
+mod overlaps;
 mod progress;
 mod relay;
 mod renewal;

@@ -43,6 +43,7 @@ impl OpenedDatapath {
             .copied();
         let request = Request::Open(OpenDatapath {
             scope,
+            udp: false,
             avoid: avoid.collect(),
         });
         let (reply, fds) = root.call(request, Some(namespace.into())).await?;

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tp_proto::fault::{Fault, FaultKind};
-use tp_root_api::{MAX_PACKET, RefusedKind, Reply, Request, wire};
+use tp_root_api::{MAX_PACKET, PROTOCOL, RefusedKind, Reply, Request, wire};
 
 use super::sys;
 
@@ -34,6 +34,8 @@ struct Call {
 /// Closes the connection, and with it the lease, when dropped.
 pub(super) struct RootLink {
     pub(super) version: String,
+    /// Of its requests and replies.
+    pub(super) protocol: u32,
     pub(super) pid: u32,
     /// The root daemon was started for this user, and ends with the session.
     pub(super) ends_with_last_session: bool,
@@ -52,15 +54,18 @@ impl RootLink {
         let mut this = Self::over(socket, ANSWER_TIMEOUT);
         let hello = Request::Hello {
             version: tp_core::VERSION.to_owned(),
+            protocol: PROTOCOL,
             connects: true,
         };
         match this.call(hello, None).await?.0 {
             Reply::Hello {
                 version,
+                protocol,
                 pid,
                 ends_with_last_session,
             } => {
                 this.version = version;
+                this.protocol = protocol;
                 this.pid = pid;
                 this.ends_with_last_session = ends_with_last_session;
                 Ok(this)
@@ -76,6 +81,7 @@ impl RootLink {
 
         Self {
             version: String::new(),
+            protocol: PROTOCOL,
             pid: 0,
             ends_with_last_session: false,
             call_tx,

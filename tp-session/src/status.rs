@@ -12,6 +12,7 @@ use super::{connection::Connection, dns::servers, local, shared::Shared};
 
 pub(super) async fn of(connection: &Connection) -> Status {
     connection.look_for_firewall().await;
+    connection.look_for_overlaps().await;
     let shared = &connection.shared;
     let up = shared.up();
     let destination = &connection.destination;

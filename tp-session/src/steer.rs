@@ -9,12 +9,15 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::{sync::watch, time::sleep};
-use tp_core::steering::{Decision, Local, Wishes, collisions, decide, is_always_local};
+use tp_core::{
+    sessions::{MAX_WANTED_NETWORKS, NetworkChanges, ToldNetworks},
+    steering::{Decision, Local, Wishes, collisions, decide, is_always_local},
+};
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::ConnectRequest,
 };
-use tp_root_api::{MAX_NETWORKS, MAX_NETWORKS_PER_PACKET, Request, Steer};
+use tp_root_api::{MAX_NETWORKS_PER_PACKET, Request, Steer};
 
 use super::{root_link::RootLink, shared::Shared};
 
@@ -76,6 +79,7 @@ pub(super) fn collides(datapath: &[Ipv4Net], networks: &[IpNet]) -> bool {
 /// Follows all inputs of steering, and tells the root daemon.
 pub(super) struct Follower {
     pub(super) root: Arc<RootLink>,
+    pub(super) told: ToldNetworks,
     pub(super) wishes: Wishes,
     /// Networks of the data path.
     pub(super) datapath: [Ipv4Net; 2],
@@ -154,9 +158,7 @@ impl Follower {
             mut notices,
         } = decide(&wanted, &self.wishes, &local);
         notices.extend(collisions(&self.datapath, &networks, &local));
-        for request in requests(&include, &exclude)? {
-            self.root.call(request, None).await?;
-        }
+        self.tell(&include, &exclude).await?;
         self.shared.external.set_steered(external);
         let others = [self.wishes.also.as_slice(), &outside].concat();
         let networks = include.into_iter().filter(|it| !others.contains(it));
@@ -165,6 +167,25 @@ impl Follower {
             notices,
             problem: None,
         });
+
+        Ok(())
+    }
+
+    /// Tells the root daemon what has changed since it was told last.
+    async fn tell(&mut self, include: &[IpNet], exclude: &[IpNet]) -> Result<(), Fault> {
+        let count = include.len() + exclude.len();
+        if count > MAX_WANTED_NETWORKS {
+            let message = format!(
+                "the cluster has {count} separate networks, and more than {MAX_WANTED_NETWORKS} \
+                 cannot be steered"
+            );
+            return Err(Fault::new(FaultKind::Unavailable, message));
+        }
+        for changes in self.told.changes(include, exclude, MAX_NETWORKS_PER_PACKET) {
+            self.told.handle_sent(&changes);
+            self.root.call(request(&changes), None).await?;
+            self.told.handle_confirmed(&changes);
+        }
 
         Ok(())
     }
@@ -188,41 +209,18 @@ fn allowed(external: &[Ipv4Addr], wishes: &Wishes) -> Vec<IpNet> {
         .collect()
 }
 
-/// The requests that steer these networks, split to fit into packets.
-fn requests(include: &[IpNet], exclude: &[IpNet]) -> Result<Vec<Request>, Fault> {
-    let count = include.len() + exclude.len();
-    if count > MAX_NETWORKS {
-        let message = format!(
-            "the cluster has {count} separate networks, and more than {MAX_NETWORKS} cannot be \
-             steered"
-        );
-        return Err(Fault::new(FaultKind::Unavailable, message));
-    }
-    let part = |include: &[IpNet], exclude: &[IpNet]| Steer {
-        include: include.to_vec(),
-        exclude: exclude.to_vec(),
-        parts: 0,
-    };
-    let mut parts: Vec<Steer> = include
-        .chunks(MAX_NETWORKS_PER_PACKET)
-        .map(|include| part(include, &[]))
-        .chain(
-            exclude
-                .chunks(MAX_NETWORKS_PER_PACKET)
-                .map(|exclude| part(&[], exclude)),
-        )
-        .collect();
-    if count <= MAX_NETWORKS_PER_PACKET {
-        parts = vec![part(include, exclude)];
-    }
-    let mut last = parts.pop().unwrap_or_default();
-    last.parts = u32::try_from(parts.len()).expect("at most MAX_NETWORKS");
+fn request(changes: &NetworkChanges) -> Request {
+    let NetworkChanges {
+        include,
+        exclude,
+        remove,
+    } = changes.clone();
 
-    Ok(parts
-        .into_iter()
-        .map(Request::SteerPart)
-        .chain([Request::Steer(last)])
-        .collect())
+    Request::Steer(Steer {
+        include,
+        exclude,
+        remove,
+    })
 }
 
 #[cfg(test)]
@@ -264,50 +262,44 @@ mod tests {
         assert_eq!(allowed, ["203.0.113.10/32".parse::<IpNet>().unwrap()]);
     }
 
-    #[test]
-    fn few_networks_are_one_request() {
-        let include = networks(3);
-
-        let requests = requests(&include, &include[..1]).unwrap();
-
-        let whole = Steer {
-            include: include.clone(),
-            exclude: include[..1].to_vec(),
-            parts: 0,
-        };
-        assert_eq!(requests, [Request::Steer(whole)]);
-    }
-
-    #[test]
-    fn thousands_of_networks_are_told_in_parts_and_none_is_lost() {
+    #[tokio::test]
+    async fn thousands_of_networks_are_told_in_parts_and_later_changes_alone() {
+        let (link, root) = FakeRoot::new(Duration::from_secs(10));
+        let (mut follower, _) = follower(link);
         let (include, exclude) = (networks(4_200), networks(1_100));
-
-        let requests = requests(&include, &exclude).unwrap();
-
-        let (mut included, mut excluded) = (Vec::new(), Vec::new());
-        let count = requests.len();
-        for (n, request) in requests.into_iter().enumerate() {
-            let size = serde_json::to_vec(&request).unwrap().len();
-            assert!(size <= tp_root_api::MAX_PACKET, "{size}");
-            match request {
-                Request::SteerPart(part) if n + 1 < count => {
-                    included.extend(part.include);
-                    excluded.extend(part.exclude);
-                }
-                Request::Steer(last) if n + 1 == count => {
-                    assert_eq!(last.parts as usize, n);
-                    included.extend(last.include);
-                    excluded.extend(last.exclude);
-                }
-                other => panic!("{other:?}"),
+        let wanted = include.len();
+        let take = async |count| {
+            let (mut told, mut removed) = (BTreeSet::new(), BTreeSet::new());
+            for _ in 0..count {
+                let request = root.request().await;
+                let size = serde_json::to_vec(&request).unwrap().len();
+                assert!(size <= tp_root_api::MAX_PACKET, "{size}");
+                let Request::Steer(steer) = request else {
+                    panic!("{request:?}");
+                };
+                told.extend(steer.include.into_iter().chain(steer.exclude));
+                removed.extend(steer.remove);
+                root.reply(&Reply::Done);
             }
-        }
-        assert_eq!((included, excluded), (include, exclude));
+            (told.len(), removed.len())
+        };
+
+        // What is excluded is not included.
+        let (done, taken) = tokio::join!(follower.tell(&include, &exclude), take(5));
+        done.unwrap();
+        assert_eq!(taken, (wanted, 0));
+        let (done, taken) = tokio::join!(follower.tell(&include[1_101..], &exclude[1..]), take(1));
+        done.unwrap();
+        // The first is neither any more, the second is as before.
+        assert_eq!(taken, (0, 2));
     }
 
-    #[test]
-    fn too_many_networks_are_said_to_be_too_many() {
-        let fault = requests(&networks(MAX_NETWORKS as u32 + 1), &[]).unwrap_err();
+    #[tokio::test]
+    async fn too_many_networks_are_said_to_be_too_many() {
+        let (mut follower, _) = follower(FakeRoot::new(Duration::from_secs(10)).0);
+        let networks = networks(MAX_WANTED_NETWORKS as u32 + 1);
+
+        let fault = follower.tell(&networks, &[]).await.unwrap_err();
 
         assert!(fault.message.contains("16385"), "{fault}");
     }
@@ -316,6 +308,7 @@ mod tests {
         let networks = watch::Sender::new(networks(1));
         let follower = Follower {
             root: Arc::new(root),
+            told: ToldNetworks::default(),
             wishes: Wishes::default(),
             datapath: ["243.2.0.0/16", "243.3.255.0/24"].map(|it| it.parse().unwrap()),
             networks: networks.subscribe(),
@@ -357,11 +350,11 @@ mod tests {
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
 
         for _ in 0..2 {
-            assert_eq!(steer(root.request().await), networks(2));
-            let (kind, message) = (RefusedKind::Failed, "not now".to_owned());
+            assert_eq!(steer(root.request().await), networks(2)[1..]);
+            let (kind, message) = (RefusedKind::Invalid, "not now".to_owned());
             root.reply(&Reply::Refused { kind, message });
         }
-        assert_eq!(steer(root.request().await), networks(2));
+        assert_eq!(steer(root.request().await), networks(2)[1..]);
         // The status shows what is steered.
         assert_eq!(steered.borrow().networks, networks(1));
         let notices = steered.borrow().notices();
@@ -372,7 +365,7 @@ mod tests {
 
         changes.send_replace(networks(3));
         root.reply(&Reply::Done);
-        assert_eq!(steer(root.request().await), networks(3));
+        assert_eq!(steer(root.request().await), networks(3)[2..]);
         root.reply(&Reply::Done);
         let mut seen = steered.clone();
         let both = seen.wait_for(|it| it.networks.len() == 3 && it.notices().is_empty());

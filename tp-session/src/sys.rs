@@ -3,10 +3,10 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -56,6 +56,9 @@ pub(super) fn segments(tcp: &TcpStream) -> Option<Segments> {
         data_sent: info[39],
     })
 }
+
+/// In bytes, of an element of the alias table.
+const ADDRESS_LEN: usize = 16;
 
 /// Aliases to real addresses, written by the kernel.
 pub(super) struct AliasTable {
@@ -110,21 +113,25 @@ impl Drop for Mapping {
 impl AliasTable {
     pub(super) fn map(fd: &OwnedFd, count: u32) -> io::Result<Self> {
         let count = usize::try_from(count).map_err(io::Error::other)?;
-        let map = Mapping::new(fd, count * size_of::<u32>(), ProtFlags::READ)?;
+        let map = Mapping::new(fd, count * ADDRESS_LEN, ProtFlags::READ)?;
 
         Ok(Self { map, count })
     }
 
     /// The address behind an alias; `None` if it is free.
-    pub(super) fn real(&self, index: u32) -> Option<Ipv4Addr> {
+    pub(super) fn real(&self, index: u32) -> Option<IpAddr> {
         let index = usize::try_from(index)
             .ok()
             .filter(|index| *index < self.count)?;
-        // SAFETY: the mapping is page-aligned and holds `count` words.
-        let word = unsafe { &*self.map.start.cast::<AtomicU32>().add(index) };
-        let octets = word.load(Ordering::Acquire).to_ne_bytes();
+        let mut address = [0; ADDRESS_LEN];
+        for (place, bytes) in address.chunks_exact_mut(size_of::<u64>()).enumerate() {
+            let place = index * (ADDRESS_LEN / size_of::<u64>()) + place;
+            // SAFETY: the mapping is page-aligned and holds `count` addresses.
+            let word = unsafe { &*self.map.start.cast::<AtomicU64>().add(place) };
+            bytes.copy_from_slice(&word.load(Ordering::Acquire).to_ne_bytes());
+        }
 
-        (octets != [0; 4]).then(|| Ipv4Addr::from(octets))
+        (address != [0; ADDRESS_LEN]).then(|| Ipv6Addr::from(address).to_canonical())
     }
 }
 

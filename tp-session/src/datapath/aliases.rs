@@ -1,7 +1,7 @@
 //! The addresses that aliases stand for.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     sync::Arc,
 };
 
@@ -30,7 +30,9 @@ impl AliasMap {
     /// The real address and port behind an alias.
     pub(crate) fn real(&self, alias: SocketAddrV4) -> Option<SocketAddrV4> {
         let index = alias_index(*alias.ip(), self.base, self.count)?;
-
-        Some(SocketAddrV4::new(self.table.real(index)?, alias.port()))
+        match self.table.real(index)? {
+            IpAddr::V4(real) => Some(SocketAddrV4::new(real, alias.port())),
+            IpAddr::V6(_) => None,
+        }
     }
 }

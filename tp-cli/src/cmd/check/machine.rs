@@ -2,11 +2,12 @@
 
 use std::{fs, os::unix::fs::FileTypeExt as _, path::Path};
 
-use tp_proto::{local::Check, version};
+use tp_proto::{fault::Fault, local::Check, version};
+use tp_root_api::PROTOCOL;
 
 use crate::{
     files,
-    root_daemon::{self, Answer},
+    root_daemon::{self, Answer, Running},
 };
 
 /// The oldest kernel that the eBPF programs support.
@@ -92,13 +93,19 @@ fn tun(path: &Path) -> Check {
     }
 }
 
+fn understands(root_daemon: &Running) -> Result<(), Fault> {
+    version::check("the root daemon", &root_daemon.version)?;
+
+    version::check_root_protocol(&root_daemon.version, root_daemon.protocol, PROTOCOL)
+}
+
 fn root_daemon() -> Check {
     const NAME: &str = "root daemon";
 
     let socket = tp_root_api::socket_path();
     let socket = socket.display();
     match root_daemon::hello() {
-        Answer::Running(running) => match version::check("the root daemon", &running.version) {
+        Answer::Running(running) => match understands(&running) {
             Ok(()) => {
                 let kind = match running.ends_with_last_session {
                     true => "started by `tp connect`",
