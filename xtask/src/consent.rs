@@ -13,6 +13,8 @@ pub(crate) enum Kubernetes {
     Own,
     /// The user's cluster.
     Foreign,
+    /// None.
+    Absent,
 }
 
 /// Lists what will be installed and built, and asks once.
@@ -40,11 +42,12 @@ pub(crate) fn consent(command: &str, kubernetes: Kubernetes, yes: bool) -> Resul
 }
 
 fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
-    let lists = needed(kubernetes);
+    let lists = needed(command, kubernetes);
     let missing = packages::missing(&lists)?;
     let mut minutes = match command {
         "soak" => 15,
-        "test" => 25,
+        "test" => 29,
+        "test vm" => 45,
         _ => 1,
     };
     println!("`cargo xtask {command}` on this machine:");
@@ -66,7 +69,7 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
         minutes += 4;
     }
     if !paths::release().join("tp-daemon").exists() {
-        let compiling = if command == "test" { 10 } else { 5 };
+        let compiling = if command.starts_with("test") { 10 } else { 5 };
         println!("  tp         to compile (about {compiling} minutes)");
         minutes += compiling;
     }
@@ -81,6 +84,9 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
             paths::testbed().display()
         );
     }
+    if command.starts_with("test") {
+        println!("  kernels    to download if Debian has newer ones (each about 100 MB)");
+    }
     println!(
         "  caches     {} and {}",
         paths::cache().display(),
@@ -91,10 +97,18 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
 }
 
 /// The packages that a command needs.
-pub(crate) fn needed(kubernetes: Kubernetes) -> Vec<&'static [&'static str]> {
+pub(crate) fn needed(command: &str, kubernetes: Kubernetes) -> Vec<&'static [&'static str]> {
     let mut lists = vec![packages::BUILD, ebpf::packages()];
-    if kubernetes == Kubernetes::Own {
-        lists.extend([packages::CLUSTER, packages::CLIENTS, ebpf::lint_packages()]);
+    match kubernetes {
+        Kubernetes::Own => {
+            lists.extend([packages::CLUSTER, packages::CLIENTS, ebpf::lint_packages()]);
+        }
+        Kubernetes::Absent => lists.extend([packages::CLUSTER, packages::DATA_PATH]),
+        Kubernetes::Foreign => {}
     }
+    if command.starts_with("test") {
+        lists.push(packages::VIRTUAL_MACHINES);
+    }
+
     lists
 }

@@ -79,7 +79,7 @@ pub(crate) fn prepare(command: &str, yes: bool) -> Result<()> {
     consent(command, Kubernetes::Own, yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(&needed(Kubernetes::Own))
+        packages::ensure(&needed(command, Kubernetes::Own))
     })?;
     steps.step("programs", "the compiler output above", products::build)?;
     steps.step("image", "target/dist", || dist::image_only().map(drop))?;
@@ -243,7 +243,7 @@ fn foreign(options: &Options, kubeconfig: &Path, image: &str) -> Result<()> {
     consent("demo", Kubernetes::Foreign, options.yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(&needed(Kubernetes::Foreign))
+        packages::ensure(&needed("demo", Kubernetes::Foreign))
     })?;
     steps.step("programs", "the compiler output above", products::build)?;
     let archive = steps.step("image", "target/dist", dist::image_only)?;

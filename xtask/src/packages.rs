@@ -58,6 +58,12 @@ pub(crate) const CLIENTS: &[&str] = &[
     "sudo",
 ];
 
+/// Programs that the tests of the data path use, beside those of [`CLUSTER`].
+pub(crate) const DATA_PATH: &[&str] = &["python3"];
+
+/// Programs that make and run virtual machines.
+pub(crate) const VIRTUAL_MACHINES: &[&str] = &["busybox-static", "kmod", "qemu-system-x86"];
+
 /// The packages of `lists` that are not installed, in alphabetical order.
 pub(crate) fn missing(lists: &[&[&'static str]]) -> Result<Vec<&'static str>> {
     let wanted: BTreeSet<&str> = lists.iter().flat_map(|list| list.iter().copied()).collect();

@@ -19,12 +19,16 @@ mod ipv6;
 mod programs;
 pub(crate) mod soak;
 mod untouched;
+mod vm;
 
 /// Where to look when a test fails.
 const TEST_OUTPUT: &str = "the output of the failed test above";
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Install what is missing without asking
     #[arg(long)]
     yes: bool,
@@ -36,12 +40,21 @@ pub(crate) struct Options {
     only: Option<String>,
 }
 
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Run the tests of the data path on older kernels, in virtual machines
+    Vm(vm::Options),
+}
+
 pub(crate) fn test(options: &Options) -> Result<()> {
+    if let Some(Part::Vm(options)) = &options.part {
+        return vm::run(options);
+    }
     consent("test", Kubernetes::Own, options.yes)?;
     let kube = Untouched::kube()?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(&needed(Kubernetes::Own))
+        packages::ensure(&needed("test", Kubernetes::Own))
     })?;
     if options.only.is_none() {
         static_checks(&mut steps)?;
@@ -62,6 +75,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     }
 
     if options.only.is_none() {
+        vm::run_subset(&mut steps, &tests)?;
         steps.step("IPv6-only cluster", "the command it names", ipv6::check)?;
     }
     let outcome = on_cluster(&mut steps, options, &tests);

@@ -33,15 +33,33 @@ impl TestProgram {
         let package = self.folder.file_name().unwrap_or_default();
         println!("    {} of {}", self.name, package.display());
         run::status(
-            Command::new(&self.executable)
+            self.command()
                 .args(arguments)
-                .current_dir(&self.folder)
-                .env("CARGO_MANIFEST_DIR", &self.folder)
-                .env("TP_BIN_DIR", paths::release())
-                .env("TP_IMAGE", products::image_reference())
-                .env("TP_TESTBED", paths::testbed())
                 .envs(environment.iter().copied()),
         )
+    }
+
+    /// The program with its folder and its environment.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command
+            .current_dir(&self.folder)
+            .env("CARGO_MANIFEST_DIR", &self.folder)
+            .env("TP_BIN_DIR", paths::release())
+            .env("TP_IMAGE", products::image_reference())
+            .env("TP_TESTBED", paths::testbed());
+
+        command
+    }
+
+    /// The names of its tests.
+    pub(super) fn tests(&self) -> Result<Vec<String>> {
+        let listed = run::output(self.command().args(["--list", "--format", "terse"]))?;
+        let names = listed
+            .lines()
+            .filter_map(|line| line.strip_suffix(": test"));
+
+        Ok(names.map(str::to_owned).collect())
     }
 }
 

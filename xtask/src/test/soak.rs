@@ -48,7 +48,7 @@ pub(crate) fn soak(options: &Options) -> Result<()> {
     consent("soak", Kubernetes::Own, options.yes)?;
     let mut steps = Steps::new();
     steps.step("packages", "the log it names", || {
-        packages::ensure(&needed(Kubernetes::Own))
+        packages::ensure(&needed("soak", Kubernetes::Own))
     })?;
     steps.step("eBPF programs", "tp-ebpf/", ebpf::build)?;
     let tests = build(&mut steps)?;

@@ -1,0 +1,184 @@
+//! The tests of the data path on older kernels, in virtual machines.
+//!
+//! They need root and a kernel, but no cluster. A virtual machine has the file system of this
+//! computer, with the programs as they are built here, and no network.
+
+use std::{env, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{
+    TEST_OUTPUT,
+    programs::{self, TestProgram},
+};
+use crate::{
+    consent::{Kubernetes, consent, needed},
+    ebpf, packages, products,
+    steps::Steps,
+};
+use guest::Guest;
+use kernel::Kernel;
+
+mod guest;
+mod kernel;
+
+/// The oldest that is supported, and one between it and those that distributions now have.
+const SERIES: [&str; 2] = ["6.1", "6.12"];
+const OLDEST: &str = SERIES[0];
+
+const COMMAND: &str = "test vm";
+const PROGRAM: &str = "datapath";
+
+/// What depends on the kernel, one test or more of each: all programs are loaded and attached,
+/// addresses are rewritten and shown in their real form, SYNs are held, packets are guarded, and
+/// who has an alias is told by the kernel.
+const SUBSET: [&str; 9] = [
+    "aliases::a_table_full_of_open_connections_stays_full_until_they_are_closed",
+    "attacks::",
+    "connects::a_dial_that_outlasts_repeated_syns_is_made_once",
+    "connects::a_mapped_address_is_steered_and_reversed",
+    "connects::a_socket_that_is_passed_on_still_tells_its_real_peer",
+    "connects::connect_is_steered_and_the_application_sees_the_real_address",
+    "connects::the_verdict_of_the_far_side_is_the_error_of_connect",
+    "names::queries_to_a_name_server_are_answered_in_its_name",
+    "privacy::",
+];
+
+/// Tests for which an emulated processor is too slow.
+const TOO_SLOW: [&str; 2] = [
+    // Measures microseconds.
+    "connects::a_held_connect_waits_for_no_timer",
+    "aliases::a_full_alias_table_is_an_error_and_never_a_wrong_address",
+];
+
+/// How many times as long the tests wait for what has no bound of its own.
+const SLOWNESS: &str = "5";
+const SUBSET_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const ALL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Install what is missing without asking
+    #[arg(long)]
+    yes: bool,
+    /// Only this kernel
+    #[arg(long, value_name = "SERIES", value_parser = SERIES)]
+    kernel: Option<String>,
+    /// Only tests whose names contain this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+/// Runs all tests that an emulated processor can run, on all kernels that apt offers.
+pub(super) fn run(options: &Options) -> Result<()> {
+    consent(COMMAND, Kubernetes::Absent, options.yes)?;
+    let mut steps = Steps::new();
+    steps.step("packages", "the log it names", || {
+        packages::ensure(&needed(COMMAND, Kubernetes::Absent))
+    })?;
+    steps.step("eBPF programs", "tp-ebpf/", ebpf::build)?;
+    steps.step("programs", "the compiler output above", products::build)?;
+    let tests = steps.step("tests built", "the compiler output above", programs::build)?;
+    let program = data_path(&tests)?;
+    let only = options.only.as_deref().unwrap_or_default();
+    let chosen: Vec<String> = program
+        .tests()?
+        .into_iter()
+        .filter(|test| test.contains(only) && !TOO_SLOW.contains(&test.as_str()))
+        .collect();
+    if chosen.is_empty() {
+        bail!("no test that an emulated processor can run is called {only}");
+    }
+
+    let mut failed = Vec::new();
+    let wanted = |series: &&str| options.kernel.as_ref().is_none_or(|only| only == series);
+    for series in SERIES.into_iter().filter(wanted) {
+        let outcome = steps.step(&step_name(series), TEST_OUTPUT, || {
+            run_on(series, program, &chosen, ALL_TIMEOUT)
+        });
+        if let Err(error) = outcome {
+            println!("{error:#}");
+            failed.push(series);
+        }
+    }
+    steps.summary();
+    if !failed.is_empty() {
+        bail!("tests failed on Linux {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs the subset on the oldest kernel.
+pub(super) fn run_subset(steps: &mut Steps, tests: &[TestProgram]) -> Result<()> {
+    steps.step(&step_name(OLDEST), TEST_OUTPUT, || {
+        let program = data_path(tests)?;
+        run_on(OLDEST, program, &subset(program.tests()?)?, SUBSET_TIMEOUT)
+    })
+}
+
+fn step_name(series: &str) -> String {
+    format!("data path on Linux {series}")
+}
+
+fn data_path(tests: &[TestProgram]) -> Result<&TestProgram> {
+    tests
+        .iter()
+        .find(|test| test.is_end_to_end() && test.name() == PROGRAM)
+        .with_context(|| format!("there is no test program {PROGRAM}"))
+}
+
+/// Each beginning must be that of a test: one that has another name now must not be left out.
+fn subset(mut tests: Vec<String>) -> Result<Vec<String>> {
+    for beginning in SUBSET {
+        if !tests.iter().any(|test| test.starts_with(beginning)) {
+            bail!("no test has a name that begins with {beginning}");
+        }
+    }
+    tests.retain(|test| SUBSET.iter().any(|beginning| test.starts_with(beginning)));
+
+    Ok(tests)
+}
+
+fn run_on(series: &str, program: &TestProgram, tests: &[String], timeout: Duration) -> Result<()> {
+    let Some(kernel) = Kernel::find(series)? else {
+        let missing = format!("apt offers no kernel {series} for this computer's architecture");
+        // What nobody looks at must not leave the oldest one out.
+        if series == OLDEST && env::var_os("CI").is_some() {
+            bail!("{missing}: add the package sources of the Debian that has it");
+        }
+        println!("    {missing}: NOT TESTED");
+        return Ok(());
+    };
+    kernel.ensure()?;
+    println!("    {} tests on Linux {}", tests.len(), kernel.release);
+    let mut command = program.command();
+    command
+        .args(["--test-threads=1", "--exact"])
+        .args(tests)
+        .env("TP_SLOWNESS", SLOWNESS);
+    let guest = Guest {
+        kernel: &kernel,
+        timeout,
+    };
+
+    guest.run(&command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_subset_names_tests_that_there_are() {
+        let mut all: Vec<String> = SUBSET.iter().map(|it| format!("{it}_a")).collect();
+        all.push("bounds::a".to_owned());
+
+        let chosen = subset(all.clone()).unwrap();
+        assert_eq!(chosen.len(), SUBSET.len());
+        assert!(!chosen.contains(&"bounds::a".to_owned()));
+
+        all.remove(0);
+        let error = subset(all).unwrap_err().to_string();
+        assert!(error.contains(SUBSET[0]), "{error}");
+    }
+}
