@@ -14,10 +14,10 @@ use rustix::{
 use serde_json::{Value, json};
 
 use crate::{
-    attack, credentials, crowd, names,
+    attack, calls, credentials, crowd, names,
     session::say,
     socket::{Failed, Options, PATIENCE, canonical, destination, errno, name, open},
-    sys,
+    strays, sys,
 };
 
 pub(crate) fn run(words: &[&str]) {
@@ -31,11 +31,17 @@ pub(crate) fn run(words: &[&str]) {
         ["dns", server, name, flags @ ..] => names::ask(server, name, flags),
         ["late", server, name] => return names::late(server, name),
         ["bench", target, count] => crowd::bench(target, count.parse().expect("a number")),
+        ["calls"] => return calls::measure(),
         ["many", first, count, flags @ ..] => crowd::visit(
             &Options::parse(flags),
             first,
             count.parse().expect("a number"),
         ),
+        ["stray", server, to] => strays::send(server, to, None),
+        ["stray", server, to, device] => strays::send(server, to, Some(device)),
+        ["stray-stream", target, device] => strays::write(target, device),
+        ["several", servers] => return strays::ask_several(servers),
+        ["linger", server, target] => return strays::linger(server, target),
         ["serve", own] => return names::serve(own),
         ["victim", port] => return attack::victim(port),
         ["greet", target] => attack::greet(target),

@@ -38,14 +38,15 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(5);
 const ATTEMPT: Duration = Duration::from_millis(500);
 
-/// `SOCKET STEER NAME_SERVERS`: opens a bundle and approves nothing. Each line is an attack, or a
-/// request to forward.
+/// `SOCKET OPEN STEER NAME_SERVERS`: opens a bundle, with these fields of the request, and approves
+/// nothing. Each line is an attack, or a request to forward.
 pub(crate) fn run(words: &[&str]) {
-    let [socket, steer, name_servers] = words else {
-        panic!("rogue SOCKET STEER NAME_SERVERS");
+    let [socket, open, steer, name_servers] = words else {
+        panic!("rogue SOCKET OPEN STEER NAME_SERVERS");
     };
     let root = RootClient::connect(socket).expect("the root daemon listens");
-    let open = json!({"request": "open", "scope": "user"});
+    let mut open: Value = serde_json::from_str(open).expect("JSON");
+    open["request"] = "open".into();
     let (reply, fds) = root.ask(&open, Some("/proc/self/ns/net"));
     assert_eq!(reply["reply"], "opened", "{reply}");
     let [listener, udp, tun, _, heartbeat] =

@@ -83,6 +83,8 @@ fn decide(port: u16) -> (Decision, Duration) {
 }
 
 pub(crate) struct FarSide {
+    /// Precedes the target in greetings, unless it is 0.
+    number: u8,
     server: Arc<TunnelServer>,
     /// The session's key, and the server's key that it pins.
     pub(crate) session_identity: Identity,
@@ -91,14 +93,15 @@ pub(crate) struct FarSide {
 }
 
 impl FarSide {
-    /// Must be called within a runtime.
-    pub(crate) fn new() -> Arc<Self> {
+    /// Greets with its number, unless that is 0. Must be called within a runtime.
+    pub(crate) fn new(number: u8) -> Arc<Self> {
         let generate = || Identity::generate().expect("keys can be made");
         let (session_identity, manager) = (generate(), generate());
         let manager_key = manager.key_hash();
         let only = Arc::new(Only(session_identity.key_hash()));
 
         Arc::new(Self {
+            number,
             server: TunnelServer::bind(None, manager, only).expect("a server without a socket"),
             session_identity,
             manager_key,
@@ -137,14 +140,14 @@ impl FarSide {
                 Accepted::Dial { target, pending } => {
                     let mut dials = self.dials.lock().expect("no thread panics");
                     *dials.entry(target).or_default() += 1;
-                    drop(tokio::spawn(dialled(target, pending)));
+                    drop(tokio::spawn(dialled(self.number, target, pending)));
                 }
             }
         }
     }
 }
 
-async fn dialled(target: SocketAddr, dial: PendingFlow) {
+async fn dialled(number: u8, target: SocketAddr, dial: PendingFlow) {
     let (decision, delay) = decide(target.port());
     tokio::select! {
         () = dial.cancelled() => return,
@@ -157,7 +160,7 @@ async fn dialled(target: SocketAddr, dial: PendingFlow) {
         Decision::Connect => {
             if let Ok(flow) = dial.accept().await {
                 // The application may end at any moment.
-                let _ = greet_and_echo(flow, target).await;
+                let _ = greet_and_echo(flow, number, target).await;
             }
         }
         Decision::Truncate(length) => {
@@ -171,10 +174,14 @@ async fn dialled(target: SocketAddr, dial: PendingFlow) {
     }
 }
 
-/// Sends the target's address, then echoes.
-async fn greet_and_echo(flow: Flow, target: SocketAddr) -> Result<(), FlowError> {
+/// Sends the number and the target's address, then echoes.
+async fn greet_and_echo(flow: Flow, number: u8, target: SocketAddr) -> Result<(), FlowError> {
     let (mut send, mut recv) = flow.split();
-    send.write_all(format!("{target}\n").as_bytes()).await?;
+    let greeting = match number {
+        0 => format!("{target}\n"),
+        number => format!("{number} {target}\n"),
+    };
+    send.write_all(greeting.as_bytes()).await?;
     while let Some(chunk) = recv.read_chunk(64 << 10).await? {
         send.write_chunk(chunk).await?;
     }
@@ -205,8 +212,8 @@ async fn control(io: FlowIo) {
     let _ = server.serve_connection(TokioIo::new(io), service).await;
 }
 
-/// The cluster's table.
-pub(crate) fn table() -> Snapshot {
+/// The cluster's table. The address of `who` ends with the number.
+pub(crate) fn table(number: u8) -> Snapshot {
     let service = |name: &str, addresses: &[[u8; 4]]| Service {
         namespace: "shop".to_owned(),
         name: name.to_owned(),
@@ -215,7 +222,11 @@ pub(crate) fn table() -> Snapshot {
 
     Snapshot {
         namespaces: vec!["default".to_owned(), "shop".to_owned()],
-        services: vec![service("web", &[WEB]), service("db", &[])],
+        services: vec![
+            service("web", &[WEB]),
+            service("who", &[[10, 96, 0, number]]),
+            service("db", &[]),
+        ],
         service_networks: vec!["10.96.0.0/16".to_owned()],
         pod_networks: vec!["10.97.0.0/16".to_owned()],
         services_are_covered: false,

@@ -6,6 +6,8 @@ use std::env;
 
 mod app;
 mod attack;
+mod calls;
+mod clients;
 mod credentials;
 mod crowd;
 mod far_side;
@@ -14,6 +16,7 @@ mod packets;
 mod root_client;
 mod session;
 mod socket;
+mod strays;
 mod sys;
 
 fn main() {
@@ -26,7 +29,11 @@ fn main() {
             session::run(rest);
         }
         ["rogue", rest @ ..] => attack::run(rest),
+        ["sessions", rest @ ..] => calls::hold_sessions(rest),
+        ["time-programs"] => calls::time_programs(),
+        ["requests", rest @ ..] => clients::ask(rest),
+        ["openers", rest @ ..] => clients::open_many(rest),
         ["app", rest @ ..] => app::run(rest),
-        _ => panic!("say session, rogue or app"),
+        _ => panic!("say session, rogue, sessions, time-programs, requests, openers or app"),
     }
 }

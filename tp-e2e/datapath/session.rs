@@ -47,10 +47,15 @@ struct Session {
     _elsewhere: Runtime,
 }
 
-/// `SOCKET NETNS SCOPE STEER NAME_SERVERS`: all but the first two are JSON.
+/// `SOCKET NETNS SCOPE STEER NAME_SERVERS [NUMBER]`: all but the first two are JSON. The number tells
+/// the far sides of several sessions apart; see [`FarSide::new`].
 pub(crate) fn run(words: &[&str]) {
+    let (words, number) = match words {
+        [words @ .., number] if words.len() == 5 => (words, number.parse().expect("a number")),
+        words => (words, 0),
+    };
     let [socket, netns, scope, steer, name_servers] = words else {
-        panic!("session SOCKET NETNS SCOPE STEER NAME_SERVERS");
+        panic!("session SOCKET NETNS SCOPE STEER NAME_SERVERS [NUMBER]");
     };
     let json = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
     let root = match RootClient::connect(socket) {
@@ -65,7 +70,7 @@ pub(crate) fn run(words: &[&str]) {
     }
     let facts = facts(&fds);
 
-    let mut session = Session::start(root, &reply, fds);
+    let mut session = Session::start(root, &reply, fds, number);
     let servers = json!({"request": "name_servers", "servers": json(name_servers)});
     for request in [merged("steer", json(steer)), servers] {
         let reply = session.ask(&request);
@@ -76,12 +81,12 @@ pub(crate) fn run(words: &[&str]) {
 }
 
 impl Session {
-    fn start(root: RootClient, reply: &Value, fds: Vec<OwnedFd>) -> Self {
+    fn start(root: RootClient, reply: &Value, fds: Vec<OwnedFd>, number: u8) -> Self {
         let datapath: Datapath = serde_json::from_value(reply.clone()).expect("a data path");
         let tun = fds[2].try_clone().expect("a descriptor can be copied");
         let (runtime, elsewhere) = (one_thread(), one_thread());
         let (far_side, link) = elsewhere.block_on(async {
-            let far_side = FarSide::new();
+            let far_side = FarSide::new(number);
             let link = far_side.link();
             (far_side, link)
         });
@@ -96,7 +101,7 @@ impl Session {
             choice: PathChoice::StreamOnly,
         };
         let shared = Arc::new(Shared::new(Zone::new("cluster.local", "default", [])));
-        shared.apply(Event::Snapshot(far_side::table()));
+        shared.apply(Event::Snapshot(far_side::table(number)));
         let descriptors = Descriptors::from_fds(fds).expect("five descriptors");
         let handover = Handover::new(datapath.clone(), descriptors).expect("maps");
         let stop = CancellationToken::new();

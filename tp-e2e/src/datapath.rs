@@ -34,6 +34,30 @@ pub const OUTSIDER: u32 = 1;
 pub const STEER: &str = r#"{"include":["10.96.0.0/12"],"exclude":["10.96.9.0/24"]}"#;
 pub const NAME_SERVERS: &str = r#"["127.0.0.53:53","172.31.0.53:53"]"#;
 
+/// What several sessions differ in.
+#[derive(Clone, Copy)]
+pub struct Kind<'a> {
+    /// Whose session it is.
+    pub uid: u32,
+    /// What its far side greets with, before the target.
+    pub number: u8,
+    pub scope: &'a str,
+    pub steer: &'a str,
+    pub name_servers: &'a str,
+}
+
+impl Default for Kind<'_> {
+    fn default() -> Self {
+        Self {
+            uid: MEMBER,
+            number: 0,
+            scope: r#""user""#,
+            steer: STEER,
+            name_servers: NAME_SERVERS,
+        }
+    }
+}
+
 /// The machine must be restored within this time, whatever process has died.
 pub const AS_BEFORE: Duration = Duration::from_secs(1);
 
@@ -196,7 +220,30 @@ impl Machine {
 
     #[track_caller]
     pub fn session_of(&self, uid: u32, scope: &str, steer: &str) -> Process {
-        let mut session = self.try_session(uid, "/proc/self/ns/net", scope, steer);
+        self.session_like(Kind {
+            uid,
+            scope,
+            steer,
+            ..Kind::default()
+        })
+    }
+
+    /// A session of a user whom the root daemon of [`Machine::new`] serves.
+    #[track_caller]
+    pub fn session_like(&self, kind: Kind<'_>) -> Process {
+        let socket = self.socket();
+        let number = kind.number.to_string();
+        let words = [
+            "session",
+            &socket,
+            "/proc/self/ns/net",
+            kind.scope,
+            kind.steer,
+            kind.name_servers,
+            &number,
+        ];
+        let group = MEMBER.to_string();
+        let mut session = Process::start(&mut self.helper_in(kind.uid, &group, &words));
         let ready = session.object();
         assert_eq!(ready["event"], "ready", "{ready}");
         session.greeting = ready;
@@ -209,6 +256,17 @@ impl Machine {
         let socket = self.socket();
         let words = ["session", &socket, netns, scope, steer, NAME_SERVERS];
         Process::start(&mut self.helper(uid, &words))
+    }
+
+    /// A session of [`MEMBER`] that misuses its descriptors, with these fields of the request for it.
+    #[track_caller]
+    pub fn rogue(&self, open: &str, steer: &str, name_servers: &str) -> Process {
+        let socket = self.socket();
+        let words = ["rogue", &socket, open, steer, name_servers];
+        let mut rogue = Process::start(&mut self.helper(MEMBER, &words));
+        rogue.greeting = rogue.object();
+        assert_eq!(rogue.greeting["event"], "ready", "{}", rogue.greeting);
+        rogue
     }
 
     /// The report of an application of this user.
@@ -259,8 +317,18 @@ impl Machine {
         &self.neighbour
     }
 
-    fn helper(&self, uid: u32, words: &[&str]) -> Command {
+    /// A command that runs the helper as this user.
+    pub fn helper(&self, uid: u32, words: &[&str]) -> Command {
         self.command(&as_strs(&self.helper_words(uid, words)))
+    }
+
+    /// A command that runs the helper as this user in one more group.
+    pub fn helper_in(&self, uid: u32, group: &str, words: &[&str]) -> Command {
+        let mut all = self.helper_words(uid, words);
+        if let Some(groups) = all.iter_mut().find(|it| *it == "--clear-groups") {
+            *groups = format!("--groups={group}");
+        }
+        self.command(&as_strs(&all))
     }
 
     /// The command that runs the helper as this user.

@@ -5,7 +5,7 @@ use std::{
     io::Read,
     os::fd::AsFd,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{OnceLock, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -21,6 +21,17 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two polls of a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The bound of a wait on this computer: TP_SLOWNESS times as long, for one that is emulated. Not for
+/// the bounds of what the test measures.
+pub fn scaled(bound: Duration) -> Duration {
+    static SLOWNESS: OnceLock<u32> = OnceLock::new();
+    let slowness = SLOWNESS.get_or_init(|| {
+        std::env::var("TP_SLOWNESS").map_or(1, |text| text.parse().expect("a number"))
+    });
+
+    bound * *slowness
+}
 
 /// The result of a program.
 #[derive(Debug)]
@@ -299,13 +310,14 @@ pub fn expect_end(what: &str, pid: u32, bound: Duration) {
     });
 }
 
-/// Calls `probe` until it succeeds; after the timeout fails the test with the last error.
+/// Calls `probe` until it succeeds; after the [`scaled`] timeout fails the test with the last error.
 #[track_caller]
 pub fn eventually<T>(
     what: &str,
     bound: Duration,
     mut probe: impl FnMut() -> Result<T, String>,
 ) -> T {
+    let bound = scaled(bound);
     let end = Instant::now() + bound;
     loop {
         let refusal = match probe() {

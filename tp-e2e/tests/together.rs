@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 use tp_e2e::{
     cluster::{Impairment, testbed},
     daemons::{self, Role},
@@ -325,6 +326,45 @@ fn another_network_namespace_has_a_connection_of_its_own() {
     assert!(there(&READ_WEB).code() != 0, "connected still");
     workstation.read_web();
     daemons::only(&workstation, Role::Session);
+}
+
+#[test]
+fn of_two_connections_of_a_user_the_first_has_what_both_steer_and_the_second_is_told() {
+    let _alone = alone();
+    let workstation = Workstation::new(Account::Member, "dev");
+    let folder = workstation.home().join("run/other").display().to_string();
+    workstation
+        .run(&["mkdir", "-m", "700", &folder])
+        .expect_success();
+    let variable = format!("XDG_RUNTIME_DIR={folder}");
+    let there = |words: &[&str]| {
+        let words = [&["env", &variable], words].concat();
+        run(&mut workstation.command(&words), PATIENCE)
+    };
+    let answered = |status: &Value| status["dns"]["answered"].as_u64().unwrap();
+    let status_there = || there(&["tp", "status", "--output", "json"]).json();
+    workstation.connect(&["--namespace", "shop"]);
+    let first = format!("process {}", workstation.session_pid());
+
+    let connected = there(&CONNECT_TO_SHOP);
+    assert!(connected.stderr.contains(&first), "{}", connected.stderr);
+    let notices = status_there()["notices"].to_string();
+    assert!(
+        notices.contains(&first) && notices.contains("and names through it"),
+        "{notices}"
+    );
+    let before = answered(&workstation.status());
+    workstation.read_web();
+    assert!(answered(&workstation.status()) > before);
+    assert_eq!(answered(&status_there()), 0);
+    assert_eq!(workstation.status()["notices"], json!([]));
+
+    workstation.tp(&["quit"]).expect_success();
+    there(&READ_WEB).expect_success();
+    let status = status_there();
+    assert!(answered(&status) > 0, "{status}");
+    assert_eq!(status["notices"], json!([]));
+    there(&["tp", "quit"]).expect_success();
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Process {
 
     /// All output of an ended program.
     pub fn last_words(&mut self) -> String {
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+        while let Ok(line) = self.lines.recv_timeout(process::scaled(PATIENCE)) {
             self.log += &(line + "\n");
         }
         self.log.clone()
@@ -88,7 +88,7 @@ impl Process {
 
     #[track_caller]
     fn line(&mut self) -> String {
-        match self.lines.recv_timeout(PATIENCE) {
+        match self.lines.recv_timeout(process::scaled(PATIENCE)) {
             Ok(line) => {
                 self.log += &line;
                 self.log.push('\n');
@@ -163,7 +163,7 @@ impl Process {
     #[track_caller]
     pub fn wait(&mut self) -> bool {
         assert!(
-            process::wait(&mut self.child, PATIENCE),
+            process::wait(&mut self.child, process::scaled(PATIENCE)),
             "process {} does not end",
             self.pid()
         );

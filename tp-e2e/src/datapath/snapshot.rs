@@ -39,7 +39,7 @@ impl Snapshot {
         }
     }
 
-    pub(super) fn differences(&self, before: &Self) -> String {
+    pub fn differences(&self, before: &Self) -> String {
         let mut text = String::new();
         for (now, then) in self.network.iter().zip(&before.network) {
             let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();

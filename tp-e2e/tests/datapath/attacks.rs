@@ -179,12 +179,7 @@ fn what_is_local_is_not_steered_whatever_a_session_asks_for() {
 /// A session that lies about an address, beside a server of root.
 fn attacked() -> (Machine, Process, Process) {
     let machine = machine();
-    let socket = machine.socket();
-    let words = machine.helper_words(MEMBER, &["rogue", &socket, STEER_SPOOFED, SERVERS]);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let mut rogue = Process::start(&mut machine.command(&words));
-    rogue.greeting = rogue.object();
-    assert_eq!(rogue.greeting["event"], "ready");
+    let mut rogue = machine.rogue(r#"{"scope":"user"}"#, STEER_SPOOFED, SERVERS);
     // Makes the first alias stand for this address.
     let target = format!("{SPOOFED}:9");
     let seen = machine.app(MEMBER, &["connect", &target, "timeout=300"]);

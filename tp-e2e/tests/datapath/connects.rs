@@ -181,14 +181,16 @@ fn an_excluded_network_is_left_alone() {
 }
 
 #[test]
-fn networks_and_name_servers_can_be_replaced() {
+fn networks_and_name_servers_can_be_changed() {
     let machine = machine();
     let mut session = machine.session();
 
     let steer = json!({"request": "steer", "include": ["10.97.0.0/16"], "exclude": ["10.97.0.0/16", "10.98.0.0/16"]});
     assert_eq!(session.ask(&steer)["reply"], "done");
     let excluded_on_a_tie = machine.app(MEMBER, &["connect", "10.97.0.1:80"]);
-    let steer = json!({"request": "steer", "include": ["10.97.0.0/16"], "exclude": []});
+    let steer = json!({
+        "request": "steer", "include": ["10.97.0.0/16"], "remove": ["10.96.0.0/12", "10.98.0.0/16"],
+    });
     assert_eq!(session.ask(&steer)["reply"], "done");
     let included = machine.app(MEMBER, &["connect", "10.97.0.1:80"]);
     let no_more = machine.app(MEMBER, &["connect", "10.96.0.1:80"]);

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use serde_json::json;
 use tp_e2e::datapath::{Bridge, MEMBER, Machine, Network, OUTSIDER, Process, STEER};
 
 use crate::{Cgroup, HELPER, machine};
@@ -181,15 +180,10 @@ fn the_system_scope_is_for_root_and_for_everybody() {
 fn a_cgroup_scope_reaches_no_further_than_the_cgroup() {
     let machine = machine();
     let cgroup = Cgroup::new(MEMBER);
-    let scope = json!({"cgroup": {"path": cgroup.path()}}).to_string();
-    let mut session = machine.session_of(MEMBER, &scope, STEER);
+    let mut session = machine.session_of(MEMBER, &cgroup.scope(), STEER);
 
     let outside = machine.app(MEMBER, &["connect", "10.96.1.2:80"]);
-    let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", cgroup.path());
-    let app = machine.helper_words(MEMBER, &["app", "connect", "10.96.1.2:80"]);
-    let mut words = vec!["sh", "-c", &enter, "sh"];
-    words.extend(app.iter().map(String::as_str));
-    let inside = Process::start(&mut machine.command(&words)).object();
+    let inside = cgroup.app(&machine, MEMBER, &["connect", "10.96.1.2:80"]);
     let alias = machine.app(MEMBER, &["connect", &alias(&session).0, "timeout=400"]);
 
     assert_eq!(outside["errno"], "EHOSTUNREACH");
