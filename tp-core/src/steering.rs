@@ -99,8 +99,7 @@ pub struct Decision {
     pub notices: Vec<String>,
 }
 
-/// True if `network` is never steered, whatever the user wishes: it lies in 127.0.0.0/8, 0.0.0.0/8,
-/// 169.254.0.0/16, 224.0.0.0/4 or 255.255.255.255/32.
+/// True if `network` is never steered, whatever the user wishes: it lies in one of [`NEVER_STEERED`].
 pub fn is_always_local(network: &IpNet) -> bool {
     let network = canonical(network);
 

@@ -57,4 +57,7 @@ pub use error::{BtfError, LoadError, MapError};
 pub use maps::{CounterValue, Maps, ScopeTask, is_map_alive};
 pub use session::{Interfaces, Networks, SessionMaps, SessionPlan, UserScope};
 pub use slots::{SlotMaps, Slots};
-pub use tp_ebpf_common::{ALIAS_TABLE_LEN, Counter, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets};
+pub use tp_ebpf_common::{
+    ALIAS_TABLE_LEN, Counter, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets, MAX_CGROUP_LEVELS,
+    MAX_PER_SCOPE, MAX_SESSIONS,
+};

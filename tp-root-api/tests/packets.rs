@@ -1,5 +1,5 @@
-//! The packets between session and root daemon, to the letter: programs one minor version apart
-//! must read each other's.
+//! The packets between session and root daemon, to the letter: programs of one protocol must read each
+//! other's.
 
 use std::fmt::Debug;
 

@@ -20,7 +20,7 @@ use tp_proto::{
     fault::{Fault, FaultKind},
     local::{ConnectRequest, Transport},
 };
-use tp_root_api::{Counters, Datapath, DropReason, Overlap, PROTOCOL, Reply, Request};
+use tp_root_api::{Counters, Datapath, DropReason, Overlap, Reply, Request};
 use tp_transport::{CloseCode, PathChoice};
 
 use super::{
@@ -98,8 +98,7 @@ impl Connection {
         // Before any step is reported: from here on a root daemon that ends with its last session waits
         // for this one.
         let root = RootLink::connect().await?;
-        tp_proto::version::check("the root daemon", &root.version)?;
-        tp_proto::version::check_root_protocol(&root.version, root.protocol, PROTOCOL)?;
+        root.check_version()?;
         // Its credential plugin may ask the user.
         progress.step("reading the kubeconfig".to_owned());
         let cluster = Arc::new(Cluster::load(&request).await?);

@@ -78,6 +78,7 @@ impl OpenedDatapath {
         }
         // The first is closed after the second is open: a root daemon may end with its last session.
         let root = RootLink::connect().await?;
+        root.check_version()?;
         Self::open(root, &cgroup, &[networks, &wishes.also].concat()).await
     }
 }

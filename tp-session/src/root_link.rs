@@ -14,7 +14,10 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tp_proto::fault::{Fault, FaultKind};
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    version,
+};
 use tp_root_api::{MAX_PACKET, PROTOCOL, RefusedKind, Reply, Request, wire};
 
 use super::sys;
@@ -114,6 +117,13 @@ impl RootLink {
             (Reply::Refused { kind, message }, _) => Err(Fault::new(fault_kind(kind), message)),
             reply => Ok(reply),
         }
+    }
+
+    /// Fails unless the root daemon can serve this session.
+    pub(super) fn check_version(&self) -> Result<(), Fault> {
+        version::check("the root daemon", &self.version)?;
+
+        version::check_root_protocol(&self.version, self.protocol, PROTOCOL)
     }
 
     /// Cancelled when the root daemon has closed the connection.

@@ -267,31 +267,39 @@ mod tests {
         let (link, root) = FakeRoot::new(Duration::from_secs(10));
         let (mut follower, _) = follower(link);
         let (include, exclude) = (networks(4_200), networks(1_100));
-        let wanted = include.len();
         let take = async |count| {
-            let (mut told, mut removed) = (BTreeSet::new(), BTreeSet::new());
+            let mut told = Steer::default();
             for _ in 0..count {
                 let request = root.request().await;
                 let size = serde_json::to_vec(&request).unwrap().len();
                 assert!(size <= tp_root_api::MAX_PACKET, "{size}");
-                let Request::Steer(steer) = request else {
+                let Request::Steer(part) = request else {
                     panic!("{request:?}");
                 };
-                told.extend(steer.include.into_iter().chain(steer.exclude));
-                removed.extend(steer.remove);
+                told.include.extend(part.include);
+                told.exclude.extend(part.exclude);
+                told.remove.extend(part.remove);
                 root.reply(&Reply::Done);
             }
-            (told.len(), removed.len())
+            told
         };
 
         // What is excluded is not included.
-        let (done, taken) = tokio::join!(follower.tell(&include, &exclude), take(5));
+        let (done, told) = tokio::join!(follower.tell(&include, &exclude), take(5));
         done.unwrap();
-        assert_eq!(taken, (wanted, 0));
-        let (done, taken) = tokio::join!(follower.tell(&include[1_101..], &exclude[1..]), take(1));
+        let first = Steer {
+            include: include[1_100..].to_vec(),
+            exclude: exclude.clone(),
+            remove: Vec::new(),
+        };
+        assert_eq!(told, first);
+        let (done, told) = tokio::join!(follower.tell(&include[1_101..], &exclude[1..]), take(1));
         done.unwrap();
-        // The first is neither any more, the second is as before.
-        assert_eq!(taken, (0, 2));
+        let second = Steer {
+            remove: vec![include[0], include[1_100]],
+            ..Steer::default()
+        };
+        assert_eq!(told, second);
     }
 
     #[tokio::test]

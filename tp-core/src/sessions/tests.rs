@@ -334,6 +334,7 @@ fn each_room_has_its_bound_and_a_refusal_changes_nothing() {
         sessions.steer(slot, &all(&many)).unwrap_err(),
         SessionsError::TooManyNetworks
     );
+    assert!(sessions.sessions[&slot].networks.is_empty());
     sessions.steer(slot, &all(&many[1..])).unwrap();
     // One goes, one comes.
     let swap = NetworkChanges {
@@ -346,6 +347,11 @@ fn each_room_has_its_bound_and_a_refusal_changes_nothing() {
     assert_eq!(
         sessions.set_name_servers(slot, &servers).unwrap_err(),
         SessionsError::TooManyNameServers
+    );
+    assert!(sessions.sessions[&slot].name_servers.is_empty());
+    assert_eq!(
+        sessions.sessions.len(),
+        MAX_PER_SCOPE + MAX_CGROUP_LEVELS + 2
     );
     for uid in sessions.sessions.len()..MAX_SESSIONS {
         sessions.open(user(100 + uid as u32), Vec::new()).unwrap();

@@ -16,8 +16,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tp_core::{
     alias::ranges::AliasRange,
     sessions::{
-        Candidate, MapChange, NetworkChanges, NetworkRule, Overlaps, SessionRegistry, SessionScope,
-        SessionsError, Slot,
+        self, Candidate, MapChange, NetworkChanges, NetworkRule, Overlaps, SessionRegistry,
+        SessionScope, SessionsError, Slot,
     },
 };
 use tp_ebpf_loader::{
@@ -41,6 +41,11 @@ const UNIQUE_LOCAL_BITS: u8 = 64;
 /// for some.
 const MAX_ATTEMPTS: usize = 4;
 const RETRY_DELAY: Duration = Duration::from_millis(5);
+
+// The registry and the maps of the programs have the same bounds.
+const _: () = assert!(tp_ebpf_loader::MAX_SESSIONS == sessions::MAX_SESSIONS);
+const _: () = assert!(tp_ebpf_loader::MAX_PER_SCOPE == sessions::MAX_PER_SCOPE);
+const _: () = assert!(tp_ebpf_loader::MAX_CGROUP_LEVELS == sessions::MAX_CGROUP_LEVELS);
 
 pub(crate) struct Machine {
     offsets: KernelOffsets,
