@@ -90,7 +90,7 @@ pub struct ScopeSessions {
     pub count: u32,
 }
 
-/// The mark of a socket: the ids of the sessions that steered it last, 0 where there is none. A
+/// The mark of a socket: the ids of the last sessions that began to steer it, 0 where there is none. A
 /// datagram socket may send to name servers of several.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

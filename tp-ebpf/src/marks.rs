@@ -15,8 +15,8 @@ use crate::{
     packet::{Flow, TCP},
 };
 
-/// Marks a socket as steered by the session with this id. The mark of the session that has not
-/// steered it for longest makes room.
+/// Marks a socket as steered by the session with this id. Where four sessions have marked it, the one
+/// that did so first makes room.
 #[inline(always)]
 pub(crate) fn set(socket: *mut bpf_sock, id: u32) -> Result<(), Counter> {
     let mark = get(socket, BPF_SK_STORAGE_GET_F_CREATE.into());
