@@ -5,12 +5,14 @@ use std::{
     ffi::CStr,
     mem,
     os::fd::{AsFd, BorrowedFd},
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, TcAttachType,
+        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, SkLookup,
+        TcAttachType,
         cgroup_sock_addr::CgroupSockAddrLink,
         sk_lookup::SkLookupLink,
         tc,
@@ -92,19 +94,7 @@ impl DataPath {
             .load(OBJECT)
             .map_err(Box::new)?;
         let maps = Maps::take(&mut ebpf)?;
-        for (name, _) in CGROUP_PROGRAMS {
-            program::<CgroupSockAddr>(&mut ebpf, name)?
-                .load()
-                .map_err(refused(name))?;
-        }
-        for name in [HOST_EGRESS, HOST_INGRESS, VETH_INGRESS, TUN_INGRESS] {
-            program::<SchedClassifier>(&mut ebpf, name)?
-                .load()
-                .map_err(refused(name))?;
-        }
-        program::<SkLookup>(&mut ebpf, LOOKUP)?
-            .load()
-            .map_err(refused(LOOKUP))?;
+        load_programs(&mut ebpf)?;
 
         Ok(Self {
             cgroup_links: Vec::new(),
@@ -228,9 +218,51 @@ fn add_clsact(interface: &str) -> Result<(), LoadError> {
     })
 }
 
+/// Loads all programs side by side: the kernel checks each for some ten milliseconds.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let names: Vec<&'static str> = CGROUP_PROGRAMS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([HOST_EGRESS, HOST_INGRESS, VETH_INGRESS, TUN_INGRESS, LOOKUP])
+        .collect();
+    let named = |name: &str| names.iter().find(|it| **it == name).copied();
+    thread::scope(|scope| {
+        let threads: Vec<_> = ebpf
+            .programs_mut()
+            .filter_map(|(name, program)| {
+                let name = named(name)?;
+                let load = move || load_program(program).map_err(refused(name));
+                // Without a thread it is loaded below.
+                thread::Builder::new().spawn_scoped(scope, load).ok()
+            })
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("loading does not panic"))
+    })?;
+
+    for name in names {
+        let program = ebpf.program_mut(name).ok_or(LoadError::Missing { name })?;
+        if program.fd().is_err() {
+            load_program(program).map_err(refused(name))?;
+        }
+    }
+
+    Ok(())
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     ebpf.program_mut(name)
         .ok_or(LoadError::Missing { name })?
