@@ -67,6 +67,9 @@ pub(crate) struct Options {
     /// Only tests whose names contain this
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Only the main tests, on the oldest kernel
+    #[arg(long, conflicts_with_all = ["kernel", "only"])]
+    main: bool,
 }
 
 /// Runs all tests that an emulated processor can run, on all kernels that apt offers.
@@ -79,6 +82,11 @@ pub(super) fn run(options: &Options) -> Result<()> {
     steps.step("eBPF programs", "tp-ebpf/", ebpf::build)?;
     steps.step("programs", "the compiler output above", products::build)?;
     let tests = steps.step("tests built", "the compiler output above", programs::build)?;
+    if options.main {
+        run_subset(&mut steps, &tests)?;
+        steps.summary();
+        return Ok(());
+    }
     let program = data_path(&tests)?;
     let only = options.only.as_deref().unwrap_or_default();
     let chosen: Vec<String> = program
