@@ -60,12 +60,13 @@ pub(crate) fn real_of(alias: Address) -> Option<(Open, Address)> {
 /// Whether datagrams were sent to this alias: it is pinned then.
 #[inline(always)]
 pub(crate) fn is_of_datagrams(open: Open, alias: Address) -> bool {
-    index_of(alias, open.session)
-        .and_then(|index| use_of(open.slot, index))
-        // SAFETY: an aligned word of a live element.
-        .is_some_and(
-            |entry| unsafe { core::ptr::read_volatile(&raw const (*entry).is_pinned) } != 0,
-        )
+    let Some(entry) = index_of(alias, open.session).and_then(|index| use_of(open.slot, index))
+    else {
+        return false;
+    };
+
+    // SAFETY: an aligned word of a live element.
+    unsafe { core::ptr::read_volatile(&raw const (*entry).is_pinned) != 0 }
 }
 
 /// The index of an alias of the session's range.
