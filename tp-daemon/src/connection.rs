@@ -18,7 +18,7 @@ use tp_root_api::{
 
 use crate::{
     context::{Context, Lifetime},
-    datapath::{self, Bundle, netns::NetNamespace},
+    datapath::{self, Bundle, netns::NetNamespace, programs::Expectation},
     packet::{self, Incoming},
     peer::PeerProcess,
     request_error::RequestError,
@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     /// The peer has said that it speaks another version of the protocol.
     is_of_other_protocol: bool,
     is_broken: bool,
+    /// The peer has said that a session is about to come.
+    expectation: Option<Expectation>,
 }
 
 impl Connection {
@@ -51,6 +53,7 @@ impl Connection {
             has_had_bundle: false,
             is_of_other_protocol: false,
             is_broken: false,
+            expectation: None,
         }
     }
 
@@ -135,6 +138,9 @@ impl Connection {
                 self.is_of_other_protocol = protocol != PROTOCOL;
                 if connects {
                     self.context.has_served.store(true, Ordering::Relaxed);
+                }
+                if connects && !self.is_of_other_protocol {
+                    self.expectation = self.context.machine.expect();
                 }
                 Reply::Hello {
                     version: tp_core::VERSION.to_owned(),
@@ -228,7 +234,7 @@ impl Connection {
                  rootless container; run `tp connect` outside of it",
             ));
         }
-        let scope = scope::resolve(&open.scope, &self.peer, &self.context.hierarchy)?;
+        let scope = scope::resolve(&open.scope, &self.peer, self.context.machine.hierarchy())?;
         let (bundle, description, descriptors) = Bundle::open(datapath::DatapathRequest {
             host,
             scope,
@@ -237,10 +243,10 @@ impl Connection {
             avoid: &open.avoid,
             quota: &self.context.quota,
             machine: &self.context.machine,
-            hierarchy: &self.context.hierarchy,
             tuning: self.context.tuning,
         })?;
         self.bundle = Some(bundle);
+        self.expectation = None;
         self.has_had_bundle = true;
         self.context.has_served.store(true, Ordering::Relaxed);
         let elapsed = started.elapsed();

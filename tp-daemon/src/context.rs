@@ -2,14 +2,10 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
-use crate::{
-    datapath::{Tuning, machine::Machine, quota::Quota},
-    scope::Hierarchy,
-};
+use crate::datapath::{Tuning, machine::Machine, quota::Quota};
 
 pub(crate) struct Context {
     pub(crate) machine: Arc<Machine>,
-    pub(crate) hierarchy: Hierarchy,
     pub(crate) lifetime: Lifetime,
     pub(crate) tuning: Tuning,
     pub(crate) quota: Arc<Quota>,

@@ -9,6 +9,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     os::fd::AsFd,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -33,12 +34,13 @@ use crate::{
     confined::{self, set_sysctl},
     peer::PeerProcess,
     request_error::RequestError,
-    scope::{Hierarchy, ResolvedScope},
+    scope::ResolvedScope,
     sys,
 };
 
 pub(crate) mod machine;
 pub(crate) mod netns;
+pub(crate) mod programs;
 pub(crate) mod quota;
 
 mod aliases;
@@ -47,7 +49,7 @@ mod links;
 
 use aliases::{Namespaces, Recycler};
 use links::{HOST_MAC, INNER_MAC, MTU, Netlink, VethPair};
-use machine::{Machine, Registered, Registration};
+use machine::{Machine, Registered, Registration, Unplaced};
 use netns::NetNamespace;
 use quota::{Quota, Reservation};
 
@@ -81,7 +83,6 @@ pub(crate) struct DatapathRequest<'a> {
     /// The count of bundles and of what remains of them.
     pub(crate) quota: &'a Arc<Quota>,
     pub(crate) machine: &'a Arc<Machine>,
-    pub(crate) hierarchy: &'a Hierarchy,
     pub(crate) tuning: Tuning,
 }
 
@@ -127,12 +128,30 @@ impl Bundle {
         let maps = SessionMaps::create()?;
         reservation.note_maps(&maps.shared_ids()?);
         let (alias_table, heartbeat) = (maps.alias_table_fd()?, maps.heartbeat_fd()?);
-        let (registered, range, aliases) = register(&request, &netlink, maps)?;
+        let Place {
+            registered,
+            unplaced,
+            range,
+            aliases,
+        } = register(&request, &netlink, maps)?;
 
         let host = request.host.try_clone()?;
         let interfaces = registered.interfaces();
-        let link = Link::make(request.host, netlink, &inner, range, interfaces)?;
-        let devices = inner.run(|| make_devices(&range, interfaces))?;
+        // The kernel takes as long to place the maps as to make the interfaces.
+        let (placed, made) = thread::scope(|scope| {
+            let place = || unplaced.place();
+            let placing = thread::Builder::new().spawn_scoped(scope, place);
+            let made = Link::make(request.host, netlink, &inner, range, interfaces)
+                .and_then(|link| Ok((link, inner.run(|| make_devices(&range, interfaces))?)));
+            let placed = match placing {
+                Ok(thread) => thread.join().expect("nothing panics there"),
+                // The machine has no more threads; it takes longer without.
+                Err(_) => place(),
+            };
+            (placed, made)
+        });
+        let (link, devices) = made?;
+        placed?;
         let mut hooks = Vec::new();
         let links = inner.run(|| {
             registered.with(|data_path| {
@@ -207,12 +226,20 @@ impl Drop for Bundle {
     }
 }
 
+/// A session's place among the sessions.
+struct Place {
+    registered: Registered,
+    unplaced: Unplaced,
+    range: AliasRange,
+    aliases: Aliases,
+}
+
 /// Chooses the addresses of a session's aliases, and takes its place among the sessions.
 fn register(
     request: &DatapathRequest<'_>,
     netlink: &Netlink,
     maps: SessionMaps,
-) -> Result<(Registered, AliasRange, Aliases), RequestError> {
+) -> Result<Place, RequestError> {
     let netns = request.host.run(host_cookie)?;
     let _choosing = sync::lock(&CHOOSING_RANGE);
     let mut in_use = netlink.networks()?;
@@ -246,11 +273,15 @@ fn register(
         udp: request.udp,
         pid: request.peer.pid,
         range,
-        hierarchy: &request.hierarchy.open()?,
     };
-    let (registered, aliases) = request.machine.register(&registration, maps)?;
+    let (registered, unplaced, aliases) = request.machine.register(&registration, maps)?;
 
-    Ok((registered, range, aliases))
+    Ok(Place {
+        registered,
+        unplaced,
+        range,
+        aliases,
+    })
 }
 
 /// The veth pair, seen from the workstation. Dropping it ends every socket that uses it.

@@ -29,10 +29,10 @@ use tp_root_api::wire;
 use crate::{
     background, confined,
     context::{Context, Lifetime},
-    datapath::{Tuning, machine::Machine, quota::Quota},
+    datapath::{Tuning, machine::Machine, programs::Programs, quota::Quota},
     group, log,
     peer::Audience,
-    scope,
+    scope::Hierarchy,
     server::RootServer,
     sudo,
 };
@@ -117,9 +117,9 @@ pub(crate) fn run(args: RootArgs) -> anyhow::Result<()> {
         (Audience::Group { gid }, Lifetime::UntilStopped)
     };
     confined::check_capabilities()?;
+    let programs = Programs::new(tp_ebpf_loader::kernel_offsets()?, Hierarchy::find()?);
     let context = Context {
-        machine: Arc::new(Machine::new(tp_ebpf_loader::kernel_offsets()?)),
-        hierarchy: scope::Hierarchy::find()?,
+        machine: Arc::new(Machine::new(programs)),
         lifetime,
         tuning: args.tuning(),
         quota: Arc::new(Quota::new()),

@@ -78,8 +78,8 @@ pub enum Request {
         /// [`PROTOCOL`] of the peer.
         #[serde(default = "first_protocol")]
         protocol: u32,
-        /// A session is about to connect. A root daemon that ends with its last session also ends
-        /// when the last such peer has gone and no session came.
+        /// A session is about to connect: the root daemon begins to load its programs. One that ends
+        /// with its last session also ends when the last such peer has gone and no session came.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         connects: bool,
     },

@@ -50,7 +50,17 @@ pub(super) struct RootLink {
 }
 
 impl RootLink {
+    /// Connects on behalf of a session that is about to have a data path.
     pub(super) async fn connect() -> Result<Self, Fault> {
+        Self::greet(true).await
+    }
+
+    /// Connects to ask only.
+    pub(super) async fn visit() -> Result<Self, Fault> {
+        Self::greet(false).await
+    }
+
+    async fn greet(connects: bool) -> Result<Self, Fault> {
         let path = tp_root_api::socket_path();
         let socket = open(&path).map_err(|error| absent(&path, &error))?;
         let socket = sys::watched(socket).map_err(|error| absent(&path, &error))?;
@@ -58,7 +68,7 @@ impl RootLink {
         let hello = Request::Hello {
             version: tp_core::VERSION.to_owned(),
             protocol: PROTOCOL,
-            connects: true,
+            connects,
         };
         match this.call(hello, None).await?.0 {
             Reply::Hello {

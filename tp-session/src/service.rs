@@ -419,7 +419,7 @@ impl Session for Service {
                 .up()
                 .map(|up| up.version)
                 .unwrap_or_default();
-        } else if let Ok(link) = RootLink::connect().await {
+        } else if let Ok(link) = RootLink::visit().await {
             versions.root_daemon = link.version;
         }
 

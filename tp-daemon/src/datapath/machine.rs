@@ -3,10 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     mem,
     net::{Ipv6Addr, SocketAddr},
-    os::{fd::AsRawFd, unix::fs::MetadataExt as _},
+    os::fd::AsRawFd,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -21,14 +20,17 @@ use tp_core::{
     },
 };
 use tp_ebpf_loader::{
-    AliasBlock, Aliases, CounterValue, DataPath, Interfaces, KernelOffsets, Networks, ScopeTask,
-    SessionMaps, SessionPlan, SlotMaps, Slots, UserScope,
+    AliasBlock, Aliases, CounterValue, DataPath, Interfaces, Networks, ScopeTask, SessionMaps,
+    SessionPlan, SlotMaps, Slots, UserScope,
 };
 use tp_process::sync::lock;
-use tp_root_api::{MAX_OVERLAPS, Overlap, PROCESS_NAME};
+use tp_root_api::{MAX_OVERLAPS, Overlap};
 
-use super::random;
-use crate::{request_error::RequestError, wait::pause};
+use super::{
+    programs::{Expectation, Programs},
+    random,
+};
+use crate::{request_error::RequestError, scope::Hierarchy, wait::pause};
 
 /// Interfaces of ours have indices from here on, which the kernel reaches for no other.
 const FIRST_INTERFACE: u32 = 0x2000_0000;
@@ -48,7 +50,7 @@ const _: () = assert!(tp_ebpf_loader::MAX_PER_SCOPE == sessions::MAX_PER_SCOPE);
 const _: () = assert!(tp_ebpf_loader::MAX_CGROUP_LEVELS == sessions::MAX_CGROUP_LEVELS);
 
 pub(crate) struct Machine {
-    offsets: KernelOffsets,
+    programs: Arc<Programs>,
     state: Mutex<State>,
 }
 
@@ -72,14 +74,19 @@ struct Known {
 }
 
 /// A session as the machine is to know it.
-pub(crate) struct Registration<'a> {
+pub(crate) struct Registration {
     pub(crate) scope: SessionScope,
     pub(crate) user: Option<UserScope>,
     pub(crate) udp: bool,
     pub(crate) pid: u32,
     pub(crate) range: AliasRange,
-    /// The root of the hierarchy of cgroups.
-    pub(crate) hierarchy: &'a File,
+}
+
+/// The maps of a session that the programs do not find yet.
+pub(crate) struct Unplaced {
+    slots: Slots,
+    slot: Slot,
+    maps: SlotMaps,
 }
 
 /// A session's place in the data path; dropping it takes it out of there.
@@ -93,11 +100,27 @@ pub(crate) struct Registered {
 }
 
 impl Machine {
-    pub(crate) fn new(offsets: KernelOffsets) -> Self {
+    pub(crate) fn new(programs: Programs) -> Self {
         Self {
-            offsets,
+            programs: Arc::new(programs),
             state: Mutex::default(),
         }
+    }
+
+    /// Begins to load the programs if there are none, for a session that is about to come.
+    pub(crate) fn expect(&self) -> Option<Expectation> {
+        // While somebody changes the data path, there is one, or its programs are being loaded.
+        let is_absent = self
+            .state
+            .try_lock()
+            .is_ok_and(|state| state.data_path.is_none());
+
+        is_absent.then(|| self.programs.expect())
+    }
+
+    /// The hierarchy of cgroups to which the programs are attached.
+    pub(crate) fn hierarchy(&self) -> &Hierarchy {
+        self.programs.hierarchy()
     }
 
     /// The networks that aliases of a further session avoid: those of other aliases and, if `of` says so
@@ -113,20 +136,17 @@ impl Machine {
             .collect()
     }
 
-    /// Takes a place for a session that steers nothing yet, and loads the programs for the first.
+    /// Takes a place for a session that steers nothing yet, and attaches the programs for the first. The
+    /// maps must be placed before the session is announced.
     pub(crate) fn register(
         self: &Arc<Self>,
-        registration: &Registration<'_>,
+        registration: &Registration,
         maps: SessionMaps,
-    ) -> Result<(Registered, Aliases), RequestError> {
+    ) -> Result<(Registered, Unplaced, Aliases), RequestError> {
         let mut state = self.state();
         let range = &registration.range;
         if state.data_path.is_none() {
-            let root = registration.hierarchy;
-            let hierarchy = root.metadata()?.ino();
-            let mut data_path = DataPath::load(PROCESS_NAME, self.offsets, hierarchy)?;
-            data_path.attach_cgroup(root)?;
-            state.data_path = Some(data_path);
+            state.data_path = Some(self.programs.attach()?);
         }
         let plan = state.plan(registration);
         let own = vec![
@@ -149,16 +169,22 @@ impl Machine {
             is_left: false,
         };
         let entered = state.enter(slot, plan, maps, registration.pid, changes);
-        // Others need not wait until programs have ended, and to take the place back takes the lock.
+        // To take the place back takes the lock.
         drop(state);
-        let (slots, maps, aliases) = entered?;
-        slots.put(slot, &maps)?;
+        let (unplaced, aliases) = entered?;
 
-        Ok((registered, aliases))
+        Ok((registered, unplaced, aliases))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl Unplaced {
+    /// Returns once all programs find the maps.
+    pub(crate) fn place(&self) -> Result<(), RequestError> {
+        Ok(self.slots.put(self.slot, &self.maps)?)
     }
 }
 
@@ -287,7 +313,7 @@ impl Drop for Registered {
 }
 
 impl State {
-    fn plan(&mut self, registration: &Registration<'_>) -> SessionPlan {
+    fn plan(&mut self, registration: &Registration) -> SessionPlan {
         // Marks of sockets outlive their sessions: no id comes twice.
         self.last_id += 1;
         let taken: BTreeSet<u32> = self
@@ -330,7 +356,7 @@ impl State {
         maps: SessionMaps,
         pid: u32,
         changes: Vec<MapChange>,
-    ) -> Result<(Slots, SlotMaps, Aliases), RequestError> {
+    ) -> Result<(Unplaced, Aliases), RequestError> {
         let data_path = self.data_path_mut()?;
         data_path.maps_mut().reset_counters(slot)?;
         let slots = data_path.maps().slots()?;
@@ -343,7 +369,7 @@ impl State {
         self.sessions.insert(slot, known);
         self.apply(changes)?;
 
-        Ok((slots, maps, aliases))
+        Ok((Unplaced { slots, slot, maps }, aliases))
     }
 
     /// Makes all changes, as far as possible; the first failure is returned.

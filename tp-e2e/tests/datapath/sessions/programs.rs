@@ -1,9 +1,13 @@
 //! What is loaded and attached: once for all sessions, while there is one.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use serde_json::json;
-use tp_e2e::datapath::{Kind, MEMBER, Machine, OUTSIDER, Process};
+use tp_e2e::{
+    datapath::{Kind, MEMBER, Machine, OUTSIDER, Process},
+    process::eventually,
+};
+use tp_root_api::PROTOCOL;
 
 use super::{NARROW, WIDE, assert_reaches, close, open};
 use crate::{Cgroup, machine, sh};
@@ -74,6 +78,58 @@ fn only_the_first_session_loads_and_attaches_and_only_the_last_takes_it_away() {
         assert_eq!(held(&mut machine), BTreeSet::new());
         machine.assert_as(&before);
     }
+}
+
+#[test]
+fn programs_are_loaded_for_a_session_that_is_to_come_and_attached_by_it() {
+    let mut machine = machine();
+    let before = machine.snapshot();
+    let programs = |machine: &mut Machine| {
+        let held = held(machine);
+        let count = |kind: &str| held.iter().filter(|(it, _)| it == kind).count();
+        (count("prog_id"), count("link_id"))
+    };
+    let expected = |machine: &Machine, protocol: u32| {
+        let mut client =
+            Process::start(&mut machine.helper(MEMBER, &["requests", &machine.socket()]));
+        let hello = json!({
+            "request": "hello", "version": "0", "protocol": protocol, "connects": true,
+        });
+        assert_eq!(client.ask(&hello)["reply"], "hello");
+        client
+    };
+
+    let foreign = expected(&machine, PROTOCOL + 1);
+    assert_eq!(programs(&mut machine), (0, 0));
+    drop(foreign);
+    let (one, mut other) = (expected(&machine, PROTOCOL), expected(&machine, PROTOCOL));
+    let loaded = |machine: &mut Machine| {
+        eventually("programs to be loaded", Duration::from_secs(10), || {
+            let held = programs(machine);
+            (held == (13, 0)).then_some(()).ok_or(format!("{held:?}"))
+        });
+    };
+    loaded(&mut machine);
+    drop(one);
+    // For the other they are kept, loaded once, and it has them.
+    loaded(&mut machine);
+    let ids: BTreeSet<_> = held(&mut machine);
+    let opened = other.ask(&json!({"request": "open", "scope": "user"}));
+    assert_eq!(opened["reply"], "opened", "{opened}");
+    assert!(held(&mut machine).is_superset(&ids));
+    assert_eq!(programs(&mut machine), (13, 8));
+    // Nothing is loaded beside them.
+    let third = expected(&machine, PROTOCOL);
+    assert_eq!(other.ask(&json!({"request": "close"}))["reply"], "done");
+    assert_eq!(programs(&mut machine), (0, 0));
+    drop((third, other));
+
+    drop(expected(&machine, PROTOCOL));
+    machine.assert_as(&before);
+    eventually("programs to be unloaded", Duration::from_secs(10), || {
+        let held = programs(&mut machine);
+        (held == (0, 0)).then_some(()).ok_or(format!("{held:?}"))
+    });
 }
 
 #[test]
