@@ -75,6 +75,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     }
 
     if options.only.is_none() {
+        vm::run_subset(&mut steps, &tests)?;
         steps.step("IPv6-only cluster", "the command it names", ipv6::check)?;
     }
     let outcome = on_cluster(&mut steps, options, &tests);

@@ -8,14 +8,13 @@ use std::{
 
 use tp_e2e::{
     datapath::{MEMBER, Machine},
-    process::{eventually, scaled},
+    process::eventually,
 };
 
 use crate::{HELPER, WEB, WEB_ADDRESS, machine};
 
 /// Aliases of a machine of [`with_few_aliases`].
 const FEW: u32 = 256;
-/// To be [`scaled`]: the table must fill before the first alias comes back.
 const QUARANTINE: Duration = Duration::from_millis(1500);
 
 #[test]
@@ -126,7 +125,7 @@ fn a_table_full_of_open_connections_stays_full_until_they_are_closed() {
     let connect = |target: &str| machine.app(MEMBER, &["connect", target]);
 
     let full = Instant::now();
-    while full.elapsed() < 3 * scaled(QUARANTINE) {
+    while full.elapsed() < 3 * QUARANTINE {
         assert_eq!(connect("10.101.0.1:80")["errno"], "EPERM");
         assert_eq!(connect("10.100.0.7:80")["greeting"], "10.100.0.7:80");
         assert_eq!(held.tell("still")["right"], FEW);
@@ -142,10 +141,14 @@ fn a_table_full_of_open_connections_stays_full_until_they_are_closed() {
 }
 
 pub(crate) fn with_few_aliases() -> Machine {
+    with_few_aliases_and(QUARANTINE)
+}
+
+pub(crate) fn with_few_aliases_and(quarantine: Duration) -> Machine {
     let mut machine = Machine::without_daemon(Path::new(HELPER));
     let group = MEMBER.to_string();
     let count = (FEW + 256).to_string();
-    let quarantine = scaled(QUARANTINE).as_millis().to_string();
+    let quarantine = quarantine.as_millis().to_string();
     machine.start_daemon(&[
         "--group",
         &group,

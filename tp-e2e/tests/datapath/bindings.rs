@@ -1,9 +1,18 @@
 //! Sockets and datagrams bound to an address or an interface: steered, or refused at once, never
 //! left to hang.
 
-use tp_e2e::datapath::{MEMBER, OUTSIDER};
+use std::time::Duration;
 
-use crate::{WEB, WEB_ADDRESS, aliases::with_few_aliases, machine};
+use tp_e2e::{
+    datapath::{MEMBER, OUTSIDER},
+    process::{eventually, scaled},
+};
+
+use crate::{
+    WEB, WEB_ADDRESS,
+    aliases::{with_few_aliases, with_few_aliases_and},
+    machine,
+};
 
 const TARGET: &str = "10.96.1.2:80";
 /// Address of the machine under test.
@@ -109,7 +118,8 @@ fn a_new_name_server_passes_while_the_alias_table_is_full() {
 
 #[test]
 fn a_multipath_socket_is_steered_and_its_alias_is_freed_with_it() {
-    let machine = with_few_aliases();
+    // All aliases must be given out before the first of them comes back.
+    let machine = with_few_aliases_and(scaled(Duration::from_millis(1500)));
     let mut session = machine.session();
 
     let seen = machine.app(MEMBER, &["connect", TARGET, "mptcp"]);
@@ -119,16 +129,12 @@ fn a_multipath_socket_is_steered_and_its_alias_is_freed_with_it() {
     assert_eq!(all["greeted"], 255, "{all}");
     assert_eq!(session.counter("aliases"), 256);
 
-    tp_e2e::process::eventually(
-        "aliases to be free",
-        std::time::Duration::from_secs(20),
-        || {
-            let seen = machine.app(MEMBER, &["connect", "10.101.0.1:80"]);
-            (seen["greeting"] == "10.101.0.1:80")
-                .then_some(())
-                .ok_or_else(|| seen.to_string())
-        },
-    );
+    eventually("aliases to be free", Duration::from_secs(20), || {
+        let seen = machine.app(MEMBER, &["connect", "10.101.0.1:80"]);
+        (seen["greeting"] == "10.101.0.1:80")
+            .then_some(())
+            .ok_or_else(|| seen.to_string())
+    });
 }
 
 #[test]
