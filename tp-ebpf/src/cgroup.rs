@@ -181,8 +181,7 @@ fn steer(
     call: Call,
     real: Address,
 ) -> Result<Option<Steered>, (u32, Refusal)> {
-    let transport = transport(ctx);
-    if transport == Transport::Other {
+    if transport(ctx) == Transport::Other {
         return Ok(None);
     }
     let port = (read_field!(ctx, user_port) as u16).to_ne_bytes();
@@ -202,7 +201,7 @@ fn steer(
     };
     let slot = found.open.slot;
 
-    match steer_by(ctx, call, transport, &task, &real, &found) {
+    match steer_by(ctx, call, &task, &real, &found) {
         Ok(alias) => Ok(Some(Steered { slot, alias })),
         Err(refusal) => Err((slot, refusal)),
     }
@@ -212,31 +211,28 @@ fn steer(
 fn steer_by(
     ctx: &SockAddrContext,
     call: Call,
-    transport: Transport,
     task: &Task,
     real: &Address,
     found: &Found,
 ) -> Result<[u8; 4], Refusal> {
-    let Found {
-        open,
-        is_network,
-        is_name_server,
-    } = *found;
+    let open = found.open;
     task.check(open.session)?;
     if unmapped(*real).is_none() {
         return Err(Counter::Ipv6.into());
     }
     let carries_udp = open.session.flags & session_flags::UDP != 0;
+    // Read again: what was read before would multiply the paths through the search.
+    let transport = transport(ctx);
     let tracking = match transport {
         Transport::Tcp => Tracking::Peer,
         // An unconnected socket has no peer to show, and may read an answer at any time.
-        Transport::Udp if is_name_server || carries_udp => Tracking::Never,
+        Transport::Udp if found.is_name_server() || carries_udp => Tracking::Never,
         Transport::Udp => return Err(Counter::Udp.into()),
         Transport::OtherStream | Transport::Other => return Err(Counter::Protocol.into()),
     };
     // The machine's own name servers can be reached without tp, the cluster's networks cannot.
     let fail = |reason, errno| {
-        if is_name_server {
+        if found.is_name_server() {
             Refusal::LeaveAlone(reason)
         } else {
             Refusal::Fail(reason, errno)
@@ -251,9 +247,9 @@ fn steer_by(
         Binding::Loopback => return Err(Counter::BoundAddress.into()),
         Binding::Device => return Err(fail(Counter::BoundDevice, ENETUNREACH)),
     }
-    if is_name_server
+    if found.is_name_server()
         && !session_is_alive(open.slot)
-        && !(is_network && transport != Transport::Udp)
+        && !(found.is_network() && transport != Transport::Udp)
     {
         return Err(Counter::StaleSession.into());
     }

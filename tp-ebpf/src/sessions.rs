@@ -31,12 +31,25 @@ pub(crate) struct Open {
     pub(crate) session: &'static SessionEntry,
 }
 
-/// A destination, and what it is to a session.
+/// A destination, and what it is to a session: the values of the maps, 0 for none. Made into truth
+/// values here, they would let the verifier walk all that follows once for each pair of them.
 #[derive(Clone, Copy)]
 pub(crate) struct Found {
     pub(crate) open: Open,
-    pub(crate) is_network: bool,
-    pub(crate) is_name_server: bool,
+    rule: u32,
+    server: u32,
+}
+
+impl Found {
+    #[inline(always)]
+    pub(crate) fn is_network(&self) -> bool {
+        self.rule == SteerAction::Include as u32
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_name_server(&self) -> bool {
+        self.server != 0
+    }
 }
 
 /// The destination of a socket, where some session wants it.
@@ -126,7 +139,7 @@ impl SocketTarget {
         let Some(open) = open(self.first) else {
             return Ok(None);
         };
-        if !self.is_network_of(open) && !self.is_name_server_of(open) {
+        if self.by(open).is_none() {
             return Ok(None);
         }
         let session = open.session;
@@ -149,32 +162,25 @@ impl SocketTarget {
         if open.session.netns != self.netns || open.session.cgroup != cgroup {
             return None;
         }
-        let is_network = self.is_network_of(open);
-        let is_name_server = self.is_name_server_of(open);
-
-        (is_network || is_name_server).then_some(Found {
-            open,
-            is_network,
-            is_name_server,
-        })
+        self.by(open)
     }
 
     #[inline(always)]
-    fn is_network_of(&self, open: Open) -> bool {
+    fn by(&self, open: Open) -> Option<Found> {
         let key = AlignedKey::new(ADDRESS_BITS, self.address);
         let rule = NETWORKS
             .get(open.slot)
             .and_then(|networks| networks.get(key.get()));
-
-        rule.copied() == Some(SteerAction::Include as u32)
-    }
-
-    #[inline(always)]
-    fn is_name_server_of(&self, open: Open) -> bool {
         let server = NameServer::new(open.slot, self.address, self.port);
+        // SAFETY: an entry that changes meanwhile is there all the same.
+        let server = unsafe { NAME_SERVERS.get(&server) };
+        let found = Found {
+            open,
+            rule: rule.copied().unwrap_or(0),
+            server: server.copied().unwrap_or(0),
+        };
 
-        // SAFETY: only the presence of the entry is used.
-        unsafe { NAME_SERVERS.get(&server) }.is_some()
+        (found.is_network() || found.is_name_server()).then_some(found)
     }
 }
 
