@@ -139,7 +139,7 @@ impl SocketTarget {
         let Some(open) = open(self.first) else {
             return Ok(None);
         };
-        if self.by(open).is_none() {
+        if self.rule_of(open) != SteerAction::Include as u32 && self.server_of(open) == 0 {
             return Ok(None);
         }
         let session = open.session;
@@ -162,25 +162,34 @@ impl SocketTarget {
         if open.session.netns != self.netns || open.session.cgroup != cgroup {
             return None;
         }
-        self.by(open)
+        let found = Found {
+            open,
+            rule: self.rule_of(open),
+            server: self.server_of(open),
+        };
+
+        (found.is_network() || found.is_name_server()).then_some(found)
     }
 
+    /// The session's rule for the network of the destination: a [`SteerAction`], or 0.
     #[inline(always)]
-    fn by(&self, open: Open) -> Option<Found> {
+    fn rule_of(&self, open: Open) -> u32 {
         let key = AlignedKey::new(ADDRESS_BITS, self.address);
         let rule = NETWORKS
             .get(open.slot)
             .and_then(|networks| networks.get(key.get()));
+
+        rule.copied().unwrap_or(0)
+    }
+
+    /// Not 0 if the destination is a name server of the session.
+    #[inline(always)]
+    fn server_of(&self, open: Open) -> u32 {
         let server = NameServer::new(open.slot, self.address, self.port);
         // SAFETY: an entry that changes meanwhile is there all the same.
         let server = unsafe { NAME_SERVERS.get(&server) };
-        let found = Found {
-            open,
-            rule: rule.copied().unwrap_or(0),
-            server: server.copied().unwrap_or(0),
-        };
 
-        (found.is_network() || found.is_name_server()).then_some(found)
+        server.copied().unwrap_or(0)
     }
 }
 
