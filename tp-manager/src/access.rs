@@ -35,7 +35,7 @@ const RECHECK_AFTER: Duration = Duration::from_secs(2);
 /// end.
 const GRANT_LIFETIME: Duration = Duration::from_secs(5);
 /// Bounds a connection's wait for the review of an older grant.
-const SETTLE_TIMEOUT: Duration = Duration::from_millis(300);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Age up to which a failed review means that the API server hangs: no such wait.
 const FAILURE_LIFETIME: Duration = Duration::from_secs(60);
 /// How long a right that was granted holds while the API server does not answer.
