@@ -35,6 +35,7 @@ pub mod backoff;
 pub mod credit;
 pub mod dns;
 pub mod framing;
+pub mod intercepts;
 pub mod keep_alive;
 pub mod outside;
 pub mod packet;
