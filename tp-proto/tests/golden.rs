@@ -6,10 +6,10 @@ use std::fmt::Debug;
 
 use prost::Message;
 use tp_proto::tunnel::{
-    Control, Credit, Dial, Endpoint, FlowUpdates, HelloRequest, HelloResponse, KeepAlive,
-    ListWorkloadsRequest, ListWorkloadsResponse, Open, Outcome, ResolveRequest, ResolveResponse,
-    Service, ServiceName, Snapshot, TableEvent, Verdict, Workload, WorkloadPort, open::Kind,
-    table_event::Event,
+    Control, Credit, Dial, Endpoint, FlowUpdates, HelloRequest, HelloResponse, Intercepted,
+    KeepAlive, ListWorkloadsRequest, ListWorkloadsResponse, Open, Outcome, ResolveRequest,
+    ResolveResponse, Service, ServiceName, Snapshot, TableEvent, Verdict, Workload, WorkloadPort,
+    open::Kind, table_event::Event,
 };
 
 #[track_caller]
@@ -47,6 +47,25 @@ fn a_stream_begins_as_it_always_did() {
     golden(&control, "0a00");
     golden(&dial, "12080a040a6001021050");
     golden(&with_credit, "12080a040a600102105018808010");
+}
+
+#[test]
+fn an_intercepted_connection_begins_with_its_intercept_and_its_client() {
+    let intercepted = Open {
+        kind: Some(Kind::Intercepted(Intercepted {
+            intercept_uid: "6f1c".into(),
+            port: 8080,
+            client_address: vec![10, 244, 0, 7].into(),
+            client_port: 40_000,
+            pod_address: vec![10, 244, 0, 9].into(),
+        })),
+        credit: 262_144,
+    };
+
+    golden(
+        &intercepted,
+        "22190a043666316310903f1a040af4000720c0b8022a040af4000918808010",
+    );
 }
 
 #[test]

@@ -24,13 +24,15 @@ use crate::{
     codes::CloseCode,
     congestion::PathEpoch,
     credit::Ledger,
-    flow::{self, Flow, FlowError, FlowIo},
+    flow::{self, Dialed, FlowError, FlowIo, Intercepted},
     framed::Link,
     keys::{Identity, KeyHash, SessionRef},
     mux::{Mux, client::ClientSide, udp::Udp},
     preface,
     probe::ProbeKeys,
-    quic::{CLIENT_CREDIT, LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config},
+    quic::{
+        CLIENT_CREDIT, FlowLimit, LOGICAL_SERVER, SERVER_NAME, client_transport, endpoint_config,
+    },
     status::{ClosedReason, PathStatus, TunnelStats},
     tls,
 };
@@ -50,6 +52,8 @@ const SURVEY_ROUNDS: u32 = 6;
 const SURVEY_INTERVAL: Duration = Duration::from_millis(150);
 /// Commands that may wait for the driver.
 const MAX_COMMANDS: usize = 16;
+/// Connections that may wait for [`Tunnel::accept`].
+const MAX_UNACCEPTED: usize = 64;
 
 /// The parameters of [`Tunnel::connect`].
 pub struct TunnelConfig {
@@ -61,20 +65,6 @@ pub struct TunnelConfig {
     pub manager_key: KeyHash,
     /// The paths that may be used.
     pub choice: PathChoice,
-}
-
-/// The result of a dial at the far side.
-#[derive(Debug)]
-pub enum Dialed {
-    /// The target has accepted the connection.
-    Connected(Flow),
-    /// There is no connection.
-    Refused {
-        /// The result of `connect()` there.
-        outcome: Outcome,
-        /// Why, as a sentence for the user.
-        reason: String,
-    },
 }
 
 /// The tunnel; clones share it. It ends with [`Tunnel::close`] or its last clone.
@@ -95,6 +85,9 @@ struct Inner {
     gone: CancellationToken,
     link_task: Mutex<AbortOnDropHandle<()>>,
     ledger: Arc<Ledger>,
+    /// Boxed, because a channel allocates 32 slots at once.
+    intercepted: tokio::sync::Mutex<mpsc::Receiver<Box<Intercepted>>>,
+    _opens: AbortOnDropHandle<()>,
     _driver: AbortOnDropHandle<()>,
     _credit: AbortOnDropHandle<()>,
     _flush: AbortOnDropHandle<()>,
@@ -186,6 +179,7 @@ impl Tunnel {
         let driver = tokio::spawn(driver.run(commands_rx, replies));
         let ledger = Ledger::new(connection.clone(), CLIENT_CREDIT);
         let credit = tokio::spawn(Arc::clone(&ledger).run());
+        let (opens, intercepted) = spawn_opens(&connection, &ledger);
 
         Ok(Self {
             inner: Arc::new(Inner {
@@ -199,6 +193,8 @@ impl Tunnel {
                 gone,
                 link_task: Mutex::new(link_task),
                 ledger,
+                intercepted: tokio::sync::Mutex::new(intercepted),
+                _opens: opens,
                 _driver: AbortOnDropHandle::new(driver),
                 _credit: AbortOnDropHandle::new(credit),
                 _flush: flush,
@@ -231,13 +227,23 @@ impl Tunnel {
         self.wait_for_path().await?;
         let (send, recv) = self.open().await?;
         let dialed = flow::open_dial(send, recv, target, &self.inner.ledger).await;
-        let (flow, verdict) = self.or_closed(dialed).await?;
-        match verdict.outcome() {
-            Outcome::Connected => Ok(Dialed::Connected(flow)),
-            outcome => Ok(Dialed::Refused {
-                outcome,
-                reason: verdict.reason,
-            }),
+
+        self.or_closed(dialed).await
+    }
+
+    /// The next connection to a port that the session intercepts; `None` once the tunnel has ended.
+    /// While nobody accepts, some wait and the others are refused.
+    pub async fn accept(&self) -> Option<Intercepted> {
+        loop {
+            let intercepted = *self.inner.intercepted.lock().await.recv().await?;
+            let path = self.inner.path.borrow().clone();
+            if self.inner.choice != PathChoice::UdpOnly || path.path == PathKind::Udp {
+                return Some(intercepted);
+            }
+            let Intercepted { pending, .. } = intercepted;
+            pending
+                .refuse(Outcome::NetworkUnreachable, &path.reason)
+                .await;
         }
     }
 
@@ -383,6 +389,20 @@ impl Tunnel {
             tracing::debug!("Tunnel closed or behind; command dropped");
         }
     }
+}
+
+/// Reads what the manager opens.
+fn spawn_opens(
+    connection: &Connection,
+    ledger: &Arc<Ledger>,
+) -> (AbortOnDropHandle<()>, mpsc::Receiver<Box<Intercepted>>) {
+    let (connection, ledger) = (connection.clone(), Arc::clone(ledger));
+    let (flows, intercepted) = mpsc::channel(MAX_UNACCEPTED);
+    let opens = tokio::spawn(async move {
+        flow::read_opens(&connection, &ledger, FlowLimit::of_client(), flows).await;
+    });
+
+    (AbortOnDropHandle::new(opens), intercepted)
 }
 
 /// Sends the preface and runs a byte stream in a task. The manager's answer to the preface comes

@@ -55,8 +55,9 @@ struct State {
     granted: BTreeMap<u64, u64>,
     returned: BTreeMap<u64, u64>,
     keep_alives: BTreeMap<u64, u32>,
-    /// The newest flow: numbers only grow.
-    newest: Option<u64>,
+    /// The newest flow that the client opened, and that the server did: the numbers of each only
+    /// grow, and their lowest bit says whose they are (RFC 9000, section 2.1).
+    newest: [Option<u64>; 2],
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +81,7 @@ impl Ledger {
                 granted: BTreeMap::new(),
                 returned: BTreeMap::new(),
                 keep_alives: BTreeMap::new(),
-                newest: None,
+                newest: [None; 2],
             }),
             updates_ready: Notify::new(),
             waiting: Semaphore::new(MAX_WAITING),
@@ -93,7 +94,7 @@ impl Ledger {
         let share = state.pool.open(self.origin.elapsed())?;
         let start = share.held();
         state.receiving.insert(flow, share);
-        state.newest = state.newest.max(Some(flow));
+        state.opened(flow);
         let credit = ReceiveCredit {
             ledger: Arc::clone(self),
             flow,
@@ -111,7 +112,7 @@ impl Ledger {
             .store(start.min(MAX_CREDIT), Ordering::Relaxed);
         let mut state = self.lock();
         state.sending.insert(flow, Arc::clone(&balance));
-        state.newest = state.newest.max(Some(flow));
+        state.opened(flow);
 
         SendCredit {
             ledger: Arc::clone(self),
@@ -272,8 +273,13 @@ impl State {
         Ok(())
     }
 
+    fn opened(&mut self, flow: u64) {
+        let newest = &mut self.newest[opener(flow)];
+        *newest = (*newest).max(Some(flow));
+    }
+
     fn check_flow(&self, flow: u64) -> Result<(), &'static str> {
-        match self.newest {
+        match self.newest[opener(flow)] {
             Some(newest) if flow <= newest => Ok(()),
             _ => Err("an update of a flow that was never opened"),
         }
@@ -287,6 +293,11 @@ impl State {
 
         Ok(())
     }
+}
+
+/// The end that opened the flow.
+fn opener(flow: u64) -> usize {
+    (flow & 1) as usize
 }
 
 fn take<T>(pending: &mut BTreeMap<u64, T>, most: usize) -> impl Iterator<Item = (u64, T)> {
@@ -431,4 +442,4 @@ impl Drop for SendCredit {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

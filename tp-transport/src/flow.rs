@@ -3,6 +3,7 @@
 //! A FIN is a half-close. A half that is dropped before its end resets its direction, so that a
 //! truncated flow can never look like a complete one.
 
+mod accept;
 mod half;
 mod io;
 
@@ -11,16 +12,23 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
-use tp_proto::tunnel::{Control, Dial, Open, Outcome, Verdict, open};
+use tp_proto::tunnel::{self, Control, Dial, Open, Outcome, Verdict, open};
 
 use crate::{codes::ResetCode, credit::Ledger, message::CONTROL_PRIORITY};
 
-pub(crate) use half::FlowCount;
+pub(crate) use accept::read_opens;
 pub use {
     crate::message::FlowError,
+    accept::{Accepted, Intercepted, PendingFlow},
     half::{RecvHalf, SendHalf},
     io::FlowIo,
+};
+#[cfg(test)]
+pub(crate) use {
+    accept::{Acceptable, accept},
+    half::FlowCount,
 };
 
 /// Longest reason in a `Verdict`.
@@ -55,73 +63,25 @@ impl Flow {
     }
 }
 
-/// A stream that the other end opened.
+/// The result of a dial at the far side.
 #[derive(Debug)]
-pub enum Accepted {
-    /// A gRPC control stream, already confirmed.
-    Control(FlowIo),
-    /// A TCP connection that this end is asked to dial.
-    Dial {
-        /// The destination; its port is not 0.
-        target: SocketAddr,
-        /// Takes the verdict.
-        pending: PendingFlow,
+pub enum Dialed {
+    /// The target has accepted the connection.
+    Connected(Flow),
+    /// There is no connection.
+    Refused {
+        /// The result of `connect()` there.
+        outcome: Outcome,
+        /// Why, as a sentence for the user.
+        reason: String,
     },
 }
 
-/// A dial that waits for its verdict. Dropped without one, it is reset.
-#[derive(Debug)]
-pub struct PendingFlow {
-    flow: Flow,
-    /// The initial credit of this end, and its ledger; `None` with a version that grants nothing.
-    credit: Option<(Arc<Ledger>, u64)>,
-}
-
-impl PendingFlow {
-    /// The target is connected: the raw bytes follow.
-    ///
-    /// # Errors
-    ///
-    /// [`FlowError::Closed`] if the session has more flows than there is credit for, which the other
-    /// end is told; another if the verdict cannot be sent.
-    pub async fn accept(mut self) -> Result<Flow, FlowError> {
-        let mut verdict = verdict(Outcome::Connected, "");
-        if let Some((ledger, start)) = self.credit.take() {
-            let flow = self.flow.send.flow();
-            let Some((credit, granted)) = ledger.receive(flow) else {
-                self.refuse(Outcome::Exhausted, TOO_MANY).await;
-                return Err(FlowError::Closed);
-            };
-            verdict.credit = granted;
-            self.flow.recv.use_credit(Some(credit));
-            self.flow.send.use_credit(ledger.send(flow, start));
-        }
-        self.flow.send.write_message(&verdict).await?;
-
-        Ok(self.flow)
-    }
-
-    /// The target is not connected; `reason` is a sentence for `tp status`.
-    pub async fn refuse(mut self, outcome: Outcome, reason: &str) {
-        if let Err(error) = self
-            .flow
-            .send
-            .write_message(&verdict(outcome, reason))
-            .await
-        {
-            tracing::debug!(%error, "Nobody waits for this verdict");
-            return;
-        }
-        self.flow.send.finish();
-        self.flow.recv.stop(ResetCode::Reset);
-    }
-
-    /// Resolves when the application that dialled has gone, or the tunnel has: cancel the dial.
-    pub fn cancelled(&self) -> impl Future<Output = ()> + Send + Sync + 'static {
-        let stopped = self.flow.send.stopped();
-        async move {
-            // Nobody waits, however it ends.
-            let _ = stopped.await;
+impl Dialed {
+    pub(crate) fn refused(outcome: Outcome, reason: &str) -> Self {
+        Self::Refused {
+            outcome,
+            reason: reason.to_owned(),
         }
     }
 }
@@ -132,61 +92,6 @@ fn verdict(outcome: Outcome, reason: &str) -> Verdict {
         reason: reason.chars().take(MAX_REASON / 4).collect(),
         credit: 0,
     }
-}
-
-/// Reads the `Open` of a stream that the other end opened.
-pub(crate) async fn accept(
-    send: SendStream,
-    recv: RecvStream,
-    ledger: &Arc<Ledger>,
-    count: &FlowCount,
-) -> Result<Accepted, FlowError> {
-    let mut flow = Flow::new(send, recv);
-    let guard = count.enter();
-    flow.send.keep(Arc::clone(&guard));
-    flow.recv.keep(guard);
-    let open: Open = flow.recv.read_message().await?;
-    match open.kind {
-        Some(open::Kind::Control(Control {})) => {
-            prefer(&flow);
-            flow.send
-                .write_message(&verdict(Outcome::Connected, ""))
-                .await?;
-
-            Ok(Accepted::Control(FlowIo::new(flow)))
-        }
-        Some(open::Kind::Dial(dial)) => {
-            let target = target(&dial).ok_or(FlowError::Malformed("a dial without a target"))?;
-            let credit = Some(open.credit)
-                .filter(|start| *start > 0)
-                .map(|start| (Arc::clone(ledger), start));
-            let pending = PendingFlow { flow, credit };
-
-            Ok(Accepted::Dial { target, pending })
-        }
-        None => {
-            let pending = PendingFlow { flow, credit: None };
-            pending
-                .refuse(
-                    Outcome::Prohibited,
-                    "this version does not know the request",
-                )
-                .await;
-
-            Err(FlowError::Malformed("an unknown kind of stream"))
-        }
-    }
-}
-
-fn target(dial: &Dial) -> Option<SocketAddr> {
-    let port = u16::try_from(dial.port).ok().filter(|port| *port != 0)?;
-    let ip: IpAddr = match dial.address.len() {
-        4 => <[u8; 4]>::try_from(&*dial.address).ok()?.into(),
-        16 => <[u8; 16]>::try_from(&*dial.address).ok()?.into(),
-        _ => return None,
-    };
-
-    Some(SocketAddr::new(ip, port))
 }
 
 /// Opens a control stream.
@@ -208,20 +113,64 @@ pub(crate) async fn open_dial(
     recv: RecvStream,
     target: SocketAddr,
     ledger: &Arc<Ledger>,
-) -> Result<(Flow, Verdict), FlowError> {
-    let address = match target.ip() {
+) -> Result<Dialed, FlowError> {
+    let kind = open::Kind::Dial(Dial {
+        address: octets(target.ip()),
+        port: target.port().into(),
+    });
+
+    open_flow(send, recv, kind, ledger).await
+}
+
+/// A connection to an intercepted port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterceptedFrom {
+    /// UID of the Intercept.
+    pub intercept: String,
+    /// Who connected, as the pod saw it.
+    pub client: SocketAddr,
+    /// The pod's address and the container's port that was connected to.
+    pub pod: SocketAddr,
+}
+
+/// Offers the other end a connection that was intercepted.
+pub(crate) async fn open_intercepted(
+    send: SendStream,
+    recv: RecvStream,
+    from: &InterceptedFrom,
+    ledger: &Arc<Ledger>,
+) -> Result<Dialed, FlowError> {
+    let kind = open::Kind::Intercepted(tunnel::Intercepted {
+        intercept_uid: from.intercept.clone(),
+        port: from.pod.port().into(),
+        client_address: octets(from.client.ip()),
+        client_port: from.client.port().into(),
+        pod_address: octets(from.pod.ip()),
+    });
+
+    open_flow(send, recv, kind, ledger).await
+}
+
+fn octets(ip: IpAddr) -> Bytes {
+    match ip {
         IpAddr::V4(ip) => ip.octets().to_vec().into(),
         IpAddr::V6(ip) => ip.octets().to_vec().into(),
-    };
-    let port = target.port().into();
+    }
+}
+
+async fn open_flow(
+    send: SendStream,
+    recv: RecvStream,
+    kind: open::Kind,
+    ledger: &Arc<Ledger>,
+) -> Result<Dialed, FlowError> {
     let mut flow = Flow::new(send, recv);
-    let dial = open::Kind::Dial(Dial { address, port });
     let number = flow.send.flow();
     let Some((credit, start)) = ledger.receive(number) else {
-        return Ok((flow, verdict(Outcome::Exhausted, TOO_MANY)));
+        return Ok(Dialed::refused(Outcome::Exhausted, TOO_MANY));
     };
     flow.recv.use_credit(Some(credit));
-    let verdict = match ask(&mut flow, dial, start).await {
+    let verdict = match ask(&mut flow, kind, start).await {
         // A reset discards the data before it. Only a connected flow can have been reset.
         Err(FlowError::Reset(ResetCode::Reset)) => verdict(Outcome::Connected, ""),
         answer => answer?,
@@ -232,7 +181,10 @@ pub(crate) async fn open_dial(
         granted => flow.send.use_credit(ledger.send(number, granted)),
     }
 
-    Ok((flow, verdict))
+    match verdict.outcome() {
+        Outcome::Connected => Ok(Dialed::Connected(flow)),
+        outcome => Ok(Dialed::refused(outcome, &verdict.reason)),
+    }
 }
 
 async fn ask(flow: &mut Flow, kind: open::Kind, credit: u64) -> Result<Verdict, FlowError> {

@@ -116,9 +116,12 @@ mod tls;
 pub use tp_core::path::{PathChoice, PathKind, monitor::CandidateStatus};
 pub use {
     admission::{Admission, Refusal},
-    client::{ConnectError, Dialed, OpenError, Tunnel, TunnelConfig},
+    client::{ConnectError, OpenError, Tunnel, TunnelConfig},
     codes::{CloseCode, ResetCode},
-    flow::{Accepted, Flow, FlowError, FlowIo, PendingFlow, RecvHalf, SendHalf},
+    flow::{
+        Accepted, Dialed, Flow, FlowError, FlowIo, Intercepted, InterceptedFrom, PendingFlow,
+        RecvHalf, SendHalf,
+    },
     framed::tune_link,
     keys::{AnotherKey, Identity, KeyError, KeyHash, SessionRef},
     mux::udp::{UdpFacts, udp_facts},

@@ -71,8 +71,8 @@ const MAX_FLOWS: u32 = 5120;
 /// hash maps for every stream that may be opened (quinn-proto 0.11, `connection/streams/state.rs`).
 /// So many fit into the smallest maps that hold half as many.
 const FIRST_FLOWS: u32 = 48;
-/// A manager opens no stream of this kind.
-const CLIENT_FLOWS: u32 = 16;
+/// The same for what a manager opens: connections that were intercepted, which most sessions have none of.
+const FIRST_INTERCEPTED: u32 = 16;
 /// The welcome, and the stream of credit.
 const MAX_UNI_STREAMS: u32 = 2;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -111,7 +111,7 @@ pub(crate) fn client_transport(epoch: &Arc<PathEpoch>, choice: PathChoice) -> Ar
     };
 
     let mut config = transport(epoch, largest, &CLIENT_WINDOWS);
-    config.max_concurrent_bidi_streams(VarInt::from_u32(CLIENT_FLOWS));
+    config.max_concurrent_bidi_streams(VarInt::from_u32(FIRST_INTERCEPTED));
 
     Arc::new(config)
 }
@@ -132,13 +132,19 @@ pub(crate) fn admit(connection: &Connection) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(FIRST_FLOWS));
 }
 
-/// Raises the limit of a connection's flows while more than half of it is in use.
+/// Raises the limit of the flows that the other end opens while more than half of it is in use.
 #[derive(Debug)]
 pub(crate) struct FlowLimit(u32);
 
 impl FlowLimit {
-    pub(crate) fn new() -> Self {
+    /// Of what a session opens.
+    pub(crate) fn of_server() -> Self {
         Self(FIRST_FLOWS)
+    }
+
+    /// Of what a manager opens.
+    pub(crate) fn of_client() -> Self {
+        Self(FIRST_INTERCEPTED)
     }
 
     pub(crate) fn follow(&mut self, connection: &Connection, flows: usize) {

@@ -15,7 +15,7 @@ use crate::{
     admission::Admission,
     codes::CloseCode,
     credit::Ledger,
-    flow::Accepted,
+    flow::{Accepted, read_opens},
     keys::{Identity, KeyError, SessionRef},
     mux::{
         Mux,
@@ -24,7 +24,7 @@ use crate::{
         udp::Udp,
     },
     preface::{self, PrefaceError},
-    quic::{endpoint_config, is_link_address},
+    quic::{FlowLimit, endpoint_config, is_link_address},
     status::PathStatus,
     tls,
 };
@@ -35,7 +35,6 @@ mod strangers;
 
 use handshake::Acceptor;
 pub use peer::Peer;
-use peer::read_opens;
 use strangers::Strangers;
 
 /// Of the wait for the client's preface, or for its reading of the answer.
@@ -354,7 +353,7 @@ async fn keep(
         _ = connection.closed() => {}
         () = follow => {}
         () = watch_silence => {}
-        () = read_opens(&connection, &ledger, flows) => {}
+        () = read_opens(&connection, &ledger, FlowLimit::of_server(), flows) => {}
         () = Arc::clone(&ledger).run() => {}
     }
     // The flows have ended; the registration lasts until the connection has.

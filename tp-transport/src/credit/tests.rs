@@ -9,13 +9,13 @@ use super::*;
 use crate::{
     Flow, Identity, SessionRef,
     congestion::PathEpoch,
-    flow::{self, Accepted, FlowCount},
+    flow::{self, Acceptable, Accepted, FlowCount},
     quic::{self, SERVER_CREDIT, SERVER_NAME, server_transport},
     tls,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-const SMALL: Limits = Limits {
+pub(crate) const SMALL: Limits = Limits {
     flows: 10,
     floor: 4 << 10,
     start: 8 << 10,
@@ -25,15 +25,15 @@ const SMALL: Limits = Limits {
 };
 
 /// An honest end with a ledger, and a peer without one that the test plays.
-struct Pair {
-    peer: Connection,
+pub(crate) struct Pair {
+    pub(crate) peer: Connection,
     ledger: Arc<Ledger>,
     _endpoints: [Endpoint; 2],
     _run: tokio_util::task::AbortOnDropHandle<()>,
 }
 
 impl Pair {
-    async fn new(limits: Limits) -> Self {
+    pub(crate) async fn new(limits: Limits) -> Self {
         let session = SessionRef {
             namespace: "shop".into(),
             name: "alice".into(),
@@ -75,27 +75,32 @@ impl Pair {
 
     /// A flow that the peer opens, and how its end looks to the peer.
     async fn flow(&self, start: u64) -> (Flow, SendStream, RecvStream) {
-        let (mut send, recv) = self.peer.open_bi().await.unwrap();
         let dial = open::Kind::Dial(Dial {
             address: vec![10, 0, 0, 1].into(),
             port: 80,
         });
-        let open = Open {
-            kind: Some(dial),
-            credit: start,
-        };
-        send.write_chunk(message::frame(&open).unwrap())
-            .await
-            .unwrap();
-        let (answer, question) = self.ledger.connection.accept_bi().await.unwrap();
-        let accepted = flow::accept(answer, question, &self.ledger, &FlowCount::default())
-            .await
-            .unwrap();
-        let Accepted::Dial { pending, .. } = accepted else {
+        let (accepted, send, recv) = self.opened(dial, start).await;
+        let Accepted::Dial { pending, .. } = accepted.unwrap() else {
             panic!("a control stream");
         };
 
         (pending.accept().await.unwrap(), send, recv)
+    }
+
+    /// A stream that the peer opens, as the honest end understands it.
+    pub(crate) async fn opened<T: Acceptable>(
+        &self,
+        kind: open::Kind,
+        credit: u64,
+    ) -> (Result<T, FlowError>, SendStream, RecvStream) {
+        let (mut send, recv) = self.peer.open_bi().await.unwrap();
+        let kind = Some(kind);
+        let open = message::frame(&Open { kind, credit }).unwrap();
+        send.write_chunk(open).await.unwrap();
+        let (answer, question) = self.ledger.connection.accept_bi().await.unwrap();
+        let accepted = flow::accept(answer, question, &self.ledger, &FlowCount::default()).await;
+
+        (accepted, send, recv)
     }
 
     /// The reason for which the honest end ends the connection.
@@ -336,6 +341,24 @@ async fn a_peer_of_a_version_without_credit_is_served_as_before() {
     assert_eq!(pair.ledger.held(), 0);
 }
 
+#[tokio::test]
+async fn an_update_of_a_flow_that_this_end_never_opened_ends_the_connection() {
+    let pair = Pair::new(SMALL).await;
+    // The peer's flows have even numbers; this end has opened none.
+    let _flows = [pair.flow(1000).await, pair.flow(1000).await];
+    let granted = vec![Credit { flow: 1, bytes: 1 }];
+    let update = FlowUpdates {
+        granted,
+        ..FlowUpdates::default()
+    };
+
+    let _news = pair.tell(message::frame(&update).unwrap()).await;
+
+    let (code, reason) = pair.verdict().await;
+    assert_eq!(code, CloseCode::Protocol);
+    assert_eq!(reason, "an update of a flow that was never opened");
+}
+
 #[test]
 fn an_update_of_many_flows_with_long_numbers_fits_its_message() {
     let first = 1 << 60;
@@ -346,7 +369,7 @@ fn an_update_of_many_flows_with_long_numbers_fits_its_message() {
         granted: (0..100).map(|n| (first + n, MAX_CREDIT)).collect(),
         returned: (0..100).map(|n| (first + n, MAX_CREDIT)).collect(),
         keep_alives: (0..100).map(|n| (first + n, u32::MAX)).collect(),
-        newest: None,
+        newest: [None; 2],
     };
 
     let (mut credits, mut probes) = (0, 0);

@@ -8,57 +8,24 @@ use std::{
 use quinn::Connection;
 use tokio::{
     sync::{Mutex, mpsc, watch},
-    task::JoinSet,
     time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
+use tp_proto::tunnel::Outcome;
 
 use crate::{
     codes::CloseCode,
     credit::Ledger,
-    flow::{self, Accepted, FlowCount, FlowError},
+    flow::{self, Accepted, Dialed, FlowError, InterceptedFrom},
     keys::{KeyHash, SessionRef},
     mux::{Mux, server::ServerSide},
-    quic::FlowLimit,
     status::{ClosedReason, PathStatus, TunnelStats},
 };
 
+/// Of the wait until the session lets one more stream be opened.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams of one session whose `Open` is being read.
-const MAX_OPENING: usize = 1024;
-
-/// Reads the `Open` of every stream, so that a slow one delays no other.
-pub(super) async fn read_opens(
-    connection: &Connection,
-    ledger: &Arc<Ledger>,
-    flows: mpsc::Sender<Box<Accepted>>,
-) {
-    let mut opening = JoinSet::new();
-    let (mut limit, count) = (FlowLimit::new(), FlowCount::default());
-    loop {
-        let opened = tokio::select! {
-            opened = connection.accept_bi(), if opening.len() < MAX_OPENING => opened,
-            Some(_) = opening.join_next() => continue,
-        };
-        let Ok((send, recv)) = opened else {
-            return;
-        };
-        // Streams whose task has not begun are not in `count` yet.
-        limit.follow(connection, count.get() + opening.len() + 1);
-        let (flows, ledger, count) = (flows.clone(), Arc::clone(ledger), count.clone());
-        opening.spawn(async move {
-            match timeout(OPEN_TIMEOUT, flow::accept(send, recv, &ledger, &count)).await {
-                Ok(Ok(accepted)) => {
-                    // Fails only if the peer is dropped.
-                    let _ = flows.send(Box::new(accepted)).await;
-                }
-                Ok(Err(FlowError::TunnelLost)) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "Stream not understood"),
-                Err(_) => tracing::debug!("Stream did not say what it is for"),
-            }
-        });
-    }
-}
+/// The session has as many intercepted connections as it takes.
+const TOO_MANY: &str = "the workstation takes no more connections";
 
 /// One connected session; clones share it. When the last clone is dropped, it is closed.
 #[derive(Clone)]
@@ -100,6 +67,24 @@ impl Peer {
         let accepted = self.inner.flows.lock().await.recv().await?;
 
         Some(*accepted)
+    }
+
+    /// Offers the session a connection that was intercepted, and waits for the verdict of its dial;
+    /// the caller sets a limit, because a version without intercepts never answers. Dropping the
+    /// future also cancels the dial at the workstation.
+    ///
+    /// # Errors
+    ///
+    /// [`FlowError`]. A workstation that refuses, or takes no more connections, is no error: see
+    /// [`Dialed::Refused`].
+    pub async fn open_intercepted(&self, from: &InterceptedFrom) -> Result<Dialed, FlowError> {
+        let inner = &self.inner;
+        let Ok(opened) = timeout(OPEN_TIMEOUT, inner.connection.open_bi()).await else {
+            return Ok(Dialed::refused(Outcome::Exhausted, TOO_MANY));
+        };
+        let (send, recv) = opened?;
+
+        flow::open_intercepted(send, recv, from, &inner.ledger).await
     }
 
     /// Ends the connection; `reason` is a sentence for the client's user.

@@ -8,6 +8,7 @@ mod flows;
 mod golden;
 mod handshake;
 mod initials;
+mod intercepted;
 mod paths;
 mod splices;
 mod strangers;
