@@ -136,8 +136,11 @@ pub struct SessionStatus {
     shortname = "tpi",
     category = "tp",
     namespaced,
+    status = "InterceptStatus",
     printcolumn = r#"{"name":"User","type":"string","jsonPath":".spec.user.username"}"#,
     printcolumn = r#"{"name":"Workload","type":"string","jsonPath":".spec.workload.name"}"#,
+    printcolumn = r#"{"name":"Ports","type":"string","jsonPath":".status.ports"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -148,8 +151,90 @@ pub struct InterceptSpec {
     pub session: SessionReference,
     /// The workload whose traffic it is.
     pub workload: WorkloadReference,
+    /// What is done with the traffic: `intercept`. A plain field, so that policies can allow some.
+    #[serde(default = "intercept")]
+    #[schemars(extend("enum" = [INTERCEPT]))]
+    pub mode: String,
     /// Container ports.
-    pub ports: Vec<u16>,
+    #[schemars(length(min = 1, max = 32))]
+    pub ports: Vec<InterceptPort>,
+    /// `all` or the name of one pod of the workload.
+    #[serde(default = "all")]
+    #[schemars(length(min = 1, max = 253))]
+    pub replica: String,
+    /// Who answers the probes of the pod: `container` or `local`.
+    #[serde(default = "container")]
+    #[schemars(extend("enum" = ["container", "local"]))]
+    pub probes: String,
+    /// What a connection meets while nothing listens at the workstation: `refuse` or `container`.
+    #[serde(default = "refuse")]
+    #[schemars(extend("enum" = ["refuse", "container"]))]
+    pub when_down: String,
+}
+
+/// The only [`InterceptSpec::mode`] so far.
+pub const INTERCEPT: &str = "intercept";
+
+fn intercept() -> String {
+    INTERCEPT.into()
+}
+
+fn all() -> String {
+    "all".into()
+}
+
+fn container() -> String {
+    "container".into()
+}
+
+fn refuse() -> String {
+    "refuse".into()
+}
+
+fn tcp() -> String {
+    "TCP".into()
+}
+
+/// A port of a workload's containers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InterceptPort {
+    /// Number of the port in the pod.
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// `TCP`.
+    #[serde(default = "tcp")]
+    #[schemars(extend("enum" = ["TCP"]))]
+    pub protocol: String,
+    /// The container whose port it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub container: Option<String>,
+    /// Name of the port in the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub name: Option<String>,
+}
+
+/// For people; never an input to a decision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InterceptStatus {
+    /// `Waiting`, `Active` or `Held`, by another Intercept.
+    #[serde(default)]
+    pub phase: String,
+    /// The ports in one line: a column of kubectl shows no list.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ports: String,
+    /// Pods whose traffic goes to the workstation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<String>,
+    /// Who holds the ports, if not this Intercept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// When the phase began, as RFC 3339 has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
 }
 
 /// Names the Session that an Intercept belongs to; it must be of the same user.
@@ -172,4 +257,49 @@ pub struct WorkloadReference {
     pub kind: String,
     /// Name of the workload.
     pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::CustomResourceExt as _;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec_schema() -> Value {
+        let definition = serde_json::to_value(Intercept::crd()).expect("plain data");
+
+        definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
+    }
+
+    #[test]
+    fn the_schema_of_an_intercept_bounds_its_ports_and_names_its_choices() {
+        let spec = &spec_schema()["properties"];
+
+        assert_eq!(spec["ports"]["minItems"], 1, "{spec}");
+        assert_eq!(spec["ports"]["maxItems"], 32, "{spec}");
+        let port = &spec["ports"]["items"]["properties"]["port"];
+        assert_eq!(port["minimum"], json!(1.0), "{spec}");
+        assert_eq!(spec["mode"]["enum"], json!(["intercept"]), "{spec}");
+        assert_eq!(spec["mode"]["default"], "intercept", "{spec}");
+        assert_eq!(spec["probes"]["enum"], json!(["container", "local"]));
+        assert_eq!(spec["whenDown"]["enum"], json!(["refuse", "container"]));
+    }
+
+    #[test]
+    fn an_intercept_of_one_port_is_one_of_all_replicas() {
+        let spec: InterceptSpec = serde_json::from_value(json!({
+            "user": {"username": "alice"},
+            "session": {"namespace": "shop", "name": "s", "uid": "1"},
+            "workload": {"kind": "Deployment", "name": "web"},
+            "ports": [{"port": 8080}],
+        }))
+        .expect("all else has a default");
+
+        assert_eq!(spec.mode, INTERCEPT);
+        assert_eq!(spec.replica, "all");
+        assert_eq!(spec.probes, "container");
+        assert_eq!(spec.when_down, "refuse");
+        assert_eq!(spec.ports[0].protocol, "TCP");
+    }
 }

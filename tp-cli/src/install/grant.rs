@@ -16,6 +16,8 @@ use crate::{
 const RBAC: &str = "rbac.authorization.k8s.io";
 /// The ClusterRole that allows connecting to a namespace.
 pub(crate) const USER_ROLE: &str = "tp-user";
+/// The ClusterRole that allows intercepts in a namespace.
+pub(crate) const INTERCEPT_ROLE: &str = "tp-intercept";
 /// The Role that allows port-forwards to the traffic manager.
 pub(crate) const CONNECT_ROLE: &str = "tp-connect";
 
@@ -47,6 +49,10 @@ pub(crate) struct GrantArgs {
 
     #[command(flatten)]
     pub(crate) manager: ManagerArgs,
+
+    /// Let them intercept there as well, by the ClusterRole tp-intercept
+    #[arg(long)]
+    pub(crate) intercept: bool,
 
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
@@ -84,11 +90,17 @@ impl GrantArgs {
             namespaces
                 .map(move |namespace| subject.binding(namespace, "use", "ClusterRole", USER_ROLE))
         });
+        let intercepts = self.subjects().flat_map(|subject| {
+            let namespaces = self.namespace.iter().filter(|_| self.intercept);
+            namespaces.map(move |namespace| {
+                subject.binding(namespace, "intercept", "ClusterRole", INTERCEPT_ROLE)
+            })
+        });
         let connects = self
             .subjects()
             .map(|subject| subject.binding(manager, "connect", "Role", CONNECT_ROLE));
 
-        uses.chain(connects).collect()
+        uses.chain(intercepts).chain(connects).collect()
     }
 }
 
@@ -226,6 +238,25 @@ mod tests {
             assert_eq!(it["subjects"][0]["kind"], "User");
             assert_eq!(it["subjects"][0]["name"], "alice@corp.test");
         }
+    }
+
+    #[test]
+    fn intercepts_are_granted_only_where_they_are_asked_for() {
+        let roles = |line: &str| -> Vec<String> {
+            let made = bindings(line);
+            made.iter()
+                .map(|it| it["roleRef"]["name"].to_string())
+                .collect()
+        };
+
+        let without = roles("tp grant alice -n shop -n bank");
+        assert!(
+            !without.contains(&"\"tp-intercept\"".to_owned()),
+            "{without:?}"
+        );
+        let with = roles("tp grant alice -n shop -n bank --intercept");
+        let granted = with.iter().filter(|it| *it == "\"tp-intercept\"").count();
+        assert_eq!((granted, with.len()), (2, without.len() + 2));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tp_proto::fault::{Fault, FaultKind};
 
 use crate::install::{
     cluster::Cluster,
-    grant::{CONNECT_ROLE, USER_ROLE},
+    grant::{CONNECT_ROLE, INTERCEPT_ROLE, USER_ROLE},
     manifests::{self, MANAGED_BY, Parameters, SELECTOR},
     object::Object,
 };
@@ -108,7 +108,7 @@ impl Found {
         for binding in bindings {
             let (place, name) = (binding.namespace().unwrap_or_default(), binding.name_any());
             let is_of_tp = match binding.role_ref.name.as_str() {
-                USER_ROLE => binding.role_ref.kind == "ClusterRole",
+                USER_ROLE | INTERCEPT_ROLE => binding.role_ref.kind == "ClusterRole",
                 // The installation itself has a binding of this name.
                 CONNECT_ROLE => {
                     binding.role_ref.kind == "Role" && place == namespace && name != CONNECT_ROLE
@@ -132,7 +132,7 @@ impl Found {
             .map_err(|error| cluster.fault("list the ClusterRoleBindings", &error))?;
         let bound = bindings
             .iter()
-            .filter(|binding| binding.role_ref.name == USER_ROLE)
+            .filter(|binding| [USER_ROLE, INTERCEPT_ROLE].contains(&binding.role_ref.name.as_str()))
             .map(|binding| Object::named(VERSION, "ClusterRoleBinding", None, &binding.name_any()));
         self.bound.extend(bound);
 
