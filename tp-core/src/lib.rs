@@ -34,6 +34,7 @@ pub mod alias;
 pub mod backoff;
 pub mod credit;
 pub mod dns;
+pub mod environment;
 pub mod framing;
 pub mod intercepts;
 pub mod keep_alive;
