@@ -36,7 +36,7 @@ pub mod credit;
 pub mod dns;
 pub mod environment;
 pub mod framing;
-pub mod intercepts;
+pub mod intercept;
 pub mod keep_alive;
 pub mod outside;
 pub mod packet;
