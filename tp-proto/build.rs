@@ -2,6 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
+        "proto/tp/agent/v1/agent.proto",
         "proto/tp/local/v1/local.proto",
         "proto/tp/tunnel/v1/tunnel.proto",
     ];
@@ -17,10 +18,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "#[derive(serde::Serialize, serde::Deserialize)]",
         )
         .type_attribute(".tp.local.v1", "#[serde(rename_all = \"snake_case\")]")
+        .bytes(".tp.agent.v1")
         .bytes(".tp.tunnel.v1")
         .btree_map(".tp.local.v1")
-        // Its values are secrets.
-        .skip_debug([".tp.local.v1.Shell"])
+        // Their values are secrets.
+        .skip_debug([
+            ".tp.agent.v1.Control",
+            ".tp.agent.v1.Welcome",
+            ".tp.local.v1.Shell",
+        ])
         .compile_fds(descriptors)?;
 
     Ok(())

@@ -28,6 +28,27 @@ pub mod grant;
 pub mod table;
 pub mod version;
 
+/// An agent and a traffic manager, over TLS.
+pub mod agent {
+    #![expect(missing_docs, reason = "generated")]
+    tonic::include_proto!("tp.agent.v1");
+
+    impl std::fmt::Debug for Control {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Control").finish_non_exhaustive()
+        }
+    }
+
+    impl std::fmt::Debug for Welcome {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Welcome")
+                .field("version", &self.version)
+                .field("refusal", &self.refusal)
+                .finish_non_exhaustive()
+        }
+    }
+}
+
 /// `tp` and its session, over a unix socket.
 pub mod local {
     #![expect(

@@ -30,6 +30,9 @@ use crate::{
     quic::ALPN,
 };
 
+/// Of connections between agents and managers.
+const AGENT_ALPN: &[u8] = b"tp-agent/1";
+
 /// TLS 1.3 suites of ring, AES-128-GCM first: with AES in hardware it is the fastest.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
@@ -94,6 +97,46 @@ pub(crate) fn server_config(identity: &Identity) -> Result<QuicServerConfig, Key
     config.alpn_protocols = vec![ALPN.to_vec()];
 
     Ok(QuicServerConfig::try_from(config).expect("AES-128-GCM is among the suites"))
+}
+
+/// An agent's side of a handshake with the manager that has this key. It shows no certificate.
+pub(crate) fn agent_config(manager_key: KeyHash) -> (ClientConfig, Arc<OnceLock<AnotherKey>>) {
+    let provider = provider();
+    let another_key = Arc::default();
+    let verifier = PinnedManager {
+        key: manager_key,
+        another_key: Arc::clone(&another_key),
+        provider: Arc::clone(&provider),
+    };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .expect("ring has TLS 1.3 suites")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    config.alpn_protocols = vec![AGENT_ALPN.to_vec()];
+
+    (config, another_key)
+}
+
+/// The manager's side of handshakes with agents.
+pub(crate) fn agent_server_config(identity: &Identity) -> Result<ServerConfig, KeyError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("ring has TLS 1.3 suites")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![identity.manager_certificate()?],
+            identity.private_key(),
+        )
+        .expect("ring signs with ECDSA P-256");
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![AGENT_ALPN.to_vec()];
+
+    Ok(config)
 }
 
 /// Verifies a peer's signature: the same methods for the verifier traits of both ends.
