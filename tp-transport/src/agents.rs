@@ -6,11 +6,13 @@
 //! control connection, and gets a key there by which it proves itself on all others: such a carrier
 //! costs no review, and waits, admitted, until it is used.
 
+mod carry;
 mod client;
 mod link;
 mod server;
 
 pub use {
+    carry::{carry, carry_on},
     client::{AgentControl, IdleCarrier, Intercepted, Ticket},
     link::{AgentError, AgentFlow, Receiver, Sender},
     server::{

@@ -16,10 +16,10 @@ use tp_proto::{
     tunnel::Outcome,
 };
 use tp_transport::{
-    Identity, KeyHash,
+    Identity, KeyHash, SpliceCounters,
     agents::{
-        AgentControl, AgentError, AgentServer, AgentStream, IdleCarrier, IncomingConnection,
-        Intercepted, ManagerControl,
+        AgentControl, AgentError, AgentFlow, AgentServer, AgentStream, IdleCarrier,
+        IncomingConnection, Intercepted, ManagerControl, carry,
     },
 };
 
@@ -86,7 +86,7 @@ impl Manager {
         agent: &AgentControl,
         number: u64,
     ) -> (
-        JoinHandle<Result<tp_transport::agents::AgentFlow, tp_proto::tunnel::Verdict>>,
+        JoinHandle<Result<AgentFlow, tp_proto::tunnel::Verdict>>,
         IncomingConnection,
     ) {
         let (tcp, key, ticket) = (self.connect(), self.key, agent.ticket.clone());
@@ -296,4 +296,104 @@ async fn a_client_that_goes_is_noticed_while_its_connection_waits() {
     carried.abort();
 
     timeout(LIMIT, incoming.cancelled()).await.unwrap();
+}
+
+/// A client's connection, carried to a manager: the client's end, and the manager's.
+async fn carried_client(
+    manager: &Manager,
+) -> (
+    TcpStream,
+    AgentFlow,
+    JoinHandle<std::io::Result<()>>,
+    (AgentControl, ManagerControl),
+) {
+    let (agent, control) = manager.admitted().await;
+    let (carried, incoming) = manager.carried(&agent, control.agent).await;
+    let theirs = incoming.accept().await.expect("the agent waits");
+    let ours = carried.await.expect("no panic").expect("it is accepted");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("loopback");
+    let address = listener.local_addr().expect("it is bound");
+    let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (accepted, _) = accepted.expect("the client connects");
+    let carrying =
+        tokio::spawn(async move { carry(accepted, ours, &SpliceCounters::default()).await });
+
+    (
+        client.expect("it is accepted"),
+        theirs,
+        carrying,
+        (agent, control),
+    )
+}
+
+#[tokio::test]
+async fn a_client_and_its_manager_end_each_direction() {
+    let manager = Manager::new().await;
+    let (mut client, mut theirs, carrying, _control) = carried_client(&manager).await;
+    let sent: Vec<u8> = (0..3 << 20).map(|n: u32| (n % 251) as u8).collect();
+    let expected = sent.clone();
+
+    let talk = tokio::spawn(async move {
+        client.write_all(&sent).await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        answer
+    });
+    let mut received = Vec::new();
+    theirs.read_to_end(&mut received).await.unwrap();
+    assert!(received == expected);
+    theirs.write_all(&received).await.unwrap();
+    theirs.shutdown().await.unwrap();
+
+    assert!(talk.await.unwrap() == expected);
+    timeout(LIMIT, carrying).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_is_a_reset_at_the_other_end() {
+    let manager = Manager::new().await;
+
+    let (client, mut theirs, carrying, _control) = carried_client(&manager).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let error = theirs.read_to_end(&mut Vec::new()).await.unwrap_err();
+    let kinds = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset];
+    assert!(kinds.contains(&error.kind()), "{error:?}");
+    timeout(LIMIT, carrying)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
+
+    let (mut client, theirs, carrying, _control) = carried_client(&manager).await;
+    drop(theirs);
+    let error = client.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    timeout(LIMIT, carrying)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
+}
+
+#[tokio::test]
+async fn a_client_that_resets_while_nobody_reads_is_noticed() {
+    let manager = Manager::new().await;
+    let (mut client, theirs, carrying, _control) = carried_client(&manager).await;
+    // Until every buffer on the way is full.
+    let full = async { while client.write(&[0; 64 << 10]).await.is_ok() {} };
+    assert!(timeout(Duration::from_millis(500), full).await.is_err());
+
+    client.set_zero_linger().unwrap();
+    drop(client);
+
+    timeout(LIMIT, carrying)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap_err();
+    drop(theirs);
 }

@@ -14,7 +14,7 @@ use tp_proto::{
 
 use super::{
     KEY_SIZE, PROOF_LABEL,
-    link::{AgentError, AgentFlow, Link, Receiver, Sender, octets},
+    link::{AgentError, AgentFlow, Link, Receiver, Sender, SharedTcp, octets},
 };
 use crate::{keys::KeyHash, quic::SERVER_NAME, tls};
 
@@ -164,7 +164,7 @@ async fn handshake(tcp: TcpStream, manager_key: KeyHash) -> Result<Link, AgentEr
     let (config, another_key) = tls::agent_config(manager_key);
     let name = ServerName::try_from(SERVER_NAME).expect("it is a name");
     let connected = TlsConnector::from(Arc::new(config))
-        .connect(name, tcp)
+        .connect(name, SharedTcp::new(tcp))
         .await;
     if let Some(another_key) = another_key.get() {
         return Err((*another_key).into());

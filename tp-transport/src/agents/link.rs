@@ -1,11 +1,12 @@
 //! Messages and bytes over TLS.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     marker::PhantomData,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Shutdown, SocketAddr},
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -45,15 +46,81 @@ pub enum AgentError {
     TimedOut,
 }
 
+/// A connection whose failure can be waited for while TLS has it.
+#[derive(Debug)]
+pub(super) struct SharedTcp(Arc<TcpStream>);
+
+impl SharedTcp {
+    pub(super) fn new(tcp: TcpStream) -> Self {
+        Self(Arc::new(tcp))
+    }
+}
+
+impl AsyncRead for SharedTcp {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buffer.initialize_unfilled()) {
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for SharedTcp {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.0).shutdown(Shutdown::Write))
+    }
+}
+
 /// One end of a connection, after its handshake.
 #[derive(Debug)]
 pub(super) struct Link {
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<SharedTcp>,
 }
 
 impl Link {
-    pub(super) fn new(tls: TlsStream<TcpStream>) -> io::Result<Self> {
-        let tcp = tls.get_ref().0;
+    pub(super) fn new(tls: TlsStream<SharedTcp>) -> io::Result<Self> {
+        let tcp = &*tls.get_ref().0.0;
         tcp.set_nodelay(true)?;
         // Closed before its end, it is reset.
         SockRef::from(tcp).set_linger(Some(Duration::ZERO))?;
@@ -100,7 +167,7 @@ impl Link {
 /// Sends messages of one kind.
 #[derive(Debug)]
 pub struct Sender<T> {
-    writer: WriteHalf<TlsStream<TcpStream>>,
+    writer: WriteHalf<TlsStream<SharedTcp>>,
     sent: PhantomData<fn(T)>,
 }
 
@@ -118,7 +185,7 @@ impl<T: Message> Sender<T> {
 /// Receives messages of one kind.
 #[derive(Debug)]
 pub struct Receiver<T> {
-    reader: ReadHalf<TlsStream<TcpStream>>,
+    reader: ReadHalf<TlsStream<SharedTcp>>,
     received: PhantomData<fn() -> T>,
 }
 
@@ -169,7 +236,17 @@ async fn receive<T: Message + Default>(
 /// a truncated flow never ends cleanly.
 #[derive(Debug)]
 pub struct AgentFlow {
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<SharedTcp>,
+}
+
+impl AgentFlow {
+    /// The connection beneath, and both directions.
+    pub(super) fn split(self) -> (Arc<TcpStream>, ReadHalf<Self>, WriteHalf<Self>) {
+        let tcp = Arc::clone(&self.tls.get_ref().0.0);
+        let (reader, writer) = split(self);
+
+        (tcp, reader, writer)
+    }
 }
 
 impl AsyncRead for AgentFlow {

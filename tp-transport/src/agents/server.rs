@@ -22,7 +22,7 @@ use tp_proto::{
 use super::{
     KEY_SIZE, PROOF_LABEL,
     client::Intercepted,
-    link::{AgentError, AgentFlow, Link, Receiver, Sender, socket_address},
+    link::{AgentError, AgentFlow, Link, Receiver, Sender, SharedTcp, socket_address},
 };
 use crate::{
     keys::{Identity, KeyError},
@@ -128,7 +128,7 @@ impl AgentServer {
     }
 
     async fn begin(&self, tcp: TcpStream) -> Result<AgentStream, AgentError> {
-        let tls = self.tls.accept(tcp).await?;
+        let tls = self.tls.accept(SharedTcp::new(tcp)).await?;
         let mut link = Link::new(TlsStream::Server(tls))?;
         let begin: Begin = link.receive().await?;
         match begin.kind {
