@@ -13,7 +13,7 @@ mod server;
 
 pub use {
     carry::{carry, carry_on},
-    client::{AgentControl, IdleCarrier, Intercepted, Ticket},
+    client::{AgentControl, IdleCarrier, Ticket},
     link::{AgentError, AgentFlow, Receiver, Sender},
     server::{
         AdmittedAgent, AgentServer, AgentStream, Greeting, IncomingCarrier, IncomingConnection,

@@ -18,7 +18,7 @@ use tp_proto::tunnel::{self, Control, Dial, Open, Outcome, Verdict, open};
 
 use crate::{codes::ResetCode, credit::Ledger, message::CONTROL_PRIORITY};
 
-pub(crate) use accept::read_opens;
+pub(crate) use accept::{read_opens, socket_address};
 pub use {
     crate::message::FlowError,
     accept::{Accepted, Intercepted, PendingFlow},
@@ -151,7 +151,8 @@ pub(crate) async fn open_intercepted(
     open_flow(send, recv, kind, ledger).await
 }
 
-fn octets(ip: IpAddr) -> Bytes {
+/// An address in network order.
+pub(crate) fn octets(ip: IpAddr) -> Bytes {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec().into(),
         IpAddr::V6(ip) => ip.octets().to_vec().into(),

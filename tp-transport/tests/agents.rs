@@ -16,13 +16,14 @@ use tp_proto::{
     tunnel::Outcome,
 };
 use tp_transport::{
-    Identity, KeyHash, SpliceCounters,
+    Identity, InterceptedFrom, KeyHash, SpliceCounters,
     agents::{
         AgentControl, AgentError, AgentFlow, AgentServer, AgentStream, IdleCarrier,
-        IncomingConnection, Intercepted, ManagerControl, carry,
+        IncomingConnection, ManagerControl, carry,
     },
 };
 
+const POD: &str = "77aa";
 const TOKEN: &str = "token of the agent on node1";
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -94,7 +95,7 @@ impl Manager {
             let idle = IdleCarrier::connect(tcp.await, key, &ticket)
                 .await
                 .expect("both ends are there");
-            idle.carry(&connection())
+            idle.carry(&from(), POD)
                 .await
                 .expect("both ends are there")
         });
@@ -108,20 +109,19 @@ impl Manager {
             .await
             .expect("both ends are there")
             .expect("both ends are there");
-        assert_eq!(incoming.connection, connection());
+        assert_eq!((&incoming.from, incoming.pod.as_str()), (&from(), POD));
 
         (carried, incoming)
     }
 }
 
-fn connection() -> Intercepted {
-    let address = |text: &str| text.parse::<SocketAddr>().expect("both ends are there");
+fn from() -> InterceptedFrom {
+    let address = |text: &str| text.parse::<SocketAddr>().expect("it is one");
 
-    Intercepted {
+    InterceptedFrom {
         intercept: "8a4e".into(),
-        pod: "77aa".into(),
-        local: address("10.244.1.7:8080"),
-        peer: address("[fd00::9]:40112"),
+        client: address("[fd00::9]:40112"),
+        pod: address("10.244.1.7:8080"),
     }
 }
 

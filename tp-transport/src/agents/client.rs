@@ -1,6 +1,6 @@
 //! The agent's end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use ring::hmac;
 use rustls::pki_types::ServerName;
@@ -14,9 +14,14 @@ use tp_proto::{
 
 use super::{
     KEY_SIZE, PROOF_LABEL,
-    link::{AgentError, AgentFlow, Link, Receiver, Sender, SharedTcp, octets},
+    link::{AgentError, AgentFlow, Link, Receiver, Sender, SharedTcp},
 };
-use crate::{keys::KeyHash, quic::SERVER_NAME, tls};
+use crate::{
+    flow::{InterceptedFrom, octets},
+    keys::KeyHash,
+    quic::SERVER_NAME,
+    tls,
+};
 
 /// Of the wait for a handshake and the manager's welcome, which takes a review of the token.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,19 +53,6 @@ pub struct Ticket {
 #[derive(Debug)]
 pub struct IdleCarrier {
     link: Link,
-}
-
-/// An intercepted connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Intercepted {
-    /// UID of the Intercept.
-    pub intercept: String,
-    /// UID of the pod.
-    pub pod: String,
-    /// What was connected to: an address of the pod, and the port that is intercepted.
-    pub local: SocketAddr,
-    /// The client.
-    pub peer: SocketAddr,
 }
 
 impl AgentControl {
@@ -124,7 +116,7 @@ impl IdleCarrier {
         in_time(WELCOME_TIMEOUT, connected).await
     }
 
-    /// Asks for the connection to be carried to its workstation. `Ok(Err)` is the verdict of a refusal
+    /// Asks for a connection to the pod with this UID to be carried to its workstation. `Ok(Err)` is the verdict of a refusal
     /// there, or on the way.
     ///
     /// # Errors
@@ -132,15 +124,16 @@ impl IdleCarrier {
     /// [`AgentError`] if there is no verdict within thirty seconds.
     pub async fn carry(
         mut self,
-        connection: &Intercepted,
+        from: &InterceptedFrom,
+        pod: &str,
     ) -> Result<Result<AgentFlow, Verdict>, AgentError> {
         let carry = Carry {
-            intercept: connection.intercept.clone(),
-            pod: connection.pod.clone(),
-            address: octets(connection.local.ip()).into(),
-            port: connection.local.port().into(),
-            client_address: octets(connection.peer.ip()).into(),
-            client_port: connection.peer.port().into(),
+            intercept: from.intercept.clone(),
+            pod: pod.to_owned(),
+            address: octets(from.pod.ip()),
+            port: from.pod.port().into(),
+            client_address: octets(from.client.ip()),
+            client_port: from.client.port().into(),
         };
         let asked = async {
             self.link.send(&carry).await?;

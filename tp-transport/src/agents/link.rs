@@ -3,7 +3,7 @@
 use std::{
     io::{self, IoSlice},
     marker::PhantomData,
-    net::{IpAddr, Shutdown, SocketAddr},
+    net::Shutdown,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -275,24 +275,4 @@ impl AsyncWrite for AgentFlow {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tls).poll_shutdown(cx)
     }
-}
-
-/// The octets of an address, in network order.
-pub(super) fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
-/// The reverse of [`octets`], with a port.
-pub(super) fn socket_address(octets: &[u8], port: u32) -> Option<SocketAddr> {
-    let port = u16::try_from(port).ok()?;
-    let address: IpAddr = match octets.len() {
-        4 => <[u8; 4]>::try_from(octets).ok()?.into(),
-        16 => <[u8; 16]>::try_from(octets).ok()?.into(),
-        _ => return None,
-    };
-
-    Some(SocketAddr::new(address, port))
 }

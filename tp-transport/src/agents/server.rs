@@ -21,10 +21,10 @@ use tp_proto::{
 
 use super::{
     KEY_SIZE, PROOF_LABEL,
-    client::Intercepted,
-    link::{AgentError, AgentFlow, Link, Receiver, Sender, SharedTcp, socket_address},
+    link::{AgentError, AgentFlow, Link, Receiver, Sender, SharedTcp},
 };
 use crate::{
+    flow::{InterceptedFrom, socket_address},
     keys::{Identity, KeyError},
     tls,
 };
@@ -96,7 +96,9 @@ pub struct IncomingCarrier {
 /// An intercepted connection that waits for its verdict. Dropped without one, it is reset.
 pub struct IncomingConnection {
     /// What was intercepted, as the agent says.
-    pub connection: Intercepted,
+    pub from: InterceptedFrom,
+    /// UID of the pod, as the agent says.
+    pub pod: String,
     link: Link,
 }
 
@@ -237,19 +239,19 @@ impl IncomingCarrier {
             Err(AgentError::Io(_)) => return Ok(None),
             received => received?,
         };
-        let local = socket_address(&carry.address, carry.port);
-        let peer = socket_address(&carry.client_address, carry.client_port);
-        let (Some(local), Some(peer)) = (local, peer) else {
+        let address = socket_address(&carry.address, carry.port);
+        let client = socket_address(&carry.client_address, carry.client_port);
+        let (Some(address), Some(client)) = (address, client) else {
             return Err(AgentError::Malformed("a connection without its addresses"));
         };
 
         Ok(Some(IncomingConnection {
-            connection: Intercepted {
+            from: InterceptedFrom {
                 intercept: carry.intercept,
-                pod: carry.pod,
-                local,
-                peer,
+                client,
+                pod: address,
             },
+            pod: carry.pod,
             link: self.link,
         }))
     }

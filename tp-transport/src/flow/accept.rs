@@ -15,7 +15,7 @@ use crate::{codes::ResetCode, credit::Ledger, quic::FlowLimit};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a stream's wait for whoever accepts, before it is refused.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(1);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one connection whose `Open` is being read.
 const MAX_OPENING: usize = 1024;
 /// Longest UID of an Intercept.
@@ -208,7 +208,7 @@ impl Acceptable for Accepted {
                 Ok(Self::Control(FlowIo::new(flow)))
             }
             open::Kind::Dial(Dial { address, port }) => {
-                let target = socket(&address, port)
+                let target = socket_address(&address, port)
                     .ok_or(FlowError::Malformed("a dial without a target"))?;
 
                 Ok(Self::Dial { target, pending })
@@ -262,12 +262,13 @@ fn intercepted_from(message: tunnel::Intercepted) -> Option<InterceptedFrom> {
 
     Some(InterceptedFrom {
         intercept: Some(intercept_uid).filter(|_| has_uid)?,
-        client: socket(&client_address, client_port)?,
-        pod: socket(&pod_address, port)?,
+        client: socket_address(&client_address, client_port)?,
+        pod: socket_address(&pod_address, port)?,
     })
 }
 
-fn socket(address: &[u8], port: u32) -> Option<SocketAddr> {
+/// An address of 4 or 16 octets, with a port that is not 0.
+pub(crate) fn socket_address(address: &[u8], port: u32) -> Option<SocketAddr> {
     let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
     let ip: IpAddr = match address.len() {
         4 => <[u8; 4]>::try_from(address).ok()?.into(),
