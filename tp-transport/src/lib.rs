@@ -107,6 +107,7 @@ mod framed;
 mod keys;
 mod message;
 mod mux;
+mod outcome;
 mod preface;
 mod probe;
 mod quic;
@@ -126,6 +127,7 @@ pub use {
     framed::tune_link,
     keys::{AnotherKey, Identity, KeyError, KeyHash, SessionRef},
     mux::udp::{UdpFacts, udp_facts},
+    outcome::dial_outcome,
     server::{AttachError, BindError, Peer, SESSION_GONE_AFTER, TunnelServer},
     splice::{SpliceCounters, SpliceEnd, keep_alive, splice, splice_observed},
     status::{ClosedReason, PathStatus, TunnelStats},

@@ -95,9 +95,7 @@ impl Manager {
             let idle = IdleCarrier::connect(tcp.await, key, &ticket)
                 .await
                 .expect("both ends are there");
-            idle.carry(&from(), POD)
-                .await
-                .expect("both ends are there")
+            idle.carry(&from(), POD).await.expect("both ends are there")
         });
         let AgentStream::Carrier(carrier) = self.accept().await.expect("both ends are there")
         else {

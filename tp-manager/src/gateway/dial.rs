@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tp_process::sync;
 use tp_proto::{allow::Allow, tunnel::Outcome};
-use tp_transport::{PendingFlow, SpliceCounters, keep_alive, splice};
+use tp_transport::{PendingFlow, SpliceCounters, dial_outcome, keep_alive, splice};
 
 use super::{
     slots::{Slots, Turn},
@@ -126,7 +126,7 @@ impl Dialler {
                     pending_review,
                 })
             }
-            Ok(Err(error)) => Err(DialRefusal::new(outcome(&error), error.to_string())),
+            Ok(Err(error)) => Err(DialRefusal::new(dial_outcome(&error), error.to_string())),
             Err(_) => Err(DialRefusal::new(Outcome::TimedOut, "nothing answers")),
         }
     }
@@ -163,27 +163,6 @@ struct Dialled<'a> {
     tcp: TcpStream,
     active_right: ActiveRight<'a>,
     pending_review: Option<(Arc<User>, Review)>,
-}
-
-/// The outcome for the kernel's error.
-fn outcome(error: &io::Error) -> Outcome {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-
-    if let Some(ENFILE | EMFILE) = error.raw_os_error() {
-        return Outcome::Exhausted;
-    }
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Outcome::Refused,
-        io::ErrorKind::HostUnreachable => Outcome::HostUnreachable,
-        io::ErrorKind::NetworkUnreachable => Outcome::NetworkUnreachable,
-        io::ErrorKind::TimedOut => Outcome::TimedOut,
-        // A firewall's "prohibited", or a policy of the pod network.
-        io::ErrorKind::PermissionDenied => Outcome::HostUnreachable,
-        io::ErrorKind::ConnectionReset => Outcome::Refused,
-        io::ErrorKind::AddrNotAvailable => Outcome::Exhausted,
-        _ => Outcome::HostUnreachable,
-    }
 }
 
 /// The rights that flows of a session use.
@@ -276,16 +255,5 @@ mod tests {
         assert_eq!(rights.in_use(), [shop()]);
         drop(second);
         assert_eq!(rights.in_use(), []);
-    }
-
-    #[test]
-    fn the_kernels_word_is_passed_on() {
-        let of = |errno| outcome(&io::Error::from_raw_os_error(errno));
-
-        assert_eq!(of(111), Outcome::Refused);
-        assert_eq!(of(113), Outcome::HostUnreachable);
-        assert_eq!(of(101), Outcome::NetworkUnreachable);
-        assert_eq!(of(110), Outcome::TimedOut);
-        assert_eq!(of(24), Outcome::Exhausted);
     }
 }
