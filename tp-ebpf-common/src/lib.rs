@@ -19,6 +19,7 @@ mod alias;
 mod counter;
 #[cfg(feature = "user")]
 mod pod;
+mod redirect;
 mod session;
 mod settings;
 mod steer;
@@ -26,6 +27,10 @@ mod steer;
 pub use address::{ADDRESS_BITS, Address, mapped, unmapped};
 pub use alias::AliasUse;
 pub use counter::{Counter, CounterKind};
+pub use redirect::{
+    LEASE_OVER_AFTER_NS, Lease, MAX_NODE_ADDRESSES, MAX_POD_PORTS, POD_LISTENER4, POD_LISTENER6,
+    POD_LISTENERS, PodCounter, PodPort, PortState, pod_port_flags,
+};
 pub use session::{
     MAX_CGROUP_LEVELS, MAX_PER_SCOPE, MAX_SESSIONS, Mark, ScopeKey, ScopeSessions, SessionEntry,
     session_flags,

@@ -1,7 +1,8 @@
 //! The types that may be copied byte for byte between user space and kernel.
 
 use crate::{
-    AliasUse, CandidateKey, GuardKey, NameServer, ScopeKey, ScopeSessions, SessionEntry, Settings,
+    AliasUse, CandidateKey, GuardKey, Lease, NameServer, PodPort, ScopeKey, ScopeSessions,
+    SessionEntry, Settings,
 };
 
 macro_rules! pod {
@@ -15,7 +16,9 @@ pod!(
     AliasUse,
     CandidateKey,
     GuardKey,
+    Lease,
     NameServer,
+    PodPort,
     ScopeKey,
     ScopeSessions,
     SessionEntry,

@@ -14,6 +14,8 @@ use object::{
 
 use crate::{packages, paths, run, tools::Tool};
 
+/// The programs of the crate, each an object: that of the workstation, and that of pods.
+const PROGRAMS: [&str; 2] = ["tp-ebpf", "tp-ebpf-pod"];
 const TARGET: &str = "bpfel-unknown-none";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CLIPPY: &str = "/usr/bin/clippy-driver";
@@ -48,14 +50,16 @@ impl Toolchain {
     }
 }
 
-/// Builds the object and prints its path.
+/// Builds the objects and prints their paths.
 pub(crate) fn build_and_tell() -> Result<()> {
     build()?;
-    println!("{}", paths::bpf_object().display());
+    for program in PROGRAMS {
+        println!("{}", paths::bpf_object(program).display());
+    }
     Ok(())
 }
 
-/// Builds `target/bpf/tp-ebpf.o`.
+/// Builds `target/bpf/tp-ebpf.o` and `target/bpf/tp-ebpf-pod.o`.
 pub(crate) fn build() -> Result<()> {
     let source = paths::workspace().join("tp-ebpf");
     if !source.join("Cargo.toml").exists() {
@@ -69,8 +73,13 @@ pub(crate) fn build() -> Result<()> {
     let linker = toolchain.linker().ensure()?;
     compile(&source, toolchain, &linker)?;
 
-    let built = paths::target().join(format!("bpf-build/{TARGET}/release/tp-ebpf"));
-    let object = paths::bpf_object();
+    PROGRAMS.iter().try_for_each(|program| embeddable(program))
+}
+
+/// Makes what the loader embeds of a built object.
+fn embeddable(program: &str) -> Result<()> {
+    let built = paths::target().join(format!("bpf-build/{TARGET}/release/{program}"));
+    let object = paths::bpf_object(program);
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
     let bytes = without_dwarf(&bytes).with_context(|| format!("editing {}", built.display()))?;
     if fs::read(&object).is_ok_and(|old| old == bytes) {

@@ -47,7 +47,7 @@ enum Task {
     Build,
     /// Make a release in target/dist: programs, archive, image, check sums, notices
     Dist,
-    /// Build the eBPF programs to target/bpf/tp-ebpf.o, and the toolchain for them if it is missing
+    /// Build the eBPF programs to target/bpf, and the toolchain for them if it is missing
     Ebpf,
     /// Drive the test cluster: a Kubernetes with several nodes and a workstation, on this machine
     #[command(subcommand)]

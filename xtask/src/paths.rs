@@ -26,8 +26,9 @@ pub(crate) fn statics() -> PathBuf {
     target().join("static")
 }
 
-pub(crate) fn bpf_object() -> PathBuf {
-    target().join("bpf/tp-ebpf.o")
+/// Where the eBPF object of this program of tp-ebpf goes.
+pub(crate) fn bpf_object(program: &str) -> PathBuf {
+    target().join(format!("bpf/{program}.o"))
 }
 
 pub(crate) fn dist() -> PathBuf {
