@@ -260,7 +260,7 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+pub(crate) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
@@ -270,7 +270,7 @@ where
         .map_err(refused(name))
 }
 
-fn refused(program: &'static str) -> impl Fn(ProgramError) -> LoadError {
+pub(crate) fn refused(program: &'static str) -> impl Fn(ProgramError) -> LoadError {
     move |source| match source {
         ProgramError::LoadError {
             io_error,

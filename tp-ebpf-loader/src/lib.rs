@@ -47,6 +47,7 @@ mod error;
 mod fds;
 mod map;
 mod maps;
+mod pod;
 mod session;
 mod slots;
 
@@ -55,9 +56,10 @@ pub use btf::kernel_offsets;
 pub use data_path::{DataPath, SessionLinks};
 pub use error::{BtfError, LoadError, MapError};
 pub use maps::{CounterValue, Maps, ScopeTask, is_map_alive};
+pub use pod::{PodPortCounters, PodRedirect};
 pub use session::{Interfaces, Networks, SessionMaps, SessionPlan, UserScope};
 pub use slots::{SlotMaps, Slots};
 pub use tp_ebpf_common::{
     ALIAS_TABLE_LEN, Counter, CounterKind, FIRST_ALIAS_INDEX, KernelOffsets, MAX_CGROUP_LEVELS,
-    MAX_PER_SCOPE, MAX_SESSIONS,
+    MAX_PER_SCOPE, MAX_POD_PORTS, MAX_SESSIONS, PodCounter,
 };

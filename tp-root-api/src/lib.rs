@@ -1,5 +1,4 @@
-//! Requests to the root daemon and their replies, and the one piece of code that frames them
-//! ([`wire`]): JSON over a unix SOCK_SEQPACKET socket, one request and one reply per packet, file
+//! Requests to the root daemon and their replies, framed by [`wire`]: JSON over a unix SOCK_SEQPACKET socket, one request and one reply per packet, file
 //! descriptors by SCM_RIGHTS.
 //!
 //! The connection is the lease: when it closes, the root daemon drops everything it made for it.
@@ -37,7 +36,7 @@ use ipnet::IpNet;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
-pub mod wire;
+pub use tp_packet::{self as wire, MAX_PACKET};
 
 /// Where the root daemon listens.
 pub const SOCKET_PATH: &str = "/run/tp/root.sock";
@@ -53,9 +52,6 @@ pub fn socket_path() -> PathBuf {
 /// The process name (comm in proc(5)) of sessions and root daemons of every version. No session steers
 /// sockets of such a process, whoever started it.
 pub const PROCESS_NAME: &CStr = c"tp-daemon";
-
-/// Largest packet either side accepts, in bytes.
-pub const MAX_PACKET: usize = 64 * 1024;
 
 /// Version of the requests and replies described here. A session is served by a root daemon of the
 /// same version; [`Request::Hello`] and its reply never change.
@@ -331,5 +327,25 @@ impl Descriptors {
             alias_table,
             heartbeat,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn descriptor() -> OwnedFd {
+        File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn descriptors_are_five_or_none() {
+        let five = Vec::from_iter((0..5).map(|_| descriptor()));
+
+        assert!(Descriptors::from_fds(five).is_some());
+        assert!(Descriptors::from_fds(vec![descriptor()]).is_none());
+        assert!(Descriptors::from_fds(Vec::new()).is_none());
     }
 }

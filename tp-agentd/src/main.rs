@@ -1,0 +1,78 @@
+//! `tp-agentd`: the part of the node agent that has the power. It finds pods, makes sockets and attaches
+//! eBPF in their network namespaces, and reads environments, for `tp-agent` alone. It parses nothing
+//! that came from a network.
+
+#![forbid(unsafe_code)]
+
+use std::{fs::File, io, os::fd::AsFd as _, path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use clap::Parser;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tracing::Level;
+
+mod cgroup;
+mod connection;
+mod environ;
+mod log;
+mod netns;
+mod pod_error;
+mod pods;
+mod server;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The part of tp's node agent that has the power.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Where to listen for the agent.
+    #[arg(long, default_value = "/run/tp-agent/agentd.sock")]
+    socket: PathBuf,
+    /// The user of the agent; nobody else but root is served.
+    #[arg(long, default_value_t = 65532)]
+    peer_uid: u32,
+    /// The cgroup in which the kubelet keeps its pods, if our own does not show it.
+    #[arg(long)]
+    pod_cgroups: Option<String>,
+    /// Write as much as this to standard error: error, warn, info, debug or trace.
+    #[arg(long, env = "TP_LOG", default_value = "info")]
+    log: Level,
+    /// Where the processes of the node are.
+    #[arg(long, default_value = "/proc", hide = true)]
+    proc: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    tracing::subscriber::set_global_default(log::Lines { level: args.log })
+        .context("cannot log")?;
+    enter_cgroups(&args.proc)?;
+    let processes = pods::Processes::new(args.proc, args.pod_cgroups.as_deref())?;
+    let listener = server::listen_at(&args.socket, args.peer_uid)?;
+    tracing::info!("Agent may connect");
+
+    let error = server::serve(&listener, args.peer_uid, &Arc::new(processes));
+    Err(error).context("cannot accept connections any more")
+}
+
+/// Moves this process into the node's cgroup namespace: in one of its own, it sees the paths of others
+/// from its own cgroup ("/../..").
+fn enter_cgroups(proc: &std::path::Path) -> anyhow::Result<()> {
+    let path = proc.join("1/ns/cgroup");
+    let entered = match File::open(&path) {
+        // Kernels without such namespaces.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.and_then(|file| {
+            let cgroups = Some(LinkNameSpaceType::ControlGroup);
+            Ok(move_into_link_name_space(file.as_fd(), cgroups)?)
+        }),
+    };
+
+    entered.with_context(|| {
+        format!(
+            "cannot enter {}: tp-agentd needs hostPID, CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+            path.display()
+        )
+    })
+}

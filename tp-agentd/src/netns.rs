@@ -1,0 +1,135 @@
+//! The network namespace of a pod, and the sockets that we make in it.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    thread,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketFlags, SocketType, bind, listen, socket_with,
+        sockopt::{set_ip_freebind, set_ipv6_freebind, set_ipv6_v6only},
+    },
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+
+/// The listeners have addresses that no packet is delivered to (RFC 7600, RFC 6666): nothing but the
+/// program leads to them.
+const NOWHERE4: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 0, 8), 0);
+const NOWHERE6: SocketAddrV6 =
+    SocketAddrV6::new(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1), 0, 0, 0);
+
+/// The kernel lowers it to `net.core.somaxconn` of the namespace.
+const BACKLOG: i32 = 4096;
+
+#[derive(Debug)]
+pub(crate) struct PodNetns {
+    fd: OwnedFd,
+    id: FileId,
+}
+
+/// Device and inode: a namespace has the same ones however it is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId(u64, u64);
+
+impl FileId {
+    pub(crate) fn of(fd: impl AsFd) -> io::Result<Self> {
+        let found = rustix::fs::fstat(fd)?;
+
+        Ok(Self(found.st_dev, found.st_ino))
+    }
+}
+
+/// The sockets that accept for all ports of a pod.
+pub(crate) struct PodListeners {
+    pub(crate) v4: OwnedFd,
+    /// `None` if the kernel has no IPv6.
+    pub(crate) v6: Option<OwnedFd>,
+}
+
+impl PodNetns {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let id = FileId::of(&fd)?;
+
+        Ok(Self { fd, id })
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        self.id
+    }
+
+    pub(crate) fn listeners(&self) -> io::Result<PodListeners> {
+        self.run(|| {
+            let v4 = stream(AddressFamily::INET)?;
+            set_ip_freebind(&v4, true)?;
+            bind(&v4, &NOWHERE4)?;
+            listen(&v4, BACKLOG)?;
+
+            Ok(PodListeners {
+                v4,
+                v6: listener6()?,
+            })
+        })
+    }
+
+    /// A TCP socket that is neither bound nor connected, and does not block.
+    pub(crate) fn socket(&self, ipv6: bool) -> io::Result<OwnedFd> {
+        self.run(|| {
+            let family = if ipv6 {
+                AddressFamily::INET6
+            } else {
+                AddressFamily::INET
+            };
+            let socket = stream(family)?;
+            if ipv6 {
+                set_ipv6_v6only(&socket, true)?;
+            }
+            Ok(socket)
+        })
+    }
+
+    /// Runs `work` on a thread inside the namespace.
+    fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            thread::Builder::new()
+                .name("netns".to_owned())
+                .spawn_scoped(scope, || {
+                    let network = Some(LinkNameSpaceType::Network);
+                    move_into_link_name_space(self.fd.as_fd(), network)?;
+                    work()
+                })?
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread inside a namespace panicked")))
+        })
+    }
+}
+
+impl AsFd for PodNetns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn listener6() -> io::Result<Option<OwnedFd>> {
+    let socket = match stream(AddressFamily::INET6) {
+        Err(error) if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
+            return Ok(None);
+        }
+        made => made?,
+    };
+    set_ipv6_v6only(&socket, true)?;
+    set_ipv6_freebind(&socket, true)?;
+    bind(&socket, &NOWHERE6)?;
+    listen(&socket, BACKLOG)?;
+
+    Ok(Some(socket))
+}
+
+fn stream(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+
+    Ok(socket_with(family, SocketType::STREAM, flags, None)?)
+}

@@ -1,0 +1,123 @@
+//! Accepts the agent's connections. No other program has business here.
+
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt as _, PermissionsExt as _, chown},
+    },
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use rustix::{
+    io::Errno,
+    net::{
+        SocketAddrUnix, SocketFlags, accept_with, bind, listen,
+        sockopt::{Timeout, set_socket_timeout, socket_peercred},
+    },
+};
+
+use crate::{connection::Connection, pods::Processes};
+
+/// One agent, and the one before it that is about to end.
+const MAX_CONNECTIONS: usize = 4;
+const BACKLOG: i32 = 4;
+/// An agent that has not read its reply by then loses its connection.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between attempts to accept while the machine lacks descriptors or memory.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Listens at `path`, for the user `peer`.
+pub(crate) fn listen_at(path: &Path, peer: u32) -> anyhow::Result<OwnedFd> {
+    // What an earlier process left.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    let listener = tp_packet::socket(SocketFlags::empty())?;
+    let made = || -> io::Result<()> {
+        bind(&listener, &SocketAddrUnix::new(path)?)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        chown(path, Some(peer), None)?;
+        Ok(listen(&listener, BACKLOG)?)
+    };
+    made().with_context(|| format!("cannot listen at {}", path.display()))?;
+
+    Ok(listener)
+}
+
+/// Serves until the listener is of no use any more. Everything is held by descriptors: a signal ends the
+/// process, and all redirects with it.
+pub(crate) fn serve(listener: &OwnedFd, peer: u32, processes: &Arc<Processes>) -> io::Error {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(socket) => {
+                if let Err(error) = start(socket, peer, processes, &open) {
+                    tracing::warn!(%error, "Connection is not served");
+                }
+            }
+            Err(Errno::CONNABORTED | Errno::INTR) => {}
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                tracing::warn!(%error, "Cannot accept a connection at the moment");
+                thread::sleep(ACCEPT_RETRY_INTERVAL);
+            }
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+fn start(
+    socket: OwnedFd,
+    peer: u32,
+    processes: &Arc<Processes>,
+    open: &Arc<AtomicUsize>,
+) -> io::Result<()> {
+    let user = socket_peercred(&socket)?.uid.as_raw();
+    if user != peer && user != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "it is of another user than the agent's",
+        ));
+    }
+    set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT))?;
+    let place = Place::take(open).ok_or_else(|| io::Error::other("there are too many"))?;
+    let connection = Connection::new(socket, Arc::clone(processes));
+    thread::Builder::new()
+        .name("connection".to_owned())
+        .spawn(move || {
+            let _place = place;
+            if let Err(error) = connection.serve() {
+                tracing::warn!(%error, "Connection broke");
+            }
+        })?;
+
+    Ok(())
+}
+
+/// One of the connections that there may be.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
+        // Only this thread adds.
+        if open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
+            return None;
+        }
+        open.fetch_add(1, Ordering::Relaxed);
+
+        Some(Self(Arc::clone(open)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
