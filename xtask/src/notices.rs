@@ -13,6 +13,7 @@ use crate::{paths, run};
 
 const SHIPPED: &[&str] = &[
     "tp-agent",
+    "tp-agentd",
     "tp-cli",
     "tp-daemon",
     "tp-manager",

@@ -22,7 +22,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Programs of the workstation.
 pub(crate) const WORKSTATION: &[&str] = &["tp", "tp-daemon", "tp-session"];
 /// Programs of the cluster; package and program have the same name.
-const CLUSTER: &[&str] = &["tp-manager", "tp-agent"];
+const CLUSTER: &[&str] = &["tp-manager", "tp-agent", "tp-agentd"];
 
 /// The name of our image, which is in no registry.
 pub(crate) fn image_reference() -> String {

@@ -23,6 +23,8 @@ mod vm;
 
 /// Where to look when a test fails.
 const TEST_OUTPUT: &str = "the output of the failed test above";
+/// The test program of tp-agentd that needs root, and so is ignored elsewhere.
+const REDIRECTS: &str = "redirect";
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -68,6 +70,10 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         let unit = tests.iter().filter(|test| !test.is_end_to_end());
         steps.step("unit and scenario tests", TEST_OUTPUT, || {
             programs::run_all(unit, &["--quiet"])
+        })?;
+        let redirects = tests.iter().filter(|test| test.name() == REDIRECTS);
+        steps.step("redirects in network namespaces", TEST_OUTPUT, || {
+            programs::run_all(redirects, &["--quiet", "--ignored"])
         })?;
         steps.step("examples of the documentation", TEST_OUTPUT, || {
             run::status(products::cargo(&["test"])?.args(["--doc", "--quiet"]))

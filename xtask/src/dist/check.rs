@@ -41,6 +41,7 @@ const MEMBERS: &[(&str, u32)] = &[
 /// Files of the image's layer.
 const LAYER: &[(&str, u32)] = &[
     ("tp-agent", PROGRAM),
+    ("tp-agentd", PROGRAM),
     ("tp-manager", PROGRAM),
     ("usr/share/doc/tp/LICENSE-APACHE", DOCUMENT),
     ("usr/share/doc/tp/LICENSE-MIT", DOCUMENT),

@@ -12,12 +12,14 @@ use super::{
 };
 
 /// Crates that others depend on.
-const LIBRARIES: [&str; 9] = [
+const LIBRARIES: [&str; 11] = [
+    "tp-agent-api",
     "tp-core",
     "tp-ebpf-common",
     "tp-ebpf-loader",
     "tp-ipc",
     "tp-kube",
+    "tp-packet",
     "tp-process",
     "tp-proto",
     "tp-root-api",

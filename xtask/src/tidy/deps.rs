@@ -9,10 +9,15 @@ use super::{Problem, Source};
 use crate::run;
 
 /// Our crates, each with those of ours that it may use. Other edges are forbidden.
-const EDGES: [(&str, &[&str]); 16] = [
+const EDGES: [(&str, &[&str]); 19] = [
     (
         "tp-agent",
         &["tp-core", "tp-proto", "tp-transport", "tp-ebpf-loader"],
+    ),
+    ("tp-agent-api", &["tp-packet"]),
+    (
+        "tp-agentd",
+        &["tp-agent-api", "tp-ebpf-loader", "tp-packet"],
     ),
     (
         "tp-cli",
@@ -48,9 +53,10 @@ const EDGES: [(&str, &[&str]); 16] = [
         "tp-manager",
         &["tp-core", "tp-process", "tp-proto", "tp-transport"],
     ),
+    ("tp-packet", &[]),
     ("tp-process", &[]),
     ("tp-proto", &["tp-core"]),
-    ("tp-root-api", &["tp-core"]),
+    ("tp-root-api", &["tp-packet"]),
     (
         "tp-session",
         &[
@@ -73,6 +79,7 @@ const HOMES: [(&str, &[&str]); 10] = [
         "anyhow",
         &[
             "tp-agent",
+            "tp-agentd",
             "tp-cli",
             "tp-daemon",
             "tp-e2e",
@@ -87,6 +94,7 @@ const HOMES: [(&str, &[&str]); 10] = [
         "clap",
         &[
             "tp-agent",
+            "tp-agentd",
             "tp-cli",
             "tp-daemon",
             "tp-manager",

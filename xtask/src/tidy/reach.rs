@@ -16,8 +16,38 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages that a crate must not reach, with the features of the whole workspace, since that is
 /// what is built. A star at the end matches any suffix.
-const FORBIDDEN: [(&str, &[&str]); 7] = [
+const FORBIDDEN: [(&str, &[&str]); 8] = [
     ("tp-agent", &["tp-ipc", "tp-root-api"]),
+    (
+        "tp-agentd",
+        &[
+            "aws-lc*",
+            "axum*",
+            "h2",
+            "http*",
+            "hyper*",
+            "kube*",
+            "native-tls",
+            "openssl*",
+            "prost*",
+            "quinn*",
+            "regex*",
+            "reqwest",
+            "ring",
+            "rustls*",
+            "serde_norway",
+            "tokio*",
+            "tonic*",
+            "tp-core",
+            "tp-ipc",
+            "tp-kube",
+            "tp-proto",
+            "tp-root-api",
+            "tp-session",
+            "tp-transport",
+            "tungstenite",
+        ],
+    ),
     (
         "tp-cli",
         &[

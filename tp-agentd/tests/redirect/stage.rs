@@ -1,0 +1,361 @@
+use std::{
+    cell::RefCell,
+    ffi::c_void,
+    fs::{self, File},
+    io::Write as _,
+    net::{TcpListener, TcpStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::symlink,
+    },
+    path::Path,
+    process::{Child, Command},
+    ptr, thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+    net::{Shutdown, SocketFlags, shutdown},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+    time::{ClockId, clock_gettime},
+};
+use tempfile::TempDir;
+use tp_agent_api::{
+    AgentReply, AgentRequest, LeaseState, MAX_PORTS, PROTOCOL, PodIds, PortLease, RedirectFds,
+    RedirectedPort,
+};
+use tp_packet::{MAX_PACKET, receive, send};
+
+pub(crate) const UID: &str = "3f1c0f0e-8f3a-4f6e-9a51-0c7a1d2e3f40";
+pub(crate) const HOST_POD: &str = "3b0a0c6ed1d3b9ac8e7a3ac4d4fbc3d1";
+pub(crate) const ID: &str = "8d5a1e0c7b6f4d3e2c1b0a9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c5b";
+/// What the container's server says.
+pub(crate) const CONTAINER: &str = "container";
+
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const TABLE_LEN: usize = MAX_PORTS * 16;
+
+/// Two network namespaces, the program, and a connection to it.
+pub(crate) struct Stage {
+    connection: RefCell<Option<OwnedFd>>,
+    program: Child,
+    outside: Namespace,
+    pod: Namespace,
+    _dir: TempDir,
+}
+
+/// Deleted when it is dropped.
+struct Namespace(String);
+
+/// A redirect whose listeners are served.
+pub(crate) struct Redirected {
+    pub(crate) number: u64,
+    leases: Vec<PortLease>,
+    listeners: Vec<TcpListener>,
+    table: *mut c_void,
+}
+
+// SAFETY: the memory is shared with the kernel anyway, and lives as long as the value.
+unsafe impl Sync for Redirected {}
+
+impl Stage {
+    pub(crate) fn new(name: &str) -> Self {
+        let name = format!("tpag{}{name}", std::process::id());
+        let (outside, pod) = (format!("{name}o"), format!("{name}p"));
+        let (outside, pod) = (Namespace::new(outside), Namespace::new(pod));
+        ip(&format!(
+            "link add eth0 netns {} type veth peer name eth0 netns {}",
+            outside.0, pod.0
+        ));
+        for (namespace, addresses) in [
+            (
+                &outside,
+                &["10.77.0.1/24", "10.77.0.9/24", "fd77::1/64", "fd77::9/64"][..],
+            ),
+            (&pod, &["10.77.0.2/24", "fd77::2/64"][..]),
+        ] {
+            let of = |command: &str| ip(&format!("-n {} {command}", namespace.0));
+            of("link set lo up");
+            for address in addresses {
+                let nodad = if address.contains(':') { "nodad" } else { "" };
+                of(&format!("address add {address} dev eth0 {nodad}"));
+            }
+            of("link set eth0 up");
+        }
+        pod.run(|| {
+            for port in [8080, 8081] {
+                let listener = TcpListener::bind(format!("[::]:{port}")).unwrap();
+                thread::spawn(move || serve(&listener, |_| CONTAINER.to_owned()));
+            }
+        });
+
+        let dir = tempfile::tempdir().unwrap();
+        make_proc(dir.path(), &pod);
+        let socket = dir.path().join("agentd.sock");
+        let program = Command::new(env!("CARGO_BIN_EXE_tp-agentd"))
+            .arg("--proc")
+            .arg(dir.path())
+            .arg("--socket")
+            .arg(&socket)
+            .spawn()
+            .unwrap();
+        let connection = tp_packet::socket(SocketFlags::empty()).unwrap();
+        let stage = Self {
+            connection: RefCell::new(Some(connection.try_clone().unwrap())),
+            program,
+            outside,
+            pod,
+            _dir: dir,
+        };
+        assert!(is_soon(|| tp_packet::connect(&connection, &socket).is_ok()));
+        drop(connection);
+        let hello = AgentRequest::Hello {
+            version: String::new(),
+            protocol: PROTOCOL,
+        };
+        assert!(matches!(stage.request(&hello).0, AgentReply::Hello { .. }));
+
+        stage
+    }
+
+    pub(crate) fn request(&self, request: &AgentRequest) -> (AgentReply, Vec<OwnedFd>) {
+        let connection = self.connection.borrow();
+        let connection = connection.as_ref().expect("connected");
+        send(connection, request, &[]).unwrap();
+        let mut buffer = vec![0; MAX_PACKET];
+        let packet = receive(connection, &mut buffer).unwrap();
+
+        (serde_json::from_slice(packet.bytes).unwrap(), packet.fds)
+    }
+
+    pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: &[&str]) -> Redirected {
+        let (reply, fds) = self.request(&AgentRequest::Redirect {
+            pod: PodIds {
+                uid: UID.into(),
+                containers: vec![ID.into()],
+            },
+            ports: ports.to_vec(),
+            nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
+        });
+        let AgentReply::Redirected { redirect, leases } = reply else {
+            panic!("{reply:?}");
+        };
+
+        Redirected::new(redirect, leases, RedirectFds::from_fds(fds).unwrap())
+    }
+
+    /// Closes the connection.
+    pub(crate) fn hang_up(&self) {
+        self.connection.borrow_mut().take();
+    }
+
+    pub(crate) fn outside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.outside.run(work)
+    }
+
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pod.run(work)
+    }
+
+    /// Attachments to network namespaces that the program holds.
+    pub(crate) fn links(&self) -> usize {
+        let fds = fs::read_dir(format!("/proc/{}/fdinfo", self.program.id())).unwrap();
+
+        fds.flatten()
+            .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+            .filter(|text| text.contains("link_type:\tnetns"))
+            .count()
+    }
+
+    /// Sockets that listen in the pod at the addresses of our listeners, whoever holds them.
+    pub(crate) fn listeners_of_ours(&self) -> usize {
+        self.inside(|| {
+            let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+            let tables = [read("tcp").unwrap(), read("tcp6").unwrap()].concat();
+            let ours = ["080000C0:", "00000001000000000000000001000000:"];
+            tables
+                .lines()
+                .filter_map(|line| {
+                    let mut fields = line.split_whitespace();
+                    Some((fields.nth(1)?, fields.nth(1)?))
+                })
+                .filter(|(local, state)| {
+                    *state == "0A" && ours.iter().any(|it| local.starts_with(it))
+                })
+                .count()
+        })
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+impl Namespace {
+    fn new(name: String) -> Self {
+        ip(&format!("netns add {name}"));
+
+        Self(name)
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let file = File::open(format!("/run/netns/{}", self.0)).unwrap();
+        thread::scope(|scope| {
+            let entered = scope.spawn(move || {
+                let network = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(file.as_fd(), network).unwrap();
+                work()
+            });
+            entered
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+impl Redirected {
+    fn new(number: u64, leases: Vec<PortLease>, fds: RedirectFds) -> Self {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let table = unsafe {
+            mmap(
+                ptr::null_mut(),
+                TABLE_LEN,
+                protection,
+                flags,
+                &fds.leases,
+                0,
+            )
+        };
+        let listeners: Vec<TcpListener> = [Some(fds.listener4), fds.listener6]
+            .into_iter()
+            .flatten()
+            .map(TcpListener::from)
+            .collect();
+        for listener in &listeners {
+            listener.set_nonblocking(false).unwrap();
+            let listener = listener.try_clone().unwrap();
+            thread::spawn(move || {
+                serve(&listener, |client| {
+                    let port = client.local_addr().unwrap().port();
+                    format!("workstation {} {port}", client.peer_addr().unwrap().ip())
+                });
+            });
+        }
+
+        Self {
+            number,
+            leases,
+            listeners,
+            table: table.unwrap(),
+        }
+    }
+
+    pub(crate) fn renew_all(&self, state: LeaseState) {
+        for lease in &self.leases {
+            self.renew(lease.index, state, 0);
+        }
+    }
+
+    /// Writes a lease that was renewed now, or so many seconds from now.
+    pub(crate) fn renew(&self, index: u32, state: LeaseState, seconds: i64) {
+        let now = clock_gettime(ClockId::Boottime);
+        let renewed = (now.tv_sec + seconds) as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        assert!((index as usize) < MAX_PORTS);
+        // SAFETY: an element of the table, which is mapped as long as `self` lives.
+        unsafe {
+            let lease = self.table.cast::<u64>().add(index as usize * 2);
+            lease.add(1).cast::<u32>().write_volatile(state as u32);
+            lease.write_volatile(renewed);
+        }
+    }
+}
+
+impl Drop for Redirected {
+    fn drop(&mut self) {
+        for listener in &self.listeners {
+            // Ends its thread.
+            let _ = shutdown(listener, Shutdown::Both);
+        }
+        // SAFETY: mapped above, with this length; no reference into it is kept.
+        let _ = unsafe { munmap(self.table, TABLE_LEN) };
+    }
+}
+
+/// Polls until there is nothing left.
+pub(crate) fn is_gone_soon(count: impl Fn() -> usize) -> bool {
+    is_soon(|| count() == 0)
+}
+
+fn is_soon(check: impl Fn() -> bool) -> bool {
+    let due = Instant::now() + WAIT_TIMEOUT;
+    loop {
+        if check() {
+            return true;
+        }
+        if Instant::now() > due {
+            return false;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Answers every connection, until the listener does not listen any more.
+fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
+    while let Ok((mut client, _)) = listener.accept() {
+        let text = answer(&client);
+        // The client may have gone.
+        let _ = client.write_all(text.as_bytes());
+    }
+}
+
+/// A node with two processes of the pod's container, and one of a pod with the network of the node.
+fn make_proc(proc: &Path, pod: &Namespace) {
+    let pod_netns = format!("/run/netns/{}", pod.0);
+    let own = format!(
+        "kubepods-pod{}.slice/cri-containerd-{ID}.scope",
+        "0".repeat(32)
+    );
+    let path = |uid: &str| {
+        let uid = uid.replace('-', "_");
+        format!("kubepods-pod{uid}.slice/cri-containerd-{ID}.scope")
+    };
+    for (process, cgroup, netns, started, environ) in [
+        ("1", "init.scope", "/proc/1/ns/net", 1, "A=0\0"),
+        ("self", own.as_str(), "/proc/self/ns/net", 2, ""),
+        ("99", &path(UID), &pod_netns, 9, "A=2\0"),
+        ("100", &path(UID), &pod_netns, 5, "A=1\0SECRET=x y\0"),
+        ("101", &path(HOST_POD), "/proc/1/ns/net", 4, "A=3\0"),
+    ] {
+        let dir = proc.join(process);
+        fs::create_dir_all(dir.join("ns")).unwrap();
+        let above = if process == "1" {
+            ""
+        } else {
+            "kubepods.slice/"
+        };
+        fs::write(dir.join("cgroup"), format!("0::/{above}{cgroup}\n")).unwrap();
+        let zeros = "0 ".repeat(18);
+        fs::write(dir.join("stat"), format!("9 (x) S {zeros}{started} 0 0\n")).unwrap();
+        fs::write(dir.join("environ"), environ).unwrap();
+        symlink(netns, dir.join("ns/net")).unwrap();
+    }
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .status();
+    assert!(status.unwrap().success(), "ip {arguments}");
+}
