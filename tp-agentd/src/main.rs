@@ -4,7 +4,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::{fs::File, io, os::fd::AsFd as _, path::PathBuf, sync::Arc};
+use std::{
+    convert::Infallible,
+    fs::File,
+    io,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -43,8 +51,15 @@ struct Args {
     proc: PathBuf,
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    let Err(error) = run(Args::parse());
+    eprintln!("tp-agentd: {error:#}");
+
+    ExitCode::FAILURE
+}
+
+/// Serves until something fails.
+fn run(args: Args) -> anyhow::Result<Infallible> {
     tracing::subscriber::set_global_default(log::Lines { level: args.log })
         .context("cannot log")?;
     enter_cgroups(&args.proc)?;
@@ -58,7 +73,7 @@ fn main() -> anyhow::Result<()> {
 
 /// Moves this process into the node's cgroup namespace: in one of its own, it sees the paths of others
 /// from its own cgroup ("/../..").
-fn enter_cgroups(proc: &std::path::Path) -> anyhow::Result<()> {
+fn enter_cgroups(proc: &Path) -> anyhow::Result<()> {
     let path = proc.join("1/ns/cgroup");
     let entered = match File::open(&path) {
         // Kernels without such namespaces.

@@ -103,12 +103,13 @@ fn the_pod_itself_reaches_its_container() {
             ("10.77.0.2:0", POD4),
             ("127.0.0.1:0", POD4),
             ("[::1]:0", "[::1]:8080"),
+            ("[::1]:0", POD6),
             ("[fd77::2]:0", POD6),
         ] {
             assert_eq!(ask(from, to).unwrap(), CONTAINER, "{from} to {to}");
         }
     });
-    assert_eq!(counters(&stage, &redirected)[0].exempt, 5);
+    assert_eq!(counters(&stage, &redirected)[0].exempt, 6);
     assert_eq!(counters(&stage, &redirected)[0].redirected, 0);
 }
 

@@ -92,7 +92,7 @@ impl Stage {
         });
 
         let dir = tempfile::tempdir().unwrap();
-        make_proc(dir.path(), &pod);
+        make_proc(dir.path(), &outside, &pod);
         let socket = dir.path().join("agentd.sock");
         let program = Command::new(env!("CARGO_BIN_EXE_tp-agentd"))
             .arg("--proc")
@@ -321,7 +321,8 @@ fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
 }
 
 /// A node with two processes of the pod's container, and one of a pod with the network of the node.
-fn make_proc(proc: &Path, pod: &Namespace) {
+fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace) {
+    let node_netns = format!("/run/netns/{}", node.0);
     let pod_netns = format!("/run/netns/{}", pod.0);
     let own = format!(
         "kubepods-pod{}.slice/cri-containerd-{ID}.scope",
@@ -332,11 +333,11 @@ fn make_proc(proc: &Path, pod: &Namespace) {
         format!("kubepods-pod{uid}.slice/cri-containerd-{ID}.scope")
     };
     for (process, cgroup, netns, started, environ) in [
-        ("1", "init.scope", "/proc/1/ns/net", 1, "A=0\0"),
+        ("1", "init.scope", node_netns.as_str(), 1, "A=0\0"),
         ("self", own.as_str(), "/proc/self/ns/net", 2, ""),
         ("99", &path(UID), &pod_netns, 9, "A=2\0"),
         ("100", &path(UID), &pod_netns, 5, "A=1\0SECRET=x y\0"),
-        ("101", &path(HOST_POD), "/proc/1/ns/net", 4, "A=3\0"),
+        ("101", &path(HOST_POD), &node_netns, 4, "A=3\0"),
     ] {
         let dir = proc.join(process);
         fs::create_dir_all(dir.join("ns")).unwrap();

@@ -24,6 +24,10 @@ const IPPROTO_TCP: u32 = 6;
 /// Of the loopback interface, in every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// The first byte of 127.0.0.0/8. From there, and from ::1, no packet comes in from outside; a process of
+/// the pod may have bound such an address, and connect to the pod's other one.
+const LOOPBACK_NETWORK: u8 = 127;
+
 /// TCP ports of the pod, in the machine's byte order.
 #[map]
 static PORTS: HashMap<u32, PodPort> = HashMap::with_max_entries(MAX_POD_PORTS * 2, 0);
@@ -119,10 +123,11 @@ fn addresses(lookup: *mut bpf_sk_lookup) -> Option<Remote> {
         match (*lookup).family {
             AF_INET => {
                 let remote = (*lookup).remote_ip4;
-                if remote == (*lookup).local_ip4 {
+                let bytes = remote.to_ne_bytes();
+                if remote == (*lookup).local_ip4 || bytes[0] == LOOPBACK_NETWORK {
                     return Some(Remote::Own);
                 }
-                Some(Remote::Other(mapped(remote.to_ne_bytes())))
+                Some(Remote::Other(mapped(bytes)))
             }
             AF_INET6 => {
                 let remote = [
@@ -141,7 +146,8 @@ fn addresses(lookup: *mut bpf_sk_lookup) -> Option<Remote> {
                     | (remote[1] ^ local[1])
                     | (remote[2] ^ local[2])
                     | (remote[3] ^ local[3]);
-                if difference == 0 {
+                let before_last = remote[0] | remote[1] | remote[2];
+                if difference == 0 || (before_last == 0 && remote[3] == 1_u32.to_be()) {
                     return Some(Remote::Own);
                 }
                 Some(Remote::Other(core::mem::transmute::<[u32; 4], Address>(
