@@ -24,7 +24,7 @@ use crate::{
     pods::Processes,
 };
 
-pub(crate) struct Connection {
+pub(crate) struct AgentConnection {
     socket: OwnedFd,
     processes: Arc<Processes>,
     redirects: BTreeMap<u64, Redirect>,
@@ -40,7 +40,7 @@ struct Redirect {
 /// A reply and what it carries.
 struct Answer(AgentReply, Vec<OwnedFd>);
 
-impl Connection {
+impl AgentConnection {
     pub(crate) fn new(socket: OwnedFd, processes: Arc<Processes>) -> Self {
         Self {
             socket,

@@ -24,7 +24,7 @@ use rustix::{
     },
 };
 
-use crate::{connection::Connection, pods::Processes};
+use crate::{connection::AgentConnection, pods::Processes};
 
 /// One agent, and the one before it that is about to end.
 const MAX_CONNECTIONS: usize = 4;
@@ -88,7 +88,7 @@ fn start(
     }
     set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT))?;
     let place = Place::take(open).ok_or_else(|| io::Error::other("there are too many"))?;
-    let connection = Connection::new(socket, Arc::clone(processes));
+    let connection = AgentConnection::new(socket, Arc::clone(processes));
     thread::Builder::new()
         .name("connection".to_owned())
         .spawn(move || {
