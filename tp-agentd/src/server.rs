@@ -66,6 +66,10 @@ pub(crate) fn serve(listener: &OwnedFd, peer: u32, processes: &Arc<Processes>) -
             Err(Errno::CONNABORTED | Errno::INTR) => {}
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                 tracing::warn!(%error, "Cannot accept a connection at the moment");
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "nothing is notified when descriptors or memory are free again"
+                )]
                 thread::sleep(ACCEPT_RETRY_INTERVAL);
             }
             Err(error) => return error.into(),

@@ -1,6 +1,8 @@
 //! The program in network namespaces of its own, one for a pod and one for what is outside: who reaches
 //! whom. It finds the pod below a made-up `/proc`.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
+
 use std::{
     fs::File,
     io::{self, Read as _},

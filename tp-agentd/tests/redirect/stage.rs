@@ -307,6 +307,7 @@ fn is_soon(check: impl Fn() -> bool) -> bool {
         if Instant::now() > due {
             return false;
         }
+        #[expect(clippy::disallowed_methods, reason = "the interval of a bounded poll")]
         thread::sleep(POLL_INTERVAL);
     }
 }
