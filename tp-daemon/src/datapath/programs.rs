@@ -19,6 +19,9 @@ pub(crate) struct Programs {
     offsets: KernelOffsets,
     hierarchy: Hierarchy,
     early: Mutex<Early>,
+    /// Held while programs are loaded: however many peers come and go, the kernel checks one set at a
+    /// time.
+    loading: Mutex<()>,
 }
 
 /// What is loaded before it is needed.
@@ -40,6 +43,7 @@ impl Programs {
             offsets,
             hierarchy,
             early: Mutex::default(),
+            loading: Mutex::default(),
         }
     }
 
@@ -79,6 +83,7 @@ impl Programs {
     }
 
     fn load(&self) -> Result<DataPath, RequestError> {
+        let _alone = lock(&self.loading);
         let hierarchy = self.hierarchy.open()?.metadata()?.ino();
 
         Ok(DataPath::load(PROCESS_NAME, self.offsets, hierarchy)?)
