@@ -106,11 +106,15 @@ impl Connection {
         let mut exempt = ExemptHosts::of(&[&destination.server, &destination.proxy]);
         check_wanted(unwanted)?;
         progress.step(format!("logging in to {}", destination.server));
-        let (user, (), replicas) = tokio::try_join!(
+        let (user, namespace, replicas) = tokio::join!(
             cluster.user(),
             cluster.check_namespace(),
             cluster.replicas()
-        )?;
+        );
+        // A refused login says more than what was refused because of it, whichever came first.
+        let user = user?;
+        namespace?;
+        let replicas = replicas?;
         check_wanted(unwanted)?;
         let mapped = request.mapped_namespaces.iter().cloned();
         let shared = Arc::new(Shared::new(Zone::new(
