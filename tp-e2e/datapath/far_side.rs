@@ -21,10 +21,11 @@ use hyper_util::{
 };
 use tokio::time::sleep;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tp_proto::tunnel::{
-    HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse, Outcome,
-    ResolveRequest, ResolveResponse, Service, Snapshot, TableEvent, WatchTableRequest,
+    FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse, InterceptStates,
+    ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, Outcome, ResolveRequest,
+    ResolveResponse, Service, Snapshot, TableEvent, WatchTableRequest,
     manager_server::{Manager, ManagerServer},
 };
 use tp_transport::{
@@ -273,6 +274,23 @@ impl Manager for Table {
         _: Request<ListWorkloadsRequest>,
     ) -> Result<Response<ListWorkloadsResponse>, Status> {
         Err(Status::unimplemented("nobody lists"))
+    }
+
+    async fn find_workload(
+        &self,
+        _: Request<FindWorkloadRequest>,
+    ) -> Result<Response<FindWorkloadResponse>, Status> {
+        Err(Status::unimplemented("nobody intercepts"))
+    }
+
+    type ServeInterceptsStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<InterceptStates, Status>> + Send>>;
+
+    async fn serve_intercepts(
+        &self,
+        _: Request<Streaming<LocalIntercepts>>,
+    ) -> Result<Response<Self::ServeInterceptsStream>, Status> {
+        Err(Status::unimplemented("nobody intercepts"))
     }
 }
 

@@ -19,14 +19,15 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Semaphore, watch},
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tp_core::{
     VERSION,
     dns::{self, Subject},
 };
 use tp_proto::tunnel::{
-    Candidates, HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse,
-    ResolveRequest, ResolveResponse, TableEvent, WatchTableRequest,
+    Candidates, FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse,
+    InterceptStates, ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest,
+    ResolveResponse, TableEvent, WatchTableRequest,
     manager_server::{Manager, ManagerServer},
     table_event::Event,
 };
@@ -37,6 +38,7 @@ use crate::{
 };
 pub(crate) use resolve::Resolver;
 
+const NO_INTERCEPTS: &str = "this traffic manager serves no intercepts yet";
 const MAX_TABLES: usize = 4;
 const MAX_QUERIES: usize = 64;
 const MAX_LISTS: usize = 2;
@@ -237,6 +239,23 @@ impl Manager for Control {
                 .map(|workload| wire::workload(workload, &namespace))
                 .collect(),
         }))
+    }
+
+    async fn find_workload(
+        &self,
+        _request: Request<FindWorkloadRequest>,
+    ) -> Result<Response<FindWorkloadResponse>, Status> {
+        Err(Status::unimplemented(NO_INTERCEPTS))
+    }
+
+    type ServeInterceptsStream =
+        Pin<Box<dyn Stream<Item = Result<InterceptStates, Status>> + Send>>;
+
+    async fn serve_intercepts(
+        &self,
+        _request: Request<Streaming<LocalIntercepts>>,
+    ) -> Result<Response<Self::ServeInterceptsStream>, Status> {
+        Err(Status::unimplemented(NO_INTERCEPTS))
     }
 }
 

@@ -36,6 +36,13 @@ pub const TUNNEL_PORT: u16 = 7070;
 pub const UDP_PORT: u16 = 7071;
 /// HTTP port of the manager's health probes.
 pub const HEALTH_PORT: u16 = 7072;
+/// TCP port of the manager that agents connect to.
+pub const AGENTS_PORT: u16 = 7073;
+
+/// DaemonSet and ServiceAccount of the agents, in [`AGENT_NAMESPACE`].
+pub const AGENT_NAME: &str = "tp-agent";
+/// Audience of the tokens that agents show to managers.
+pub const MANAGER_AUDIENCE: &str = "tp-manager";
 
 /// A workstation's connection. Made by its user; the admission policy sees to it that `spec.user`
 /// is who made it. Deleting it ends the connection within seconds.

@@ -57,6 +57,7 @@ pub mod local {
         clippy::allow_attributes,
         clippy::allow_attributes_without_reason,
         clippy::clone_on_ref_ptr,
+        clippy::large_enum_variant,
         clippy::too_many_lines,
         reason = "generated"
     )]

@@ -14,10 +14,10 @@ use tp_ipc::PeerPresence;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{
-        CheckRequest, CheckResponse, ConnectEvent, ConnectRequest, Ending, ListRequest,
-        ListResponse, NamespacesRequest, NamespacesResponse, QuitRequest, QuitResponse, Status,
-        StatusRequest, VersionRequest, VersionResponse, Workload, connect_event::Event,
-        session_server::Session,
+        CheckRequest, CheckResponse, ConnectEvent, ConnectRequest, Ending, InterceptEvent,
+        InterceptRequest, LeaveRequest, LeaveResponse, ListRequest, ListResponse,
+        NamespacesRequest, NamespacesResponse, QuitRequest, QuitResponse, Status, StatusRequest,
+        VersionRequest, VersionResponse, Workload, connect_event::Event, session_server::Session,
     },
     tunnel::{ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
 };
@@ -38,6 +38,7 @@ mod users;
 
 /// The most events that wait for a slow reader; beyond it, the sender waits.
 const MAX_QUEUED_EVENTS: usize = 16;
+const NO_INTERCEPTS: &str = "this session makes no intercepts yet";
 const PARALLEL_LISTS: usize = 2;
 const LIST_TIMEOUT: Duration = Duration::from_secs(8);
 /// A session that nobody connects with ends.
@@ -362,6 +363,19 @@ impl Session for Service {
         let connection = self.connected().await.ok();
 
         Ok(Response::new(check::of(connection.as_deref()).await))
+    }
+
+    type InterceptStream = Pin<Box<dyn Stream<Item = Result<InterceptEvent, GrpcStatus>> + Send>>;
+
+    async fn intercept(
+        &self,
+        _: Request<InterceptRequest>,
+    ) -> Result<Response<Self::InterceptStream>, GrpcStatus> {
+        Err(GrpcStatus::unimplemented(NO_INTERCEPTS))
+    }
+
+    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, GrpcStatus> {
+        Err(GrpcStatus::unimplemented(NO_INTERCEPTS))
     }
 
     async fn namespaces(

@@ -255,7 +255,7 @@ async fn news_go_both_ways() {
     let news = ManagerNews {
         leases: vec![Lease {
             intercept: "8a4e".into(),
-            ports: Vec::new(),
+            ..Lease::default()
         }],
     };
     let report = AgentNews {

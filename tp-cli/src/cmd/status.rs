@@ -91,7 +91,10 @@ fn text(status: &Status) -> String {
     if ConnectionState::of(status) != ConnectionState::Disconnected {
         let intercepts = match status.intercepts.as_slice() {
             [] => "none".into(),
-            names => names.join(", "),
+            intercepts => {
+                let names = intercepts.iter().map(|intercept| intercept.name.as_str());
+                names.collect::<Vec<_>>().join(", ")
+            }
         };
         text.push_str(&format!("Intercepts: {intercepts}\n"));
     }

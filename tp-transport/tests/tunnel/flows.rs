@@ -2,8 +2,9 @@ use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tonic::server::NamedService;
 use tp_proto::tunnel::{
-    HelloRequest, HelloResponse, ListWorkloadsRequest, ListWorkloadsResponse, Outcome,
-    ResolveRequest, ResolveResponse, TableEvent, WatchTableRequest,
+    FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse, InterceptStates,
+    ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, Outcome, ResolveRequest,
+    ResolveResponse, TableEvent, WatchTableRequest,
     manager_client::ManagerClient,
     manager_server::{Manager, ManagerServer},
 };
@@ -269,5 +270,21 @@ impl Manager for Greeter {
         _: tonic::Request<ListWorkloadsRequest>,
     ) -> Result<tonic::Response<ListWorkloadsResponse>, tonic::Status> {
         Err(tonic::Status::unimplemented("not here"))
+    }
+
+    async fn find_workload(
+        &self,
+        _: tonic::Request<FindWorkloadRequest>,
+    ) -> Result<tonic::Response<FindWorkloadResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not here"))
+    }
+
+    type ServeInterceptsStream = tokio_stream::Empty<Result<InterceptStates, tonic::Status>>;
+
+    async fn serve_intercepts(
+        &self,
+        _: tonic::Request<tonic::Streaming<LocalIntercepts>>,
+    ) -> Result<tonic::Response<Self::ServeInterceptsStream>, tonic::Status> {
+        Ok(tonic::Response::new(tokio_stream::empty()))
     }
 }
