@@ -49,6 +49,9 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Connect(Box<ConnectArgs>),
+    Intercept(Box<InterceptArgs>),
+    #[command(visible_alias = "detach")]
+    Leave(LeaveArgs),
     Quit(QuitArgs),
     Status(StatusArgs),
     Check(Box<CheckArgs>),
@@ -67,6 +70,10 @@ pub(crate) enum Command {
     #[command(name = "__complete", hide = true)]
     Complete(CompleteArgs),
 }
+
+mod intercept;
+
+pub(crate) use intercept::{InterceptArgs, LeaveArgs, Probes, WhenDown, workload as workload_name};
 
 const INSTALL_EXAMPLES: &str = "\
 Examples:

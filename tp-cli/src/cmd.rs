@@ -13,6 +13,8 @@ mod complete;
 mod completions;
 mod connect;
 mod gather_logs;
+mod intercept;
+mod leave;
 mod list;
 mod quit;
 mod status;
@@ -23,8 +25,10 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Exit
     match command {
         Command::Connect(args) => return connect::run(*args, output).await,
         Command::Check(args) => return check::run(*args, output).await,
+        Command::Intercept(args) => return intercept::run(*args, output).await,
         Command::Status(_) => return status::run(output).await,
         Command::Quit(args) => quit::run(&args, output).await?,
+        Command::Leave(args) => leave::run(args, output).await?,
         Command::List(args) => list::run(args, output).await?,
         Command::Version(_) => version::run(output).await?,
         Command::GatherLogs(args) => gather_logs::run(args, output).await?,

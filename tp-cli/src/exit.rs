@@ -40,15 +40,49 @@ const TIPS: [(&[&str], &str); 4] = [
         &["helm", "upgrade"],
         "`tp install` puts the traffic manager into a cluster, and brings it to this version",
     ),
+    (&["disconnect", "stop"], "`tp quit` ends the connection"),
     (
-        &["leave", "disconnect", "stop"],
-        "`tp quit` ends the connection",
-    ),
-    (
-        &["intercept", "ingest", "replace", "wiretap"],
-        "there are no intercepts yet: `tp connect` reaches the cluster",
+        &["ingest", "replace", "wiretap"],
+        "`tp intercept` takes all traffic of a port; there is nothing else yet",
     ),
     (&["logs", "loglevel"], "`tp gather-logs` collects the logs"),
+];
+
+/// Flags that users of other tools give `intercept`, each with what there is.
+const FLAG_TIPS: [(&[&str], &str); 7] = [
+    (
+        &[
+            "--http-header",
+            "--http-path-equal",
+            "--http-path-prefix",
+            "--http-path-regex",
+        ],
+        "all traffic of a port is intercepted: requests are not told apart yet",
+    ),
+    (
+        &["--mount", "--local-mount-port"],
+        "the files of a pod are not mounted: `kubectl cp` copies them",
+    ),
+    (
+        &["--docker-run", "--docker-build", "--docker-debug"],
+        "run the container beside `tp intercept`, with its port published on 127.0.0.1",
+    ),
+    (
+        &["--env-file", "--env-json", "--env-syntax"],
+        "the environment of a pod is not read yet: `kubectl exec POD -- env` prints it",
+    ),
+    (
+        &["--take-over", "--take-open"],
+        "ask who has the port to `tp leave` it; connections under way stay where they are",
+    ),
+    (
+        &["--to-pod", "--proxy-protocol", "--no-local-shortcut"],
+        "there is no such thing yet",
+    ),
+    (
+        &["--plaintext", "--preview-url", "--mechanism", "--use"],
+        "`tp intercept WORKLOAD --port LOCAL:PORT` is enough",
+    ),
 ];
 
 /// `tp` was interrupted by a signal; `is_undone` tells whether it could undo its work.
@@ -117,14 +151,19 @@ pub(crate) fn usage(mut error: clap::Error, args: impl Iterator<Item = OsString>
 }
 
 fn tip(error: &clap::Error) -> Option<&'static str> {
-    let ContextValue::String(word) = error.get(ContextKind::InvalidSubcommand)? else {
-        return None;
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
     };
-    let (_, tip) = TIPS
-        .iter()
-        .find(|(words, _)| words.contains(&word.as_str()))?;
+    let of = |tips: &[(&[&str], &'static str)], word: &str| {
+        let tip = tips.iter().find(|(words, _)| words.contains(&word));
+        tip.map(|(_, tip)| *tip)
+    };
+    if let Some(word) = text(ContextKind::InvalidSubcommand) {
+        return of(&TIPS, word);
+    }
 
-    Some(tip)
+    of(&FLAG_TIPS, text(ContextKind::InvalidArg)?)
 }
 
 /// The exit code that a shell reports for a process ended by this signal.
@@ -241,7 +280,17 @@ mod tests {
         };
 
         assert!(of("tp helm install").unwrap().contains("tp install"));
-        assert!(of("tp leave web").unwrap().contains("tp quit"));
+        assert!(of("tp disconnect").unwrap().contains("tp quit"));
+        assert!(
+            of("tp intercept web --mount=false")
+                .unwrap()
+                .contains("kubectl cp")
+        );
+        assert!(
+            of("tp intercept web --http-header a=b")
+                .unwrap()
+                .contains("all traffic")
+        );
         assert_eq!(of("tp frob"), None);
         assert_eq!(of("tp connect --frob"), None);
     }

@@ -11,10 +11,8 @@ use tokio::time::{Instant, sleep};
 use tp_kube::{Credential, KubeconfigOptions, PluginMode};
 use tp_proto::{
     fault::{Fault, FaultKind},
-    local::{self, ConnectRequest, Connected},
+    local::{self, ConnectRequest},
 };
-
-use cgroup::CommandCgroup;
 
 use crate::{
     cli::{ConnectArgs, Transport},
@@ -26,35 +24,29 @@ use crate::{
     progress::{Progress, note},
     signals::Signals,
 };
-use attempt::Attempt;
 
 mod attempt;
 mod cgroup;
 mod command;
+
+pub(super) use self::{attempt::Attempt, cgroup::CommandCgroup, command::run as run_command};
+pub(super) use tp_proto::local::Connected;
 
 /// A new installation may refuse for so long.
 const NEW_INSTALLATION_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let options = install::cluster::kubeconfig_options(&args.cluster)?;
-    let mut request = request(&args, &options)?;
     let cgroup = (!args.command.is_empty())
         .then(CommandCgroup::make)
         .flatten();
-    if let Some(cgroup) = &cgroup {
-        request.command_cgroup = cgroup.path();
-    }
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mut progress = Progress::on_terminal(output);
     let mut attempt = Attempt::default();
 
     let result = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
-        result = async {
-            log_in(&options, &mut request, &mut progress).await?;
-            establish(&args, &request, output, &mut progress, &mut attempt).await
-        } => result,
+        result = connect(&args, cgroup.as_ref(), output, &mut progress, &mut attempt) => result,
     };
     let connected = match result {
         Ok(connected) => connected,
@@ -85,10 +77,28 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
             .enter()
             .with_context(|| format!("cannot enter cgroup {}", cgroup.path()))?;
     }
-    let code = command::run(&args.command, &mut signals).await;
+    let code = run_command(&args.command, &mut signals).await;
     attempt.give_up().await;
 
     Ok(ExitCode::from(code?))
+}
+
+/// Logs in where that needs the user, and connects.
+pub(super) async fn connect(
+    args: &ConnectArgs,
+    cgroup: Option<&CommandCgroup>,
+    output: Output,
+    progress: &mut Progress,
+    attempt: &mut Attempt,
+) -> anyhow::Result<Connected> {
+    let options = install::cluster::kubeconfig_options(&args.cluster)?;
+    let mut request = request(args, &options)?;
+    if let Some(cgroup) = cgroup {
+        request.command_cgroup = cgroup.path();
+    }
+    log_in(&options, &mut request, progress).await?;
+
+    establish(args, &request, output, progress, attempt).await
 }
 
 /// Runs the credential plugin here, where it can prompt the user.
@@ -196,7 +206,7 @@ fn install_args(args: &ConnectArgs, image: String) -> InstallArgs {
 }
 
 /// Destination, reachable namespaces and services, and path.
-fn summary(connected: &Connected) -> String {
+pub(super) fn summary(connected: &Connected) -> String {
     let Connected { path, remote, .. } = connected;
     let some = |number: u32, what: &str| {
         let plural = if number == 1 { "" } else { "s" };

@@ -9,12 +9,14 @@ use tp_proto::{
 
 use crate::{
     client,
-    output::{Block, Output, bytes},
+    output::{Block, Output, bytes, table},
     state::ConnectionState,
 };
 
 mod words;
 
+/// The columns of `intercept::row`.
+const INTERCEPTS: &[&str] = &["NAME", "WORKLOAD", "STATE", "PORTS", "PODS", "CONNECTIONS"];
 /// More would fill a screen.
 const MAX_SUBNETS: usize = 32;
 
@@ -92,8 +94,8 @@ fn text(status: &Status) -> String {
         let intercepts = match status.intercepts.as_slice() {
             [] => "none".into(),
             intercepts => {
-                let names = intercepts.iter().map(|intercept| intercept.name.as_str());
-                names.collect::<Vec<_>>().join(", ")
+                let rows: Vec<_> = intercepts.iter().map(super::intercept::row).collect();
+                format!("\n{}", table(INTERCEPTS, &rows).trim_end())
             }
         };
         text.push_str(&format!("Intercepts: {intercepts}\n"));

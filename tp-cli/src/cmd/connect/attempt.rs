@@ -29,7 +29,7 @@ const MAX_RETRY_BACKOFF: Duration = Duration::from_millis(500);
 
 /// This command's share of a connection. Programs that others started or use are theirs.
 #[derive(Debug, Default)]
-pub(super) struct Attempt {
+pub(in crate::cmd) struct Attempt {
     started: Started,
     /// Open while this command wants the connection: the session ends with its last user.
     session: Option<Session>,
@@ -39,7 +39,7 @@ pub(super) struct Attempt {
 
 impl Attempt {
     /// Starts what is missing and connects, alone or with others that ask for the same.
-    pub(super) async fn connect(
+    pub(in crate::cmd) async fn connect(
         &mut self,
         request: &ConnectRequest,
         progress: &mut Progress,
@@ -112,7 +112,7 @@ impl Attempt {
 
     /// Releases this command's share and waits for what ends with it. False if the session does not
     /// answer.
-    pub(super) async fn give_up(mut self) -> bool {
+    pub(in crate::cmd) async fn give_up(mut self) -> bool {
         self.started.end().await;
         let Some(session) = self.session.take() else {
             return true;

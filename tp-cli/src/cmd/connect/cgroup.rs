@@ -10,14 +10,14 @@ const PREFIX: &str = "tp-";
 
 /// Removed when dropped, unless a process still runs in it. The next `tp` removes that of a killed
 /// one.
-pub(super) struct CommandCgroup {
+pub(in crate::cmd) struct CommandCgroup {
     parent: PathBuf,
     own: PathBuf,
 }
 
 impl CommandCgroup {
     /// `None` for other users, whose sessions need none, and where it cannot be made.
-    pub(super) fn make() -> Option<Self> {
+    pub(in crate::cmd) fn make() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             return None;
         }
@@ -31,12 +31,12 @@ impl CommandCgroup {
         Some(Self { parent, own })
     }
 
-    pub(super) fn path(&self) -> String {
+    pub(in crate::cmd) fn path(&self) -> String {
         self.own.display().to_string()
     }
 
     /// Moves this process, and so its later children.
-    pub(super) fn enter(&self) -> io::Result<()> {
+    pub(in crate::cmd) fn enter(&self) -> io::Result<()> {
         join(&self.own)
     }
 }

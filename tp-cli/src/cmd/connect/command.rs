@@ -14,7 +14,7 @@ const NOT_FOUND: u8 = 127;
 
 /// Runs `command` to its end and forwards the signals that `tp` gets. Returns its exit code as a
 /// shell would report it.
-pub(super) async fn run(command: &[OsString], signals: &mut Signals) -> anyhow::Result<u8> {
+pub(in crate::cmd) async fn run(command: &[OsString], signals: &mut Signals) -> anyhow::Result<u8> {
     run_with(command, async || signals.next().await).await
 }
 

@@ -1,0 +1,267 @@
+//! `tp intercept`.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use tokio::time::timeout;
+use tonic::Streaming;
+use tp_proto::{
+    fault::{Fault, FaultKind},
+    local::{Intercept, InterceptEvent, InterceptRequest, LeaveRequest, intercept_event::Event},
+};
+
+use super::connect::{self, Attempt, CommandCgroup};
+use crate::{
+    cli::{ConnectArgs, InterceptArgs, Probes, Transport, WhenDown, workload_name},
+    client::{self, Session},
+    exit::Interrupted,
+    output::{Format, Output},
+    progress::{Progress, note},
+    signals::Signals,
+};
+
+mod text;
+
+pub(super) use text::{row, workload};
+
+/// Between two events: the session bounds its own waits.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<ExitCode> {
+    let request = request(&args)?;
+    let connect_args = connect_args(&args);
+    let cgroup = (!args.command.is_empty())
+        .then(CommandCgroup::make)
+        .flatten();
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let mut progress = Progress::on_terminal(output);
+    let mut attempt = Attempt::default();
+
+    let made = tokio::select! {
+        signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
+        made = async {
+            if args.name_a_cluster() || !client::is_connected().await {
+                let cgroup = cgroup.as_ref();
+                let connected =
+                    connect::connect(&connect_args, cgroup, output, &mut progress, &mut attempt);
+                say_connected(&connected.await?, &mut progress, output);
+            }
+            intercept(request, &mut progress).await
+        } => made,
+    };
+    let mut made = match made {
+        Ok(made) => made,
+        Err(mut error) => {
+            progress.step("undoing");
+            let is_undone = attempt.give_up().await;
+            progress.clear();
+            if let Some(interrupted) = error.downcast_mut::<Interrupted>() {
+                interrupted.is_undone = is_undone;
+            }
+            return Err(error);
+        }
+    };
+    progress.clear();
+    for notice in &made.intercept.notices {
+        note(&format!("note: {notice}"));
+    }
+
+    if args.command.is_empty() {
+        output.print(&made.intercept, &text::made(&made.intercept))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if output.format() == Format::Text {
+        note(text::made(&made.intercept).trim_end());
+    }
+    let code = run_command(&args, cgroup.as_ref(), &mut signals).await;
+    let name = made.intercept.name.clone();
+    // Waits for its end; the end of the stream would end it as well.
+    if let Err(fault) = client::ask(made.session.leave(LeaveRequest { name })).await {
+        note(&format!("tp: {fault}"));
+    }
+    drop(made);
+    attempt.give_up().await;
+
+    Ok(ExitCode::from(code?))
+}
+
+async fn run_command(
+    args: &InterceptArgs,
+    cgroup: Option<&CommandCgroup>,
+    signals: &mut Signals,
+) -> anyhow::Result<u8> {
+    if let Some(cgroup) = cgroup {
+        cgroup
+            .enter()
+            .with_context(|| format!("cannot enter cgroup {}", cgroup.path()))?;
+    }
+
+    connect::run_command(&args.command, signals).await
+}
+
+/// An intercept of this command.
+struct Made {
+    intercept: Intercept,
+    session: Session,
+    /// Open while this command wants the intercept.
+    _events: Streaming<InterceptEvent>,
+}
+
+async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow::Result<Made> {
+    progress.step("asking the session");
+    let mut session = client::require().await?;
+    let mut events = client::ask(session.intercept(request)).await?;
+    loop {
+        let event = timeout(EVENT_TIMEOUT, events.message()).await;
+        let event = event.map_err(|_| client::no_answer(EVENT_TIMEOUT))?;
+        match event.map_err(Fault::from)?.and_then(|event| event.event) {
+            Some(Event::Progress(phrase)) => progress.step(&phrase),
+            Some(Event::Intercepted(intercept)) => {
+                return Ok(Made {
+                    intercept,
+                    session,
+                    _events: events,
+                });
+            }
+            None => return Err(broken().into()),
+        }
+    }
+}
+
+fn broken() -> Fault {
+    Fault::new(
+        FaultKind::Failed,
+        format!(
+            "the session ended while intercepting: its log is in {}",
+            tp_ipc::state_dir().display()
+        ),
+    )
+}
+
+fn say_connected(connected: &connect::Connected, progress: &mut Progress, output: Output) {
+    progress.clear();
+    if !connected.already && output.format() == Format::Text {
+        note(&connect::summary(connected));
+    }
+}
+
+fn connect_args(args: &InterceptArgs) -> ConnectArgs {
+    ConnectArgs {
+        cluster: args.cluster.clone(),
+        namespace: args.namespace.clone(),
+        manager: args.manager.clone(),
+        mapped_namespaces: Vec::new(),
+        also_proxy: Vec::new(),
+        never_proxy: Vec::new(),
+        transport: Transport::Auto,
+        install: false,
+        image: None,
+        command: args.command.clone(),
+    }
+}
+
+fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
+    let (workload, name) = args.workload_and_name();
+    workload_name(&workload).map_err(|message| Fault::new(FaultKind::Usage, message))?;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+
+    Ok(InterceptRequest {
+        workload,
+        namespace: text(&args.namespace),
+        ports: args.ports.clone(),
+        name,
+        service: text(&args.service),
+        container: text(&args.container),
+        address: text(&args.address),
+        replica: args.replica.clone(),
+        probes: match args.probes {
+            Probes::Container => "container",
+            Probes::Local => "local",
+        }
+        .to_owned(),
+        when_down: match args.when_down {
+            WhenDown::Refuse => "refuse",
+            WhenDown::Container => "container",
+        }
+        .to_owned(),
+        for_command: !args.command.is_empty(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parsed(line: &str) -> InterceptArgs {
+        match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Intercept(args) => *args,
+            command => panic!("{command:?}"),
+        }
+    }
+
+    fn request_of(line: &str) -> InterceptRequest {
+        request(&parsed(line)).unwrap()
+    }
+
+    #[test]
+    fn flags_reach_the_session() {
+        let request = request_of(
+            "tp intercept deploy/web -p 8080:http --port 9090 --name mine -n shop --service web \
+             --container app --address ::1 --replica web-0 --probes local --when-down container",
+        );
+
+        assert_eq!(request.workload, "deploy/web");
+        assert_eq!(request.ports, ["8080:http", "9090"]);
+        assert_eq!(request.name, "mine");
+        assert_eq!(request.namespace, "shop");
+        assert_eq!(request.service, "web");
+        assert_eq!(request.container, "app");
+        assert_eq!(request.address, "::1");
+        assert_eq!(request.replica, "web-0");
+        assert_eq!(request.probes, "local");
+        assert_eq!(request.when_down, "container");
+        assert!(!request.for_command);
+        assert!(request_of("tp intercept web -- true").for_command);
+    }
+
+    #[test]
+    fn with_a_workload_the_first_argument_is_the_name() {
+        let request = request_of("tp intercept mine --workload web");
+        assert_eq!(
+            (request.workload.as_str(), request.name.as_str()),
+            ("web", "mine")
+        );
+
+        let request = request_of("tp intercept -w web");
+        assert_eq!(
+            (request.workload.as_str(), request.name.as_str()),
+            ("web", "")
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told_before_anything_is_asked() {
+        let fault = request(&parsed("tp intercept cronjob/web")).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Usage);
+        assert!(fault.message.contains("use deployment"), "{fault}");
+
+        let error = Cli::try_parse_from(["tp", "intercept", "web", "--port", "http"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--port 8080:http"), "{error}");
+        assert!(Cli::try_parse_from(["tp", "intercept"]).is_err());
+    }
+
+    #[test]
+    fn a_connection_is_made_as_tp_connect_makes_it() {
+        let args = connect_args(&parsed("tp intercept web --context c -n shop -- true"));
+
+        assert_eq!(args.cluster.context.as_deref(), Some("c"));
+        assert_eq!(args.namespace.as_deref(), Some("shop"));
+        assert_eq!(args.command, ["true"]);
+        assert!(parsed("tp intercept web --context c").name_a_cluster());
+        assert!(!parsed("tp intercept web -n shop").name_a_cluster());
+    }
+}
