@@ -130,6 +130,8 @@ pub(crate) fn report(error: &anyhow::Error, output: Output) -> ExitCode {
 pub(crate) fn usage(mut error: clap::Error, args: impl Iterator<Item = OsString>) -> ExitCode {
     let format = format_in(args);
     if let Some(tip) = tip(&error) {
+        // Some flag whose name looks alike.
+        error.remove(ContextKind::SuggestedArg);
         let tip = ContextValue::StyledStrs(vec![tip.into()]);
         error.insert(ContextKind::Suggested, tip);
     }
