@@ -1,0 +1,213 @@
+//! Workloads to intercept, handlers at the workstation, and callers in the cluster.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tp_e2e::{
+    applied::Applied,
+    cluster::{testbed, text},
+    process::{Finished, PATIENCE, Running, eventually, run},
+    user::Account,
+    workstation::Workstation,
+};
+
+/// For a change of where traffic goes.
+pub(crate) const CHANGE: Duration = Duration::from_secs(10);
+/// For a pod to start.
+const START: Duration = Duration::from_secs(60);
+
+/// The port of the echo server's HTTP.
+pub(crate) const HTTP: u16 = 8080;
+/// A port of it that echoes.
+pub(crate) const ECHO: u16 = 7000;
+
+/// A deployment of the echo server in the namespace shop with a service of its name, whose port 80
+/// leads to [`HTTP`], and the right of `dev` to intercept there. Gone when dropped.
+pub(crate) struct Target {
+    pub(crate) name: &'static str,
+    _applied: Applied,
+}
+
+impl Target {
+    #[track_caller]
+    pub(crate) fn new(name: &'static str, replicas: u32) -> Self {
+        testbed().install_tp();
+        let manifest = format!(
+            "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      automountServiceAccountToken: false
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: echo
+        image: localhost/tp-testbed/echo:1
+        imagePullPolicy: Never
+        ports: [{{name: http, containerPort: {HTTP}}}, {{name: echo, containerPort: {ECHO}}}]
+        readinessProbe: {{tcpSocket: {{port: {ECHO}}}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  selector: {{app: {name}}}
+  ports: [{{name: http, port: 80, targetPort: http}}, {{name: echo, port: {ECHO}}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: {name}, namespace: shop}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-intercept}}
+subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}}]
+"
+        );
+        let objects = ["deployment", "service", "rolebinding"].map(|kind| format!("{kind}/{name}"));
+        let [deployment, service, binding] = &objects;
+        let applied = Applied::new(
+            &manifest,
+            &["--namespace=shop", deployment, service, binding],
+        );
+        let target = Self {
+            name,
+            _applied: applied,
+        };
+        target.wait_for_rollout();
+
+        target
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_rollout(&self) {
+        let deployment = format!("deployment/{}", self.name);
+        let timeout = format!("--timeout={}s", START.as_secs());
+        let mut command = testbed().kubectl_command(&[
+            "rollout",
+            "status",
+            &deployment,
+            "--namespace=shop",
+            &timeout,
+        ]);
+        run(&mut command, START).expect_success();
+    }
+
+    /// `http://ADDRESS:PORT/` of its service.
+    #[track_caller]
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}:80/", testbed().service_ip("shop", self.name))
+    }
+
+    /// Names and addresses of its pods.
+    #[track_caller]
+    pub(crate) fn pods(&self) -> Vec<Value> {
+        let selector = format!("--selector=app={}", self.name);
+        let pods = testbed().kubectl(&[
+            "get",
+            "pods",
+            "--namespace=shop",
+            &selector,
+            "--output=json",
+        ]);
+        let mut pods: Value = serde_json::from_str(&pods).expect("kubectl prints JSON");
+
+        match pods["items"].take() {
+            Value::Array(pods) => pods,
+            other => panic!("a list is expected instead of {other}"),
+        }
+    }
+
+    /// `http://ADDRESS:8080/` of each of its pods.
+    #[track_caller]
+    pub(crate) fn pod_urls(&self) -> Vec<String> {
+        let pods = self.pods();
+        let addresses = pods.iter().map(|pod| text(&pod["status"]["podIP"]));
+
+        addresses
+            .map(|address| format!("http://{address}:{HTTP}/"))
+            .collect()
+    }
+
+    /// How often containers of its pods were restarted.
+    #[track_caller]
+    pub(crate) fn restarts(&self) -> u64 {
+        let count = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64();
+
+        self.pods().iter().filter_map(count).sum()
+    }
+}
+
+/// A web server at 127.0.0.1 of the workstation that says who it is.
+pub(crate) struct Handler {
+    _server: Running,
+}
+
+/// What it says.
+pub(crate) const FROM_WORKSTATION: &str = "from the workstation";
+
+impl Handler {
+    #[track_caller]
+    pub(crate) fn start(workstation: &Workstation, port: u16) -> Self {
+        let program = format!(
+            "import http.server\n\
+             class Handler(http.server.BaseHTTPRequestHandler):\n\
+             \x20   protocol_version = 'HTTP/1.1'\n\
+             \x20   def do_GET(self):\n\
+             \x20       body = b'{FROM_WORKSTATION}'\n\
+             \x20       self.send_response(200)\n\
+             \x20       self.send_header('Content-Length', str(len(body)))\n\
+             \x20       self.end_headers()\n\
+             \x20       self.wfile.write(body)\n\
+             server = http.server.ThreadingHTTPServer(('127.0.0.1', {port}), Handler)\n\
+             print('listening', flush=True)\n\
+             server.serve_forever()"
+        );
+        let mut server =
+            Running::start(&mut workstation.command(&["/usr/bin/python3", "-c", &program]));
+        server.wait_for("listening", PATIENCE);
+
+        Self { _server: server }
+    }
+}
+
+/// Asks from the network of the first node.
+#[track_caller]
+pub(crate) fn ask(url: &str) -> Finished {
+    let mut command = testbed().inside(&testbed().namespace("1"));
+    command.args(["curl", "-sS", "--max-time", "5", url]);
+
+    run(&mut command, PATIENCE)
+}
+
+/// Waits until a caller in the cluster is answered by the workstation.
+#[track_caller]
+pub(crate) fn expect_workstation(url: &str) {
+    eventually("an answer from the workstation", CHANGE, || {
+        let answer = ask(url);
+        match answer.stdout == FROM_WORKSTATION {
+            true => Ok(()),
+            false => Err(answer.to_string()),
+        }
+    });
+}
+
+/// Waits until a caller in the cluster is answered by a pod.
+#[track_caller]
+pub(crate) fn expect_pod(url: &str) {
+    eventually("an answer from the pod", CHANGE, || {
+        let answer = ask(url);
+        match answer.stdout.contains("\"pod\"") {
+            true => Ok(()),
+            false => Err(answer.to_string()),
+        }
+    });
+}
+
+/// A workstation of `dev`, connected to shop.
+#[track_caller]
+pub(crate) fn connected() -> Workstation {
+    Workstation::connected(Account::Member, "dev", "shop", &[])
+}
