@@ -19,6 +19,7 @@ use stats::median_of;
 
 mod figures;
 mod forward;
+mod intercepted;
 pub(crate) mod probe;
 mod stats;
 
@@ -132,6 +133,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         measurements
             .on(Way::PortForward, &Host::Workstation)
             .connected("portforward")?;
+        measurements.intercepted(&pod, &beside)?;
     }
     figures.print();
     let path = paths::target().join("bench.json");
@@ -183,17 +185,17 @@ impl Measurement<'_> {
     /// Runs the loads of every path. A failed one is reported at the end, and the others go on.
     fn loads(&mut self, host: &str, command: u16, echo: u16) {
         let seconds = self.options.seconds.to_string();
-        let samples = self.options.samples.to_string();
         let bulk = format!("{host}:{command}");
+        self.measure(Measure::Up, &["bulk", "up", &bulk, &seconds]);
+        self.measure(Measure::Down, &["bulk", "down", &bulk, &seconds]);
+        self.small(host, echo);
+    }
+
+    fn small(&mut self, host: &str, echo: u16) {
+        let samples = self.options.samples.to_string();
         let echo = format!("{host}:{echo}");
-        for (measure, words) in [
-            (Measure::Up, ["bulk", "up", &bulk, &seconds].as_slice()),
-            (Measure::Down, &["bulk", "down", &bulk, &seconds]),
-            (Measure::Request, &["requests", &echo, &samples]),
-            (Measure::Connection, &["connects", &echo, &samples]),
-        ] {
-            self.measure(measure, words);
-        }
+        self.measure(Measure::Request, &["requests", &echo, &samples]);
+        self.measure(Measure::Connection, &["connects", &echo, &samples]);
     }
 
     fn measure(&mut self, measure: Measure, words: &[&str]) {

@@ -2,14 +2,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    cluster,
+    cluster::{self, Layout},
     consent::{Kubernetes, consent, needed},
     dist, packages, paths, products, run,
     steps::Steps,
@@ -114,6 +114,12 @@ pub(crate) fn install() -> Result<()> {
 
 /// The demonstration on the project's own cluster, which is ready.
 pub(crate) fn tour() -> Result<()> {
+    connected()?;
+
+    intercepted()
+}
+
+fn connected() -> Result<()> {
     let host = Host::Workstation;
     install()?;
 
@@ -180,6 +186,79 @@ pub(crate) fn tour() -> Result<()> {
             ),
         ],
     )
+}
+
+/// The port of the workstation that an intercept leads to.
+const LOCAL_PORT: &str = "8088";
+
+/// Brings the traffic of a deployment to the workstation, and back.
+fn intercepted() -> Result<()> {
+    let host = Host::Workstation;
+    let page = paths::target().join("demo");
+    run::write(
+        &page.join("index.html"),
+        "<title>web, from the workstation</title>\n",
+    )?;
+    println!("\nA process on the workstation:");
+    let page = page.display().to_string();
+    let words = [
+        "python3",
+        "-m",
+        "http.server",
+        LOCAL_PORT,
+        "--bind",
+        "127.0.0.1",
+        "--directory",
+        &page,
+    ];
+    println!("\n$ {} &", run::in_shell(&words));
+    let mut server = host.command(&words);
+    let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let shown = shown_intercept(&host);
+    server.kill().and_then(|()| server.wait())?;
+
+    shown
+}
+
+fn shown_intercept(host: &Host<'_>) -> Result<()> {
+    let layout = Layout::new();
+    let node = layout.kubectl(&[
+        "-n",
+        "shop",
+        "get",
+        "pods",
+        "--selector=app=web",
+        "-o",
+        "jsonpath={.items[0].spec.nodeName}",
+    ])?;
+    let address = layout.kubectl(&[
+        "-n",
+        "shop",
+        "get",
+        "service",
+        "web",
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ])?;
+    let caller = cluster::node_beside(node.trim())?;
+    let ask = || -> Result<()> {
+        let url = format!("http://{}/", address.trim());
+        let words = ["curl", "--silent", "--show-error", "--max-time", "10", &url];
+        println!("\non a node of the cluster $ {}", run::in_shell(&words));
+        let mut command = Command::new("nsenter");
+        run::status(command.arg(cluster::netns::entry(&caller)).args(words))
+    };
+    host.show(&[
+        "tp",
+        "intercept",
+        "web",
+        "--port",
+        &format!("{LOCAL_PORT}:http"),
+    ])?;
+    ask()?;
+    host.show(&["tp", "leave", "web"])?;
+
+    ask()
 }
 
 /// A few figures; `cargo xtask bench` is for real ones.

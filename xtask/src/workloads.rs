@@ -27,7 +27,8 @@ pub(crate) trait Site {
 /// Programs and images of the workloads.
 pub(crate) struct Artifacts {
     images: Vec<PathBuf>,
-    echo_client: PathBuf,
+    /// Of the echo server and its client.
+    echo_programs: [PathBuf; 2],
 }
 
 /// Packages requested from apt, which adds their dependencies.
@@ -115,17 +116,19 @@ const RECIPE: &str = "1";
 
 /// Builds what is missing in the cache.
 pub(crate) fn build() -> Result<Artifacts> {
-    let (echo_server, echo_client) = echo()?;
+    let (image, echo_programs) = echo()?;
     Ok(Artifacts {
-        images: vec![servers()?, echo_server],
-        echo_client,
+        images: vec![servers()?, image],
+        echo_programs,
     })
 }
 
 /// Builds, imports and applies the workloads, and waits until each serves its real client.
 pub(crate) fn deploy(site: &dyn Site) -> Result<()> {
     let artifacts = build()?;
-    install_client(&artifacts)?;
+    for program in &artifacts.echo_programs {
+        install(program)?;
+    }
     for image in &artifacts.images {
         site.import(image)?;
     }
@@ -147,15 +150,15 @@ pub(crate) fn deploy(site: &dyn Site) -> Result<()> {
     Ok(())
 }
 
-/// Installs the tests' client program where they look for it.
-fn install_client(artifacts: &Artifacts) -> Result<()> {
-    let client = paths::testbed().join("bin/echo-client");
-    fs::create_dir_all(paths::testbed().join("bin"))?;
+/// Installs a program of the tests where they look for it.
+fn install(program: &Path) -> Result<()> {
+    let folder = paths::testbed().join("bin");
+    let target = folder.join(program.file_name().context("a program has a name")?);
+    fs::create_dir_all(folder)?;
     // Replaced by a rename: an earlier test may still execute it.
-    let part = client.with_extension("part");
-    fs::copy(&artifacts.echo_client, &part)
-        .with_context(|| format!("copying {}", artifacts.echo_client.display()))?;
-    fs::rename(&part, &client).with_context(|| format!("writing {}", client.display()))
+    let part = target.with_extension("part");
+    fs::copy(program, &part).with_context(|| format!("copying {}", program.display()))?;
+    fs::rename(&part, &target).with_context(|| format!("writing {}", target.display()))
 }
 
 fn ready(site: &dyn Site, namespace: &str, object: &str) -> Result<()> {
@@ -188,14 +191,15 @@ fn sources() -> PathBuf {
     paths::testbed_sources().join("workloads")
 }
 
-/// The echo server's image and the client program.
-fn echo() -> Result<(PathBuf, PathBuf)> {
+/// The echo server's image, and the programs: server and client.
+fn echo() -> Result<(PathBuf, [PathBuf; 2])> {
     let sources = paths::testbed_sources().join("echo");
     let key = fingerprint(sources.clone(), &[RECIPE])?;
     let folder = paths::cache().join(format!("echo-{key}"));
-    let (archive, client) = (folder.join("image.tar"), folder.join("echo-client"));
-    if archive.is_file() && client.is_file() {
-        return Ok((archive, client));
+    let archive = folder.join("image.tar");
+    let programs = ["echo-server", "echo-client"].map(|program| folder.join(program));
+    if archive.is_file() && programs.iter().all(|program| program.is_file()) {
+        return Ok((archive, programs));
     }
 
     println!("building the echo server");
@@ -227,7 +231,7 @@ fn echo() -> Result<(PathBuf, PathBuf)> {
         }
         .write(part)
     })?;
-    Ok((archive, client))
+    Ok((archive, programs))
 }
 
 /// One image with all real servers; the pod's command chooses one.

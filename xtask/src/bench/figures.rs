@@ -15,6 +15,7 @@ pub(super) enum Measure {
     Connection,
     Name,
     Connect,
+    Intercept,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -23,6 +24,10 @@ pub(super) enum Way {
     Kubectl,
     Udp,
     PortForward,
+    /// From the cluster to a process of the workstation.
+    Intercepted,
+    /// To a port of a pod of which another port is intercepted.
+    Beside,
 }
 
 impl Measure {
@@ -35,6 +40,7 @@ impl Measure {
             Self::Connection => ("new connection", "us"),
             Self::Name => ("service name", "us"),
             Self::Connect => ("tp connect", "ms"),
+            Self::Intercept => ("tp intercept", "ms"),
         }
     }
 }
@@ -46,6 +52,8 @@ impl Way {
             Self::Kubectl => "kubectl port-forward",
             Self::Udp => "tp, UDP",
             Self::PortForward => "tp, port-forward",
+            Self::Intercepted => "intercepted, UDP",
+            Self::Beside => "beside an intercept",
         }
     }
 }
@@ -94,16 +102,25 @@ impl Figures {
         Some(self.spread(measure, way)?.median)
     }
 
-    fn bounds(&self) -> [Bound; 7] {
-        let share = |what, measure, way, of, share| Bound {
+    fn bounds(&self) -> [Bound; 14] {
+        let share_of = |what, measured, (measure, way), share| Bound {
             what,
-            measured: self.median(measure, way),
-            limit: self.median(measure, of).map(|of| of * share),
+            measured,
+            limit: self.median(measure, way).map(|of| of * share),
             at_least: true,
+        };
+        let share = |what, measure, way, of, share| {
+            share_of(what, self.median(measure, way), (measure, of), share)
         };
         let at_most = |what, measure, limit| Bound {
             what,
             measured: self.median(measure, Way::Udp),
+            limit,
+            at_least: false,
+        };
+        let of_intercept = |what, measure, limit| Bound {
+            what,
+            measured: self.median(measure, Way::Intercepted),
             limit,
             at_least: false,
         };
@@ -144,6 +161,45 @@ impl Figures {
             ),
             at_most("service name: 300 us", Measure::Name, Some(300.0)),
             at_most("tp connect: 1500 ms", Measure::Connect, Some(1500.0)),
+            of_intercept("tp intercept: 300 ms", Measure::Intercept, Some(300.0)),
+            of_intercept(
+                "intercepted request: routed + 500 us",
+                Measure::Request,
+                request.map(|routed| routed + 500.0),
+            ),
+            of_intercept(
+                "intercepted connection: routed + 1200 us",
+                Measure::Connection,
+                self.median(Measure::Connection, Way::Routed)
+                    .map(|routed| routed + 1200.0),
+            ),
+            share(
+                "intercepted, bulk up: 10 % of routed",
+                Measure::Up,
+                Way::Intercepted,
+                Way::Routed,
+                0.1,
+            ),
+            share(
+                "intercepted, bulk down: 10 % of routed",
+                Measure::Down,
+                Way::Intercepted,
+                Way::Routed,
+                0.1,
+            ),
+            // What the cluster sends up comes down to the workstation.
+            share_of(
+                "intercepted, bulk up: 55 % of tp, bulk down",
+                self.median(Measure::Up, Way::Intercepted),
+                (Measure::Down, Way::Udp),
+                0.55,
+            ),
+            share_of(
+                "intercepted, bulk down: 55 % of tp, bulk up",
+                self.median(Measure::Down, Way::Intercepted),
+                (Measure::Up, Way::Udp),
+                0.55,
+            ),
         ]
     }
 
@@ -167,7 +223,7 @@ impl Figures {
         }
         println!();
         for bound in self.bounds() {
-            println!("{:<42} {}", bound.what, bound.verdict());
+            println!("{:<46} {}", bound.what, bound.verdict());
         }
     }
 
