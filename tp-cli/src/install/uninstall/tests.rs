@@ -232,7 +232,7 @@ async fn what_an_interrupted_uninstall_left_is_removed() {
         .map(Object::title)
         .collect();
     assert!(!titles.contains(&"StatefulSet tp-system/tp-manager".to_owned()));
-    assert_eq!(titles.first().unwrap(), "Service tp-system/tp-manager");
+    assert_eq!(titles.first().unwrap(), "DaemonSet tp-agents/tp-agent");
     assert_eq!(titles.last().unwrap(), "Service tp-system/tp-manager-0");
 
     cluster.uninstall(&[]).await.unwrap();
