@@ -26,7 +26,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Debug, Clone, Args)]
 #[command(mut_arg(ManagerArgs::NAMESPACE, with_short_name))]
 pub(crate) struct InstallArgs {
-    /// Image of the traffic manager, as the cluster's nodes pull it
+    /// Image of traffic manager and agents, as the cluster's nodes pull it
     ///
     /// A release has it as tp-image.tar. Push that file to a registry of yours.
     #[arg(long, value_name = "REF")]
@@ -71,10 +71,10 @@ pub(crate) struct InstallArgs {
     #[arg(long, conflicts_with = "no_agent")]
     pub(crate) allow_system: bool,
 
-    /// Namespaces whose workloads may be intercepted, whatever rights users have in others
+    /// The only namespaces whose workloads may be intercepted, whatever rights users have elsewhere
     #[arg(
         long,
-        value_name = "NAMESPACE,...",
+        value_name = "NS,...",
         value_delimiter = ',',
         value_parser = values::namespace,
         conflicts_with = "no_agent"
