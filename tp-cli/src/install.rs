@@ -8,6 +8,8 @@ mod args;
 mod checks;
 pub(crate) mod cluster;
 mod grant;
+#[cfg(test)]
+mod lab;
 mod manifests;
 mod object;
 pub(crate) mod rollout;

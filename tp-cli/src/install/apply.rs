@@ -172,3 +172,48 @@ where
         Err(error) => Err(cluster.fault(&format!("delete {kind} {name}"), &error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::install::lab::Lab;
+
+    async fn install_without_agents(lab: &Lab) {
+        let parameters = Parameters {
+            agents: None,
+            expose: crate::install::args::Expose::NodePort,
+            ..Parameters::for_removal("tp-system")
+        };
+        let objects = manifests::render(&parameters);
+
+        remove_surplus(&lab.connect().await, &objects, "tp-system")
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_install_without_agents_takes_those_of_an_earlier_one_away() {
+        let lab = Lab::installed();
+        let before = lab.names().len();
+
+        install_without_agents(&lab).await;
+
+        // A namespace stays until everything goes.
+        assert_eq!(lab.found_by_name("agent"), ["tp-agents"]);
+        assert_eq!(lab.names().len(), before - 8);
+        install_without_agents(&lab).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_called_as_an_agents_is_but_is_not_of_tp_stays() {
+        let lab = Lab::installed();
+        let path = "/apis/apps/v1/namespaces/tp-agents/daemonsets/tp-agent";
+        lab.0.lock().unwrap().get_mut(path).unwrap()["metadata"]["labels"] = json!({});
+
+        install_without_agents(&lab).await;
+
+        assert!(lab.0.lock().unwrap().contains_key(path));
+    }
+}
