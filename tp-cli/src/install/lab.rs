@@ -1,7 +1,5 @@
 //! A cluster for tests, which holds objects.
 
-#![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
-
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
