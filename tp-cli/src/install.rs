@@ -8,6 +8,8 @@ mod args;
 mod checks;
 pub(crate) mod cluster;
 mod grant;
+#[cfg(test)]
+mod lab;
 mod manifests;
 mod object;
 pub(crate) mod rollout;
@@ -51,8 +53,9 @@ pub(crate) async fn install(
     checks::no_other_installation(&cluster, &parameters.namespace).await?;
 
     let foreign = apply::apply(&cluster, &objects, &parameters, &mut progress).await?;
+    let mut without_agent = Vec::new();
     if !args.wait.0.is_zero() {
-        rollout::wait(&cluster, &parameters, args.wait.0, &mut progress).await?;
+        without_agent = rollout::wait(&cluster, &parameters, args.wait.0, &mut progress).await?;
     }
     progress.clear();
 
@@ -63,6 +66,8 @@ pub(crate) async fn install(
         "namespace": namespace,
         "image": parameters.image,
         "replicas": parameters.replicas,
+        "agents": parameters.agents.is_some(),
+        "nodes_without_agent": without_agent,
         "kept_namespaces": foreign,
     });
     let mut text = format!(
@@ -75,6 +80,15 @@ pub(crate) async fn install(
     for name in &foreign {
         text.push_str(&format!(
             "Namespace {name} was there before tp and stays as it is, with its Pod Security.\n"
+        ));
+    }
+    if parameters.agents.is_none() {
+        text.push_str("There are no agents: nothing is intercepted.\n");
+    }
+    if !without_agent.is_empty() {
+        text.push_str(&format!(
+            "Nodes that are not Ready have no agent yet: {}\n",
+            without_agent.join(", ")
         ));
     }
 

@@ -31,8 +31,8 @@ fn versions(testbed: &Testbed) -> BTreeMap<String, String> {
     let list = testbed.kubectl(&[
         "get",
         "namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,roles,rolebindings,\
-         serviceaccounts,services,configmaps,statefulsets,validatingadmissionpolicies,\
-         validatingadmissionpolicybindings",
+         serviceaccounts,services,configmaps,statefulsets,daemonsets,\
+         validatingadmissionpolicies,validatingadmissionpolicybindings",
         "--all-namespaces",
         "--selector=app.kubernetes.io/managed-by=tp",
         "--output=json",
@@ -115,6 +115,34 @@ fn another_install_converges_on_its_flags() {
     install_without_pulling(&["--wait"]).expect_success();
     assert!(exists("service", "tp-manager-0"));
     assert!(!exists("service", "tp-manager-1"));
+}
+
+#[test]
+fn agents_come_to_every_node_and_go_when_they_are_not_wanted() {
+    testbed().install_tp();
+    let of_agents = || {
+        let kinds =
+            "daemonsets,serviceaccounts,clusterroles,clusterrolebindings,roles,rolebindings";
+        let ours = "--selector=app.kubernetes.io/managed-by=tp";
+        let names = ["get", kinds, "--all-namespaces", ours, "--output=name"];
+        let names = testbed().kubectl(&names);
+        names.lines().filter(|it| it.contains("agent")).count()
+    };
+    let nodes = testbed().kubectl(&["get", "nodes", "--output=name"]);
+
+    let bounds = ["--allow-system", "--intercept-namespaces=shop,team-b"];
+    install_without_pulling(&[&bounds[..], &["--wait"]].concat()).expect_success();
+    let set = testbed().object("tp-agents", "daemonset", "tp-agent");
+    install_without_pulling(&["--no-agent", "--wait"]).expect_success();
+    let without = of_agents();
+    install_without_pulling(&["--wait"]).expect_success();
+
+    assert_eq!(set["status"]["numberAvailable"], nodes.lines().count());
+    let containers = &set["spec"]["template"]["spec"]["containers"];
+    let expected = json!(["--allow-system", "--intercept-namespaces=shop,team-b"]);
+    assert_eq!(containers[1]["args"], expected);
+    assert_eq!(without, 0);
+    assert_eq!(of_agents(), 8);
 }
 
 #[test]

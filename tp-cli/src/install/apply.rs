@@ -10,7 +10,7 @@ use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
-    Api, ResourceExt as _,
+    Api, ResourceExt,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     runtime::{conditions, wait::await_condition},
 };
@@ -18,7 +18,7 @@ use tp_proto::fault::{Fault, FaultKind};
 
 use super::{
     cluster::Cluster,
-    manifests::{MANAGED_BY, Parameters, SELECTOR},
+    manifests::{self, MANAGED_BY, Parameters, SELECTOR},
     object::Object,
 };
 use crate::progress::Progress;
@@ -69,12 +69,7 @@ async fn is_foreign(cluster: &Cluster, object: &Object) -> Result<bool, Fault> {
         .await
         .map_err(|error| cluster.fault(&format!("read {}", object.title()), &error))?;
 
-    Ok(existing.is_some_and(|namespace| {
-        namespace
-            .labels()
-            .get(MANAGED_BY)
-            .is_none_or(|by| by != "tp")
-    }))
+    Ok(existing.is_some_and(|namespace| !is_ours(&namespace)))
 }
 
 async fn established(cluster: &Cluster, name: &str) -> Result<(), Fault> {
@@ -98,7 +93,7 @@ async fn established(cluster: &Cluster, name: &str) -> Result<(), Fault> {
     }
 }
 
-/// Earlier flags may have asked for more replicas, or another --expose.
+/// Earlier flags may have asked for more replicas, another --expose, or agents.
 async fn remove_surplus(
     cluster: &Cluster,
     objects: &[Object],
@@ -131,8 +126,34 @@ async fn remove_surplus(
             remove(cluster, &budgets, "PodDisruptionBudget", &name).await?;
         }
     }
+    let known = manifests::render(&Parameters::for_removal(namespace));
+    let surplus = known.iter().rev().filter(|object| {
+        // A namespace goes with all that is in it: `tp uninstall --everything` takes that.
+        object.kind() != "Namespace" && !wanted(object.kind(), object.name())
+    });
+    for object in surplus {
+        remove_ours(cluster, object).await?;
+    }
 
     Ok(())
+}
+
+async fn remove_ours(cluster: &Cluster, object: &Object) -> Result<(), Fault> {
+    let api = object.api(cluster);
+    let found = api
+        .get_opt(object.name())
+        .await
+        .map_err(|error| cluster.fault(&format!("read {}", object.title()), &error))?;
+    if found.is_some_and(|found| is_ours(&found)) {
+        remove(cluster, &api, object.kind(), object.name()).await?;
+    }
+
+    Ok(())
+}
+
+/// Returns whether tp made it.
+pub(crate) fn is_ours(object: &impl ResourceExt) -> bool {
+    object.labels().get(MANAGED_BY).is_some_and(|by| by == "tp")
 }
 
 /// Deletes one object; succeeds if it is gone already.
@@ -149,5 +170,50 @@ where
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(cluster.fault(&format!("delete {kind} {name}"), &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::install::lab::Lab;
+
+    async fn install_without_agents(lab: &Lab) {
+        let parameters = Parameters {
+            agents: None,
+            expose: crate::install::args::Expose::NodePort,
+            ..Parameters::for_removal("tp-system")
+        };
+        let objects = manifests::render(&parameters);
+
+        remove_surplus(&lab.connect().await, &objects, "tp-system")
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_install_without_agents_takes_those_of_an_earlier_one_away() {
+        let lab = Lab::installed();
+        let before = lab.names().len();
+
+        install_without_agents(&lab).await;
+
+        // A namespace stays until everything goes.
+        assert_eq!(lab.found_by_name("agent"), ["tp-agents"]);
+        assert_eq!(lab.names().len(), before - 8);
+        install_without_agents(&lab).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_called_as_an_agents_is_but_is_not_of_tp_stays() {
+        let lab = Lab::installed();
+        let path = "/apis/apps/v1/namespaces/tp-agents/daemonsets/tp-agent";
+        lab.0.lock().unwrap().get_mut(path).unwrap()["metadata"]["labels"] = json!({});
+
+        install_without_agents(&lab).await;
+
+        assert!(lab.0.lock().unwrap().contains_key(path));
     }
 }

@@ -9,7 +9,10 @@ use clap::{
 use humantime::DurationError;
 use tp_proto::allow::Allow;
 
-use crate::cluster_args::{ClusterArgs, ManagerArgs};
+use crate::{
+    cluster_args::{ClusterArgs, ManagerArgs},
+    values,
+};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 /// A year: an `Instant` plus this must not overflow.
@@ -23,7 +26,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Debug, Clone, Args)]
 #[command(mut_arg(ManagerArgs::NAMESPACE, with_short_name))]
 pub(crate) struct InstallArgs {
-    /// Image of the traffic manager, as the cluster's nodes pull it
+    /// Image of traffic manager and agents, as the cluster's nodes pull it
     ///
     /// A release has it as tp-image.tar. Push that file to a registry of yours.
     #[arg(long, value_name = "REF")]
@@ -55,11 +58,34 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "WHAT", value_parser = allow())]
     pub(crate) allow: Vec<Allow>,
 
+    /// Install no agents, and remove those of an earlier installation: nothing is intercepted then
+    ///
+    /// An agent is a pod on each node, with the rights to enter the network of that node's pods. A
+    /// node without one serves its pods as ever.
+    #[arg(long)]
+    pub(crate) no_agent: bool,
+
+    /// Let workloads of kube-system be intercepted by those who have the right there
+    ///
+    /// Those of tp itself never are.
+    #[arg(long, conflicts_with = "no_agent")]
+    pub(crate) allow_system: bool,
+
+    /// The only namespaces whose workloads may be intercepted, whatever rights users have elsewhere
+    #[arg(
+        long,
+        value_name = "NS,...",
+        value_delimiter = ',',
+        value_parser = values::namespace,
+        conflicts_with = "no_agent"
+    )]
+    pub(crate) intercept_namespaces: Vec<String>,
+
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// How long to wait until the managers are ready, as in 90s or 1m30s; 0 does not wait
+    /// How long to wait until managers and agents are ready, as in 90s or 1m30s; 0 does not wait
     #[arg(
         long,
         value_name = "DURATION",
@@ -86,6 +112,9 @@ impl InstallArgs {
             expose: Expose::NodePort,
             connect_group: Vec::new(),
             allow: Vec::new(),
+            no_agent: false,
+            allow_system: false,
+            intercept_namespaces: Vec::new(),
             dry_run: false,
             wait: Wait(DEFAULT_TIMEOUT),
         }
@@ -94,8 +123,9 @@ impl InstallArgs {
 
 /// Take tp out of a cluster, ending every connection
 ///
-/// This removes the traffic manager from the cluster. To end only a connection of this machine, use
-/// `tp quit`; there are no agents in pods to remove.
+/// This removes the agents and the traffic manager from the cluster; what was intercepted is served by
+/// its containers again. To end only a connection of this machine, use `tp quit`; there are no agents
+/// in pods to remove.
 ///
 /// Custom resource definitions, namespaces and the bindings that `tp grant` made stay; --everything
 /// removes them as well. Namespaces that were there before tp always stay, and bindings that somebody

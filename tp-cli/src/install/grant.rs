@@ -143,6 +143,7 @@ pub(crate) async fn grant(args: GrantArgs, output: Output) -> anyhow::Result<()>
         "users": args.person.iter().collect::<Vec<_>>(),
         "groups": args.group,
         "namespaces": args.namespace,
+        "intercept": args.intercept,
         "bindings": titles,
     });
 
@@ -152,8 +153,13 @@ pub(crate) async fn grant(args: GrantArgs, output: Output) -> anyhow::Result<()>
 fn sentence(args: &GrantArgs, bindings: &[String]) -> String {
     let names: Vec<&str> = args.subjects().map(|subject| subject.name).collect();
 
+    let intercepts = match args.intercept {
+        true => ", and intercept there",
+        false => "",
+    };
+
     format!(
-        "{} may connect with `tp connect --namespace {}`.\nMade: {}\n",
+        "{} may connect with `tp connect --namespace {}`{intercepts}.\nMade: {}\n",
         names.join(", "),
         args.namespace.join("`, `tp connect --namespace "),
         bindings.join(", "),

@@ -26,8 +26,12 @@ const USERS: &str = include_str!("manifests/users.yaml");
 const POLICIES: &str = include_str!("manifests/policies.yaml");
 const ACCESS: &str = include_str!("manifests/access.yaml");
 const MANAGER: &str = include_str!("manifests/manager.yaml");
+const AGENTS: &str = include_str!("manifests/agents.yaml");
 const UDP: &str = include_str!("manifests/udp.yaml");
 const DISRUPTION: &str = include_str!("manifests/disruption.yaml");
+
+/// Where the cluster's own workloads are.
+const SYSTEM_NAMESPACE: &str = "kube-system";
 
 /// Label of the objects of an installation.
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -42,6 +46,16 @@ pub(crate) struct Parameters {
     pub(crate) expose: Expose,
     pub(crate) connect_groups: Vec<String>,
     pub(crate) allow: Vec<Allow>,
+    /// `None` without agents.
+    pub(crate) agents: Option<AgentParameters>,
+}
+
+/// What agents may redirect, besides the rights of who asks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AgentParameters {
+    pub(crate) allow_system: bool,
+    /// Empty: all.
+    pub(crate) namespaces: Vec<String>,
 }
 
 impl Parameters {
@@ -73,6 +87,9 @@ impl Parameters {
                 "--manager-namespace {AGENT_NAMESPACE} is where agents live: choose another"
             )));
         }
+        let agents = (!args.no_agent)
+            .then(|| AgentParameters::from_args(args).map_err(usage))
+            .transpose()?;
 
         Ok(Self {
             namespace: namespace.clone(),
@@ -82,6 +99,7 @@ impl Parameters {
             expose: args.expose,
             connect_groups: args.connect_group.clone(),
             allow: args.allow.clone(),
+            agents,
         })
     }
 
@@ -95,6 +113,7 @@ impl Parameters {
             expose: Expose::None,
             connect_groups: Vec::new(),
             allow: Vec::new(),
+            agents: Some(AgentParameters::default()),
         }
     }
 
@@ -113,6 +132,8 @@ impl Parameters {
             .map(|allow| format!("--allow={}", allow.as_str()))
             .collect();
 
+        let agent_arguments = self.agents.as_ref().map(AgentParameters::arguments);
+
         BTreeMap::from([
             ("namespace", json!(self.namespace)),
             ("image", json!(self.image)),
@@ -122,7 +143,46 @@ impl Parameters {
             ("pods", json!(pods)),
             ("connect-groups", json!(subjects)),
             ("arguments", json!(arguments)),
+            (
+                "agent-arguments",
+                json!(agent_arguments.unwrap_or_default()),
+            ),
         ])
+    }
+}
+
+impl AgentParameters {
+    /// An error is the sentence for the user.
+    fn from_args(args: &InstallArgs) -> Result<Self, String> {
+        let namespaces = args.intercept_namespaces.clone();
+        let refused =
+            |name: &&String| **name == args.manager.manager_namespace || **name == AGENT_NAMESPACE;
+        if let Some(name) = namespaces.iter().find(refused) {
+            return Err(format!(
+                "--intercept-namespaces names {name}, which is of tp itself: nothing there is ever \
+                 intercepted"
+            ));
+        }
+        if !args.allow_system && namespaces.iter().any(|name| name == SYSTEM_NAMESPACE) {
+            return Err(format!(
+                "--intercept-namespaces names {SYSTEM_NAMESPACE}, where nothing is intercepted \
+                 without --allow-system"
+            ));
+        }
+
+        Ok(Self {
+            allow_system: args.allow_system,
+            namespaces,
+        })
+    }
+
+    /// Of the program `tp-agent`.
+    fn arguments(&self) -> Vec<String> {
+        let system = self.allow_system.then(|| "--allow-system".to_owned());
+        let namespaces = (!self.namespaces.is_empty())
+            .then(|| format!("--intercept-namespaces={}", self.namespaces.join(",")));
+
+        system.into_iter().chain(namespaces).collect()
     }
 }
 
@@ -154,6 +214,10 @@ pub(crate) fn render(parameters: &Parameters) -> Vec<Object> {
         }
     }
     objects.extend(template(MANAGER, &values));
+    // Last: removed in the reverse order, they end before the managers.
+    if parameters.agents.is_some() {
+        objects.extend(template(AGENTS, &values));
+    }
     for object in &mut objects {
         add_labels(&mut object.value);
     }
@@ -237,95 +301,4 @@ pub(crate) fn add_labels(value: &mut Value) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parameters() -> Parameters {
-        Parameters {
-            image: "registry.example.com/tp:1".into(),
-            replicas: 2,
-            expose: Expose::NodePort,
-            connect_groups: vec!["developers".into()],
-            allow: vec![Allow::Nodes],
-            ..Parameters::for_removal("net")
-        }
-    }
-
-    fn find<'a>(objects: &'a [Object], title: &str) -> &'a Value {
-        let found = objects.iter().find(|object| object.title() == title);
-        &found.unwrap_or_else(|| panic!("no {title}")).value
-    }
-
-    #[test]
-    fn no_placeholder_is_left() {
-        for object in render(&parameters()) {
-            assert!(
-                !object.value.to_string().contains("${"),
-                "{}",
-                object.title()
-            );
-        }
-    }
-
-    #[test]
-    fn parameters_reach_the_stateful_set() {
-        let objects = render(&parameters());
-        let spec = &find(&objects, "StatefulSet net/tp-manager")["spec"];
-
-        assert_eq!(spec["replicas"], 2);
-        let container = &spec["template"]["spec"]["containers"][0];
-        assert_eq!(container["image"], "registry.example.com/tp:1");
-        assert_eq!(container["args"], json!(["--allow=nodes"]));
-    }
-
-    #[test]
-    fn port_forwards_are_granted_by_pod_name() {
-        let objects = render(&parameters());
-        let role = find(&objects, "Role net/tp-connect");
-
-        assert_eq!(
-            role["rules"][2]["resourceNames"],
-            json!(["tp-manager-0", "tp-manager-1"])
-        );
-        let binding = find(&objects, "RoleBinding net/tp-connect");
-        assert_eq!(binding["subjects"][0]["name"], "developers");
-    }
-
-    #[test]
-    fn each_replica_has_an_address_of_its_own_only_when_exposed() {
-        let exposed = render(&parameters());
-        find(&exposed, "Service net/tp-manager-1");
-
-        let mut hidden = parameters();
-        hidden.expose = Expose::None;
-        assert!(
-            render(&hidden)
-                .iter()
-                .all(|object| object.name() != "tp-manager-1")
-        );
-    }
-
-    #[test]
-    fn everything_is_labelled() {
-        for object in render(&parameters()) {
-            assert_eq!(object.value["metadata"]["labels"][MANAGED_BY], "tp");
-        }
-    }
-
-    #[test]
-    fn without_an_image_one_sentence_says_what_to_do() {
-        use clap::Parser as _;
-
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            install: InstallArgs,
-        }
-        let args = Line::parse_from(["tp"]).install;
-
-        let fault = Parameters::from_args(&args).unwrap_err();
-
-        assert_eq!(fault.kind, FaultKind::Usage);
-        assert!(fault.message.starts_with("--image is missing: push"));
-    }
-}
+mod tests;

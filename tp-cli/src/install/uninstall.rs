@@ -13,11 +13,18 @@ use kube::{
 };
 use tokio::time::{Instant, sleep};
 use tp_proto::{
-    crd::{Intercept, Session},
+    crd::{AGENT_NAMESPACE, Intercept, Session},
     fault::{Fault, FaultKind},
 };
 
-use super::{apply::remove, args::UninstallArgs, checks, cluster::Cluster, object::Object};
+use super::{
+    apply::remove,
+    args::UninstallArgs,
+    checks,
+    cluster::Cluster,
+    object::Object,
+    rollout::{node_of, unready_nodes},
+};
 use crate::{
     output::{Format, Output},
     progress::{Progress, note},
@@ -71,8 +78,14 @@ pub(crate) async fn uninstall(
         remaining = end_here.await?;
     }
     remove_sessions(&cluster, &mut progress).await?;
-    remove_objects(&cluster, &found.objects, &mut progress).await?;
-    managers_gone(&cluster, &args.manager.manager_namespace, &mut progress).await?;
+    // Agents first: they are in the network of pods, which managers are not.
+    let agents = found.objects.iter().take_while(|it| is_agents(it)).count();
+    let (agents, rest) = found.objects.split_at(agents);
+    remove_objects(&cluster, agents, &mut progress).await?;
+    pods_gone(&cluster, Pods::Agents, &mut progress).await?;
+    remove_objects(&cluster, rest, &mut progress).await?;
+    let managers = Pods::Managers(&args.manager.manager_namespace);
+    pods_gone(&cluster, managers, &mut progress).await?;
     if args.everything {
         remove_objects(&cluster, &found.lasting, &mut progress).await?;
         objects_gone(&cluster, &found.lasting, &mut progress).await?;
@@ -278,23 +291,59 @@ async fn remove_objects(
     Ok(())
 }
 
-/// Waits for the end of the last pod.
-async fn managers_gone(
+fn is_agents(object: &Object) -> bool {
+    object.kind() == "DaemonSet"
+}
+
+/// The pods of tp.
+#[derive(Clone, Copy)]
+enum Pods<'a> {
+    Agents,
+    /// In this namespace.
+    Managers(&'a str),
+}
+
+impl<'a> Pods<'a> {
+    fn component(self) -> &'static str {
+        match self {
+            Self::Agents => "agent",
+            Self::Managers(_) => "manager",
+        }
+    }
+
+    fn namespace(self) -> &'a str {
+        match self {
+            Self::Agents => AGENT_NAMESPACE,
+            Self::Managers(namespace) => namespace,
+        }
+    }
+}
+
+/// Waits for the end of the last of these pods. An agent of a node that is not Ready is not awaited: its
+/// kubelet says nothing, perhaps never again.
+async fn pods_gone(
     cluster: &Cluster,
-    namespace: &str,
+    pods: Pods<'_>,
     progress: &mut Progress,
 ) -> Result<(), Fault> {
-    progress.step("waiting for the managers to end");
-    let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), namespace);
-    let managers = ListParams::default()
-        .labels("app.kubernetes.io/name=tp,app.kubernetes.io/component=manager");
+    let component = pods.component();
+    progress.step(&format!("waiting for the {component}s to end"));
+    let api: Api<Pod> = Api::namespaced(cluster.client().clone(), pods.namespace());
+    let labelled = ListParams::default().labels(&format!(
+        "app.kubernetes.io/name=tp,app.kubernetes.io/component={component}"
+    ));
     let deadline = Instant::now() + GONE_TIMEOUT;
     loop {
-        let remaining = pods
-            .list(&managers)
+        let mut remaining = api
+            .list(&labelled)
             .await
-            .map_err(|error| cluster.fault("list the pods of tp", &error))?;
-        let Some(pod) = remaining.items.first() else {
+            .map_err(|error| cluster.fault("list the pods of tp", &error))?
+            .items;
+        if matches!(pods, Pods::Agents) && !remaining.is_empty() {
+            let unready = unready_nodes(cluster).await;
+            remaining.retain(|pod| !node_of(pod).is_some_and(|node| unready.contains(node)));
+        }
+        let Some(pod) = remaining.first() else {
             return Ok(());
         };
         still_there(deadline, "Pod", &pod.name_any())?;

@@ -12,9 +12,10 @@ use kube::{
 use tp_proto::fault::{Fault, FaultKind};
 
 use crate::install::{
+    apply::is_ours,
     cluster::Cluster,
     grant::{CONNECT_ROLE, INTERCEPT_ROLE, USER_ROLE},
-    manifests::{self, MANAGED_BY, Parameters, SELECTOR},
+    manifests::{self, Parameters, SELECTOR},
     object::Object,
 };
 
@@ -211,8 +212,4 @@ pub(super) async fn read(
 
 fn names<K: kube::Resource + Clone>(list: &ObjectList<K>) -> impl Iterator<Item = String> {
     list.iter().map(ResourceExt::name_any)
-}
-
-fn is_ours(object: &impl ResourceExt) -> bool {
-    object.labels().get(MANAGED_BY).is_some_and(|by| by == "tp")
 }

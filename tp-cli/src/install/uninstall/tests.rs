@@ -1,143 +1,15 @@
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
-
 use clap::Parser as _;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::*;
 use crate::{
     cli::{Cli, Command},
-    fake_api_server::{self, Asked, refused},
-    install::manifests::{self, MANAGED_BY, Parameters},
+    install::lab::Lab,
 };
 
-/// The objects of a cluster by their paths.
-type Objects = BTreeMap<String, Value>;
-
-/// A cluster in which deleted objects are gone at once.
-#[derive(Clone, Default)]
-struct Lab(Arc<Mutex<Objects>>, Refused);
-
-/// The kind of object that may not be listed.
-type Refused = Option<&'static str>;
-
 impl Lab {
-    fn installed() -> Self {
-        let cluster = Self::default();
-        let mut parameters = Parameters::for_removal("tp-system");
-        parameters.expose = crate::install::args::Expose::NodePort;
-        for object in manifests::render(&parameters) {
-            cluster.add(&object);
-        }
-        for name in ["sessions", "intercepts"] {
-            let path = format!("/apis/tp.internal/v1alpha1/{name}");
-            cluster.0.lock().unwrap().insert(path, json!([]));
-        }
-
-        cluster
-    }
-
-    /// A cluster without tp.
-    fn bare() -> Self {
-        Self::default()
-    }
-
-    fn add(&self, object: &Object) {
-        let path = path_of(object);
-        self.0.lock().unwrap().insert(path, object.value.clone());
-    }
-
-    /// A binding to a role, with this managed-by label.
-    fn bind(&self, namespace: &str, name: &str, role: &str, by: Option<&str>) {
-        let mut object = Object::named(
-            "rbac.authorization.k8s.io/v1",
-            "RoleBinding",
-            Some(namespace),
-            name,
-        );
-        let kind = if role == "tp-user" {
-            "ClusterRole"
-        } else {
-            "Role"
-        };
-        object.value["roleRef"] =
-            json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role});
-        if let Some(by) = by {
-            object.value["metadata"]["labels"] = json!({ MANAGED_BY: by });
-        }
-        self.add(&object);
-    }
-
-    fn found_by_name(&self, part: &str) -> Vec<String> {
-        let names = self.names();
-
-        names.into_iter().filter(|it| it.contains(part)).collect()
-    }
-
-    fn names(&self) -> Vec<String> {
-        let objects = self.0.lock().unwrap();
-        let named = objects
-            .values()
-            .filter_map(|it| it["metadata"]["name"].as_str());
-
-        named.map(str::to_owned).collect()
-    }
-
-    fn answer(&self, asked: &Asked) -> (u16, Value) {
-        let path = asked.path.split('?').next().unwrap().to_owned();
-        let mut objects = self.0.lock().unwrap();
-        if self.1.is_some_and(|kind| path.ends_with(kind)) {
-            return refused(403);
-        }
-        if path.ends_with("/selfsubjectreviews") {
-            return (201, json!({"status": {"userInfo": {"username": "admin"}}}));
-        }
-        if asked.method == "DELETE" {
-            return match objects.remove(&path) {
-                Some(object) => (200, object),
-                None => refused(404),
-            };
-        }
-        if let Some(object) = objects.get(&path).filter(|it| it.is_object()) {
-            return (200, object.clone());
-        }
-        // The path of a list.
-        let (parent, kind) = path.rsplit_once('/').unwrap();
-        if path.contains("tp.internal/") && !objects.contains_key(&path) {
-            return (404, json!("404 page not found\n"));
-        }
-        let is_listed = |at: &str| {
-            let list = at
-                .rsplit_once('/')
-                .and_then(|(list, _)| list.rsplit_once('/'));
-            list.is_some_and(|(above, of)| above.starts_with(parent) && of == kind)
-        };
-        const LISTS: [&str; 7] = [
-            "sessions",
-            "intercepts",
-            "services",
-            "poddisruptionbudgets",
-            "pods",
-            "rolebindings",
-            "clusterrolebindings",
-        ];
-        if !LISTS.contains(&kind) {
-            return refused(404);
-        }
-        let items: Vec<&Value> = objects
-            .iter()
-            .filter(|(at, object)| object.is_object() && is_listed(at))
-            .map(|(_, object)| object)
-            .collect();
-
-        (200, json!({"metadata": {}, "items": items}))
-    }
-
     async fn uninstall(&self, flags: &[&str]) -> Result<(), Fault> {
-        let cluster = self.clone();
-        let kubeconfig = fake_api_server::kubeconfig(move |asked| cluster.answer(asked)).await;
+        let kubeconfig = self.kubeconfig().await;
         let file = kubeconfig.path().to_str().unwrap();
         let line = [&["tp", "uninstall", "--kubeconfig", file], flags].concat();
         let Command::Uninstall(args) = Cli::try_parse_from(line).unwrap().command else {
@@ -152,33 +24,10 @@ impl Lab {
 
     /// The objects as `tp uninstall` finds them.
     async fn found(&self) -> Found {
-        let cluster = self.clone();
-        let kubeconfig = fake_api_server::kubeconfig(move |asked| cluster.answer(asked)).await;
-        let args = crate::cluster_args::ClusterArgs {
-            kubeconfig: Some(kubeconfig.path().to_owned()),
-            ..Default::default()
-        };
-        let cluster = Cluster::connect(&args, None).await.unwrap();
-
-        Found::of(&cluster, "tp-system", true).await.unwrap()
+        Found::of(&self.connect().await, "tp-system", true)
+            .await
+            .unwrap()
     }
-}
-
-/// The path of an object at the API server.
-fn path_of(object: &Object) -> String {
-    let version = object.value["apiVersion"].as_str().unwrap();
-    let root = if version.contains('/') { "apis" } else { "api" };
-    let kind = object.kind().to_lowercase();
-    let plural = match kind.strip_suffix('y') {
-        Some(stem) => format!("{stem}ies"),
-        None => format!("{kind}s"),
-    };
-    let namespace = match object.namespace() {
-        Some(namespace) => format!("/namespaces/{namespace}"),
-        None => String::new(),
-    };
-
-    format!("/{root}/{version}{namespace}/{plural}/{}", object.name())
 }
 
 #[tokio::test]
@@ -232,7 +81,7 @@ async fn what_an_interrupted_uninstall_left_is_removed() {
         .map(Object::title)
         .collect();
     assert!(!titles.contains(&"StatefulSet tp-system/tp-manager".to_owned()));
-    assert_eq!(titles.first().unwrap(), "Service tp-system/tp-manager");
+    assert_eq!(titles.first().unwrap(), "DaemonSet tp-agents/tp-agent");
     assert_eq!(titles.last().unwrap(), "Service tp-system/tp-manager-0");
 
     cluster.uninstall(&[]).await.unwrap();
@@ -345,4 +194,26 @@ async fn a_manager_namespace_that_is_no_name_is_refused_before_anything_is_asked
 
         assert!(error.contains("shop?"), "{command}: {error}");
     }
+}
+
+/// A pod of tp, bound to a node.
+fn pod(namespace: &str, component: &str, node: &str) -> Object {
+    let mut pod = Object::named("v1", "Pod", Some(namespace), &format!("{component}-0"));
+    pod.value["metadata"]["labels"] = json!({"app.kubernetes.io/component": component});
+    pod.value["spec"] = json!({"nodeName": node, "containers": []});
+
+    pod
+}
+
+#[tokio::test]
+async fn an_agent_of_a_node_that_is_not_ready_holds_nobody_up() {
+    let cluster = Lab::installed();
+    let mut node = Object::named("v1", "Node", None, "down");
+    node.value["status"] = json!({"conditions": [{"type": "Ready", "status": "Unknown"}]});
+    cluster.add(&node);
+    cluster.add(&pod("tp-agents", "agent", "down"));
+
+    cluster.uninstall(&[]).await.unwrap();
+
+    assert!(cluster.found().await.objects.is_empty());
 }
