@@ -166,7 +166,20 @@ pub(crate) async fn remove<K>(
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    match api.delete(name, &DeleteParams::background()).await {
+    remove_with(cluster, api, kind, name, &DeleteParams::background()).await
+}
+
+pub(crate) async fn remove_with<K>(
+    cluster: &Cluster,
+    api: &Api<K>,
+    kind: &str,
+    name: &str,
+    params: &DeleteParams,
+) -> Result<(), Fault>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    match api.delete(name, params).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(cluster.fault(&format!("delete {kind} {name}"), &error)),

@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Pod};
 use kube::{
     Api, ResourceExt as _,
-    api::{ListParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use tokio::time::{Instant, sleep};
 use tp_proto::{
@@ -18,7 +18,7 @@ use tp_proto::{
 };
 
 use super::{
-    apply::remove,
+    apply::{remove, remove_with},
     args::UninstallArgs,
     checks,
     cluster::Cluster,
@@ -319,8 +319,7 @@ impl<'a> Pods<'a> {
     }
 }
 
-/// Waits for the end of the last of these pods. An agent of a node that is not Ready is not awaited: its
-/// kubelet says nothing, perhaps never again.
+/// Waits for the end of the last of these pods.
 async fn pods_gone(
     cluster: &Cluster,
     pods: Pods<'_>,
@@ -334,21 +333,37 @@ async fn pods_gone(
     ));
     let deadline = Instant::now() + GONE_TIMEOUT;
     loop {
-        let mut remaining = api
+        let remaining = api
             .list(&labelled)
             .await
-            .map_err(|error| cluster.fault("list the pods of tp", &error))?
-            .items;
-        if matches!(pods, Pods::Agents) && !remaining.is_empty() {
-            let unready = unready_nodes(cluster).await;
-            remaining.retain(|pod| !node_of(pod).is_some_and(|node| unready.contains(node)));
-        }
-        let Some(pod) = remaining.first() else {
+            .map_err(|error| cluster.fault("list the pods of tp", &error))?;
+        let Some(pod) = remaining.items.first() else {
             return Ok(());
         };
+        if matches!(pods, Pods::Agents) {
+            forget_unreachable(cluster, &api, &remaining.items).await?;
+        }
         still_there(deadline, "Pod", &pod.name_any())?;
         sleep(POLL_INTERVAL).await;
     }
+}
+
+/// Removes the pods of nodes that are not Ready, whose kubelet may never say that they have ended. It ends
+/// them when it is back.
+async fn forget_unreachable(cluster: &Cluster, api: &Api<Pod>, pods: &[Pod]) -> Result<(), Fault> {
+    let unready = unready_nodes(cluster).await;
+    let unreachable = pods
+        .iter()
+        .filter(|pod| node_of(pod).is_some_and(|node| unready.contains(node)));
+    for pod in unreachable {
+        remove_with(cluster, api, "Pod", &pod.name_any(), &at_once()).await?;
+    }
+
+    Ok(())
+}
+
+fn at_once() -> DeleteParams {
+    DeleteParams::background().grace_period(0)
 }
 
 async fn objects_gone(
