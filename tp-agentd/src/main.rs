@@ -6,9 +6,9 @@
 
 use std::{
     convert::Infallible,
-    fs::File,
+    fs::{self, File},
     io,
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -27,6 +27,10 @@ mod netns;
 mod pod_error;
 mod pods;
 mod server;
+
+/// The inode of the namespace that the kernel starts with (`PROC_CGROUP_INIT_INO` of
+/// include/linux/proc_ns.h).
+const INITIAL_CGROUPS: u64 = 0xEFFF_FFFB;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -74,15 +78,22 @@ fn run(args: Args) -> anyhow::Result<Infallible> {
 /// Moves this process into the node's cgroup namespace: in one of its own, it sees the paths of others
 /// from its own cgroup ("/../..").
 fn enter_cgroups(proc: &Path) -> anyhow::Result<()> {
-    let path = proc.join("1/ns/cgroup");
-    let entered = match File::open(&path) {
+    let own = proc.join("self/ns/cgroup");
+    match fs::metadata(&own) {
         // Kernels without such namespaces.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened.and_then(|file| {
-            let cgroups = Some(LinkNameSpaceType::ControlGroup);
-            Ok(move_into_link_name_space(file.as_fd(), cgroups)?)
-        }),
-    };
+        metadata => {
+            let metadata = metadata.with_context(|| format!("cannot read {}", own.display()))?;
+            if metadata.ino() == INITIAL_CGROUPS {
+                return Ok(());
+            }
+        }
+    }
+    let path = proc.join("1/ns/cgroup");
+    let entered = File::open(&path).and_then(|file| {
+        let cgroups = Some(LinkNameSpaceType::ControlGroup);
+        Ok(move_into_link_name_space(file.as_fd(), cgroups)?)
+    });
 
     entered.with_context(|| {
         format!(
