@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::{
+    fs::{CWD, Mode, OFlags, openat},
+    process::getppid,
+};
 use tp_agent_api::MAX_ENVIRON;
 
 use crate::{
@@ -25,8 +28,8 @@ const MAX_SMALL_FILE: u64 = 128 * 1024;
 pub(crate) struct Processes {
     proc: PathBuf,
     pods: PodCgroups,
-    /// The namespaces that are no pod's: the host's, and our own.
-    refused: [FileId; 2],
+    /// The namespaces that are no pod's: the node's, and our own.
+    refused: Vec<FileId>,
 }
 
 /// The first process of a container that still runs.
@@ -48,7 +51,7 @@ impl Processes {
                  as a pod, or name the directory with --pod-cgroups"
             )
         })?;
-        let id = |process: &str| {
+        let id = |process: String| {
             let path = proc.join(process).join("ns/net");
             let file = File::open(&path).with_context(|| {
                 format!(
@@ -58,7 +61,17 @@ impl Processes {
             })?;
             anyhow::Ok(FileId::of(file)?)
         };
-        let refused = [id("1")?, id("self")?];
+        // Our parent is of the container runtime. Process 1 may be somebody that nobody may look at,
+        // where the node is itself a container.
+        let parent = getppid().map(|pid| id(pid.as_raw_nonzero().to_string()));
+        let nodes = [Some(id("1".to_owned())), parent];
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            nodes.into_iter().flatten().partition(Result::is_ok);
+        if let (true, Some(Err(error))) = (known.is_empty(), unknown.into_iter().next()) {
+            return Err(error);
+        }
+        let mut refused: Vec<FileId> = known.into_iter().flatten().collect();
+        refused.push(id("self".to_owned())?);
 
         Ok(Self {
             proc,
