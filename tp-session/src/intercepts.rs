@@ -27,6 +27,8 @@ mod listening;
 mod making;
 mod renewing;
 mod request;
+#[cfg(test)]
+mod testing;
 mod view;
 
 pub(super) use making::InterceptEvents;

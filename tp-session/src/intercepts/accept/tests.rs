@@ -8,34 +8,22 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Endpoint;
 use tp_core::dns::Zone;
-use tp_proto::tunnel::manager_client::ManagerClient;
-use tp_transport::{
-    Admission, Dialed, Identity, InterceptedFrom, KeyHash, PathChoice, Peer, Refusal, SessionRef,
-    Tunnel, TunnelConfig, TunnelServer,
-};
+use tp_transport::{Dialed, Identity, InterceptedFrom, KeyHash, Peer, SessionRef, TunnelServer};
 
-use super::*;
+use super::{
+    super::testing::{Anybody, connect},
+    *,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const UID: &str = "8a4e";
 const PORT: u16 = 8080;
 
-struct Anybody;
-
-impl Admission for Anybody {
-    fn known(&self, _: &SessionRef) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn admit(&self, _: &SessionRef, _: &KeyHash) -> Result<(), Refusal> {
-        Ok(())
-    }
-}
-
 /// A session whose intercepts are served, and the manager's view of it.
 struct Lab {
-    intercepts: Arc<Intercepts>,
+    intercepts: Arc<InterceptTargets>,
     shared: Arc<Shared>,
     server: Arc<TunnelServer>,
     manager_key: KeyHash,
@@ -46,7 +34,7 @@ impl Lab {
     fn new() -> Self {
         let identity = Identity::generate().unwrap();
         let manager_key = identity.key_hash();
-        let intercepts = Arc::new(Intercepts::default());
+        let intercepts = Arc::new(InterceptTargets::default());
         let shared = Arc::new(Shared::new(Zone::new("cluster.local", "shop", [])));
         let serving = Arc::clone(&intercepts).serve(Arc::clone(&shared));
 
@@ -61,33 +49,20 @@ impl Lab {
 
     /// Connects, as the uplink does; returns the manager's end.
     async fn connect(&self) -> Peer {
-        let (near, far) = tokio::io::duplex(64 << 10);
-        let server = Arc::clone(&self.server);
-        tokio::spawn(async move { server.attach(far).await });
-        let config = TunnelConfig {
-            identity: Identity::generate().unwrap(),
-            session: SessionRef {
-                namespace: "shop".into(),
-                name: "alice".into(),
-                uid: "1".into(),
-            },
-            manager_key: self.manager_key,
-            choice: PathChoice::StreamOnly,
-        };
-        let tunnel = Tunnel::connect(near, config).await.unwrap();
-        let peer = self.server.accept().await.unwrap();
-        let up = ActiveTunnel {
-            // Nothing is asked of it.
-            manager: ManagerClient::new(
-                tonic::transport::Endpoint::from_static("http://[::1]:9").connect_lazy(),
-            ),
-            tunnel,
-            replica: String::new(),
-            version: String::new(),
-        };
+        // Nothing is asked of the manager.
+        let nobody = Endpoint::from_static("http://[::1]:9").connect_lazy();
+        let (up, peer) = connect(&self.server, self.manager_key, session("1"), nobody).await;
         self.shared.up.send_replace(Some(up));
 
         peer
+    }
+}
+
+fn session(uid: &str) -> SessionRef {
+    SessionRef {
+        namespace: "shop".into(),
+        name: "alice".into(),
+        uid: uid.into(),
     }
 }
 
@@ -202,4 +177,22 @@ async fn after_a_reconnect_the_same_intercepts_are_served() {
     let second = lab.connect().await;
 
     assert_eq!(ask(&second, b"two").await, b"owt");
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_noted_once() {
+    let lab = Lab::new();
+    let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = unused.local_addr().unwrap();
+    drop(unused);
+    lab.intercepts.insert(UID, [(PORT, address)].into());
+    let peer = lab.connect().await;
+
+    for _ in 0..2 {
+        open(&peer, &from(UID, PORT)).await;
+    }
+
+    let refused = lab.intercepts.take_refused();
+    assert_eq!(refused, [(UID.to_owned(), PORT)].into());
+    assert!(lab.intercepts.take_refused().is_empty());
 }
