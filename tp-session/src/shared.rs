@@ -180,6 +180,11 @@ impl Shared {
         self.change(|zone| zone.set_domain(domain));
     }
 
+    /// See [`Zone::lend`].
+    pub(super) fn lend(&self, services: BTreeMap<String, String>) {
+        self.change(|zone| zone.lend(services));
+    }
+
     pub(super) fn up(&self) -> Option<ActiveTunnel> {
         self.up.borrow().clone()
     }

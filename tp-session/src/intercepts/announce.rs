@@ -1,6 +1,6 @@
 //! What the manager is told of this session's intercepts, and what it says of them.
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use tokio::time::sleep;
@@ -26,9 +26,26 @@ impl OwnIntercepts {
             };
             tokio::select! {
                 never = served => match never {},
+                never = self.lend_names() => match never {},
                 changed = up.changed() => if changed.is_err() {
                     return;
                 },
+            }
+        }
+    }
+
+    /// While a service of another namespace is intercepted, its name alone resolves as well.
+    async fn lend_names(&self) -> Infallible {
+        let mut entries = self.entries.subscribe();
+        let mut last = None;
+        loop {
+            let names = services(&entries.borrow_and_update());
+            if last.as_ref() != Some(&names) {
+                self.shared.lend(names.clone());
+                last = Some(names);
+            }
+            if entries.changed().await.is_err() {
+                return pending().await;
             }
         }
     }
@@ -106,6 +123,17 @@ impl OwnIntercepts {
             is_changed
         });
     }
+}
+
+/// The services that lead to intercepted ports, with their namespaces.
+fn services(entries: &Entries) -> BTreeMap<String, String> {
+    let wanted = entries.values().map(|entry| &entry.wanted);
+    let named = wanted.flat_map(|wanted| {
+        let services = wanted.ports.iter().flat_map(|port| &port.found.services);
+        services.map(|service| (service.clone(), wanted.namespace.clone()))
+    });
+
+    named.collect()
 }
 
 /// The intercepts whose objects name the Session of the tunnel.

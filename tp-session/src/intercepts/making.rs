@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 use tonic::{Code, Status as GrpcStatus};
 use tp_proto::{
@@ -23,8 +23,7 @@ use super::{
 const FIND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bounds the wait for the pods.
 const REDIRECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the manager may be behind the API server: pods that it found may not be counted yet.
-const NO_PODS_AFTER: Duration = Duration::from_secs(2);
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is tried to delete the object of an intercept that nobody wants any more.
 const MAX_TRIES: usize = 3;
@@ -207,23 +206,22 @@ impl OwnIntercepts {
                 let message = format!("the intercept {} was ended meanwhile", wanted.name);
                 return Err(Fault::new(FaultKind::Failed, message));
             };
-            let (phrase, limit) = match view::outlook(&entry) {
-                Outlook::Pending(phrase) => (phrase, REDIRECT_TIMEOUT),
-                Outlook::NoPods if wanted.ready == 0 || begun.elapsed() >= NO_PODS_AFTER => {
-                    return Ok(());
-                }
-                Outlook::NoPods => ("waiting for pods".to_owned(), NO_PODS_AFTER),
+            let phrase = match view::outlook(&entry, begun.elapsed()) {
+                Outlook::Pending(phrase) => phrase,
+                Outlook::NoPods if wanted.ready == 0 => return Ok(()),
+                Outlook::NoPods => format!("waiting for the pods of {}", wanted.title()),
                 Outlook::Active => return Ok(()),
                 Outlook::Failed(fault) => return Err(fault),
             };
+            if begun.elapsed() >= REDIRECT_TIMEOUT {
+                return late(&entry, &phrase);
+            }
             if phrase != last {
                 events.step(phrase.clone()).await;
                 last = phrase;
             }
-            let change = timeout_at(begun + limit, entries.changed()).await;
-            if change.is_err() && begun.elapsed() >= REDIRECT_TIMEOUT {
-                return late(&entry, &last);
-            }
+            // What is seen depends on the time as well.
+            let _ = timeout(LOOK_INTERVAL, entries.changed()).await;
         }
     }
 

@@ -5,7 +5,10 @@ use std::{
     fs,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use futures::{Stream, StreamExt as _};
@@ -92,6 +95,7 @@ pub(super) struct StagedManager {
     pub(super) heard: watch::Sender<LocalIntercepts>,
     pub(super) state: Arc<Mutex<InterceptState>>,
     pub(super) refusal: Arc<Mutex<Option<Status>>>,
+    pub(super) ready: Arc<AtomicU32>,
 }
 
 impl StagedManager {
@@ -110,6 +114,7 @@ impl StagedManager {
             heard: watch::Sender::default(),
             state: Arc::new(Mutex::new(state)),
             refusal: Arc::default(),
+            ready: Arc::new(AtomicU32::new(1)),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -176,7 +181,7 @@ impl Manager for StagedManager {
             kind: "Deployment".to_owned(),
             name: request.workload,
             ports: ports.collect(),
-            ready: 1,
+            ready: self.ready.load(Ordering::Relaxed),
         }))
     }
 

@@ -273,6 +273,9 @@ async fn an_intercept_waits_where_there_is_no_pod() {
     let mut lab = Lab::new().await;
     lab.connect().await;
     *lab.manager.state.lock().unwrap() = InterceptState::default();
+    lab.manager
+        .ready
+        .store(0, std::sync::atomic::Ordering::Relaxed);
 
     assert_eq!(lab.intercept("web").await.unwrap().state, "waiting");
 }

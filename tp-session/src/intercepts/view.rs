@@ -1,5 +1,7 @@
 //! An intercept as the user sees it.
 
+use std::time::Duration;
+
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{Intercept, InterceptPod, InterceptPort},
@@ -7,6 +9,12 @@ use tp_proto::{
 };
 
 use super::{EntryPhase, OwnIntercept, request::WantedIntercept};
+
+/// The manager may hear of an intercept from the session before the API server tells it of the object.
+const KNOWN_AFTER: Duration = Duration::from_secs(2);
+/// Within this time the agent of each node with a Ready pod has said what became of it.
+const REPORTED_AFTER: Duration = Duration::from_secs(5);
+const WAITING: &str = "waiting for the traffic manager";
 
 /// What becomes of an intercept that was just made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +35,8 @@ impl WantedIntercept {
     }
 }
 
-pub(super) fn outlook(entry: &OwnIntercept) -> Outlook {
+/// `age` is how long the object has been there.
+pub(super) fn outlook(entry: &OwnIntercept, age: Duration) -> Outlook {
     let wanted = &entry.wanted;
     let failed = |message| Outlook::Failed(Fault::new(FaultKind::Failed, message));
     match (entry.phase, &entry.state) {
@@ -36,17 +45,28 @@ pub(super) fn outlook(entry: &OwnIntercept) -> Outlook {
             wanted.name
         )),
         (EntryPhase::Ended, _) => failed(ended(wanted)),
-        (_, None) => Outlook::Pending("waiting for the traffic manager".to_owned()),
+        (_, None) => Outlook::Pending(WAITING.to_owned()),
         (_, Some(state)) if !state.held.is_empty() => failed(held(wanted, &state.held)),
+        (_, Some(state)) if !state.refusal.is_empty() && age < KNOWN_AFTER => {
+            Outlook::Pending(WAITING.to_owned())
+        }
         (_, Some(state)) if !state.refusal.is_empty() => failed(state.refusal.clone()),
-        (_, Some(state)) => outlook_of_pods(wanted, state),
+        (_, Some(state)) => {
+            let known = if age < REPORTED_AFTER {
+                wanted.ready
+            } else {
+                0
+            };
+            outlook_of_pods(wanted, state, known)
+        }
     }
 }
 
-fn outlook_of_pods(wanted: &WantedIntercept, state: &InterceptState) -> Outlook {
+/// `known` pods are Ready, whether or not agents have said so.
+fn outlook_of_pods(wanted: &WantedIntercept, state: &InterceptState, known: u32) -> Outlook {
     let redirected = state.pods.iter().filter(|pod| pod.is_redirected).count();
     let refused: Vec<&InterceptedPod> = state.pods.iter().filter(|pod| is_refused(pod)).collect();
-    let expected = state.expected_pods as usize;
+    let expected = state.expected_pods.max(known) as usize;
     if expected == 0 && redirected == 0 && refused.is_empty() {
         return Outlook::NoPods;
     }
@@ -132,7 +152,7 @@ fn state(entry: &OwnIntercept, without_tunnel: Option<&str>) -> (&'static str, S
     if state.pods.iter().any(|pod| pod.is_redirected) {
         return ("active", String::new());
     }
-    match outlook_of_pods(&entry.wanted, state) {
+    match outlook_of_pods(&entry.wanted, state, 0) {
         Outlook::NoPods => {
             let title = entry.wanted.title();
             let reason = format!("{title} has no pod that is Ready at the moment");
