@@ -230,12 +230,14 @@ impl Session {
 }
 
 async fn connect(link: tokio::io::DuplexStream, config: TunnelConfig) -> ActiveTunnel {
+    let session = config.session.clone();
     let tunnel = Tunnel::connect(link, config).await.expect("a tunnel");
     let control = tunnel.open_control().await.expect("a control stream");
     let channel = control.into_channel().await.expect("a channel");
 
     ActiveTunnel {
         tunnel,
+        session,
         manager: ManagerClient::new(channel),
         replica: "far-side".to_owned(),
         version: tp_core::VERSION.to_owned(),

@@ -4,12 +4,21 @@ use crate::crd::MANAGER_NAMESPACE;
 
 /// `tp grant …`, as it is typed in a shell.
 pub fn command(user: &str, namespace: &str, manager_namespace: &str) -> String {
+    with("", user, namespace, manager_namespace)
+}
+
+/// `tp grant … --intercept`, as it is typed in a shell.
+pub fn intercept_command(user: &str, namespace: &str, manager_namespace: &str) -> String {
+    with(" --intercept", user, namespace, manager_namespace)
+}
+
+fn with(flag: &str, user: &str, namespace: &str, manager_namespace: &str) -> String {
     let elsewhere = match manager_namespace {
         MANAGER_NAMESPACE => String::new(),
         other => format!(" --manager-namespace {other}"),
     };
 
-    let places = format!("--namespace {namespace}{elsewhere}");
+    let places = format!("--namespace {namespace}{elsewhere}{flag}");
 
     match quoted(user) {
         user if user.starts_with('-') => format!("tp grant {places} -- {user}"),
@@ -52,5 +61,9 @@ mod tests {
         ] {
             assert_eq!(command(user, "shop", manager_namespace), expected);
         }
+        assert_eq!(
+            intercept_command("-x", "shop", MANAGER_NAMESPACE),
+            "tp grant --namespace shop --intercept -- -x"
+        );
     }
 }

@@ -30,6 +30,7 @@ use faults::{Operation, api_fault};
 
 mod faults;
 mod forward;
+mod intercepts;
 mod reason;
 
 /// Bounds one request to the API server.
@@ -260,9 +261,12 @@ impl Cluster {
         user: &UserInfo,
         identity: &Identity,
     ) -> Result<SessionRef, Fault> {
-        let key = identity.key_hash();
-        let make = |user| Session::new(name, spec(user, &key));
-        let made = self.create(user, make).await?;
+        let (key, api) = (identity.key_hash(), self.sessions());
+        let make = |user| {
+            let (api, object) = (api.clone(), Session::new(name, spec(user, &key)));
+            async move { api.create(&PostParams::default(), &object).await }
+        };
+        let made = self.create(Operation::CreateSession, user, make).await?;
 
         Ok(SessionRef {
             namespace: self.destination.namespace.clone(),
@@ -271,19 +275,18 @@ impl Cluster {
         })
     }
 
-    /// Creates a Session, whose user the API server compares with the caller. A credential renewed since
+    /// Creates an object whose user the API server compares with the caller. A credential renewed since
     /// `user` was read is another user to it: every token has its own ID.
-    async fn create(
+    async fn create<K, F>(
         &self,
+        operation: Operation,
         user: &UserInfo,
-        make: impl Fn(UserInfo) -> Session,
-    ) -> Result<Session, Fault> {
-        let (api, how) = (self.sessions(), PostParams::default());
-        let object = make(user.clone());
-        let refusal = match self
-            .ask(Operation::CreateSession, api.create(&how, &object))
-            .await
-        {
+        make: impl Fn(UserInfo) -> F,
+    ) -> Result<K, Fault>
+    where
+        F: Future<Output = Result<K, kube::Error>>,
+    {
+        let refusal = match self.ask(operation.clone(), make(user.clone())).await {
             Err(fault) if faults::is_of_policy(&fault) => fault,
             made => return made,
         };
@@ -292,8 +295,7 @@ impl Cluster {
             return Err(refusal);
         }
 
-        self.ask(Operation::CreateSession, api.create(&how, &make(now)))
-            .await
+        self.ask(operation, make(now)).await
     }
 
     pub(super) async fn delete_session(&self, name: &str) -> Deletion {
@@ -319,8 +321,13 @@ impl Cluster {
         user: UserInfo,
         key: &KeyHash,
     ) -> Result<SessionRef, Fault> {
-        let make = |user| Session::renewal(&session.name, &session.uid, spec(user, key));
-        let made = self.create(&user, make).await?;
+        let api = self.sessions();
+        let make = |user| {
+            let renewal = Session::renewal(&session.name, &session.uid, spec(user, key));
+            let api = api.clone();
+            async move { api.create(&PostParams::default(), &renewal).await }
+        };
+        let made = self.create(Operation::CreateSession, &user, make).await?;
 
         Ok(SessionRef {
             namespace: session.namespace.clone(),

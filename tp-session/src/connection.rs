@@ -28,6 +28,7 @@ use super::{
     dns::servers,
     exempt::ExemptHosts,
     firewall,
+    intercepts::OwnIntercepts,
     local::{self, Observer},
     mapped,
     opened_datapath::OpenedDatapath,
@@ -63,6 +64,7 @@ pub(super) struct Connection {
     pub(super) since: Timestamp,
     root: Arc<RootLink>,
     uplink: Arc<Uplink>,
+    pub(super) intercepts: Arc<OwnIntercepts>,
     stop: CancellationToken,
     tasks: Tasks,
     pub(super) steered: watch::Sender<Steered>,
@@ -124,6 +126,7 @@ impl Connection {
         )));
         let stop = CancellationToken::new();
         let login = Arc::new(Login::new(request.clone(), &user.username, cluster));
+        let intercepts = OwnIntercepts::new(Arc::clone(&login), Arc::clone(&shared), stop.clone());
         let uplink = Uplink::new(login, choice, Arc::clone(&shared), stop.clone());
         let uplink = Arc::new(uplink);
         let (established, opened, found) = tokio::join!(
@@ -164,6 +167,7 @@ impl Connection {
             since: Timestamp::now(),
             root: Arc::clone(&opened.root),
             uplink,
+            intercepts: Arc::new(intercepts),
             stop,
             tasks,
             steered: watch::Sender::default(),
@@ -227,6 +231,14 @@ impl Connection {
         tasks.spawn("the uplink", Arc::clone(&self.uplink).run(established));
         let servers = servers::watch(self.shared.name_servers.clone());
         tasks.spawn("the watch over resolv.conf", servers);
+        let intercepts = &self.intercepts;
+        tasks.spawn(
+            "the acceptance of intercepted connections",
+            intercepts.accept(),
+        );
+        tasks.spawn("the service of intercepts", Arc::clone(intercepts).follow());
+        let ports = Arc::clone(intercepts).watch_local_ports();
+        tasks.spawn("the watch over local ports", ports);
         let shared = Arc::clone(&self.shared);
         let forget = async move { shared.external.forget().await };
         self.tasks
@@ -355,6 +367,8 @@ impl Connection {
             }
         };
         let tunnel = async {
+            // Before the manager sees the session go: new connections reach the pods again at once.
+            self.intercepts.end_all().await;
             if let Some(up) = &up {
                 up.tunnel.close(CloseCode::Quit).await;
             }

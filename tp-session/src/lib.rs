@@ -18,6 +18,7 @@ mod dns;
 mod exempt;
 mod external;
 pub mod firewall;
+mod intercepts;
 mod local;
 mod log;
 mod mapped;

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status as GrpcStatus, transport::Channel};
+use tonic::{Request, Response, Status as GrpcStatus};
 use tp_ipc::PeerPresence;
 use tp_proto::{
     fault::{Fault, FaultKind},
@@ -17,14 +17,14 @@ use tp_proto::{
         CheckRequest, CheckResponse, ConnectEvent, ConnectRequest, Ending, InterceptEvent,
         InterceptRequest, LeaveRequest, LeaveResponse, ListRequest, ListResponse,
         NamespacesRequest, NamespacesResponse, QuitRequest, QuitResponse, Status, StatusRequest,
-        VersionRequest, VersionResponse, Workload, connect_event::Event, session_server::Session,
+        VersionRequest, VersionResponse, connect_event::Event, session_server::Session,
     },
-    tunnel::{ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
 };
 
 use super::{
     check,
     connection::{self, Connection},
+    intercepts::InterceptEvents,
     progress::{Progress, Stage},
     root_link::RootLink,
     status,
@@ -35,10 +35,10 @@ mod compatibility;
 #[cfg(test)]
 mod tests;
 mod users;
+mod workloads;
 
 /// The most events that wait for a slow reader; beyond it, the sender waits.
 const MAX_QUEUED_EVENTS: usize = 16;
-const NO_INTERCEPTS: &str = "this session makes no intercepts yet";
 const PARALLEL_LISTS: usize = 2;
 const LIST_TIMEOUT: Duration = Duration::from_secs(8);
 /// A session that nobody connects with ends.
@@ -285,7 +285,7 @@ async fn follow(mut stage: watch::Receiver<Stage>, events: &Events) -> Result<Ev
 }
 
 fn broken_off() -> Fault {
-    let message = "the attempt to connect broke off: see the session's log";
+    let message = "the attempt broke off: see the session's log";
     Fault::new(FaultKind::Failed, message)
 }
 
@@ -369,13 +369,31 @@ impl Session for Service {
 
     async fn intercept(
         &self,
-        _: Request<InterceptRequest>,
+        request: Request<InterceptRequest>,
     ) -> Result<Response<Self::InterceptStream>, GrpcStatus> {
-        Err(GrpcStatus::unimplemented(NO_INTERCEPTS))
+        let connection = self.connected().await?;
+        let (event_tx, event_rx) = mpsc::channel(MAX_QUEUED_EVENTS);
+        let intercepts = Arc::clone(&connection.intercepts);
+        let namespace = connection.destination.namespace.clone();
+        // Ends with its listener, or with the connection.
+        tokio::spawn(intercepts.answer(request.into_inner(), namespace, InterceptEvents(event_tx)));
+
+        Ok(Response::new(Box::pin(ReceiverStream::new(event_rx))))
     }
 
-    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, GrpcStatus> {
-        Err(GrpcStatus::unimplemented(NO_INTERCEPTS))
+    async fn leave(
+        &self,
+        request: Request<LeaveRequest>,
+    ) -> Result<Response<LeaveResponse>, GrpcStatus> {
+        let connection = self.connected().await?;
+        let name = request.into_inner().name;
+        // It has a bound. In its own task, because a request ends with the `tp` that made it.
+        let left = tokio::spawn(async move { connection.intercepts.leave(&name).await });
+        let left = left.await.map_err(|_| broken_off())??;
+
+        Ok(Response::new(LeaveResponse {
+            intercept: Some(left),
+        }))
     }
 
     async fn namespaces(
@@ -407,7 +425,7 @@ impl Session for Service {
             return Err(Fault::new(FaultKind::Unavailable, message).into());
         };
         let listings = stream::iter(namespaces)
-            .map(|namespace| workloads(up.manager.clone(), namespace, request.all_namespaces))
+            .map(|namespace| workloads::of(up.manager.clone(), namespace, request.all_namespaces))
             .buffered(PARALLEL_LISTS);
         let workloads = timeout(LIST_TIMEOUT, listings.try_concat());
         let workloads = workloads.await.unwrap_or_else(|_| {
@@ -441,51 +459,11 @@ impl Session for Service {
     }
 }
 
-/// The workloads of a namespace, as the manager lists them.
-async fn workloads(
-    mut manager: ManagerClient<Channel>,
-    namespace: String,
-    is_one_of_all: bool,
-) -> Result<Vec<Workload>, Fault> {
-    let listed = manager.list_workloads(ListWorkloadsRequest { namespace });
-    let listed = match listed.await {
-        Ok(listed) => listed,
-        Err(status) if status.code() == tonic::Code::PermissionDenied => {
-            // The right was just revoked.
-            if is_one_of_all {
-                return Ok(Vec::new());
-            }
-            return Err(Fault::new(FaultKind::NoPermission, status.message()));
-        }
-        Err(status) => return Err(Fault::new(FaultKind::Unavailable, status.message())),
-    };
-    let workloads = listed.into_inner().workloads.into_iter();
-
-    Ok(workloads
-        .map(|it| Workload {
-            kind: it.kind,
-            name: it.name,
-            namespace: it.namespace,
-            ready: it.ready,
-            desired: it.desired,
-            ports: it.ports.iter().map(port).collect(),
-        })
-        .collect())
-}
-
 fn bare(state: &str, reason: &str) -> Status {
     Status {
         state: state.to_owned(),
         reason: reason.to_owned(),
         session_pid: std::process::id(),
         ..Status::default()
-    }
-}
-
-fn port(port: &WorkloadPort) -> String {
-    let protocol = &port.protocol;
-    match port.name.as_str() {
-        "" => format!("{}/{protocol}", port.port),
-        name => format!("{name}:{}/{protocol}", port.port),
     }
 }

@@ -20,7 +20,7 @@ use tp_proto::{
     table,
     tunnel::{manager_client::ManagerClient, table_event::Event},
 };
-use tp_transport::{SpliceCounters, Tunnel};
+use tp_transport::{SessionRef, SpliceCounters, Tunnel};
 
 use super::external::ExternalAddresses;
 
@@ -28,6 +28,8 @@ use super::external::ExternalAddresses;
 #[derive(Clone)]
 pub struct ActiveTunnel {
     pub tunnel: Tunnel,
+    /// Every tunnel has one of its own.
+    pub session: SessionRef,
     pub manager: ManagerClient<Channel>,
     /// The pod of the manager at its other end.
     pub replica: String,
@@ -176,6 +178,11 @@ impl Shared {
 
     pub(super) fn set_domain(&self, domain: &str) {
         self.change(|zone| zone.set_domain(domain));
+    }
+
+    /// See [`Zone::lend`].
+    pub(super) fn lend(&self, services: BTreeMap<String, String>) {
+        self.change(|zone| zone.lend(services));
     }
 
     pub(super) fn up(&self) -> Option<ActiveTunnel> {

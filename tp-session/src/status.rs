@@ -46,7 +46,7 @@ pub(super) async fn of(connection: &Connection) -> Status {
         subnets: steered.networks.iter().map(ToString::to_string).collect(),
         also_proxy: connection.request.also_proxy.clone(),
         never_proxy: connection.request.never_proxy.clone(),
-        intercepts: Vec::new(),
+        intercepts: connection.intercepts.status(),
         transport: transport(shared),
         datapath: Some(datapath(connection).await),
         session_pid: std::process::id(),

@@ -177,7 +177,7 @@ impl Uplink {
             Ok(tunnel) => tunnel,
             Err(error) => return Err(self.refused(replica, error).await.into()),
         };
-        let ready = self.hello(tunnel, replica).await?;
+        let ready = self.hello(tunnel, &session, replica).await?;
 
         Ok(OpenedTunnel {
             ready,
@@ -206,7 +206,12 @@ impl Uplink {
         }
     }
 
-    async fn hello(&self, tunnel: Tunnel, replica: &Replica) -> Result<ReadyTunnel, Fault> {
+    async fn hello(
+        &self,
+        tunnel: Tunnel,
+        session: &SessionRef,
+        replica: &Replica,
+    ) -> Result<ReadyTunnel, Fault> {
         let io = tunnel
             .open_control()
             .await
@@ -244,6 +249,7 @@ impl Uplink {
         }
         let up = ActiveTunnel {
             tunnel,
+            session: session.clone(),
             manager,
             replica: replica.pod.clone(),
             version: hello.version,

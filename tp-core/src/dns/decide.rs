@@ -110,6 +110,7 @@ fn target<'a>(labels: &'a [String], zone: &'a Zone) -> Option<Target<'a>> {
     let (service, prefix) = labels.split_last()?;
 
     claimed(prefix, service, zone.connected_namespace())
+        .or_else(|| claimed(prefix, service, zone.lender(service)?))
 }
 
 /// Returns whether the cluster can have a name that is a service's with `prefix` before it: ports,

@@ -110,6 +110,26 @@ fn a_service_of_another_namespace_needs_its_name() {
 }
 
 #[test]
+fn a_service_of_another_namespace_may_be_lent_a_name_of_one_label() {
+    let mut zone = zone();
+    zone.lend(
+        [("echo", "team-b"), ("web", "team-b"), ("gone", "team-b")]
+            .map(|(name, namespace)| (name.to_owned(), namespace.to_owned()))
+            .into(),
+    );
+    zone.apply("team-b", "web", service("10.96.1.9"));
+    let step = |name| decide(&query(name, RecordType::A), &zone, Limit::Datagram);
+
+    assert!(matches!(step("echo."), Step::Send(_)));
+    // The connected namespace's own.
+    let Step::Send(message) = step("web.") else {
+        panic!("not answered");
+    };
+    assert_eq!(addresses(&message, 9), [Ipv4Addr::new(10, 96, 1, 2)]);
+    assert_eq!(step("gone."), Step::PassOn);
+}
+
+#[test]
 fn a_name_without_that_kind_of_record_exists_all_the_same() {
     let message = answer("web.", RecordType::AAAA);
 

@@ -19,6 +19,8 @@ pub struct ServiceEntry {
 pub struct Zone {
     domain: Vec<String>,
     connected_namespace: String,
+    /// Services of other namespaces that have names of one label, with their namespaces.
+    lent: BTreeMap<String, String>,
     /// Empty: all.
     mapped: BTreeSet<String>,
     namespaces: BTreeSet<String>,
@@ -39,6 +41,7 @@ impl Zone {
         Self {
             domain: labels(domain),
             connected_namespace: connected_namespace.to_owned(),
+            lent: BTreeMap::new(),
             mapped: mapped.into_iter().collect(),
             namespaces: BTreeSet::new(),
             services: BTreeMap::new(),
@@ -50,6 +53,16 @@ impl Zone {
     /// Sets the cluster's own domain.
     pub fn set_domain(&mut self, domain: &str) {
         self.domain = labels(domain);
+    }
+
+    /// Sets the services of other namespaces, by name with the namespace, that have names of one label
+    /// as well. A service of the connected namespace comes first.
+    pub fn lend(&mut self, services: BTreeMap<String, String>) {
+        self.lent = services;
+    }
+
+    pub(super) fn lender(&self, service: &str) -> Option<&str> {
+        self.lent.get(service).map(String::as_str)
     }
 
     /// Replaces everything by these namespaces and networks, without services.

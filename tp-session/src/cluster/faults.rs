@@ -14,11 +14,15 @@ use super::{Destination, forward::UpgradeBlocked};
 const POLICY: &str = "ValidatingAdmissionPolicy";
 
 /// A request to the API server.
+#[derive(Clone)]
 pub(super) enum Operation {
     Login,
     ReadKeys,
     CreateSession,
     PortForward(String),
+    /// In the namespace.
+    CreateIntercept(String),
+    DeleteIntercept(String),
 }
 
 pub(super) fn api_fault(
@@ -66,6 +70,20 @@ pub(super) fn api_fault(
             ),
         ),
         (404, Operation::ReadKeys | Operation::CreateSession) => not_installed(destination),
+        (404, Operation::CreateIntercept(namespace)) if status.message.contains("namespaces") => {
+            Fault::new(
+                FaultKind::Config,
+                format!("the namespace {namespace} does not exist: choose one with --namespace"),
+            )
+        }
+        (404, Operation::CreateIntercept(_) | Operation::DeleteIntercept(_)) => Fault::new(
+            FaultKind::NotInstalled,
+            format!(
+                "the tp in the cluster of context {} is older and knows no intercepts: ask an \
+                 administrator to run `tp install`",
+                destination.context
+            ),
+        ),
         (404, Operation::PortForward(pod)) => Fault::new(
             FaultKind::TemporaryFailure,
             format!(
@@ -112,20 +130,36 @@ fn forbidden(operation: &Operation, destination: &Destination, said: &str) -> Fa
              an administrator for `{}`",
             granting(destination, said)
         ),
+        Operation::CreateIntercept(_) if said.contains(POLICY) => {
+            format!("the API server refuses the intercept: {said}")
+        }
+        Operation::CreateIntercept(namespace) => format!(
+            "you may not create intercepts.{GROUP} in the namespace {namespace}: ask an administrator \
+             for `{}`",
+            grant::intercept_command(user_in(said), namespace, &destination.manager_namespace)
+        ),
+        Operation::DeleteIntercept(namespace) => format!(
+            "you may not delete intercepts.{GROUP} in the namespace {namespace}: ask an administrator \
+             for `{}`",
+            grant::intercept_command(user_in(said), namespace, &destination.manager_namespace)
+        ),
     };
 
     Fault::new(FaultKind::NoPermission, message)
 }
 
-/// The command that grants the missing right, to the user in the API server's message: `… is forbidden:
-/// User "alice" cannot …`.
+/// The command that grants the missing right.
 fn granting(destination: &Destination, said: &str) -> String {
-    let user = said
-        .split_once("User \"")
-        .and_then(|(_, rest)| rest.split_once('"'))
-        .map_or("USER", |(user, _)| user);
+    let namespace = &destination.namespace;
 
-    grant::command(user, &destination.namespace, &destination.manager_namespace)
+    grant::command(user_in(said), namespace, &destination.manager_namespace)
+}
+
+/// The user in the API server's message: `… is forbidden: User "alice" cannot …`.
+fn user_in(said: &str) -> &str {
+    said.split_once("User \"")
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .map_or("USER", |(user, _)| user)
 }
 
 /// Returns whether an admission policy refuses, rather than RBAC.
@@ -168,6 +202,12 @@ impl Operation {
             Self::ReadKeys => format!("reading the ConfigMap {MANAGER_CONFIG_MAP}"),
             Self::CreateSession => format!("a session in the namespace {}", destination.namespace),
             Self::PortForward(pod) => format!("port-forward to {pod}"),
+            Self::CreateIntercept(namespace) => {
+                format!("an intercept in the namespace {namespace}")
+            }
+            Self::DeleteIntercept(namespace) => {
+                format!("the end of an intercept in the namespace {namespace}")
+            }
         }
     }
 }

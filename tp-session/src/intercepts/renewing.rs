@@ -1,0 +1,188 @@
+//! Intercepts whose objects are of an earlier Session are made anew; what somebody else has ended in the
+//! cluster is not.
+
+use std::{convert::Infallible, future::pending, mem, sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, stream};
+use tokio::time::sleep;
+use tp_core::backoff::Backoff;
+use tp_proto::{crd::UserInfo, fault::Fault};
+use tp_transport::SessionRef;
+
+use super::{Entries, EntryPhase, MadeObject, OwnIntercept, OwnIntercepts, WantedIntercept};
+
+const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(500);
+const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(30);
+/// Objects made at once.
+const PARALLEL: usize = 4;
+/// How often an object is looked for that the manager does not serve.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+impl OwnIntercepts {
+    /// Makes anew whatever is not of `session`.
+    pub(super) async fn renew_all(&self, session: &SessionRef) -> Infallible {
+        let mut backoff = Backoff::new(MIN_RETRY_BACKOFF, MAX_RETRY_BACKOFF);
+        let mut entries = self.entries.subscribe();
+        loop {
+            let stale = stale(&entries.borrow_and_update(), session);
+            if stale.is_empty() {
+                if entries.changed().await.is_err() {
+                    return pending().await;
+                }
+                continue;
+            }
+            if self.renew(stale, session).await {
+                backoff.reset();
+            } else {
+                sleep(backoff.pause(fastrand::f64())).await;
+            }
+        }
+    }
+
+    /// Returns whether all were made.
+    async fn renew(&self, stale: Vec<Arc<WantedIntercept>>, session: &SessionRef) -> bool {
+        let user = match self.login.user().await {
+            Ok(user) => user,
+            Err(fault) => {
+                stale.iter().for_each(|it| self.note(it, &fault));
+                return false;
+            }
+        };
+        let user = &user;
+        let renewals = stream::iter(stale)
+            .map(|wanted| async move { self.renew_one(&wanted, session, user).await })
+            .buffer_unordered(PARALLEL);
+
+        renewals.all(async |is_made| is_made).await
+    }
+
+    async fn renew_one(
+        &self,
+        wanted: &Arc<WantedIntercept>,
+        session: &SessionRef,
+        user: &UserInfo,
+    ) -> bool {
+        let object = wanted.object_name();
+        let mut old = None;
+        self.update(wanted, |entry| {
+            if entry.phase == EntryPhase::Standing {
+                let old_object = mem::replace(&mut entry.object, object.clone());
+                entry.state = None;
+                old = Some((old_object, entry.made.take()));
+            }
+        });
+        // The user has ended it.
+        let Some((old_object, old_made)) = old else {
+            return true;
+        };
+        if let Some(made) = old_made {
+            self.targets.remove(&made.uid);
+        }
+        let (deleted, made) = tokio::join!(
+            self.delete(&wanted.namespace, &old_object),
+            self.create(wanted, &object, session, user)
+        );
+        if let Err(fault) = deleted {
+            // The manager collects it, as its Session is no more.
+            tracing::info!(reason = %fault, "Earlier Intercept object not deleted");
+        }
+        match made {
+            Ok(()) => true,
+            Err(fault) => {
+                tracing::info!(name = wanted.name, reason = %fault, "Intercept not made anew");
+                self.note(wanted, &fault);
+                false
+            }
+        }
+    }
+
+    fn note(&self, wanted: &Arc<WantedIntercept>, fault: &Fault) {
+        self.update(wanted, |entry| entry.fault.clone_from(&fault.message));
+    }
+
+    /// Creates the object, whose name the entry has already; connections of it are taken from now on.
+    pub(super) async fn create(
+        &self,
+        wanted: &Arc<WantedIntercept>,
+        object: &str,
+        session: &SessionRef,
+        user: &UserInfo,
+    ) -> Result<(), Fault> {
+        let (cluster, spec) = (self.login.cluster(), wanted.spec(session));
+        let namespace = &wanted.namespace;
+        let uid = cluster
+            .create_intercept(namespace, object, &spec, user)
+            .await?;
+        let mut is_wanted = false;
+        self.update(wanted, |entry| {
+            is_wanted = entry.object == object && entry.phase != EntryPhase::Leaving;
+            if is_wanted {
+                self.targets.insert(&uid, entry.targets());
+                entry.made = Some(MadeObject {
+                    uid,
+                    session: session.uid.clone(),
+                });
+                entry.state = None;
+                entry.fault.clear();
+            }
+        });
+        tracing::info!(%namespace, object, is_wanted, "Intercept object created");
+        if is_wanted {
+            return Ok(());
+        }
+
+        // It was ended while it was being made.
+        self.delete(namespace, object).await
+    }
+
+    /// Notices the intercepts that somebody has ended in the cluster.
+    pub(super) async fn look_for_ended(&self) -> Infallible {
+        loop {
+            sleep(LOOK_INTERVAL).await;
+            let suspects = suspects(&self.entries.borrow());
+            for entry in suspects {
+                let Some(made) = &entry.made else { continue };
+                let cluster = self.login.cluster();
+                let namespace = &entry.wanted.namespace;
+                if !cluster
+                    .lacks_intercept(namespace, &entry.object, &made.uid)
+                    .await
+                {
+                    continue;
+                }
+                self.update(&entry.wanted, |now| {
+                    if now.phase == EntryPhase::Standing && now.made.as_ref() == Some(made) {
+                        now.phase = EntryPhase::Ended;
+                        self.targets.remove(&made.uid);
+                        tracing::info!(%namespace, object = now.object, "Intercept ended in the cluster");
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn stale(entries: &Entries, session: &SessionRef) -> Vec<Arc<WantedIntercept>> {
+    let is_stale = |entry: &&OwnIntercept| {
+        let made = entry.made.as_ref();
+        entry.phase == EntryPhase::Standing && made.is_none_or(|it| it.session != session.uid)
+    };
+
+    entries
+        .values()
+        .filter(is_stale)
+        .map(|entry| Arc::clone(&entry.wanted))
+        .collect()
+}
+
+/// Those that the manager does not serve, though they have an object.
+fn suspects(entries: &Entries) -> Vec<OwnIntercept> {
+    let is_suspect = |entry: &&OwnIntercept| {
+        let state = entry.state.as_ref();
+        entry.phase == EntryPhase::Standing
+            && entry.made.is_some()
+            && state.is_none_or(|state| !state.refusal.is_empty())
+    };
+
+    entries.values().filter(is_suspect).cloned().collect()
+}
