@@ -1,0 +1,151 @@
+//! Accepted connections: each finds its Intercept by the port that was meant, gets a carrier, and is
+//! carried to the end.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, task::JoinSet};
+use tp_process::sync::lock;
+use tp_transport::{
+    InterceptedFrom, SpliceCounters,
+    agents::{AgentError, AgentFlow, carry},
+    splice::failed,
+};
+
+use crate::managers::Managers;
+
+/// Of the carriers tried: a warm one may have ended unnoticed.
+const MAX_ATTEMPTS: usize = 3;
+
+/// Which Intercept has a port, and which manager leases it.
+pub(crate) type Routes = BTreeMap<u16, Route>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) intercept: String,
+    pub(crate) manager: String,
+}
+
+/// Owns the tasks of all connections; they end with it.
+pub(crate) struct Connections {
+    managers: Arc<Managers>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// A connection that was accepted in a pod.
+pub(crate) struct AcceptedConnection {
+    pub(crate) client: TcpStream,
+    /// Ours, in the pod: the port is the one that was meant.
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+impl AcceptedConnection {
+    /// Closed from now on in any way but the orderly one, it is reset.
+    pub(crate) fn new(
+        client: TcpStream,
+        permit: OwnedSemaphorePermit,
+    ) -> std::io::Result<Self> {
+        SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+
+        Ok(Self {
+            local: canonical(client.local_addr()?),
+            peer: canonical(client.peer_addr()?),
+            client,
+            permit,
+        })
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+
+    SocketAddr::new(ip, address.port())
+}
+
+impl Connections {
+    pub(crate) fn new(managers: Arc<Managers>) -> Self {
+        Self {
+            managers,
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// Carries the connection, of the pod with this UID.
+    pub(crate) fn serve(&self, connection: AcceptedConnection, route: Route, pod: String) {
+        let managers = Arc::clone(&self.managers);
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let AcceptedConnection {
+                client,
+                local,
+                peer,
+                permit: _permit,
+            } = connection;
+            let from = InterceptedFrom {
+                intercept: route.intercept,
+                client: peer,
+                pod: local,
+            };
+            let carrier = tokio::select! {
+                carrier = carrier(&managers, &route.manager, &from, &pod) => carrier,
+                error = failed(&client) => {
+                    tracing::debug!(%error, "Client has gone");
+                    None
+                }
+            };
+            if let Some(carrier) = carrier
+                && let Err(error) = carry(client, carrier, &SpliceCounters::default()).await
+            {
+                tracing::debug!(%error, "Intercepted connection was reset");
+            }
+        });
+    }
+
+    /// Resets all.
+    pub(crate) fn abort(&self) {
+        lock(&self.tasks).abort_all();
+    }
+}
+
+/// A carrier whose workstation has taken the connection.
+async fn carrier(
+    managers: &Managers,
+    manager: &str,
+    from: &InterceptedFrom,
+    pod: &str,
+) -> Option<AgentFlow> {
+    for _ in 0..MAX_ATTEMPTS {
+        let Some(carrier) = managers.carrier(manager).await else {
+            tracing::debug!(manager, "No carrier for an intercepted connection");
+            return None;
+        };
+        match carrier.carry(from, pod).await {
+            Ok(Ok(carrier)) => return Some(carrier),
+            Ok(Err(verdict)) => {
+                tracing::debug!(
+                    outcome = verdict.outcome,
+                    reason = verdict.reason,
+                    "Intercepted connection is refused"
+                );
+                return None;
+            }
+            Err(AgentError::Io(error)) => {
+                tracing::debug!(%error, "Carrier ended unused");
+            }
+            Err(error) => {
+                tracing::debug!(%error, "Intercepted connection is not carried");
+                return None;
+            }
+        }
+    }
+
+    None
+}

@@ -1,0 +1,182 @@
+//! The agent with the real tp-agentd and the manager's end of its connections: what happens in a pod
+//! when an Intercept comes, goes, or loses its manager. Each test has network namespaces of its own, and
+//! a pod below a made-up `/proc`; facts take the place of the API server.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tp_proto::{
+    agent::{PodPhase, PodReport},
+    tunnel::Outcome,
+};
+
+use crate::{
+    manager::{INTERCEPT, Manager},
+    stage::{CONTAINER, Stage},
+};
+
+#[path = "node/manager.rs"]
+mod manager;
+#[path = "node/stage.rs"]
+mod stage;
+
+const LIMIT: Duration = Duration::from_secs(10);
+const POD4: &str = "10.77.0.2:8080";
+const POD6: &str = "[fd77::2]:8080";
+
+/// Connects, sends something, and reads until the end.
+async fn ask(to: &str) -> io::Result<String> {
+    let asked = async {
+        let mut client = TcpStream::connect(to).await?;
+        client.write_all(b"hello").await?;
+        client.shutdown().await?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+
+    timeout(LIMIT, asked).await.unwrap()
+}
+
+/// A connection that the workstation takes.
+async fn is_carried(manager: &mut Manager, to: &str) {
+    let address = to.to_owned();
+    let client = tokio::spawn(async move { ask(&address).await });
+    let incoming = manager.incoming().await;
+    assert_eq!(incoming.from.intercept, INTERCEPT);
+    assert_eq!(incoming.from.pod, to.parse().unwrap());
+    let client_address = if incoming.from.pod.is_ipv4() { "10.77.0.1" } else { "fd77::1" };
+    assert_eq!(incoming.from.client.ip().to_string(), client_address);
+    assert_eq!(incoming.pod, stage::UID);
+
+    let mut flow = incoming.accept().await.unwrap();
+    let mut sent = String::new();
+    flow.read_to_string(&mut sent).await.unwrap();
+    assert_eq!(sent, "hello");
+    flow.write_all(b"workstation").await.unwrap();
+    flow.shutdown().await.unwrap();
+    assert_eq!(client.await.unwrap().unwrap(), "workstation");
+}
+
+/// Connects until the answer is this one, for a while.
+async fn is_soon(to: &str, wanted: impl Fn(&io::Result<String>) -> bool) {
+    let polled = async {
+        loop {
+            let answer = ask(to).await;
+            if wanted(&answer) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+
+    timeout(LIMIT, polled).await.unwrap();
+}
+
+fn is_container(answer: &io::Result<String>) -> bool {
+    answer.as_ref().is_ok_and(|answer| answer == CONTAINER)
+}
+
+fn is_refused(answer: &io::Result<String>) -> bool {
+    let kind = answer.as_ref().err().map(io::Error::kind);
+
+    kind == Some(io::ErrorKind::ConnectionRefused)
+}
+
+fn is_redirected(report: &PodReport) -> bool {
+    report.phase() == PodPhase::Redirected && report.reason.is_empty()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_leased_port_goes_to_the_workstation_until_its_release() {
+    let stage = Stage::new("a");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let agent = stage.agent(&manager);
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
+
+        manager.lease(&[(8080, true)]);
+        let report = manager.report(is_redirected).await;
+        assert_eq!(report.name, "web-0");
+        assert_eq!(report.ports[0].to_workstation, 0, "a proof is not counted");
+        is_carried(&mut manager, POD4).await;
+        is_carried(&mut manager, POD6).await;
+        manager.report(|report| report.ports[0].to_workstation == 2).await;
+
+        let client = tokio::spawn(ask(POD4));
+        let incoming = manager.incoming().await;
+        incoming.refuse(Outcome::Refused, "nobody listens").await;
+        let error = client.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+        manager.lease(&[(8080, false)]);
+        is_soon(POD4, is_refused).await;
+        manager.lease(&[(8080, true)]);
+        manager.report(|report| report.ports[0].refused > 0).await;
+
+        manager.lease(&[]);
+        let released = |report: &PodReport| report.phase() == PodPhase::Released;
+        manager.report(released).await;
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
+        agent.close().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_container_serves_when_the_manager_is_lost() {
+    let stage = Stage::new("b");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let _agent = stage.agent(&manager);
+        manager.lease(&[(8080, true)]);
+        manager.report(is_redirected).await;
+        is_carried(&mut manager, POD4).await;
+
+        drop(manager);
+        is_soon(POD4, is_container).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_redirect_is_made_anew_when_the_program_with_power_is_replaced() {
+    let stage = Stage::new("c");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let _agent = stage.agent(&manager);
+        manager.lease(&[(8080, true)]);
+        manager.report(is_redirected).await;
+
+        stage.replace_agentd();
+        is_soon(POD4, is_container).await;
+        manager.report(|report| report.phase() != PodPhase::Redirected).await;
+        manager.report(is_redirected).await;
+        is_carried(&mut manager, POD4).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_container_serves_as_soon_as_the_agent_has_ended() {
+    let stage = Stage::new("d");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let agent = stage.agent(&manager);
+        manager.lease(&[(8080, false)]);
+        manager.report(is_redirected).await;
+        assert!(is_refused(&ask(POD4).await));
+
+        agent.close().await;
+        let begun = std::time::Instant::now();
+        is_soon(POD4, is_container).await;
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    });
+}
