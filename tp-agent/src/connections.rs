@@ -48,10 +48,7 @@ pub(crate) struct AcceptedConnection {
 
 impl AcceptedConnection {
     /// Closed from now on in any way but the orderly one, it is reset.
-    pub(crate) fn new(
-        client: TcpStream,
-        permit: OwnedSemaphorePermit,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn new(client: TcpStream, permit: OwnedSemaphorePermit) -> std::io::Result<Self> {
         SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
 
         Ok(Self {

@@ -11,7 +11,7 @@ use tp_core::intercept::holders::WorkloadKey;
 use tp_transport::KeyHash;
 
 /// All that is known.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// By UID.
     pub intercepts: BTreeMap<String, InterceptFacts>,

@@ -11,6 +11,7 @@ pub mod facts;
 mod agentd;
 mod args;
 mod connections;
+mod knowledge;
 mod leases;
 mod managers;
 mod plan;
@@ -18,4 +19,7 @@ mod redirects;
 mod reports;
 mod runtime;
 
-pub use {args::Args, runtime::NodeAgent};
+pub use {
+    args::Args,
+    runtime::{NodeAgent, run},
+};

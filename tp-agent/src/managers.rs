@@ -86,10 +86,7 @@ impl Managers {
     }
 
     /// Keeps a connection to each manager, until it is aborted.
-    pub(crate) async fn keep(
-        self: std::sync::Arc<Self>,
-        mut known: watch::Receiver<ManagerFacts>,
-    ) {
+    pub(crate) async fn keep(self: std::sync::Arc<Self>, mut known: watch::Receiver<ManagerFacts>) {
         let mut kept: BTreeMap<String, (ManagerAddress, AbortOnDropHandle<()>)> = BTreeMap::new();
         loop {
             let wanted = known.borrow_and_update().clone();

@@ -74,12 +74,7 @@ impl Redirects {
         }
     }
 
-    fn apply(
-        &self,
-        plan: Plan,
-        tended: &mut BTreeMap<String, Tended>,
-        tasks: &mut JoinSet<()>,
-    ) {
+    fn apply(&self, plan: Plan, tended: &mut BTreeMap<String, Tended>, tasks: &mut JoinSet<()>) {
         let Plan { pods, refusals } = plan;
         self.managers.reports().set_refusals(refusals);
         for (uid, pod) in tended.iter() {

@@ -54,7 +54,12 @@ impl Said {
         let reports = self.pods.values().flatten().chain(&self.refusals);
 
         reports
-            .map(|report| ((report.intercept.clone(), report.pod.clone()), report.clone()))
+            .map(|report| {
+                (
+                    (report.intercept.clone(), report.pod.clone()),
+                    report.clone(),
+                )
+            })
             .collect()
     }
 }
@@ -103,7 +108,10 @@ mod tests {
         let changes = changes(&told, &said.borrow().all());
 
         assert_eq!(changes.len(), 2);
-        assert_eq!((changes[0].pod.as_str(), changes[0].phase()), ("a", PodPhase::Released));
+        assert_eq!(
+            (changes[0].pod.as_str(), changes[0].phase()),
+            ("a", PodPhase::Released)
+        );
         assert_eq!(changes[1], report("c", "never"));
     }
 }

@@ -27,6 +27,7 @@ mod manager;
 mod stage;
 
 const LIMIT: Duration = Duration::from_secs(10);
+const ATTEMPT: Duration = Duration::from_millis(500);
 const POD4: &str = "10.77.0.2:8080";
 const POD6: &str = "[fd77::2]:8080";
 
@@ -51,7 +52,11 @@ async fn is_carried(manager: &mut Manager, to: &str) {
     let incoming = manager.incoming().await;
     assert_eq!(incoming.from.intercept, INTERCEPT);
     assert_eq!(incoming.from.pod, to.parse().unwrap());
-    let client_address = if incoming.from.pod.is_ipv4() { "10.77.0.1" } else { "fd77::1" };
+    let client_address = if incoming.from.pod.is_ipv4() {
+        "10.77.0.1"
+    } else {
+        "fd77::1"
+    };
     assert_eq!(incoming.from.client.ip().to_string(), client_address);
     assert_eq!(incoming.pod, stage::UID);
 
@@ -68,7 +73,9 @@ async fn is_carried(manager: &mut Manager, to: &str) {
 async fn is_soon(to: &str, wanted: impl Fn(&io::Result<String>) -> bool) {
     let polled = async {
         loop {
-            let answer = ask(to).await;
+            // Until the change, the workstation would be waited for.
+            let answer = timeout(ATTEMPT, ask(to)).await;
+            let answer = answer.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
             if wanted(&answer) {
                 return;
             }
@@ -108,7 +115,9 @@ fn a_leased_port_goes_to_the_workstation_until_its_release() {
         assert_eq!(report.ports[0].to_workstation, 0, "a proof is not counted");
         is_carried(&mut manager, POD4).await;
         is_carried(&mut manager, POD6).await;
-        manager.report(|report| report.ports[0].to_workstation == 2).await;
+        manager
+            .report(|report| report.ports[0].to_workstation == 2)
+            .await;
 
         let client = tokio::spawn(ask(POD4));
         let incoming = manager.incoming().await;
@@ -157,7 +166,9 @@ fn a_redirect_is_made_anew_when_the_program_with_power_is_replaced() {
 
         stage.replace_agentd();
         is_soon(POD4, is_container).await;
-        manager.report(|report| report.phase() != PodPhase::Redirected).await;
+        manager
+            .report(|report| report.phase() != PodPhase::Redirected)
+            .await;
         manager.report(is_redirected).await;
         is_carried(&mut manager, POD4).await;
     });

@@ -38,7 +38,7 @@ pub(super) struct Pool {
 
 enum Input {
     Take(Option<Take>),
-    Made(Result<IdleCarrier, AgentError>),
+    Made(Result<Box<IdleCarrier>, AgentError>),
     Ended(usize),
     Shrink,
     Retry,
@@ -99,8 +99,8 @@ impl Pool {
             },
             Input::Take(None) | Input::Retry => {}
             Input::Made(Ok(carrier)) => match self.waiting.pop_front() {
-                Some(take) => self.give(carrier, take),
-                None => self.idle.push(carrier),
+                Some(take) => self.give(*carrier, take),
+                None => self.idle.push(*carrier),
             },
             Input::Made(Err(error)) => {
                 tracing::debug!(%error, "Cannot make a carrier");
@@ -132,10 +132,12 @@ impl Pool {
     }
 }
 
-async fn made(manager: ManagerAddress, ticket: Ticket) -> Result<IdleCarrier, AgentError> {
+async fn made(manager: ManagerAddress, ticket: Ticket) -> Result<Box<IdleCarrier>, AgentError> {
     let tcp = connect(manager).await?;
 
-    IdleCarrier::connect(tcp, manager.key, &ticket).await
+    let carrier = IdleCarrier::connect(tcp, manager.key, &ticket).await?;
+
+    Ok(Box::new(carrier))
 }
 
 /// The index of one that has ended.

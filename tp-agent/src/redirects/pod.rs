@@ -1,12 +1,6 @@
 //! One redirected pod, from the first port to the last.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    ops::ControlFlow,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -103,7 +97,9 @@ impl PodTask {
                     tracing::info!(pod = plan.name, %error, "Pod is not redirected");
                     self.refuse(&plan, &error.to_string());
                     let pause = backoff.pause(fastrand::f64());
-                    let changed = self.plan.wait_for(|it| it.ports.is_empty() || it.ids != plan.ids);
+                    let changed = self
+                        .plan
+                        .wait_for(|it| it.ports.is_empty() || it.ids != plan.ids);
                     tokio::select! {
                         changed = changed => if changed.is_err() { break },
                         () = sleep(pause) => {}

@@ -107,7 +107,12 @@ impl Ports {
     }
 
     /// One report for each Intercept with all its ports tested; `before` stands meanwhile.
-    pub(super) fn reports(&self, uid: &str, plan: &PodPlan, before: &[PodReport]) -> Vec<PodReport> {
+    pub(super) fn reports(
+        &self,
+        uid: &str,
+        plan: &PodPlan,
+        before: &[PodReport],
+    ) -> Vec<PodReport> {
         let mut by_intercept: BTreeMap<&str, Vec<(u16, &Port)>> = BTreeMap::new();
         for (number, port) in &self.0 {
             let ports = by_intercept.entry(&port.intercept).or_default();
@@ -128,7 +133,10 @@ impl Ports {
                 name: plan.name.clone(),
                 phase: phase.into(),
                 reason,
-                ports: ports.iter().map(|(number, port)| port.counters(*number)).collect(),
+                ports: ports
+                    .iter()
+                    .map(|(number, port)| port.counters(*number))
+                    .collect(),
             })
         });
 
@@ -139,7 +147,9 @@ impl Ports {
 fn judged(ports: &[(u16, &Port)]) -> (PodPhase, String) {
     let with = |proof| {
         let found = ports.iter().filter(|(_, port)| port.proof == Some(proof));
-        found.map(|(number, _)| number.to_string()).collect::<Vec<_>>()
+        found
+            .map(|(number, _)| number.to_string())
+            .collect::<Vec<_>>()
     };
     let (bypassed, unseen) = (with(Proof::Bypassed), with(Proof::Unseen));
     if !bypassed.is_empty() {
@@ -156,7 +166,9 @@ fn judged(ports: &[(u16, &Port)]) -> (PodPhase, String) {
 
 impl Port {
     fn counters(&self, port: u16) -> agent::PortCounters {
-        let Self { last, base, own, .. } = self;
+        let Self {
+            last, base, own, ..
+        } = self;
         let since = |last: u64, base: u64, own: u64| last.saturating_sub(base).saturating_sub(own);
 
         agent::PortCounters {
