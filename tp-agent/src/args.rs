@@ -10,7 +10,7 @@ use crate::facts::Rules;
 /// The node agent of tp. `tp install` runs it.
 #[derive(Debug, Clone, Parser)]
 #[command(version)]
-pub struct Args {
+pub struct AgentArgs {
     /// The node whose pods are redirected
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
@@ -40,7 +40,7 @@ pub struct Args {
     pub intercept_namespaces: Vec<String>,
 }
 
-impl Args {
+impl AgentArgs {
     pub(crate) fn rules(&self) -> Rules {
         Rules {
             manager_namespace: self.manager_namespace.clone(),

@@ -23,16 +23,16 @@ use crate::managers::Managers;
 const MAX_ATTEMPTS: usize = 3;
 
 /// Which Intercept has a port, and which manager leases it.
-pub(crate) type Routes = BTreeMap<u16, Route>;
+pub(crate) type Routes = BTreeMap<u16, PortRoute>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Route {
+pub(crate) struct PortRoute {
     pub(crate) intercept: String,
     pub(crate) manager: String,
 }
 
 /// Owns the tasks of all connections; they end with it.
-pub(crate) struct Connections {
+pub(crate) struct CarriedConnections {
     managers: Arc<Managers>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -66,7 +66,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-impl Connections {
+impl CarriedConnections {
     pub(crate) fn new(managers: Arc<Managers>) -> Self {
         Self {
             managers,
@@ -75,7 +75,7 @@ impl Connections {
     }
 
     /// Carries the connection, of the pod with this UID.
-    pub(crate) fn serve(&self, connection: AcceptedConnection, route: Route, pod: String) {
+    pub(crate) fn serve(&self, connection: AcceptedConnection, route: PortRoute, pod: String) {
         let managers = Arc::clone(&self.managers);
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}

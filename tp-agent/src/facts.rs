@@ -18,7 +18,7 @@ pub struct Facts {
     /// The pods of the node, by UID.
     pub pods: BTreeMap<String, PodFacts>,
     /// By UID of the Intercept; one that is missing is under way.
-    pub reviews: BTreeMap<String, Review>,
+    pub reviews: BTreeMap<String, UserReview>,
 }
 
 /// An Intercept, as far as the agent goes by it.
@@ -59,7 +59,7 @@ pub struct PodFacts {
 
 /// Whether the user of an Intercept may have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Review {
+pub enum UserReview {
     /// They may.
     Allowed,
     /// They may not, or it cannot be told: a sentence.

@@ -29,7 +29,7 @@ use tokio::{
 use tp_core::intercept::holders::WorkloadKey;
 use tp_proto::crd::{GROUP, Intercept, UserInfo};
 
-use crate::facts::{Facts, InterceptFacts, Review};
+use crate::facts::{Facts, InterceptFacts, UserReview};
 use pods::{KnownPod, OwnerReplicaSet};
 
 mod intercepts;
@@ -70,14 +70,14 @@ struct KnownIntercept {
 
 #[derive(Default)]
 struct Asked {
-    answer: Option<Review>,
+    answer: Option<UserReview>,
     is_under_way: bool,
     due: Option<Instant>,
 }
 
 enum Answer {
     Owner(OwnerReplicaSet, Result<Option<WorkloadKey>, String>),
-    Review(String, Result<Review, String>),
+    Review(String, Result<UserReview, String>),
 }
 
 /// A change that a watch tells, with the objects of a listing together.
@@ -192,8 +192,8 @@ impl Knowledge {
                     Err(error) => tracing::debug!(%error, "Right of a user is not known"),
                 }
                 let lifetime = match asked.answer {
-                    Some(Review::Allowed) => GRANT_LIFETIME,
-                    Some(Review::Denied(_)) | None => DENIAL_LIFETIME,
+                    Some(UserReview::Allowed) => GRANT_LIFETIME,
+                    Some(UserReview::Denied(_)) | None => DENIAL_LIFETIME,
                 };
                 asked.due = Some(Instant::now() + lifetime);
             }
@@ -347,7 +347,7 @@ async fn owner_of(
 }
 
 /// Whether a user may intercept in a namespace.
-async fn review(client: Client, user: UserInfo, namespace: String) -> Result<Review, String> {
+async fn review(client: Client, user: UserInfo, namespace: String) -> Result<UserReview, String> {
     let reviews: Api<SubjectAccessReview> = Api::all(client);
     let denied = format!(
         "user {} may not create intercepts.{GROUP} in namespace {namespace}: an administrator can allow \
@@ -377,7 +377,7 @@ async fn review(client: Client, user: UserInfo, namespace: String) -> Result<Rev
     let answer = answer.map_err(|error| error.to_string())?;
 
     Ok(match answer.status.is_some_and(|status| status.allowed) {
-        true => Review::Allowed,
-        false => Review::Denied(denied),
+        true => UserReview::Allowed,
+        false => UserReview::Denied(denied),
     })
 }

@@ -20,6 +20,6 @@ mod reports;
 mod runtime;
 
 pub use {
-    args::Args,
+    args::AgentArgs,
     runtime::{NodeAgent, run},
 };

@@ -5,11 +5,11 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tp_agent::Args;
+use tp_agent::AgentArgs;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = AgentArgs::parse();
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .with_env_var("TP_LOG")

@@ -8,7 +8,7 @@ use tp_proto::{
     crd::{AGENT_NAMESPACE, MANAGER_NAMESPACE},
 };
 
-use crate::facts::{Facts, InterceptFacts, PodFacts, Review, Rules};
+use crate::facts::{Facts, InterceptFacts, PodFacts, Rules, UserReview};
 
 #[cfg(test)]
 mod tests;
@@ -169,7 +169,7 @@ fn leases<'a>(now: BootTime, news: &'a AllNews, facts: &'a Facts) -> Vec<Leased<
     leases
 }
 
-fn refusal(namespace: &str, review: &Review, pod: &PodFacts, rules: &Rules) -> Option<String> {
+fn refusal(namespace: &str, review: &UserReview, pod: &PodFacts, rules: &Rules) -> Option<String> {
     let ours = [MANAGER_NAMESPACE, AGENT_NAMESPACE, &rules.manager_namespace];
     if ours.contains(&namespace) {
         return Some(format!(
@@ -188,7 +188,7 @@ fn refusal(namespace: &str, review: &Review, pod: &PodFacts, rules: &Rules) -> O
              names them by the argument --intercept-namespaces of tp-agent"
         ));
     }
-    if let Review::Denied(reason) = review {
+    if let UserReview::Denied(reason) = review {
         return Some(reason.clone());
     }
 

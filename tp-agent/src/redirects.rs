@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::{
     agentd::Agentd,
-    connections::Connections,
+    connections::CarriedConnections,
     facts::{Facts, Rules},
     leases::boot_time,
     managers::Managers,
@@ -29,7 +29,7 @@ const PLAN_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Redirects {
     pub(crate) agentd: Agentd,
     pub(crate) managers: Arc<Managers>,
-    pub(crate) connections: Arc<Connections>,
+    pub(crate) connections: Arc<CarriedConnections>,
     pub(crate) rules: Rules,
 }
 

@@ -13,8 +13,8 @@ use tokio::{
 
 use crate::{
     agentd::Agentd,
-    args::Args,
-    connections::Connections,
+    args::AgentArgs,
+    connections::CarriedConnections,
     facts::{Facts, ManagerFacts, Rules},
     knowledge::{self, Knowledge},
     managers::Managers,
@@ -30,7 +30,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// What keeps the agent from its work.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let config = Config::infer()
@@ -90,7 +90,7 @@ fn client(mut config: Config) -> kube::Result<Client> {
 /// The agent of a node, but for its knowledge of the cluster.
 pub struct NodeAgent {
     tasks: JoinSet<()>,
-    connections: Arc<Connections>,
+    connections: Arc<CarriedConnections>,
     managers: Arc<Managers>,
 }
 
@@ -109,7 +109,7 @@ impl NodeAgent {
         known_managers: watch::Receiver<ManagerFacts>,
     ) -> io::Result<Self> {
         let managers = Arc::new(Managers::new(token_file));
-        let connections = Arc::new(Connections::new(Arc::clone(&managers)));
+        let connections = Arc::new(CarriedConnections::new(Arc::clone(&managers)));
         let redirects = Redirects {
             agentd: Agentd::start(agentd)?,
             managers: Arc::clone(&managers),

@@ -6,9 +6,10 @@
 
 use std::{io, time::Duration};
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::timeout,
 };
 use tp_proto::{
@@ -125,6 +126,14 @@ fn a_leased_port_goes_to_the_workstation_until_its_release() {
         let error = client.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 
+        let client = TcpStream::connect(POD4).await.unwrap();
+        let mut incoming = manager.incoming().await;
+        // It is reset.
+        let lingering = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        lingering.unwrap();
+        drop(client);
+        timeout(LIMIT, incoming.cancelled()).await.unwrap();
+
         manager.lease(&[(8080, false)]);
         is_soon(POD4, is_refused).await;
         manager.lease(&[(8080, true)]);
@@ -189,5 +198,66 @@ fn the_container_serves_as_soon_as_the_agent_has_ended() {
         let begun = std::time::Instant::now();
         is_soon(POD4, is_container).await;
         assert!(begun.elapsed() < Duration::from_secs(2));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_port_whose_traffic_goes_elsewhere_is_left_to_it() {
+    let stage = Stage::new("e");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let elsewhere = TcpListener::bind("10.77.0.1:8080").await.unwrap();
+        let mut facts = stage::facts();
+        let pod = facts.pods.get_mut(stage::UID).unwrap();
+        pod.addresses = vec![elsewhere.local_addr().unwrap().ip()];
+        let _agent = stage.agent_with(&manager, facts);
+
+        manager.lease(&[(8080, true)]);
+        let report = manager.report(|_| true).await;
+        assert_eq!(report.phase(), PodPhase::Refused);
+        assert!(report.reason.contains("went elsewhere"), "{report:?}");
+        is_soon(POD4, is_container).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_redirect_that_the_node_cannot_see_stands_and_says_so() {
+    let stage = Stage::new("f");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let mut facts = stage::facts();
+        let pod = facts.pods.get_mut(stage::UID).unwrap();
+        pod.addresses = vec!["10.77.0.1".parse().unwrap()];
+        let _agent = stage.agent_with(&manager, facts);
+
+        manager.lease(&[(8080, true)]);
+        let report = manager.report(|_| true).await;
+        assert_eq!(report.phase(), PodPhase::Redirected);
+        assert!(report.reason.contains("NetworkPolicy"), "{report:?}");
+        is_carried(&mut manager, POD4).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_that_is_not_found_is_refused_with_the_reason() {
+    let stage = Stage::new("g");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let mut facts = stage::facts();
+        let pod = facts.pods.get_mut(stage::UID).unwrap();
+        pod.ids.containers = vec!["0".repeat(64)];
+        let _agent = stage.agent_with(&manager, facts);
+
+        manager.lease(&[(8080, true)]);
+        let report = manager.report(|_| true).await;
+        assert_eq!(report.phase(), PodPhase::Refused);
+        assert!(
+            report.reason.contains("no process of the pod"),
+            "{report:?}"
+        );
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
     });
 }

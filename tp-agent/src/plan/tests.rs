@@ -48,7 +48,10 @@ fn facts() -> Facts {
     Facts {
         intercepts: BTreeMap::from([("i".into(), intercept(1)), ("j".into(), intercept(2))]),
         pods: BTreeMap::from([("a".into(), pod("a")), ("b".into(), pod("b"))]),
-        reviews: BTreeMap::from([("i".into(), Review::Allowed), ("j".into(), Review::Allowed)]),
+        reviews: BTreeMap::from([
+            ("i".into(), UserReview::Allowed),
+            ("j".into(), UserReview::Allowed),
+        ]),
     }
 }
 
@@ -226,7 +229,7 @@ fn each_reason_against_a_redirect_is_told_for_each_pod() {
     let mut denied = facts();
     denied
         .reviews
-        .insert("i".into(), Review::Denied("may not".into()));
+        .insert("i".into(), UserReview::Denied("may not".into()));
     assert_eq!(reasons(&denied, &rules), ["may not", "may not"]);
     let mut hindered = facts();
     hindered.pods.get_mut("b").unwrap().obstacle = Some("hostNetwork".into());

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tp_process::sync::lock;
 
-use crate::connections::{AcceptedConnection, Connections, Routes};
+use crate::connections::{AcceptedConnection, CarriedConnections, Routes};
 
 /// Of one pod at a time; more wait in the listeners' queues.
 const MAX_CONNECTIONS: usize = 1024;
@@ -27,7 +27,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Where accepted connections go.
 pub(super) struct Doorway {
     pod: String,
-    connections: Arc<Connections>,
+    connections: Arc<CarriedConnections>,
     routes: Mutex<Routes>,
     /// Verifications that await a connection of ours, by its port.
     awaited: Mutex<BTreeMap<u16, mpsc::Sender<AcceptedConnection>>>,
@@ -35,7 +35,7 @@ pub(super) struct Doorway {
 }
 
 impl Doorway {
-    pub(super) fn new(pod: String, connections: Arc<Connections>) -> Self {
+    pub(super) fn new(pod: String, connections: Arc<CarriedConnections>) -> Self {
         Self {
             pod,
             connections,
@@ -56,6 +56,11 @@ impl Doorway {
 
     pub(super) fn forget(&self, port: u16) {
         lock(&self.awaited).remove(&port);
+    }
+
+    /// Returns whether connections wait for others to end.
+    pub(super) fn is_full(&self) -> bool {
+        self.places.available_permits() == 0
     }
 
     /// Carries a connection if its port has an Intercept; else, as where somebody connected to the

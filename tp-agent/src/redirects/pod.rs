@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     agentd::{Agentd, AgentdError},
-    connections::{Connections, Route},
+    connections::{CarriedConnections, PortRoute},
     leases::{LeaseTable, boot_time},
     managers::Managers,
     plan::PodPlan,
@@ -30,14 +30,14 @@ use crate::{
 const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// News older than this may have let the lease run out during a test.
-const PROVEN_WITHIN_NANOS: u64 = 3_000_000_000;
+/// An older lease might be over when a test of it connects.
+const TESTED_LEASE_NANOS: u64 = 2_000_000_000;
 
 pub(super) struct PodTask {
     pub(super) uid: String,
     pub(super) agentd: Agentd,
     pub(super) managers: Arc<Managers>,
-    pub(super) connections: Arc<Connections>,
+    pub(super) connections: Arc<CarriedConnections>,
     pub(super) plan: watch::Receiver<PodPlan>,
 }
 
@@ -234,7 +234,7 @@ impl PodRedirection {
     fn apply(&mut self, plan: &PodPlan) {
         self.state.follow(plan);
         let routes = plan.ports.iter().map(|(number, port)| {
-            let route = Route {
+            let route = PortRoute {
                 intercept: port.intercept.clone(),
                 manager: port.manager.clone(),
             };
@@ -246,7 +246,8 @@ impl PodRedirection {
             if let Some(index) = self.indices.get(number) {
                 self.table.renew(*index, state, port.renewed);
             }
-            let target = plan.addresses.first().copied();
+            let is_fresh = boot_time().saturating_sub(port.renewed) < TESTED_LEASE_NANOS;
+            let target = plan.addresses.first().copied().filter(|_| is_fresh);
             if let Some(target) = target
                 && self.state.begin_test(*number, state)
             {
@@ -291,10 +292,8 @@ impl PodRedirection {
                 state,
                 proof,
             } => {
-                let holds = plan.ports.get(&port).is_some_and(|planned| {
-                    let age = boot_time().saturating_sub(planned.renewed);
-                    planned.state == state && age < PROVEN_WITHIN_NANOS
-                });
+                let planned = plan.ports.get(&port);
+                let holds = planned.is_some_and(|planned| planned.state == state);
                 tracing::debug!(pod = plan.name, port, ?proof, holds, "Redirect was tested");
                 self.state.end_test(port, &intercept, proof, holds);
             }

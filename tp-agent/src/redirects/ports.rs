@@ -1,6 +1,9 @@
 //! What is known of the ports of a redirected pod: proofs and counters, and what is reported of them.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use tp_agent_api::{LeaseState, PortCounters};
 use tp_proto::agent::{self, PodPhase, PodReport};
@@ -13,6 +16,9 @@ const UNSEEN: &str = "was not seen to take a connection from its node: a Network
 const BYPASSED: &str = "is redirected, but a connection to it went elsewhere: something in front of the \
                         pod takes its traffic, such as a service mesh";
 
+/// After a test that proved nothing, or that the port is bypassed.
+const RETEST_AFTER: Duration = Duration::from_secs(60);
+
 /// The ports of one pod.
 #[derive(Default)]
 pub(super) struct Ports(BTreeMap<u16, Port>);
@@ -22,10 +28,11 @@ struct Port {
     intercept: String,
     proof: Option<Proof>,
     is_tested: bool,
+    tested: Option<Instant>,
     last: Counted,
     /// When the Intercept got the port.
     base: Counted,
-    /// Connections of our own.
+    /// CarriedConnections of our own.
     own: Counted,
 }
 
@@ -51,13 +58,16 @@ impl Ports {
                     ..Port::default()
                 };
             }
+            if port.proof == Some(Proof::Bypassed) && port.is_retested() {
+                port.proof = None;
+            }
         }
     }
 
-    /// What a port does: what other things take is left to them.
+    /// What a port does: what other things take is left to them, but for a test now and then.
     pub(super) fn state(&self, port: u16, planned: &PortPlan) -> LeaseState {
-        match self.0.get(&port).and_then(|port| port.proof) {
-            Some(Proof::Bypassed) => LeaseState::Container,
+        match self.0.get(&port) {
+            Some(port) if port.proof == Some(Proof::Bypassed) => LeaseState::Container,
             _ => planned.state,
         }
     }
@@ -68,21 +78,25 @@ impl Ports {
             return false;
         };
         let is_due = match (state, port.proof) {
-            (LeaseState::Redirect, None | Some(Proof::Refused)) => !port.is_tested,
-            (LeaseState::Refuse, None) => !port.is_tested,
+            (LeaseState::Redirect, None | Some(Proof::Refused)) => true,
+            (LeaseState::Refuse, None) => true,
+            (LeaseState::Redirect | LeaseState::Refuse, Some(Proof::Unseen)) => port.is_retested(),
             _ => false,
         };
-        port.is_tested |= is_due;
+        let begins = is_due && !port.is_tested;
+        port.is_tested |= begins;
 
-        is_due
+        begins
     }
 
     /// A test has ended; `holds` unless the port has changed meanwhile.
     pub(super) fn end_test(&mut self, port: u16, intercept: &str, proof: Proof, holds: bool) {
-        let Some(port) = self.0.get_mut(&port).filter(|it| it.intercept == intercept) else {
+        let found = self.0.get_mut(&port);
+        let Some(port) = found.filter(|it| it.intercept == intercept) else {
             return;
         };
         port.is_tested = false;
+        port.tested = Some(Instant::now());
         match proof {
             Proof::Taken => port.own.to_workstation += 1,
             Proof::Refused => port.own.refused += 1,
@@ -165,6 +179,11 @@ fn judged(ports: &[(u16, &Port)]) -> (PodPhase, String) {
 }
 
 impl Port {
+    fn is_retested(&self) -> bool {
+        self.tested
+            .is_none_or(|tested| tested.elapsed() >= RETEST_AFTER)
+    }
+
     fn counters(&self, port: u16) -> agent::PortCounters {
         let Self {
             last, base, own, ..

@@ -19,7 +19,7 @@ use super::listeners::Doorway;
 
 /// Of the wait for the connection, and then for its arrival.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Connections from our port of other addresses that arrive at once.
+/// CarriedConnections from our port of other addresses that arrive at once.
 const QUEUE: usize = 4;
 
 /// What came of a connection of ours.
@@ -66,8 +66,8 @@ pub(super) async fn verify(
             };
             match timeout(VERIFY_TIMEOUT, taken).await {
                 Ok(true) => Proof::Taken,
-                // From here it is as a probe.
-                _ if exempt.contains(&own.ip()) => Proof::Unseen,
+                // From here it is as a probe, or it waits.
+                _ if exempt.contains(&own.ip()) || doorway.is_full() => Proof::Unseen,
                 _ => Proof::Bypassed,
             }
         }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tp_agent::{
     NodeAgent,
-    facts::{Facts, InterceptFacts, PodFacts, Review, Rules},
+    facts::{Facts, InterceptFacts, PodFacts, Rules, UserReview},
 };
 use tp_agent_api::PodIds;
 use tp_core::intercept::holders::WorkloadKey;
@@ -97,7 +97,11 @@ impl Stage {
 
     /// The agent, which knows one Intercept, one pod, and this manager.
     pub(crate) fn agent(&self, manager: &Manager) -> NodeAgent {
-        let (_, facts) = watch::channel(facts());
+        self.agent_with(manager, facts())
+    }
+
+    pub(crate) fn agent_with(&self, manager: &Manager, facts: Facts) -> NodeAgent {
+        let (_, facts) = watch::channel(facts);
         let (_, managers) = watch::channel(manager.facts.clone());
         let path = |name: &str| self.dir.path().join(name);
 
@@ -173,7 +177,8 @@ fn agentd(dir: &Path) -> Child {
         .expect("tp-agentd is built beside the tests")
 }
 
-fn facts() -> Facts {
+/// One Intercept, and one pod of its workload.
+pub(crate) fn facts() -> Facts {
     let workload = WorkloadKey {
         namespace: "shop".into(),
         kind: "StatefulSet".into(),
@@ -203,7 +208,7 @@ fn facts() -> Facts {
     Facts {
         intercepts: BTreeMap::from([(INTERCEPT.into(), intercept)]),
         pods: BTreeMap::from([(UID.into(), pod)]),
-        reviews: BTreeMap::from([(INTERCEPT.into(), Review::Allowed)]),
+        reviews: BTreeMap::from([(INTERCEPT.into(), UserReview::Allowed)]),
     }
 }
 
