@@ -107,19 +107,25 @@ impl Managers {
 
     async fn keep_one(&self, name: &str, manager: ManagerAddress) {
         let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+        let mut last_failure = String::new();
         loop {
             match self.connect(manager).await {
                 Ok(control) => {
                     backoff.reset();
+                    last_failure.clear();
                     tracing::info!(manager = name, version = %control.version, "Manager is connected");
-                    let error = self.serve(name, manager, control).await;
-                    tracing::warn!(manager = name, %error, "Connection to manager ended");
+                    let error = with_causes(self.serve(name, manager, control).await);
+                    tracing::info!(manager = name, error, "Connection to manager ended");
                 }
                 Err(error) => {
                     if matches!(error, AgentError::AnotherKey(_)) {
                         self.outdated.notify_one();
                     }
-                    tracing::debug!(manager = name, %error, "Cannot connect to manager");
+                    let error = with_causes(error);
+                    if error != last_failure {
+                        tracing::warn!(manager = name, error, "Cannot connect to manager");
+                    }
+                    last_failure = error;
                 }
             }
             sleep(backoff.pause(fastrand::f64())).await;
@@ -199,6 +205,10 @@ impl Managers {
             }
         }
     }
+}
+
+fn with_causes(error: AgentError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
 }
 
 /// Takes as many reports as one message holds, at least one.

@@ -136,7 +136,6 @@ fn a_leased_port_goes_to_the_workstation_until_its_release() {
 
         manager.lease(&[(8080, false)]);
         is_soon(POD4, is_refused).await;
-        manager.lease(&[(8080, true)]);
         manager.report(|report| report.ports[0].refused > 0).await;
 
         manager.lease(&[]);
@@ -144,6 +143,61 @@ fn a_leased_port_goes_to_the_workstation_until_its_release() {
         manager.report(released).await;
         assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
         agent.close().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn ports_come_and_go_and_the_others_stay() {
+    let stage = Stage::new("h");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let _agent = stage.agent(&manager);
+        manager.lease(&[(8080, true)]);
+        manager.report(is_redirected).await;
+        is_carried(&mut manager, POD4).await;
+
+        // Nobody listens there in the container.
+        manager.lease(&[(8080, true), (9999, true)]);
+        let report = manager.report(|report| report.ports.len() == 2).await;
+        assert!(is_redirected(&report));
+        is_carried(&mut manager, "10.77.0.2:9999").await;
+        is_carried(&mut manager, POD4).await;
+        let two = |report: &PodReport| report.ports[0].to_workstation == 2;
+        manager.report(two).await;
+
+        manager.lease(&[(9999, true)]);
+        manager.report(|report| report.ports.len() == 1).await;
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
+        is_carried(&mut manager, "10.77.0.2:9999").await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_intercept_follows_its_session_to_another_manager() {
+    let stage = Stage::new("i");
+    stage.run(async {
+        let (mut first, mut second) = (Manager::start().await, Manager::start().await);
+        let _agent = stage.agent_with(&[&first, &second], stage::facts());
+        first.lease(&[(8080, true)]);
+        first.report(is_redirected).await;
+        second.report(is_redirected).await;
+        is_carried(&mut first, POD4).await;
+
+        second.lease(&[(8080, true)]);
+        first.lease(&[]);
+        // Until the news have come, the first one has it.
+        let asking = async {
+            loop {
+                drop(timeout(ATTEMPT, ask(POD4)).await);
+            }
+        };
+        tokio::select! {
+            incoming = second.incoming() => drop(incoming),
+            () = asking => {}
+        }
+        is_carried(&mut second, POD4).await;
     });
 }
 
@@ -211,7 +265,7 @@ fn a_port_whose_traffic_goes_elsewhere_is_left_to_it() {
         let mut facts = stage::facts();
         let pod = facts.pods.get_mut(stage::UID).unwrap();
         pod.addresses = vec![elsewhere.local_addr().unwrap().ip()];
-        let _agent = stage.agent_with(&manager, facts);
+        let _agent = stage.agent_with(&[&manager], facts);
 
         manager.lease(&[(8080, true)]);
         let report = manager.report(|_| true).await;
@@ -230,7 +284,7 @@ fn a_redirect_that_the_node_cannot_see_stands_and_says_so() {
         let mut facts = stage::facts();
         let pod = facts.pods.get_mut(stage::UID).unwrap();
         pod.addresses = vec!["10.77.0.1".parse().unwrap()];
-        let _agent = stage.agent_with(&manager, facts);
+        let _agent = stage.agent_with(&[&manager], facts);
 
         manager.lease(&[(8080, true)]);
         let report = manager.report(|_| true).await;
@@ -249,7 +303,7 @@ fn a_pod_that_is_not_found_is_refused_with_the_reason() {
         let mut facts = stage::facts();
         let pod = facts.pods.get_mut(stage::UID).unwrap();
         pod.ids.containers = vec!["0".repeat(64)];
-        let _agent = stage.agent_with(&manager, facts);
+        let _agent = stage.agent_with(&[&manager], facts);
 
         manager.lease(&[(8080, true)]);
         let report = manager.report(|_| true).await;

@@ -199,3 +199,117 @@ impl Port {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tp_agent_api::PodIds;
+
+    use super::*;
+
+    fn plan(ports: &[(u16, &str, LeaseState)]) -> PodPlan {
+        let ports = ports.iter().map(|(number, intercept, state)| {
+            let port = PortPlan {
+                intercept: (*intercept).into(),
+                manager: "m".into(),
+                probed: false,
+                state: *state,
+                renewed: 0,
+            };
+            (*number, port)
+        });
+
+        PodPlan {
+            name: "web-0".into(),
+            ids: PodIds {
+                uid: "1".into(),
+                containers: Vec::new(),
+            },
+            addresses: Vec::new(),
+            nodes: Vec::new(),
+            ports: ports.collect(),
+        }
+    }
+
+    fn counted(port: u16, redirected: u64) -> PortCounters {
+        PortCounters {
+            port,
+            redirected,
+            ..PortCounters::default()
+        }
+    }
+
+    #[test]
+    fn an_intercept_is_reported_when_all_its_ports_are_proven() {
+        let plan = plan(&[
+            (80, "i", LeaseState::Redirect),
+            (81, "i", LeaseState::Refuse),
+            (82, "j", LeaseState::Container),
+        ]);
+        let mut ports = Ports::default();
+        ports.follow(&plan);
+        let first = ports.reports("1", &plan, &[]);
+        assert_eq!(
+            first.len(),
+            1,
+            "nothing can be proven of what the container serves"
+        );
+        assert_eq!(first[0].intercept, "j");
+
+        assert!(ports.begin_test(80, LeaseState::Redirect));
+        assert!(
+            !ports.begin_test(80, LeaseState::Redirect),
+            "once at a time"
+        );
+        ports.end_test(80, "i", Proof::Taken, true);
+        assert!(ports.begin_test(81, LeaseState::Refuse));
+        ports.end_test(81, "i", Proof::Refused, true);
+        let reports = ports.reports("1", &plan, &first);
+
+        assert_eq!(reports.len(), 2);
+        assert_eq!(reports[0].phase(), PodPhase::Redirected);
+        assert!(reports[0].reason.is_empty());
+        // Once it listens there is more to prove.
+        assert!(ports.begin_test(81, LeaseState::Redirect));
+        assert!(!ports.begin_test(80, LeaseState::Redirect));
+    }
+
+    #[test]
+    fn a_proof_of_another_state_or_intercept_is_none() {
+        let plan = plan(&[(80, "i", LeaseState::Redirect)]);
+        let mut ports = Ports::default();
+        ports.follow(&plan);
+
+        assert!(ports.begin_test(80, LeaseState::Redirect));
+        ports.end_test(80, "i", Proof::Bypassed, false);
+        assert!(ports.begin_test(80, LeaseState::Redirect));
+        ports.end_test(80, "j", Proof::Bypassed, true);
+        let planned = &plan.ports[&80];
+        assert_eq!(ports.state(80, planned), LeaseState::Redirect);
+        ports.end_test(80, "i", Proof::Bypassed, true);
+        assert_eq!(ports.state(80, planned), LeaseState::Container);
+        assert_eq!(ports.reports("1", &plan, &[])[0].phase(), PodPhase::Refused);
+    }
+
+    #[test]
+    fn connections_count_from_when_the_intercept_got_the_port() {
+        let first = plan(&[(80, "i", LeaseState::Redirect)]);
+        let mut ports = Ports::default();
+        ports.follow(&first);
+        ports.end_test(80, "i", Proof::Taken, true);
+        ports.count(&[counted(80, 5), counted(99, 7)]);
+        assert_eq!(
+            ports.reports("1", &first, &[])[0].ports[0].to_workstation,
+            4
+        );
+
+        let second = plan(&[(80, "j", LeaseState::Redirect)]);
+        ports.follow(&second);
+        ports.end_test(80, "j", Proof::Taken, true);
+        ports.count(&[counted(80, 8)]);
+
+        assert_eq!(
+            ports.reports("1", &second, &[])[0].ports[0].to_workstation,
+            2
+        );
+    }
+}

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -6,7 +6,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tp_agent::facts::{ManagerAddress, ManagerFacts};
+use tp_agent::facts::ManagerAddress;
 use tp_proto::agent::{Lease, ManagerNews, PodReport, PortState};
 use tp_transport::{
     Identity,
@@ -22,7 +22,7 @@ pub(crate) struct Manager {
     news: watch::Sender<ManagerNews>,
     reports: mpsc::Receiver<PodReport>,
     incoming: mpsc::Receiver<IncomingConnection>,
-    pub(crate) facts: ManagerFacts,
+    pub(crate) address: ManagerAddress,
     _task: JoinSet<()>,
 }
 
@@ -66,7 +66,7 @@ impl Manager {
             news,
             reports,
             incoming,
-            facts: BTreeMap::from([("tp-manager-0".to_owned(), address)]),
+            address,
             _task: task,
         }
     }

@@ -97,12 +97,14 @@ impl Stage {
 
     /// The agent, which knows one Intercept, one pod, and this manager.
     pub(crate) fn agent(&self, manager: &Manager) -> NodeAgent {
-        self.agent_with(manager, facts())
+        self.agent_with(&[manager], facts())
     }
 
-    pub(crate) fn agent_with(&self, manager: &Manager, facts: Facts) -> NodeAgent {
+    pub(crate) fn agent_with(&self, managers: &[&Manager], facts: Facts) -> NodeAgent {
         let (_, facts) = watch::channel(facts);
-        let (_, managers) = watch::channel(manager.facts.clone());
+        let managers = managers.iter().enumerate();
+        let managers = managers.map(|(at, it)| (format!("tp-manager-{at}"), it.address));
+        let (_, managers) = watch::channel(managers.collect());
         let path = |name: &str| self.dir.path().join(name);
 
         NodeAgent::start(
@@ -187,7 +189,7 @@ pub(crate) fn facts() -> Facts {
     let intercept = InterceptFacts {
         workload: workload.clone(),
         created: 1,
-        ports: BTreeSet::from([8080]),
+        ports: BTreeSet::from([8080, 9999]),
         replica: None,
         has_local_probes: false,
         falls_back: false,
