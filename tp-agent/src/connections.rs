@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use socket2::SockRef;
 use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, task::JoinSet};
 use tp_process::sync::lock;
 use tp_transport::{
     InterceptedFrom, SpliceCounters,
-    agents::{AgentError, AgentFlow, carry},
+    agents::{AgentFlow, carry},
     splice::failed,
 };
 
@@ -112,7 +113,8 @@ impl CarriedConnections {
     }
 }
 
-/// A carrier whose workstation has taken the connection.
+/// A carrier whose workstation has taken the connection. It is asked for once: who has asked does not
+/// know what came of it.
 async fn carrier(
     managers: &Managers,
     manager: &str,
@@ -120,29 +122,23 @@ async fn carrier(
     pod: &str,
 ) -> Option<AgentFlow> {
     for _ in 0..MAX_ATTEMPTS {
-        let Some(carrier) = managers.carrier(manager).await else {
-            tracing::debug!(manager, "No carrier for an intercepted connection");
-            return None;
+        let Some(mut carrier) = managers.carrier(manager).await else {
+            break;
         };
+        if carrier.ended().now_or_never().is_some() {
+            continue;
+        }
         match carrier.carry(from, pod).await {
             Ok(Ok(carrier)) => return Some(carrier),
             Ok(Err(verdict)) => {
-                tracing::debug!(
-                    outcome = verdict.outcome,
-                    reason = verdict.reason,
-                    "Intercepted connection is refused"
-                );
-                return None;
+                let (outcome, reason) = (verdict.outcome, verdict.reason);
+                tracing::debug!(outcome, reason, "Intercepted connection is refused");
             }
-            Err(AgentError::Io(error)) => {
-                tracing::debug!(%error, "Carrier ended unused");
-            }
-            Err(error) => {
-                tracing::debug!(%error, "Intercepted connection is not carried");
-                return None;
-            }
+            Err(error) => tracing::debug!(%error, "Intercepted connection is not carried"),
         }
+        return None;
     }
+    tracing::debug!(manager, "No carrier for an intercepted connection");
 
     None
 }
