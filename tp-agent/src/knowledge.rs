@@ -35,6 +35,8 @@ use pods::{KnownPod, OwnerReplicaSet};
 mod intercepts;
 pub(crate) mod managers;
 mod pods;
+#[cfg(test)]
+mod tests;
 
 /// Watches are short, so that a dead connection is noticed when its watch should have ended.
 const WATCH_TIMEOUT_SECONDS: u32 = 15;
