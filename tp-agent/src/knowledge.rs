@@ -45,6 +45,8 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// Age of an answer after which it is asked for again: a right may be revoked, or given.
 const GRANT_LIFETIME: Duration = Duration::from_secs(10);
 const DENIAL_LIFETIME: Duration = Duration::from_secs(3);
+/// After a request that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// Requests at a time.
 const MAX_REQUESTS: usize = 8;
 
@@ -60,8 +62,9 @@ pub(crate) struct Knowledge {
     owners: BTreeMap<String, Option<WorkloadKey>>,
     reviews: BTreeMap<String, Asked>,
     requests: JoinSet<Answer>,
-    /// Owners that are asked for.
-    asked: BTreeSet<String>,
+    /// ReplicaSets whose owner is asked for, each with the time of the next attempt after one that
+    /// failed.
+    asked: BTreeMap<String, Option<Instant>>,
 }
 
 /// A valid Intercept.
@@ -101,7 +104,7 @@ impl Knowledge {
             owners: BTreeMap::new(),
             reviews: BTreeMap::new(),
             requests: JoinSet::new(),
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
         }
     }
 
@@ -174,15 +177,18 @@ impl Knowledge {
 
     fn take_answer(&mut self, answer: Answer) {
         match answer {
-            Answer::Owner(replica_set, owner) => {
-                self.asked.remove(&replica_set.uid);
-                match owner {
-                    Ok(owner) => drop(self.owners.insert(replica_set.uid, owner)),
-                    Err(error) => {
-                        tracing::debug!(%error, "Owner of a ReplicaSet is not known");
-                    }
+            Answer::Owner(replica_set, owner) => match owner {
+                Ok(owner) => {
+                    self.asked.remove(&replica_set.uid);
+                    self.owners.insert(replica_set.uid, owner);
                 }
-            }
+                Err(error) => {
+                    let name = replica_set.name;
+                    tracing::warn!(name, error, "Owner of a ReplicaSet is not known");
+                    let due = Instant::now() + RETRY_INTERVAL;
+                    self.asked.insert(replica_set.uid, Some(due));
+                }
+            },
             Answer::Review(uid, review) => {
                 let Some(asked) = self.reviews.get_mut(&uid) else {
                     return;
@@ -191,7 +197,11 @@ impl Knowledge {
                 // An answer outlives an API server that is away.
                 match review {
                     Ok(review) => asked.answer = Some(review),
-                    Err(error) => tracing::debug!(%error, "Right of a user is not known"),
+                    Err(error) => {
+                        tracing::debug!(error, "Right of a user is not known");
+                        let unknown = format!("the right of its user cannot be reviewed: {error}");
+                        asked.answer.get_or_insert(UserReview::Denied(unknown));
+                    }
                 }
                 let lifetime = match asked.answer {
                     Some(UserReview::Allowed) => GRANT_LIFETIME,
@@ -205,15 +215,20 @@ impl Knowledge {
     /// Asks what is not known, or was asked too long ago.
     fn ask(&mut self) {
         self.forget();
+        let now = Instant::now();
         let unknown = self.pods.values().filter_map(|pod| pod.owner.clone());
-        let unknown: Vec<_> = unknown
-            .filter(|it| !self.owners.contains_key(&it.uid))
-            .collect();
+        let unknown = unknown.filter(|it| {
+            let asked = self.asked.get(&it.uid);
+            let is_due = asked.is_none_or(|due| due.is_some_and(|due| now >= due));
+            is_due && !self.owners.contains_key(&it.uid)
+        });
+        let unknown: Vec<_> = unknown.collect();
         for replica_set in unknown {
             if self.requests.len() >= MAX_REQUESTS {
                 return;
             }
-            if self.asked.insert(replica_set.uid.clone()) {
+            // More pods may have it.
+            if self.asked.insert(replica_set.uid.clone(), None) != Some(None) {
                 let client = self.client.clone();
                 self.requests.spawn(async move {
                     let owner = owner_of(client, &replica_set).await;
@@ -221,7 +236,6 @@ impl Knowledge {
                 });
             }
         }
-        let now = Instant::now();
         let here = self.pods.values().flat_map(|it| self.workloads(it));
         let here: BTreeSet<WorkloadKey> = here.cloned().collect();
         for (uid, intercept) in &self.intercepts {
@@ -254,6 +268,7 @@ impl Knowledge {
         let owners = self.pods.values().filter_map(|pod| pod.owner.as_ref());
         let owners: BTreeSet<&String> = owners.map(|owner| &owner.uid).collect();
         self.owners.retain(|uid, _| owners.contains(uid));
+        self.asked.retain(|uid, _| owners.contains(uid));
     }
 
     fn workloads<'a>(&'a self, pod: &'a KnownPod) -> impl Iterator<Item = &'a WorkloadKey> {
@@ -297,7 +312,8 @@ fn changes<K: Send + 'static>(
     events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send,
 ) -> impl Stream<Item = Change<K>> + Send {
     events
-        .scan(Vec::new(), |listing, event| {
+        .scan((Vec::new(), false), |(listing, was_interrupted), event| {
+            let is_interrupted = event.is_err();
             let change = match event {
                 Ok(Event::Init) => {
                     listing.clear();
@@ -312,10 +328,14 @@ fn changes<K: Send + 'static>(
                 Ok(Event::Delete(object)) => Some(Change::Deleted(object)),
                 Err(error) => {
                     // The watch goes on by itself; the API server may be away.
-                    tracing::debug!(%error, "Watch interrupted");
+                    if !*was_interrupted {
+                        let error = format!("{:#}", anyhow::Error::from(error));
+                        tracing::warn!(error, "Watch interrupted");
+                    }
                     None
                 }
             };
+            *was_interrupted = is_interrupted;
             std::future::ready(Some(change))
         })
         .filter_map(std::future::ready)

@@ -63,7 +63,7 @@ pub(super) fn read(pod: &Pod, gateways: &[IpAddr]) -> Option<(String, KnownPod)>
         .filter_map(|ip| ip.parse().ok())
         .chain(gateways.iter().copied())
         .collect();
-    let obstacle = obstacle(metadata, spec, status, &ids);
+    let obstacle = obstacle(metadata, spec, status);
 
     Some((
         uid,
@@ -126,12 +126,7 @@ fn owners(
 }
 
 /// Why the pod cannot be redirected.
-fn obstacle(
-    metadata: &ObjectMeta,
-    spec: &PodSpec,
-    status: &PodStatus,
-    ids: &PodIds,
-) -> Option<String> {
+fn obstacle(metadata: &ObjectMeta, spec: &PodSpec, status: &PodStatus) -> Option<String> {
     if metadata.deletion_timestamp.is_some() {
         return Some("the pod is being deleted".into());
     }
@@ -155,7 +150,8 @@ fn obstacle(
              see: intercept a workload that runs without one"
         ));
     }
-    if status.phase.as_deref() != Some("Running") || ids.containers.is_empty() {
+    // Its containers may come and go.
+    if status.phase.as_deref() != Some("Running") {
         return Some("the pod is not running: its status tells why".into());
     }
 

@@ -8,8 +8,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 use tp_agent_api::{
-    AgentReply, AgentRequest, LeaseState, MAX_NODES, PortCounters, PortLease, RedirectFds,
-    RedirectedPort,
+    AgentRefusal, AgentReply, AgentRequest, LeaseState, MAX_NODES, PortCounters, PortLease,
+    RedirectFds, RedirectedPort,
 };
 use tp_core::backoff::Backoff;
 use tp_proto::agent::{PodPhase, PodReport};
@@ -128,6 +128,12 @@ impl PodTask {
 
     async fn redirect(&self, plan: &PodPlan) -> Result<PodRedirection, AgentdError> {
         let wrong = |what: &str| AgentdError::Away(format!("it answers wrongly: {what}"));
+        if plan.ids.containers.is_empty() {
+            return Err(AgentdError::Refused {
+                kind: AgentRefusal::NotFound,
+                message: "no container of the pod runs: its status tells why".into(),
+            });
+        }
         let ports = redirected_ports(plan);
         let request = AgentRequest::Redirect {
             pod: plan.ids.clone(),
@@ -321,11 +327,44 @@ fn indices(leases: &[PortLease]) -> BTreeMap<u16, u32> {
     leases.iter().map(|it| (it.port, it.index)).collect()
 }
 
-/// Returns whether the pod may have got another network namespace: none of its containers, or another
-/// address, is left.
+/// Returns whether the pod may have got another network namespace: another address, or containers of
+/// which none was there before. While none runs, the old one is kept.
 fn is_another_sandbox(made_for: &PodPlan, plan: &PodPlan) -> bool {
-    let ids = &made_for.ids.containers;
-    let is_same = |id: &String| ids.contains(id);
+    let (before, containers) = (&made_for.ids.containers, &plan.ids.containers);
+    let are_others = !containers.is_empty() && !containers.iter().any(|id| before.contains(id));
 
-    !plan.ids.containers.iter().any(is_same) || made_for.addresses != plan.addresses
+    are_others || made_for.addresses != plan.addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use tp_agent_api::PodIds;
+
+    use super::*;
+
+    fn plan(containers: &[&str], address: &str) -> PodPlan {
+        PodPlan {
+            name: "web-0".into(),
+            ids: PodIds {
+                uid: "1".into(),
+                containers: containers.iter().map(|id| (*id).into()).collect(),
+            },
+            addresses: vec![address.parse().unwrap()],
+            nodes: Vec::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_pod_whose_containers_are_down_keeps_its_redirect() {
+        let made_for = plan(&["a", "b"], "10.244.1.7");
+        let is_another = |containers: &[&str], address| {
+            is_another_sandbox(&made_for, &plan(containers, address))
+        };
+
+        assert!(!is_another(&["b", "c"], "10.244.1.7"));
+        assert!(!is_another(&[], "10.244.1.7"));
+        assert!(is_another(&["c"], "10.244.1.7"));
+        assert!(is_another(&["a", "b"], "10.244.1.8"));
+    }
 }
