@@ -1,24 +1,15 @@
-//! The node agent. It will redirect intercepted ports inside pods; so far it logs its start and
-//! waits for a signal to end.
+//! The node agent's process.
 
 #![forbid(unsafe_code)]
 
-use anyhow::Context as _;
-use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tp_agent::AgentArgs;
 use tracing_subscriber::EnvFilter;
 
-/// The node agent of tp.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    #[arg(long, env = "NODE_NAME", default_value = "")]
-    node_name: String,
-}
-
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    let args = AgentArgs::parse();
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .with_env_var("TP_LOG")
@@ -26,14 +17,22 @@ async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
+        .with_writer(std::io::stderr)
         .init();
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    tracing::info!(node = args.node_name, "Agent is ready");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 
-    Ok(())
+    tp_process::raise_descriptors();
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let ended = runtime
+        .map_err(anyhow::Error::new)
+        .and_then(|runtime| runtime.block_on(tp_agent::run(args)));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "Agent cannot go on");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Process set-up of all background programs of `tp`: they detach from their parent, hold locks that
-//! end with them, and raise their limits. For all crates: locks that ignore poisoning ([`sync`]).
+//! end with them, and raise their limits. For all crates: locks that ignore poisoning ([`sync`]), and
+//! memory that is shared with the kernel ([`SharedWords`]).
 //!
 //! Knows no session and no protocol.
 //!
@@ -31,4 +32,4 @@ mod limits;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
 
-pub use limits::raise_descriptors;
+pub use {limits::raise_descriptors, sys::SharedWords};

@@ -23,8 +23,8 @@ mod vm;
 
 /// Where to look when a test fails.
 const TEST_OUTPUT: &str = "the output of the failed test above";
-/// The test program of tp-agentd that needs root, and so is ignored elsewhere.
-const REDIRECTS: &str = "redirect";
+/// The test programs of tp-agent and tp-agentd that need root, and so are ignored elsewhere.
+const REDIRECTS: [&str; 2] = ["node", "redirect"];
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -71,7 +71,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         steps.step("unit and scenario tests", TEST_OUTPUT, || {
             programs::run_all(unit, &["--quiet"])
         })?;
-        let redirects = tests.iter().filter(|test| test.name() == REDIRECTS);
+        let redirects = tests.iter().filter(|test| REDIRECTS.contains(&test.name()));
         steps.step("redirects in network namespaces", TEST_OUTPUT, || {
             programs::run_all(redirects, &["--quiet", "--ignored"])
         })?;

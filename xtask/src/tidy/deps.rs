@@ -12,7 +12,14 @@ use crate::run;
 const EDGES: [(&str, &[&str]); 19] = [
     (
         "tp-agent",
-        &["tp-core", "tp-proto", "tp-transport", "tp-ebpf-loader"],
+        &[
+            "tp-agent-api",
+            "tp-core",
+            "tp-packet",
+            "tp-process",
+            "tp-proto",
+            "tp-transport",
+        ],
     ),
     ("tp-agent-api", &["tp-packet"]),
     (
@@ -105,7 +112,14 @@ const HOMES: [(&str, &[&str]); 10] = [
     ("hickory-proto", &["tp-core", "tp-e2e"]),
     (
         "kube",
-        &["tp-cli", "tp-kube", "tp-manager", "tp-proto", "tp-session"],
+        &[
+            "tp-agent",
+            "tp-cli",
+            "tp-kube",
+            "tp-manager",
+            "tp-proto",
+            "tp-session",
+        ],
     ),
     ("quinn", &["tp-transport"]),
     ("rtnetlink", &["tp-daemon", "tp-session"]),

@@ -1,0 +1,144 @@
+//! Accepted connections: each finds its Intercept by the port that was meant, gets a carrier, and is
+//! carried to the end.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use socket2::SockRef;
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, task::JoinSet};
+use tp_process::sync::lock;
+use tp_transport::{
+    InterceptedFrom, SpliceCounters,
+    agents::{AgentFlow, carry},
+    splice::failed,
+};
+
+use crate::managers::Managers;
+
+/// Of the carriers tried: a warm one may have ended unnoticed.
+const MAX_ATTEMPTS: usize = 3;
+
+/// Which Intercept has a port, and which manager leases it.
+pub(crate) type Routes = BTreeMap<u16, PortRoute>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PortRoute {
+    pub(crate) intercept: String,
+    pub(crate) manager: String,
+}
+
+/// Owns the tasks of all connections; they end with it.
+pub(crate) struct CarriedConnections {
+    managers: Arc<Managers>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// A connection that was accepted in a pod.
+pub(crate) struct AcceptedConnection {
+    pub(crate) client: TcpStream,
+    /// Ours, in the pod: the port is the one that was meant.
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+impl AcceptedConnection {
+    /// Closed from now on in any way but the orderly one, it is reset.
+    pub(crate) fn new(client: TcpStream, permit: OwnedSemaphorePermit) -> std::io::Result<Self> {
+        SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+
+        Ok(Self {
+            local: canonical(client.local_addr()?),
+            peer: canonical(client.peer_addr()?),
+            client,
+            permit,
+        })
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+
+    SocketAddr::new(ip, address.port())
+}
+
+impl CarriedConnections {
+    pub(crate) fn new(managers: Arc<Managers>) -> Self {
+        Self {
+            managers,
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// Carries the connection, of the pod with this UID.
+    pub(crate) fn serve(&self, connection: AcceptedConnection, route: PortRoute, pod: String) {
+        let managers = Arc::clone(&self.managers);
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let AcceptedConnection {
+                client,
+                local,
+                peer,
+                permit: _permit,
+            } = connection;
+            let from = InterceptedFrom {
+                intercept: route.intercept,
+                client: peer,
+                pod: local,
+            };
+            let carrier = tokio::select! {
+                carrier = carrier(&managers, &route.manager, &from, &pod) => carrier,
+                error = failed(&client) => {
+                    tracing::debug!(%error, "Client has gone");
+                    None
+                }
+            };
+            if let Some(carrier) = carrier
+                && let Err(error) = carry(client, carrier, &SpliceCounters::default()).await
+            {
+                tracing::debug!(%error, "Intercepted connection was reset");
+            }
+        });
+    }
+
+    /// Resets all.
+    pub(crate) fn abort(&self) {
+        lock(&self.tasks).abort_all();
+    }
+}
+
+/// A carrier whose workstation has taken the connection. It is asked for once: who has asked does not
+/// know what came of it.
+async fn carrier(
+    managers: &Managers,
+    manager: &str,
+    from: &InterceptedFrom,
+    pod: &str,
+) -> Option<AgentFlow> {
+    for _ in 0..MAX_ATTEMPTS {
+        let Some(mut carrier) = managers.carrier(manager).await else {
+            break;
+        };
+        if carrier.ended().now_or_never().is_some() {
+            continue;
+        }
+        match carrier.carry(from, pod).await {
+            Ok(Ok(carrier)) => return Some(carrier),
+            Ok(Err(verdict)) => {
+                let (outcome, reason) = (verdict.outcome, verdict.reason);
+                tracing::debug!(outcome, reason, "Intercepted connection is refused");
+            }
+            Err(error) => tracing::debug!(%error, "Intercepted connection is not carried"),
+        }
+        return None;
+    }
+    tracing::debug!(manager, "No carrier for an intercepted connection");
+
+    None
+}

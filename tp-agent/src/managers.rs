@@ -1,0 +1,250 @@
+//! The connections to all traffic managers: their news, our reports, and carriers.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Mutex, time::Duration};
+
+use prost::Message as _;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, mpsc, oneshot, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tp_core::backoff::Backoff;
+use tp_process::sync::lock;
+use tp_proto::agent::{AgentNews, ManagerNews, PodReport};
+use tp_transport::agents::{AgentControl, AgentError, IdleCarrier, Receiver, Sender};
+
+use crate::{
+    facts::{ManagerAddress, ManagerFacts},
+    leases::boot_time,
+    plan::AllNews,
+    reports::{Reports, ReportsByPod, changes},
+};
+use pool::{Pool, Take};
+
+mod pool;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of the wait for news, of which there are some each second.
+const NEWS_TIMEOUT: Duration = Duration::from_secs(5);
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between reports: what changes meanwhile goes together.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Of the wait for a carrier.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of reports in one message, a quarter below what a message may have.
+const REPORTS_SIZE: usize = 12 << 10;
+/// Takers of carriers that wait.
+const TAKERS: usize = 64;
+
+/// All managers.
+pub(crate) struct Managers {
+    token_file: PathBuf,
+    news: watch::Sender<AllNews>,
+    reports: Reports,
+    pools: Mutex<BTreeMap<String, mpsc::Sender<Take>>>,
+    /// A key was another one than published when it was read last.
+    outdated: Notify,
+}
+
+impl Managers {
+    pub(crate) fn new(token_file: PathBuf) -> Self {
+        Self {
+            token_file,
+            news: watch::Sender::default(),
+            reports: Reports::new(),
+            pools: Mutex::default(),
+            outdated: Notify::new(),
+        }
+    }
+
+    pub(crate) fn news(&self) -> watch::Receiver<AllNews> {
+        self.news.subscribe()
+    }
+
+    pub(crate) fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
+    /// Resolves when the published keys should be read again.
+    pub(crate) async fn are_outdated(&self) {
+        self.outdated.notified().await;
+    }
+
+    /// Takes a carrier to this manager, if there is one within five seconds.
+    pub(crate) async fn carrier(&self, manager: &str) -> Option<IdleCarrier> {
+        let taken = async {
+            let takes = lock(&self.pools).get(manager)?.clone();
+            let (take, taken) = oneshot::channel();
+            takes.send(take).await.ok()?;
+            taken.await.ok()
+        };
+
+        timeout(CARRIER_TIMEOUT, taken).await.ok()?
+    }
+
+    /// Keeps a connection to each manager, until it is aborted.
+    pub(crate) async fn keep(self: std::sync::Arc<Self>, mut known: watch::Receiver<ManagerFacts>) {
+        let mut kept: BTreeMap<String, (ManagerAddress, AbortOnDropHandle<()>)> = BTreeMap::new();
+        loop {
+            let wanted = known.borrow_and_update().clone();
+            kept.retain(|name, (address, _)| wanted.get(name) == Some(address));
+            for (name, address) in wanted {
+                kept.entry(name.clone()).or_insert_with(|| {
+                    let managers = std::sync::Arc::clone(&self);
+                    let task = tokio::spawn(async move { managers.keep_one(&name, address).await });
+                    (address, AbortOnDropHandle::new(task))
+                });
+            }
+            if known.changed().await.is_err() {
+                // Nobody knows more; those known are kept.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn keep_one(&self, name: &str, manager: ManagerAddress) {
+        let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+        let mut last_failure = String::new();
+        loop {
+            match self.connect(manager).await {
+                Ok(control) => {
+                    backoff.reset();
+                    last_failure.clear();
+                    tracing::info!(manager = name, version = %control.version, "Manager is connected");
+                    let error = with_causes(self.serve(name, manager, control).await);
+                    tracing::info!(manager = name, error, "Connection to manager ended");
+                }
+                Err(error) => {
+                    if matches!(error, AgentError::AnotherKey(_)) {
+                        self.outdated.notify_one();
+                    }
+                    let error = with_causes(error);
+                    if error != last_failure {
+                        tracing::warn!(manager = name, error, "Cannot connect to manager");
+                    }
+                    last_failure = error;
+                }
+            }
+            sleep(backoff.pause(fastrand::f64())).await;
+        }
+    }
+
+    async fn connect(&self, manager: ManagerAddress) -> Result<AgentControl, AgentError> {
+        let token = tokio::fs::read_to_string(&self.token_file).await?;
+        let tcp = connect(manager).await?;
+
+        AgentControl::connect(tcp, manager.key, token.trim()).await
+    }
+
+    /// Serves until the connection fails.
+    async fn serve(
+        &self,
+        name: &str,
+        manager: ManagerAddress,
+        control: AgentControl,
+    ) -> AgentError {
+        let AgentControl {
+            ticket,
+            news,
+            reports,
+            ..
+        } = control;
+        let (takes, taken) = mpsc::channel(TAKERS);
+        let _listed = Listed::new(self, name, takes);
+        tokio::select! {
+            error = self.listen(name, news) => error,
+            error = self.report(reports) => error,
+            never = Pool::new(manager, ticket).serve(taken) => match never {},
+        }
+    }
+
+    async fn listen(&self, name: &str, mut news: Receiver<ManagerNews>) -> AgentError {
+        loop {
+            match timeout(NEWS_TIMEOUT, news.receive()).await {
+                Ok(Ok(news)) => {
+                    let now = boot_time();
+                    self.news.send_modify(|all| {
+                        let next = all.get(name).cloned().unwrap_or_default().next(news, now);
+                        // Those of managers that are gone are no leases any more.
+                        all.retain(|_, news| news.is_fresh(now));
+                        all.insert(name.to_owned(), next);
+                    });
+                }
+                Ok(Err(error)) => return error,
+                Err(_) => return AgentError::TimedOut,
+            }
+        }
+    }
+
+    async fn report(&self, mut sender: Sender<AgentNews>) -> AgentError {
+        let mut said = self.reports.subscribe();
+        let mut told: Option<ReportsByPod> = None;
+        loop {
+            let all = said.borrow_and_update().all();
+            let is_first = told.is_none();
+            let mut pods = changes(&told.unwrap_or_default(), &all);
+            let mut is_due = is_first || !pods.is_empty();
+            while is_due {
+                let news = AgentNews {
+                    pods: some_of(&mut pods),
+                };
+                match timeout(SEND_TIMEOUT, sender.send(&news)).await {
+                    Ok(Ok(())) => is_due = !pods.is_empty(),
+                    Ok(Err(error)) => return error,
+                    Err(_) => return AgentError::TimedOut,
+                }
+            }
+            told = Some(all);
+            sleep(REPORT_INTERVAL).await;
+            if said.changed().await.is_err() {
+                // The agent ends.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+fn with_causes(error: AgentError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+/// Takes as many reports as one message holds, at least one.
+fn some_of(pods: &mut Vec<PodReport>) -> Vec<PodReport> {
+    let mut size = 0;
+    let fit = pods.iter().take_while(|report| {
+        size += report.encoded_len() + 4;
+        size <= REPORTS_SIZE
+    });
+    let fit = fit.count().max(1).min(pods.len());
+
+    pods.drain(..fit).collect()
+}
+
+async fn connect(manager: ManagerAddress) -> Result<TcpStream, AgentError> {
+    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(manager.address)).await;
+
+    Ok(connected.map_err(|_| AgentError::TimedOut)??)
+}
+
+/// The pool of a manager is known while this is there.
+struct Listed<'a> {
+    managers: &'a Managers,
+    name: &'a str,
+}
+
+impl<'a> Listed<'a> {
+    fn new(managers: &'a Managers, name: &'a str, takes: mpsc::Sender<Take>) -> Self {
+        lock(&managers.pools).insert(name.to_owned(), takes);
+
+        Self { managers, name }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        lock(&self.managers.pools).remove(self.name);
+    }
+}

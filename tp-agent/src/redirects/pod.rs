@@ -1,0 +1,370 @@
+//! One redirected pod, from the first port to the last.
+
+use std::{collections::BTreeMap, net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tp_agent_api::{
+    AgentRefusal, AgentReply, AgentRequest, LeaseState, MAX_NODES, PortCounters, PortLease,
+    RedirectFds, RedirectedPort,
+};
+use tp_core::backoff::Backoff;
+use tp_proto::agent::{PodPhase, PodReport};
+
+use super::{
+    listeners::{Doorway, Listeners},
+    ports::Ports,
+    verify::{Proof, verify},
+};
+use crate::{
+    agentd::{Agentd, AgentdError},
+    connections::{CarriedConnections, PortRoute},
+    leases::{LeaseTable, boot_time},
+    managers::Managers,
+    plan::PodPlan,
+};
+
+const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// An older lease might be over when a test of it connects.
+const TESTED_LEASE_NANOS: u64 = 2_000_000_000;
+
+pub(super) struct PodTask {
+    pub(super) uid: String,
+    pub(super) agentd: Agentd,
+    pub(super) managers: Arc<Managers>,
+    pub(super) connections: Arc<CarriedConnections>,
+    pub(super) plan: watch::Receiver<PodPlan>,
+}
+
+/// A redirect in place.
+struct PodRedirection {
+    number: u64,
+    connection: u64,
+    /// As it was made for.
+    made_for: PodPlan,
+    /// As `tp-agentd` has them.
+    ports: Vec<RedirectedPort>,
+    indices: BTreeMap<u16, u32>,
+    table: LeaseTable,
+    doorway: Arc<Doorway>,
+    listeners: Listeners,
+    state: Ports,
+    work: JoinSet<Step>,
+}
+
+/// What was done meanwhile.
+enum Step {
+    Tested {
+        port: u16,
+        intercept: String,
+        state: LeaseState,
+        proof: Proof,
+    },
+    Counted(Result<Vec<PortCounters>, AgentdError>),
+}
+
+/// Why a redirect ends.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// It is not wanted any more, or another one is.
+    Unwanted,
+    /// It has gone already.
+    Gone,
+}
+
+impl PodTask {
+    /// Runs until the plan has no port any more.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(FIRST_BACKOFF, MAX_BACKOFF);
+        loop {
+            let plan = self.plan.borrow_and_update().clone();
+            if plan.ports.is_empty() {
+                break;
+            }
+            match self.redirect(&plan).await {
+                Ok(redirection) => {
+                    backoff.reset();
+                    tracing::info!(pod = plan.name, "Pod is redirected");
+                    self.tend(redirection).await;
+                    tracing::info!(pod = plan.name, "Pod is not redirected any more");
+                }
+                Err(error) => {
+                    tracing::info!(pod = plan.name, %error, "Pod is not redirected");
+                    self.refuse(&plan, &error.to_string());
+                    let pause = backoff.pause(fastrand::f64());
+                    let changed = self
+                        .plan
+                        .wait_for(|it| it.ports.is_empty() || it.ids != plan.ids);
+                    tokio::select! {
+                        changed = changed => if changed.is_err() { break },
+                        () = sleep(pause) => {}
+                    }
+                }
+            }
+        }
+        self.managers.reports().set_pod(&self.uid, Vec::new());
+    }
+
+    fn refuse(&self, plan: &PodPlan, reason: &str) {
+        let mut reports: BTreeMap<&str, PodReport> = BTreeMap::new();
+        for port in plan.ports.values() {
+            reports.entry(&port.intercept).or_insert_with(|| PodReport {
+                intercept: port.intercept.clone(),
+                pod: self.uid.clone(),
+                name: plan.name.clone(),
+                phase: PodPhase::Refused.into(),
+                reason: reason.to_owned(),
+                ports: Vec::new(),
+            });
+        }
+        let reports = reports.into_values().collect();
+        self.managers.reports().set_pod(&self.uid, reports);
+    }
+
+    async fn redirect(&self, plan: &PodPlan) -> Result<PodRedirection, AgentdError> {
+        let wrong = |what: &str| AgentdError::Away(format!("it answers wrongly: {what}"));
+        if plan.ids.containers.is_empty() {
+            return Err(AgentdError::Refused {
+                kind: AgentRefusal::NotFound,
+                message: "no container of the pod runs: its status tells why".into(),
+            });
+        }
+        let ports = redirected_ports(plan);
+        let request = AgentRequest::Redirect {
+            pod: plan.ids.clone(),
+            ports: ports.clone(),
+            nodes: plan.nodes.iter().copied().take(MAX_NODES).collect(),
+        };
+        let replied = self.agentd.request(request).await?;
+        let AgentReply::Redirected { redirect, leases } = replied.reply else {
+            return Err(wrong("not about a redirect"));
+        };
+        let made = || -> std::io::Result<PodRedirection> {
+            let fds = RedirectFds::from_fds(replied.fds)
+                .ok_or_else(|| std::io::Error::other("it gives other descriptors"))?;
+            let doorway = Doorway::new(self.uid.clone(), Arc::clone(&self.connections));
+            let doorway = Arc::new(doorway);
+            let listeners = [Some(fds.listener4), fds.listener6];
+            let listeners = listeners.into_iter().flatten();
+
+            Ok(PodRedirection {
+                number: redirect,
+                connection: replied.connection,
+                made_for: plan.clone(),
+                ports,
+                indices: indices(&leases),
+                table: LeaseTable::map(&fds.leases)?,
+                listeners: Listeners::start(listeners, &doorway)?,
+                doorway,
+                state: Ports::default(),
+                work: JoinSet::new(),
+            })
+        };
+        match made() {
+            Ok(made) => Ok(made),
+            Err(error) => {
+                let release = AgentRequest::Release { redirect };
+                self.agentd.request(release).await?;
+                Err(wrong(&error.to_string()))
+            }
+        }
+    }
+
+    /// Keeps a redirect for as long as it is wanted.
+    async fn tend(&mut self, mut redirection: PodRedirection) {
+        let mut tick = interval(COUNTERS_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reports = Vec::new();
+        let end = loop {
+            let plan = self.plan.borrow_and_update().clone();
+            if let ControlFlow::Break(end) = self.renew(&mut redirection, &plan).await {
+                break end;
+            }
+            reports = redirection.state.reports(&self.uid, &plan, &reports);
+            self.managers.reports().set_pod(&self.uid, reports.clone());
+            tokio::select! {
+                changed = self.plan.changed() => if changed.is_err() { break End::Unwanted },
+                () = self.agentd.ended(redirection.connection) => break End::Gone,
+                Some(Ok(step)) = redirection.work.join_next() => {
+                    if redirection.take(step, &self.plan.borrow()).is_break() {
+                        break End::Gone;
+                    }
+                }
+                _ = tick.tick() => redirection.count(&self.agentd),
+            }
+        };
+        if end == End::Unwanted {
+            let redirect = redirection.number;
+            let release = AgentRequest::Release { redirect };
+            if let Err(error) = self.agentd.request(release).await {
+                tracing::debug!(%error, "Redirect was gone before its release");
+            }
+        }
+        redirection.listeners.close().await;
+    }
+
+    /// Sets ports, leases and routes as planned, and tests what is not proven.
+    async fn renew(&self, redirection: &mut PodRedirection, plan: &PodPlan) -> ControlFlow<End> {
+        if plan.ports.is_empty() || is_another_sandbox(&redirection.made_for, plan) {
+            return ControlFlow::Break(End::Unwanted);
+        }
+        let ports = redirected_ports(plan);
+        if ports != redirection.ports {
+            let request = AgentRequest::Ports {
+                redirect: redirection.number,
+                ports: ports.clone(),
+            };
+            match self.agentd.request(request).await.map(|it| it.reply) {
+                Ok(AgentReply::Changed { leases }) => redirection.indices = indices(&leases),
+                Ok(_) => return ControlFlow::Break(End::Unwanted),
+                Err(AgentdError::Away(_)) => return ControlFlow::Break(End::Gone),
+                Err(AgentdError::Refused { message, .. }) => {
+                    tracing::warn!(pod = plan.name, message, "Ports of a pod are not changed");
+                    return ControlFlow::Break(End::Unwanted);
+                }
+            }
+            redirection.ports = ports;
+        }
+        redirection.apply(plan);
+
+        ControlFlow::Continue(())
+    }
+}
+
+impl PodRedirection {
+    fn apply(&mut self, plan: &PodPlan) {
+        self.state.follow(plan);
+        let routes = plan.ports.iter().map(|(number, port)| {
+            let route = PortRoute {
+                intercept: port.intercept.clone(),
+                manager: port.manager.clone(),
+            };
+            (*number, route)
+        });
+        self.doorway.set_routes(routes.collect());
+        for (number, port) in &plan.ports {
+            let state = self.state.state(*number, port);
+            if let Some(index) = self.indices.get(number) {
+                self.table.renew(*index, state, port.renewed);
+            }
+            let is_fresh = boot_time().saturating_sub(port.renewed) < TESTED_LEASE_NANOS;
+            let target = plan.addresses.first().copied().filter(|_| is_fresh);
+            if let Some(target) = target
+                && self.state.begin_test(*number, state)
+            {
+                let target = SocketAddr::new(target, *number);
+                let (number, intercept) = (*number, port.intercept.clone());
+                let exempt = match port.probed {
+                    true => plan.nodes.clone(),
+                    false => Vec::new(),
+                };
+                let doorway = Arc::clone(&self.doorway);
+                self.work.spawn(async move {
+                    Step::Tested {
+                        port: number,
+                        intercept,
+                        state,
+                        proof: verify(doorway, target, state, exempt).await,
+                    }
+                });
+            }
+        }
+    }
+
+    fn count(&mut self, agentd: &Agentd) {
+        let counters = AgentRequest::Counters {
+            redirect: self.number,
+        };
+        let agentd = agentd.clone();
+        self.work.spawn(async move {
+            let counted = agentd.request(counters).await;
+            Step::Counted(counted.map(|replied| match replied.reply {
+                AgentReply::Counters { ports } => ports,
+                _ => Vec::new(),
+            }))
+        });
+    }
+
+    fn take(&mut self, step: Step, plan: &PodPlan) -> ControlFlow<()> {
+        match step {
+            Step::Tested {
+                port,
+                intercept,
+                state,
+                proof,
+            } => {
+                let planned = plan.ports.get(&port);
+                let holds = planned.is_some_and(|planned| planned.state == state);
+                tracing::debug!(pod = plan.name, port, ?proof, holds, "Redirect was tested");
+                self.state.end_test(port, &intercept, proof, holds);
+            }
+            Step::Counted(Ok(counters)) => self.state.count(&counters),
+            Step::Counted(Err(error)) => {
+                tracing::debug!(%error, "Counters are not known");
+                return ControlFlow::Break(());
+            }
+        }
+
+        ControlFlow::Continue(())
+    }
+}
+
+fn redirected_ports(plan: &PodPlan) -> Vec<RedirectedPort> {
+    let ports = plan.ports.iter().map(|(port, planned)| RedirectedPort {
+        port: *port,
+        probed: planned.probed,
+    });
+
+    ports.collect()
+}
+
+fn indices(leases: &[PortLease]) -> BTreeMap<u16, u32> {
+    leases.iter().map(|it| (it.port, it.index)).collect()
+}
+
+/// Returns whether the pod may have got another network namespace: another address, or containers of
+/// which none was there before. While none runs, the old one is kept.
+fn is_another_sandbox(made_for: &PodPlan, plan: &PodPlan) -> bool {
+    let (before, containers) = (&made_for.ids.containers, &plan.ids.containers);
+    let are_others = !containers.is_empty() && !containers.iter().any(|id| before.contains(id));
+
+    are_others || made_for.addresses != plan.addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use tp_agent_api::PodIds;
+
+    use super::*;
+
+    fn plan(containers: &[&str], address: &str) -> PodPlan {
+        PodPlan {
+            name: "web-0".into(),
+            ids: PodIds {
+                uid: "1".into(),
+                containers: containers.iter().map(|id| (*id).into()).collect(),
+            },
+            addresses: vec![address.parse().unwrap()],
+            nodes: Vec::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_pod_whose_containers_are_down_keeps_its_redirect() {
+        let made_for = plan(&["a", "b"], "10.244.1.7");
+        let is_another = |containers: &[&str], address| {
+            is_another_sandbox(&made_for, &plan(containers, address))
+        };
+
+        assert!(!is_another(&["b", "c"], "10.244.1.7"));
+        assert!(!is_another(&[], "10.244.1.7"));
+        assert!(is_another(&["c"], "10.244.1.7"));
+        assert!(is_another(&["a", "b"], "10.244.1.8"));
+    }
+}

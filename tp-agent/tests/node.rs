@@ -1,0 +1,315 @@
+//! The agent with the real tp-agentd and the manager's end of its connections: what happens in a pod
+//! when an Intercept comes, goes, or loses its manager. Each test has network namespaces of its own, and
+//! a pod below a made-up `/proc`; facts take the place of the API server.
+
+#![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
+
+use std::{io, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tp_proto::{
+    agent::{PodPhase, PodReport},
+    tunnel::Outcome,
+};
+
+use crate::{
+    manager::{INTERCEPT, Manager},
+    stage::{CONTAINER, Stage},
+};
+
+#[path = "node/manager.rs"]
+mod manager;
+#[path = "node/stage.rs"]
+mod stage;
+
+const LIMIT: Duration = Duration::from_secs(10);
+const ATTEMPT: Duration = Duration::from_millis(500);
+const POD4: &str = "10.77.0.2:8080";
+const POD6: &str = "[fd77::2]:8080";
+
+/// Connects, sends something, and reads until the end.
+async fn ask(to: &str) -> io::Result<String> {
+    let asked = async {
+        let mut client = TcpStream::connect(to).await?;
+        client.write_all(b"hello").await?;
+        client.shutdown().await?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+
+    timeout(LIMIT, asked).await.unwrap()
+}
+
+/// A connection that the workstation takes.
+async fn is_carried(manager: &mut Manager, to: &str) {
+    let address = to.to_owned();
+    let client = tokio::spawn(async move { ask(&address).await });
+    let incoming = manager.incoming().await;
+    assert_eq!(incoming.from.intercept, INTERCEPT);
+    assert_eq!(incoming.from.pod, to.parse().unwrap());
+    let client_address = if incoming.from.pod.is_ipv4() {
+        "10.77.0.1"
+    } else {
+        "fd77::1"
+    };
+    assert_eq!(incoming.from.client.ip().to_string(), client_address);
+    assert_eq!(incoming.pod, stage::UID);
+
+    let mut flow = incoming.accept().await.unwrap();
+    let mut sent = String::new();
+    flow.read_to_string(&mut sent).await.unwrap();
+    assert_eq!(sent, "hello");
+    flow.write_all(b"workstation").await.unwrap();
+    flow.shutdown().await.unwrap();
+    assert_eq!(client.await.unwrap().unwrap(), "workstation");
+}
+
+/// Connects until the answer is this one, for a while.
+async fn is_soon(to: &str, wanted: impl Fn(&io::Result<String>) -> bool) {
+    let polled = async {
+        loop {
+            // Until the change, the workstation would be waited for.
+            let answer = timeout(ATTEMPT, ask(to)).await;
+            let answer = answer.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
+            if wanted(&answer) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+
+    timeout(LIMIT, polled).await.unwrap();
+}
+
+fn is_container(answer: &io::Result<String>) -> bool {
+    answer.as_ref().is_ok_and(|answer| answer == CONTAINER)
+}
+
+fn is_refused(answer: &io::Result<String>) -> bool {
+    let kind = answer.as_ref().err().map(io::Error::kind);
+
+    kind == Some(io::ErrorKind::ConnectionRefused)
+}
+
+fn is_redirected(report: &PodReport) -> bool {
+    report.phase() == PodPhase::Redirected && report.reason.is_empty()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_leased_port_goes_to_the_workstation_until_its_release() {
+    let stage = Stage::new("a");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let agent = stage.agent(&manager);
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
+
+        manager.lease(&[(8080, true)]);
+        let report = manager.report(is_redirected).await;
+        assert_eq!(report.name, "web-0");
+        assert_eq!(report.ports[0].to_workstation, 0, "a proof is not counted");
+        is_carried(&mut manager, POD4).await;
+        is_carried(&mut manager, POD6).await;
+        manager
+            .report(|report| report.ports[0].to_workstation == 2)
+            .await;
+
+        let client = tokio::spawn(ask(POD4));
+        let incoming = manager.incoming().await;
+        incoming.refuse(Outcome::Refused, "nobody listens").await;
+        let error = client.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+        let client = TcpStream::connect(POD4).await.unwrap();
+        let mut incoming = manager.incoming().await;
+        // It is reset.
+        let lingering = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        lingering.unwrap();
+        drop(client);
+        timeout(LIMIT, incoming.cancelled()).await.unwrap();
+
+        manager.lease(&[(8080, false)]);
+        is_soon(POD4, is_refused).await;
+        manager.report(|report| report.ports[0].refused > 0).await;
+
+        manager.lease(&[]);
+        let released = |report: &PodReport| report.phase() == PodPhase::Released;
+        manager.report(released).await;
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
+        agent.close().await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn ports_come_and_go_and_the_others_stay() {
+    let stage = Stage::new("h");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let _agent = stage.agent(&manager);
+        manager.lease(&[(8080, true)]);
+        manager.report(is_redirected).await;
+        is_carried(&mut manager, POD4).await;
+
+        // Nobody listens there in the container.
+        manager.lease(&[(8080, true), (9999, true)]);
+        let report = manager.report(|report| report.ports.len() == 2).await;
+        assert!(is_redirected(&report));
+        is_carried(&mut manager, "10.77.0.2:9999").await;
+        is_carried(&mut manager, POD4).await;
+        let two = |report: &PodReport| report.ports[0].to_workstation == 2;
+        manager.report(two).await;
+
+        manager.lease(&[(9999, true)]);
+        manager.report(|report| report.ports.len() == 1).await;
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
+        is_carried(&mut manager, "10.77.0.2:9999").await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_intercept_follows_its_session_to_another_manager() {
+    let stage = Stage::new("i");
+    stage.run(async {
+        let (mut first, mut second) = (Manager::start().await, Manager::start().await);
+        let _agent = stage.agent_with(&[&first, &second], stage::facts());
+        first.lease(&[(8080, true)]);
+        first.report(is_redirected).await;
+        second.report(is_redirected).await;
+        is_carried(&mut first, POD4).await;
+
+        second.lease(&[(8080, true)]);
+        first.lease(&[]);
+        // Until the news have come, the first one has it.
+        let asking = async {
+            loop {
+                drop(timeout(ATTEMPT, ask(POD4)).await);
+            }
+        };
+        tokio::select! {
+            incoming = second.incoming() => drop(incoming),
+            () = asking => {}
+        }
+        is_carried(&mut second, POD4).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_container_serves_when_the_manager_is_lost() {
+    let stage = Stage::new("b");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let _agent = stage.agent(&manager);
+        manager.lease(&[(8080, true)]);
+        manager.report(is_redirected).await;
+        is_carried(&mut manager, POD4).await;
+
+        drop(manager);
+        is_soon(POD4, is_container).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_redirect_is_made_anew_when_the_program_with_power_is_replaced() {
+    let stage = Stage::new("c");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let _agent = stage.agent(&manager);
+        manager.lease(&[(8080, true)]);
+        manager.report(is_redirected).await;
+
+        stage.replace_agentd();
+        is_soon(POD4, is_container).await;
+        manager
+            .report(|report| report.phase() != PodPhase::Redirected)
+            .await;
+        manager.report(is_redirected).await;
+        is_carried(&mut manager, POD4).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_container_serves_as_soon_as_the_agent_has_ended() {
+    let stage = Stage::new("d");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let agent = stage.agent(&manager);
+        manager.lease(&[(8080, false)]);
+        manager.report(is_redirected).await;
+        assert!(is_refused(&ask(POD4).await));
+
+        agent.close().await;
+        let begun = std::time::Instant::now();
+        is_soon(POD4, is_container).await;
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_port_whose_traffic_goes_elsewhere_is_left_to_it() {
+    let stage = Stage::new("e");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let elsewhere = TcpListener::bind("10.77.0.1:8080").await.unwrap();
+        let mut facts = stage::facts();
+        let pod = facts.pods.get_mut(stage::UID).unwrap();
+        pod.addresses = vec![elsewhere.local_addr().unwrap().ip()];
+        let _agent = stage.agent_with(&[&manager], facts);
+
+        manager.lease(&[(8080, true)]);
+        let is_elsewhere = |report: &PodReport| report.reason.contains("went elsewhere");
+        let report = manager.report(is_elsewhere).await;
+        assert_eq!(report.phase(), PodPhase::Refused);
+        is_soon(POD4, is_container).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_redirect_that_the_node_cannot_see_stands_and_says_so() {
+    let stage = Stage::new("f");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let mut facts = stage::facts();
+        let pod = facts.pods.get_mut(stage::UID).unwrap();
+        pod.addresses = vec!["10.77.0.1".parse().unwrap()];
+        let _agent = stage.agent_with(&[&manager], facts);
+
+        manager.lease(&[(8080, true)]);
+        let is_unseen = |report: &PodReport| report.reason.contains("NetworkPolicy");
+        let report = manager.report(is_unseen).await;
+        assert_eq!(report.phase(), PodPhase::Redirected);
+        is_carried(&mut manager, POD4).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_that_is_not_found_is_refused_with_the_reason() {
+    let stage = Stage::new("g");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let mut facts = stage::facts();
+        let pod = facts.pods.get_mut(stage::UID).unwrap();
+        pod.ids.containers = vec!["0".repeat(64)];
+        let _agent = stage.agent_with(&[&manager], facts);
+
+        manager.lease(&[(8080, true)]);
+        // Before that, tp-agentd may not serve yet.
+        let is_not_found = |report: &PodReport| report.reason.contains("no process of the pod");
+        let report = manager.report(is_not_found).await;
+        assert_eq!(report.phase(), PodPhase::Refused);
+        assert_eq!(ask(POD4).await.unwrap(), CONTAINER);
+    });
+}
