@@ -1,6 +1,11 @@
 //! The connections to all traffic managers: their news, our reports, and carriers.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use prost::Message as _;
 use tokio::{
@@ -86,14 +91,14 @@ impl Managers {
     }
 
     /// Keeps a connection to each manager, until it is aborted.
-    pub(crate) async fn keep(self: std::sync::Arc<Self>, mut known: watch::Receiver<ManagerFacts>) {
+    pub(crate) async fn keep(self: Arc<Self>, mut known: watch::Receiver<ManagerFacts>) {
         let mut kept: BTreeMap<String, (ManagerAddress, AbortOnDropHandle<()>)> = BTreeMap::new();
         loop {
             let wanted = known.borrow_and_update().clone();
             kept.retain(|name, (address, _)| wanted.get(name) == Some(address));
             for (name, address) in wanted {
                 kept.entry(name.clone()).or_insert_with(|| {
-                    let managers = std::sync::Arc::clone(&self);
+                    let managers = Arc::clone(&self);
                     let task = tokio::spawn(async move { managers.keep_one(&name, address).await });
                     (address, AbortOnDropHandle::new(task))
                 });
@@ -233,18 +238,30 @@ async fn connect(manager: ManagerAddress) -> Result<TcpStream, AgentError> {
 struct Listed<'a> {
     managers: &'a Managers,
     name: &'a str,
+    takes: mpsc::Sender<Take>,
 }
 
 impl<'a> Listed<'a> {
     fn new(managers: &'a Managers, name: &'a str, takes: mpsc::Sender<Take>) -> Self {
-        lock(&managers.pools).insert(name.to_owned(), takes);
+        lock(&managers.pools).insert(name.to_owned(), takes.clone());
 
-        Self { managers, name }
+        Self {
+            managers,
+            name,
+            takes,
+        }
     }
 }
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        lock(&self.managers.pools).remove(self.name);
+        let mut pools = lock(&self.managers.pools);
+        // The next one of the same name may be there already.
+        if pools
+            .get(self.name)
+            .is_some_and(|takes| takes.same_channel(&self.takes))
+        {
+            pools.remove(self.name);
+        }
     }
 }
