@@ -85,6 +85,8 @@ pub(crate) enum Scope {
     AllNamespaces,
     /// Addresses outside the cluster, asked in the session's own namespace.
     External(String),
+    /// The traffic of workloads of this namespace.
+    Intercepts(String),
 }
 
 impl Scope {
@@ -95,6 +97,9 @@ impl Scope {
                 format!("create sessions.{GROUP} in namespace {namespace}")
             }
             Self::AllNamespaces => format!("create sessions.{GROUP} in all namespaces"),
+            Self::Intercepts(namespace) => {
+                format!("create intercepts.{GROUP} in namespace {namespace}")
+            }
             Self::External(namespace) => {
                 format!("create sessions.{GROUP}/external in namespace {namespace}")
             }
@@ -103,13 +108,19 @@ impl Scope {
 
     fn attributes(&self) -> ResourceAttributes {
         let (namespace, subresource) = match self {
-            Self::Namespace(namespace) => (Some(namespace.clone()), None),
+            Self::Namespace(namespace) | Self::Intercepts(namespace) => {
+                (Some(namespace.clone()), None)
+            }
             Self::AllNamespaces => (None, None),
             Self::External(namespace) => (Some(namespace.clone()), Some("external".into())),
         };
+        let resource = match self {
+            Self::Intercepts(_) => "intercepts",
+            _ => "sessions",
+        };
         ResourceAttributes {
             group: Some(GROUP.into()),
-            resource: Some("sessions".into()),
+            resource: Some(resource.into()),
             subresource,
             verb: Some("create".into()),
             namespace,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use quota::Quotas;
+pub(crate) use quota::{Quota, Quotas};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -23,8 +23,8 @@ use tp_proto::allow::Allow;
 use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer, tune_link};
 
 use crate::{
-    access::Access, grpc::Replica, housekeeping::Disconnected, model::SharedModel,
-    publish::Publisher, sessions::Sessions,
+    access::Access, grpc::Replica, housekeeping::Disconnected, intercepts::Intercepts,
+    model::SharedModel, publish::Publisher, sessions::Sessions,
 };
 
 /// Eight for each of a thousand sessions, and some that belong to no session yet: the tunnel server
@@ -43,6 +43,7 @@ pub(crate) struct Gateway {
     pub(crate) allow: Vec<Allow>,
     pub(crate) connections: Connections,
     pub(crate) quotas: Quotas,
+    pub(crate) intercepts: Arc<Intercepts>,
 }
 
 /// The newest connection of each session.

@@ -3,6 +3,8 @@
 //! Knows the model and the wire, nothing of Kubernetes objects.
 
 mod candidates;
+mod find;
+mod intercepts;
 mod resolve;
 mod table;
 mod wire;
@@ -23,7 +25,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tp_core::{
     VERSION,
     dns::{self, Subject},
+    intercept::workload::WorkloadName,
 };
+use tp_proto::grant;
 use tp_proto::tunnel::{
     Candidates, FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse,
     InterceptStates, ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest,
@@ -34,11 +38,13 @@ use tp_proto::tunnel::{
 
 use crate::{
     access::{Access, Scope, User},
-    model::{Owner, SharedModel, Workload},
+    intercepts::serving::ServedHandle,
+    model::{FindError, FoundWorkload, Owner, SharedModel, Workload},
 };
+use find::Wanted;
 pub(crate) use resolve::Resolver;
 
-const NO_INTERCEPTS: &str = "this traffic manager serves no intercepts yet";
+const NO_INTERCEPTS: &str = "this stream serves no intercepts";
 const MAX_TABLES: usize = 4;
 const MAX_QUERIES: usize = 64;
 const MAX_LISTS: usize = 2;
@@ -46,8 +52,14 @@ const MAX_LISTS: usize = 2;
 /// frame that ever waited.
 const MAX_UNSENT: usize = 16 << 10;
 
-/// Lists the workloads of a namespace; `index` knows how.
+/// Lists and finds the workloads of a namespace; `index` knows how.
 pub(crate) trait Workloads: Send + Sync + 'static {
+    fn find(
+        &self,
+        namespace: String,
+        name: WorkloadName,
+    ) -> BoxFuture<'static, Result<FoundWorkload, FindError>>;
+
     fn list(&self, namespace: String) -> BoxFuture<'static, Result<Vec<Workload>, String>>;
 }
 
@@ -68,6 +80,8 @@ pub(crate) struct Control {
     access: Arc<Access>,
     user: watch::Receiver<Arc<User>>,
     limits: Arc<CallLimits>,
+    /// `None` where no session is served.
+    served: Option<ServedHandle>,
 }
 
 /// Limits of the calls of one session on all its control streams: a second table may begin before
@@ -117,7 +131,31 @@ impl Control {
             access,
             user,
             limits,
+            served: None,
         }
+    }
+
+    /// Serves the Intercepts of this session.
+    pub(crate) fn serving(mut self, served: ServedHandle) -> Self {
+        self.served = Some(served);
+        self
+    }
+
+    async fn check_may_intercept(&self, namespace: &str) -> Result<(), Status> {
+        let scope = Scope::Intercepts(namespace.into());
+        let user = Arc::clone(&self.user.borrow());
+        let allowed = self.access.allows(&user, &scope).await;
+        if allowed.map_err(|error| Status::unavailable(error.to_string()))? {
+            return Ok(());
+        }
+        let manager_namespace = &self.replica.namespace;
+        let command = grant::command_for_intercepts(user.name(), namespace, manager_namespace);
+
+        Err(Status::permission_denied(format!(
+            "{} may not {}: an administrator lets them by `{command}`",
+            user.name(),
+            scope.right()
+        )))
     }
 
     async fn may_reach(&self, namespace: &str) -> Result<bool, Status> {
@@ -243,9 +281,18 @@ impl Manager for Control {
 
     async fn find_workload(
         &self,
-        _request: Request<FindWorkloadRequest>,
+        request: Request<FindWorkloadRequest>,
     ) -> Result<Response<FindWorkloadResponse>, Status> {
-        Err(Status::unimplemented(NO_INTERCEPTS))
+        let request = request.into_inner();
+        self.check_may_intercept(&request.namespace).await?;
+        let wanted = Wanted::of(&request)?;
+        let _permit = self.limits.lists.acquire().await;
+        let workloads = &self.replica.workloads;
+        let found = workloads
+            .find(request.namespace, wanted.name.clone())
+            .await?;
+
+        Ok(Response::new(wanted.resolve(found)?))
     }
 
     type ServeInterceptsStream =
@@ -253,9 +300,13 @@ impl Manager for Control {
 
     async fn serve_intercepts(
         &self,
-        _request: Request<Streaming<LocalIntercepts>>,
+        request: Request<Streaming<LocalIntercepts>>,
     ) -> Result<Response<Self::ServeInterceptsStream>, Status> {
-        Err(Status::unimplemented(NO_INTERCEPTS))
+        let served = self.served.as_ref();
+        let served = served.ok_or_else(|| Status::failed_precondition(NO_INTERCEPTS))?;
+        let states = intercepts::states(served.begin(), request.into_inner());
+
+        Ok(Response::new(Box::pin(states)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Deletes Sessions that nobody will use again. Every replica does it; deleting twice does no harm.
+//! Deletes Sessions that nobody will use again, and the Intercepts of Sessions that are gone. Every replica does it; deleting twice does no harm.
 //!
 //! A client that lost its connection, or slept for longer than the tunnel waits, makes a new
 //! Session with a new key and never uses the old one again. A replica deletes only Sessions that
@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,12 +17,13 @@ use kube::{
     Api, Client,
     api::{DeleteParams, Preconditions},
 };
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, interval, timeout};
 use tp_process::sync;
-use tp_proto::crd::Session;
+use tp_proto::crd::{Intercept, Session};
 use tp_transport::SessionRef;
 
-use crate::sessions::Sessions;
+use crate::{intercepts::Intercepts, sessions::Sessions};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// A client that was not killed deletes its Session itself before this. The tunnel has already
@@ -40,6 +42,11 @@ impl Disconnected {
 
     pub(crate) fn remove(&self, session: &SessionRef) {
         self.lock().remove(session);
+    }
+
+    /// How long this Session has been without its connection to this replica.
+    pub(crate) fn since(&self, session: &SessionRef) -> Option<Duration> {
+        self.lock().get(session).map(Instant::elapsed)
     }
 
     /// Removes and returns the Sessions that have been disconnected for too long.
@@ -63,31 +70,43 @@ impl Disconnected {
 }
 
 /// Runs until it is aborted.
-pub(crate) async fn keep(client: Client, sessions: Arc<Sessions>, disconnected: Arc<Disconnected>) {
+pub(crate) async fn keep(
+    client: Client,
+    sessions: Arc<Sessions>,
+    disconnected: Arc<Disconnected>,
+    intercepts: Arc<Intercepts>,
+) {
     let mut tick = interval(INTERVAL);
     loop {
         tick.tick().await;
         let mut unused = sessions.expired(Timestamp::now());
         unused.extend(disconnected.take_abandoned(Instant::now()));
         for session in unused {
-            delete(&client, &session).await;
+            let api: Api<Session> = Api::namespaced(client.clone(), &session.namespace);
+            delete(&api, &session.name, &session.uid).await;
+        }
+        for orphan in intercepts.orphans(Timestamp::now()) {
+            let api: Api<Intercept> = Api::namespaced(client.clone(), &orphan.object.namespace);
+            delete(&api, &orphan.object.name, &orphan.uid).await;
         }
     }
 }
 
-async fn delete(client: &Client, session: &SessionRef) {
-    let api: Api<Session> = Api::namespaced(client.clone(), &session.namespace);
+async fn delete<K>(api: &Api<K>, name: &str, uid: &str)
+where
+    K: Clone + DeserializeOwned + Debug,
+{
     let params = DeleteParams {
         preconditions: Some(Preconditions {
-            uid: Some(session.uid.clone()),
+            uid: Some(uid.to_owned()),
             resource_version: None,
         }),
         ..DeleteParams::default()
     };
-    match timeout(TIMEOUT, api.delete(&session.name, &params)).await {
-        Ok(Ok(_)) => tracing::debug!(%session, "Unused Session deleted"),
-        Ok(Err(error)) => tracing::debug!(%error, "Cannot delete a Session"),
-        Err(_) => tracing::debug!("Deleting a Session took too long"),
+    match timeout(TIMEOUT, api.delete(name, &params)).await {
+        Ok(Ok(_)) => tracing::debug!(name, "Unused object deleted"),
+        Ok(Err(error)) => tracing::debug!(%error, "Cannot delete an unused object"),
+        Err(_) => tracing::debug!("Deleting an unused object took too long"),
     }
 }
 

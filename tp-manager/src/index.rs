@@ -3,6 +3,7 @@
 //! Knows Kubernetes and the model, nothing of sessions or of the wire.
 
 mod convert;
+pub(crate) mod find;
 pub(crate) mod networks;
 pub(crate) mod workloads;
 
@@ -113,8 +114,26 @@ where
 async fn follow<O, K, V>(
     events: impl TryStream<Ok = Event<O>, Error = watcher::Error> + Send + 'static,
     convert: fn(&O) -> (K, Option<V>),
-    apply: impl Fn(&mut Model, Update<K, V>) + Send,
+    apply: impl Fn(&mut Model, Update<K, V>) + Send + Sync,
     model: SharedModel,
+    synced: SyncedPart,
+) where
+    K: Ord + Send,
+    V: Send,
+    O: Send,
+{
+    let change = |updates: Vec<Update<K, V>>| {
+        model.update(|model| updates.into_iter().for_each(|it| apply(model, it)));
+    };
+
+    follow_with(events, convert, change, synced).await;
+}
+
+/// Gives the changes of a watch to `change`, several at a time.
+pub(crate) async fn follow_with<O, K, V>(
+    events: impl TryStream<Ok = Event<O>, Error = watcher::Error> + Send + 'static,
+    convert: fn(&O) -> (K, Option<V>),
+    change: impl Fn(Vec<Update<K, V>>) + Send + Sync,
     mut synced: SyncedPart,
 ) where
     K: Ord + Send,
@@ -135,7 +154,7 @@ async fn follow<O, K, V>(
         let updates: Vec<_> = updates.collect();
         let is_listed = updates.iter().any(|it| matches!(it, Update::Replaced(_)));
         if !updates.is_empty() {
-            model.update(|model| updates.into_iter().for_each(|it| apply(model, it)));
+            change(updates);
         }
         if is_listed {
             synced.done();

@@ -1,18 +1,21 @@
 //! The traffic manager: the tunnel's end in the cluster.
 //!
 //! `index` turns Kubernetes objects into the `model`; `grpc` and `gateway` serve sessions from it.
-//! `sessions` and `policy` decide who connects, `access` what they reach. It holds no state that
+//! `sessions` and `policy` decide who connects, `access` what they reach. `intercepts` knows who
+//! holds which port, and `agents` serves the agents of the nodes from it. It holds no state that
 //! the API server does not: any replica can serve any session.
 
 #![forbid(unsafe_code)]
 
 mod access;
+mod agents;
 mod args;
 mod gateway;
 mod grpc;
 mod health;
 mod housekeeping;
 mod index;
+mod intercepts;
 mod model;
 mod policy;
 mod publish;

@@ -8,6 +8,7 @@ mod networks;
 mod owner;
 mod recent;
 pub(crate) mod table;
+mod workloads;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,6 +29,7 @@ use tokio::{
     sync::{Notify, Semaphore, watch},
     time::Instant,
 };
+pub(crate) use workloads::{FindError, FoundWorkload, Port, Workload};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectName {
@@ -85,6 +87,9 @@ pub(crate) struct Pod {
     pub(crate) addresses: Vec<IpAddr>,
     /// Ports that it declares, at its node's addresses.
     pub(crate) on_node: Vec<(IpAddr, u16)>,
+    pub(crate) uid: Box<str>,
+    /// Name of its node.
+    pub(crate) node: Box<str>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,23 +99,6 @@ pub(crate) struct Node {
     /// Addresses of bridges and tunnels, in networks of pods.
     pub(crate) tunnels: Vec<IpAddr>,
     pub(crate) pod_networks: Vec<IpNet>,
-}
-
-/// Something that runs pods.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Workload {
-    pub(crate) kind: &'static str,
-    pub(crate) name: String,
-    pub(crate) ready: u32,
-    pub(crate) desired: u32,
-    pub(crate) ports: Vec<Port>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Port {
-    pub(crate) name: String,
-    pub(crate) protocol: String,
-    pub(crate) port: u16,
 }
 
 /// One step of a watch.
@@ -300,6 +288,17 @@ impl Model {
     pub(crate) fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
         self.count_look();
         self.services.get(name)
+    }
+
+    pub(crate) fn pod(&self, name: &ObjectName) -> Option<&Pod> {
+        self.pods.get(name)
+    }
+
+    /// The pod that has this address.
+    pub(crate) fn pod_at(&self, address: IpAddr) -> Option<(&ObjectName, &Pod)> {
+        let name = self.pod_of.get(&address.to_canonical())?;
+
+        Some((name, self.pods.get(name)?))
     }
 
     pub(crate) fn log(&self) -> &Log {

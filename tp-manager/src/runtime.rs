@@ -17,19 +17,22 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
+use tp_core::intercept::workload::WorkloadName;
 use tp_process::sync::lock;
-use tp_proto::crd::{HEALTH_PORT, TUNNEL_PORT, UDP_PORT};
-use tp_transport::{CloseCode, Identity, TunnelServer};
+use tp_proto::crd::{AGENTS_PORT, HEALTH_PORT, TUNNEL_PORT, UDP_PORT};
+use tp_transport::{CloseCode, Identity, TunnelServer, agents::AgentServer};
 
 use crate::{
     access::Access,
+    agents::{Agents, tokens::TokenReviews},
     args::Args,
     gateway::{Connections, Gateway, Quotas},
     grpc::{Replica, Resolver, Workloads},
     health::{self, Health},
     housekeeping::{self, Disconnected},
     index::{self, Synced},
-    model::{SharedModel, Workload},
+    intercepts::{self, Intercepts},
+    model::{FindError, FoundWorkload, SharedModel, Workload},
     policy::{self, Policy},
     publish::Publisher,
     sessions::{SessionAdmission, Sessions},
@@ -61,14 +64,23 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         args.pod_name.clone(),
     ));
     let disconnected = Arc::new(Disconnected::default());
+    let agent_server = AgentServer::new(&identity).context("cannot use the manager's key")?;
     let server = listen_udp(identity, &sessions)?;
     // The kubelet forwards ports to it even if pods have no other IPv4 address.
     let links = listen(Ipv4Addr::LOCALHOST.into(), TUNNEL_PORT).await?;
     // The kubelet probes the pod's first address, IPv4 or IPv6.
-    let probes = match listen(Ipv6Addr::UNSPECIFIED.into(), HEALTH_PORT).await {
-        Ok(probes) => probes,
-        Err(_) => listen(Ipv4Addr::UNSPECIFIED.into(), HEALTH_PORT).await?,
-    };
+    let probes = listen_everywhere(HEALTH_PORT).await?;
+    let agents_listener = listen_everywhere(AGENTS_PORT).await?;
+    let intercepts = Arc::new(Intercepts::new(
+        Arc::clone(&sessions),
+        Arc::clone(&disconnected),
+    ));
+    let agents = Arc::new(Agents::new(
+        agent_server,
+        Arc::clone(&intercepts),
+        model.clone(),
+        Box::new(TokenReviews(client.clone())),
+    ));
     let gateway = Arc::new(Gateway {
         server: Arc::clone(&server),
         sessions: Arc::clone(&sessions),
@@ -80,6 +92,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         allow: args.allow.clone(),
         connections: Connections::default(),
         quotas: Quotas::default(),
+        intercepts: Arc::clone(&intercepts),
     });
     let readiness = Arc::new(Readiness {
         policy: policy.subscribe(),
@@ -116,7 +129,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     start(Box::pin(async move {
         publishing.keep(key, published).await;
     }));
-    start(Box::pin(housekeeping::keep(client, sessions, disconnected)));
+    let listed = synced.part();
+    let following = Arc::clone(&intercepts);
+    let watching = client.clone();
+    start(Box::pin(async move {
+        following.follow(watching, listed).await;
+    }));
+    let following = Arc::clone(&intercepts);
+    start(Box::pin(async move { following.follow_sessions().await }));
+    start(Box::pin(intercepts::status::keep(
+        client.clone(),
+        Arc::clone(&intercepts),
+    )));
+    start(Box::pin(housekeeping::keep(
+        client,
+        sessions,
+        disconnected,
+        intercepts,
+    )));
+    start(Box::pin(agents.serve(agents_listener)));
     start(Box::pin(health::serve(probes, readiness)));
     start(Box::pin(Arc::clone(&gateway).accept_links(links)));
     start(Box::pin(gateway.accept_peers()));
@@ -177,6 +208,14 @@ async fn listen(address: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("cannot bind TCP port {port}"))
 }
 
+/// At the addresses of both families, or those of IPv4 alone.
+async fn listen_everywhere(port: u16) -> anyhow::Result<TcpListener> {
+    match listen(Ipv6Addr::UNSPECIFIED.into(), port).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => listen(Ipv4Addr::UNSPECIFIED.into(), port).await,
+    }
+}
+
 async fn replica(args: &Args, client: Client) -> anyhow::Result<Replica> {
     let conf = tokio::fs::read_to_string(RESOLV_CONF)
         .await
@@ -194,6 +233,14 @@ async fn replica(args: &Args, client: Client) -> anyhow::Result<Replica> {
 struct Lister(Client);
 
 impl Workloads for Lister {
+    fn find(
+        &self,
+        namespace: String,
+        name: WorkloadName,
+    ) -> BoxFuture<'static, Result<FoundWorkload, FindError>> {
+        Box::pin(index::find::find(self.0.clone(), namespace, name))
+    }
+
     fn list(&self, namespace: String) -> BoxFuture<'static, Result<Vec<Workload>, String>> {
         index::workloads::boxed(self.0.clone(), namespace)
     }

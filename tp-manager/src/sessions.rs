@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures::{Stream, StreamExt as _};
@@ -228,6 +231,7 @@ pub(crate) struct Sessions {
     state: RwLock<State>,
     policy: watch::Receiver<Policy>,
     revision: watch::Sender<u64>,
+    is_listed: AtomicBool,
 }
 
 impl Sessions {
@@ -236,6 +240,7 @@ impl Sessions {
             state: RwLock::default(),
             policy,
             revision: watch::Sender::new(0),
+            is_listed: AtomicBool::new(false),
         }
     }
 
@@ -280,6 +285,11 @@ impl Sessions {
         let is_there = find(&state, session).is_ok_and(|record| !record.is_deleted);
 
         !is_there && known.check_lifetime(session, now).is_ok()
+    }
+
+    /// Returns whether the object is there, or may be: before the first listing all may.
+    pub(crate) fn exists(&self, session: &SessionRef) -> bool {
+        !self.is_listed.load(Ordering::Acquire) || find(&self.read(), session).is_ok()
     }
 
     /// Sessions, and renewals, whose lifetime is over.
@@ -332,7 +342,7 @@ impl Sessions {
         self.apply(events, || synced.done()).await;
     }
 
-    async fn apply(
+    pub(crate) async fn apply(
         &self,
         events: impl Stream<Item = Result<Event<DynamicObject>, watcher::Error>>,
         mut listed: impl FnMut(),
@@ -355,6 +365,7 @@ impl Sessions {
                         state.insert(record);
                     }
                     self.write(|known| *known = state);
+                    self.is_listed.store(true, Ordering::Release);
                     listed();
                 }
                 Ok(Event::Apply(object)) => {

@@ -39,7 +39,7 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
         }
     };
     let quota = match gateway.quotas.enter(valid.user.name()) {
-        Ok(quota) => quota,
+        Ok(quota) => Arc::new(quota),
         Err(reason) => {
             peer.close(CloseCode::NotAdmitted, &reason);
             return;
@@ -55,6 +55,7 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
         rights: ActiveRights::default(),
         slots: Slots::default(),
     });
+    let served = gateway.intercepts.serve(peer.clone(), Arc::clone(&quota));
     let limits = Arc::new(grpc::CallLimits::default());
     let controls = Arc::new(Semaphore::new(MAX_CONTROL));
     // Dropped at the end, which ends the remaining streams.
@@ -77,7 +78,8 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
                     Arc::clone(&gateway.access),
                     user.clone(),
                     Arc::clone(&limits),
-                );
+                )
+                .serving(served.handle());
                 tasks.spawn(async move {
                     let _permit = permit;
                     grpc::serve(io, control).await;

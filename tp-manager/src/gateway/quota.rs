@@ -27,7 +27,7 @@ struct UserQuota {
 
 /// The quota of one connected session; released when dropped.
 #[derive(Debug)]
-pub(super) struct Quota {
+pub(crate) struct Quota {
     user: Arc<UserQuota>,
     flows: Arc<Semaphore>,
     _session: OwnedSemaphorePermit,
@@ -35,14 +35,14 @@ pub(super) struct Quota {
 
 /// The permit of one flow; released when dropped.
 #[derive(Debug)]
-pub(super) struct FlowPermit {
+pub(crate) struct FlowPermit {
     _session: OwnedSemaphorePermit,
     _user: OwnedSemaphorePermit,
 }
 
 impl Quotas {
     /// Admits another session of `user`; the error is a sentence for them.
-    pub(super) fn enter(&self, user: &str) -> Result<Quota, String> {
+    pub(crate) fn enter(&self, user: &str) -> Result<Quota, String> {
         let quota = self.of(user);
         let session = Arc::clone(&quota.sessions)
             .try_acquire_owned()
@@ -78,7 +78,7 @@ impl Quotas {
 
 impl Quota {
     /// Admits another flow; the error is a sentence for the user.
-    pub(super) fn flow(&self) -> Result<FlowPermit, String> {
+    pub(crate) fn flow(&self) -> Result<FlowPermit, String> {
         let session = Arc::clone(&self.flows).try_acquire_owned();
         let user = Arc::clone(&self.user.flows).try_acquire_owned();
         match (session, user) {

@@ -171,16 +171,25 @@ mod tests {
     use std::pin::pin;
 
     use futures::{StreamExt as _, future::BoxFuture};
+    use tp_core::intercept::workload::WorkloadName;
 
     use super::*;
     use crate::{
         grpc::{Resolver, Workloads},
-        model::{Exposure, Node, Service, Update, Workload},
+        model::{Exposure, FindError, FoundWorkload, Node, Service, Update, Workload},
     };
 
     struct NoWorkloads;
 
     impl Workloads for NoWorkloads {
+        fn find(
+            &self,
+            _: String,
+            _: WorkloadName,
+        ) -> BoxFuture<'static, Result<FoundWorkload, FindError>> {
+            Box::pin(std::future::ready(Ok(FoundWorkload::default())))
+        }
+
         fn list(&self, _: String) -> BoxFuture<'static, Result<Vec<Workload>, String>> {
             Box::pin(std::future::ready(Ok(Vec::new())))
         }

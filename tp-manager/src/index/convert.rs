@@ -62,6 +62,14 @@ pub(super) fn pod(pod: &core::Pod) -> (ObjectName, Option<Pod>) {
             .flat_map(|status| status.pod_ips.iter().flatten())
             .map(|ip| &ip.ip),
     );
+    let identity = Pod {
+        uid: pod.uid().unwrap_or_default().into(),
+        node: spec
+            .and_then(|spec| spec.node_name.as_deref())
+            .unwrap_or_default()
+            .into(),
+        ..Pod::default()
+    };
     let converted = if on_host {
         let containers = spec.iter().flat_map(|spec| &spec.containers);
         let ports: Vec<u16> = containers
@@ -72,14 +80,15 @@ pub(super) fn pod(pod: &core::Pod) -> (ObjectName, Option<Pod>) {
         Pod {
             addresses: Vec::new(),
             on_node: addresses.into_iter().flat_map(at).collect(),
+            ..identity
         }
     } else {
         Pod {
             addresses,
-            on_node: Vec::new(),
+            ..identity
         }
     };
-    let holds = !ended && converted != Pod::default();
+    let holds = !ended && !(converted.addresses.is_empty() && converted.on_node.is_empty());
 
     (name(pod), holds.then_some(converted))
 }

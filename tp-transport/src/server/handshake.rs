@@ -151,6 +151,7 @@ impl Handshake {
         );
         let peer = Peer {
             inner: Arc::new(PeerInner {
+                paths,
                 session: link.session.clone(),
                 key,
                 connection: connection.clone(),

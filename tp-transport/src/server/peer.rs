@@ -18,7 +18,10 @@ use crate::{
     credit::Ledger,
     flow::{self, Accepted, Dialed, FlowError, InterceptedFrom},
     keys::{KeyHash, SessionRef},
-    mux::{Mux, server::ServerSide},
+    mux::{
+        Mux,
+        server::{PeerPaths, ServerSide},
+    },
     status::{ClosedReason, PathStatus, TunnelStats},
 };
 
@@ -39,6 +42,7 @@ pub(super) struct PeerInner {
     pub(super) connection: Connection,
     pub(super) ledger: Arc<Ledger>,
     pub(super) path: watch::Receiver<PathStatus>,
+    pub(super) paths: Arc<PeerPaths>,
     /// Boxed, because a channel allocates 32 slots at once.
     pub(super) flows: Mutex<mpsc::Receiver<Box<Accepted>>>,
     pub(super) mux: Weak<Mux<ServerSide>>,
@@ -100,6 +104,11 @@ impl Peer {
     /// The path that the client uses.
     pub fn path(&self) -> watch::Receiver<PathStatus> {
         self.inner.path.clone()
+    }
+
+    /// Time since the client was last heard from: it probes each second, on any path.
+    pub fn silent_for(&self) -> Duration {
+        Duration::from_millis(self.inner.paths.silent_ms())
     }
 
     /// Counters since the connection began.

@@ -1,0 +1,307 @@
+//! The agents of the nodes: admits them, leases Intercepts to them, and passes the connections that
+//! they intercepted on to sessions.
+
+mod carried;
+pub(crate) mod tokens;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tp_process::sync::lock;
+use tp_proto::agent::{AgentNews, Lease, ManagerNews};
+use tp_transport::{
+    agents::{AgentServer, AgentStream, Greeting, IncomingCarrier, Receiver, Sender},
+    keep_alive,
+};
+
+use crate::{
+    intercepts::Intercepts,
+    model::{ObjectName, SharedModel},
+};
+use tokens::{AgentIdentity, Tokens};
+
+/// Connections that are no agent's yet; further ones are closed.
+const MAX_PENDING: usize = 256;
+/// Of one node: a new agent may connect before the end of the old one is noticed.
+const MAX_CONTROLS_OF_NODE: usize = 2;
+/// Carriers that wait for a connection, of one agent and in all.
+const MAX_IDLE_OF_AGENT: usize = 64;
+const MAX_IDLE: usize = 8192;
+/// Carried connections, of one agent and in all.
+const MAX_CARRIED_OF_AGENT: usize = 4096;
+const MAX_CARRIED: usize = 16_384;
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest time between two news.
+const NEWS_INTERVAL: Duration = Duration::from_secs(1);
+/// Changes within this time are told together.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Of the leases in one message, in bytes: the protocol allows 16 KiB.
+const MAX_NEWS: usize = 15 << 10;
+
+/// Serves agents.
+pub(crate) struct Agents {
+    server: AgentServer,
+    intercepts: Arc<Intercepts>,
+    model: SharedModel,
+    tokens: Box<dyn Tokens>,
+    admitted: Mutex<BTreeMap<u64, Arc<Agent>>>,
+    idle: Arc<Semaphore>,
+    carried: Arc<Semaphore>,
+}
+
+/// An agent whose control connection is here.
+struct Agent {
+    number: u64,
+    node: Arc<str>,
+    idle: Arc<Semaphore>,
+    carried: Arc<Semaphore>,
+    replaced: CancellationToken,
+}
+
+impl Agents {
+    pub(crate) fn new(
+        server: AgentServer,
+        intercepts: Arc<Intercepts>,
+        model: SharedModel,
+        tokens: Box<dyn Tokens>,
+    ) -> Self {
+        Self {
+            server,
+            intercepts,
+            model,
+            tokens,
+            admitted: Mutex::default(),
+            idle: Arc::new(Semaphore::new(MAX_IDLE)),
+            carried: Arc::new(Semaphore::new(MAX_CARRIED)),
+        }
+    }
+
+    /// Accepts connections of agents until it is aborted.
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let pending = Arc::new(Semaphore::new(MAX_PENDING));
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let (tcp, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "Cannot accept an agent");
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else {
+                tracing::debug!(%from, "There are as many new connections of agents as fit");
+                continue;
+            };
+            let agents = Arc::clone(&self);
+            connections.spawn(async move { agents.connection(tcp, from, permit).await });
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        from: SocketAddr,
+        pending: OwnedSemaphorePermit,
+    ) {
+        if let Err(error) = keep_alive(&tcp) {
+            tracing::debug!(%error, "Quiet connection of an agent not probed");
+        }
+        match self.server.accept(tcp).await {
+            Ok(AgentStream::Greeting(greeting)) => {
+                Box::pin(self.greeted(greeting, from, pending)).await;
+            }
+            Ok(AgentStream::Carrier(carrier)) => {
+                drop(pending);
+                Box::pin(self.carrier(carrier)).await;
+            }
+            Err(error) => tracing::debug!(%from, %error, "Connection to the agents' port ended"),
+        }
+    }
+
+    async fn greeted(&self, greeting: Greeting, from: SocketAddr, pending: OwnedSemaphorePermit) {
+        let review = self.tokens.review(greeting.token.clone());
+        let identity = timeout(REVIEW_TIMEOUT, review)
+            .await
+            .unwrap_or_else(|_| Err("the API server did not review the token in time".into()));
+        let node = identity.and_then(|identity| self.node_of(identity));
+        let node = match node {
+            Ok(node) => node,
+            Err(reason) => {
+                tracing::info!(%from, reason, "Agent refused");
+                greeting.refuse(&reason).await;
+                return;
+            }
+        };
+        let version = greeting.version.clone();
+        let control = match greeting.admit().await {
+            Ok(control) => control,
+            Err(error) => {
+                tracing::debug!(%from, %error, "Agent gone before it was admitted");
+                return;
+            }
+        };
+        drop(pending);
+        let entered = self.enter(control.agent, node);
+        let agent = Arc::clone(&entered.agent);
+        tracing::info!(node = %agent.node, version, "Agent connected");
+        tokio::select! {
+            () = self.lease(control.news) => {}
+            () = self.take_reports(&agent, control.reports) => {}
+            () = agent.replaced.cancelled() => {}
+        }
+        drop((control.guard, entered));
+        tracing::info!(node = %agent.node, "Agent disconnected");
+    }
+
+    /// The node of an agent: as its token says, or else as its pod says.
+    fn node_of(&self, identity: AgentIdentity) -> Result<Arc<str>, String> {
+        if let Some(node) = identity.node {
+            return Ok(node.into());
+        }
+        let unknown = "the token names neither a node nor a pod that the manager knows";
+        let model = self.model.read();
+        let pod = model
+            .pod(&ObjectName::new(
+                tp_proto::crd::AGENT_NAMESPACE,
+                identity.pod,
+            ))
+            .filter(|pod| !pod.uid.is_empty() && *pod.uid == *identity.pod_uid)
+            .filter(|pod| !pod.node.is_empty())
+            .ok_or(unknown)?;
+
+        Ok((*pod.node).into())
+    }
+
+    /// Of too many of one node the oldest ends.
+    fn enter(&self, number: u64, node: Arc<str>) -> Entered<'_> {
+        let agent = Arc::new(Agent {
+            number,
+            node,
+            idle: Arc::new(Semaphore::new(MAX_IDLE_OF_AGENT)),
+            carried: Arc::new(Semaphore::new(MAX_CARRIED_OF_AGENT)),
+            replaced: CancellationToken::new(),
+        });
+        let mut admitted = lock(&self.admitted);
+        admitted.insert(number, Arc::clone(&agent));
+        let of_node = admitted.values().rev().filter(|it| it.node == agent.node);
+        for older in of_node.skip(MAX_CONTROLS_OF_NODE) {
+            older.replaced.cancel();
+        }
+        drop(admitted);
+
+        Entered {
+            agents: self,
+            agent,
+        }
+    }
+
+    /// Sends the leases each second, and at once when they change.
+    async fn lease(&self, mut news: Sender<ManagerNews>) {
+        let mut changes = self.intercepts.changes();
+        loop {
+            changes.mark_unchanged();
+            let leases = bounded(self.intercepts.leases());
+            let due = Instant::now() + NEWS_INTERVAL;
+            let message = ManagerNews {
+                leases: leases.clone(),
+            };
+            match timeout(SEND_TIMEOUT, news.send(&message)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return tracing::debug!(%error, "Cannot send leases"),
+                Err(_) => return tracing::debug!("Agent does not read its leases"),
+            }
+            while let Ok(Ok(())) = timeout_at(due, changes.changed()).await {
+                sleep(COALESCE).await;
+                if bounded(self.intercepts.leases()) != leases {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn take_reports(&self, agent: &Agent, mut reports: Receiver<AgentNews>) {
+        loop {
+            match reports.receive().await {
+                Ok(news) => self.intercepts.report(agent.number, &agent.node, news.pods),
+                Err(error) => return tracing::debug!(%error, "Control connection ended"),
+            }
+        }
+    }
+
+    async fn carrier(&self, carrier: IncomingCarrier) {
+        let Some(agent) = lock(&self.admitted).get(&carrier.agent).cloned() else {
+            return;
+        };
+        let idle = (
+            Arc::clone(&agent.idle).try_acquire_owned(),
+            Arc::clone(&self.idle).try_acquire_owned(),
+        );
+        let (Ok(of_agent), Ok(of_all)) = idle else {
+            tracing::debug!(node = %agent.node, "Agent has as many carriers as fit");
+            return;
+        };
+        let incoming = tokio::select! {
+            incoming = carrier.connection() => incoming,
+            () = agent.replaced.cancelled() => return,
+        };
+        drop((of_agent, of_all));
+        match incoming {
+            Ok(Some(incoming)) => self.carry(&agent, incoming).await,
+            Ok(None) => {}
+            Err(error) => tracing::debug!(node = %agent.node, %error, "Carrier ended"),
+        }
+    }
+}
+
+/// Removes an agent when dropped.
+struct Entered<'a> {
+    agents: &'a Agents,
+    agent: Arc<Agent>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.agent.replaced.cancel();
+        lock(&self.agents.admitted).remove(&self.agent.number);
+        self.agents.intercepts.forget_agent(self.agent.number);
+    }
+}
+
+/// As many as fit into a message.
+fn bounded(mut leases: Vec<Lease>) -> Vec<Lease> {
+    use prost::Message as _;
+
+    let mut size = 0;
+    let fitting = leases.iter().take_while(|lease| {
+        size += lease.encoded_len() + 4;
+        size <= MAX_NEWS
+    });
+    let fitting = fitting.count();
+    if fitting < leases.len() {
+        let left_out = leases.len() - fitting;
+        tracing::warn!(
+            left_out,
+            "There are more intercepts than fit into a message"
+        );
+        leases.truncate(fitting);
+    }
+
+    leases
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,415 @@
+//! Real agents, carriers and tunnels, without an API server.
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use kube::{api::DynamicObject, runtime::watcher::Event};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::watch,
+    task::JoinHandle,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tp_proto::{
+    agent::PodReport,
+    tunnel::{LocalIntercept, LocalIntercepts, LocalPort, Outcome, Verdict},
+};
+use tp_transport::{
+    CloseCode, Identity, Intercepted, InterceptedFrom, KeyHash, PathChoice, SessionRef, Tunnel,
+    TunnelConfig, TunnelServer,
+    agents::{AgentControl, AgentFlow, IdleCarrier},
+};
+
+use super::*;
+use crate::{
+    gateway::Quotas,
+    housekeeping::Disconnected,
+    intercepts::serving::{Announcing, ServedGuard},
+    model::{Pod, Update},
+    policy::Policy,
+    sessions::{SessionAdmission, Sessions},
+};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const POD: &str = "77aa";
+const POD_ADDRESS: &str = "10.244.1.7:8080";
+
+/// A token is the name of its node.
+struct Nodes;
+
+impl Tokens for Nodes {
+    fn review(&self, token: String) -> BoxFuture<'static, Result<AgentIdentity, String>> {
+        let reviewed = match token.as_str() {
+            "stolen" => Err("the token is not valid".to_owned()),
+            node => Ok(AgentIdentity {
+                node: Some(node.to_owned()),
+                ..AgentIdentity::default()
+            }),
+        };
+
+        Box::pin(std::future::ready(reviewed))
+    }
+}
+
+/// One replica, with the pod `web-0` of namespace `shop` on node1.
+struct Lab {
+    intercepts: Arc<Intercepts>,
+    sessions: Arc<Sessions>,
+    tunnels: Arc<TunnelServer>,
+    key: KeyHash,
+    address: SocketAddr,
+    quotas: Quotas,
+    _policy: watch::Sender<Policy>,
+    _serving: AbortOnDropHandle<()>,
+}
+
+/// A connected session.
+struct Workstation {
+    tunnel: Tunnel,
+    guard: ServedGuard,
+    call: Announcing,
+    _link: AbortOnDropHandle<()>,
+}
+
+impl Lab {
+    async fn new() -> Self {
+        let now = Timestamp::now();
+        let earlier = |seconds| now - jiff::SignedDuration::from_secs(seconds);
+        let policy = watch::Sender::new(Policy::proven_since(earlier(1000), earlier(1)));
+        let sessions = Arc::new(Sessions::new(policy.subscribe()));
+        let disconnected = Arc::new(Disconnected::default());
+        let intercepts = Arc::new(Intercepts::new(Arc::clone(&sessions), disconnected));
+        let identity = Identity::generate().unwrap();
+        let key = identity.key_hash();
+        let model = SharedModel::new();
+        let pod = Pod {
+            addresses: vec!["10.244.1.7".parse().unwrap()],
+            uid: POD.into(),
+            node: "node1".into(),
+            ..Pod::default()
+        };
+        let name = ObjectName::new("shop", "web-0");
+        model.update(|model| model.update_pods(Update::Applied(name, pod)));
+        let server = AgentServer::new(&identity).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let agents = Agents::new(server, Arc::clone(&intercepts), model, Box::new(Nodes));
+        let serving = tokio::spawn(Arc::new(agents).serve(listener));
+        let admission = Arc::new(SessionAdmission(Arc::clone(&sessions)));
+
+        Self {
+            intercepts,
+            tunnels: TunnelServer::bind(None, identity, admission).unwrap(),
+            sessions,
+            key,
+            address,
+            quotas: Quotas::default(),
+            _policy: policy,
+            _serving: AbortOnDropHandle::new(serving),
+        }
+    }
+
+    /// Connects a session of this user, whose name is its UID too.
+    async fn session(&self, user: &str) -> Workstation {
+        let identity = Identity::generate().unwrap();
+        let object = json!({
+            "apiVersion": "tp.internal/v1alpha1",
+            "kind": "Session",
+            "metadata": {
+                "name": user, "namespace": "shop", "uid": user, "generation": 1,
+                "creationTimestamp": Timestamp::now().to_string(),
+            },
+            "spec": {
+                "user": {"username": user},
+                "keyHash": identity.key_hash().to_string(),
+                "clientVersion": "0.1.0",
+            },
+        });
+        let event = Event::Apply(serde_json::from_value(object).unwrap());
+        let events = futures::stream::iter([Ok(event)]);
+        self.sessions.apply(events, || {}).await;
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let tunnels = Arc::clone(&self.tunnels);
+        let link = tokio::spawn(async move { drop(tunnels.attach(far).await) });
+        let config = TunnelConfig {
+            identity,
+            session: SessionRef {
+                namespace: "shop".into(),
+                name: user.into(),
+                uid: user.into(),
+            },
+            manager_key: self.key,
+            choice: PathChoice::StreamOnly,
+        };
+        let connected = Tunnel::connect(near, config);
+        let (tunnel, peer) = tokio::join!(connected, self.tunnels.accept());
+        let quota = Arc::new(self.quotas.enter(user).unwrap());
+        let guard = self.intercepts.serve(peer.unwrap(), quota);
+        let call = guard.handle().begin();
+
+        Workstation {
+            tunnel: tunnel.unwrap(),
+            guard,
+            call,
+            _link: AbortOnDropHandle::new(link),
+        }
+    }
+
+    fn intercept(&self, uid: &str, user: &str, port: u16) {
+        let object: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "tp.internal/v1alpha1",
+            "kind": "Intercept",
+            "metadata": {
+                "name": format!("web-{uid}"), "namespace": "shop", "uid": uid, "generation": 1,
+                "creationTimestamp": Timestamp::now().to_string(),
+            },
+            "spec": {
+                "user": {"username": user},
+                "session": {"namespace": "shop", "name": user, "uid": user},
+                "workload": {"kind": "Deployment", "name": "web"},
+                "ports": [{"port": port}],
+            },
+        }))
+        .unwrap();
+        self.intercepts.insert(&object);
+    }
+
+    async fn agent(&self, node: &str) -> AgentControl {
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+
+        AgentControl::connect(tcp, self.key, node).await.unwrap()
+    }
+
+    /// Asks for the connection of the pod to be carried for this Intercept.
+    fn carry(&self, agent: &AgentControl, uid: &str) -> JoinHandle<Result<AgentFlow, Verdict>> {
+        let (address, key, ticket) = (self.address, self.key, agent.ticket.clone());
+        let from = from(uid);
+        tokio::spawn(async move {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let idle = IdleCarrier::connect(tcp, key, &ticket).await.unwrap();
+            idle.carry(&from, POD).await.unwrap()
+        })
+    }
+
+    async fn refused(&self, agent: &AgentControl, uid: &str) -> (Outcome, String) {
+        let verdict = within(self.carry(agent, uid)).await.unwrap().unwrap_err();
+
+        (verdict.outcome(), verdict.reason)
+    }
+}
+
+impl Workstation {
+    fn announce(&self, uid: &str, port: u32, is_listening: bool) {
+        let ports = vec![LocalPort { port, is_listening }];
+        let uid = uid.to_owned();
+        let intercepts = vec![LocalIntercept { uid, ports }];
+        assert!(self.call.announce(LocalIntercepts { intercepts }));
+    }
+}
+
+fn from(uid: &str) -> InterceptedFrom {
+    InterceptedFrom {
+        intercept: uid.into(),
+        client: "10.244.2.9:40112".parse().unwrap(),
+        pod: POD_ADDRESS.parse().unwrap(),
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(LIMIT, future).await.unwrap()
+}
+
+/// The first news of which this is true.
+async fn news(agent: &mut AgentControl, is: impl Fn(&[Lease]) -> bool) -> Vec<Lease> {
+    let arrived = async {
+        loop {
+            let leases = agent.news.receive().await.unwrap().leases;
+            if is(&leases) {
+                return leases;
+            }
+        }
+    };
+
+    within(arrived).await
+}
+
+#[tokio::test]
+async fn an_announced_intercept_is_leased_and_its_connections_reach_the_workstation() {
+    let lab = Lab::new().await;
+    let alice = lab.session("alice").await;
+    let mut agent = lab.agent("node1").await;
+    lab.intercept("i1", "alice", 8080);
+    assert!(news(&mut agent, |_| true).await.is_empty(), "not announced");
+
+    alice.announce("i1", 8080, false);
+    let leases = news(&mut agent, |leases| !leases.is_empty()).await;
+    assert_eq!(
+        (&*leases[0].namespace, &*leases[0].name),
+        ("shop", "web-i1")
+    );
+    assert_eq!(leases[0].ports.len(), 1);
+    assert!(!leases[0].ports[0].is_listening);
+    alice.announce("i1", 8080, true);
+    news(&mut agent, |leases| leases[0].ports[0].is_listening).await;
+
+    let carried = lab.carry(&agent, "i1");
+    let Intercepted {
+        from: arrived,
+        pending,
+    } = within(alice.tunnel.accept()).await.unwrap();
+    assert_eq!(arrived, from("i1"));
+    let flow = within(pending.accept()).await.unwrap();
+    let mut client = within(carried).await.unwrap().unwrap();
+    let (mut send, mut recv) = flow.split();
+    client.write_all(b"question").await.unwrap();
+    client.flush().await.unwrap();
+    let read = within(recv.read_chunk(64)).await.unwrap();
+    assert_eq!(read.as_deref(), Some(&b"question"[..]));
+    send.write_all(b"answer").await.unwrap();
+    let mut answer = [0; 6];
+    within(client.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"answer");
+}
+
+#[tokio::test]
+async fn what_an_agent_may_not_send_is_refused() {
+    let lab = Lab::new().await;
+    let (alice, bob) = (lab.session("alice").await, lab.session("bob").await);
+    let (agent, other) = (lab.agent("node1").await, lab.agent("node2").await);
+    lab.intercept("i1", "alice", 8080);
+    lab.intercept("i2", "alice", 9090);
+    alice.announce("i1", 8080, true);
+    // It is not his: no lease, and no connection.
+    bob.announce("i2", 9090, true);
+
+    let (outcome, reason) = lab.refused(&other, "i1").await;
+    assert_eq!(outcome, Outcome::Prohibited);
+    assert_eq!(reason, "pod web-0 is not on node node2");
+    let (_, reason) = lab.refused(&agent, "i2").await;
+    assert_eq!(reason, "Intercept web-i2 does not hold port 8080");
+    let (_, reason) = lab.refused(&agent, "i3").await;
+    assert_eq!(reason, "there is no such Intercept in namespace shop");
+    let leases = lab.intercepts.leases();
+    assert_eq!(leases.len(), 1);
+    let states = lab.intercepts.states(&bob.call.served);
+    assert!(states.intercepts[0].refusal.contains("not this session's"));
+}
+
+#[tokio::test]
+async fn leases_end_with_the_session_the_intercept_and_the_call() {
+    let lab = Lab::new().await;
+    let alice = lab.session("alice").await;
+    let mut agent = lab.agent("node1").await;
+    lab.intercept("i1", "alice", 8080);
+    alice.announce("i1", 8080, true);
+    news(&mut agent, |leases| leases.len() == 1).await;
+
+    lab.intercepts.remove("i1");
+    news(&mut agent, <[Lease]>::is_empty).await;
+    lab.intercept("i1", "alice", 8080);
+    news(&mut agent, |leases| leases.len() == 1).await;
+
+    let Workstation {
+        tunnel,
+        guard,
+        call,
+        ..
+    } = alice;
+    // As after a control stream that broke.
+    drop(call);
+    news(&mut agent, <[Lease]>::is_empty).await;
+    let call = guard.handle().begin();
+    let ports = vec![LocalPort {
+        port: 8080,
+        is_listening: true,
+    }];
+    let intercepts = vec![LocalIntercept {
+        uid: "i1".into(),
+        ports,
+    }];
+    call.announce(LocalIntercepts { intercepts });
+    news(&mut agent, |leases| leases.len() == 1).await;
+
+    tunnel.close(CloseCode::Quit).await;
+    within(call.served.peer.closed()).await;
+    drop(guard);
+    news(&mut agent, <[Lease]>::is_empty).await;
+    let (_, reason) = lab.refused(&agent, "i1").await;
+    assert!(reason.contains("is not connected here"), "{reason}");
+}
+
+#[tokio::test]
+async fn the_older_intercept_of_a_port_holds_it_and_the_other_is_told() {
+    let lab = Lab::new().await;
+    let (alice, bob) = (lab.session("alice").await, lab.session("bob").await);
+    lab.intercept("i1", "alice", 8080);
+    lab.intercept("i2", "bob", 8080);
+    alice.announce("i1", 8080, true);
+    bob.announce("i2", 8080, true);
+
+    let leases = lab.intercepts.leases();
+    let states = lab.intercepts.states(&bob.call.served);
+
+    assert_eq!(leases.len(), 1);
+    assert_eq!(leases[0].intercept, "i1");
+    let held = &states.intercepts[0].held;
+    assert_eq!((held[0].port, &*held[0].user), (8080, "alice"));
+}
+
+#[tokio::test]
+async fn reports_last_as_long_as_the_agent_is_connected() {
+    let lab = Lab::new().await;
+    let alice = lab.session("alice").await;
+    let mut agent = lab.agent("node1").await;
+    lab.intercept("i1", "alice", 8080);
+    alice.announce("i1", 8080, true);
+    let report = PodReport {
+        intercept: "i1".into(),
+        pod: POD.into(),
+        name: "web-0".into(),
+        phase: tp_proto::agent::PodPhase::Redirected.into(),
+        ..PodReport::default()
+    };
+    let pods = || {
+        lab.intercepts.states(&alice.call.served).intercepts[0]
+            .pods
+            .clone()
+    };
+    let until = async |count: usize| {
+        while pods().len() != count {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+
+    agent
+        .reports
+        .send(&AgentNews { pods: vec![report] })
+        .await
+        .unwrap();
+    within(until(1)).await;
+    assert!(pods()[0].is_redirected);
+    assert_eq!((&*pods()[0].name, &*pods()[0].node), ("web-0", "node1"));
+
+    drop(agent);
+    within(until(0)).await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_an_agents_is_refused_and_the_newest_of_a_node_stay() {
+    let lab = Lab::new().await;
+    let tcp = TcpStream::connect(lab.address).await.unwrap();
+    let error = AgentControl::connect(tcp, lab.key, "stolen")
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("the token is not valid"),
+        "{error}"
+    );
+
+    let mut first = lab.agent("node1").await;
+    let (mut second, mut third) = (lab.agent("node1").await, lab.agent("node1").await);
+    let ended = async { while first.news.receive().await.is_ok() {} };
+    within(ended).await;
+    news(&mut second, |_| true).await;
+    news(&mut third, |_| true).await;
+}

@@ -1,0 +1,158 @@
+//! `FindWorkload`: the workload that a user names, and the ports of its pods.
+
+use tonic::Status;
+use tp_core::intercept::{
+    matching::{Choice, MatchError},
+    ports::{self, PortMapping},
+    workload::WorkloadName,
+};
+use tp_proto::tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort};
+
+use crate::model::{FindError, FoundWorkload};
+
+/// The most ports of one Intercept.
+const MAX_PORTS: usize = 32;
+
+impl From<FindError> for Status {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::NotFound(reason) => Self::not_found(reason),
+            FindError::Ambiguous(reason) => Self::failed_precondition(reason),
+            FindError::Unavailable(reason) => Self::unavailable(reason),
+        }
+    }
+}
+
+/// What a request asks for.
+pub(super) struct Wanted {
+    pub(super) name: WorkloadName,
+    mappings: Vec<PortMapping>,
+    choice: Choice,
+}
+
+impl Wanted {
+    pub(super) fn of(request: &FindWorkloadRequest) -> Result<Self, Status> {
+        let invalid = |error: &dyn std::error::Error| Status::invalid_argument(error.to_string());
+        let name = request.workload.parse().map_err(|error| invalid(&error))?;
+        if request.ports.is_empty() || request.ports.len() > MAX_PORTS {
+            return Err(Status::invalid_argument(format!(
+                "an intercept has from 1 to {MAX_PORTS} ports: name them with --port"
+            )));
+        }
+        let mappings = request.ports.iter().map(|port| port.parse());
+        let mappings: Vec<PortMapping> = mappings
+            .collect::<Result<_, _>>()
+            .map_err(|error: ports::PortError| invalid(&error))?;
+        ports::check_all(&mappings).map_err(|error| invalid(&error))?;
+        let chosen = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+
+        Ok(Self {
+            name,
+            mappings,
+            choice: Choice {
+                service: chosen(&request.service),
+                container: chosen(&request.container),
+            },
+        })
+    }
+
+    pub(super) fn resolve(&self, found: FoundWorkload) -> Result<FindWorkloadResponse, Status> {
+        let matched = found.ports.resolve_all(&self.mappings, &self.choice);
+        let matched = matched.map_err(|error| match error {
+            MatchError::Ambiguous { .. } => Status::failed_precondition(error.to_string()),
+            _ => Status::invalid_argument(error.to_string()),
+        })?;
+        let containers = &found.ports.containers;
+        let ports = self.mappings.iter().zip(matched).map(|(mapping, port)| {
+            let container = port.container.unwrap_or_default();
+            let declared = containers
+                .iter()
+                .filter(|it| it.name == container)
+                .flat_map(|it| &it.ports)
+                .find(|it| it.number == port.number);
+
+            FoundPort {
+                local: u32::from(mapping.local.get()),
+                port: u32::from(port.number),
+                name: declared.and_then(|it| it.name.clone()).unwrap_or_default(),
+                container,
+                services: port.services.into_iter().map(|(name, _)| name).collect(),
+            }
+        });
+
+        Ok(FindWorkloadResponse {
+            ports: ports.collect(),
+            kind: found.kind,
+            name: found.name,
+            ready: found.ready,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+    use tp_core::intercept::matching::{DeclaredContainer, DeclaredPort, Ports};
+
+    use super::*;
+
+    fn request(workload: &str, port: &str) -> FindWorkloadRequest {
+        FindWorkloadRequest {
+            namespace: "shop".into(),
+            workload: workload.into(),
+            ports: vec![port.into()],
+            ..FindWorkloadRequest::default()
+        }
+    }
+
+    fn web() -> FoundWorkload {
+        let port = DeclaredPort {
+            name: Some("http".into()),
+            number: 8080,
+            ..DeclaredPort::default()
+        };
+        let container = DeclaredContainer {
+            name: "app".into(),
+            ports: vec![port],
+        };
+
+        FoundWorkload {
+            kind: "Deployment".into(),
+            name: "web".into(),
+            ready: 2,
+            ports: Ports {
+                workload: "deployment/web".into(),
+                containers: vec![container],
+                services: Vec::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_named_port_is_found() {
+        let found = Wanted::of(&request("web", "3000:http")).unwrap();
+
+        let response = found.resolve(web()).unwrap();
+
+        let port = &response.ports[0];
+        assert_eq!((port.local, port.port), (3000, 8080));
+        assert_eq!((&*port.container, &*port.name), ("app", "http"));
+        assert_eq!((response.ready, &*response.kind), (2, "Deployment"));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_invalid_argument() {
+        for (workload, port) in [
+            ("web", "http"),
+            ("web", "1:"),
+            ("cronjob/x", "80"),
+            ("W", "80"),
+        ] {
+            let refused = Wanted::of(&request(workload, port)).err().unwrap();
+            assert_eq!(refused.code(), Code::InvalidArgument, "{workload} {port}");
+        }
+        let wanted = Wanted::of(&request("web", "80:grpc")).unwrap();
+        let refused = wanted.resolve(web()).unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+}

@@ -1,0 +1,90 @@
+//! What sessions are told of their Intercepts.
+
+use std::sync::Arc;
+
+use tp_core::intercept::holders::Standing;
+use tp_proto::{
+    agent::PodPhase,
+    tunnel::{HeldPort, InterceptState, InterceptStates, InterceptedPod, PodPortCounters},
+};
+
+use super::{InterceptRecord, Intercepts, NodeReport, serving::Served};
+
+impl Intercepts {
+    /// Of every Intercept that the session announced.
+    pub(crate) fn states(&self, served: &Served) -> InterceptStates {
+        let standings = self.standings();
+        let announced = served.announced();
+        let intercepts = announced.keys().map(|uid| {
+            let record = self
+                .record(uid)
+                .filter(|record| record.session == *served.session());
+            match (record, standings.get(uid)) {
+                (Some(record), Some(standing)) => self.state(&record, standing),
+                _ => refused(
+                    uid,
+                    "the Intercept does not exist, or is not this session's",
+                ),
+            }
+        });
+
+        InterceptStates {
+            intercepts: intercepts.collect(),
+        }
+    }
+
+    fn state(&self, record: &Arc<InterceptRecord>, standing: &Standing) -> InterceptState {
+        let uid = &record.uid;
+        let held = match standing {
+            Standing::Orphan => return refused(uid, "its Session is not valid any more"),
+            Standing::Away => return refused(uid, "its workstation was away for too long"),
+            Standing::Holds { others } => others.iter(),
+        };
+        let held = held.map(|(port, holder)| {
+            let holder = self.record(holder);
+            HeldPort {
+                port: u32::from(*port),
+                user: holder
+                    .as_ref()
+                    .map_or_else(String::new, |it| it.user.name().into()),
+                since: holder.map_or_else(String::new, |it| it.created.to_string()),
+            }
+        });
+        let pods: Vec<InterceptedPod> = self.reports_of(uid).into_iter().map(pod).collect();
+
+        InterceptState {
+            uid: uid.clone(),
+            refusal: String::new(),
+            held: held.collect(),
+            expected_pods: u32::try_from(pods.len()).unwrap_or(u32::MAX),
+            pods,
+        }
+    }
+}
+
+fn refused(uid: &str, reason: &str) -> InterceptState {
+    InterceptState {
+        uid: uid.into(),
+        refusal: reason.into(),
+        ..InterceptState::default()
+    }
+}
+
+fn pod(report: NodeReport) -> InterceptedPod {
+    let NodeReport { node, report } = report;
+    let ports = report.ports.iter().map(|port| PodPortCounters {
+        port: port.port,
+        to_workstation: port.to_workstation,
+        to_container: port.to_container,
+        exempt: port.exempt,
+        refused: port.refused,
+    });
+
+    InterceptedPod {
+        node: node.to_string(),
+        is_redirected: report.phase() == PodPhase::Redirected,
+        ports: ports.collect(),
+        name: report.name,
+        reason: report.reason,
+    }
+}
