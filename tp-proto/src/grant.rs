@@ -4,26 +4,21 @@ use crate::crd::MANAGER_NAMESPACE;
 
 /// `tp grant …`, as it is typed in a shell.
 pub fn command(user: &str, namespace: &str, manager_namespace: &str) -> String {
-    let elsewhere = match manager_namespace {
-        MANAGER_NAMESPACE => String::new(),
-        other => format!(" --manager-namespace {other}"),
-    };
-
-    let places = format!("--namespace {namespace}{elsewhere}");
-
-    match quoted(user) {
-        user if user.starts_with('-') => format!("tp grant {places} -- {user}"),
-        user => format!("tp grant {user} {places}"),
-    }
+    with_options(user, namespace, "", manager_namespace)
 }
 
 /// [`command`] for a user who may intercept the workloads of the namespace.
 pub fn command_for_intercepts(user: &str, namespace: &str, manager_namespace: &str) -> String {
+    with_options(user, namespace, " --intercept", manager_namespace)
+}
+
+fn with_options(user: &str, namespace: &str, options: &str, manager_namespace: &str) -> String {
     let elsewhere = match manager_namespace {
         MANAGER_NAMESPACE => String::new(),
         other => format!(" --manager-namespace {other}"),
     };
-    let places = format!("--namespace {namespace} --intercept{elsewhere}");
+
+    let places = format!("--namespace {namespace}{options}{elsewhere}");
 
     match quoted(user) {
         user if user.starts_with('-') => format!("tp grant {places} -- {user}"),
@@ -66,5 +61,13 @@ mod tests {
         ] {
             assert_eq!(command(user, "shop", manager_namespace), expected);
         }
+    }
+
+    #[test]
+    fn a_user_who_intercepts_is_granted_that_too() {
+        assert_eq!(
+            command_for_intercepts("alice", "shop", MANAGER_NAMESPACE),
+            "tp grant alice --namespace shop --intercept"
+        );
     }
 }
