@@ -149,7 +149,7 @@ impl Control {
             return Ok(());
         }
         let manager_namespace = &self.replica.namespace;
-        let command = grant::command_for_intercepts(user.name(), namespace, manager_namespace);
+        let command = grant::intercept_command(user.name(), namespace, manager_namespace);
 
         Err(Status::permission_denied(format!(
             "{} may not {}: an administrator lets them by `{command}`",

@@ -114,12 +114,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         model,
         synced.part(),
     )));
-    let listed = synced.part();
-    let following = Arc::clone(&sessions);
-    let watching = client.clone();
-    start(Box::pin(async move {
-        following.follow(watching, listed).await;
-    }));
     start(Box::pin(policy::follow(
         client.clone(),
         args.pod_namespace,
@@ -129,18 +123,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     start(Box::pin(async move {
         publishing.keep(key, published).await;
     }));
-    let listed = synced.part();
-    let following = Arc::clone(&intercepts);
-    let watching = client.clone();
-    start(Box::pin(async move {
-        following.follow(watching, listed).await;
-    }));
-    let following = Arc::clone(&intercepts);
-    start(Box::pin(async move { following.follow_sessions().await }));
-    start(Box::pin(intercepts::status::keep(
-        client.clone(),
-        Arc::clone(&intercepts),
-    )));
+    object_tasks(&client, &sessions, &intercepts, &synced)
+        .into_iter()
+        .for_each(&mut start);
     start(Box::pin(housekeeping::keep(
         client,
         sessions,
@@ -158,6 +143,38 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         _ = interrupt.recv() => Ok(()),
         _ = tasks.join_next() => Err(anyhow::anyhow!("a part of the manager ended by itself")),
     };
+    end(&publisher, &server).await;
+    tasks.shutdown().await;
+
+    stopped
+}
+
+/// The tasks that keep Sessions and Intercepts, and the status of these.
+fn object_tasks(
+    client: &Client,
+    sessions: &Arc<Sessions>,
+    intercepts: &Arc<Intercepts>,
+    synced: &Synced,
+) -> Vec<BoxFuture<'static, ()>> {
+    let (following, listed, watching) = (Arc::clone(sessions), synced.part(), client.clone());
+    let followed = (Arc::clone(intercepts), synced.part(), client.clone());
+    let renewing = Arc::clone(intercepts);
+
+    vec![
+        Box::pin(async move { following.follow(watching, listed).await }),
+        Box::pin(async move {
+            let (intercepts, listed, watching) = followed;
+            intercepts.follow(watching, listed).await;
+        }),
+        Box::pin(async move { renewing.follow_sessions().await }),
+        Box::pin(intercepts::status::keep(
+            client.clone(),
+            Arc::clone(intercepts),
+        )),
+    ]
+}
+
+async fn end(publisher: &Publisher, server: &TunnelServer) {
     tracing::info!("Manager ends");
     // Clients go to another replica while this one still answers.
     publisher.withdraw().await;
@@ -167,9 +184,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     {
         tracing::debug!("Some clients do not know that this replica ends");
     }
-    tasks.shutdown().await;
-
-    stopped
 }
 
 /// A client that gives up a connection if an answer is overdue by `read_timeout`: a restarted watch

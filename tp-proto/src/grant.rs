@@ -18,7 +18,7 @@ fn with(flag: &str, user: &str, namespace: &str, manager_namespace: &str) -> Str
         other => format!(" --manager-namespace {other}"),
     };
 
-    let places = format!("--namespace {namespace}{elsewhere}{flag}");
+    let places = format!("--namespace {namespace}{flag}{elsewhere}");
 
     match quoted(user) {
         user if user.starts_with('-') => format!("tp grant {places} -- {user}"),

@@ -68,7 +68,8 @@ struct Workstation {
     tunnel: Tunnel,
     guard: ServedGuard,
     call: Announcing,
-    _link: AbortOnDropHandle<()>,
+    /// Its byte stream.
+    link: AbortOnDropHandle<()>,
 }
 
 impl Lab {
@@ -151,7 +152,7 @@ impl Lab {
             tunnel: tunnel.unwrap(),
             guard,
             call,
-            _link: AbortOnDropHandle::new(link),
+            link: AbortOnDropHandle::new(link),
         }
     }
 
@@ -336,6 +337,20 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
     news(&mut agent, <[Lease]>::is_empty).await;
     let (_, reason) = lab.refused(&agent, "i1").await;
     assert!(reason.contains("is not connected here"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_session_that_is_not_heard_from_has_no_lease() {
+    let lab = Lab::new().await;
+    let mut alice = lab.session("alice").await;
+    let mut agent = lab.agent("node1").await;
+    lab.intercept("i1", "alice", 8080);
+    alice.announce("i1", 8080, true);
+    news(&mut agent, |leases| leases.len() == 1).await;
+
+    // Its stream is cut; the connection waits for another one.
+    alice.link = AbortOnDropHandle::new(tokio::spawn(async {}));
+    news(&mut agent, <[Lease]>::is_empty).await;
 }
 
 #[tokio::test]

@@ -88,7 +88,8 @@ pub(super) fn pod(pod: &core::Pod) -> (ObjectName, Option<Pod>) {
             ..identity
         }
     };
-    let holds = !ended && !(converted.addresses.is_empty() && converted.on_node.is_empty());
+    let is_reached = !converted.addresses.is_empty() || !converted.on_node.is_empty();
+    let holds = !ended && is_reached;
 
     (name(pod), holds.then_some(converted))
 }
