@@ -26,20 +26,6 @@ fn with(flag: &str, user: &str, namespace: &str, manager_namespace: &str) -> Str
     }
 }
 
-/// [`command`] for a user who may intercept the workloads of the namespace.
-pub fn command_for_intercepts(user: &str, namespace: &str, manager_namespace: &str) -> String {
-    let elsewhere = match manager_namespace {
-        MANAGER_NAMESPACE => String::new(),
-        other => format!(" --manager-namespace {other}"),
-    };
-    let places = format!("--namespace {namespace} --intercept{elsewhere}");
-
-    match quoted(user) {
-        user if user.starts_with('-') => format!("tp grant {places} -- {user}"),
-        user => format!("tp grant {user} {places}"),
-    }
-}
-
 /// Names of namespaces need no quotes; those of users can have any character.
 fn quoted(user: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@/+=,".contains(&byte);
