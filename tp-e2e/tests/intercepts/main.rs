@@ -1,5 +1,7 @@
 //! A workload's traffic comes to the workstation, and goes back to its pods.
 
+mod failures;
+mod kinds;
 mod life;
 mod support;
 mod words;

@@ -142,7 +142,7 @@ subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}}]
 
 /// A web server at 127.0.0.1 of the workstation that says who it is.
 pub(crate) struct Handler {
-    _server: Running,
+    server: Running,
 }
 
 /// What it says.
@@ -151,13 +151,24 @@ pub(crate) const FROM_WORKSTATION: &str = "from the workstation";
 impl Handler {
     #[track_caller]
     pub(crate) fn start(workstation: &Workstation, port: u16) -> Self {
+        Self::answering(200, workstation, port)
+    }
+
+    /// One whose every answer is an error.
+    #[track_caller]
+    pub(crate) fn failing(workstation: &Workstation, port: u16) -> Self {
+        Self::answering(500, workstation, port)
+    }
+
+    #[track_caller]
+    fn answering(status: u16, workstation: &Workstation, port: u16) -> Self {
         let program = format!(
             "import http.server\n\
              class Handler(http.server.BaseHTTPRequestHandler):\n\
              \x20   protocol_version = 'HTTP/1.1'\n\
              \x20   def do_GET(self):\n\
              \x20       body = b'{FROM_WORKSTATION}'\n\
-             \x20       self.send_response(200)\n\
+             \x20       self.send_response({status})\n\
              \x20       self.send_header('Content-Length', str(len(body)))\n\
              \x20       self.end_headers()\n\
              \x20       self.wfile.write(body)\n\
@@ -169,7 +180,13 @@ impl Handler {
             Running::start(&mut workstation.command(&["/usr/bin/python3", "-c", &program]));
         server.wait_for("listening", PATIENCE);
 
-        Self { _server: server }
+        Self { server }
+    }
+}
+
+impl Handler {
+    pub(crate) fn pid(&self) -> u32 {
+        self.server.pid()
     }
 }
 
