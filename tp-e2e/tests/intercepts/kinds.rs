@@ -63,19 +63,34 @@ fn http2_grpc_websocket_and_raw_bytes_pass() {
             "--port",
             "9090:9090",
             "--port",
-            "7001:7001",
+            "7000:7000",
         ])
         .expect_success();
     let address = text(&target.pods()[0]["status"]["podIP"]);
 
     assert_answered_by(HOST, &["http", &format!("http://{address}:8080/")]);
+    assert_answered_by(HOST, &["http", "-h2c", &format!("http://{address}:8080/")]);
     for words in [
-        ["ws", &format!("ws://{address}:8080/ws")],
-        ["grpc", &format!("{address}:9090")],
+        &["ws", &format!("ws://{address}:8080/ws"), "hello"][..],
+        &["grpc", &format!("{address}:9090")],
     ] {
-        let answer = echo(&words);
+        let answer = echo(words);
         assert!(answer.status.success(), "{answer}");
     }
+    // Its probes keep what comes from the pod's own node with the container.
+    let node = text(&target.pods()[0]["spec"]["nodeName"]);
+    let beside = if node.ends_with('1') { "2" } else { "1" };
+    let mut command = testbed().inside(&testbed().namespace(beside));
+    let words = ["talk", "-send", "3000000", "-half-close"];
+    command
+        .arg(testbed().echo_client())
+        .args(words)
+        .arg(format!("{address}:7000"));
+    let answer = run(&mut command, PATIENCE).json();
+    assert_eq!(answer["result"]["matches"], true, "{answer}");
+    let status = workstation.status();
+    let taken = status["intercepts"][0]["pods"][0]["to_workstation"].as_u64();
+    assert!(taken >= Some(5), "{status}");
 }
 
 /// A workload of its own, with the right of `dev` to intercept in shop.

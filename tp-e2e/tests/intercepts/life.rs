@@ -11,6 +11,15 @@ use super::support::{
     expect_workstation,
 };
 
+/// The Intercepts of a workload.
+#[track_caller]
+fn objects(workload: &str) -> Vec<String> {
+    let listed = testbed().kubectl(&["get", "intercepts", "--namespace=shop", "--output=name"]);
+    let of_workload = listed.lines().filter(|line| line.contains(workload));
+
+    of_workload.map(str::to_owned).collect()
+}
+
 #[test]
 fn the_traffic_of_a_deployment_comes_to_the_workstation_until_it_is_left() {
     let target = Target::new("e2e-one", 1);
@@ -44,8 +53,7 @@ fn the_traffic_of_a_deployment_comes_to_the_workstation_until_it_is_left() {
     expect_pod(&url);
     assert_eq!(target.restarts(), 0);
     assert_eq!(workstation.status()["intercepts"], serde_json::json!([]));
-    let listed = testbed().kubectl(&["get", "intercepts", "--namespace=shop", "--output=name"]);
-    assert_eq!(listed, "");
+    assert_eq!(objects("e2e-one"), Vec::<String>::new());
 }
 
 #[test]
@@ -184,6 +192,5 @@ fn quitting_ends_the_intercepts_of_the_session() {
     workstation.tp(&["quit"]).expect_success();
 
     expect_pod(&url);
-    let listed = testbed().kubectl(&["get", "intercepts", "--namespace=shop", "--output=name"]);
-    assert_eq!(listed, "");
+    assert_eq!(objects("e2e-quit"), Vec::<String>::new());
 }

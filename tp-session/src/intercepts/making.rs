@@ -273,8 +273,7 @@ fn no_tunnel(reason: &str) -> Fault {
 fn not_found(status: &GrpcStatus) -> Fault {
     let kind = match status.code() {
         Code::PermissionDenied => FaultKind::NoPermission,
-        Code::InvalidArgument => FaultKind::Usage,
-        Code::NotFound | Code::FailedPrecondition => FaultKind::Config,
+        Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument => FaultKind::Usage,
         Code::Unimplemented => {
             let message = "the traffic manager is older and knows no intercepts: ask an administrator \
                            to run `tp install`";

@@ -172,7 +172,7 @@ async fn what_cannot_be_intercepted_leaves_nothing_and_says_why() {
     let fault = lab.intercept("web").await.unwrap_err();
     assert_eq!(
         (fault.kind, fault.message.as_str()),
-        (FaultKind::Config, "there is no workload web")
+        (FaultKind::Usage, "there is no workload web")
     );
     *lab.manager.refusal.lock().unwrap() = None;
 
