@@ -88,9 +88,14 @@ fn http2_grpc_websocket_and_raw_bytes_pass() {
         .arg(format!("{address}:7000"));
     let answer = run(&mut command, PATIENCE).json();
     assert_eq!(answer["result"]["matches"], true, "{answer}");
-    let status = workstation.status();
-    let taken = status["intercepts"][0]["pods"][0]["to_workstation"].as_u64();
-    assert!(taken >= Some(5), "{status}");
+    eventually("the connections to be counted", CHANGE, || {
+        let status = workstation.status();
+        let pod = &status["intercepts"][0]["pods"][0];
+        match pod["to_workstation"].as_u64() >= Some(5) {
+            true => Ok(()),
+            false => Err(pod.to_string()),
+        }
+    });
 }
 
 /// A workload of its own, with the right of `dev` to intercept in shop.

@@ -20,7 +20,7 @@ fn what_cannot_be_intercepted_is_refused_in_one_sentence() {
             2,
             &["no-such", "http"],
         ),
-        (&["e2e-words", "--port", "8080"], 2, &["http", "echo"]),
+        (&["e2e-words", "--port", "8080"], 2, &["8080", "7000"]),
         (
             &["e2e-words", "--port", "1:http", "--container", "no-such"],
             2,
