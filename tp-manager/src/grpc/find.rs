@@ -76,7 +76,11 @@ impl Wanted {
                 port: u32::from(port.number),
                 name: declared.and_then(|it| it.name.clone()).unwrap_or_default(),
                 container,
-                services: port.services.into_iter().map(|(name, _)| name).collect(),
+                services: port
+                    .services
+                    .into_iter()
+                    .map(|(name, port)| format!("{name}:{port}"))
+                    .collect(),
             }
         });
 
