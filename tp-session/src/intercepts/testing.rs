@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, mem,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -35,7 +35,7 @@ use tp_proto::{
         FindWorkloadRequest, FindWorkloadResponse, FoundPort, HelloRequest, HelloResponse,
         InterceptState, InterceptStates, InterceptedPod, ListWorkloadsRequest,
         ListWorkloadsResponse, LocalIntercepts, ResolveRequest, ResolveResponse, TableEvent,
-        WatchTableRequest,
+        TakeOverRequest, TakeOverResponse, WatchTableRequest,
         manager_client::ManagerClient,
         manager_server::{Manager, ManagerServer},
     },
@@ -183,6 +183,23 @@ impl Manager for StagedManager {
             ports: ports.collect(),
             ready: self.ready.load(Ordering::Relaxed),
         }))
+    }
+
+    async fn take_over(
+        &self,
+        request: Request<TakeOverRequest>,
+    ) -> Result<Response<TakeOverResponse>, Status> {
+        if let Some(refusal) = lock(&self.refusal).clone() {
+            return Err(refusal);
+        }
+        let ports = request.into_inner().ports;
+        let mut state = lock(&self.state);
+        let (ended, held) = mem::take(&mut state.held)
+            .into_iter()
+            .partition(|it| ports.contains(&it.port));
+        state.held = held;
+
+        Ok(Response::new(TakeOverResponse { ended }))
     }
 
     type ServeInterceptsStream = Answers<InterceptStates>;

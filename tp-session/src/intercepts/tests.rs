@@ -191,6 +191,7 @@ async fn what_cannot_be_intercepted_leaves_nothing_and_says_why() {
         port: 80,
         user: "bob".to_owned(),
         since: "2026-11-27T09:00:00Z".to_owned(),
+        own: false,
     };
     lab.manager.state.lock().unwrap().held = vec![held];
     let fault = lab.intercept("web").await.unwrap_err();
