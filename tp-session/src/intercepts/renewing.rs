@@ -18,7 +18,7 @@ const PARALLEL: usize = 4;
 /// How often an object is looked for that the manager does not serve.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// From one look to the next, where the manager says that an object was deleted.
-const LOOK_PAUSE: Duration = Duration::from_millis(500);
+const LOOK_BACKOFF: Duration = Duration::from_millis(500);
 /// Where the manager does not say how.
 const ENDED: &str = "somebody has ended it in the cluster, by deleting its Intercept object";
 
@@ -143,7 +143,7 @@ impl OwnIntercepts {
     pub(super) async fn look_for_ended(&self) -> Infallible {
         let mut entries = self.entries.subscribe();
         loop {
-            sleep(LOOK_PAUSE).await;
+            sleep(LOOK_BACKOFF).await;
             drop(timeout(LOOK_INTERVAL, entries.wait_for(is_any_deleted)).await);
             let suspects = suspects(&self.entries.borrow());
             for entry in suspects {

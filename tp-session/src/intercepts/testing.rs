@@ -305,8 +305,9 @@ fn answer(
     refusal: Option<(u16, String)>,
 ) -> (u16, Value) {
     let failed = |code: u16, message: &str| {
+        let reason = if code == 404 { "NotFound" } else { "" };
         let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure",
-            "message": message, "reason": "", "code": code});
+            "message": message, "reason": reason, "code": code});
         (code, status)
     };
     let name = line.rsplit('/').next().unwrap_or_default();
