@@ -268,9 +268,13 @@ impl CheckArgs {
     }
 }
 
-/// List the workloads of one namespace, or of all, with their ready replicas and ports
+/// List the workloads of one namespace, or of all, with their ready replicas, ports and intercepts
+///
+/// Who intercepts which port is shown to users who may do so themselves.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tp list\n  tp list -A\n  tp list -n shop -o json")]
+#[command(
+    after_help = "Examples:\n  tp list\n  tp list -A\n  tp list --all-users\n  tp list -n shop -o json"
+)]
 pub(crate) struct ListArgs {
     /// Namespace; the connected one by default
     #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none)]
@@ -279,6 +283,10 @@ pub(crate) struct ListArgs {
     /// All namespaces that the user may reach
     #[arg(long, short = 'A', conflicts_with = "namespace")]
     pub(crate) all_namespaces: bool,
+
+    /// Show of each intercept whose it is, and since when
+    #[arg(long)]
+    pub(crate) all_users: bool,
 }
 
 /// Show the versions of client, session, root daemon and traffic manager
@@ -343,6 +351,10 @@ pub(crate) enum Names {
     Contexts,
     /// That the user may reach, while connected
     Namespaces,
+    /// Of the connected namespace
+    Workloads,
+    /// Of this session
+    Intercepts,
 }
 
 fn shell(name: &str) -> Result<Shell, String> {

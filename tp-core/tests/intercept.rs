@@ -34,6 +34,7 @@ fn the_words_of_a_command_lead_to_the_port_of_the_pods() {
         services: vec![SelectingService {
             name: "db".to_owned(),
             ports: vec![headless],
+            is_headless: true,
         }],
     };
 

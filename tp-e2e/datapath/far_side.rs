@@ -25,7 +25,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tp_proto::tunnel::{
     FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse, InterceptStates,
     ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, Outcome, ResolveRequest,
-    ResolveResponse, Service, Snapshot, TableEvent, WatchTableRequest,
+    ResolveResponse, Service, Snapshot, TableEvent, TakeOverRequest, TakeOverResponse,
+    WatchTableRequest,
     manager_server::{Manager, ManagerServer},
 };
 use tp_transport::{
@@ -280,6 +281,13 @@ impl Manager for Table {
         &self,
         _: Request<FindWorkloadRequest>,
     ) -> Result<Response<FindWorkloadResponse>, Status> {
+        Err(Status::unimplemented("nobody intercepts"))
+    }
+
+    async fn take_over(
+        &self,
+        _: Request<TakeOverRequest>,
+    ) -> Result<Response<TakeOverResponse>, Status> {
         Err(Status::unimplemented("nobody intercepts"))
     }
 

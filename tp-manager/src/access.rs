@@ -87,6 +87,8 @@ pub(crate) enum Scope {
     External(String),
     /// The traffic of workloads of this namespace.
     Intercepts(String),
+    /// The intercepts of others in this namespace.
+    TakeOver(String),
 }
 
 impl Scope {
@@ -100,6 +102,9 @@ impl Scope {
             Self::Intercepts(namespace) => {
                 format!("create intercepts.{GROUP} in namespace {namespace}")
             }
+            Self::TakeOver(namespace) => {
+                format!("takeover intercepts.{GROUP} in namespace {namespace}")
+            }
             Self::External(namespace) => {
                 format!("create sessions.{GROUP}/external in namespace {namespace}")
             }
@@ -108,21 +113,25 @@ impl Scope {
 
     fn attributes(&self) -> ResourceAttributes {
         let (namespace, subresource) = match self {
-            Self::Namespace(namespace) | Self::Intercepts(namespace) => {
-                (Some(namespace.clone()), None)
-            }
+            Self::Namespace(namespace)
+            | Self::Intercepts(namespace)
+            | Self::TakeOver(namespace) => (Some(namespace.clone()), None),
             Self::AllNamespaces => (None, None),
             Self::External(namespace) => (Some(namespace.clone()), Some("external".into())),
         };
         let resource = match self {
-            Self::Intercepts(_) => "intercepts",
+            Self::Intercepts(_) | Self::TakeOver(_) => "intercepts",
             _ => "sessions",
+        };
+        let verb = match self {
+            Self::TakeOver(_) => "takeover",
+            _ => "create",
         };
         ResourceAttributes {
             group: Some(GROUP.into()),
             resource: Some(resource.into()),
             subresource,
-            verb: Some("create".into()),
+            verb: Some(verb.into()),
             namespace,
             ..ResourceAttributes::default()
         }

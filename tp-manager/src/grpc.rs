@@ -7,6 +7,7 @@ mod find;
 mod intercepts;
 mod resolve;
 mod table;
+mod takeover;
 mod wire;
 
 use std::{pin::Pin, sync::Arc};
@@ -31,14 +32,14 @@ use tp_proto::grant;
 use tp_proto::tunnel::{
     Candidates, FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse,
     InterceptStates, ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest,
-    ResolveResponse, TableEvent, WatchTableRequest,
+    ResolveResponse, TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
     manager_server::{Manager, ManagerServer},
     table_event::Event,
 };
 
 use crate::{
     access::{Access, Scope, User},
-    intercepts::serving::ServedHandle,
+    intercepts::{serving::ServedHandle, taking::EndIntercept},
     model::{FindError, FoundWorkload, Owner, SharedModel, Workload},
 };
 use find::Wanted;
@@ -70,6 +71,7 @@ pub(crate) struct Replica {
     pub(crate) node: String,
     pub(crate) resolver: Resolver,
     pub(crate) workloads: Box<dyn Workloads>,
+    pub(crate) endings: Box<dyn EndIntercept>,
 }
 
 /// Serves one session.
@@ -270,11 +272,17 @@ impl Manager for Control {
             .list(namespace.clone())
             .await
             .map_err(Status::unavailable)?;
+        let held = self.holders_in(&namespace).await;
+        let user = Arc::clone(&self.user.borrow());
 
         Ok(Response::new(ListWorkloadsResponse {
             workloads: workloads
                 .into_iter()
-                .map(|workload| wire::workload(workload, &namespace))
+                .map(|workload| {
+                    let (kind, name) = (workload.kind, &workload.name);
+                    let intercepts = takeover::of_workload(&held, kind, name, &user);
+                    wire::workload(workload, &namespace, intercepts)
+                })
                 .collect(),
         }))
     }
@@ -293,6 +301,15 @@ impl Manager for Control {
             .await?;
 
         Ok(Response::new(wanted.resolve(found)?))
+    }
+
+    async fn take_over(
+        &self,
+        request: Request<TakeOverRequest>,
+    ) -> Result<Response<TakeOverResponse>, Status> {
+        let ended = self.end_others(request.into_inner()).await?;
+
+        Ok(Response::new(ended))
     }
 
     type ServeInterceptsStream =

@@ -7,6 +7,7 @@
 pub(crate) mod serving;
 mod states;
 pub(crate) mod status;
+pub(crate) mod taking;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +39,7 @@ use crate::{
     sessions::Sessions,
 };
 use serving::Served;
+use taking::{EndedIntercepts, Taken};
 
 /// Age of the standings at which they are derived again: Sessions expire without an event.
 const STANDINGS_LIFETIME: Duration = Duration::from_secs(2);
@@ -57,6 +59,7 @@ pub(crate) struct InterceptRecord {
     pub(crate) session: SessionRef,
     user: Arc<User>,
     pub(crate) spec: InterceptSpec,
+    taken: Option<Taken>,
 }
 
 impl InterceptRecord {
@@ -79,8 +82,17 @@ impl InterceptRecord {
                 uid: spec.session.uid.clone(),
             },
             user: Arc::new(User::new(spec.user.clone())),
+            taken: object.data.get("status").and_then(Taken::of),
             spec,
         }))
+    }
+
+    pub(crate) fn user(&self) -> &User {
+        &self.user
+    }
+
+    pub(crate) fn created(&self) -> Timestamp {
+        self.created
     }
 
     fn claim(&self) -> Claim {
@@ -142,6 +154,7 @@ type Reports = BTreeMap<u64, BTreeMap<(String, String), NodeReport>>;
 /// The shared Intercepts; every change increments `revision`.
 pub(crate) struct Intercepts {
     by_uid: RwLock<BTreeMap<String, Arc<InterceptRecord>>>,
+    ended: Mutex<EndedIntercepts>,
     sessions: Arc<Sessions>,
     disconnected: Arc<Disconnected>,
     standings: Mutex<Option<Standings>>,
@@ -157,6 +170,7 @@ impl Intercepts {
     pub(crate) fn new(sessions: Arc<Sessions>, disconnected: Arc<Disconnected>) -> Self {
         Self {
             by_uid: RwLock::default(),
+            ended: Mutex::default(),
             sessions,
             disconnected,
             standings: Mutex::default(),
@@ -197,8 +211,17 @@ impl Intercepts {
         for update in updates {
             match update {
                 Update::Applied(uid, record) => drop(by_uid.insert(uid, record)),
-                Update::Removed(uid) => drop(by_uid.remove(&uid)),
-                Update::Replaced(all) => *by_uid = all,
+                Update::Removed(uid) => {
+                    if let Some(record) = by_uid.remove(&uid) {
+                        lock(&self.ended).insert(&record);
+                    }
+                }
+                Update::Replaced(all) => {
+                    let mut ended = lock(&self.ended);
+                    let gone = by_uid.values().filter(|it| !all.contains_key(&it.uid));
+                    gone.for_each(|record| ended.insert(record));
+                    *by_uid = all;
+                }
             }
         }
         drop(by_uid);
@@ -262,7 +285,10 @@ impl Intercepts {
                 let claimant = Claimant {
                     user: claim.user.clone(),
                     // Of a session that this replica never had, another may have the connection.
-                    disconnected: self.disconnected.since(&record.session),
+                    disconnected: self
+                        .disconnected
+                        .since(&record.session)
+                        .or_else(|| self.silence(&record.session)),
                 };
                 claimants.insert(record.session.uid.as_str(), claimant);
                 claims.push(claim);
@@ -274,6 +300,14 @@ impl Intercepts {
         found.extend(held.into_iter().map(|(uid, it)| (uid.to_owned(), it)));
 
         found
+    }
+
+    /// How long a session that is connected here has been silent, if that is too long: it was killed,
+    /// or its workstation is asleep.
+    fn silence(&self, session: &SessionRef) -> Option<Duration> {
+        let silent = lock(&self.served).get(session)?.peer.silent_for();
+
+        (silent > MAX_SILENCE).then_some(silent)
     }
 
     /// The leases that agents get now: of Intercepts whose session is here, was heard from lately,

@@ -31,7 +31,7 @@ use crate::{
     health::{self, Health},
     housekeeping::{self, Disconnected},
     index::{self, Synced},
-    intercepts::{self, Intercepts},
+    intercepts::{self, Intercepts, taking::Ender},
     model::{FindError, FoundWorkload, SharedModel, Workload},
     policy::{self, Policy},
     publish::Publisher,
@@ -240,7 +240,8 @@ async fn replica(args: &Args, client: Client) -> anyhow::Result<Replica> {
         namespace: args.pod_namespace.clone(),
         node: args.node_name.clone(),
         resolver: Resolver::from_conf(&conf),
-        workloads: Box::new(Lister(client)),
+        workloads: Box::new(Lister(client.clone())),
+        endings: Box::new(Ender(client)),
     })
 }
 

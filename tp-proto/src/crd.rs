@@ -182,6 +182,9 @@ pub struct InterceptSpec {
 /// The only [`InterceptSpec::mode`] so far.
 pub const INTERCEPT: &str = "intercept";
 
+/// The [`InterceptStatus::phase`] of an Intercept whose ports another user takes over.
+pub const TAKEN_OVER: &str = "TakenOver";
+
 fn intercept() -> String {
     INTERCEPT.into()
 }
@@ -227,7 +230,8 @@ pub struct InterceptPort {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterceptStatus {
-    /// `Waiting`, `Active` or `Held`, by another Intercept.
+    /// `Waiting`, `Active`, `Held` by another Intercept, or [`TAKEN_OVER`], just before it is
+    /// deleted.
     #[serde(default)]
     pub phase: String,
     /// The ports in one line: a column of kubectl shows no list.
@@ -236,7 +240,7 @@ pub struct InterceptStatus {
     /// Pods whose traffic goes to the workstation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<String>,
-    /// Who holds the ports, if not this Intercept.
+    /// Who holds the ports, or took them over, if not this Intercept's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
     /// When the phase began, as RFC 3339 has it.

@@ -206,6 +206,7 @@ fn questions_to_the_cluster_are_asked_as_they_always_were() {
             namespace: "shop".into(),
             ready: 2,
             desired: 3,
+            intercepts: Vec::new(),
             ports: vec![WorkloadPort {
                 name: "http".into(),
                 protocol: "TCP".into(),

@@ -66,7 +66,7 @@ struct OwnIntercept {
     ports: BTreeMap<u16, LocalPortState>,
     /// What the manager said last of the object.
     state: Option<InterceptState>,
-    /// Why there is no object at the moment.
+    /// Why there is no object at the moment, or any more.
     fault: String,
     phase: EntryPhase,
 }
@@ -179,6 +179,16 @@ impl OwnIntercepts {
             .filter(|entry| entry.phase != EntryPhase::Making)
             .map(|entry| view::of(entry, reason.as_deref()))
             .collect()
+    }
+
+    /// Those that end with the connection.
+    pub(super) fn names(&self) -> Vec<String> {
+        let entries = self.entries.borrow();
+        let stands =
+            |entry: &OwnIntercept| !matches!(entry.phase, EntryPhase::Making | EntryPhase::Ended);
+        let names = entries.iter().filter(|(_, entry)| stands(entry));
+
+        names.map(|(name, _)| name.clone()).collect()
     }
 
     /// Why nothing reaches the workstation at the moment; `None` if there is a tunnel.

@@ -323,9 +323,11 @@ impl Session for Service {
         request: Request<QuitRequest>,
     ) -> Result<Response<QuitResponse>, GrpcStatus> {
         let user = presence(&request)?.id();
-        let root_daemon_ends = match &self.state.lock().await.phase {
-            Phase::Connected { connection, .. } => connection.root_daemon_ends,
-            _ => false,
+        let (root_daemon_ends, mut intercepts) = match &self.state.lock().await.phase {
+            Phase::Connected { connection, .. } => {
+                (connection.root_daemon_ends, connection.intercepts.names())
+            }
+            _ => (false, Vec::new()),
         };
         let goes_on = if request.into_inner().unless_used {
             self.leave(user, true).await
@@ -334,10 +336,14 @@ impl Session for Service {
             self.finish(remaining).await;
             false
         };
+        if goes_on {
+            intercepts.clear();
+        }
 
         Ok(Response::new(QuitResponse {
             goes_on,
             root_daemon_ends,
+            intercepts,
         }))
     }
 

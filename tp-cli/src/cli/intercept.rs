@@ -80,6 +80,12 @@ pub(crate) struct InterceptArgs {
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub(crate) when_down: WhenDown,
 
+    /// End the intercepts that others have of these ports
+    ///
+    /// The user needs the verb `takeover` on `intercepts.tp.internal` in the namespace.
+    #[arg(long)]
+    pub(crate) take_over: bool,
+
     /// Namespace of the workload; the connected one by default
     #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none,
           help_heading = "Kubernetes")]

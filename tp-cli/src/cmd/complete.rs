@@ -1,11 +1,11 @@
 //! `tp __complete`: names for the completion scripts, one a line.
 //!
-//! Runs on a key press: it asks no cluster, runs no plugin, and prints only names.
+//! Runs on a key press: it asks no cluster but by the session, runs no plugin, and prints only names.
 
 use std::time::Duration;
 
 use tokio::{task::spawn_blocking, time::timeout};
-use tp_proto::local::NamespacesRequest;
+use tp_proto::local::{ListRequest, NamespacesRequest, StatusRequest};
 
 use crate::{
     cli::{CompleteArgs, Names},
@@ -22,6 +22,8 @@ pub(crate) async fn run(args: &CompleteArgs) {
         match args.names {
             Names::Contexts => contexts().await,
             Names::Namespaces => namespaces().await,
+            Names::Workloads => workloads().await,
+            Names::Intercepts => intercepts().await,
         }
     };
     let names = timeout(TIMEOUT, names).await.unwrap_or_default();
@@ -58,6 +60,31 @@ async fn namespaces() -> Vec<String> {
     let response = client::ask(session.namespaces(NamespacesRequest {})).await;
 
     response.map(|it| it.namespaces).unwrap_or_default()
+}
+
+/// Workloads of the connected namespace.
+async fn workloads() -> Vec<String> {
+    let Ok(Some(mut session)) = client::find().await else {
+        return Vec::new();
+    };
+    let response = client::ask(session.list(ListRequest::default())).await;
+    let workloads = response.map(|it| it.workloads).unwrap_or_default();
+    let mut names: Vec<String> = workloads.into_iter().map(|it| it.name).collect();
+    // Sorted; two kinds may share a name.
+    names.dedup();
+
+    names
+}
+
+/// Intercepts of the session.
+async fn intercepts() -> Vec<String> {
+    let Ok(Some(mut session)) = client::find().await else {
+        return Vec::new();
+    };
+    let status = client::ask(session.status(StatusRequest {})).await;
+    let intercepts = status.map(|it| it.intercepts).unwrap_or_default();
+
+    intercepts.into_iter().map(|it| it.name).collect()
 }
 
 #[cfg(test)]

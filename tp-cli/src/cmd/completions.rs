@@ -1,7 +1,7 @@
 //! `tp completions`.
 //!
 //! The scripts are clap's, for commands and flags, with an addition that asks `tp __complete` for
-//! the names of contexts and namespaces.
+//! the names of contexts, namespaces, workloads and intercepts.
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
@@ -53,6 +53,17 @@ _tp_names() {
             set -- "$1" namespaces
             list=${word%"${word##*,}"}
             ;;
+        intercept | leave)
+            if [[ $word == -* ]]; then
+                _tp "$@"
+                return
+            fi
+            if [[ $flag == leave ]]; then
+                set -- "$1" intercepts
+            else
+                set -- "$1" workloads
+            fi
+            ;;
         *)
             _tp "$@"
             return
@@ -80,7 +91,25 @@ _tp_namespaces() {
     names=(${(f)"$(_call_program namespaces tp __complete namespaces 2> /dev/null)"})
     compadd "$@" -a names
 }
+
+_tp_workloads() {
+    local -a names
+    names=(${(f)"$(_call_program workloads tp __complete workloads 2> /dev/null)"})
+    compadd "$@" -a names
+}
+
+_tp_intercepts() {
+    local -a names
+    names=(${(f)"$(_call_program intercepts tp __complete intercepts 2> /dev/null)"})
+    compadd "$@" -a names
+}
 "#;
+
+/// Arguments whose values are names, by the command, with how clap's script for zsh begins them.
+const ARGUMENTS: [(&str, &str, &str); 2] = [
+    ("intercept", "workloads", "'::workload -- "),
+    ("leave", "intercepts", "':name -- The name of the intercept"),
+];
 
 #[derive(Debug, Serialize)]
 struct Completions {
@@ -135,6 +164,12 @@ fn zsh(script: &str) -> String {
                     .any(|flag| line.contains(&format!("--{flag}=")))
             };
             let is_short = line.contains("'-n+[");
+            let argument = ARGUMENTS
+                .iter()
+                .find(|(_, _, begin)| line.starts_with(begin));
+            if let Some((_, names, _)) = argument {
+                return line.replace(":_default'", &format!(":_tp_{names}'"));
+            }
             let action = if of(&CONTEXTS) {
                 "_tp_contexts"
             } else if of(&NAMESPACE_LISTS) {
@@ -158,6 +193,12 @@ fn zsh(script: &str) -> String {
 /// Completions of values, for flags that fish already knows.
 fn fish(tp: &Command) -> String {
     let mut text = String::new();
+    for (command, names, _) in ARGUMENTS {
+        text.push_str(&format!(
+            "complete -c tp -n \"__fish_seen_subcommand_from {command}\" -a '(tp __complete {names} 2> \
+             /dev/null)'\n"
+        ));
+    }
     for command in tp.get_subcommands() {
         for arg in command.get_arguments() {
             let Some(long) = arg.get_long() else {

@@ -22,7 +22,7 @@ use crate::{
 
 mod text;
 
-pub(super) use text::{row, workload};
+pub(super) use text::{table, workload};
 
 /// Between two events: the session bounds its own waits.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -185,6 +185,7 @@ fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
         }
         .to_owned(),
         for_command: !args.command.is_empty(),
+        take_over: args.take_over,
     })
 }
 
@@ -210,7 +211,8 @@ mod tests {
     fn flags_reach_the_session() {
         let request = request_of(
             "tp intercept deploy/web -p 8080:http --port 9090 --name mine -n shop --service web \
-             --container app --address ::1 --replica web-0 --probes local --when-down container",
+             --container app --address ::1 --replica web-0 --probes local --when-down container \
+             --take-over",
         );
 
         assert_eq!(request.workload, "deploy/web");
@@ -223,6 +225,7 @@ mod tests {
         assert_eq!(request.replica, "web-0");
         assert_eq!(request.probes, "local");
         assert_eq!(request.when_down, "container");
+        assert!(request.take_over);
         assert!(!request.for_command);
         assert!(request_of("tp intercept web -- true").for_command);
     }

@@ -1,6 +1,6 @@
 //! `tp list`.
 
-use tp_proto::local::{ListRequest, ListResponse, Workload};
+use tp_proto::local::{ListRequest, ListResponse, PortHolder, Workload};
 
 use crate::{
     cli::ListArgs,
@@ -43,13 +43,33 @@ fn text(response: &ListResponse, args: &ListArgs) -> String {
                 workload.name.clone(),
                 format!("{}/{}", workload.ready, workload.desired),
                 workload.ports.join(","),
+                intercepts(&workload.intercepts, args.all_users),
             ];
             namespace(workload).into_iter().chain(rest).collect()
         })
         .collect();
-    let heading = ["NAMESPACE", "KIND", "NAME", "READY", "PORTS"];
+    let heading = ["NAMESPACE", "KIND", "NAME", "READY", "PORTS", "INTERCEPTS"];
 
     table(&heading[usize::from(!args.all_namespaces)..], &rows)
+}
+
+/// The ports that are held, with whose they are.
+fn intercepts(holders: &[PortHolder], all_users: bool) -> String {
+    let held = holders.iter().map(|holder| {
+        let PortHolder {
+            port,
+            user,
+            since,
+            own,
+        } = holder;
+        match (all_users, own) {
+            (true, _) => format!("{port} by {user} since {since}"),
+            (false, true) => format!("{port} by you"),
+            (false, false) => format!("{port} held by {user}"),
+        }
+    });
+
+    held.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -60,7 +80,29 @@ mod tests {
         ListArgs {
             namespace: namespace.map(str::to_owned),
             all_namespaces,
+            all_users: false,
         }
+    }
+
+    fn holder(port: u32, user: &str, own: bool) -> PortHolder {
+        PortHolder {
+            port,
+            user: user.into(),
+            since: "2026-11-27T09:00:00Z".into(),
+            own,
+        }
+    }
+
+    #[test]
+    fn who_holds_a_port_is_shown() {
+        let holders = [holder(80, "alice", true), holder(81, "bob", false)];
+
+        assert_eq!(intercepts(&holders, false), "80 by you, 81 held by bob");
+        assert_eq!(
+            intercepts(&holders, true),
+            "80 by alice since 2026-11-27T09:00:00Z, 81 by bob since 2026-11-27T09:00:00Z"
+        );
+        assert_eq!(intercepts(&[], true), "");
     }
 
     #[test]
@@ -73,17 +115,19 @@ mod tests {
                 ready: 2,
                 desired: 3,
                 ports: vec!["http:80/TCP".into(), "8081/TCP".into()],
+                intercepts: vec![holder(80, "alice", true)],
             }],
         };
 
         assert_eq!(
             text(&response, &of(None, false)),
-            "KIND        NAME  READY  PORTS\nDeployment  web   2/3    http:80/TCP,8081/TCP\n"
+            "KIND        NAME  READY  PORTS                 INTERCEPTS\n\
+             Deployment  web   2/3    http:80/TCP,8081/TCP  80 by you\n"
         );
         assert_eq!(
             text(&response, &of(None, true)),
-            "NAMESPACE  KIND        NAME  READY  PORTS\n\
-             shop       Deployment  web   2/3    http:80/TCP,8081/TCP\n"
+            "NAMESPACE  KIND        NAME  READY  PORTS                 INTERCEPTS\n\
+             shop       Deployment  web   2/3    http:80/TCP,8081/TCP  80 by you\n"
         );
     }
 

@@ -20,11 +20,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, Serialize)]
 struct Quit {
     state: &'static str,
+    /// The names of those that were ended.
+    intercepts: Vec<String>,
 }
 
 pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
-    let disconnected = Quit {
+    let disconnected = |intercepts| Quit {
         state: ConnectionState::DISCONNECTED,
+        intercepts,
     };
     // No error: scripts call `tp quit` in any state.
     let Some(session) = client::find().await? else {
@@ -33,20 +36,34 @@ pub(crate) async fn run(args: &QuitArgs, output: Output) -> anyhow::Result<()> {
             root_daemon_ended(true).await?;
         }
         let text = format!("Not connected{}\n", client::elsewhere());
-        return output.print(&disconnected, &text);
+        return output.print(&disconnected(Vec::new()), &text);
     };
-    end(session, args.stop_daemons).await?;
+    let intercepts = end(session, args.stop_daemons).await?;
+    let text = text(&intercepts);
 
-    output.print(&disconnected, "Disconnected\n")
+    output.print(&disconnected(intercepts), &text)
 }
 
-/// Ends the session, and with it a root daemon that `tp connect` started.
-pub(crate) async fn end(session: Session, stop_daemons: bool) -> Result<(), Fault> {
-    if client::quit(session).await?.root_daemon_ends {
+fn text(intercepts: &[String]) -> String {
+    match intercepts {
+        [] => "Disconnected\n".to_owned(),
+        [one] => format!("Disconnected; ended the intercept {one}\n"),
+        several => format!(
+            "Disconnected; ended the intercepts {}\n",
+            several.join(", ")
+        ),
+    }
+}
+
+/// Ends the session, and with it a root daemon that `tp connect` started; returns the names of the
+/// intercepts that ended.
+pub(crate) async fn end(session: Session, stop_daemons: bool) -> Result<Vec<String>, Fault> {
+    let ended = client::quit(session).await?;
+    if ended.root_daemon_ends {
         root_daemon_ended(stop_daemons).await?;
     }
 
-    Ok(())
+    Ok(ended.intercepts)
 }
 
 /// Waits for the end of a root daemon that `tp connect` started, so that a connect may follow.
@@ -66,4 +83,18 @@ pub(super) async fn root_daemon_ended(required: bool) -> Result<(), Fault> {
     }
 
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_intercepts_that_ended_are_named() {
+        let names = ["db", "web"].map(str::to_owned);
+
+        assert_eq!(text(&[]), "Disconnected\n");
+        assert_eq!(text(&names[..1]), "Disconnected; ended the intercept db\n");
+        assert_eq!(text(&names), "Disconnected; ended the intercepts db, web\n");
+    }
 }

@@ -9,14 +9,12 @@ use tp_proto::{
 
 use crate::{
     client,
-    output::{Block, Output, bytes, table},
+    output::{Block, Output, bytes},
     state::ConnectionState,
 };
 
 mod words;
 
-/// The columns of `intercept::row`.
-const INTERCEPTS: &[&str] = &["NAME", "WORKLOAD", "STATE", "PORTS", "PODS", "CONNECTIONS"];
 /// More would fill a screen.
 const MAX_SUBNETS: usize = 32;
 
@@ -93,10 +91,7 @@ fn text(status: &Status) -> String {
     if ConnectionState::of(status) != ConnectionState::Disconnected {
         let intercepts = match status.intercepts.as_slice() {
             [] => "none".into(),
-            intercepts => {
-                let rows: Vec<_> = intercepts.iter().map(super::intercept::row).collect();
-                format!("\n{}", table(INTERCEPTS, &rows).trim_end())
-            }
+            intercepts => format!("\n{}", super::intercept::table(intercepts).trim_end()),
         };
         text.push_str(&format!("Intercepts: {intercepts}\n"));
     }

@@ -45,14 +45,15 @@ pub struct DeclaredPort {
     pub protocol: Protocol,
 }
 
-/// A service that selects the workload's pods. A headless one is the same here: its EndpointSlices
-/// have target ports, though no address of its own translates `port` to them.
+/// A service that selects the workload's pods.
 #[derive(Debug, Clone, Default)]
 pub struct SelectingService {
     /// Its name.
     pub name: String,
     /// `ports`
     pub ports: Vec<SelectedPort>,
+    /// Its name leads to the pods themselves: no address of its own translates its ports to theirs.
+    pub is_headless: bool,
 }
 
 /// A port of a service.
@@ -104,7 +105,7 @@ pub struct MatchedPort {
     pub number: u16,
     /// The container that was chosen or declares it; else the only one; else unknown.
     pub container: Option<String>,
-    /// Every service that leads to it, with its own port, in order.
+    /// Every service that leads to it, with the port at which it does, in order.
     pub services: Vec<(String, u16)>,
 }
 
@@ -123,6 +124,7 @@ enum NamedBy<'a> {
     Service {
         name: &'a str,
         port: &'a SelectedPort,
+        is_headless: bool,
     },
     Container(&'a DeclaredPort),
 }
@@ -229,6 +231,7 @@ impl Ports {
                     named_by: NamedBy::Service {
                         name: &service.name,
                         port,
+                        is_headless: service.is_headless,
                     },
                 })
             })
@@ -286,7 +289,10 @@ impl Ports {
             services: routes
                 .iter()
                 .filter_map(|route| match route.named_by {
-                    NamedBy::Service { name, port } => Some((name.to_owned(), port.number)),
+                    NamedBy::Service {
+                        name, is_headless, ..
+                    } if is_headless => Some((name.to_owned(), number)),
+                    NamedBy::Service { name, port, .. } => Some((name.to_owned(), port.number)),
                     NamedBy::Container(_) => None,
                 })
                 .collect(),
@@ -436,7 +442,7 @@ fn candidates(routes: &[Route<'_>]) -> Vec<Candidate> {
             .entry(route.number)
             .or_insert_with(|| Candidate::new(route.number));
         match route.named_by {
-            NamedBy::Service { name, port } => candidate.add_service(name, port.number),
+            NamedBy::Service { name, port, .. } => candidate.add_service(name, port.number),
             NamedBy::Container(port) => {
                 candidate.add_container(route.container.unwrap_or_default(), port.name.as_deref());
             }

@@ -3,5 +3,6 @@
 mod failures;
 mod kinds;
 mod life;
+mod others;
 mod support;
 mod words;

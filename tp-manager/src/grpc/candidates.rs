@@ -176,6 +176,7 @@ mod tests {
     use super::*;
     use crate::{
         grpc::{Resolver, Workloads},
+        intercepts::taking::{EndIntercept, HeldPorts},
         model::{Exposure, FindError, FoundWorkload, Node, Service, Update, Workload},
     };
 
@@ -195,6 +196,12 @@ mod tests {
         }
     }
 
+    impl EndIntercept for NoWorkloads {
+        fn end(&self, _: HeldPorts, _: String) -> BoxFuture<'static, Result<(), String>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
     fn replica() -> Replica {
         Replica {
             pod: "tp-manager-0".into(),
@@ -202,6 +209,7 @@ mod tests {
             node: "node2".into(),
             resolver: Resolver::from_conf(""),
             workloads: Box::new(NoWorkloads),
+            endings: Box::new(NoWorkloads),
         }
     }
 

@@ -76,7 +76,11 @@ impl Wanted {
                 port: u32::from(port.number),
                 name: declared.and_then(|it| it.name.clone()).unwrap_or_default(),
                 container,
-                services: port.services.into_iter().map(|(name, _)| name).collect(),
+                services: port
+                    .services
+                    .into_iter()
+                    .map(|(name, port)| format!("{name}:{port}"))
+                    .collect(),
             }
         });
 
@@ -92,7 +96,10 @@ impl Wanted {
 #[cfg(test)]
 mod tests {
     use tonic::Code;
-    use tp_core::intercept::matching::{DeclaredContainer, DeclaredPort, Ports};
+    use tp_core::intercept::matching::{
+        DeclaredContainer, DeclaredPort, Ports, Protocol, SelectedPort, SelectingService,
+        TargetPort,
+    };
 
     use super::*;
 
@@ -138,6 +145,27 @@ mod tests {
         assert_eq!((port.local, port.port), (3000, 8080));
         assert_eq!((&*port.container, &*port.name), ("app", "http"));
         assert_eq!((response.ready, &*response.kind), (2, "Deployment"));
+    }
+
+    #[test]
+    fn services_are_named_with_the_port_that_leads_in() {
+        let mut web = web();
+        let service = |name: &str, is_headless| SelectingService {
+            name: name.into(),
+            ports: vec![SelectedPort {
+                name: None,
+                number: 80,
+                target: TargetPort::Name("http".into()),
+                protocol: Protocol::Tcp,
+            }],
+            is_headless,
+        };
+        web.ports.services = vec![service("web", false), service("pods", true)];
+
+        let response = Wanted::of(&request("web", "3000:http")).unwrap();
+        let response = response.resolve(web).unwrap();
+
+        assert_eq!(response.ports[0].services, ["web:80", "pods:8080"]);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::intercepts::serving::Announcing;
 
 /// From one message to the next: reports of many agents are told together.
 const INTERVAL: Duration = Duration::from_millis(100);
+/// A session that falls silent yields its ports without an event.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Call {
     announcing: Announcing,
@@ -77,6 +79,7 @@ impl Call {
                 changed.ok()?;
                 sleep(INTERVAL).await;
             }
+            () = sleep(RECHECK_INTERVAL) => {}
         }
 
         Some(())

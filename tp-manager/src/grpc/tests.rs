@@ -21,6 +21,7 @@ use tonic::transport::Endpoint;
 use tp_proto::{crd::UserInfo, table::SnapshotAssembler, tunnel::manager_client::ManagerClient};
 
 use super::*;
+use crate::intercepts::taking::HeldPorts;
 use crate::model::{ObjectName, Service, Update};
 
 /// More queries than all sessions together may have under way.
@@ -51,6 +52,7 @@ impl Cluster {
             node: "node1".into(),
             resolver,
             workloads: Box::new(Arc::clone(&lists)),
+            endings: Box::new(Arc::clone(&lists)),
         };
         let api_server = tower::service_fn(|_: http::Request<Body>| async {
             let review = json!({"spec": {}, "status": {"allowed": true}});
@@ -108,6 +110,12 @@ impl Default for Lists {
             under_way: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
         }
+    }
+}
+
+impl EndIntercept for Arc<Lists> {
+    fn end(&self, _: HeldPorts, _: String) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(ready(Ok(())))
     }
 }
 

@@ -69,7 +69,11 @@ pub(super) fn change(change: Change) -> TableEvent {
     TableEvent { event: Some(event) }
 }
 
-pub(super) fn workload(workload: Workload, namespace: &str) -> tunnel::Workload {
+pub(super) fn workload(
+    workload: Workload,
+    namespace: &str,
+    intercepts: Vec<tunnel::PortHolder>,
+) -> tunnel::Workload {
     tunnel::Workload {
         kind: workload.kind.into(),
         name: workload.name,
@@ -77,6 +81,7 @@ pub(super) fn workload(workload: Workload, namespace: &str) -> tunnel::Workload 
         ready: workload.ready,
         desired: workload.desired,
         ports: workload.ports.iter().map(port).collect(),
+        intercepts,
     }
 }
 

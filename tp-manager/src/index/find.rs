@@ -359,6 +359,7 @@ fn selecting(service: &Service) -> SelectingService {
     SelectingService {
         name: service.name_any(),
         ports: ports.filter_map(selected_port).collect(),
+        is_headless: spec.is_some_and(|it| it.cluster_ip.as_deref() == Some("None")),
     }
 }
 

@@ -105,6 +105,14 @@ pub(crate) struct ServedHandle {
 }
 
 impl ServedHandle {
+    pub(crate) fn intercepts(&self) -> &Intercepts {
+        &self.intercepts
+    }
+
+    pub(crate) fn session(&self) -> &SessionRef {
+        self.served.session()
+    }
+
     /// Begins a call, which replaces the one before.
     pub(crate) fn begin(&self) -> Announcing {
         let mut announced = lock(&self.served.announced);

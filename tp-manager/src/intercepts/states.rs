@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tp_core::intercept::holders::Standing;
+use tp_process::sync::lock;
 use tp_proto::{
     agent::PodPhase,
     tunnel::{HeldPort, InterceptState, InterceptStates, InterceptedPod, PodPortCounters},
@@ -21,10 +22,13 @@ impl Intercepts {
                 .filter(|record| record.session == *served.session());
             match (record, standings.get(uid)) {
                 (Some(record), Some(standing)) => self.state(&record, standing),
-                _ => refused(
-                    uid,
-                    "the Intercept does not exist, or is not this session's",
-                ),
+                _ => InterceptState {
+                    ended: lock(&self.ended).why(uid).unwrap_or_default(),
+                    ..refused(
+                        uid,
+                        "the Intercept does not exist, or is not this session's",
+                    )
+                },
             }
         });
 
@@ -47,6 +51,9 @@ impl Intercepts {
                 user: holder
                     .as_ref()
                     .map_or_else(String::new, |it| it.user.name().into()),
+                own: holder
+                    .as_ref()
+                    .is_some_and(|it| it.user.is_same_person(&record.user)),
                 since: holder.map_or_else(String::new, |it| it.created.to_string()),
             }
         });
@@ -58,6 +65,7 @@ impl Intercepts {
             held: held.collect(),
             expected_pods: u32::try_from(pods.len()).unwrap_or(u32::MAX),
             pods,
+            ended: String::new(),
         }
     }
 }

@@ -117,3 +117,42 @@ async fn only_an_intercept_whose_session_is_known_to_be_gone_is_an_orphan() {
     set_session(&known, 1, true).await;
     assert!(known.orphans(now).is_empty());
 }
+
+#[tokio::test]
+async fn who_holds_a_port_is_known_and_who_took_it_over_is_remembered() {
+    let known = intercepts();
+    for session in [0, 1] {
+        set_session(&known, session, true).await;
+    }
+    // Of user0 port 80 of web0, and of user1 port 81 of web1; a later one of user1 has nothing.
+    for (number, session) in [(0, 0), (1, 1), (6, 1)] {
+        known.insert(&object(number, session, 1));
+    }
+    let held: Vec<_> = known
+        .held_in("shop")
+        .into_iter()
+        .map(|it| (it.record.uid.clone(), it.ports))
+        .collect();
+    assert_eq!(
+        held,
+        [("i0".to_owned(), vec![80]), ("i1".to_owned(), vec![81])]
+    );
+    assert!(known.held_in("bank").is_empty());
+    let workload = known.record("i0").unwrap().claim().workload;
+    let in_the_way = known.in_the_way(&workload, &[80, 81], Some("web0-1"));
+    assert_eq!(in_the_way.len(), 1);
+    assert_eq!(in_the_way[0].record.uid, "i0");
+    assert!(known.in_the_way(&workload, &[81], None).is_empty());
+
+    let mut taken = object(0, 0, 1);
+    taken.data["status"] = json!({"phase": "TakenOver", "holder": "user1", "ports": "80"});
+    known.insert(&taken);
+    known.remove("i0");
+    known.remove("i1");
+
+    let why = |uid: &str| lock(&known.ended).why(uid);
+    assert_eq!(why("i0").unwrap(), "user1 took port 80 over");
+    assert!(why("i1").unwrap().contains("somebody has ended it"));
+    assert_eq!(why("i6"), None);
+    assert_eq!(known.held_in("shop")[0].record.uid, "i6");
+}

@@ -130,7 +130,8 @@ fn services(entries: &Entries) -> BTreeMap<String, String> {
     let wanted = entries.values().map(|entry| &entry.wanted);
     let named = wanted.flat_map(|wanted| {
         let services = wanted.ports.iter().flat_map(|port| &port.found.services);
-        services.map(|service| (service.clone(), wanted.namespace.clone()))
+        let names = services.map(|service| service.split(':').next().unwrap_or_default());
+        names.map(|name| (name.to_owned(), wanted.namespace.clone()))
     });
 
     named.collect()

@@ -162,6 +162,34 @@ impl OwnIntercepts {
         }
     }
 
+    /// Ends the intercepts that others have of the ports.
+    async fn take_over(
+        &self,
+        wanted: &WantedIntercept,
+        events: &InterceptEvents,
+    ) -> Result<(), Fault> {
+        let title = wanted.title();
+        events.step(format!("taking {title} over")).await;
+        let Some(up) = self.shared.up() else {
+            return Err(no_tunnel(&self.shared.reason.borrow()));
+        };
+        let mut manager = up.manager;
+        let ended = match timeout(FIND_TIMEOUT, manager.take_over(wanted.takeover())).await {
+            Ok(Ok(ended)) => ended.into_inner().ended,
+            Ok(Err(status)) => return Err(not_found(&status)),
+            Err(_) => {
+                let message =
+                    "the traffic manager does not end the other intercept in time: try again";
+                return Err(Fault::new(FaultKind::TemporaryFailure, message));
+            }
+        };
+        for held in ended {
+            tracing::info!(%title, port = held.port, user = held.user, "Port taken over");
+        }
+
+        Ok(())
+    }
+
     /// Creates the object and waits until it is served. The caller deletes it after a failure.
     async fn make_object(
         &self,
@@ -169,6 +197,9 @@ impl OwnIntercepts {
         object: &str,
         events: &InterceptEvents,
     ) -> Result<(), Fault> {
+        if wanted.take_over {
+            self.take_over(wanted, events).await?;
+        }
         events
             .step(format!("intercepting {}", wanted.title()))
             .await;

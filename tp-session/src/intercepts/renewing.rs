@@ -4,7 +4,7 @@
 use std::{convert::Infallible, future::pending, mem, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tp_core::backoff::Backoff;
 use tp_proto::{crd::UserInfo, fault::Fault};
 use tp_transport::SessionRef;
@@ -17,6 +17,10 @@ const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(30);
 const PARALLEL: usize = 4;
 /// How often an object is looked for that the manager does not serve.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// From one look to the next, where the manager says that an object was deleted.
+const LOOK_BACKOFF: Duration = Duration::from_millis(500);
+/// Where the manager does not say how.
+const ENDED: &str = "somebody has ended it in the cluster, by deleting its Intercept object";
 
 impl OwnIntercepts {
     /// Makes anew whatever is not of `session`.
@@ -137,8 +141,10 @@ impl OwnIntercepts {
 
     /// Notices the intercepts that somebody has ended in the cluster.
     pub(super) async fn look_for_ended(&self) -> Infallible {
+        let mut entries = self.entries.subscribe();
         loop {
-            sleep(LOOK_INTERVAL).await;
+            sleep(LOOK_BACKOFF).await;
+            drop(timeout(LOOK_INTERVAL, entries.wait_for(is_any_deleted)).await);
             let suspects = suspects(&self.entries.borrow());
             for entry in suspects {
                 let Some(made) = &entry.made else { continue };
@@ -153,6 +159,10 @@ impl OwnIntercepts {
                 self.update(&entry.wanted, |now| {
                     if now.phase == EntryPhase::Standing && now.made.as_ref() == Some(made) {
                         now.phase = EntryPhase::Ended;
+                        // The manager forgets it.
+                        let why = entry.state.as_ref().map(|state| state.ended.clone());
+                        let why = why.filter(|why| !why.is_empty());
+                        now.fault = why.unwrap_or_else(|| ENDED.to_owned());
                         self.targets.remove(&made.uid);
                         tracing::info!(%namespace, object = now.object, "Intercept ended in the cluster");
                     }
@@ -173,6 +183,16 @@ fn stale(entries: &Entries, session: &SessionRef) -> Vec<Arc<WantedIntercept>> {
         .filter(is_stale)
         .map(|entry| Arc::clone(&entry.wanted))
         .collect()
+}
+
+/// The manager says of one that its object was deleted.
+fn is_any_deleted(entries: &Entries) -> bool {
+    let is_deleted = |entry: &OwnIntercept| {
+        let state = entry.state.as_ref();
+        entry.phase == EntryPhase::Standing && state.is_some_and(|state| !state.ended.is_empty())
+    };
+
+    entries.values().any(is_deleted)
 }
 
 /// Those that the manager does not serve, though they have an object.

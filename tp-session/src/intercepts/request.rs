@@ -15,7 +15,7 @@ use tp_proto::{
     crd::{INTERCEPT, InterceptPort, InterceptSpec, SessionReference, UserInfo, WorkloadReference},
     fault::{Fault, FaultKind},
     local::InterceptRequest,
-    tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort},
+    tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort, TakeOverRequest},
 };
 use tp_transport::SessionRef;
 
@@ -36,6 +36,7 @@ pub(super) struct CheckedRequest {
     replica: String,
     probes: String,
     when_down: String,
+    take_over: bool,
 }
 
 /// All that an Intercept object is made of, and what only the workstation knows.
@@ -51,6 +52,8 @@ pub(super) struct WantedIntercept {
     pub(super) when_down: String,
     /// Pods that were Ready when it was asked for.
     pub(super) ready: u32,
+    /// Those of others end for it.
+    pub(super) take_over: bool,
 }
 
 /// A port of the pods, and where its connections go.
@@ -151,6 +154,7 @@ impl CheckedRequest {
             replica,
             probes,
             when_down,
+            take_over: request.take_over,
         })
     }
 
@@ -223,6 +227,7 @@ impl CheckedRequest {
             probes: self.probes,
             when_down: self.when_down,
             ready: found.ready,
+            take_over: self.take_over,
         })
     }
 }
@@ -266,6 +271,17 @@ impl WantedIntercept {
             replica: self.replica.clone(),
             probes: self.probes.clone(),
             when_down: self.when_down.clone(),
+        }
+    }
+
+    /// What ends for this one.
+    pub(super) fn takeover(&self) -> TakeOverRequest {
+        TakeOverRequest {
+            namespace: self.namespace.clone(),
+            kind: self.kind.clone(),
+            name: self.workload.clone(),
+            ports: self.ports.iter().map(|port| port.port.into()).collect(),
+            replica: self.replica.clone(),
         }
     }
 

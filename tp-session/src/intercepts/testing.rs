@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, mem,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -35,7 +35,7 @@ use tp_proto::{
         FindWorkloadRequest, FindWorkloadResponse, FoundPort, HelloRequest, HelloResponse,
         InterceptState, InterceptStates, InterceptedPod, ListWorkloadsRequest,
         ListWorkloadsResponse, LocalIntercepts, ResolveRequest, ResolveResponse, TableEvent,
-        WatchTableRequest,
+        TakeOverRequest, TakeOverResponse, WatchTableRequest,
         manager_client::ManagerClient,
         manager_server::{Manager, ManagerServer},
     },
@@ -185,6 +185,23 @@ impl Manager for StagedManager {
         }))
     }
 
+    async fn take_over(
+        &self,
+        request: Request<TakeOverRequest>,
+    ) -> Result<Response<TakeOverResponse>, Status> {
+        if let Some(refusal) = lock(&self.refusal).clone() {
+            return Err(refusal);
+        }
+        let ports = request.into_inner().ports;
+        let mut state = lock(&self.state);
+        let (ended, held) = mem::take(&mut state.held)
+            .into_iter()
+            .partition(|it| ports.contains(&it.port));
+        state.held = held;
+
+        Ok(Response::new(TakeOverResponse { ended }))
+    }
+
     type ServeInterceptsStream = Answers<InterceptStates>;
 
     async fn serve_intercepts(
@@ -288,8 +305,9 @@ fn answer(
     refusal: Option<(u16, String)>,
 ) -> (u16, Value) {
     let failed = |code: u16, message: &str| {
+        let reason = if code == 404 { "NotFound" } else { "" };
         let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure",
-            "message": message, "reason": "", "code": code});
+            "message": message, "reason": reason, "code": code});
         (code, status)
     };
     let name = line.rsplit('/').next().unwrap_or_default();

@@ -7,7 +7,7 @@ use tonic::transport::Channel;
 use tp_core::dns::Zone;
 use tp_proto::{
     local::{InterceptEvent, InterceptRequest, intercept_event::Event},
-    tunnel::{HeldPort, InterceptedPod, LocalIntercepts},
+    tunnel::{HeldPort, InterceptStates, InterceptedPod, LocalIntercepts},
 };
 use tp_transport::{Identity, KeyHash, SessionRef, TunnelServer};
 
@@ -191,6 +191,7 @@ async fn what_cannot_be_intercepted_leaves_nothing_and_says_why() {
         port: 80,
         user: "bob".to_owned(),
         since: "2026-11-27T09:00:00Z".to_owned(),
+        own: false,
     };
     lab.manager.state.lock().unwrap().held = vec![held];
     let fault = lab.intercept("web").await.unwrap_err();
@@ -217,6 +218,60 @@ async fn what_cannot_be_intercepted_leaves_nothing_and_says_why() {
     );
 
     assert!(lab.of_session().is_empty() && lab.own.status().is_empty());
+}
+
+#[tokio::test]
+async fn what_another_holds_is_taken_over_where_that_is_asked_for() {
+    let mut lab = Lab::new().await;
+    lab.connect().await;
+    lab.manager.state.lock().unwrap().held = vec![HeldPort {
+        port: 80,
+        user: "bob".to_owned(),
+        ..HeldPort::default()
+    }];
+    let fault = lab.intercept("web").await.unwrap_err();
+    assert!(fault.message.contains("--take-over"), "{fault}");
+
+    let asked = InterceptRequest {
+        take_over: true,
+        ..request("web")
+    };
+    let made = result(lab.ask(asked)).await.unwrap();
+
+    assert_eq!(made.state, "active");
+}
+
+#[tokio::test]
+async fn who_ended_an_intercept_is_told() {
+    let mut lab = Lab::new().await;
+    lab.connect().await;
+    lab.intercept("web").await.unwrap();
+    let [uid] = &lab.of_session()[..] else {
+        panic!("one object is expected");
+    };
+    lab.api.objects.lock().unwrap().clear();
+    lab.own.apply(&InterceptStates {
+        intercepts: vec![InterceptState {
+            uid: uid.clone(),
+            refusal: "the Intercept does not exist".to_owned(),
+            ended: "bob took port 80 over".to_owned(),
+            ..InterceptState::default()
+        }],
+    });
+
+    let is_ended = |entries: &Entries| entries.values().all(|it| it.phase == EntryPhase::Ended);
+    let mut entries = lab.own.entries.subscribe();
+    let ended = timeout(LIMIT, entries.wait_for(is_ended)).await;
+    drop(ended.expect("it is looked for at once").unwrap());
+    lab.hears(|it| it.intercepts.is_empty()).await;
+    let shown = &lab.own.status()[0];
+    assert_eq!(shown.state, "ended");
+    assert_eq!(
+        shown.reason,
+        "bob took port 80 over: `tp leave web`, then intercept again"
+    );
+    assert!(lab.own.names().is_empty());
+    lab.own.leave("web").await.unwrap();
 }
 
 #[tokio::test]

@@ -14,6 +14,8 @@ use super::{EntryPhase, OwnIntercept, request::WantedIntercept};
 const KNOWN_AFTER: Duration = Duration::from_secs(2);
 /// Within this time the agent of each node with a Ready pod has said what became of it.
 const REPORTED_AFTER: Duration = Duration::from_secs(5);
+/// Within this time a session that was killed yields its ports to a later one of its user.
+const OWN_YIELDS_AFTER: Duration = Duration::from_secs(15);
 const WAITING: &str = "waiting for the traffic manager";
 
 /// What becomes of an intercept that was just made.
@@ -44,8 +46,15 @@ pub(super) fn outlook(entry: &OwnIntercept, age: Duration) -> Outlook {
             "the intercept {} was ended before it was made",
             wanted.name
         )),
-        (EntryPhase::Ended, _) => failed(ended(wanted)),
+        (EntryPhase::Ended, _) => failed(ended(entry)),
         (_, None) => Outlook::Pending(WAITING.to_owned()),
+        (_, Some(state))
+            if !state.held.is_empty()
+                && state.held.iter().all(|it| it.own)
+                && age < OWN_YIELDS_AFTER =>
+        {
+            Outlook::Pending("waiting for the end of an earlier session of yours".to_owned())
+        }
         (_, Some(state)) if !state.held.is_empty() => failed(held(wanted, &state.held)),
         (_, Some(state)) if !state.refusal.is_empty() && age < KNOWN_AFTER => {
             Outlook::Pending(WAITING.to_owned())
@@ -105,24 +114,24 @@ fn held(wanted: &WantedIntercept, held: &[HeldPort]) -> String {
         .collect();
 
     format!(
-        "{} is intercepted already: {}; ask them to end it with `tp leave`",
+        "{} is intercepted already: {}; ask them to end it with `tp leave`, or take it over with \
+         --take-over",
         wanted.title(),
         holders.join(", ")
     )
 }
 
-fn ended(wanted: &WantedIntercept) -> String {
+fn ended(entry: &OwnIntercept) -> String {
     format!(
-        "somebody has ended it in the cluster, by deleting its Intercept object: `tp leave {}`, then \
-         intercept again",
-        wanted.name
+        "{}: `tp leave {}`, then intercept again",
+        entry.fault, entry.wanted.name
     )
 }
 
 /// The stable word, and why it is not "active".
 fn state(entry: &OwnIntercept, without_tunnel: Option<&str>) -> (&'static str, String) {
     if entry.phase == EntryPhase::Ended {
-        return ("ended", ended(&entry.wanted));
+        return ("ended", ended(entry));
     }
     if let Some(reason) = without_tunnel {
         return (

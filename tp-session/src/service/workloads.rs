@@ -3,8 +3,8 @@
 use tonic::transport::Channel;
 use tp_proto::{
     fault::{Fault, FaultKind},
-    local::Workload,
-    tunnel::{ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
+    local::{PortHolder, Workload},
+    tunnel::{self, ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
 };
 
 /// The workloads of a namespace, as the manager lists them.
@@ -35,8 +35,18 @@ pub(super) async fn of(
             ready: it.ready,
             desired: it.desired,
             ports: it.ports.iter().map(port).collect(),
+            intercepts: it.intercepts.into_iter().map(holder).collect(),
         })
         .collect())
+}
+
+fn holder(holder: tunnel::PortHolder) -> PortHolder {
+    PortHolder {
+        port: holder.port,
+        user: holder.user,
+        since: holder.since,
+        own: holder.own,
+    }
 }
 
 fn port(port: &WorkloadPort) -> String {

@@ -4,7 +4,7 @@ use tonic::server::NamedService;
 use tp_proto::tunnel::{
     FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse, InterceptStates,
     ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, Outcome, ResolveRequest,
-    ResolveResponse, TableEvent, WatchTableRequest,
+    ResolveResponse, TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
     manager_client::ManagerClient,
     manager_server::{Manager, ManagerServer},
 };
@@ -276,6 +276,13 @@ impl Manager for Greeter {
         &self,
         _: tonic::Request<FindWorkloadRequest>,
     ) -> Result<tonic::Response<FindWorkloadResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not here"))
+    }
+
+    async fn take_over(
+        &self,
+        _: tonic::Request<TakeOverRequest>,
+    ) -> Result<tonic::Response<TakeOverResponse>, tonic::Status> {
         Err(tonic::Status::unimplemented("not here"))
     }
 

@@ -9,6 +9,8 @@ echo 'an error that nobody is to see' >&2
 case \"$2\" in
 contexts) printf '%s\\n' lab admin@lab admin@live arn:aws:eks:eu-west-1:1:cluster/live ;;
 namespaces) printf '%s\\n' shop bank team-b ;;
+workloads) printf '%s\\n' web db ;;
+intercepts) printf '%s\\n' mine ;;
 esac
 ";
 
@@ -98,6 +100,14 @@ fn bash_completes_namespaces_also_in_lists() {
 }
 
 #[test]
+fn bash_completes_workloads_and_intercepts() {
+    assert_eq!(offered("tp intercept "), ["web", "db"]);
+    assert_eq!(offered("tp -o json intercept w"), ["web"]);
+    assert_eq!(offered("tp leave "), ["mine"]);
+    assert!(offered("tp intercept --rep").contains(&"--replica".to_owned()));
+}
+
+#[test]
 fn bash_completes_flags_and_commands_as_before() {
     let commands = offered("tp ");
     for command in ["connect", "check", "grant"] {
@@ -120,6 +130,8 @@ fn zsh_and_fish_ask_for_names_where_flags_take_them() {
         ("--namespace=", ":_tp_namespaces'"),
         ("'-n+[", ":_tp_namespaces'"),
         ("--mapped-namespaces=", ":_sequence _tp_namespaces'"),
+        ("'::workload -- ", ":_tp_workloads'"),
+        ("':name -- The name of the intercept", ":_tp_intercepts'"),
     ] {
         let mut lines = zsh.lines().filter(|line| line.contains(flag)).peekable();
         assert!(lines.peek().is_some(), "{flag}");

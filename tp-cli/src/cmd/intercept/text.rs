@@ -1,6 +1,13 @@
 //! Intercepts as text.
 
+use std::slice;
+
 use tp_proto::local::{Intercept, InterceptPod, InterceptPort};
+
+use crate::output;
+
+/// The columns of [`row`].
+const HEADING: &[&str] = &["NAME", "WORKLOAD", "STATE", "PORTS", "PODS", "CONNECTIONS"];
 
 /// `deployment/web`
 pub(in crate::cmd) fn workload(intercept: &Intercept) -> String {
@@ -32,23 +39,42 @@ pub(super) fn made(intercept: &Intercept) -> String {
     for pod in &intercept.pods {
         text.push_str(&format!("  {}\n", pod_line(pod)));
     }
-    let service = intercept
-        .ports
-        .iter()
-        .find_map(|port| port.services.first());
-    if let Some(service) = service {
-        text.push_str(&format!(
-            "Try it: curl http://{}\n",
-            url_host(service, &intercept.namespace)
-        ));
+    let example = intercept.ports.iter().find_map(|it| example(intercept, it));
+    if let Some(example) = example {
+        text.push_str(&format!("Try it: {example}\n"));
     }
     text.push_str(&format!("End it: tp leave {}\n", intercept.name));
 
     text
 }
 
-/// Its line in `tp status`.
-pub(in crate::cmd) fn row(intercept: &Intercept) -> Vec<String> {
+/// What `tp status` shows: a line each, and below it what is special, or how its several pods are.
+pub(in crate::cmd) fn table(intercepts: &[Intercept]) -> String {
+    let rows: Vec<Vec<String>> = intercepts.iter().map(row).collect();
+    let lines = output::table(HEADING, &rows);
+    let mut lines = lines.lines();
+    let mut text = format!("{}\n", lines.next().unwrap_or_default());
+    for (line, intercept) in lines.zip(intercepts) {
+        text.push_str(&format!("{line}\n"));
+        if !intercept.reason.is_empty() {
+            text.push_str(&format!("  {}\n", intercept.reason));
+        }
+        let is_special = |pod: &InterceptPod| !pod.is_redirected || !pod.reason.is_empty();
+        if intercept.pods.len() > 1 || intercept.pods.iter().any(is_special) {
+            for pod in &intercept.pods {
+                let connections = connections(slice::from_ref(pod));
+                text.push_str(&format!(
+                    "  {}; connections: {connections}\n",
+                    pod_line(pod)
+                ));
+            }
+        }
+    }
+
+    text
+}
+
+fn row(intercept: &Intercept) -> Vec<String> {
     let ports = intercept.ports.iter().map(|port| {
         let silent = if port.is_listening {
             ""
@@ -58,19 +84,32 @@ pub(in crate::cmd) fn row(intercept: &Intercept) -> Vec<String> {
         format!("{} -> {}{silent}", port.port, port.local)
     });
     let redirected = intercept.pods.iter().filter(|pod| pod.is_redirected);
-    let connections: u64 = intercept.pods.iter().map(|pod| pod.to_workstation).sum();
 
     vec![
         intercept.name.clone(),
         format!("{}.{}", workload(intercept), intercept.namespace),
-        match intercept.reason.as_str() {
-            "" => intercept.state.clone(),
-            reason => format!("{}: {reason}", intercept.state),
-        },
+        intercept.state.clone(),
         ports.collect::<Vec<_>>().join(", "),
         format!("{}/{}", redirected.count(), intercept.pods.len()),
-        connections.to_string(),
+        connections(&intercept.pods),
     ]
+}
+
+/// Those that came here, and where others went.
+fn connections(pods: &[InterceptPod]) -> String {
+    let sum = |of: fn(&InterceptPod) -> u64| pods.iter().map(of).sum::<u64>();
+    let mut text = sum(|pod| pod.to_workstation).to_string();
+    for (count, what) in [
+        (sum(|pod| pod.to_container), "to the container"),
+        (sum(|pod| pod.exempt), "exempt"),
+        (sum(|pod| pod.refused), "refused"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {what}"));
+        }
+    }
+
+    text
 }
 
 fn port_line(port: &InterceptPort) -> String {
@@ -100,13 +139,25 @@ fn pod_line(pod: &InterceptPod) -> String {
     text
 }
 
-/// `web:80` as a host for curl.
-fn url_host(service: &str, namespace: &str) -> String {
-    match service.split_once(':') {
-        Some((name, "80")) => format!("{name}.{namespace}"),
-        Some((name, port)) => format!("{name}.{namespace}:{port}"),
-        None => format!("{service}.{namespace}"),
-    }
+/// How to reach a port from here: a command where it looks like HTTP, else the address.
+fn example(intercept: &Intercept, port: &InterceptPort) -> Option<String> {
+    let (name, number) = port.services.first()?.split_once(':')?;
+    let host = format!("{name}.{}", intercept.namespace);
+    let url = |scheme: &str, default: &str| match number == default {
+        true => format!("curl {scheme}://{host}"),
+        false => format!("curl {scheme}://{host}:{number}"),
+    };
+
+    Some(if port.name.starts_with("https") || number == "443" {
+        url("https", "443")
+    } else if port.name.starts_with("http")
+        || matches!(number, "80" | "8080")
+        || matches!(port.port, 80 | 8080)
+    {
+        url("http", "80")
+    } else {
+        format!("{host}:{number}")
+    })
 }
 
 #[cfg(test)]
@@ -180,6 +231,57 @@ mod tests {
                 "1/1",
                 "7"
             ]
+        );
+    }
+
+    #[test]
+    fn only_what_looks_like_http_is_tried_with_curl() {
+        let intercept = intercept();
+        for (name, number, service, expected) in [
+            ("http", 8080, "web:80", "curl http://web.shop"),
+            ("", 8080, "web:9000", "curl http://web.shop:9000"),
+            ("http-admin", 9000, "web:9000", "curl http://web.shop:9000"),
+            ("", 8443, "web:443", "curl https://web.shop"),
+            ("https", 8443, "web:8443", "curl https://web.shop:8443"),
+            ("postgres", 5432, "web:5432", "web.shop:5432"),
+        ] {
+            let port = InterceptPort {
+                port: number,
+                name: name.into(),
+                services: vec![service.into()],
+                ..InterceptPort::default()
+            };
+
+            assert_eq!(example(&intercept, &port).as_deref(), Some(expected));
+        }
+        assert_eq!(example(&intercept, &InterceptPort::default()), None);
+    }
+
+    #[test]
+    fn several_pods_and_reasons_are_below_the_line() {
+        let mut one = intercept();
+        one.name = "one".into();
+        let mut two = intercept();
+        two.state = "waiting".into();
+        two.reason = "there is no tunnel at the moment".into();
+        two.pods.push(InterceptPod {
+            name: "web-2".into(),
+            reason: "it shares the network of its node".into(),
+            to_container: 2,
+            refused: 1,
+            ..InterceptPod::default()
+        });
+
+        assert_eq!(
+            table(&[one, two]),
+            "NAME  WORKLOAD             STATE    PORTS                   PODS  CONNECTIONS\n\
+             one   deployment/web.shop  active   8080 -> 127.0.0.1:3000  1/1   7\n\
+             web   deployment/web.shop  waiting  8080 -> 127.0.0.1:3000  1/2   7, 2 to the container, \
+             1 refused\n\
+             \x20 there is no tunnel at the moment\n\
+             \x20 pod web-1 on node-1; connections: 7\n\
+             \x20 pod web-2 is not redirected: it shares the network of its node; connections: 0, 2 \
+             to the container, 1 refused\n"
         );
     }
 }

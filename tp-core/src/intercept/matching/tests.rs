@@ -28,6 +28,7 @@ fn service(name: &str, ports: &[(&str, u16, &str)]) -> SelectingService {
     SelectingService {
         name: name.to_owned(),
         ports: ports.iter().map(selected).collect(),
+        is_headless: false,
     }
 }
 

@@ -1,0 +1,140 @@
+//! `TakeOver`: ends the Intercepts that others have of some ports.
+
+use std::sync::Arc;
+
+use tonic::Status;
+use tp_core::intercept::holders::WorkloadKey;
+use tp_proto::{
+    crd::GROUP,
+    tunnel::{HeldPort, PortHolder, TakeOverRequest, TakeOverResponse},
+};
+
+use super::{Control, NO_INTERCEPTS};
+use crate::{
+    access::{Scope, User},
+    intercepts::taking::HeldPorts,
+};
+
+impl Control {
+    pub(super) async fn end_others(
+        &self,
+        request: TakeOverRequest,
+    ) -> Result<TakeOverResponse, Status> {
+        let served = self.served.as_ref();
+        let served = served.ok_or_else(|| Status::failed_precondition(NO_INTERCEPTS))?;
+        self.check_may_intercept(&request.namespace).await?;
+        let user = Arc::clone(&self.user.borrow());
+        let ports = request.ports.iter();
+        let ports: Vec<u16> = ports.filter_map(|it| u16::try_from(*it).ok()).collect();
+        let pod = Some(request.replica.as_str()).filter(|it| !matches!(*it, "" | "all"));
+        let workload = WorkloadKey {
+            namespace: request.namespace,
+            kind: request.kind,
+            name: request.name,
+        };
+        let mut held = served.intercepts().in_the_way(&workload, &ports, pod);
+        held.retain(|held| held.record.session != *served.session());
+        let of_others = held.iter().find(|held| !held.is_of(&user));
+        if let Some(held) = of_others {
+            self.check_may_take_over(&user, &workload.namespace, held)
+                .await?;
+        }
+        let mut ended = Vec::new();
+        for held in held {
+            ended.extend(held.each().map(|(port, user, since)| HeldPort {
+                port,
+                user,
+                since,
+                own: held.is_of(self.user.borrow().as_ref()),
+            }));
+            let taker = user.name().to_owned();
+            let end = self.replica.endings.end(held, taker);
+            end.await.map_err(Status::unavailable)?;
+        }
+
+        Ok(TakeOverResponse { ended })
+    }
+
+    async fn check_may_take_over(
+        &self,
+        user: &Arc<User>,
+        namespace: &str,
+        held: &HeldPorts,
+    ) -> Result<(), Status> {
+        let scope = Scope::TakeOver(namespace.into());
+        let allowed = self.access.allows(user, &scope).await;
+        if allowed.map_err(|error| Status::unavailable(error.to_string()))? {
+            return Ok(());
+        }
+        let holders: Vec<String> = held
+            .each()
+            .map(|(port, holder, _)| format!("port {port} from {holder}"))
+            .collect();
+
+        Err(Status::permission_denied(format!(
+            "{} may not take {} over: that takes the verb takeover on intercepts.{GROUP} in \
+             namespace {namespace}",
+            user.name(),
+            holders.join(", ")
+        )))
+    }
+
+    /// Who has which port of each workload of the namespace, by kind and name; of none if the user
+    /// may not know.
+    pub(super) async fn holders_in(&self, namespace: &str) -> Vec<HeldPorts> {
+        let Some(served) = &self.served else {
+            return Vec::new();
+        };
+        let user = Arc::clone(&self.user.borrow());
+        let scope = Scope::Intercepts(namespace.into());
+        match self.access.allows(&user, &scope).await {
+            Ok(true) => served.intercepts().held_in(namespace),
+            Ok(false) | Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl HeldPorts {
+    fn is_of(&self, user: &User) -> bool {
+        self.record.user().is_same_person(user)
+    }
+
+    fn each(&self) -> impl Iterator<Item = (u32, String, String)> + '_ {
+        let user = self.record.user().name();
+        let since = self.record.created().to_string();
+
+        self.ports
+            .iter()
+            .map(move |port| (u32::from(*port), user.to_owned(), since.clone()))
+    }
+
+    fn is_at(&self, kind: &str, name: &str) -> bool {
+        let workload = &self.record.spec.workload;
+
+        workload.kind == kind && workload.name == name
+    }
+}
+
+/// The holders of the ports of one workload, by port.
+pub(super) fn of_workload(
+    held: &[HeldPorts],
+    kind: &str,
+    name: &str,
+    user: &User,
+) -> Vec<PortHolder> {
+    let here = held.iter().filter(|held| held.is_at(kind, name));
+    let mut all: Vec<PortHolder> = here
+        .flat_map(|held| {
+            let own = held.is_of(user);
+            held.each().map(move |(port, user, since)| PortHolder {
+                port,
+                user,
+                since,
+                own,
+            })
+        })
+        .collect();
+    all.sort_by_key(|it| it.port);
+
+    all
+}
