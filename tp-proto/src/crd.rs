@@ -227,7 +227,7 @@ pub struct InterceptPort {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterceptStatus {
-    /// `Waiting`, `Active` or `Held`, by another Intercept.
+    /// `Waiting`, `Active`, `Quiet` while its workstation is not heard, or `Held`, by another Intercept.
     #[serde(default)]
     pub phase: String,
     /// The ports in one line: a column of kubectl shows no list.
