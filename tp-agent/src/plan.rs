@@ -143,7 +143,10 @@ pub(crate) struct PortPlan {
     pub(crate) intercept: String,
     /// The manager that leases it.
     pub(crate) manager: String,
+    /// Connections from the node are left to the container.
     pub(crate) probed: bool,
+    /// HTTP probes are.
+    pub(crate) http_probed: bool,
     pub(crate) state: LeaseState,
     /// When the manager last said that the workstation is there.
     pub(crate) renewed: BootTime,
@@ -270,6 +273,7 @@ fn add(plan: &mut Plan, leased: &Leased<'_>, uid: &str, pod: &PodFacts) -> Optio
             intercept: leased.uid.to_owned(),
             manager: leased.manager.to_owned(),
             probed: pod.probed.contains(port) && !intercept.has_local_probes,
+            http_probed: pod.http_probed.contains(port) && !intercept.has_local_probes,
             state: match (is_listening, intercept.falls_back) {
                 (true, _) => LeaseState::Redirect,
                 (false, true) => LeaseState::Container,

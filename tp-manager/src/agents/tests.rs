@@ -333,7 +333,10 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
         ports,
     }];
     call.announce(LocalIntercepts { intercepts });
-    news(&mut agent, |leases| leases.len() == 1 && !leases[0].is_quiet).await;
+    news(&mut agent, |leases| {
+        leases.len() == 1 && !leases[0].is_quiet
+    })
+    .await;
 
     tunnel.close(CloseCode::Quit).await;
     within(call.served.peer.closed()).await;

@@ -94,7 +94,9 @@ impl Served {
     /// `None` if it has been quiet for too long.
     fn presence(&self, now: Instant) -> Option<Presence> {
         let calls = lock(&self.calls);
-        let unannounced = calls.ended.map_or(Duration::ZERO, |ended| now.duration_since(ended));
+        let unannounced = calls
+            .ended
+            .map_or(Duration::ZERO, |ended| now.duration_since(ended));
         let silent = self.peer.silent_for();
 
         (unannounced.max(silent) < DISCONNECTED_AFTER).then(|| Presence {
