@@ -10,7 +10,7 @@ use std::{
 
 use futures::FutureExt as _;
 use socket2::SockRef;
-use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, task::JoinSet};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::OwnedSemaphorePermit, task::JoinSet};
 use tp_process::sync::lock;
 use tp_transport::{
     InterceptedFrom, SpliceCounters,
@@ -18,7 +18,7 @@ use tp_transport::{
     splice::failed,
 };
 
-use crate::managers::Managers;
+use crate::{managers::Managers, probes::ProbedPort};
 
 /// Of the carriers tried: a warm one may have ended unnoticed.
 const MAX_ATTEMPTS: usize = 3;
@@ -26,10 +26,12 @@ const MAX_ATTEMPTS: usize = 3;
 /// Which Intercept has a port, and which manager leases it.
 pub(crate) type Routes = BTreeMap<u16, PortRoute>;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) struct PortRoute {
     pub(crate) intercept: String,
     pub(crate) manager: String,
+    /// Of a port that is probed by HTTP.
+    pub(crate) probes: Option<ProbedPort>,
 }
 
 /// Owns the tasks of all connections; they end with it.
@@ -82,18 +84,27 @@ impl CarriedConnections {
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             let AcceptedConnection {
-                client,
+                mut client,
                 local,
                 peer,
                 permit: _permit,
             } = connection;
+            let mut head = Vec::new();
+            let probes = route.probes.filter(|it| it.nodes.contains(&peer.ip()));
+            if let Some(probes) = probes {
+                match probes.sort(client, local).await {
+                    Ok(Some(sorted)) => (client, head) = sorted,
+                    Ok(None) => return,
+                    Err(error) => return tracing::debug!(%error, "Probe or client was reset"),
+                }
+            }
             let from = InterceptedFrom {
                 intercept: route.intercept,
                 client: peer,
                 pod: local,
             };
             let carrier = tokio::select! {
-                carrier = carrier(&managers, &route.manager, &from, &pod) => carrier,
+                carrier = carrier(&managers, &route.manager, &from, &pod, &head) => carrier,
                 error = failed(&client) => {
                     tracing::debug!(%error, "Client has gone");
                     None
@@ -113,13 +124,14 @@ impl CarriedConnections {
     }
 }
 
-/// A carrier whose workstation has taken the connection. It is asked for once: who has asked does not
+/// A carrier whose workstation has taken the connection, and was sent its beginning. It is asked for once: who has asked does not
 /// know what came of it.
 async fn carrier(
     managers: &Managers,
     manager: &str,
     from: &InterceptedFrom,
     pod: &str,
+    head: &[u8],
 ) -> Option<AgentFlow> {
     for _ in 0..MAX_ATTEMPTS {
         let Some(mut carrier) = managers.carrier(manager).await else {
@@ -129,7 +141,11 @@ async fn carrier(
             continue;
         }
         match carrier.carry(from, pod).await {
-            Ok(Ok(carrier)) => return Some(carrier),
+            Ok(Ok(mut carrier)) => {
+                carrier.write_all(head).await.ok()?;
+                carrier.flush().await.ok()?;
+                return Some(carrier);
+            }
             Ok(Err(verdict)) => {
                 let (outcome, reason) = (verdict.outcome, verdict.reason);
                 tracing::debug!(outcome, reason, "Intercepted connection is refused");

@@ -51,8 +51,10 @@ pub struct PodFacts {
     pub addresses: Vec<IpAddr>,
     /// The addresses of its node, from which the kubelet probes.
     pub nodes: Vec<IpAddr>,
-    /// The ports that the kubelet probes.
+    /// The ports on which a probe cannot be told from another connection.
     pub probed: BTreeSet<u16>,
+    /// The other ports that the kubelet probes, by HTTP.
+    pub http_probed: BTreeSet<u16>,
     /// Why it cannot be redirected as it is, as a sentence.
     pub obstacle: Option<String>,
 }

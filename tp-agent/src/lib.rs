@@ -15,6 +15,7 @@ mod knowledge;
 mod leases;
 mod managers;
 mod plan;
+mod probes;
 mod redirects;
 mod reports;
 mod runtime;

@@ -22,7 +22,7 @@ use tp_transport::agents::{AgentControl, AgentError, IdleCarrier, Receiver, Send
 use crate::{
     facts::{ManagerAddress, ManagerFacts},
     leases::boot_time,
-    plan::AllNews,
+    plan::{AllNews, News, Round},
     reports::{Reports, ReportsByPod, changes},
 };
 use pool::{Pool, Take};
@@ -167,12 +167,19 @@ impl Managers {
     }
 
     async fn listen(&self, name: &str, mut news: Receiver<ManagerNews>) -> AgentError {
+        let mut round = Round::default();
         loop {
             match timeout(NEWS_TIMEOUT, news.receive()).await {
                 Ok(Ok(news)) => {
+                    let Some(leases) = round.take(news) else {
+                        continue;
+                    };
                     let now = boot_time();
                     self.news.send_modify(|all| {
-                        let next = all.get(name).cloned().unwrap_or_default().next(news, now);
+                        let next = match all.get(name) {
+                            Some(before) => before.next(leases, now),
+                            None => News::default().next(leases, now),
+                        };
                         // Those of managers that are gone are no leases any more.
                         all.retain(|_, news| news.is_fresh(now));
                         all.insert(name.to_owned(), next);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use tp_agent_api::{LeaseState, MAX_PORTS, PodIds};
 use tp_proto::{
-    agent::{ManagerNews, PodPhase, PodReport},
+    agent::{Lease, ManagerNews, PodPhase, PodReport},
     crd::{AGENT_NAMESPACE, MANAGER_NAMESPACE},
 };
 
@@ -16,6 +16,9 @@ mod tests;
 /// Older news of a manager are no lease any more; the kernel goes by the same time.
 pub(crate) const LEASE_LIFETIME: Duration = Duration::from_secs(5);
 const SYSTEM_NAMESPACE: &str = "kube-system";
+
+/// Of one manager; more are not served.
+const MAX_LEASES: usize = 16_384;
 
 /// A time of CLOCK_BOOTTIME, in nanoseconds.
 pub(crate) type BootTime = u64;
@@ -35,14 +38,23 @@ pub(crate) struct News {
 struct LeasedPorts {
     /// From when on each news have named it.
     since: BootTime,
+    /// When they last did so without calling it quiet; 0 if they never did.
+    renewed: BootTime,
+    is_quiet: bool,
     /// With whether something listens at the workstation.
     ports: BTreeMap<u16, bool>,
 }
 
+impl LeasedPorts {
+    fn rank(&self) -> (bool, BootTime) {
+        (!self.is_quiet, self.since)
+    }
+}
+
 impl News {
-    /// The news that follow these.
-    pub(crate) fn next(&self, news: ManagerNews, heard: BootTime) -> Self {
-        let leases = news.leases.into_iter().map(|lease| {
+    /// The news that follow these, with all leases of a round.
+    pub(crate) fn next(&self, leases: Vec<Lease>, heard: BootTime) -> Self {
+        let leases = leases.into_iter().map(|lease| {
             let before = self.leases.get(&lease.intercept);
             let ports = lease.ports.iter().filter_map(|state| {
                 let port = u16::try_from(state.port).ok().filter(|port| *port != 0)?;
@@ -50,6 +62,11 @@ impl News {
             });
             let leased = LeasedPorts {
                 since: before.map_or(heard, |it| it.since),
+                renewed: match lease.is_quiet {
+                    true => before.map_or(0, |it| it.renewed),
+                    false => heard,
+                },
+                is_quiet: lease.is_quiet,
                 ports: ports.collect(),
             };
             (lease.intercept, leased)
@@ -63,6 +80,40 @@ impl News {
 
     pub(crate) fn is_fresh(&self, now: BootTime) -> bool {
         u128::from(now.saturating_sub(self.heard)) <= LEASE_LIFETIME.as_nanos()
+    }
+}
+
+/// The leases of a round of news that goes on.
+#[derive(Default)]
+pub(crate) struct Round {
+    leases: Vec<Lease>,
+    has_more: bool,
+}
+
+impl Round {
+    /// Takes one message; returns all leases of the round that it ends.
+    pub(crate) fn take(&mut self, news: ManagerNews) -> Option<Vec<Lease>> {
+        for lease in news.leases {
+            if self.leases.len() >= MAX_LEASES {
+                self.has_more = true;
+                break;
+            }
+            // Their names are for people, and would be most of what is kept.
+            self.leases.push(Lease {
+                namespace: String::new(),
+                name: String::new(),
+                ..lease
+            });
+        }
+        if news.more {
+            return None;
+        }
+        let Self { leases, has_more } = std::mem::take(self);
+        if has_more {
+            tracing::warn!(MAX_LEASES, "A manager has more intercepts than are served");
+        }
+
+        Some(leases)
     }
 }
 
@@ -92,9 +143,12 @@ pub(crate) struct PortPlan {
     pub(crate) intercept: String,
     /// The manager that leases it.
     pub(crate) manager: String,
+    /// Connections from the node are left to the container.
     pub(crate) probed: bool,
+    /// HTTP probes are.
+    pub(crate) http_probed: bool,
     pub(crate) state: LeaseState,
-    /// When the manager was heard.
+    /// When the manager last said that the workstation is there.
     pub(crate) renewed: BootTime,
 }
 
@@ -102,7 +156,6 @@ pub(crate) struct PortPlan {
 struct Leased<'a> {
     uid: &'a str,
     manager: &'a str,
-    renewed: BootTime,
     lease: &'a LeasedPorts,
     intercept: &'a InterceptFacts,
 }
@@ -139,7 +192,7 @@ pub(crate) fn plan(now: BootTime, news: &AllNews, facts: &Facts, rules: &Rules) 
 }
 
 /// The Intercepts with a lease, the older ones first: the first has a port. Of two managers that lease
-/// one, the session has gone from the one that did so first.
+/// one, the session has gone from the one where it is quiet, or that leased it first.
 fn leases<'a>(now: BootTime, news: &'a AllNews, facts: &'a Facts) -> Vec<Leased<'a>> {
     let mut leases: BTreeMap<&str, Leased<'_>> = BTreeMap::new();
     for (manager, news) in news.iter().filter(|(_, news)| news.is_fresh(now)) {
@@ -149,14 +202,13 @@ fn leases<'a>(now: BootTime, news: &'a AllNews, facts: &'a Facts) -> Vec<Leased<
             };
             if leases
                 .get(uid.as_str())
-                .is_some_and(|it| it.lease.since > lease.since)
+                .is_some_and(|it| it.lease.rank() > lease.rank())
             {
                 continue;
             }
             let leased = Leased {
                 uid,
                 manager,
-                renewed: news.heard,
                 lease,
                 intercept,
             };
@@ -221,12 +273,13 @@ fn add(plan: &mut Plan, leased: &Leased<'_>, uid: &str, pod: &PodFacts) -> Optio
             intercept: leased.uid.to_owned(),
             manager: leased.manager.to_owned(),
             probed: pod.probed.contains(port) && !intercept.has_local_probes,
+            http_probed: pod.http_probed.contains(port) && !intercept.has_local_probes,
             state: match (is_listening, intercept.falls_back) {
                 (true, _) => LeaseState::Redirect,
                 (false, true) => LeaseState::Container,
                 (false, false) => LeaseState::Refuse,
             },
-            renewed: leased.renewed,
+            renewed: leased.lease.renewed,
         });
     }
 

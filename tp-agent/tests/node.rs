@@ -4,7 +4,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails its test")]
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -32,11 +35,17 @@ const ATTEMPT: Duration = Duration::from_millis(500);
 const POD4: &str = "10.77.0.2:8080";
 const POD6: &str = "[fd77::2]:8080";
 
+const PROBE: &str = "GET /healthz HTTP/1.1\r\nHost: web\r\nUser-Agent: kube-probe/1.35\r\n\r\n";
+
 /// Connects, sends something, and reads until the end.
 async fn ask(to: &str) -> io::Result<String> {
+    send(to, "hello").await
+}
+
+async fn send(to: &str, request: &str) -> io::Result<String> {
     let asked = async {
         let mut client = TcpStream::connect(to).await?;
-        client.write_all(b"hello").await?;
+        client.write_all(request.as_bytes()).await?;
         client.shutdown().await?;
         let mut answer = String::new();
         client.read_to_string(&mut answer).await?;
@@ -175,6 +184,99 @@ fn ports_come_and_go_and_the_others_stay() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_quiet_session_leaves_the_pod_to_the_container_and_comes_back_to_the_same_redirect() {
+    let stage = Stage::new("j");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let _agent = stage.agent(&manager);
+        manager.lease(&[(8080, true)]);
+        manager.report(is_redirected).await;
+        is_carried(&mut manager, POD4).await;
+
+        manager.lease_quietly(&[(8080, true)]);
+        let begun = Instant::now();
+        is_soon(POD4, is_container).await;
+        assert!(begun.elapsed() > Duration::from_secs(3), "it was released");
+        while manager.incoming.try_recv().is_ok() {}
+
+        manager.lease(&[(8080, true)]);
+        let client = tokio::spawn(ask(POD4));
+        let begun = Instant::now();
+        drop(manager.incoming().await);
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        drop(client);
+        is_carried(&mut manager, POD4).await;
+        // Of one redirect, from its first connection on.
+        let goes_on = |report: &PodReport| {
+            assert_eq!(report.phase(), PodPhase::Redirected);
+            report.ports[0].to_workstation >= 3 && report.ports[0].to_container >= 1
+        };
+        manager.report(goes_on).await;
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn http_probes_reach_the_container_whatever_the_workstation_does() {
+    let stage = Stage::new("k");
+    stage.run(async {
+        let mut manager = Manager::start().await;
+        let mut facts = stage::facts();
+        let pod = facts.pods.get_mut(stage::UID).unwrap();
+        pod.http_probed = [8080, 9999].into();
+        pod.nodes = ["10.77.0.1", "fd77::1"]
+            .map(|it| it.parse().unwrap())
+            .into();
+        let _agent = stage.agent_with(&[&manager], facts);
+        manager.lease(&[(8080, true), (9999, true)]);
+        manager.report(is_redirected).await;
+
+        // The application sees its pod's own address, and the whole request.
+        let answer = |address: &str| format!("{CONTAINER} {address} {}", PROBE.len());
+        assert_eq!(send(POD4, PROBE).await.unwrap(), answer("10.77.0.2"));
+        assert_eq!(send(POD6, PROBE).await.unwrap(), answer("fd77::2"));
+        // Nobody listens there.
+        let error = send("10.77.0.2:9999", PROBE).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+        is_carried(&mut manager, POD4).await;
+        let other = PROBE.replace("kube-probe", "curl");
+        let asked = other.clone();
+        let client = tokio::spawn(async move { send(POD4, &asked).await });
+        let mut flow = manager.incoming().await.accept().await.unwrap();
+        let mut sent = String::new();
+        flow.read_to_string(&mut sent).await.unwrap();
+        assert_eq!(sent, other);
+        flow.shutdown().await.unwrap();
+        client.await.unwrap().unwrap();
+        // The server speaks first.
+        let mut client = TcpStream::connect(POD4).await.unwrap();
+        let mut flow = manager.incoming().await.accept().await.unwrap();
+        flow.write_all(b"welcome").await.unwrap();
+        flow.flush().await.unwrap();
+        let mut welcome = [0; 7];
+        client.read_exact(&mut welcome).await.unwrap();
+        assert_eq!(&welcome, b"welcome");
+        let is_counted = |report: &PodReport| {
+            let counted = &report.ports[0];
+            assert!(counted.to_workstation <= 3, "{counted:?}");
+            (counted.to_workstation, counted.exempt) == (3, 2)
+        };
+        manager.report(is_counted).await;
+
+        for is_listening in [false, true, false, true] {
+            manager.lease(&[(8080, is_listening)]);
+            for _ in 0..50 {
+                let answered = send(POD4, PROBE).await.unwrap();
+                assert!(answered.starts_with(CONTAINER));
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn an_intercept_follows_its_session_to_another_manager() {
     let stage = Stage::new("i");
     stage.run(async {
@@ -249,7 +351,7 @@ fn the_container_serves_as_soon_as_the_agent_has_ended() {
         assert!(is_refused(&ask(POD4).await));
 
         agent.close().await;
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         is_soon(POD4, is_container).await;
         assert!(begun.elapsed() < Duration::from_secs(2));
     });

@@ -214,19 +214,18 @@ impl Agents {
         let mut changes = self.intercepts.changes();
         loop {
             changes.mark_unchanged();
-            let leases = bounded(self.intercepts.leases());
+            let leases = self.intercepts.leases();
             let due = Instant::now() + NEWS_INTERVAL;
-            let message = ManagerNews {
-                leases: leases.clone(),
-            };
-            match timeout(SEND_TIMEOUT, news.send(&message)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return tracing::debug!(%error, "Cannot send leases"),
-                Err(_) => return tracing::debug!("Agent does not read its leases"),
+            for message in round(&leases) {
+                match timeout(SEND_TIMEOUT, news.send(&message)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return tracing::debug!(%error, "Cannot send leases"),
+                    Err(_) => return tracing::debug!("Agent does not read its leases"),
+                }
             }
             while let Ok(Ok(())) = timeout_at(due, changes.changed()).await {
                 sleep(COALESCE).await;
-                if bounded(self.intercepts.leases()) != leases {
+                if self.intercepts.leases() != leases {
                     break;
                 }
             }
@@ -281,26 +280,27 @@ impl Drop for Entered<'_> {
     }
 }
 
-/// As many as fit into a message.
-fn bounded(mut leases: Vec<Lease>) -> Vec<Lease> {
+/// All leases, in as few messages as they fit into: one at least.
+fn round(leases: &[Lease]) -> impl Iterator<Item = ManagerNews> {
     use prost::Message as _;
 
-    let mut size = 0;
-    let fitting = leases.iter().take_while(|lease| {
-        size += lease.encoded_len() + 4;
-        size <= MAX_NEWS
-    });
-    let fitting = fitting.count();
-    if fitting < leases.len() {
-        let left_out = leases.len() - fitting;
-        tracing::warn!(
-            left_out,
-            "There are more intercepts than fit into a message"
-        );
-        leases.truncate(fitting);
-    }
+    let mut rest = Some(leases);
+    std::iter::from_fn(move || {
+        let leases = rest.take()?;
+        let mut size = 0;
+        let fitting = leases.iter().take_while(|lease| {
+            size += lease.encoded_len() + 4;
+            size <= MAX_NEWS
+        });
+        // A lease is much smaller than a message.
+        let (first, others) = leases.split_at(fitting.count().max(1).min(leases.len()));
+        rest = Some(others).filter(|others| !others.is_empty());
 
-    leases
+        Some(ManagerNews {
+            leases: first.to_vec(),
+            more: rest.is_some(),
+        })
+    })
 }
 
 #[cfg(test)]

@@ -38,13 +38,11 @@ use crate::{
     model::{ObjectName, Update},
     sessions::Sessions,
 };
-use serving::Served;
+use serving::{Left, MAX_SILENCE, Presence, Served};
 use taking::{EndedIntercepts, Taken};
 
 /// Age of the standings at which they are derived again: Sessions expire without an event.
 const STANDINGS_LIFETIME: Duration = Duration::from_secs(2);
-/// A client that is silent for longer gets no connections: it probes each second.
-const MAX_SILENCE: Duration = Duration::from_secs(2);
 /// An Intercept may be known before its Session.
 const ORPHAN_AFTER: SignedDuration = SignedDuration::from_secs(10);
 /// Reports of one agent.
@@ -159,6 +157,8 @@ pub(crate) struct Intercepts {
     disconnected: Arc<Disconnected>,
     standings: Mutex<Option<Standings>>,
     served: Mutex<BTreeMap<SessionRef, Arc<Served>>>,
+    /// Sessions whose connection ended by itself.
+    left: Mutex<BTreeMap<SessionRef, Left>>,
     reports: Mutex<Reports>,
     /// Of the objects, and of connections.
     revision: watch::Sender<u64>,
@@ -175,6 +175,7 @@ impl Intercepts {
             disconnected,
             standings: Mutex::default(),
             served: Mutex::default(),
+            left: Mutex::default(),
             reports: Mutex::default(),
             revision: watch::Sender::new(0),
             news: watch::Sender::new(0),
@@ -310,45 +311,51 @@ impl Intercepts {
         (silent > MAX_SILENCE).then_some(silent)
     }
 
-    /// The leases that agents get now: of Intercepts whose session is here, was heard from lately,
-    /// and has announced them.
+    /// The leases that agents get now: of Intercepts whose session is here and has announced them, or
+    /// was and may come back.
     pub(crate) fn leases(&self) -> Vec<Lease> {
+        self.leases_at(Instant::now())
+    }
+
+    pub(crate) fn leases_at(&self, now: Instant) -> Vec<Lease> {
         let standings = self.standings();
-        let served: Vec<Arc<Served>> = lock(&self.served).values().cloned().collect();
-        let present = served
-            .iter()
-            .filter(|served| served.peer.silent_for() <= MAX_SILENCE);
-
-        present
-            .flat_map(|served| {
-                let announced = served.announced();
-                let leases = announced.iter().filter_map(|(uid, local)| {
-                    let record = self.record(uid)?;
-                    if record.session != *served.peer.session() {
-                        return None;
-                    }
-                    let standing = standings.get(uid)?;
-                    let ports = record.spec.ports.iter().map(|it| it.port);
-                    let ports: BTreeSet<u16> =
-                        ports.filter(|port| record.holds(standing, *port)).collect();
-                    let ports: Vec<PortState> = ports
-                        .into_iter()
-                        .map(|port| PortState {
-                            port: port.into(),
-                            is_listening: local.get(&port).copied().unwrap_or(false),
-                        })
-                        .collect();
-
-                    (!ports.is_empty()).then(|| Lease {
+        let mut leases = Vec::new();
+        for presence in self.presences(now) {
+            let Presence {
+                session,
+                announced,
+                is_quiet,
+            } = presence;
+            for (uid, local) in announced.iter() {
+                let Some(record) = self.record(uid).filter(|it| it.session == session) else {
+                    continue;
+                };
+                let Some(standing) = standings.get(uid) else {
+                    continue;
+                };
+                let ports = record.spec.ports.iter().map(|it| it.port);
+                let ports: BTreeSet<u16> =
+                    ports.filter(|port| record.holds(standing, *port)).collect();
+                let ports: Vec<PortState> = ports
+                    .into_iter()
+                    .map(|port| PortState {
+                        port: port.into(),
+                        is_listening: local.get(&port).copied().unwrap_or(false),
+                    })
+                    .collect();
+                if !ports.is_empty() {
+                    leases.push(Lease {
                         intercept: uid.clone(),
                         ports,
                         namespace: record.object.namespace.clone(),
                         name: record.object.name.clone(),
-                    })
-                });
-                leases.collect::<Vec<_>>()
-            })
-            .collect()
+                        is_quiet,
+                    });
+                }
+            }
+        }
+
+        leases
     }
 
     /// The session of the Intercept with this UID, in this namespace, if it holds this port. The

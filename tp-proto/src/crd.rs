@@ -230,8 +230,8 @@ pub struct InterceptPort {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterceptStatus {
-    /// `Waiting`, `Active`, `Held` by another Intercept, or [`TAKEN_OVER`], just before it is
-    /// deleted.
+    /// `Waiting`, `Active`, `Quiet` while its workstation is not heard, `Held` by another Intercept,
+    /// or [`TAKEN_OVER`], just before it is deleted.
     #[serde(default)]
     pub phase: String,
     /// The ports in one line: a column of kubectl shows no list.

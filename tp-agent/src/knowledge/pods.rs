@@ -13,7 +13,7 @@ use k8s_openapi::{
 use tp_agent_api::{MAX_CONTAINERS, PodIds};
 use tp_core::intercept::holders::WorkloadKey;
 
-use crate::facts::PodFacts;
+use crate::{facts::PodFacts, probes::PROBE_AGENT};
 
 #[cfg(test)]
 mod tests;
@@ -64,6 +64,7 @@ pub(super) fn read(pod: &Pod, gateways: &[IpAddr]) -> Option<(String, KnownPod)>
         .chain(gateways.iter().copied())
         .collect();
     let obstacle = obstacle(metadata, spec, status);
+    let (probed, http_probed) = probed(spec);
 
     Some((
         uid,
@@ -74,7 +75,8 @@ pub(super) fn read(pod: &Pod, gateways: &[IpAddr]) -> Option<(String, KnownPod)>
                 ids,
                 addresses,
                 nodes: nodes.into_iter().collect(),
-                probed: probed(spec),
+                probed,
+                http_probed,
                 obstacle,
             },
             owner,
@@ -189,8 +191,9 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(init)
 }
 
-/// The ports that the kubelet connects to.
-fn probed(spec: &PodSpec) -> BTreeSet<u16> {
+/// The ports that the kubelet connects to in ways that cannot be told from others, and those that it
+/// only asks by HTTP, by its own name.
+fn probed(spec: &PodSpec) -> (BTreeSet<u16>, BTreeSet<u16>) {
     let ports = containers(spec).flat_map(|container| {
         let probes = [
             &container.liveness_probe,
@@ -198,14 +201,30 @@ fn probed(spec: &PodSpec) -> BTreeSet<u16> {
             &container.startup_probe,
         ];
         let probes = probes.into_iter().flatten();
-        probes.filter_map(|probe| probed_port(probe, container))
+        probes.filter_map(|probe| Some((probed_port(probe, container)?, is_known(probe))))
     });
+    let (http, others): (Vec<_>, Vec<_>) = ports.partition(|(_, is_known)| *is_known);
+    let numbers = |ports: Vec<(u16, bool)>| ports.into_iter().map(|(port, _)| port).collect();
+    let (mut http, others): (BTreeSet<u16>, BTreeSet<u16>) = (numbers(http), numbers(others));
+    http.retain(|port| !others.contains(port));
 
-    ports.collect()
+    (others, http)
 }
 
-/// Also of HTTP: until such probes are told apart by what they ask, they must not depend on a
-/// workstation either.
+/// Returns whether the probe can be told from other connections by what it sends.
+fn is_known(probe: &Probe) -> bool {
+    let Some(http) = &probe.http_get else {
+        return false;
+    };
+    let is_plain = http.scheme.as_ref().is_none_or(|scheme| scheme == "HTTP");
+    let mut headers = http.http_headers.iter().flatten();
+    let is_renamed = headers.any(|header| {
+        header.name.eq_ignore_ascii_case("user-agent") && !header.value.starts_with(PROBE_AGENT)
+    });
+
+    is_plain && !is_renamed
+}
+
 fn probed_port(probe: &Probe, container: &Container) -> Option<u16> {
     let tcp = probe.tcp_socket.as_ref().map(|it| &it.port);
     let http = probe.http_get.as_ref().map(|it| &it.port);

@@ -39,6 +39,7 @@ fn pod(name: &str) -> PodFacts {
         addresses: Vec::new(),
         nodes: Vec::new(),
         probed: BTreeSet::from([81]),
+        http_probed: BTreeSet::from([80]),
         obstacle: None,
     }
 }
@@ -55,7 +56,7 @@ fn facts() -> Facts {
     }
 }
 
-fn manager_news(leases: &[(&str, &[(u16, bool)])]) -> ManagerNews {
+fn named(leases: &[(&str, &[(u16, bool)])]) -> Vec<Lease> {
     let leases = leases.iter().map(|(intercept, ports)| Lease {
         intercept: (*intercept).into(),
         ports: ports
@@ -68,13 +69,11 @@ fn manager_news(leases: &[(&str, &[(u16, bool)])]) -> ManagerNews {
         ..Lease::default()
     });
 
-    ManagerNews {
-        leases: leases.collect(),
-    }
+    leases.collect()
 }
 
 fn heard(leases: &[(&str, &[(u16, bool)])], at: BootTime) -> News {
-    News::default().next(manager_news(leases), at)
+    News::default().next(named(leases), at)
 }
 
 fn planned(news: AllNews, facts: &Facts) -> Plan {
@@ -110,7 +109,9 @@ fn leased_ports_of_all_pods_of_the_workload_are_redirected() {
         [(80, "i", "m", Redirect), (81, "i", "m", Refuse)]
     );
     assert_eq!(plan.pods["a"].ports[&80].renewed, NOW - SECOND);
-    assert!(!plan.pods["a"].ports[&80].probed && plan.pods["a"].ports[&81].probed);
+    let planned = &plan.pods["a"].ports;
+    assert!(!planned[&80].probed && planned[&80].http_probed);
+    assert!(planned[&81].probed && !planned[&81].http_probed);
     assert!(!plan.pods.contains_key("b") && plan.refusals.is_empty());
 }
 
@@ -129,7 +130,8 @@ fn an_intercept_decides_over_replica_probes_and_what_serves_while_it_is_down() {
 
     assert!(!plan.pods.contains_key("a"));
     assert_eq!(ports(&plan, "b")[1], (81, "i", "m", Container));
-    assert!(!plan.pods["b"].ports[&81].probed);
+    let ports = &plan.pods["b"].ports;
+    assert!(!ports[&81].probed && !ports[&80].http_probed);
 }
 
 #[test]
@@ -173,7 +175,7 @@ fn of_two_managers_with_one_port_the_older_intercept_has_it() {
 #[test]
 fn a_session_is_where_it_went_last() {
     let leases: &[(&str, &[(u16, bool)])] = &[("i", &[(80, true)])];
-    let first = heard(leases, NOW - 3 * SECOND).next(manager_news(leases), NOW);
+    let first = heard(leases, NOW - 3 * SECOND).next(named(leases), NOW);
     let news = BTreeMap::from([
         ("m".into(), heard(leases, NOW - SECOND)),
         ("n".into(), first),
@@ -183,6 +185,69 @@ fn a_session_is_where_it_went_last() {
         ports(&planned(news, &facts()), "a"),
         [(80, "i", "m", Redirect)]
     );
+}
+
+#[test]
+fn a_quiet_session_keeps_its_redirects_without_a_lease() {
+    let ports: &[(&str, &[(u16, bool)])] = &[("i", &[(80, true)])];
+    let mut quiet = named(ports);
+    quiet[0].is_quiet = true;
+    let before = heard(ports, NOW - 3 * SECOND);
+    let news = before.next(quiet.clone(), NOW - SECOND);
+    let renewed = |news: &News| planned(one(news.clone()), &facts()).pods["a"].ports[&80].renewed;
+
+    assert_eq!(renewed(&news), NOW - 3 * SECOND);
+    let news = news.next(quiet.clone(), NOW);
+    assert_eq!(renewed(&news), NOW - 3 * SECOND);
+    assert_eq!(renewed(&news.next(named(ports), NOW)), NOW);
+    let gone = news.next(Vec::new(), NOW);
+    assert!(planned(one(gone), &facts()).pods.is_empty());
+    // Of which nobody knows when it was there.
+    let unheard = News::default().next(quiet, NOW);
+    assert_eq!(renewed(&unheard), 0);
+
+    // It is where it is heard, whoever had it last.
+    let of_two = BTreeMap::from([
+        ("m".into(), heard(ports, NOW - SECOND)),
+        ("n".into(), unheard),
+    ]);
+    assert_eq!(
+        managers_of(&planned(of_two, &facts())),
+        BTreeSet::from(["m".to_owned()])
+    );
+}
+
+fn managers_of(plan: &Plan) -> BTreeSet<String> {
+    let ports = plan.pods.values().flat_map(|pod| pod.ports.values());
+
+    ports.map(|port| port.manager.clone()).collect()
+}
+
+#[test]
+fn a_round_is_taken_as_a_whole_and_is_bounded() {
+    let message = |numbers: std::ops::Range<usize>, more| ManagerNews {
+        leases: numbers
+            .map(|number| Lease {
+                intercept: number.to_string(),
+                name: "web".into(),
+                ..Lease::default()
+            })
+            .collect(),
+        more,
+    };
+    let mut round = Round::default();
+
+    assert_eq!(round.take(message(0..900, true)), None);
+    assert_eq!(round.take(message(900..1999, true)), None);
+    let leases = round.take(message(1999..2000, false)).unwrap();
+    assert_eq!(leases.len(), 2000);
+    assert_eq!(leases[1999].intercept, "1999");
+    assert!(leases[0].name.is_empty());
+
+    assert_eq!(round.take(message(0..MAX_LEASES, true)), None);
+    let leases = round.take(message(0..5, false)).unwrap();
+    assert_eq!(leases.len(), MAX_LEASES);
+    assert_eq!(round.take(message(0..0, false)), Some(Vec::new()));
 }
 
 #[test]

@@ -63,6 +63,11 @@ impl Doorway {
         self.places.available_permits() == 0
     }
 
+    /// Returns whether connections may soon wait, probes among them.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.places.available_permits() < MAX_CONNECTIONS / 4
+    }
+
     /// Carries a connection if its port has an Intercept; else, as where somebody connected to the
     /// listener's own port, it is reset.
     pub(super) fn route(&self, connection: AcceptedConnection) {

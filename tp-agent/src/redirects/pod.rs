@@ -1,6 +1,12 @@
 //! One redirected pod, from the first port to the last.
 
-use std::{collections::BTreeMap, net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::ControlFlow,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -25,6 +31,7 @@ use crate::{
     leases::{LeaseTable, boot_time},
     managers::Managers,
     plan::PodPlan,
+    probes::{ContainerDoor, ProbedPort},
 };
 
 const COUNTERS_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,6 +52,7 @@ pub(super) struct PodTask {
 struct PodRedirection {
     number: u64,
     connection: u64,
+    container: ContainerDoor,
     /// As it was made for.
     made_for: PodPlan,
     /// As `tp-agentd` has them.
@@ -134,7 +142,7 @@ impl PodTask {
                 message: "no container of the pod runs: its status tells why".into(),
             });
         }
-        let ports = redirected_ports(plan);
+        let ports = redirected_ports(plan, false);
         let request = AgentRequest::Redirect {
             pod: plan.ids.clone(),
             ports: ports.clone(),
@@ -155,6 +163,11 @@ impl PodTask {
             Ok(PodRedirection {
                 number: redirect,
                 connection: replied.connection,
+                container: ContainerDoor {
+                    agentd: self.agentd.clone(),
+                    redirect,
+                    connection: replied.connection,
+                },
                 made_for: plan.clone(),
                 ports,
                 indices: indices(&leases),
@@ -213,8 +226,11 @@ impl PodTask {
         if plan.ports.is_empty() || is_another_sandbox(&redirection.made_for, plan) {
             return ControlFlow::Break(End::Unwanted);
         }
-        let ports = redirected_ports(plan);
+        let ports = redirected_ports(plan, redirection.doorway.is_crowded());
         if ports != redirection.ports {
+            // A port whose probes the kernel spares while it is refused: the one ends after the other,
+            // and begins before it.
+            redirection.renew_leases(plan, |state| state != LeaseState::Refuse);
             let request = AgentRequest::Ports {
                 redirect: redirection.number,
                 ports: ports.clone(),
@@ -237,21 +253,37 @@ impl PodTask {
 }
 
 impl PodRedirection {
+    fn renew_leases(&self, plan: &PodPlan, is_due: impl Fn(LeaseState) -> bool) {
+        for (number, port) in &plan.ports {
+            let state = self.state.state(*number, port);
+            if let Some(index) = self.indices.get(number)
+                && is_due(state)
+            {
+                self.table.renew(*index, state, port.renewed);
+            }
+        }
+    }
+
     fn apply(&mut self, plan: &PodPlan) {
         self.state.follow(plan);
+        let nodes: Arc<[IpAddr]> = plan.nodes.clone().into();
         let routes = plan.ports.iter().map(|(number, port)| {
             let route = PortRoute {
                 intercept: port.intercept.clone(),
                 manager: port.manager.clone(),
+                probes: port.http_probed.then(|| ProbedPort {
+                    nodes: Arc::clone(&nodes),
+                    container: self.container.clone(),
+                    counts: self.state.probes(*number),
+                }),
             };
             (*number, route)
         });
         self.doorway.set_routes(routes.collect());
+        self.renew_leases(plan, |_| true);
+        let is_spared = |port: u16| self.ports.iter().any(|it| it.port == port && it.probed);
         for (number, port) in &plan.ports {
             let state = self.state.state(*number, port);
-            if let Some(index) = self.indices.get(number) {
-                self.table.renew(*index, state, port.renewed);
-            }
             let is_fresh = boot_time().saturating_sub(port.renewed) < TESTED_LEASE_NANOS;
             let target = plan.addresses.first().copied().filter(|_| is_fresh);
             if let Some(target) = target
@@ -259,7 +291,7 @@ impl PodRedirection {
             {
                 let target = SocketAddr::new(target, *number);
                 let (number, intercept) = (*number, port.intercept.clone());
-                let exempt = match port.probed {
+                let exempt = match is_spared(number) {
                     true => plan.nodes.clone(),
                     false => Vec::new(),
                 };
@@ -314,10 +346,15 @@ impl PodRedirection {
     }
 }
 
-fn redirected_ports(plan: &PodPlan) -> Vec<RedirectedPort> {
-    let ports = plan.ports.iter().map(|(port, planned)| RedirectedPort {
-        port: *port,
-        probed: planned.probed,
+/// Where probes could not be accepted, to be told by what they ask, the kernel leaves all connections
+/// from the node to the container: on a port that is refused, and when there are too many connections.
+fn redirected_ports(plan: &PodPlan, is_crowded: bool) -> Vec<RedirectedPort> {
+    let ports = plan.ports.iter().map(|(port, planned)| {
+        let is_not_accepted = is_crowded || planned.state == LeaseState::Refuse;
+        RedirectedPort {
+            port: *port,
+            probed: planned.probed || (planned.http_probed && is_not_accepted),
+        }
     });
 
     ports.collect()

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -9,12 +10,18 @@ use tp_agent_api::{LeaseState, PortCounters};
 use tp_proto::agent::{self, PodPhase, PodReport};
 
 use super::verify::Proof;
-use crate::plan::{PodPlan, PortPlan};
+use crate::{
+    plan::{PodPlan, PortPlan},
+    probes::ProbeCounts,
+};
 
 const UNSEEN: &str = "was not seen to take a connection from its node: a NetworkPolicy may forbid it, \
                       which does not concern others that may connect";
 const BYPASSED: &str = "is redirected, but a connection to it went elsewhere: something in front of the \
                         pod takes its traffic, such as a service mesh";
+
+const PROBED: &str = "is left to the container for connections from its node, whose probes cannot be \
+                      told from others";
 
 /// After a test that proved nothing, or that the port is bypassed.
 const RETEST_AFTER: Duration = Duration::from_secs(60);
@@ -34,6 +41,8 @@ struct Port {
     base: Counted,
     /// CarriedConnections of our own.
     own: Counted,
+    /// Of all Intercepts, as `last`.
+    probes: Arc<ProbeCounts>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,6 +64,7 @@ impl Ports {
                     intercept: planned.intercept.clone(),
                     last: port.last,
                     base: port.last,
+                    probes: Arc::clone(&port.probes),
                     ..Port::default()
                 };
             }
@@ -107,13 +117,22 @@ impl Ports {
         }
     }
 
+    pub(super) fn probes(&self, port: u16) -> Arc<ProbeCounts> {
+        self.0
+            .get(&port)
+            .map(|it| Arc::clone(&it.probes))
+            .unwrap_or_default()
+    }
+
     pub(super) fn count(&mut self, counters: &[PortCounters]) {
         for counters in counters {
             if let Some(port) = self.0.get_mut(&counters.port) {
+                let redirected = counters.redirected.saturating_sub(port.probes.held());
                 port.last = Counted {
-                    to_workstation: counters.redirected,
+                    // A connection may be held that was not counted yet.
+                    to_workstation: redirected.max(port.last.to_workstation),
                     to_container: counters.lease_over + counters.container,
-                    exempt: counters.exempt + counters.probes,
+                    exempt: counters.exempt + counters.probes + port.probes.passed(),
                     refused: counters.refused,
                 };
             }
@@ -140,7 +159,7 @@ impl Ports {
             if is_pending {
                 return before.iter().find(|it| it.intercept == intercept).cloned();
             }
-            let (phase, reason) = judged(&ports);
+            let (phase, reason) = judged(&ports, plan);
             Some(PodReport {
                 intercept: intercept.to_owned(),
                 pod: uid.to_owned(),
@@ -158,7 +177,7 @@ impl Ports {
     }
 }
 
-fn judged(ports: &[(u16, &Port)]) -> (PodPhase, String) {
+fn judged(ports: &[(u16, &Port)], plan: &PodPlan) -> (PodPhase, String) {
     let with = |proof| {
         let found = ports.iter().filter(|(_, port)| port.proof == Some(proof));
         found
@@ -170,12 +189,18 @@ fn judged(ports: &[(u16, &Port)]) -> (PodPhase, String) {
         let reason = format!("port {} {BYPASSED}", bypassed.join(", "));
         return (PodPhase::Refused, reason);
     }
-    let reason = match unseen.is_empty() {
-        true => String::new(),
-        false => format!("port {} {UNSEEN}", unseen.join(", ")),
-    };
+    let probed = ports.iter().filter(|(number, _)| {
+        let planned = plan.ports.get(number);
+        planned.is_some_and(|planned| planned.probed)
+    });
+    let probed: Vec<String> = probed.map(|(number, _)| number.to_string()).collect();
+    let said = [(unseen, UNSEEN), (probed, PROBED)].into_iter();
+    let reasons = said.filter(|(ports, _)| !ports.is_empty());
+    let reasons: Vec<String> = reasons
+        .map(|(ports, reason)| format!("port {} {reason}", ports.join(", ")))
+        .collect();
 
-    (PodPhase::Redirected, reason)
+    (PodPhase::Redirected, reasons.join("; "))
 }
 
 impl Port {
@@ -212,6 +237,7 @@ mod tests {
                 intercept: (*intercept).into(),
                 manager: "m".into(),
                 probed: false,
+                http_probed: false,
                 state: *state,
                 renewed: 0,
             };

@@ -21,7 +21,7 @@ const NEWS_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct Manager {
     news: watch::Sender<ManagerNews>,
     reports: mpsc::Receiver<PodReport>,
-    incoming: mpsc::Receiver<IncomingConnection>,
+    pub(crate) incoming: mpsc::Receiver<IncomingConnection>,
     pub(crate) address: ManagerAddress,
     _task: JoinSet<()>,
 }
@@ -73,6 +73,15 @@ impl Manager {
 
     /// Leases these ports, which listen at the workstation or do not; none ends the lease.
     pub(crate) fn lease(&self, ports: &[(u16, bool)]) {
+        self.tell(ports, false);
+    }
+
+    /// The session of the lease is not heard from.
+    pub(crate) fn lease_quietly(&self, ports: &[(u16, bool)]) {
+        self.tell(ports, true);
+    }
+
+    fn tell(&self, ports: &[(u16, bool)], is_quiet: bool) {
         let states = ports.iter().map(|(port, is_listening)| PortState {
             port: (*port).into(),
             is_listening: *is_listening,
@@ -80,11 +89,13 @@ impl Manager {
         let lease = Lease {
             intercept: INTERCEPT.into(),
             ports: states.collect(),
+            is_quiet,
             ..Lease::default()
         };
         let leases = Some(lease).filter(|lease| !lease.ports.is_empty());
         self.news.send_replace(ManagerNews {
             leases: leases.into_iter().collect(),
+            more: false,
         });
     }
 

@@ -63,10 +63,15 @@ impl Stage {
         pod.run(|| {
             let listener = TcpListener::bind("[::]:8080").unwrap();
             thread::spawn(move || {
-                while let Ok((mut client, _)) = listener.accept() {
+                while let Ok((mut client, peer)) = listener.accept() {
+                    let mut request = Vec::new();
                     // The client may have gone.
-                    let _ = client.read_to_end(&mut Vec::new());
+                    let _ = client.read_to_end(&mut request);
                     let _ = client.write_all(CONTAINER.as_bytes());
+                    if request.starts_with(b"GET ") {
+                        let peer = peer.ip().to_canonical();
+                        let _ = write!(client, " {peer} {}", request.len());
+                    }
                 }
             });
         });
@@ -204,6 +209,7 @@ pub(crate) fn facts() -> Facts {
         addresses: vec!["10.77.0.2".parse().unwrap()],
         nodes: Vec::new(),
         probed: BTreeSet::new(),
+        http_probed: BTreeSet::new(),
         obstacle: None,
     };
 

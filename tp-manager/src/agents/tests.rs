@@ -234,6 +234,10 @@ async fn news(agent: &mut AgentControl, is: impl Fn(&[Lease]) -> bool) -> Vec<Le
     within(arrived).await
 }
 
+fn are_quiet(leases: &[Lease]) -> bool {
+    !leases.is_empty() && leases.iter().all(|lease| lease.is_quiet)
+}
+
 #[tokio::test]
 async fn an_announced_intercept_is_leased_and_its_connections_reach_the_workstation() {
     let lab = Lab::new().await;
@@ -318,7 +322,7 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
     } = alice;
     // As after a control stream that broke.
     drop(call);
-    news(&mut agent, <[Lease]>::is_empty).await;
+    news(&mut agent, are_quiet).await;
     let call = guard.handle().begin();
     let ports = vec![LocalPort {
         port: 8080,
@@ -329,7 +333,10 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
         ports,
     }];
     call.announce(LocalIntercepts { intercepts });
-    news(&mut agent, |leases| leases.len() == 1).await;
+    news(&mut agent, |leases| {
+        leases.len() == 1 && !leases[0].is_quiet
+    })
+    .await;
 
     tunnel.close(CloseCode::Quit).await;
     within(call.served.peer.closed()).await;
@@ -340,7 +347,7 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_not_heard_from_has_no_lease() {
+async fn the_lease_of_a_session_that_is_not_heard_from_is_quiet_until_it_is_gone() {
     let lab = Lab::new().await;
     let mut alice = lab.session("alice").await;
     let mut agent = lab.agent("node1").await;
@@ -350,7 +357,57 @@ async fn a_session_that_is_not_heard_from_has_no_lease() {
 
     // Its stream is cut; the connection waits for another one.
     alice.link = AbortOnDropHandle::new(tokio::spawn(async {}));
+    let leases = news(&mut agent, are_quiet).await;
+    assert_eq!(leases[0].ports.len(), 1);
+    // The connection is given up, and another one of the session may follow.
+    let Workstation { guard, call, .. } = alice;
+    drop((guard, call));
+    assert!(are_quiet(&lab.intercepts.leases()));
+
+    lab.intercepts.remove("i1");
     news(&mut agent, <[Lease]>::is_empty).await;
+}
+
+#[tokio::test]
+async fn a_session_that_stays_away_has_no_lease() {
+    let lab = Lab::new().await;
+    let alice = lab.session("alice").await;
+    lab.intercept("i1", "alice", 8080);
+    alice.announce("i1", 8080, true);
+    drop((alice.guard, alice.call));
+    assert!(are_quiet(&lab.intercepts.leases()));
+
+    let later = Instant::now() + tp_core::intercept::holders::DISCONNECTED_AFTER;
+
+    assert!(lab.intercepts.leases_at(later).is_empty());
+}
+
+#[test]
+fn a_round_of_many_leases_goes_into_several_messages() {
+    use prost::Message as _;
+
+    let leases: Vec<Lease> = (0..2000)
+        .map(|number| Lease {
+            intercept: format!("0c9a3f52-2f0e-4c0a-8f0f-{number:012}"),
+            ports: vec![tp_proto::agent::PortState {
+                port: 8080,
+                is_listening: true,
+            }],
+            namespace: "shop".into(),
+            name: format!("web-{number}"),
+            is_quiet: false,
+        })
+        .collect();
+
+    let messages: Vec<ManagerNews> = round(&leases).collect();
+
+    assert!(messages.iter().all(|it| it.encoded_len() <= 16 << 10));
+    let (last, before) = messages.split_last().unwrap();
+    assert!(!last.more && before.iter().all(|it| it.more));
+    let told: Vec<Lease> = messages.into_iter().flat_map(|it| it.leases).collect();
+    assert_eq!(told, leases);
+    let nothing: Vec<ManagerNews> = round(&[]).collect();
+    assert_eq!(nothing, [ManagerNews::default()]);
 }
 
 #[tokio::test]

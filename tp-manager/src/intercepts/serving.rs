@@ -1,13 +1,17 @@
-//! The sessions that are connected to this replica, and what they announce.
+//! The sessions that are connected to this replica, or were lately, and what they announce.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
+use futures::FutureExt as _;
+use tokio::time::Instant;
+use tp_core::intercept::holders::DISCONNECTED_AFTER;
 use tp_process::sync::lock;
 use tp_proto::tunnel::LocalIntercepts;
-use tp_transport::{Peer, SessionRef};
+use tp_transport::{CloseCode, ClosedReason, Peer, SessionRef};
 
 use super::{Intercepts, bump};
 use crate::gateway::Quota;
@@ -15,6 +19,8 @@ use crate::gateway::Quota;
 /// Intercepts of one session, and ports of one Intercept.
 const MAX_ANNOUNCED: usize = 64;
 const MAX_PORTS: usize = 32;
+/// A client that is silent for longer gets no connections: it probes each second.
+pub(super) const MAX_SILENCE: Duration = Duration::from_secs(2);
 
 /// Whether something listens, by port, by UID of the Intercept.
 type Announced = BTreeMap<String, BTreeMap<u16, bool>>;
@@ -23,7 +29,31 @@ type Announced = BTreeMap<String, BTreeMap<u16, bool>>;
 pub(crate) struct Served {
     pub(crate) peer: Peer,
     pub(crate) quota: Arc<Quota>,
-    announced: Mutex<(u64, Arc<Announced>)>,
+    calls: Mutex<Calls>,
+}
+
+/// What a session announced last.
+#[derive(Default)]
+struct Calls {
+    /// The number of the newest call.
+    newest: u64,
+    announced: Arc<Announced>,
+    /// When the call that announced it ended; `None` while it lasts.
+    ended: Option<Instant>,
+}
+
+/// What a session that ended without a word announced last.
+pub(super) struct Left {
+    announced: Arc<Announced>,
+    since: Instant,
+}
+
+/// A session with the Intercepts that it announced.
+pub(super) struct Presence {
+    pub(super) session: SessionRef,
+    pub(super) announced: Arc<Announced>,
+    /// It was not heard from lately, and may come back.
+    pub(super) is_quiet: bool,
 }
 
 /// Keeps a session served; a later connection of it stays.
@@ -32,7 +62,7 @@ pub(crate) struct ServedGuard {
     served: Arc<Served>,
 }
 
-/// One call of a session; what it announced ends with it, unless a later call has begun.
+/// One call of a session. What it announced is quiet once it has ended, unless a later call has begun.
 pub(crate) struct Announcing {
     pub(crate) intercepts: Arc<Intercepts>,
     pub(crate) served: Arc<Served>,
@@ -41,7 +71,39 @@ pub(crate) struct Announcing {
 
 impl Served {
     pub(super) fn announced(&self) -> Arc<Announced> {
-        Arc::clone(&lock(&self.announced).1)
+        Arc::clone(&lock(&self.calls).announced)
+    }
+
+    fn left(&self) -> Left {
+        let calls = lock(&self.calls);
+
+        Left {
+            announced: Arc::clone(&calls.announced),
+            since: calls.ended.unwrap_or_else(Instant::now),
+        }
+    }
+
+    /// Returns whether the session said that it ends.
+    fn has_quit(&self) -> bool {
+        let quit = CloseCode::Quit;
+        let closed = self.peer.closed().now_or_never();
+
+        matches!(closed, Some(ClosedReason::Peer { code, .. }) if code == quit)
+    }
+
+    /// `None` if it has been quiet for too long.
+    fn presence(&self, now: Instant) -> Option<Presence> {
+        let calls = lock(&self.calls);
+        let unannounced = calls
+            .ended
+            .map_or(Duration::ZERO, |ended| now.duration_since(ended));
+        let silent = self.peer.silent_for();
+
+        (unannounced.max(silent) < DISCONNECTED_AFTER).then(|| Presence {
+            session: self.session().clone(),
+            announced: Arc::clone(&calls.announced),
+            is_quiet: calls.ended.is_some() || silent > MAX_SILENCE,
+        })
     }
 
     pub(crate) fn session(&self) -> &SessionRef {
@@ -53,10 +115,18 @@ impl Intercepts {
     /// Serves the Intercepts of a session until the guard is dropped.
     pub(crate) fn serve(self: &Arc<Self>, peer: Peer, quota: Arc<Quota>) -> ServedGuard {
         let session = peer.session().clone();
+        // It stands until the session announces something else.
+        let before = lock(&self.served).get(&session).map(|before| before.left());
+        let left = lock(&self.left).remove(&session).or(before);
+        let calls = left.map_or_else(Calls::default, |left| Calls {
+            newest: 0,
+            announced: left.announced,
+            ended: Some(left.since),
+        });
         let served = Arc::new(Served {
             peer,
             quota,
-            announced: Mutex::default(),
+            calls: Mutex::new(calls),
         });
         lock(&self.served).insert(session, Arc::clone(&served));
         self.changed();
@@ -67,8 +137,22 @@ impl Intercepts {
         }
     }
 
-    pub(super) fn served(&self) -> Vec<Arc<Served>> {
-        lock(&self.served).values().cloned().collect()
+    /// The sessions that are here, or that may come back.
+    pub(super) fn presences(&self, now: Instant) -> Vec<Presence> {
+        let served: Vec<Arc<Served>> = lock(&self.served).values().cloned().collect();
+        let mut left = lock(&self.left);
+        left.retain(|_, left| now.duration_since(left.since) < DISCONNECTED_AFTER);
+        let left = left.iter().map(|(session, left)| Presence {
+            session: session.clone(),
+            announced: Arc::clone(&left.announced),
+            is_quiet: true,
+        });
+
+        served
+            .iter()
+            .filter_map(|served| served.presence(now))
+            .chain(left)
+            .collect()
     }
 }
 
@@ -91,6 +175,10 @@ impl Drop for ServedGuard {
             .is_some_and(|it| Arc::ptr_eq(it, &self.served))
         {
             all.remove(session);
+            let left = self.served.left();
+            if !left.announced.is_empty() && !self.served.has_quit() {
+                lock(&self.intercepts.left).insert(session.clone(), left);
+            }
         }
         drop(all);
         self.intercepts.changed();
@@ -115,15 +203,15 @@ impl ServedHandle {
 
     /// Begins a call, which replaces the one before.
     pub(crate) fn begin(&self) -> Announcing {
-        let mut announced = lock(&self.served.announced);
-        announced.0 += 1;
+        let mut calls = lock(&self.served.calls);
+        calls.newest += 1;
         // The call before ends.
         bump(&self.intercepts.news);
 
         Announcing {
             intercepts: Arc::clone(&self.intercepts),
             served: Arc::clone(&self.served),
-            call: announced.0,
+            call: calls.newest,
         }
     }
 }
@@ -139,21 +227,25 @@ impl Announcing {
             (intercept.uid, ports.collect())
         });
 
-        self.replace(all.collect())
+        let all = Arc::new(all.collect());
+        self.change(|calls| {
+            calls.announced = all;
+            calls.ended = None;
+        })
     }
 
     /// Returns whether no later call has begun.
     pub(crate) fn is_newest(&self) -> bool {
-        lock(&self.served.announced).0 == self.call
+        lock(&self.served.calls).newest == self.call
     }
 
-    fn replace(&self, all: Announced) -> bool {
-        let mut announced = lock(&self.served.announced);
-        if announced.0 != self.call {
+    fn change(&self, change: impl FnOnce(&mut Calls)) -> bool {
+        let mut calls = lock(&self.served.calls);
+        if calls.newest != self.call {
             return false;
         }
-        announced.1 = Arc::new(all);
-        drop(announced);
+        change(&mut calls);
+        drop(calls);
         bump(&self.intercepts.news);
 
         true
@@ -162,6 +254,8 @@ impl Announcing {
 
 impl Drop for Announcing {
     fn drop(&mut self) {
-        self.replace(Announced::default());
+        self.change(|calls| {
+            calls.ended.get_or_insert_with(Instant::now);
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! Writes the status of the Intercepts whose session is connected to this replica.
+//! Writes the status of the Intercepts whose session is connected to this replica, or was lately.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tp_core::intercept::holders::Standing;
 use tp_proto::{
     agent::PodPhase,
@@ -19,6 +19,8 @@ use super::{InterceptRecord, Intercepts};
 
 /// From one round of changes to the next.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Nothing tells of a session that falls silent.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Names of pods in one status.
 const MAX_PODS: usize = 100;
@@ -27,7 +29,8 @@ const MAX_PODS: usize = 100;
 pub(crate) async fn keep(client: Client, intercepts: Arc<Intercepts>) {
     let mut written: BTreeMap<String, InterceptStatus> = BTreeMap::new();
     let mut changes = intercepts.changes();
-    while changes.changed().await.is_ok() {
+    // Only a change that cannot come any more ends it.
+    while !matches!(timeout(MAX_INTERVAL, changes.changed()).await, Ok(Err(_))) {
         let wanted = intercepts.statuses();
         written.retain(|uid, _| wanted.iter().any(|(record, _)| record.uid == *uid));
         for (record, mut status) in wanted {
@@ -79,27 +82,28 @@ async fn write(client: &Client, record: &InterceptRecord, status: &InterceptStat
 }
 
 impl Intercepts {
-    /// Of the Intercepts whose session is here.
+    /// Of the Intercepts whose session is here, or may come back.
     fn statuses(&self) -> Vec<(Arc<InterceptRecord>, InterceptStatus)> {
         let standings = self.standings();
-        let served = self.served();
-        let records = served.iter().flat_map(|served| {
-            let announced = served.announced();
-            let records = announced.keys().filter_map(|uid| self.record(uid));
-            records
-                .filter(|record| record.session == *served.session())
-                .collect::<Vec<_>>()
-        });
+        let mut statuses = Vec::new();
+        for presence in self.presences(Instant::now()) {
+            let records = presence.announced.keys().filter_map(|uid| self.record(uid));
+            for record in records.filter(|record| record.session == presence.session) {
+                let standing = standings.get(&record.uid);
+                let status = self.status(&record, standing, presence.is_quiet);
+                statuses.push((record, status));
+            }
+        }
 
-        records
-            .map(|record| {
-                let status = self.status(&record, standings.get(&record.uid));
-                (record, status)
-            })
-            .collect()
+        statuses
     }
 
-    fn status(&self, record: &InterceptRecord, standing: Option<&Standing>) -> InterceptStatus {
+    fn status(
+        &self,
+        record: &InterceptRecord,
+        standing: Option<&Standing>,
+        is_quiet: bool,
+    ) -> InterceptStatus {
         let ports: Vec<String> = record
             .spec
             .ports
@@ -123,9 +127,14 @@ impl Intercepts {
             .map(|it| it.user.name().to_owned());
         let phase = match (&holder, pods.is_empty()) {
             (Some(_), _) => "Held",
+            (None, _) if is_quiet => "Quiet",
             (None, true) => "Waiting",
             (None, false) => "Active",
         };
+        if is_quiet {
+            // Their traffic goes to the containers.
+            pods.clear();
+        }
 
         InterceptStatus {
             phase: phase.into(),

@@ -119,7 +119,10 @@ fn a_probed_port_is_known_by_number_or_name() {
     let probed = |probe: Value| {
         let mut pod = pod();
         pod["spec"]["containers"][0]["livenessProbe"] = probe;
-        known(pod).facts.probed.into_iter().collect::<Vec<_>>()
+        let facts = known(pod).facts;
+        assert!(facts.probed.is_disjoint(&facts.http_probed));
+        let ports = facts.probed.into_iter().chain(facts.http_probed);
+        ports.collect::<Vec<_>>()
     };
 
     assert_eq!(probed(json!({"tcpSocket": {"port": 9000}})), [9000]);
@@ -128,6 +131,29 @@ fn a_probed_port_is_known_by_number_or_name() {
     assert_eq!(probed(json!({"grpc": {"port": 9001}})), [9001]);
     assert_eq!(probed(json!({"tcpSocket": {"port": "other"}})), [0; 0]);
     assert_eq!(probed(json!({"exec": {"command": ["true"]}})), [0; 0]);
+}
+
+#[test]
+fn only_plain_http_probes_can_be_told_apart() {
+    let is_http = |probes: [Value; 2]| {
+        let mut pod = pod();
+        let [liveness, readiness] = probes;
+        pod["spec"]["containers"][0]["livenessProbe"] = liveness;
+        pod["spec"]["containers"][0]["readinessProbe"] = readiness;
+        !known(pod).facts.http_probed.is_empty()
+    };
+    let http = json!({"httpGet": {"port": 8080}});
+    let https = json!({"httpGet": {"port": 8080, "scheme": "HTTPS"}});
+    let renamed = json!({"httpGet": {
+        "port": 8080, "httpHeaders": [{"name": "user-agent", "value": "monitor"}],
+    }});
+    let tcp = json!({"tcpSocket": {"port": 8080}});
+
+    assert!(is_http([http.clone(), http.clone()]));
+    for other in [https, renamed, tcp] {
+        assert!(!is_http([http.clone(), other.clone()]), "{other}");
+        assert!(!is_http([other.clone(), other.clone()]), "{other}");
+    }
 }
 
 #[test]
