@@ -68,7 +68,7 @@ fn run(args: Args) -> anyhow::Result<Infallible> {
         .context("cannot log")?;
     enter_cgroups(&args.proc)?;
     let processes = pods::Processes::new(args.proc, args.pod_cgroups.as_deref())?;
-    let listener = server::listen_at(&args.socket, args.peer_uid)?;
+    let listener = server::listen_at(&args.socket)?;
     tracing::info!("Agent may connect");
 
     let error = server::serve(&listener, args.peer_uid, &Arc::new(processes));

@@ -2,10 +2,7 @@
 
 use std::{
     fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt as _, PermissionsExt as _, chown},
-    },
+    os::{fd::OwnedFd, unix::fs::FileTypeExt as _},
     path::Path,
     sync::{
         Arc,
@@ -17,11 +14,13 @@ use std::{
 
 use anyhow::Context as _;
 use rustix::{
+    fs::Mode,
     io::Errno,
     net::{
         SocketAddrUnix, SocketFlags, accept_with, bind, listen,
         sockopt::{Timeout, set_socket_timeout, socket_peercred},
     },
+    process::umask,
 };
 
 use crate::{connection::AgentConnection, pods::Processes};
@@ -34,17 +33,21 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between attempts to accept while the machine lacks descriptors or memory.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Listens at `path`, for the user `peer`.
-pub(crate) fn listen_at(path: &Path, peer: u32) -> anyhow::Result<OwnedFd> {
-    // What an earlier process left.
+/// Listens at `path`. Whoever reaches it may connect: whom we serve goes by the user that the kernel
+/// names. To give the socket away would take CAP_CHOWN.
+pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
+    // What an earlier process left. Neither this nor bind(2) follows a link.
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
     let listener = tp_packet::socket(SocketFlags::empty())?;
     let made = || -> io::Result<()> {
-        bind(&listener, &SocketAddrUnix::new(path)?)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        chown(path, Some(peer), None)?;
+        let address = SocketAddrUnix::new(path)?;
+        // By the umask: chmod(2) would follow a link that somebody put in the place of the socket.
+        let before = umask(Mode::XUSR | Mode::XGRP | Mode::XOTH);
+        let bound = bind(&listener, &address);
+        umask(before);
+        bound?;
         Ok(listen(&listener, BACKLOG)?)
     };
     made().with_context(|| format!("cannot listen at {}", path.display()))?;

@@ -21,6 +21,8 @@ use tp_agent_api::{
 
 use crate::stage::{CONTAINER, HOST_POD, ID, Redirected, Stage, UID, is_gone_soon};
 
+#[path = "redirect/limits.rs"]
+mod limits;
 #[path = "redirect/stage.rs"]
 mod stage;
 

@@ -3,12 +3,12 @@ use std::{
     ffi::c_void,
     fs::{self, File},
     io::Write as _,
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, TcpListener, TcpStream},
     os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::symlink,
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{PermissionsExt as _, symlink},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command},
     ptr, thread,
     time::{Duration, Instant},
@@ -36,15 +36,22 @@ pub(crate) const CONTAINER: &str = "container";
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const TABLE_LEN: usize = MAX_PORTS * 16;
+const MANIFEST: &str = include_str!("../../../tp-cli/src/install/manifests/agents.yaml");
+/// The user of the container's process.
+const CONTAINER_USER: &str = "12345";
 
 /// Two network namespaces, the program, and a connection to it.
 pub(crate) struct Stage {
-    connection: RefCell<Option<OwnedFd>>,
+    connection: RefCell<Option<Connected>>,
     program: Child,
+    container: Child,
     outside: Namespace,
     pod: Namespace,
-    _dir: TempDir,
+    dir: TempDir,
 }
+
+/// A connection to the program.
+pub(crate) struct Connected(OwnedFd);
 
 /// Deleted when it is dropped.
 struct Namespace(String);
@@ -61,7 +68,13 @@ pub(crate) struct Redirected {
 unsafe impl Sync for Redirected {}
 
 impl Stage {
+    /// With the capabilities of the manifest.
     pub(crate) fn new(name: &str) -> Self {
+        Self::under(name, &confined(&capabilities()))
+    }
+
+    /// `under` are programs, with their arguments, that start the program.
+    pub(crate) fn under(name: &str, under: &[String]) -> Self {
         let name = format!("tpag{}{name}", std::process::id());
         let (outside, pod) = (format!("{name}o"), format!("{name}p"));
         let (outside, pod) = (Namespace::new(outside), Namespace::new(pod));
@@ -92,58 +105,54 @@ impl Stage {
         });
 
         let dir = tempfile::tempdir().unwrap();
-        make_proc(dir.path(), &outside, &pod);
-        let socket = dir.path().join("agentd.sock");
-        let program = Command::new(env!("CARGO_BIN_EXE_tp-agentd"))
-            .arg("--proc")
-            .arg(dir.path())
-            .arg("--socket")
-            .arg(&socket)
-            .spawn()
-            .unwrap();
-        let connection = tp_packet::socket(SocketFlags::empty()).unwrap();
+        // The agent is another user.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let container = container(&pod);
+        make_proc(dir.path(), &outside, &pod, container.id());
+        let program = program(under, dir.path());
         let stage = Self {
-            connection: RefCell::new(Some(connection.try_clone().unwrap())),
+            connection: RefCell::new(None),
             program,
+            container,
             outside,
             pod,
-            _dir: dir,
+            dir,
         };
-        assert!(is_soon(|| tp_packet::connect(&connection, &socket).is_ok()));
-        drop(connection);
-        let hello = AgentRequest::Hello {
-            version: String::new(),
-            protocol: PROTOCOL,
-        };
-        assert!(matches!(stage.request(&hello).0, AgentReply::Hello { .. }));
+        let connection = stage.connect();
+        connection.greet();
+        stage.connection.replace(Some(connection));
 
         stage
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("agentd.sock")
+    }
+
+    /// What the program takes for `/proc`.
+    pub(crate) fn proc_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Another connection, which has not said hello.
+    pub(crate) fn connect(&self) -> Connected {
+        Connected::to(&self.socket())
+    }
+
     pub(crate) fn request(&self, request: &AgentRequest) -> (AgentReply, Vec<OwnedFd>) {
         let connection = self.connection.borrow();
-        let connection = connection.as_ref().expect("connected");
-        send(connection, request, &[]).unwrap();
-        let mut buffer = vec![0; MAX_PACKET];
-        let packet = receive(connection, &mut buffer).unwrap();
 
-        (serde_json::from_slice(packet.bytes).unwrap(), packet.fds)
+        connection.as_ref().expect("connected").request(request)
     }
 
     pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: &[&str]) -> Redirected {
-        let (reply, fds) = self.request(&AgentRequest::Redirect {
-            pod: PodIds {
-                uid: UID.into(),
-                containers: vec![ID.into()],
-            },
-            ports: ports.to_vec(),
-            nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
-        });
-        let AgentReply::Redirected { redirect, leases } = reply else {
-            panic!("{reply:?}");
-        };
+        let connection = self.connection.borrow();
+        let nodes = nodes.iter().map(|node| node.parse().unwrap()).collect();
 
-        Redirected::new(redirect, leases, RedirectFds::from_fds(fds).unwrap())
+        connection
+            .as_ref()
+            .expect("connected")
+            .redirect(ports, nodes)
     }
 
     /// Closes the connection.
@@ -191,9 +200,125 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let _ = self.program.kill();
-        let _ = self.program.wait();
+        for child in [&mut self.program, &mut self.container] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
+}
+
+impl Connected {
+    /// Waits for the program to listen.
+    pub(crate) fn to(path: &Path) -> Self {
+        let socket = tp_packet::socket(SocketFlags::empty()).unwrap();
+        assert!(is_soon(|| tp_packet::connect(&socket, path).is_ok()));
+
+        Self(socket)
+    }
+
+    pub(crate) fn greet(&self) {
+        let (version, protocol) = (String::new(), PROTOCOL);
+        let (reply, _) = self.request(&AgentRequest::Hello { version, protocol });
+        assert!(matches!(reply, AgentReply::Hello { .. }), "{reply:?}");
+    }
+
+    pub(crate) fn request(&self, request: &AgentRequest) -> (AgentReply, Vec<OwnedFd>) {
+        self.try_request(request, &[]).expect("it replies")
+    }
+
+    /// `None` if the other end hangs up.
+    pub(crate) fn try_request(
+        &self,
+        request: &AgentRequest,
+        fds: &[BorrowedFd<'_>],
+    ) -> Option<(AgentReply, Vec<OwnedFd>)> {
+        send(&self.0, request, fds).ok()?;
+        let mut buffer = vec![0; MAX_PACKET];
+        let packet = receive(&self.0, &mut buffer).ok()?;
+        let reply = serde_json::from_slice(packet.bytes).ok()?;
+
+        Some((reply, packet.fds))
+    }
+
+    pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: Vec<IpAddr>) -> Redirected {
+        let (reply, fds) = self.request(&redirect_request(ports, nodes));
+        let AgentReply::Redirected { redirect, leases } = reply else {
+            panic!("{reply:?}");
+        };
+
+        Redirected::new(redirect, leases, RedirectFds::from_fds(fds).unwrap())
+    }
+}
+
+/// Of the container.
+pub(crate) fn redirect_request(ports: &[RedirectedPort], nodes: Vec<IpAddr>) -> AgentRequest {
+    AgentRequest::Redirect {
+        pod: PodIds {
+            uid: UID.into(),
+            containers: vec![ID.into()],
+        },
+        ports: ports.to_vec(),
+        nodes,
+    }
+}
+
+/// Those that the manifest gives to the program.
+pub(crate) fn capabilities() -> Vec<&'static str> {
+    let mut lines = MANIFEST.lines().map(str::trim);
+    assert!(lines.any(|line| line == "command: [/tp-agentd]"));
+    assert!(lines.any(|line| line == "add:"));
+    let names: Vec<_> = lines
+        .take_while(|line| line.starts_with('#') || line.starts_with("- "))
+        .filter_map(|line| line.strip_prefix("- "))
+        .collect();
+    assert!(!names.is_empty());
+
+    names
+}
+
+/// Starts a program as root with no capabilities but these.
+pub(crate) fn confined(capabilities: &[&str]) -> Vec<String> {
+    let added = capabilities
+        .iter()
+        .map(|it| format!(",+{}", it.to_lowercase()));
+    let bounds = format!("-all{}", added.collect::<String>());
+
+    [
+        "setpriv",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain([bounds])
+    .collect()
+}
+
+fn program(under: &[String], dir: &Path) -> Child {
+    let own = [env!("CARGO_BIN_EXE_tp-agentd"), "--proc"].map(str::to_owned);
+    let words: Vec<String> = under.iter().cloned().chain(own).collect();
+
+    Command::new(&words[0])
+        .args(&words[1..])
+        .arg(dir)
+        .arg("--socket")
+        .arg(dir.join("agentd.sock"))
+        .spawn()
+        .unwrap()
+}
+
+/// The first process of the container, of another user than the program.
+fn container(pod: &Namespace) -> Child {
+    pod.run(|| {
+        Command::new("setpriv")
+            .args(["--reuid", CONTAINER_USER, "--clear-groups", "sleep", "600"])
+            .env_clear()
+            .env("A", "1")
+            .env("SECRET", "x y")
+            .spawn()
+            .unwrap()
+    })
 }
 
 impl Namespace {
@@ -298,7 +423,7 @@ pub(crate) fn is_gone_soon(count: impl Fn() -> usize) -> bool {
     is_soon(|| count() == 0)
 }
 
-fn is_soon(check: impl Fn() -> bool) -> bool {
+pub(crate) fn is_soon(check: impl Fn() -> bool) -> bool {
     let due = Instant::now() + WAIT_TIMEOUT;
     loop {
         if check() {
@@ -322,7 +447,7 @@ fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
 }
 
 /// A node with two processes of the pod's container, and one of a pod with the network of the node.
-fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace) {
+fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace, container: u32) {
     let node_netns = format!("/run/netns/{}", node.0);
     let pod_netns = format!("/run/netns/{}", pod.0);
     let own = format!(
@@ -336,8 +461,7 @@ fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace) {
     for (process, cgroup, netns, started, environ) in [
         ("1", "init.scope", node_netns.as_str(), 1, "A=0\0"),
         ("self", own.as_str(), "/proc/self/ns/net", 2, ""),
-        ("99", &path(UID), &pod_netns, 9, "A=2\0"),
-        ("100", &path(UID), &pod_netns, 5, "A=1\0SECRET=x y\0"),
+        ("99", &path(UID), &pod_netns, u64::MAX, "A=2\0"),
         ("101", &path(HOST_POD), &node_netns, 4, "A=3\0"),
     ] {
         let dir = proc.join(process);
@@ -353,6 +477,20 @@ fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace) {
         fs::write(dir.join("environ"), environ).unwrap();
         symlink(netns, dir.join("ns/net")).unwrap();
     }
+
+    let dir = proc.join("100");
+    let real = |name: &str| PathBuf::from(format!("/proc/{container}/{name}"));
+    fs::create_dir_all(dir.join("ns")).unwrap();
+    fs::write(
+        dir.join("cgroup"),
+        format!("0::/kubepods.slice/{}\n", path(UID)),
+    )
+    .unwrap();
+    for name in ["environ", "stat", "ns/net"] {
+        symlink(real(name), dir.join(name)).unwrap();
+    }
+    let is_ready = || fs::read(real("comm")).unwrap() == b"sleep\n";
+    assert!(is_soon(is_ready), "the container's process has not started");
 }
 
 fn ip(arguments: &str) {
