@@ -7,14 +7,14 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, SockMap},
     programs::{SkLookup, sk_lookup::SkLookupLink},
     util::nr_cpus,
 };
 use tp_ebpf_common::{
-    Address, Lease, MAX_NODE_ADDRESSES, MAX_POD_PORTS, POD_LISTENER4, POD_LISTENER6, PodCounter,
-    PodPort, pod_port_flags,
+    Address, Lease, MAX_NODE_ADDRESSES, MAX_OWN_ADDRESSES, MAX_POD_PORTS, POD_LISTENER4,
+    POD_LISTENER6, PodCounter, PodPort, pod_port_flags,
 };
 
 use crate::{
@@ -29,6 +29,7 @@ const REDIRECT: &str = "tp_redirect";
 const PORTS: &str = "PORTS";
 const LEASES: &str = "LEASES";
 const NODES: &str = "NODES";
+const OWN: &str = "OWN";
 const LISTENERS: &str = "LISTENERS";
 const COUNTERS: &str = "COUNTERS";
 
@@ -41,12 +42,20 @@ pub struct PodRedirect {
     ports: HashMap<MapData, u32, PodPort>,
     leases: Array<MapData, Lease>,
     leases_fd: OwnedFd,
-    nodes: HashMap<MapData, Address, u32>,
+    nodes: AddressSet,
+    own: AddressSet,
     counters: PerCpuArray<MapData, u64>,
     _listeners: SockMap<MapData>,
     /// The intercepted ports.
     places: BTreeMap<u16, PodPort>,
-    known_nodes: Vec<Address>,
+}
+
+/// A map of addresses, of which the first that fit are taken.
+struct AddressSet {
+    name: &'static str,
+    map: HashMap<MapData, Address, u32>,
+    capacity: u32,
+    known: Vec<Address>,
 }
 
 /// What was counted for one port since it was intercepted.
@@ -96,7 +105,8 @@ impl PodRedirect {
         };
         let leases_fd = copy(LEASES, data)?;
         let leases = Array::try_from(leases).map_err(broken(LEASES))?;
-        let nodes = typed(&mut ebpf, NODES)?;
+        let nodes = AddressSet::new(&mut ebpf, NODES, MAX_NODE_ADDRESSES)?;
+        let own = AddressSet::new(&mut ebpf, OWN, MAX_OWN_ADDRESSES)?;
         let counters = typed(&mut ebpf, COUNTERS)?;
 
         let redirect = program::<SkLookup>(&mut ebpf, REDIRECT)?;
@@ -110,10 +120,10 @@ impl PodRedirect {
             leases,
             leases_fd,
             nodes,
+            own,
             counters,
             _listeners: listeners,
             places: BTreeMap::new(),
-            known_nodes: Vec::new(),
         })
     }
 
@@ -161,19 +171,17 @@ impl PodRedirect {
     ///
     /// Those of bpf(2).
     pub fn set_nodes(&mut self, nodes: &[IpAddr]) -> Result<(), MapError> {
-        let nodes = nodes.iter().take(MAX_NODE_ADDRESSES as usize);
-        let wanted: Vec<Address> = nodes.map(|node| address(*node)).collect();
-        for node in self.known_nodes.drain(..) {
-            if !wanted.contains(&node) {
-                gone(self.nodes.remove(&node)).map_err(broken(NODES))?;
-            }
-        }
-        for node in &wanted {
-            self.nodes.insert(node, 1, 0).map_err(broken(NODES))?;
-        }
-        self.known_nodes = wanted;
+        self.nodes.set(nodes)
+    }
 
-        Ok(())
+    /// Sets the addresses of the pod: connections from them are left to the container, as those by
+    /// loopback are anyway. Of more than 64 the first are taken.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn set_own(&mut self, own: &[IpAddr]) -> Result<(), MapError> {
+        self.own.set(own)
     }
 
     /// The map of the leases, which a process without capabilities can map into memory and write: 64
@@ -240,5 +248,32 @@ impl PodRedirect {
         }
 
         Ok(index)
+    }
+}
+
+impl AddressSet {
+    fn new(ebpf: &mut Ebpf, name: &'static str, capacity: u32) -> Result<Self, MapError> {
+        Ok(Self {
+            name,
+            map: typed(ebpf, name)?,
+            capacity,
+            known: Vec::new(),
+        })
+    }
+
+    fn set(&mut self, addresses: &[IpAddr]) -> Result<(), MapError> {
+        let addresses = addresses.iter().take(self.capacity as usize);
+        let wanted: Vec<Address> = addresses.map(|it| address(*it)).collect();
+        for known in self.known.drain(..) {
+            if !wanted.contains(&known) {
+                gone(self.map.remove(&known)).map_err(broken(self.name))?;
+            }
+        }
+        for address in &wanted {
+            self.map.insert(address, 1, 0).map_err(broken(self.name))?;
+        }
+        self.known = wanted;
+
+        Ok(())
     }
 }
