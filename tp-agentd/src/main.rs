@@ -22,10 +22,13 @@ use tracing::Level;
 mod cgroup;
 mod connection;
 mod environ;
+mod handouts;
 mod log;
 mod netns;
+mod own_addresses;
 mod pod_error;
 mod pods;
+mod redirects;
 mod server;
 
 /// The inode of the namespace that the kernel starts with (`PROC_CGROUP_INIT_INO` of

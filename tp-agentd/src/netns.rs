@@ -1,8 +1,9 @@
 //! The network namespace of a pod, and the sockets that we make in it.
 
 use std::{
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    fs::File,
+    io::{self, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
 };
@@ -16,11 +17,16 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
+use crate::own_addresses;
+
 /// The listeners have addresses that no packet is delivered to (RFC 7600, RFC 6666): nothing but the
 /// program leads to them.
 const NOWHERE4: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 0, 8), 0);
 const NOWHERE6: SocketAddrV6 =
     SocketAddrV6::new(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1), 0, 0, 0);
+
+/// Routes of a pod are few; more than this is not read.
+const MAX_LIST: u64 = 1 << 20;
 
 /// The kernel lowers it to `net.core.somaxconn` of the namespace.
 const BACKLOG: i32 = 4096;
@@ -91,6 +97,15 @@ impl PodNetns {
         })
     }
 
+    /// The pod's addresses but for those of loopback.
+    pub(crate) fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        self.run(|| {
+            let mut addresses = own_addresses::v4(&list("fib_trie"));
+            addresses.extend(own_addresses::v6(&list("if_inet6")));
+            Ok(addresses)
+        })
+    }
+
     /// Runs `work` on a thread inside the namespace.
     fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         thread::scope(|scope| {
@@ -111,6 +126,18 @@ impl AsFd for PodNetns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// A file about the network namespace of this thread; empty if the kernel has none.
+fn list(name: &str) -> String {
+    let mut text = String::new();
+    let read = File::open(format!("/proc/thread-self/net/{name}"))
+        .and_then(|file| file.take(MAX_LIST).read_to_string(&mut text));
+    if let Err(error) = read {
+        tracing::debug!(name, %error, "Addresses of a pod are not known");
+    }
+
+    text
 }
 
 fn listener6() -> io::Result<Option<OwnedFd>> {

@@ -23,7 +23,7 @@ use rustix::{
     process::umask,
 };
 
-use crate::{connection::AgentConnection, pods::Processes};
+use crate::{connection::AgentConnection, pods::Processes, redirects::AllRedirects};
 
 /// One agent, and the one before it that is about to end.
 const MAX_CONNECTIONS: usize = 4;
@@ -59,10 +59,11 @@ pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
 /// process, and all redirects with it.
 pub(crate) fn serve(listener: &OwnedFd, peer: u32, processes: &Arc<Processes>) -> io::Error {
     let open = Arc::new(AtomicUsize::new(0));
+    let redirects = Arc::new(AllRedirects::default());
     loop {
         match accept_with(listener, SocketFlags::CLOEXEC) {
             Ok(socket) => {
-                if let Err(error) = start(socket, peer, processes, &open) {
+                if let Err(error) = start(socket, peer, processes, &redirects, &open) {
                     tracing::warn!(%error, "Connection is not served");
                 }
             }
@@ -84,6 +85,7 @@ fn start(
     socket: OwnedFd,
     peer: u32,
     processes: &Arc<Processes>,
+    redirects: &Arc<AllRedirects>,
     open: &Arc<AtomicUsize>,
 ) -> io::Result<()> {
     let user = socket_peercred(&socket)?.uid.as_raw();
@@ -95,13 +97,20 @@ fn start(
     }
     set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT))?;
     let place = Place::take(open).ok_or_else(|| io::Error::other("there are too many"))?;
-    let connection = AgentConnection::new(socket, Arc::clone(processes));
+    let connection = AgentConnection::new(socket, Arc::clone(processes), Arc::clone(redirects));
     thread::Builder::new()
         .name("connection".to_owned())
         .spawn(move || {
-            let _place = place;
-            if let Err(error) = connection.serve() {
-                tracing::warn!(%error, "Connection broke");
+            let served = connection.serve();
+            drop(place);
+            match served {
+                Ok(unwanted) if unwanted.is_empty() => {}
+                Ok(unwanted) => {
+                    tracing::warn!("Connection ends: descriptors came with a request");
+                    // May block: all else has ended.
+                    drop(unwanted);
+                }
+                Err(error) => tracing::warn!(%error, "Connection broke"),
             }
         })?;
 

@@ -61,6 +61,14 @@ fn port(port: u16, probed: bool) -> RedirectedPort {
     RedirectedPort { port, probed }
 }
 
+fn ports_request(redirect: u64, ports: Vec<RedirectedPort>) -> AgentRequest {
+    AgentRequest::Ports {
+        redirect,
+        ports,
+        nodes: None,
+    }
+}
+
 fn counters(stage: &Stage, redirected: &Redirected) -> Vec<PortCounters> {
     let redirect = redirected.number;
     let (reply, _) = stage.request(&AgentRequest::Counters { redirect });
@@ -109,11 +117,14 @@ fn the_pod_itself_reaches_its_container() {
             ("[::1]:0", "[::1]:8080"),
             ("[::1]:0", POD6),
             ("[fd77::2]:0", POD6),
+            // Another address of the pod.
+            ("10.77.0.3:0", POD4),
+            ("[fd77::3]:0", POD6),
         ] {
             assert_eq!(ask(from, to).unwrap(), CONTAINER, "{from} to {to}");
         }
     });
-    assert_eq!(counters(&stage, &redirected)[0].exempt, 6);
+    assert_eq!(counters(&stage, &redirected)[0].exempt, 8);
     assert_eq!(counters(&stage, &redirected)[0].redirected, 0);
 }
 
@@ -235,7 +246,7 @@ fn ports_that_stay_keep_their_leases() {
     let redirect = redirected.number;
 
     let ports = vec![port(8081, false), port(9999, false)];
-    let (reply, _) = stage.request(&AgentRequest::Ports { redirect, ports });
+    let (reply, _) = stage.request(&ports_request(redirect, ports));
     let AgentReply::Changed { leases } = reply else {
         panic!("{reply:?}");
     };
@@ -259,7 +270,7 @@ fn ports_that_stay_keep_their_leases() {
         vec![port(1, false); 2],
         vec![port(0, false)],
     ] {
-        let (reply, _) = stage.request(&AgentRequest::Ports { redirect, ports });
+        let (reply, _) = stage.request(&ports_request(redirect, ports));
         assert!(matches!(
             reply,
             AgentReply::Refused {

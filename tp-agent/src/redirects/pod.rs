@@ -1,6 +1,12 @@
 //! One redirected pod, from the first port to the last.
 
-use std::{collections::BTreeMap, net::SocketAddr, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::ControlFlow,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -49,6 +55,8 @@ struct PodRedirection {
     made_for: PodPlan,
     /// As `tp-agentd` has them.
     ports: Vec<RedirectedPort>,
+    /// As `tp-agentd` has them.
+    nodes: Vec<IpAddr>,
     indices: BTreeMap<u16, u32>,
     table: LeaseTable,
     doorway: Arc<Doorway>,
@@ -134,11 +142,11 @@ impl PodTask {
                 message: "no container of the pod runs: its status tells why".into(),
             });
         }
-        let ports = redirected_ports(plan);
+        let (ports, nodes) = (redirected_ports(plan), probing_nodes(plan));
         let request = AgentRequest::Redirect {
             pod: plan.ids.clone(),
             ports: ports.clone(),
-            nodes: plan.nodes.iter().copied().take(MAX_NODES).collect(),
+            nodes: nodes.clone(),
         };
         let replied = self.agentd.request(request).await?;
         let AgentReply::Redirected { redirect, leases } = replied.reply else {
@@ -157,6 +165,7 @@ impl PodTask {
                 connection: replied.connection,
                 made_for: plan.clone(),
                 ports,
+                nodes,
                 indices: indices(&leases),
                 table: LeaseTable::map(&fds.leases)?,
                 listeners: Listeners::start(listeners, &doorway)?,
@@ -213,11 +222,12 @@ impl PodTask {
         if plan.ports.is_empty() || is_another_sandbox(&redirection.made_for, plan) {
             return ControlFlow::Break(End::Unwanted);
         }
-        let ports = redirected_ports(plan);
-        if ports != redirection.ports {
+        let (ports, nodes) = (redirected_ports(plan), probing_nodes(plan));
+        if ports != redirection.ports || nodes != redirection.nodes {
             let request = AgentRequest::Ports {
                 redirect: redirection.number,
                 ports: ports.clone(),
+                nodes: Some(nodes.clone()),
             };
             match self.agentd.request(request).await.map(|it| it.reply) {
                 Ok(AgentReply::Changed { leases }) => redirection.indices = indices(&leases),
@@ -229,6 +239,7 @@ impl PodTask {
                 }
             }
             redirection.ports = ports;
+            redirection.nodes = nodes;
         }
         redirection.apply(plan);
 
@@ -321,6 +332,10 @@ fn redirected_ports(plan: &PodPlan) -> Vec<RedirectedPort> {
     });
 
     ports.collect()
+}
+
+fn probing_nodes(plan: &PodPlan) -> Vec<IpAddr> {
+    plan.nodes.iter().copied().take(MAX_NODES).collect()
 }
 
 fn indices(leases: &[PortLease]) -> BTreeMap<u16, u32> {

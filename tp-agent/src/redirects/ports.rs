@@ -112,7 +112,7 @@ impl Ports {
             if let Some(port) = self.0.get_mut(&counters.port) {
                 port.last = Counted {
                     to_workstation: counters.redirected,
-                    to_container: counters.lease_over + counters.container,
+                    to_container: counters.lease_over + counters.container + counters.elsewhere,
                     exempt: counters.exempt + counters.probes,
                     refused: counters.refused,
                 };

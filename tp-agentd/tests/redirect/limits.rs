@@ -3,9 +3,12 @@
 use std::{fs, os::unix::fs::symlink, process::Command, thread};
 
 use rustix::{process::Uid, thread::set_thread_uid};
-use tp_agent_api::{AgentRequest, PROTOCOL};
+use tp_agent_api::{AgentRefusal, AgentReply, AgentRequest, LeaseState, PROTOCOL};
 
-use crate::stage::{Connected, Stage};
+use crate::{
+    OUTSIDE4, POD4, ask, port,
+    stage::{CONTAINER, Connected, Redirected, Stage, is_gone_soon, redirect_request},
+};
 
 const AGENT_USER: u32 = 65532;
 
@@ -64,4 +67,90 @@ fn a_link_in_the_place_of_the_socket_is_not_followed() {
         assert_eq!(target.exists(), exists);
     }
     assert_eq!(fs::read_to_string(&target).unwrap(), "kept");
+}
+
+fn refused(reply: &AgentReply) -> (AgentRefusal, &str) {
+    let AgentReply::Refused { kind, message } = reply else {
+        panic!("{reply:?}");
+    };
+
+    (*kind, message)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_newer_agent_takes_a_pod_over() {
+    let stage = Stage::new("m");
+    let older = stage.redirect(&[port(8080, false)], &[]);
+    older.renew_all(LeaseState::Redirect);
+    let connection = stage.connect();
+    connection.greet();
+
+    let newer = connection.redirect(&[port(8080, false)], Vec::new());
+    assert_eq!(stage.links(), 1);
+    stage.outside(|| assert_eq!(ask(OUTSIDE4, POD4).unwrap(), CONTAINER));
+    newer.renew_all(LeaseState::Redirect);
+    older.renew_all(LeaseState::Refuse);
+    stage.outside(|| {
+        assert!(ask(OUTSIDE4, POD4).unwrap().starts_with("workstation"));
+    });
+
+    let redirect = older.number;
+    for request in [
+        AgentRequest::Counters { redirect },
+        AgentRequest::Release { redirect },
+        AgentRequest::Counters {
+            redirect: newer.number,
+        },
+        redirect_request(&[port(8080, false)], Vec::new()),
+    ] {
+        refused(&stage.request(&request).0);
+    }
+    assert_eq!(stage.links(), 1);
+    stage.hang_up();
+    stage.outside(|| {
+        assert!(ask(OUTSIDE4, POD4).unwrap().starts_with("workstation"));
+    });
+    drop(connection);
+    assert!(is_gone_soon(|| stage.links()));
+}
+
+/// The counters of the one port: to the listener, and elsewhere.
+fn went(connection: &Connected, redirected: &Redirected) -> (u64, u64) {
+    let redirect = redirected.number;
+    let (reply, _) = connection.request(&AgentRequest::Counters { redirect });
+    let AgentReply::Counters { ports } = reply else {
+        panic!("{reply:?}");
+    };
+
+    (ports[0].redirected, ports[0].elsewhere)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn of_two_programs_the_newer_one_has_the_pod() {
+    let stage = Stage::new("n");
+    let older = stage.redirect(&[port(8080, false)], &[]);
+    older.renew_all(LeaseState::Redirect);
+    let (_other, connection) = stage.another_program();
+    let newer = connection.redirect(&[port(8080, false)], Vec::new());
+    let is_served = || stage.outside(|| ask(OUTSIDE4, POD4));
+
+    // Until it has a lease, it leaves all to the older one.
+    assert!(is_served().unwrap().starts_with("workstation"));
+    assert_eq!(went(&connection, &newer), (0, 0));
+    newer.renew_all(LeaseState::Redirect);
+    assert!(is_served().unwrap().starts_with("workstation"));
+    assert_eq!(went(&connection, &newer), (1, 0));
+    newer.renew_all(LeaseState::Refuse);
+    assert!(is_served().unwrap().starts_with("workstation"));
+    assert_eq!(went(&connection, &newer), (1, 1));
+    older.renew_all(LeaseState::Container);
+    assert!(is_served().is_err());
+
+    // A listener that is closed before its redirect.
+    newer.renew_all(LeaseState::Redirect);
+    newer.close();
+    assert_eq!(is_served().unwrap(), CONTAINER);
+    assert_eq!(went(&connection, &newer), (1, 2));
 }

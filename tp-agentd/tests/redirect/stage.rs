@@ -35,6 +35,7 @@ pub(crate) const CONTAINER: &str = "container";
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const SOCKET: &str = "agentd.sock";
 const TABLE_LEN: usize = MAX_PORTS * 16;
 const MANIFEST: &str = include_str!("../../../tp-cli/src/install/manifests/agents.yaml");
 /// The user of the container's process.
@@ -49,6 +50,9 @@ pub(crate) struct Stage {
     pod: Namespace,
     dir: TempDir,
 }
+
+/// Ended when it is dropped.
+pub(crate) struct OtherProgram(Child);
 
 /// A connection to the program.
 pub(crate) struct Connected(OwnedFd);
@@ -87,7 +91,10 @@ impl Stage {
                 &outside,
                 &["10.77.0.1/24", "10.77.0.9/24", "fd77::1/64", "fd77::9/64"][..],
             ),
-            (&pod, &["10.77.0.2/24", "fd77::2/64"][..]),
+            (
+                &pod,
+                &["10.77.0.2/24", "10.77.0.3/24", "fd77::2/64", "fd77::3/64"][..],
+            ),
         ] {
             let of = |command: &str| ip(&format!("-n {} {command}", namespace.0));
             of("link set lo up");
@@ -109,7 +116,7 @@ impl Stage {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let container = container(&pod);
         make_proc(dir.path(), &outside, &pod, container.id());
-        let program = program(under, dir.path());
+        let program = program(under, dir.path(), &dir.path().join(SOCKET));
         let stage = Self {
             connection: RefCell::new(None),
             program,
@@ -126,12 +133,23 @@ impl Stage {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.dir.path().join("agentd.sock")
+        self.dir.path().join(SOCKET)
     }
 
     /// What the program takes for `/proc`.
     pub(crate) fn proc_dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The program of another pod of the DaemonSet, and a connection to it.
+    pub(crate) fn another_program(&self) -> (OtherProgram, Connected) {
+        let socket = self.dir.path().join("other.sock");
+        let program = program(&confined(&capabilities()), self.dir.path(), &socket);
+        let program = OtherProgram(program);
+        let connection = Connected::to(&socket);
+        connection.greet();
+
+        (program, connection)
     }
 
     /// Another connection, which has not said hello.
@@ -195,6 +213,13 @@ impl Stage {
                 })
                 .count()
         })
+    }
+}
+
+impl Drop for OtherProgram {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -295,7 +320,7 @@ pub(crate) fn confined(capabilities: &[&str]) -> Vec<String> {
     .collect()
 }
 
-fn program(under: &[String], dir: &Path) -> Child {
+fn program(under: &[String], dir: &Path, socket: &Path) -> Child {
     let own = [env!("CARGO_BIN_EXE_tp-agentd"), "--proc"].map(str::to_owned);
     let words: Vec<String> = under.iter().cloned().chain(own).collect();
 
@@ -303,7 +328,7 @@ fn program(under: &[String], dir: &Path) -> Child {
         .args(&words[1..])
         .arg(dir)
         .arg("--socket")
-        .arg(dir.join("agentd.sock"))
+        .arg(socket)
         .spawn()
         .unwrap()
 }
@@ -387,6 +412,13 @@ impl Redirected {
         }
     }
 
+    /// Ends the listeners.
+    pub(crate) fn close(&self) {
+        for listener in &self.listeners {
+            let _ = shutdown(listener, Shutdown::Both);
+        }
+    }
+
     pub(crate) fn renew_all(&self, state: LeaseState) {
         for lease in &self.leases {
             self.renew(lease.index, state, 0);
@@ -409,10 +441,8 @@ impl Redirected {
 
 impl Drop for Redirected {
     fn drop(&mut self) {
-        for listener in &self.listeners {
-            // Ends its thread.
-            let _ = shutdown(listener, Shutdown::Both);
-        }
+        // Ends their threads.
+        self.close();
         // SAFETY: mapped above, with this length; no reference into it is kept.
         let _ = unsafe { munmap(self.table, TABLE_LEN) };
     }
