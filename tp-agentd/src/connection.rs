@@ -145,9 +145,7 @@ impl AgentConnection {
                 if !self.sockets.take(Instant::now()) {
                     return Err(too_often("sockets", SOCKETS, SOCKET_INTERVAL));
                 }
-                let socket = self
-                    .redirects
-                    .with(redirect, |it| Ok(it.netns.socket(ipv6)?))?;
+                let socket = self.redirects.with(redirect, |it| it.netns.socket(ipv6))?;
                 return Ok(Answer(AgentReply::Socket, vec![socket]));
             }
             AgentRequest::Environ { uid, container } => {
@@ -157,8 +155,8 @@ impl AgentConnection {
                 let environ = self
                     .processes
                     .environ_of(&parsed_uid(&uid)?, &parsed_id(&container)?)?;
-                let intact = environ::is_intact(&environ);
-                let file = environ::sealed(&environ)?;
+                let intact = environ::is_intact(&environ.bytes, environ.placed);
+                let file = environ::sealed(&environ.bytes)?;
                 return Ok(Answer(AgentReply::Environ { intact }, vec![file]));
             }
         };

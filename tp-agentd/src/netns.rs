@@ -14,10 +14,10 @@ use rustix::{
         AddressFamily, SocketFlags, SocketType, bind, listen, socket_with,
         sockopt::{set_ip_freebind, set_ipv6_freebind, set_ipv6_v6only},
     },
-    thread::{LinkNameSpaceType, move_into_link_name_space},
+    thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space},
 };
 
-use crate::own_addresses;
+use crate::{own_addresses, pod_error::PodError};
 
 /// The listeners have addresses that no packet is delivered to (RFC 7600, RFC 6666): nothing but the
 /// program leads to them.
@@ -38,7 +38,7 @@ pub(crate) struct PodNetns {
 }
 
 /// Device and inode: a namespace has the same ones however it is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FileId(u64, u64);
 
 impl FileId {
@@ -67,8 +67,8 @@ impl PodNetns {
         self.id
     }
 
-    pub(crate) fn listeners(&self) -> io::Result<PodListeners> {
-        self.run(|| {
+    pub(crate) fn listeners(&self) -> Result<PodListeners, PodError> {
+        self.run("listen in the network of the pod", || {
             let v4 = stream(AddressFamily::INET)?;
             set_ip_freebind(&v4, true)?;
             bind(&v4, &NOWHERE4)?;
@@ -82,8 +82,8 @@ impl PodNetns {
     }
 
     /// A TCP socket that is neither bound nor connected, and does not block.
-    pub(crate) fn socket(&self, ipv6: bool) -> io::Result<OwnedFd> {
-        self.run(|| {
+    pub(crate) fn socket(&self, ipv6: bool) -> Result<OwnedFd, PodError> {
+        self.run("make a socket in the network of the pod", || {
             let family = if ipv6 {
                 AddressFamily::INET6
             } else {
@@ -98,26 +98,36 @@ impl PodNetns {
     }
 
     /// The pod's addresses but for those of loopback.
-    pub(crate) fn addresses(&self) -> io::Result<Vec<IpAddr>> {
-        self.run(|| {
+    pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>, PodError> {
+        self.run("read the addresses of the pod", || {
             let mut addresses = own_addresses::v4(&list("fib_trie"));
             addresses.extend(own_addresses::v6(&list("if_inet6")));
             Ok(addresses)
         })
     }
 
-    /// Runs `work` on a thread inside the namespace.
-    fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    /// Runs `work`, which does `what`, on a thread inside the namespace.
+    fn run<T: Send>(
+        &self,
+        what: &str,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, PodError> {
+        let inside = || {
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(self.fd.as_fd(), network).map_err(|errno| {
+                let entering = "enter the network of the pod";
+                PodError::step(entering, &errno.into(), CapabilitySet::SYS_ADMIN)
+            })?;
+            work().map_err(|error| PodError::step(what, &error, CapabilitySet::empty()))
+        };
         thread::scope(|scope| {
             thread::Builder::new()
                 .name("netns".to_owned())
-                .spawn_scoped(scope, || {
-                    let network = Some(LinkNameSpaceType::Network);
-                    move_into_link_name_space(self.fd.as_fd(), network)?;
-                    work()
-                })?
+                .spawn_scoped(scope, inside)?
                 .join()
-                .unwrap_or_else(|_| Err(io::Error::other("a thread inside a namespace panicked")))
+                .unwrap_or_else(|_| {
+                    Err(io::Error::other("a thread inside a namespace panicked").into())
+                })
         })
     }
 }

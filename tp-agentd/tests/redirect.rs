@@ -19,8 +19,13 @@ use tp_agent_api::{
     AgentRefusal, AgentReply, AgentRequest, LeaseState, PodIds, PortCounters, RedirectedPort,
 };
 
-use crate::stage::{CONTAINER, HOST_POD, ID, Redirected, Stage, UID, is_gone_soon};
+use crate::{
+    agent::Redirected,
+    stage::{CONTAINER, HOST_POD, ID, Stage, UID, is_gone_soon},
+};
 
+#[path = "redirect/agent.rs"]
+mod agent;
 #[path = "redirect/limits.rs"]
 mod limits;
 #[path = "redirect/stage.rs"]

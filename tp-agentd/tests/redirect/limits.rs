@@ -1,13 +1,15 @@
 //! What keeps the program, and what it keeps, from more than it is for.
 
-use std::{fs, os::unix::fs::symlink, process::Command, thread};
+use std::{fs, os::unix::fs::symlink, process::Command, thread, time::Duration};
 
 use rustix::{process::Uid, thread::set_thread_uid};
 use tp_agent_api::{AgentRefusal, AgentReply, AgentRequest, LeaseState, PROTOCOL};
 
 use crate::{
-    OUTSIDE4, POD4, ask, port,
-    stage::{CONTAINER, Connected, Redirected, Stage, is_gone_soon, redirect_request},
+    OUTSIDE4, POD4,
+    agent::{Connected, Redirected, redirect_request},
+    ask, port,
+    stage::{CONTAINER, ID, Stage, UID, capabilities, confined, is_gone_soon},
 };
 
 const AGENT_USER: u32 = 65532;
@@ -153,4 +155,108 @@ fn of_two_programs_the_newer_one_has_the_pod() {
     newer.close();
     assert_eq!(is_served().unwrap(), CONTAINER);
     assert_eq!(went(&connection, &newer), (1, 2));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_with_processes_in_two_networks_is_refused() {
+    let stage = Stage::new("o");
+    let request = redirect_request(&[port(8080, false)], Vec::new());
+    let process = stage.add_process_outside();
+
+    let (reply, _) = stage.request(&request);
+    let (kind, message) = refused(&reply);
+    assert_eq!(kind, AgentRefusal::Unsupported);
+    assert!(
+        message.contains("different network namespaces"),
+        "{message}"
+    );
+
+    // As of a process that its runtime starts: it is in the pod's network a moment later.
+    fs::remove_dir_all(&process).unwrap();
+    let process = stage.add_process_outside();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "nobody tells that it was looked at"
+            )]
+            thread::sleep(Duration::from_millis(20));
+            fs::remove_dir_all(&process).unwrap();
+        });
+        let _redirected = stage.redirect(&[port(8080, false)], &[]);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn each_request_names_the_capability_that_it_lacks() {
+    let all = capabilities();
+    let mut needed = Vec::new();
+    for lacking in &all {
+        let rest: Vec<&str> = all.iter().copied().filter(|it| it != lacking).collect();
+        let stage = Stage::under("q", &confined(&rest));
+        let redirect = redirect_request(&[port(8080, false)], Vec::new());
+        let environ = AgentRequest::Environ {
+            uid: UID.into(),
+            container: ID.into(),
+        };
+        for (name, request) in [("redirect", redirect), ("environ", environ)] {
+            let (reply, _) = stage.request(&request);
+            if matches!(reply, AgentReply::Refused { .. }) {
+                let (kind, message) = refused(&reply);
+                assert_eq!(kind, AgentRefusal::Failed);
+                assert!(
+                    message.ends_with(&format!("needs CAP_{lacking}")),
+                    "{message}"
+                );
+                needed.push((*lacking, name));
+            }
+        }
+    }
+
+    // Newer kernels take SYS_ADMIN for the others, and for SYS_PTRACE where an environment is read.
+    for wanted in [
+        ("SYS_PTRACE", "redirect"),
+        ("SYS_ADMIN", "redirect"),
+        ("DAC_READ_SEARCH", "environ"),
+    ] {
+        assert!(needed.contains(&wanted), "{wanted:?} of {needed:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_lack_of_descriptors_is_told_as_such() {
+    let confined = confined(&capabilities());
+    let (mut failed, mut done) = (0, 0);
+    for limit in (6..40).step_by(2) {
+        let under = ["prlimit".to_owned(), format!("--nofile={limit}:{limit}")];
+        let stage = Stage::under("r", &[&under[..], &confined].concat());
+        let (reply, _) = stage.request(&redirect_request(&[port(8080, false)], Vec::new()));
+        if matches!(reply, AgentReply::Redirected { .. }) {
+            done += 1;
+            continue;
+        }
+        let (kind, message) = refused(&reply);
+        assert_eq!(kind, AgentRefusal::Failed, "{limit}: {message}");
+        assert!(
+            message.contains("Too many open files"),
+            "{limit}: {message}"
+        );
+        failed += 1;
+    }
+    assert!(failed > 0 && done > 0, "{failed} {done}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn as_many_descriptors_are_used_as_there_may_be() {
+    let under = ["prlimit".to_owned(), "--nofile=64:3000".to_owned()];
+    let stage = Stage::under("s", &[&under[..], &confined(&capabilities())].concat());
+
+    let limits = fs::read_to_string(format!("/proc/{}/limits", stage.program())).unwrap();
+    let line = limits.lines().find(|it| it.starts_with("Max open files"));
+    let words: Vec<&str> = line.unwrap().split_whitespace().collect();
+    assert_eq!(words[3..5], ["3000", "3000"]);
 }

@@ -1,31 +1,23 @@
 use std::{
     cell::RefCell,
-    ffi::c_void,
     fs::{self, File},
     io::Write as _,
-    net::{IpAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, OwnedFd},
         unix::fs::{PermissionsExt as _, symlink},
     },
     path::{Path, PathBuf},
     process::{Child, Command},
-    ptr, thread,
+    thread,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    mm::{MapFlags, ProtFlags, mmap, munmap},
-    net::{Shutdown, SocketFlags, shutdown},
-    thread::{LinkNameSpaceType, move_into_link_name_space},
-    time::{ClockId, clock_gettime},
-};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
-use tp_agent_api::{
-    AgentReply, AgentRequest, LeaseState, MAX_PORTS, PROTOCOL, PodIds, PortLease, RedirectFds,
-    RedirectedPort,
-};
-use tp_packet::{MAX_PACKET, receive, send};
+use tp_agent_api::{AgentReply, AgentRequest, RedirectedPort};
+
+use crate::agent::{Connected, Redirected};
 
 pub(crate) const UID: &str = "3f1c0f0e-8f3a-4f6e-9a51-0c7a1d2e3f40";
 pub(crate) const HOST_POD: &str = "3b0a0c6ed1d3b9ac8e7a3ac4d4fbc3d1";
@@ -36,7 +28,6 @@ pub(crate) const CONTAINER: &str = "container";
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const SOCKET: &str = "agentd.sock";
-const TABLE_LEN: usize = MAX_PORTS * 16;
 const MANIFEST: &str = include_str!("../../../tp-cli/src/install/manifests/agents.yaml");
 /// The user of the container's process.
 const CONTAINER_USER: &str = "12345";
@@ -54,22 +45,8 @@ pub(crate) struct Stage {
 /// Ended when it is dropped.
 pub(crate) struct OtherProgram(Child);
 
-/// A connection to the program.
-pub(crate) struct Connected(OwnedFd);
-
 /// Deleted when it is dropped.
 struct Namespace(String);
-
-/// A redirect whose listeners are served.
-pub(crate) struct Redirected {
-    pub(crate) number: u64,
-    leases: Vec<PortLease>,
-    listeners: Vec<TcpListener>,
-    table: *mut c_void,
-}
-
-// SAFETY: the memory is shared with the kernel anyway, and lives as long as the value.
-unsafe impl Sync for Redirected {}
 
 impl Stage {
     /// With the capabilities of the manifest.
@@ -136,9 +113,25 @@ impl Stage {
         self.dir.path().join(SOCKET)
     }
 
+    pub(crate) fn program(&self) -> u32 {
+        self.program.id()
+    }
+
     /// What the program takes for `/proc`.
     pub(crate) fn proc_dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Another process of the container, in the network of the node.
+    pub(crate) fn add_process_outside(&self) -> PathBuf {
+        let (from, to) = (self.dir.path().join("100"), self.dir.path().join("102"));
+        fs::create_dir_all(to.join("ns")).unwrap();
+        let outside = format!("/run/netns/{}", self.outside.0);
+        symlink(outside, to.join("ns/net")).unwrap();
+        fs::copy(from.join("cgroup"), to.join("cgroup")).unwrap();
+        fs::copy(from.join("stat"), to.join("stat")).unwrap();
+
+        to
     }
 
     /// The program of another pod of the DaemonSet, and a connection to it.
@@ -232,61 +225,6 @@ impl Drop for Stage {
     }
 }
 
-impl Connected {
-    /// Waits for the program to listen.
-    pub(crate) fn to(path: &Path) -> Self {
-        let socket = tp_packet::socket(SocketFlags::empty()).unwrap();
-        assert!(is_soon(|| tp_packet::connect(&socket, path).is_ok()));
-
-        Self(socket)
-    }
-
-    pub(crate) fn greet(&self) {
-        let (version, protocol) = (String::new(), PROTOCOL);
-        let (reply, _) = self.request(&AgentRequest::Hello { version, protocol });
-        assert!(matches!(reply, AgentReply::Hello { .. }), "{reply:?}");
-    }
-
-    pub(crate) fn request(&self, request: &AgentRequest) -> (AgentReply, Vec<OwnedFd>) {
-        self.try_request(request, &[]).expect("it replies")
-    }
-
-    /// `None` if the other end hangs up.
-    pub(crate) fn try_request(
-        &self,
-        request: &AgentRequest,
-        fds: &[BorrowedFd<'_>],
-    ) -> Option<(AgentReply, Vec<OwnedFd>)> {
-        send(&self.0, request, fds).ok()?;
-        let mut buffer = vec![0; MAX_PACKET];
-        let packet = receive(&self.0, &mut buffer).ok()?;
-        let reply = serde_json::from_slice(packet.bytes).ok()?;
-
-        Some((reply, packet.fds))
-    }
-
-    pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: Vec<IpAddr>) -> Redirected {
-        let (reply, fds) = self.request(&redirect_request(ports, nodes));
-        let AgentReply::Redirected { redirect, leases } = reply else {
-            panic!("{reply:?}");
-        };
-
-        Redirected::new(redirect, leases, RedirectFds::from_fds(fds).unwrap())
-    }
-}
-
-/// Of the container.
-pub(crate) fn redirect_request(ports: &[RedirectedPort], nodes: Vec<IpAddr>) -> AgentRequest {
-    AgentRequest::Redirect {
-        pod: PodIds {
-            uid: UID.into(),
-            containers: vec![ID.into()],
-        },
-        ports: ports.to_vec(),
-        nodes,
-    }
-}
-
 /// Those that the manifest gives to the program.
 pub(crate) fn capabilities() -> Vec<&'static str> {
     let mut lines = MANIFEST.lines().map(str::trim);
@@ -374,80 +312,6 @@ impl Drop for Namespace {
     }
 }
 
-impl Redirected {
-    fn new(number: u64, leases: Vec<PortLease>, fds: RedirectFds) -> Self {
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let table = unsafe {
-            mmap(
-                ptr::null_mut(),
-                TABLE_LEN,
-                protection,
-                flags,
-                &fds.leases,
-                0,
-            )
-        };
-        let listeners: Vec<TcpListener> = [Some(fds.listener4), fds.listener6]
-            .into_iter()
-            .flatten()
-            .map(TcpListener::from)
-            .collect();
-        for listener in &listeners {
-            listener.set_nonblocking(false).unwrap();
-            let listener = listener.try_clone().unwrap();
-            thread::spawn(move || {
-                serve(&listener, |client| {
-                    let port = client.local_addr().unwrap().port();
-                    format!("workstation {} {port}", client.peer_addr().unwrap().ip())
-                });
-            });
-        }
-
-        Self {
-            number,
-            leases,
-            listeners,
-            table: table.unwrap(),
-        }
-    }
-
-    /// Ends the listeners.
-    pub(crate) fn close(&self) {
-        for listener in &self.listeners {
-            let _ = shutdown(listener, Shutdown::Both);
-        }
-    }
-
-    pub(crate) fn renew_all(&self, state: LeaseState) {
-        for lease in &self.leases {
-            self.renew(lease.index, state, 0);
-        }
-    }
-
-    /// Writes a lease that was renewed now, or so many seconds from now.
-    pub(crate) fn renew(&self, index: u32, state: LeaseState, seconds: i64) {
-        let now = clock_gettime(ClockId::Boottime);
-        let renewed = (now.tv_sec + seconds) as u64 * 1_000_000_000 + now.tv_nsec as u64;
-        assert!((index as usize) < MAX_PORTS);
-        // SAFETY: an element of the table, which is mapped as long as `self` lives.
-        unsafe {
-            let lease = self.table.cast::<u64>().add(index as usize * 2);
-            lease.add(1).cast::<u32>().write_volatile(state as u32);
-            lease.write_volatile(renewed);
-        }
-    }
-}
-
-impl Drop for Redirected {
-    fn drop(&mut self) {
-        // Ends their threads.
-        self.close();
-        // SAFETY: mapped above, with this length; no reference into it is kept.
-        let _ = unsafe { munmap(self.table, TABLE_LEN) };
-    }
-}
-
 /// Polls until there is nothing left.
 pub(crate) fn is_gone_soon(count: impl Fn() -> usize) -> bool {
     is_soon(|| count() == 0)
@@ -468,7 +332,7 @@ pub(crate) fn is_soon(check: impl Fn() -> bool) -> bool {
 }
 
 /// Answers every connection, until the listener does not listen any more.
-fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
+pub(crate) fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
     while let Ok((mut client, _)) = listener.accept() {
         let text = answer(&client);
         // The client may have gone.
@@ -508,6 +372,20 @@ fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace, container: u32) {
         symlink(netns, dir.join("ns/net")).unwrap();
     }
 
+    // One that has ended, and was not asked about.
+    let dead = proc.join("98");
+    fs::create_dir_all(&dead).unwrap();
+    fs::write(
+        dead.join("cgroup"),
+        format!("0::/kubepods.slice/{}\n", path(UID)),
+    )
+    .unwrap();
+    fs::write(
+        dead.join("stat"),
+        format!("9 (x) Z {}1 0 0\n", "0 ".repeat(18)),
+    )
+    .unwrap();
+
     let dir = proc.join("100");
     let real = |name: &str| PathBuf::from(format!("/proc/{container}/{name}"));
     fs::create_dir_all(dir.join("ns")).unwrap();
@@ -516,11 +394,16 @@ fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace, container: u32) {
         format!("0::/kubepods.slice/{}\n", path(UID)),
     )
     .unwrap();
-    for name in ["environ", "stat", "ns/net"] {
-        symlink(real(name), dir.join(name)).unwrap();
-    }
     let is_ready = || fs::read(real("comm")).unwrap() == b"sleep\n";
     assert!(is_soon(is_ready), "the container's process has not started");
+    let stat = fs::read_to_string(real("stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    // A name that is no text.
+    let stat = [b"100 (\xFF) ", fields.as_bytes()].concat();
+    fs::write(dir.join("stat"), stat).unwrap();
+    for name in ["environ", "ns/net"] {
+        symlink(real(name), dir.join(name)).unwrap();
+    }
 }
 
 fn ip(arguments: &str) {
