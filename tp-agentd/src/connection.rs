@@ -210,7 +210,7 @@ fn attached(
     ports: &BTreeMap<u16, bool>,
     nodes: &[IpAddr],
 ) -> Result<Attached, PodError> {
-    let listeners = netns.listeners()?;
+    let listeners = netns.listeners(ports)?;
     let v6 = listeners.v6.as_ref().map(OwnedFd::as_fd);
     let mut program = PodRedirect::attach(netns.as_fd(), listeners.v4.as_fd(), v6)?;
     program.set_own(&netns.addresses()?)?;

@@ -1,9 +1,10 @@
 //! The network namespace of a pod, and the sockets that we make in it.
 
 use std::{
-    fs::File,
+    collections::BTreeMap,
+    fs::{self, File},
     io::{self, Read as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
 };
@@ -24,6 +25,11 @@ use crate::{own_addresses, pod_error::PodError};
 const NOWHERE4: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 0, 8), 0);
 const NOWHERE6: SocketAddrV6 =
     SocketAddrV6::new(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1), 0, 0, 0);
+
+/// Attempts to bind the ports of listeners outside of the range that the kernel gives out.
+const BIND_ATTEMPTS: usize = 64;
+const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Routes of a pod are few; more than this is not read.
 const MAX_LIST: u64 = 1 << 20;
@@ -67,16 +73,23 @@ impl PodNetns {
         self.id
     }
 
-    pub(crate) fn listeners(&self) -> Result<PodListeners, PodError> {
+    /// Listens at ports other than `ports`, which the container is to find free.
+    pub(crate) fn listeners(&self, ports: &BTreeMap<u16, bool>) -> Result<PodListeners, PodError> {
         self.run("listen in the network of the pod", || {
+            // Of the namespace of whoever opens it.
+            let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
+            let candidates: Vec<u16> = outside(&range)
+                .filter(|port| !ports.contains_key(port))
+                .take(BIND_ATTEMPTS)
+                .collect();
             let v4 = stream(AddressFamily::INET)?;
             set_ip_freebind(&v4, true)?;
-            bind(&v4, &NOWHERE4)?;
+            bind_one(&v4, NOWHERE4.into(), &candidates)?;
             listen(&v4, BACKLOG)?;
 
             Ok(PodListeners {
                 v4,
-                v6: listener6()?,
+                v6: listener6(&candidates)?,
             })
         })
     }
@@ -150,7 +163,35 @@ fn list(name: &str) -> String {
     text
 }
 
-fn listener6() -> io::Result<Option<OwnedFd>> {
+/// The ports that `ip_local_port_range` leaves, the highest first. A program that listens at all
+/// addresses of the pod cannot have the port of a listener, and least expects so there.
+fn outside(range: &str) -> impl Iterator<Item = u16> {
+    let mut ends = range.split_whitespace().map(str::parse::<u16>);
+    let taken = match (ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
+        _ => 0..=u16::MAX,
+    };
+
+    (FIRST_UNPRIVILEGED_PORT..=u16::MAX)
+        .rev()
+        .filter(move |port| !taken.contains(port))
+}
+
+/// Binds the first of these ports that is free, or one of the kernel's choice.
+fn bind_one(socket: &OwnedFd, mut address: SocketAddr, ports: &[u16]) -> io::Result<()> {
+    for port in ports {
+        address.set_port(*port);
+        match bind(socket, &address) {
+            Err(Errno::ADDRINUSE | Errno::ACCESS) => {}
+            bound => return Ok(bound?),
+        }
+    }
+    address.set_port(0);
+
+    Ok(bind(socket, &address)?)
+}
+
+fn listener6(ports: &[u16]) -> io::Result<Option<OwnedFd>> {
     let socket = match stream(AddressFamily::INET6) {
         Err(error) if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
             return Ok(None);
@@ -159,7 +200,7 @@ fn listener6() -> io::Result<Option<OwnedFd>> {
     };
     set_ipv6_v6only(&socket, true)?;
     set_ipv6_freebind(&socket, true)?;
-    bind(&socket, &NOWHERE6)?;
+    bind_one(&socket, NOWHERE6.into(), ports)?;
     listen(&socket, BACKLOG)?;
 
     Ok(Some(socket))
@@ -169,4 +210,20 @@ fn stream(family: AddressFamily) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
 
     Ok(socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_leave_the_ports_that_the_kernel_gives_out() {
+        let first = |range: &str| outside(range).next();
+
+        assert_eq!(first("32768\t60999\n"), Some(65535));
+        assert_eq!(first("32768\t65535\n"), Some(32767));
+        assert_eq!(first("1024\t65534\n"), Some(65535));
+        assert_eq!(first("1\t65535\n"), None);
+        assert_eq!(first(""), None);
+    }
 }

@@ -260,16 +260,28 @@ fn ports_that_stay_keep_their_leases() {
             .iter()
             .map(|it| (it.port, it.index))
             .collect::<Vec<_>>(),
-        [(8081, 1), (9999, 0)]
+        [(8081, 1), (9999, 2)]
     );
     stage.outside(|| {
         assert_eq!(ask(OUTSIDE4, POD4).unwrap(), CONTAINER);
         let kept = ask(OUTSIDE4, "10.77.0.2:8081").unwrap();
         assert!(kept.starts_with("workstation"));
-        // Its place was another port's, whose lease is not its own.
+        // No lease was given to it, and that of the port that has gone is not its own.
         let fresh = ask(OUTSIDE4, "10.77.0.2:9999").unwrap_err();
         assert_eq!(fresh.kind(), io::ErrorKind::ConnectionRefused);
     });
+    redirected.renew(0, LeaseState::Redirect, 0);
+    let places = (1..=64).map(|added| {
+        let ports = vec![port(8081, false), port(added, false)];
+        let (reply, _) = stage.request(&ports_request(redirect, ports));
+        let AgentReply::Changed { leases } = reply else {
+            panic!("{reply:?}");
+        };
+        leases[0].index
+    });
+    let places: Vec<u32> = places.collect();
+    assert_eq!(places[..4], [3, 4, 5, 6]);
+    assert_eq!(places[60..], [63, 0, 2, 3], "all others were used before");
     for ports in [
         vec![port(1, false); 65],
         vec![port(1, false); 2],

@@ -1,7 +1,7 @@
 //! The program of one pod, and its maps: a set for each pod, gone with the value that made it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::IpAddr,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
@@ -48,6 +48,9 @@ pub struct PodRedirect {
     _listeners: SockMap<MapData>,
     /// The intercepted ports.
     places: BTreeMap<u16, PodPort>,
+    /// Places that no port has, the longest free first: the agent may still write the lease of a port
+    /// that it had.
+    free: VecDeque<u32>,
 }
 
 /// A map of addresses, of which the first that fit are taken.
@@ -124,6 +127,7 @@ impl PodRedirect {
             counters,
             _listeners: listeners,
             places: BTreeMap::new(),
+            free: (0..MAX_POD_PORTS).collect(),
         })
     }
 
@@ -144,7 +148,8 @@ impl PodRedirect {
         let over: Vec<u16> = self.places.keys().copied().collect();
         for port in over.into_iter().filter(|port| !ports.contains_key(port)) {
             gone(self.ports.remove(&u32::from(port))).map_err(broken(PORTS))?;
-            self.places.remove(&port);
+            let place = self.places.remove(&port);
+            self.free.extend(place.map(|place| place.lease));
         }
         for (port, is_probed) in ports {
             let known = self.places.get(port).map(|place| place.lease);
@@ -158,6 +163,7 @@ impl PodRedirect {
                 .insert(u32::from(*port), place, 0)
                 .map_err(broken(PORTS))?;
             self.places.insert(*port, place);
+            self.free.retain(|index| *index != lease);
         }
         let leases = self.places.iter().map(|(port, place)| (*port, place.lease));
 
@@ -222,11 +228,11 @@ impl PodRedirect {
         Ok(ports)
     }
 
-    /// A place that no port has, without lease and counts.
+    /// The place that was free for the longest time, without lease and counts.
     fn fresh_lease(&mut self) -> Result<u32, MapError> {
-        let is_taken = |index: &u32| self.places.values().any(|place| place.lease == *index);
-        let index = (0..MAX_POD_PORTS)
-            .find(|index| !is_taken(index))
+        let index = *self
+            .free
+            .front()
             .expect("there are as many places as ports");
         self.leases
             .set(index, Lease::default(), 0)

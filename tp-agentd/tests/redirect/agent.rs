@@ -51,21 +51,21 @@ impl Connected {
     }
 
     pub(crate) fn request(&self, request: &AgentRequest) -> (AgentReply, Vec<OwnedFd>) {
-        self.try_request(request, &[]).expect("it replies")
+        self.try_request(request).expect("it replies")
     }
 
     /// `None` if the other end hangs up.
-    pub(crate) fn try_request(
-        &self,
-        request: &AgentRequest,
-        fds: &[BorrowedFd<'_>],
-    ) -> Option<(AgentReply, Vec<OwnedFd>)> {
-        send(&self.0, request, fds).ok()?;
+    pub(crate) fn try_request(&self, request: &AgentRequest) -> Option<(AgentReply, Vec<OwnedFd>)> {
+        send(&self.0, request, &[]).ok()?;
         let mut buffer = vec![0; MAX_PACKET];
         let packet = receive(&self.0, &mut buffer).ok()?;
         let reply = serde_json::from_slice(packet.bytes).ok()?;
 
         Some((reply, packet.fds))
+    }
+
+    pub(crate) fn send(&self, request: &AgentRequest, fds: &[BorrowedFd<'_>]) {
+        send(&self.0, request, fds).unwrap();
     }
 
     pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: Vec<IpAddr>) -> Redirected {

@@ -1,12 +1,24 @@
 //! What keeps the program, and what it keeps, from more than it is for.
 
-use std::{fs, os::unix::fs::symlink, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    net::{TcpListener, TcpStream},
+    os::{fd::AsFd as _, unix::fs::symlink},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
-use rustix::{process::Uid, thread::set_thread_uid};
+use rustix::{
+    net::sockopt::set_socket_linger,
+    process::{Pid, Signal, Uid, kill_process},
+    thread::set_thread_uid,
+};
 use tp_agent_api::{AgentRefusal, AgentReply, AgentRequest, LeaseState, PROTOCOL};
 
 use crate::{
-    OUTSIDE4, POD4,
+    NODE4, OUTSIDE4, POD4,
     agent::{Connected, Redirected, redirect_request},
     ask, port,
     stage::{CONTAINER, ID, Stage, UID, capabilities, confined, is_gone_soon},
@@ -39,9 +51,9 @@ fn the_agents_user_is_served_and_no_other() {
     let stage = Stage::new("k");
 
     let agent = connect_as(&stage, AGENT_USER);
-    assert!(agent.try_request(&hello(), &[]).is_some());
+    assert!(agent.try_request(&hello()).is_some());
     let other = connect_as(&stage, AGENT_USER + 1);
-    assert!(other.try_request(&hello(), &[]).is_none());
+    assert!(other.try_request(&hello()).is_none());
 }
 
 #[test]
@@ -259,4 +271,136 @@ fn as_many_descriptors_are_used_as_there_may_be() {
     let line = limits.lines().find(|it| it.starts_with("Max open files"));
     let words: Vec<&str> = line.unwrap().split_whitespace().collect();
     assert_eq!(words[3..5], ["3000", "3000"]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn listeners_take_no_port_that_the_pod_may_want() {
+    let stage = Stage::new("t");
+    let range = |range: &str| {
+        stage.inside(|| fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).unwrap());
+    };
+    let own = stage.inside(|| TcpListener::bind("0.0.0.0:65534").unwrap());
+    range("1024 65530");
+
+    let redirected = stage.redirect(&[port(65535, false), port(8080, false)], &[]);
+    let mut ports = stage.ports_of_ours();
+    ports.sort_unstable();
+    assert_eq!(ports, [65533, 65534], "of IPv4 and IPv6");
+    drop((redirected, own));
+    stage.hang_up();
+    assert!(is_gone_soon(|| stage.listeners_of_ours()));
+
+    // None is left: one of the kernel's choice is taken.
+    range("1024 65535");
+    let connection = stage.connect();
+    connection.greet();
+    let redirected = connection.redirect(&[port(8080, false)], Vec::new());
+    redirected.renew_all(LeaseState::Redirect);
+    stage.outside(|| {
+        assert!(ask(OUTSIDE4, POD4).unwrap().starts_with("workstation"));
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_connection_that_sends_descriptors_ends() {
+    let stage = Stage::new("u");
+    let _redirected = stage.redirect(&[port(8080, false)], &[]);
+    let program = Pid::from_raw(i32::try_from(stage.program()).unwrap()).unwrap();
+    let stuck = stage.outside(|| {
+        let listener = TcpListener::bind(OUTSIDE4).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        set_socket_linger(&client, Some(Duration::from_secs(60))).unwrap();
+        client.set_nonblocking(true).unwrap();
+        // Nobody reads: closing it lasts until the time is over.
+        while (&client).write(&[0; 65536]).is_ok() {}
+        (client, listener)
+    });
+
+    kill_process(program, Signal::STOP).unwrap();
+    let counters = AgentRequest::Counters { redirect: 1 };
+    stage.send(&counters, &[stuck.0.as_fd()]);
+    // The program has it alone.
+    let (client, _listener) = stuck;
+    drop(client);
+    kill_process(program, Signal::CONT).unwrap();
+
+    assert!(is_gone_soon(|| stage.links()));
+    // There are four places: none is lost.
+    let others: Vec<Connected> = (0..4).map(|_| stage.connect()).collect();
+    others.iter().for_each(Connected::greet);
+    let is_open = fs::read_dir(format!("/proc/{}/task", stage.program())).unwrap();
+    assert_eq!(is_open.count(), 6, "the one that closes is still there");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn environments_and_sockets_are_handed_out_at_a_bounded_rate() {
+    let stage = Stage::new("v");
+    let redirected = stage.redirect(&[port(8080, false)], &[]);
+    let environ = AgentRequest::Environ {
+        uid: UID.into(),
+        container: ID.into(),
+    };
+    let socket = AgentRequest::Socket {
+        redirect: redirected.number,
+        ipv6: false,
+    };
+    for (request, most) in [(environ, 200), (socket, 20_000)] {
+        let replies = (0..most).map(|_| stage.request(&request).0);
+        let reply = replies
+            .into_iter()
+            .find(|it| matches!(it, AgentReply::Refused { .. }))
+            .expect("there is a bound");
+        let (kind, message) = refused(&reply);
+        assert_eq!(kind, AgentRefusal::Failed);
+        assert!(message.contains("ask again later"), "{message}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_agent_of_another_protocol_is_told_so() {
+    let stage = Stage::new("w");
+    let connection = stage.connect();
+    let request = redirect_request(&[port(8080, false)], Vec::new());
+
+    assert!(refused(&connection.request(&request).0).1.contains("hello"));
+    let (version, protocol) = ("9".into(), PROTOCOL + 1);
+    let (reply, _) = connection.request(&AgentRequest::Hello { version, protocol });
+    assert!(matches!(reply, AgentReply::Hello { .. }));
+    let (reply, _) = connection.request(&request);
+    let (kind, message) = refused(&reply);
+    assert_eq!(kind, AgentRefusal::Invalid);
+    assert!(message.contains("of one image"), "{message}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn nodes_change_with_the_ports() {
+    let stage = Stage::new("x");
+    let ports = vec![port(8080, true)];
+    let redirected = stage.redirect(&ports, &["10.77.0.9"]);
+    redirected.renew_all(LeaseState::Redirect);
+    let redirect = redirected.number;
+    let set = |nodes: Option<&[&str]>| {
+        let nodes = nodes.map(|nodes| nodes.iter().map(|it| it.parse().unwrap()).collect());
+        let ports = ports.clone();
+        let (reply, _) = stage.request(&AgentRequest::Ports {
+            redirect,
+            ports,
+            nodes,
+        });
+        assert!(matches!(reply, AgentReply::Changed { .. }), "{reply:?}");
+    };
+    let is_probe = || stage.outside(|| ask(NODE4, POD4).unwrap() == CONTAINER);
+
+    assert!(is_probe());
+    set(None);
+    assert!(is_probe());
+    set(Some(&["10.77.0.8"]));
+    assert!(!is_probe());
+    set(Some(&["10.77.0.8", "10.77.0.9"]));
+    assert!(is_probe());
 }

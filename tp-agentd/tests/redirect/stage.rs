@@ -4,7 +4,7 @@ use std::{
     io::Write as _,
     net::{TcpListener, TcpStream},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::{PermissionsExt as _, symlink},
     },
     path::{Path, PathBuf},
@@ -156,6 +156,13 @@ impl Stage {
         connection.as_ref().expect("connected").request(request)
     }
 
+    /// Sends a request with descriptors, and does not wait.
+    pub(crate) fn send(&self, request: &AgentRequest, fds: &[BorrowedFd<'_>]) {
+        let connection = self.connection.borrow();
+
+        connection.as_ref().expect("connected").send(request, fds);
+    }
+
     pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: &[&str]) -> Redirected {
         let connection = self.connection.borrow();
         let nodes = nodes.iter().map(|node| node.parse().unwrap()).collect();
@@ -189,8 +196,8 @@ impl Stage {
             .count()
     }
 
-    /// Sockets that listen in the pod at the addresses of our listeners, whoever holds them.
-    pub(crate) fn listeners_of_ours(&self) -> usize {
+    /// The ports of sockets that listen in the pod at the addresses of our listeners, whoever holds them.
+    pub(crate) fn ports_of_ours(&self) -> Vec<u16> {
         self.inside(|| {
             let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
             let tables = [read("tcp").unwrap(), read("tcp6").unwrap()].concat();
@@ -201,11 +208,15 @@ impl Stage {
                     let mut fields = line.split_whitespace();
                     Some((fields.nth(1)?, fields.nth(1)?))
                 })
-                .filter(|(local, state)| {
-                    *state == "0A" && ours.iter().any(|it| local.starts_with(it))
-                })
-                .count()
+                .filter(|(_, state)| *state == "0A")
+                .filter_map(|(local, _)| ours.iter().find_map(|it| local.strip_prefix(it)))
+                .map(|port| u16::from_str_radix(port, 16).unwrap())
+                .collect()
         })
+    }
+
+    pub(crate) fn listeners_of_ours(&self) -> usize {
+        self.ports_of_ours().len()
     }
 }
 
