@@ -52,14 +52,16 @@ pub const MAX_ENVIRON: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum AgentRequest {
-    /// Who are you? Answered by [`AgentReply::Hello`].
+    /// Who are you? Answered by [`AgentReply::Hello`]. It is the first request; those after it are
+    /// refused if the protocols differ.
     Hello {
         /// The version of the agent.
         version: String,
         /// [`PROTOCOL`] of the agent.
         protocol: u32,
     },
-    /// Redirect ports of a pod. Answered by [`AgentReply::Redirected`].
+    /// Redirect ports of a pod. Answered by [`AgentReply::Redirected`]. A redirect of the same pod that
+    /// an earlier connection has ends before.
     Redirect {
         /// The pod.
         pod: PodIds,
@@ -76,6 +78,9 @@ pub enum AgentRequest {
         redirect: u64,
         /// All ports, at most [`MAX_PORTS`].
         ports: Vec<RedirectedPort>,
+        /// The addresses from which the kubelet probes, at most [`MAX_NODES`]; `None`: they stay.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nodes: Option<Vec<IpAddr>>,
     },
     /// End a redirect: the program has gone when this is answered, by [`AgentReply::Done`]. The agent
     /// then accepts what its listeners still hold, and closes them.
@@ -232,6 +237,10 @@ pub struct PortCounters {
     pub probes: u64,
     /// Refused.
     pub refused: u64,
+    /// Not as the lease says: to the container, because there is no listener of that family, or to what
+    /// another program of the pod's network chose, instead of refused.
+    #[serde(default)]
+    pub elsewhere: u64,
 }
 
 /// What comes with [`AgentReply::Redirected`].

@@ -47,8 +47,17 @@ fn requests_are_these_packets() {
         &AgentRequest::Ports {
             redirect: 3,
             ports: vec![port(80, false)],
+            nodes: None,
         },
         r#"{"request":"ports","redirect":3,"ports":[{"port":80}]}"#,
+    );
+    golden(
+        &AgentRequest::Ports {
+            redirect: 3,
+            ports: Vec::new(),
+            nodes: Some(vec!["10.0.0.1".parse().unwrap()]),
+        },
+        r#"{"request":"ports","redirect":3,"ports":[],"nodes":["10.0.0.1"]}"#,
     );
     golden(
         &AgentRequest::Release { redirect: 3 },
@@ -113,11 +122,12 @@ fn replies_are_these_packets() {
                 exempt: 4,
                 probes: 5,
                 refused: 6,
+                elsewhere: 7,
             }],
         },
         concat!(
             r#"{"reply":"counters","ports":[{"port":80,"redirected":1,"lease_over":2,"#,
-            r#""container":3,"exempt":4,"probes":5,"refused":6}]}"#
+            r#""container":3,"exempt":4,"probes":5,"refused":6,"elsewhere":7}]}"#
         ),
     );
     golden(&AgentReply::Socket, r#"{"reply":"socket"}"#);

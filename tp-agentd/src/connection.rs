@@ -6,11 +6,12 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tp_agent_api::{
-    AgentRefusal, AgentReply, AgentRequest, MAX_CONTAINERS, MAX_NODES, MAX_PORTS, MAX_REDIRECTS,
-    PROTOCOL, PodIds, PortCounters, PortLease, RedirectFds, RedirectedPort,
+    AgentRefusal, AgentReply, AgentRequest, MAX_CONTAINERS, MAX_NODES, MAX_PORTS, PROTOCOL, PodIds,
+    PortCounters, PortLease, RedirectFds, RedirectedPort,
 };
 use tp_ebpf_loader::{PodCounter, PodPortCounters, PodRedirect};
 use tp_packet::{MAX_PACKET, receive, send};
@@ -19,44 +20,60 @@ use crate::{
     VERSION,
     cgroup::{ContainerId, PodUid},
     environ,
+    handouts::Handouts,
     netns::PodNetns,
     pod_error::PodError,
     pods::Processes,
+    redirects::{AllRedirects, OwnRedirects},
 };
 
+/// Environments at once, each up to a mebibyte of our memory for as long as the agent holds it.
+const ENVIRONS: u32 = 64;
+const ENVIRON_INTERVAL: Duration = Duration::from_millis(250);
+/// Sockets at once: one for each connection that goes on to the container.
+const SOCKETS: u32 = 1024;
+const SOCKET_INTERVAL: Duration = Duration::from_millis(1);
+
 pub(crate) struct AgentConnection {
+    // First of all the redirects end.
+    redirects: OwnRedirects,
     socket: OwnedFd,
     processes: Arc<Processes>,
-    redirects: BTreeMap<u64, Redirect>,
-    next_redirect: u64,
-}
-
-struct Redirect {
-    // First of all the program is detached.
-    program: PodRedirect,
-    netns: PodNetns,
+    /// The protocol that the agent speaks, once it has said so.
+    spoken: Option<u32>,
+    environs: Handouts,
+    sockets: Handouts,
 }
 
 /// A reply and what it carries.
 struct Answer(AgentReply, Vec<OwnedFd>);
 
 impl AgentConnection {
-    pub(crate) fn new(socket: OwnedFd, processes: Arc<Processes>) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        processes: Arc<Processes>,
+        redirects: Arc<AllRedirects>,
+    ) -> Self {
+        let now = Instant::now();
+
         Self {
+            redirects: OwnRedirects::new(redirects),
             socket,
             processes,
-            redirects: BTreeMap::new(),
-            next_redirect: 1,
+            spoken: None,
+            environs: Handouts::new(ENVIRONS, ENVIRON_INTERVAL, now),
+            sockets: Handouts::new(SOCKETS, SOCKET_INTERVAL, now),
         }
     }
 
-    /// Serves until the agent is gone.
-    pub(crate) fn serve(mut self) -> io::Result<()> {
+    /// Serves until the agent is gone, or sends descriptors, which no request carries. They are returned:
+    /// to close them may block for as long as whoever sent them likes.
+    pub(crate) fn serve(mut self) -> io::Result<Vec<OwnedFd>> {
         let mut buffer = vec![0; MAX_PACKET];
         loop {
             let packet = receive(&self.socket, &mut buffer)?;
-            if packet.bytes.is_empty() {
-                return Ok(());
+            if packet.bytes.is_empty() || !packet.fds.is_empty() {
+                return Ok(packet.fds);
             }
             let request = if packet.is_truncated {
                 Err(PodError::invalid(
@@ -81,9 +98,13 @@ impl AgentConnection {
     }
 
     fn handle(&mut self, request: AgentRequest) -> Result<Answer, PodError> {
+        if !matches!(request, AgentRequest::Hello { .. }) {
+            self.check_protocol()?;
+        }
         let reply = match request {
             AgentRequest::Hello { version, protocol } => {
                 tracing::debug!(%version, protocol, "Agent says hello");
+                self.spoken = Some(protocol);
                 AgentReply::Hello {
                     version: VERSION.to_owned(),
                     protocol: PROTOCOL,
@@ -92,32 +113,50 @@ impl AgentConnection {
             AgentRequest::Redirect { pod, ports, nodes } => {
                 return self.redirect(&pod, &ports, &nodes);
             }
-            AgentRequest::Ports { redirect, ports } => {
+            AgentRequest::Ports {
+                redirect,
+                ports,
+                nodes,
+            } => {
                 let ports = checked(&ports)?;
-                let leases = set_ports(&mut self.find(redirect)?.program, &ports)?;
+                check_nodes(nodes.as_deref().unwrap_or_default())?;
+                let leases = self.redirects.with(redirect, |it| {
+                    it.program.set_own(&it.netns.addresses()?)?;
+                    if let Some(nodes) = &nodes {
+                        it.program.set_nodes(nodes)?;
+                    }
+                    set_ports(&mut it.program, &ports)
+                })?;
                 AgentReply::Changed { leases }
             }
             AgentRequest::Release { redirect } => {
-                self.find(redirect)?;
-                self.redirects.remove(&redirect);
+                self.redirects.release(redirect)?;
                 AgentReply::Done
             }
             AgentRequest::Counters { redirect } => {
-                let counters = self.find(redirect)?.program.counters()?;
+                let counters = self
+                    .redirects
+                    .with(redirect, |it| Ok(it.program.counters()?))?;
                 AgentReply::Counters {
                     ports: counters.iter().map(counted).collect(),
                 }
             }
             AgentRequest::Socket { redirect, ipv6 } => {
-                let socket = self.find(redirect)?.netns.socket(ipv6)?;
+                if !self.sockets.take(Instant::now()) {
+                    return Err(too_often("sockets", SOCKETS, SOCKET_INTERVAL));
+                }
+                let socket = self.redirects.with(redirect, |it| it.netns.socket(ipv6))?;
                 return Ok(Answer(AgentReply::Socket, vec![socket]));
             }
             AgentRequest::Environ { uid, container } => {
+                if !self.environs.take(Instant::now()) {
+                    return Err(too_often("environments", ENVIRONS, ENVIRON_INTERVAL));
+                }
                 let environ = self
                     .processes
                     .environ_of(&parsed_uid(&uid)?, &parsed_id(&container)?)?;
-                let intact = environ::is_intact(&environ);
-                let file = environ::sealed(&environ)?;
+                let intact = environ::is_intact(&environ.bytes, environ.placed);
+                let file = environ::sealed(&environ.bytes)?;
                 return Ok(Answer(AgentReply::Environ { intact }, vec![file]));
             }
         };
@@ -125,56 +164,36 @@ impl AgentConnection {
         Ok(Answer(reply, Vec::new()))
     }
 
+    fn check_protocol(&self) -> Result<(), PodError> {
+        match self.spoken {
+            Some(PROTOCOL) => Ok(()),
+            Some(other) => Err(PodError::invalid(format!(
+                "tp-agent speaks protocol {other} and tp-agentd {PROTOCOL}: both must be of one image"
+            ))),
+            None => Err(PodError::invalid("the first request is to be a hello")),
+        }
+    }
+
     fn redirect(
-        &mut self,
+        &self,
         pod: &PodIds,
         ports: &[RedirectedPort],
         nodes: &[IpAddr],
     ) -> Result<Answer, PodError> {
         let ports = checked(ports)?;
-        if nodes.len() > MAX_NODES {
-            return Err(PodError::invalid(format!(
-                "a node has at most {MAX_NODES} addresses"
-            )));
-        }
+        check_nodes(nodes)?;
         if pod.containers.is_empty() || pod.containers.len() > MAX_CONTAINERS {
             return Err(PodError::invalid(format!(
                 "a request names one to {MAX_CONTAINERS} containers"
-            )));
-        }
-        if self.redirects.len() >= MAX_REDIRECTS {
-            return Err(PodError::unsupported(format!(
-                "{MAX_REDIRECTS} pods of this node are redirected, as many as there may be: end \
-                 another intercept first"
             )));
         }
         let uid = parsed_uid(&pod.uid)?;
         let containers = pod.containers.iter().map(|id| parsed_id(id));
         let containers = containers.collect::<Result<Vec<_>, _>>()?;
         let netns = self.processes.netns_of(&uid, &containers)?;
-        if self
-            .redirects
-            .values()
-            .any(|it| it.netns.id() == netns.id())
-        {
-            return Err(PodError::invalid(
-                "the pod is redirected already: change its ports",
-            ));
-        }
 
-        let listeners = netns.listeners()?;
-        let v6 = listeners.v6.as_ref().map(OwnedFd::as_fd);
-        let mut program = PodRedirect::attach(netns.as_fd(), listeners.v4.as_fd(), v6)?;
-        program.set_nodes(nodes)?;
-        let leases = set_ports(&mut program, &ports)?;
-        let fds = RedirectFds {
-            leases: program.leases()?,
-            listener4: listeners.v4,
-            listener6: listeners.v6,
-        };
-        let redirect = self.next_redirect;
-        self.next_redirect += 1;
-        self.redirects.insert(redirect, Redirect { program, netns });
+        let attach = |netns: &PodNetns| attached(netns, &ports, nodes);
+        let (redirect, (leases, fds)) = self.redirects.add(netns, attach)?;
         tracing::info!(redirect, "Pod is redirected");
 
         Ok(Answer(
@@ -182,12 +201,48 @@ impl AgentConnection {
             fds.into_fds(),
         ))
     }
+}
 
-    fn find(&mut self, redirect: u64) -> Result<&mut Redirect, PodError> {
-        self.redirects
-            .get_mut(&redirect)
-            .ok_or_else(|| PodError::invalid("this connection has no such redirect"))
+type Attached = (PodRedirect, (Vec<PortLease>, RedirectFds));
+
+fn attached(
+    netns: &PodNetns,
+    ports: &BTreeMap<u16, bool>,
+    nodes: &[IpAddr],
+) -> Result<Attached, PodError> {
+    let listeners = netns.listeners(ports)?;
+    let v6 = listeners.v6.as_ref().map(OwnedFd::as_fd);
+    let mut program = PodRedirect::attach(netns.as_fd(), listeners.v4.as_fd(), v6)?;
+    program.set_own(&netns.addresses()?)?;
+    program.set_nodes(nodes)?;
+    let leases = set_ports(&mut program, ports)?;
+    let fds = RedirectFds {
+        leases: program.leases()?,
+        listener4: listeners.v4,
+        listener6: listeners.v6,
+    };
+
+    Ok((program, (leases, fds)))
+}
+
+fn check_nodes(nodes: &[IpAddr]) -> Result<(), PodError> {
+    if nodes.len() > MAX_NODES {
+        return Err(PodError::invalid(format!(
+            "a node has at most {MAX_NODES} addresses"
+        )));
     }
+
+    Ok(())
+}
+
+fn too_often(what: &str, burst: u32, interval: Duration) -> PodError {
+    PodError::new(
+        AgentRefusal::Failed,
+        format!(
+            "too many {what} were asked for, of which there are {burst} at once and one each \
+             {interval:?}: ask again later"
+        ),
+    )
 }
 
 /// Each port once, with whether it is probed.
@@ -228,6 +283,7 @@ fn counted(counters: &PodPortCounters) -> PortCounters {
         exempt: counters.get(PodCounter::Exempt),
         probes: counters.get(PodCounter::Probe),
         refused: counters.get(PodCounter::Refused),
+        elsewhere: counters.get(PodCounter::Elsewhere),
     }
 }
 

@@ -9,8 +9,12 @@ use std::{
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 /// Returns whether each entry has a name and `=`. A process that writes its title over its environment
-/// leaves other text, or nothing.
-pub(crate) fn is_intact(environ: &[u8]) -> bool {
+/// leaves other text, or nothing. `placed` is the length that the kernel placed; without it nothing is
+/// no environment: of a process that is about to start a program, none can be read.
+pub(crate) fn is_intact(environ: &[u8], placed: Option<u64>) -> bool {
+    if placed.map_or(environ.is_empty(), |placed| placed != environ.len() as u64) {
+        return false;
+    }
     let Some(entries) = environ.strip_suffix(b"\0") else {
         return environ.is_empty();
     };
@@ -38,12 +42,15 @@ mod tests {
 
     #[test]
     fn an_environment_that_was_written_over_is_recognised() {
-        assert!(is_intact(b"A=1\0B=\0C=x=y\0"));
-        assert!(is_intact(b""));
-        assert!(!is_intact(b"nginx: master process\0\0\0"));
-        assert!(!is_intact(b"A=1\0\0"));
-        assert!(!is_intact(b"A=1\0=x\0"));
-        assert!(!is_intact(b"A=1"));
+        assert!(is_intact(b"A=1\0B=\0C=x=y\0", None));
+        assert!(is_intact(b"A=1\0", Some(4)));
+        assert!(is_intact(b"", Some(0)));
+        assert!(!is_intact(b"", None));
+        assert!(!is_intact(b"", Some(4)));
+        assert!(!is_intact(b"nginx: master process\0\0\0", None));
+        assert!(!is_intact(b"A=1\0\0", None));
+        assert!(!is_intact(b"A=1\0=x\0", None));
+        assert!(!is_intact(b"A=1", None));
     }
 
     #[test]

@@ -16,16 +16,23 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 use tracing::Level;
 
 mod cgroup;
 mod connection;
 mod environ;
+mod handouts;
 mod log;
 mod netns;
+mod own_addresses;
 mod pod_error;
 mod pods;
+mod powers;
+mod redirects;
 mod server;
 
 /// The inode of the namespace that the kernel starts with (`PROC_CGROUP_INIT_INO` of
@@ -66,13 +73,28 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<Infallible> {
     tracing::subscriber::set_global_default(log::Lines { level: args.log })
         .context("cannot log")?;
+    raise_limits();
     enter_cgroups(&args.proc)?;
     let processes = pods::Processes::new(args.proc, args.pod_cgroups.as_deref())?;
-    let listener = server::listen_at(&args.socket, args.peer_uid)?;
+    let listener = server::listen_at(&args.socket)?;
     tracing::info!("Agent may connect");
 
     let error = server::serve(&listener, args.peer_uid, &Arc::new(processes));
     Err(error).context("cannot accept connections any more")
+}
+
+/// A redirect takes some ten descriptors, and until Linux 5.11 its maps take memory that counts as locked.
+fn raise_limits() {
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let Rlimit { maximum, .. } = getrlimit(resource);
+        let wanted = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        if let Err(error) = setrlimit(resource, wanted) {
+            tracing::warn!(?resource, %error, "Limit stays as it is");
+        }
+    }
 }
 
 /// Moves this process into the node's cgroup namespace: in one of its own, it sees the paths of others

@@ -6,24 +6,30 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     process::getppid,
+    thread::CapabilitySet,
 };
 use tp_agent_api::MAX_ENVIRON;
 
 use crate::{
     cgroup::{ContainerId, PodCgroups, PodUid, path_in},
     netns::{FileId, PodNetns},
-    pod_error::PodError,
+    pod_error::{PodError, has_ended, is_denied},
 };
 
 /// Paths of cgroups have at most 4096 bytes, and there are some fourteen lines.
 const MAX_SMALL_FILE: u64 = 128 * 1024;
+/// At a pod whose processes seem to be in several networks.
+const LOOKS: u32 = 4;
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) struct Processes {
     proc: PathBuf,
@@ -32,11 +38,29 @@ pub(crate) struct Processes {
     refused: Vec<FileId>,
 }
 
-/// The first process of a container that still runs.
+/// A process that runs, or waits.
 struct Process {
     dir: OwnedFd,
+    stat: Stat,
+}
+
+/// Of proc_pid_stat(5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    /// It has ended, and its parent has not asked about it.
+    is_dead: bool,
     /// In ticks since the machine started.
     started: u64,
+    /// Bytes of its environment, as the kernel placed it; `None` if we may not know, or it has none at
+    /// the moment.
+    environ: Option<u64>,
+}
+
+/// What a process was started with.
+pub(crate) struct Environ {
+    pub(crate) bytes: Vec<u8>,
+    /// How many the kernel placed, if it tells.
+    pub(crate) placed: Option<u64>,
 }
 
 impl Processes {
@@ -86,36 +110,61 @@ impl Processes {
         uid: &PodUid,
         containers: &[ContainerId],
     ) -> Result<PodNetns, PodError> {
-        let processes = self.first_processes(uid, containers)?;
-        let mut found: Option<PodNetns> = None;
-        for (container, process) in &processes {
-            let opened = process.open("ns/net").map_err(|error| gone(&error))?;
-            let netns = PodNetns::new(opened)?;
-            // Read after the namespace was opened: it was of a process of this very container.
-            if self.container_of(process, uid).as_ref() != Some(container) {
-                return Err(PodError::not_found("the pod ended while it was looked for"));
+        let mut found = self.all_netns_of(uid, containers)?;
+        for _ in 1..LOOKS {
+            if found.len() <= 1 {
+                break;
             }
-            if self.refused.contains(&netns.id()) {
-                return Err(PodError::unsupported(
-                    "the pod uses the network of its node (hostNetwork), whose ports are not \
-                     redirected: intercept a workload with a network of its own",
-                ));
-            }
-            if found.as_ref().is_some_and(|it| it.id() != netns.id()) {
-                return Err(PodError::unsupported(
-                    "the containers of the pod are in different network namespaces, as those of \
-                     sandboxed runtimes are: such a pod is not redirected",
-                ));
-            }
-            found = Some(netns);
+            // The runtime starts a process outside, and takes it in: for a container, or a probe.
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "nothing is notified when a process enters a namespace"
+            )]
+            thread::sleep(LOOK_INTERVAL);
+            found = self.all_netns_of(uid, containers)?;
         }
-
-        found.ok_or_else(|| {
-            PodError::not_found(
+        let Some((id, netns)) = found.pop_first() else {
+            return Err(PodError::not_found(
                 "no process of the pod runs on this node: is the pod Ready, and does its runtime run \
                  it as processes of the node?",
-            )
-        })
+            ));
+        };
+        if !found.is_empty() {
+            return Err(PodError::unsupported(
+                "the processes of the pod are in different network namespaces, as those of sandboxed \
+                 runtimes are: such a pod is not redirected",
+            ));
+        }
+        if self.refused.contains(&id) {
+            return Err(PodError::unsupported(
+                "the pod uses the network of its node (hostNetwork), whose ports are not redirected: \
+                 intercept a workload with a network of its own",
+            ));
+        }
+
+        Ok(netns)
+    }
+
+    /// The network namespaces of all processes of these containers; two are enough to know.
+    fn all_netns_of(
+        &self,
+        uid: &PodUid,
+        containers: &[ContainerId],
+    ) -> Result<BTreeMap<FileId, PodNetns>, PodError> {
+        let mut found = BTreeMap::new();
+        self.visit(uid, containers, |process| {
+            if found.len() > 1 {
+                return Ok(());
+            }
+            let netns = PodNetns::new(process.open("ns/net")?)?;
+            // Read after the namespace was opened: it was of a process of these very containers.
+            if self.is_of(process, uid, containers)? {
+                found.entry(netns.id()).or_insert(netns);
+            }
+            Ok(())
+        })?;
+
+        Ok(found)
     }
 
     /// The environment that the first process of a container was started with.
@@ -123,82 +172,129 @@ impl Processes {
         &self,
         uid: &PodUid,
         container: &ContainerId,
-    ) -> Result<Vec<u8>, PodError> {
-        let mut processes = self.first_processes(uid, std::slice::from_ref(container))?;
-        let process = processes.remove(container).ok_or_else(|| {
+    ) -> Result<Environ, PodError> {
+        let containers = std::slice::from_ref(container);
+        let mut first: Option<Process> = None;
+        self.visit(uid, containers, |process| {
+            let started = process.stat.started;
+            if first.as_ref().is_none_or(|it| it.stat.started > started) {
+                first = Some(process.again()?);
+            }
+            Ok(())
+        })?;
+        let process = first.ok_or_else(|| {
             PodError::not_found("no process of the container runs on this node: has it ended?")
         })?;
-        let mut environ = Vec::new();
-        process
-            .open("environ")
-            .and_then(|fd| {
-                File::from(fd)
-                    .take(MAX_ENVIRON as u64 + 1)
-                    .read_to_end(&mut environ)
-            })
-            .map_err(|error| gone(&error))?;
-        if environ.len() > MAX_ENVIRON {
+        let ended = || PodError::not_found("the container ended while its environment was read");
+        let read = || -> io::Result<(Environ, bool)> {
+            let bytes = process.read("environ", MAX_ENVIRON as u64 + 1)?;
+            let placed = process.stat()?.and_then(|stat| stat.environ);
+            let is_same = self.is_of(&process, uid, containers)?;
+            Ok((Environ { bytes, placed }, is_same))
+        };
+        let (environ, is_same) = read().map_err(|error| match has_ended(&error) {
+            true => ended(),
+            false => PodError::step(
+                "read the environment of the container",
+                &error,
+                CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH,
+            ),
+        })?;
+        if !is_same {
+            return Err(ended());
+        }
+        if environ.bytes.len() > MAX_ENVIRON {
             return Err(PodError::unsupported(format!(
                 "the environment of the container is larger than {MAX_ENVIRON} bytes"
             )));
-        }
-        if self.container_of(&process, uid).as_ref() != Some(container) {
-            return Err(PodError::not_found(
-                "the container ended while its environment was read",
-            ));
         }
 
         Ok(environ)
     }
 
-    /// Of each of these containers the process that was started first.
-    fn first_processes(
+    /// Shows all processes of these containers to `look`, and skips those that end meanwhile.
+    fn visit(
         &self,
         uid: &PodUid,
         containers: &[ContainerId],
-    ) -> Result<BTreeMap<ContainerId, Process>, PodError> {
-        let mut found: BTreeMap<ContainerId, Process> = BTreeMap::new();
-        let entries = fs::read_dir(&self.proc).context("cannot list the processes of the node")?;
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let is_process = name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
-            if !is_process {
+        mut look: impl FnMut(&Process) -> io::Result<()>,
+    ) -> Result<(), PodError> {
+        let failed = |error: &io::Error| {
+            let what = "look into the processes of the node";
+            PodError::step(what, error, CapabilitySet::SYS_PTRACE)
+        };
+        let (mut has_seen, mut denied) = (false, None);
+        for entry in fs::read_dir(&self.proc).map_err(|error| failed(&error))? {
+            let name = entry.map_err(|error| failed(&error))?.file_name();
+            if !name.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
                 continue;
             }
-            // What fails here has ended.
-            let Ok(process) = Process::open_at(&self.proc.join(name)) else {
-                continue;
-            };
-            let Some(container) = self.container_of(&process, uid) else {
-                continue;
-            };
-            let is_first = found
-                .get(&container)
-                .is_none_or(|it| it.started > process.started);
-            if containers.contains(&container) && is_first {
-                found.insert(container, process);
+            let mut is_ours = false;
+            let looked =
+                Process::open_at(&self.proc.join(name)).and_then(|process| match process {
+                    Some(process) if self.is_of(&process, uid, containers)? => {
+                        is_ours = true;
+                        look(&process)
+                    }
+                    _ => Ok(()),
+                });
+            match looked {
+                Ok(()) => has_seen |= is_ours,
+                Err(error) if has_ended(&error) => {}
+                // Somebody that nobody may look at, who need not be of the pod.
+                Err(error) if is_denied(&error) && !is_ours => denied = Some(error),
+                Err(error) => return Err(failed(&error)),
             }
         }
 
-        Ok(found)
+        denied
+            .filter(|_| !has_seen)
+            .map_or(Ok(()), |error| Err(failed(&error)))
     }
 
-    fn container_of(&self, process: &Process, uid: &PodUid) -> Option<ContainerId> {
-        let cgroup = process.read("cgroup").ok()?;
+    fn is_of(
+        &self,
+        process: &Process,
+        uid: &PodUid,
+        containers: &[ContainerId],
+    ) -> io::Result<bool> {
+        let cgroup = process.read("cgroup", MAX_SMALL_FILE)?;
+        // Names that are no text are of no kubelet.
+        let cgroup = String::from_utf8_lossy(&cgroup);
+        let container = path_in(&cgroup).and_then(|path| self.pods.container_of(path, uid));
 
-        self.pods.container_of(path_in(&cgroup)?, uid)
+        Ok(container.is_some_and(|it| containers.contains(&it)))
     }
 }
 
 impl Process {
-    fn open_at(path: &std::path::Path) -> io::Result<Self> {
+    /// `None` if it has ended.
+    fn open_at(path: &Path) -> io::Result<Option<Self>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, path, flags, Mode::empty())?;
-        let mut process = Self { dir, started: 0 };
-        process.started = started(&process.read("stat")?)
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        let unknown = Stat {
+            is_dead: false,
+            started: 0,
+            environ: None,
+        };
+        let process = Self { dir, stat: unknown };
+        let stat = process.stat()?.filter(|stat| !stat.is_dead);
 
-        Ok(process)
+        Ok(stat.map(|stat| Self { stat, ..process }))
+    }
+
+    fn again(&self) -> io::Result<Self> {
+        let dir = self.dir.try_clone()?;
+
+        Ok(Self { dir, ..*self })
+    }
+
+    /// `None` if it is no line that we know.
+    fn stat(&self) -> io::Result<Option<Stat>> {
+        let stat = self.read("stat", MAX_SMALL_FILE)?;
+
+        // The name may be no text.
+        Ok(Stat::parse(&String::from_utf8_lossy(&stat)))
     }
 
     fn open(&self, name: &str) -> io::Result<OwnedFd> {
@@ -207,29 +303,33 @@ impl Process {
         Ok(openat(&self.dir, name, flags, Mode::empty())?)
     }
 
-    fn read(&self, name: &str) -> io::Result<String> {
-        let mut text = String::new();
+    fn read(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
         File::from(self.open(name)?)
-            .take(MAX_SMALL_FILE)
-            .read_to_string(&mut text)?;
+            .take(most)
+            .read_to_end(&mut bytes)?;
 
-        Ok(text)
+        Ok(bytes)
     }
 }
 
-/// Field 22 of proc_pid_stat(5); the second one, in parentheses, may hold any character.
-fn started(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(") ")?;
+impl Stat {
+    /// The second field, in parentheses, may hold any character. Of a process that we may not look into
+    /// the last ones are zero.
+    fn parse(stat: &str) -> Option<Self> {
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        let environ = match (field(50), field(51)) {
+            (Some(start @ 1..), Some(end)) => end.checked_sub(start),
+            _ => None,
+        };
 
-    fields.split(' ').nth(22 - 3)?.parse().ok()
-}
-
-fn gone(error: &io::Error) -> PodError {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => PodError::unsupported(
-            "tp-agentd may not look into the processes of the pod: it needs CAP_SYS_PTRACE",
-        ),
-        _ => PodError::not_found("the pod ended while it was looked for"),
+        Some(Self {
+            is_dead: matches!(fields.first()?, &"Z" | &"X" | &"x"),
+            started: field(22)?,
+            environ,
+        })
     }
 }
 
@@ -238,11 +338,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_of_a_process_is_read_behind_its_name() {
-        let fields: Vec<String> = (4..=30).map(|field| field.to_string()).collect();
-        let stat = format!("7 (a) b (c) ) S {}\n", fields.join(" "));
+    fn the_state_of_a_process_is_read_behind_its_name() {
+        let line = |state: &str, last: u64| {
+            let fields: Vec<String> = (4..=last).map(|field| field.to_string()).collect();
+            format!("7 (a) b (c) ) {state} {}\n", fields.join(" "))
+        };
+        let mut stat = Stat {
+            is_dead: false,
+            started: 22,
+            environ: Some(1),
+        };
 
-        assert_eq!(started(&stat), Some(22));
-        assert_eq!(started("7 (a"), None);
+        assert_eq!(Stat::parse(&line("S", 52)), Some(stat));
+        stat.environ = None;
+        assert_eq!(Stat::parse(&line("S", 30)), Some(stat));
+        stat.is_dead = true;
+        assert_eq!(Stat::parse(&line("Z", 30)), Some(stat));
+        assert_eq!(Stat::parse("7 (a"), None);
+        assert_eq!(Stat::parse("7 (a) "), None);
     }
 }

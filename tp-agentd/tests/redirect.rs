@@ -19,8 +19,15 @@ use tp_agent_api::{
     AgentRefusal, AgentReply, AgentRequest, LeaseState, PodIds, PortCounters, RedirectedPort,
 };
 
-use crate::stage::{CONTAINER, HOST_POD, ID, Redirected, Stage, UID, is_gone_soon};
+use crate::{
+    agent::Redirected,
+    stage::{CONTAINER, HOST_POD, ID, Stage, UID, is_gone_soon},
+};
 
+#[path = "redirect/agent.rs"]
+mod agent;
+#[path = "redirect/limits.rs"]
+mod limits;
 #[path = "redirect/stage.rs"]
 mod stage;
 
@@ -57,6 +64,14 @@ fn ask_by(socket: OwnedFd, from: SocketAddr, to: &str) -> io::Result<String> {
 
 fn port(port: u16, probed: bool) -> RedirectedPort {
     RedirectedPort { port, probed }
+}
+
+fn ports_request(redirect: u64, ports: Vec<RedirectedPort>) -> AgentRequest {
+    AgentRequest::Ports {
+        redirect,
+        ports,
+        nodes: None,
+    }
 }
 
 fn counters(stage: &Stage, redirected: &Redirected) -> Vec<PortCounters> {
@@ -107,11 +122,14 @@ fn the_pod_itself_reaches_its_container() {
             ("[::1]:0", "[::1]:8080"),
             ("[::1]:0", POD6),
             ("[fd77::2]:0", POD6),
+            // Another address of the pod.
+            ("10.77.0.3:0", POD4),
+            ("[fd77::3]:0", POD6),
         ] {
             assert_eq!(ask(from, to).unwrap(), CONTAINER, "{from} to {to}");
         }
     });
-    assert_eq!(counters(&stage, &redirected)[0].exempt, 6);
+    assert_eq!(counters(&stage, &redirected)[0].exempt, 8);
     assert_eq!(counters(&stage, &redirected)[0].redirected, 0);
 }
 
@@ -233,7 +251,7 @@ fn ports_that_stay_keep_their_leases() {
     let redirect = redirected.number;
 
     let ports = vec![port(8081, false), port(9999, false)];
-    let (reply, _) = stage.request(&AgentRequest::Ports { redirect, ports });
+    let (reply, _) = stage.request(&ports_request(redirect, ports));
     let AgentReply::Changed { leases } = reply else {
         panic!("{reply:?}");
     };
@@ -242,22 +260,34 @@ fn ports_that_stay_keep_their_leases() {
             .iter()
             .map(|it| (it.port, it.index))
             .collect::<Vec<_>>(),
-        [(8081, 1), (9999, 0)]
+        [(8081, 1), (9999, 2)]
     );
     stage.outside(|| {
         assert_eq!(ask(OUTSIDE4, POD4).unwrap(), CONTAINER);
         let kept = ask(OUTSIDE4, "10.77.0.2:8081").unwrap();
         assert!(kept.starts_with("workstation"));
-        // Its place was another port's, whose lease is not its own.
+        // No lease was given to it, and that of the port that has gone is not its own.
         let fresh = ask(OUTSIDE4, "10.77.0.2:9999").unwrap_err();
         assert_eq!(fresh.kind(), io::ErrorKind::ConnectionRefused);
     });
+    redirected.renew(0, LeaseState::Redirect, 0);
+    let places = (1..=64).map(|added| {
+        let ports = vec![port(8081, false), port(added, false)];
+        let (reply, _) = stage.request(&ports_request(redirect, ports));
+        let AgentReply::Changed { leases } = reply else {
+            panic!("{reply:?}");
+        };
+        leases[0].index
+    });
+    let places: Vec<u32> = places.collect();
+    assert_eq!(places[..4], [3, 4, 5, 6]);
+    assert_eq!(places[60..], [63, 0, 2, 3], "all others were used before");
     for ports in [
         vec![port(1, false); 65],
         vec![port(1, false); 2],
         vec![port(0, false)],
     ] {
-        let (reply, _) = stage.request(&AgentRequest::Ports { redirect, ports });
+        let (reply, _) = stage.request(&ports_request(redirect, ports));
         assert!(matches!(
             reply,
             AgentReply::Refused {

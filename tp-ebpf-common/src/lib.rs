@@ -28,8 +28,8 @@ pub use address::{ADDRESS_BITS, Address, mapped, unmapped};
 pub use alias::AliasUse;
 pub use counter::{Counter, CounterKind};
 pub use redirect::{
-    LEASE_OVER_AFTER_NS, Lease, MAX_NODE_ADDRESSES, MAX_POD_PORTS, POD_LISTENER4, POD_LISTENER6,
-    POD_LISTENERS, PodCounter, PodPort, PortState, pod_port_flags,
+    LEASE_OVER_AFTER_NS, Lease, MAX_NODE_ADDRESSES, MAX_OWN_ADDRESSES, MAX_POD_PORTS,
+    POD_LISTENER4, POD_LISTENER6, POD_LISTENERS, PodCounter, PodPort, PortState, pod_port_flags,
 };
 pub use session::{
     MAX_CGROUP_LEVELS, MAX_PER_SCOPE, MAX_SESSIONS, Mark, ScopeKey, ScopeSessions, SessionEntry,

@@ -4,6 +4,8 @@
 pub const MAX_POD_PORTS: u32 = 64;
 /// Addresses of the node at most.
 pub const MAX_NODE_ADDRESSES: u32 = 64;
+/// Addresses of the pod at most.
+pub const MAX_OWN_ADDRESSES: u32 = 64;
 /// A lease that was renewed longer ago than this, in nanoseconds, is over.
 pub const LEASE_OVER_AFTER_NS: u64 = 5_000_000_000;
 
@@ -70,23 +72,27 @@ pub enum PodCounter {
     LeaseOver,
     /// To the container, because nobody listens at the workstation.
     ClosedToContainer,
-    /// To the container, from the pod itself: by loopback, or from its own address.
+    /// To the container, from the pod itself: by loopback, or from an address of its own.
     Exempt,
     /// To the container, because the kubelet may have made it.
     Probe,
     /// Refused, because nobody listens at the workstation.
     Refused,
+    /// Not as the lease says: the agent has no listener of that family any more, or another program of
+    /// the namespace has chosen a socket where the port is to refuse.
+    Elsewhere,
 }
 
 impl PodCounter {
     /// Every counter, in the order of the map.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Workstation,
         Self::LeaseOver,
         Self::ClosedToContainer,
         Self::Exempt,
         Self::Probe,
         Self::Refused,
+        Self::Elsewhere,
     ];
 
     /// The number of counters of each port.

@@ -1,20 +1,20 @@
 //! The program of one pod, and its maps: a set for each pod, gone with the value that made it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::IpAddr,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, SockMap},
     programs::{SkLookup, sk_lookup::SkLookupLink},
     util::nr_cpus,
 };
 use tp_ebpf_common::{
-    Address, Lease, MAX_NODE_ADDRESSES, MAX_POD_PORTS, POD_LISTENER4, POD_LISTENER6, PodCounter,
-    PodPort, pod_port_flags,
+    Address, Lease, MAX_NODE_ADDRESSES, MAX_OWN_ADDRESSES, MAX_POD_PORTS, POD_LISTENER4,
+    POD_LISTENER6, PodCounter, PodPort, pod_port_flags,
 };
 
 use crate::{
@@ -29,6 +29,7 @@ const REDIRECT: &str = "tp_redirect";
 const PORTS: &str = "PORTS";
 const LEASES: &str = "LEASES";
 const NODES: &str = "NODES";
+const OWN: &str = "OWN";
 const LISTENERS: &str = "LISTENERS";
 const COUNTERS: &str = "COUNTERS";
 
@@ -41,12 +42,23 @@ pub struct PodRedirect {
     ports: HashMap<MapData, u32, PodPort>,
     leases: Array<MapData, Lease>,
     leases_fd: OwnedFd,
-    nodes: HashMap<MapData, Address, u32>,
+    nodes: AddressSet,
+    own: AddressSet,
     counters: PerCpuArray<MapData, u64>,
     _listeners: SockMap<MapData>,
     /// The intercepted ports.
     places: BTreeMap<u16, PodPort>,
-    known_nodes: Vec<Address>,
+    /// Places that no port has, the longest free first: the agent may still write the lease of a port
+    /// that it had.
+    free: VecDeque<u32>,
+}
+
+/// A map of addresses, of which the first that fit are taken.
+struct AddressSet {
+    name: &'static str,
+    map: HashMap<MapData, Address, u32>,
+    capacity: u32,
+    known: Vec<Address>,
 }
 
 /// What was counted for one port since it was intercepted.
@@ -96,7 +108,8 @@ impl PodRedirect {
         };
         let leases_fd = copy(LEASES, data)?;
         let leases = Array::try_from(leases).map_err(broken(LEASES))?;
-        let nodes = typed(&mut ebpf, NODES)?;
+        let nodes = AddressSet::new(&mut ebpf, NODES, MAX_NODE_ADDRESSES)?;
+        let own = AddressSet::new(&mut ebpf, OWN, MAX_OWN_ADDRESSES)?;
         let counters = typed(&mut ebpf, COUNTERS)?;
 
         let redirect = program::<SkLookup>(&mut ebpf, REDIRECT)?;
@@ -110,10 +123,11 @@ impl PodRedirect {
             leases,
             leases_fd,
             nodes,
+            own,
             counters,
             _listeners: listeners,
             places: BTreeMap::new(),
-            known_nodes: Vec::new(),
+            free: (0..MAX_POD_PORTS).collect(),
         })
     }
 
@@ -134,7 +148,8 @@ impl PodRedirect {
         let over: Vec<u16> = self.places.keys().copied().collect();
         for port in over.into_iter().filter(|port| !ports.contains_key(port)) {
             gone(self.ports.remove(&u32::from(port))).map_err(broken(PORTS))?;
-            self.places.remove(&port);
+            let place = self.places.remove(&port);
+            self.free.extend(place.map(|place| place.lease));
         }
         for (port, is_probed) in ports {
             let known = self.places.get(port).map(|place| place.lease);
@@ -148,6 +163,7 @@ impl PodRedirect {
                 .insert(u32::from(*port), place, 0)
                 .map_err(broken(PORTS))?;
             self.places.insert(*port, place);
+            self.free.retain(|index| *index != lease);
         }
         let leases = self.places.iter().map(|(port, place)| (*port, place.lease));
 
@@ -161,19 +177,17 @@ impl PodRedirect {
     ///
     /// Those of bpf(2).
     pub fn set_nodes(&mut self, nodes: &[IpAddr]) -> Result<(), MapError> {
-        let nodes = nodes.iter().take(MAX_NODE_ADDRESSES as usize);
-        let wanted: Vec<Address> = nodes.map(|node| address(*node)).collect();
-        for node in self.known_nodes.drain(..) {
-            if !wanted.contains(&node) {
-                gone(self.nodes.remove(&node)).map_err(broken(NODES))?;
-            }
-        }
-        for node in &wanted {
-            self.nodes.insert(node, 1, 0).map_err(broken(NODES))?;
-        }
-        self.known_nodes = wanted;
+        self.nodes.set(nodes)
+    }
 
-        Ok(())
+    /// Sets the addresses of the pod: connections from them are left to the container, as those by
+    /// loopback are anyway. Of more than 64 the first are taken.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2).
+    pub fn set_own(&mut self, own: &[IpAddr]) -> Result<(), MapError> {
+        self.own.set(own)
     }
 
     /// The map of the leases, which a process without capabilities can map into memory and write: 64
@@ -214,11 +228,11 @@ impl PodRedirect {
         Ok(ports)
     }
 
-    /// A place that no port has, without lease and counts.
+    /// The place that was free for the longest time, without lease and counts.
     fn fresh_lease(&mut self) -> Result<u32, MapError> {
-        let is_taken = |index: &u32| self.places.values().any(|place| place.lease == *index);
-        let index = (0..MAX_POD_PORTS)
-            .find(|index| !is_taken(index))
+        let index = *self
+            .free
+            .front()
             .expect("there are as many places as ports");
         self.leases
             .set(index, Lease::default(), 0)
@@ -240,5 +254,32 @@ impl PodRedirect {
         }
 
         Ok(index)
+    }
+}
+
+impl AddressSet {
+    fn new(ebpf: &mut Ebpf, name: &'static str, capacity: u32) -> Result<Self, MapError> {
+        Ok(Self {
+            name,
+            map: typed(ebpf, name)?,
+            capacity,
+            known: Vec::new(),
+        })
+    }
+
+    fn set(&mut self, addresses: &[IpAddr]) -> Result<(), MapError> {
+        let addresses = addresses.iter().take(self.capacity as usize);
+        let wanted: Vec<Address> = addresses.map(|it| address(*it)).collect();
+        for known in self.known.drain(..) {
+            if !wanted.contains(&known) {
+                gone(self.map.remove(&known)).map_err(broken(self.name))?;
+            }
+        }
+        for address in &wanted {
+            self.map.insert(address, 1, 0).map_err(broken(self.name))?;
+        }
+        self.known = wanted;
+
+        Ok(())
     }
 }

@@ -57,6 +57,8 @@ struct PodRedirection {
     made_for: PodPlan,
     /// As `tp-agentd` has them.
     ports: Vec<RedirectedPort>,
+    /// As `tp-agentd` has them.
+    nodes: Vec<IpAddr>,
     indices: BTreeMap<u16, u32>,
     table: LeaseTable,
     doorway: Arc<Doorway>,
@@ -142,11 +144,11 @@ impl PodTask {
                 message: "no container of the pod runs: its status tells why".into(),
             });
         }
-        let ports = redirected_ports(plan, false);
+        let (ports, nodes) = (redirected_ports(plan, false), probing_nodes(plan));
         let request = AgentRequest::Redirect {
             pod: plan.ids.clone(),
             ports: ports.clone(),
-            nodes: plan.nodes.iter().copied().take(MAX_NODES).collect(),
+            nodes: nodes.clone(),
         };
         let replied = self.agentd.request(request).await?;
         let AgentReply::Redirected { redirect, leases } = replied.reply else {
@@ -170,6 +172,7 @@ impl PodTask {
                 },
                 made_for: plan.clone(),
                 ports,
+                nodes,
                 indices: indices(&leases),
                 table: LeaseTable::map(&fds.leases)?,
                 listeners: Listeners::start(listeners, &doorway)?,
@@ -227,13 +230,15 @@ impl PodTask {
             return ControlFlow::Break(End::Unwanted);
         }
         let ports = redirected_ports(plan, redirection.doorway.is_crowded());
-        if ports != redirection.ports {
+        let nodes = probing_nodes(plan);
+        if ports != redirection.ports || nodes != redirection.nodes {
             // A port whose probes the kernel spares while it is refused: the one ends after the other,
             // and begins before it.
             redirection.renew_leases(plan, |state| state != LeaseState::Refuse);
             let request = AgentRequest::Ports {
                 redirect: redirection.number,
                 ports: ports.clone(),
+                nodes: Some(nodes.clone()),
             };
             match self.agentd.request(request).await.map(|it| it.reply) {
                 Ok(AgentReply::Changed { leases }) => redirection.indices = indices(&leases),
@@ -245,6 +250,7 @@ impl PodTask {
                 }
             }
             redirection.ports = ports;
+            redirection.nodes = nodes;
         }
         redirection.apply(plan);
 
@@ -358,6 +364,10 @@ fn redirected_ports(plan: &PodPlan, is_crowded: bool) -> Vec<RedirectedPort> {
     });
 
     ports.collect()
+}
+
+fn probing_nodes(plan: &PodPlan) -> Vec<IpAddr> {
+    plan.nodes.iter().copied().take(MAX_NODES).collect()
 }
 
 fn indices(leases: &[PortLease]) -> BTreeMap<u16, u32> {

@@ -131,7 +131,7 @@ impl Ports {
                 port.last = Counted {
                     // A connection may be held that was not counted yet.
                     to_workstation: redirected.max(port.last.to_workstation),
-                    to_container: counters.lease_over + counters.container,
+                    to_container: counters.lease_over + counters.container + counters.elsewhere,
                     exempt: counters.exempt + counters.probes + port.probes.passed(),
                     refused: counters.refused,
                 };

@@ -1,31 +1,23 @@
 use std::{
     cell::RefCell,
-    ffi::c_void,
     fs::{self, File},
     io::Write as _,
     net::{TcpListener, TcpStream},
     os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::symlink,
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{PermissionsExt as _, symlink},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command},
-    ptr, thread,
+    thread,
     time::{Duration, Instant},
 };
 
-use rustix::{
-    mm::{MapFlags, ProtFlags, mmap, munmap},
-    net::{Shutdown, SocketFlags, shutdown},
-    thread::{LinkNameSpaceType, move_into_link_name_space},
-    time::{ClockId, clock_gettime},
-};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
-use tp_agent_api::{
-    AgentReply, AgentRequest, LeaseState, MAX_PORTS, PROTOCOL, PodIds, PortLease, RedirectFds,
-    RedirectedPort,
-};
-use tp_packet::{MAX_PACKET, receive, send};
+use tp_agent_api::{AgentReply, AgentRequest, RedirectedPort};
+
+use crate::agent::{Connected, Redirected};
 
 pub(crate) const UID: &str = "3f1c0f0e-8f3a-4f6e-9a51-0c7a1d2e3f40";
 pub(crate) const HOST_POD: &str = "3b0a0c6ed1d3b9ac8e7a3ac4d4fbc3d1";
@@ -35,33 +27,35 @@ pub(crate) const CONTAINER: &str = "container";
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-const TABLE_LEN: usize = MAX_PORTS * 16;
+const SOCKET: &str = "agentd.sock";
+const MANIFEST: &str = include_str!("../../../tp-cli/src/install/manifests/agents.yaml");
+/// The user of the container's process.
+const CONTAINER_USER: &str = "12345";
 
 /// Two network namespaces, the program, and a connection to it.
 pub(crate) struct Stage {
-    connection: RefCell<Option<OwnedFd>>,
+    connection: RefCell<Option<Connected>>,
     program: Child,
+    container: Child,
     outside: Namespace,
     pod: Namespace,
-    _dir: TempDir,
+    dir: TempDir,
 }
+
+/// Ended when it is dropped.
+pub(crate) struct OtherProgram(Child);
 
 /// Deleted when it is dropped.
 struct Namespace(String);
 
-/// A redirect whose listeners are served.
-pub(crate) struct Redirected {
-    pub(crate) number: u64,
-    leases: Vec<PortLease>,
-    listeners: Vec<TcpListener>,
-    table: *mut c_void,
-}
-
-// SAFETY: the memory is shared with the kernel anyway, and lives as long as the value.
-unsafe impl Sync for Redirected {}
-
 impl Stage {
+    /// With the capabilities of the manifest.
     pub(crate) fn new(name: &str) -> Self {
+        Self::under(name, &confined(&capabilities()))
+    }
+
+    /// `under` are programs, with their arguments, that start the program.
+    pub(crate) fn under(name: &str, under: &[String]) -> Self {
         let name = format!("tpag{}{name}", std::process::id());
         let (outside, pod) = (format!("{name}o"), format!("{name}p"));
         let (outside, pod) = (Namespace::new(outside), Namespace::new(pod));
@@ -74,7 +68,10 @@ impl Stage {
                 &outside,
                 &["10.77.0.1/24", "10.77.0.9/24", "fd77::1/64", "fd77::9/64"][..],
             ),
-            (&pod, &["10.77.0.2/24", "fd77::2/64"][..]),
+            (
+                &pod,
+                &["10.77.0.2/24", "10.77.0.3/24", "fd77::2/64", "fd77::3/64"][..],
+            ),
         ] {
             let of = |command: &str| ip(&format!("-n {} {command}", namespace.0));
             of("link set lo up");
@@ -92,58 +89,88 @@ impl Stage {
         });
 
         let dir = tempfile::tempdir().unwrap();
-        make_proc(dir.path(), &outside, &pod);
-        let socket = dir.path().join("agentd.sock");
-        let program = Command::new(env!("CARGO_BIN_EXE_tp-agentd"))
-            .arg("--proc")
-            .arg(dir.path())
-            .arg("--socket")
-            .arg(&socket)
-            .spawn()
-            .unwrap();
-        let connection = tp_packet::socket(SocketFlags::empty()).unwrap();
+        // The agent is another user.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let container = container(&pod);
+        make_proc(dir.path(), &outside, &pod, container.id());
+        let program = program(under, dir.path(), &dir.path().join(SOCKET));
         let stage = Self {
-            connection: RefCell::new(Some(connection.try_clone().unwrap())),
+            connection: RefCell::new(None),
             program,
+            container,
             outside,
             pod,
-            _dir: dir,
+            dir,
         };
-        assert!(is_soon(|| tp_packet::connect(&connection, &socket).is_ok()));
-        drop(connection);
-        let hello = AgentRequest::Hello {
-            version: String::new(),
-            protocol: PROTOCOL,
-        };
-        assert!(matches!(stage.request(&hello).0, AgentReply::Hello { .. }));
+        let connection = stage.connect();
+        connection.greet();
+        stage.connection.replace(Some(connection));
 
         stage
     }
 
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join(SOCKET)
+    }
+
+    pub(crate) fn program(&self) -> u32 {
+        self.program.id()
+    }
+
+    /// What the program takes for `/proc`.
+    pub(crate) fn proc_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Another process of the container, in the network of the node.
+    pub(crate) fn add_process_outside(&self) -> PathBuf {
+        let (from, to) = (self.dir.path().join("100"), self.dir.path().join("102"));
+        fs::create_dir_all(to.join("ns")).unwrap();
+        let outside = format!("/run/netns/{}", self.outside.0);
+        symlink(outside, to.join("ns/net")).unwrap();
+        fs::copy(from.join("cgroup"), to.join("cgroup")).unwrap();
+        fs::copy(from.join("stat"), to.join("stat")).unwrap();
+
+        to
+    }
+
+    /// The program of another pod of the DaemonSet, and a connection to it.
+    pub(crate) fn another_program(&self) -> (OtherProgram, Connected) {
+        let socket = self.dir.path().join("other.sock");
+        let program = program(&confined(&capabilities()), self.dir.path(), &socket);
+        let program = OtherProgram(program);
+        let connection = Connected::to(&socket);
+        connection.greet();
+
+        (program, connection)
+    }
+
+    /// Another connection, which has not said hello.
+    pub(crate) fn connect(&self) -> Connected {
+        Connected::to(&self.socket())
+    }
+
     pub(crate) fn request(&self, request: &AgentRequest) -> (AgentReply, Vec<OwnedFd>) {
         let connection = self.connection.borrow();
-        let connection = connection.as_ref().expect("connected");
-        send(connection, request, &[]).unwrap();
-        let mut buffer = vec![0; MAX_PACKET];
-        let packet = receive(connection, &mut buffer).unwrap();
 
-        (serde_json::from_slice(packet.bytes).unwrap(), packet.fds)
+        connection.as_ref().expect("connected").request(request)
+    }
+
+    /// Sends a request with descriptors, and does not wait.
+    pub(crate) fn send(&self, request: &AgentRequest, fds: &[BorrowedFd<'_>]) {
+        let connection = self.connection.borrow();
+
+        connection.as_ref().expect("connected").send(request, fds);
     }
 
     pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: &[&str]) -> Redirected {
-        let (reply, fds) = self.request(&AgentRequest::Redirect {
-            pod: PodIds {
-                uid: UID.into(),
-                containers: vec![ID.into()],
-            },
-            ports: ports.to_vec(),
-            nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
-        });
-        let AgentReply::Redirected { redirect, leases } = reply else {
-            panic!("{reply:?}");
-        };
+        let connection = self.connection.borrow();
+        let nodes = nodes.iter().map(|node| node.parse().unwrap()).collect();
 
-        Redirected::new(redirect, leases, RedirectFds::from_fds(fds).unwrap())
+        connection
+            .as_ref()
+            .expect("connected")
+            .redirect(ports, nodes)
     }
 
     /// Closes the connection.
@@ -169,8 +196,8 @@ impl Stage {
             .count()
     }
 
-    /// Sockets that listen in the pod at the addresses of our listeners, whoever holds them.
-    pub(crate) fn listeners_of_ours(&self) -> usize {
+    /// The ports of sockets that listen in the pod at the addresses of our listeners, whoever holds them.
+    pub(crate) fn ports_of_ours(&self) -> Vec<u16> {
         self.inside(|| {
             let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
             let tables = [read("tcp").unwrap(), read("tcp6").unwrap()].concat();
@@ -181,19 +208,91 @@ impl Stage {
                     let mut fields = line.split_whitespace();
                     Some((fields.nth(1)?, fields.nth(1)?))
                 })
-                .filter(|(local, state)| {
-                    *state == "0A" && ours.iter().any(|it| local.starts_with(it))
-                })
-                .count()
+                .filter(|(_, state)| *state == "0A")
+                .filter_map(|(local, _)| ours.iter().find_map(|it| local.strip_prefix(it)))
+                .map(|port| u16::from_str_radix(port, 16).unwrap())
+                .collect()
         })
+    }
+
+    pub(crate) fn listeners_of_ours(&self) -> usize {
+        self.ports_of_ours().len()
+    }
+}
+
+impl Drop for OtherProgram {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let _ = self.program.kill();
-        let _ = self.program.wait();
+        for child in [&mut self.program, &mut self.container] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
+}
+
+/// Those that the manifest gives to the program.
+pub(crate) fn capabilities() -> Vec<&'static str> {
+    let mut lines = MANIFEST.lines().map(str::trim);
+    assert!(lines.any(|line| line == "command: [/tp-agentd]"));
+    assert!(lines.any(|line| line == "add:"));
+    let names: Vec<_> = lines
+        .take_while(|line| line.starts_with('#') || line.starts_with("- "))
+        .filter_map(|line| line.strip_prefix("- "))
+        .collect();
+    assert!(!names.is_empty());
+
+    names
+}
+
+/// Starts a program as root with no capabilities but these.
+pub(crate) fn confined(capabilities: &[&str]) -> Vec<String> {
+    let added = capabilities
+        .iter()
+        .map(|it| format!(",+{}", it.to_lowercase()));
+    let bounds = format!("-all{}", added.collect::<String>());
+
+    [
+        "setpriv",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain([bounds])
+    .collect()
+}
+
+fn program(under: &[String], dir: &Path, socket: &Path) -> Child {
+    let own = [env!("CARGO_BIN_EXE_tp-agentd"), "--proc"].map(str::to_owned);
+    let words: Vec<String> = under.iter().cloned().chain(own).collect();
+
+    Command::new(&words[0])
+        .args(&words[1..])
+        .arg(dir)
+        .arg("--socket")
+        .arg(socket)
+        .spawn()
+        .unwrap()
+}
+
+/// The first process of the container, of another user than the program.
+fn container(pod: &Namespace) -> Child {
+    pod.run(|| {
+        Command::new("setpriv")
+            .args(["--reuid", CONTAINER_USER, "--clear-groups", "sleep", "600"])
+            .env_clear()
+            .env("A", "1")
+            .env("SECRET", "x y")
+            .spawn()
+            .unwrap()
+    })
 }
 
 impl Namespace {
@@ -224,81 +323,12 @@ impl Drop for Namespace {
     }
 }
 
-impl Redirected {
-    fn new(number: u64, leases: Vec<PortLease>, fds: RedirectFds) -> Self {
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let table = unsafe {
-            mmap(
-                ptr::null_mut(),
-                TABLE_LEN,
-                protection,
-                flags,
-                &fds.leases,
-                0,
-            )
-        };
-        let listeners: Vec<TcpListener> = [Some(fds.listener4), fds.listener6]
-            .into_iter()
-            .flatten()
-            .map(TcpListener::from)
-            .collect();
-        for listener in &listeners {
-            listener.set_nonblocking(false).unwrap();
-            let listener = listener.try_clone().unwrap();
-            thread::spawn(move || {
-                serve(&listener, |client| {
-                    let port = client.local_addr().unwrap().port();
-                    format!("workstation {} {port}", client.peer_addr().unwrap().ip())
-                });
-            });
-        }
-
-        Self {
-            number,
-            leases,
-            listeners,
-            table: table.unwrap(),
-        }
-    }
-
-    pub(crate) fn renew_all(&self, state: LeaseState) {
-        for lease in &self.leases {
-            self.renew(lease.index, state, 0);
-        }
-    }
-
-    /// Writes a lease that was renewed now, or so many seconds from now.
-    pub(crate) fn renew(&self, index: u32, state: LeaseState, seconds: i64) {
-        let now = clock_gettime(ClockId::Boottime);
-        let renewed = (now.tv_sec + seconds) as u64 * 1_000_000_000 + now.tv_nsec as u64;
-        assert!((index as usize) < MAX_PORTS);
-        // SAFETY: an element of the table, which is mapped as long as `self` lives.
-        unsafe {
-            let lease = self.table.cast::<u64>().add(index as usize * 2);
-            lease.add(1).cast::<u32>().write_volatile(state as u32);
-            lease.write_volatile(renewed);
-        }
-    }
-}
-
-impl Drop for Redirected {
-    fn drop(&mut self) {
-        for listener in &self.listeners {
-            // Ends its thread.
-            let _ = shutdown(listener, Shutdown::Both);
-        }
-        // SAFETY: mapped above, with this length; no reference into it is kept.
-        let _ = unsafe { munmap(self.table, TABLE_LEN) };
-    }
-}
-
 /// Polls until there is nothing left.
 pub(crate) fn is_gone_soon(count: impl Fn() -> usize) -> bool {
     is_soon(|| count() == 0)
 }
 
-fn is_soon(check: impl Fn() -> bool) -> bool {
+pub(crate) fn is_soon(check: impl Fn() -> bool) -> bool {
     let due = Instant::now() + WAIT_TIMEOUT;
     loop {
         if check() {
@@ -313,7 +343,7 @@ fn is_soon(check: impl Fn() -> bool) -> bool {
 }
 
 /// Answers every connection, until the listener does not listen any more.
-fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
+pub(crate) fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
     while let Ok((mut client, _)) = listener.accept() {
         let text = answer(&client);
         // The client may have gone.
@@ -322,7 +352,7 @@ fn serve(listener: &TcpListener, answer: impl Fn(&TcpStream) -> String) {
 }
 
 /// A node with two processes of the pod's container, and one of a pod with the network of the node.
-fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace) {
+fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace, container: u32) {
     let node_netns = format!("/run/netns/{}", node.0);
     let pod_netns = format!("/run/netns/{}", pod.0);
     let own = format!(
@@ -336,8 +366,7 @@ fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace) {
     for (process, cgroup, netns, started, environ) in [
         ("1", "init.scope", node_netns.as_str(), 1, "A=0\0"),
         ("self", own.as_str(), "/proc/self/ns/net", 2, ""),
-        ("99", &path(UID), &pod_netns, 9, "A=2\0"),
-        ("100", &path(UID), &pod_netns, 5, "A=1\0SECRET=x y\0"),
+        ("99", &path(UID), &pod_netns, u64::MAX, "A=2\0"),
         ("101", &path(HOST_POD), &node_netns, 4, "A=3\0"),
     ] {
         let dir = proc.join(process);
@@ -352,6 +381,39 @@ fn make_proc(proc: &Path, node: &Namespace, pod: &Namespace) {
         fs::write(dir.join("stat"), format!("9 (x) S {zeros}{started} 0 0\n")).unwrap();
         fs::write(dir.join("environ"), environ).unwrap();
         symlink(netns, dir.join("ns/net")).unwrap();
+    }
+
+    // One that has ended, and was not asked about.
+    let dead = proc.join("98");
+    fs::create_dir_all(&dead).unwrap();
+    fs::write(
+        dead.join("cgroup"),
+        format!("0::/kubepods.slice/{}\n", path(UID)),
+    )
+    .unwrap();
+    fs::write(
+        dead.join("stat"),
+        format!("9 (x) Z {}1 0 0\n", "0 ".repeat(18)),
+    )
+    .unwrap();
+
+    let dir = proc.join("100");
+    let real = |name: &str| PathBuf::from(format!("/proc/{container}/{name}"));
+    fs::create_dir_all(dir.join("ns")).unwrap();
+    fs::write(
+        dir.join("cgroup"),
+        format!("0::/kubepods.slice/{}\n", path(UID)),
+    )
+    .unwrap();
+    let is_ready = || fs::read(real("comm")).unwrap() == b"sleep\n";
+    assert!(is_soon(is_ready), "the container's process has not started");
+    let stat = fs::read_to_string(real("stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    // A name that is no text.
+    let stat = [b"100 (\xFF) ", fields.as_bytes()].concat();
+    fs::write(dir.join("stat"), stat).unwrap();
+    for name in ["environ", "ns/net"] {
+        symlink(real(name), dir.join(name)).unwrap();
     }
 }
 
