@@ -46,7 +46,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time between two news.
 const NEWS_INTERVAL: Duration = Duration::from_secs(1);
 /// Changes within this time are told together.
-const COALESCE: Duration = Duration::from_millis(10);
+const COALESCE_INTERVAL: Duration = Duration::from_millis(10);
 /// Of the leases in one message, in bytes: the protocol allows 16 KiB.
 const MAX_NEWS: usize = 15 << 10;
 
@@ -224,7 +224,7 @@ impl Agents {
                 }
             }
             while let Ok(Ok(())) = timeout_at(due, changes.changed()).await {
-                sleep(COALESCE).await;
+                sleep(COALESCE_INTERVAL).await;
                 if self.intercepts.leases() != leases {
                     break;
                 }

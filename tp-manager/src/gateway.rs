@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use quota::{Quota, Quotas};
+pub(crate) use quota::{Quotas, SessionQuota};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -23,7 +23,7 @@ use tp_proto::allow::Allow;
 use tp_transport::{CloseCode, Peer, SessionRef, TunnelServer, tune_link};
 
 use crate::{
-    access::Access, grpc::Replica, housekeeping::Disconnected, intercepts::Intercepts,
+    access::Access, disconnected::Disconnected, grpc::Replica, intercepts::Intercepts,
     model::SharedModel, publish::Publisher, sessions::Sessions,
 };
 

@@ -33,12 +33,12 @@ use tp_transport::SessionRef;
 
 use crate::{
     access::User,
-    housekeeping::Disconnected,
+    disconnected::Disconnected,
     index::{self, SyncedPart},
     model::{ObjectName, Update},
     sessions::Sessions,
 };
-use serving::{Left, MAX_SILENCE, Presence, Served};
+use serving::{Left, Presence, SILENT_AFTER, Served};
 use taking::{EndedIntercepts, Taken};
 
 /// Age of the standings at which they are derived again: Sessions expire without an event.
@@ -308,7 +308,7 @@ impl Intercepts {
     fn silence(&self, session: &SessionRef) -> Option<Duration> {
         let silent = lock(&self.served).get(session)?.peer.silent_for();
 
-        (silent > MAX_SILENCE).then_some(silent)
+        (silent > SILENT_AFTER).then_some(silent)
     }
 
     /// The leases that agents get now: of Intercepts whose session is here and has announced them, or

@@ -10,6 +10,7 @@
 mod access;
 mod agents;
 mod args;
+mod disconnected;
 mod gateway;
 mod grpc;
 mod health;

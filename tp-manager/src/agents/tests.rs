@@ -22,8 +22,8 @@ use tp_transport::{
 
 use super::*;
 use crate::{
+    disconnected::Disconnected,
     gateway::Quotas,
-    housekeeping::Disconnected,
     intercepts::serving::{Announcing, ServedGuard},
     model::{Pod, Update},
     policy::Policy,

@@ -27,7 +27,7 @@ struct UserQuota {
 
 /// The quota of one connected session; released when dropped.
 #[derive(Debug)]
-pub(crate) struct Quota {
+pub(crate) struct SessionQuota {
     user: Arc<UserQuota>,
     flows: Arc<Semaphore>,
     _session: OwnedSemaphorePermit,
@@ -42,7 +42,7 @@ pub(crate) struct FlowPermit {
 
 impl Quotas {
     /// Admits another session of `user`; the error is a sentence for them.
-    pub(crate) fn enter(&self, user: &str) -> Result<Quota, String> {
+    pub(crate) fn enter(&self, user: &str) -> Result<SessionQuota, String> {
         let quota = self.of(user);
         let session = Arc::clone(&quota.sessions)
             .try_acquire_owned()
@@ -53,7 +53,7 @@ impl Quotas {
                 )
             })?;
 
-        Ok(Quota {
+        Ok(SessionQuota {
             user: quota,
             flows: Arc::new(Semaphore::new(SESSION_FLOWS)),
             _session: session,
@@ -76,7 +76,7 @@ impl Quotas {
     }
 }
 
-impl Quota {
+impl SessionQuota {
     /// Admits another flow; the error is a sentence for the user.
     pub(crate) fn flow(&self) -> Result<FlowPermit, String> {
         let session = Arc::clone(&self.flows).try_acquire_owned();

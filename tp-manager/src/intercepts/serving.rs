@@ -14,13 +14,13 @@ use tp_proto::tunnel::LocalIntercepts;
 use tp_transport::{CloseCode, ClosedReason, Peer, SessionRef};
 
 use super::{Intercepts, bump};
-use crate::gateway::Quota;
+use crate::gateway::SessionQuota;
 
 /// Intercepts of one session, and ports of one Intercept.
 const MAX_ANNOUNCED: usize = 64;
 const MAX_PORTS: usize = 32;
 /// A client that is silent for longer gets no connections: it probes each second.
-pub(super) const MAX_SILENCE: Duration = Duration::from_secs(2);
+pub(super) const SILENT_AFTER: Duration = Duration::from_secs(2);
 
 /// Whether something listens, by port, by UID of the Intercept.
 type Announced = BTreeMap<String, BTreeMap<u16, bool>>;
@@ -28,7 +28,7 @@ type Announced = BTreeMap<String, BTreeMap<u16, bool>>;
 /// A connected session.
 pub(crate) struct Served {
     pub(crate) peer: Peer,
-    pub(crate) quota: Arc<Quota>,
+    pub(crate) quota: Arc<SessionQuota>,
     calls: Mutex<Calls>,
 }
 
@@ -102,7 +102,7 @@ impl Served {
         (unannounced.max(silent) < DISCONNECTED_AFTER).then(|| Presence {
             session: self.session().clone(),
             announced: Arc::clone(&calls.announced),
-            is_quiet: calls.ended.is_some() || silent > MAX_SILENCE,
+            is_quiet: calls.ended.is_some() || silent > SILENT_AFTER,
         })
     }
 
@@ -113,7 +113,7 @@ impl Served {
 
 impl Intercepts {
     /// Serves the Intercepts of a session until the guard is dropped.
-    pub(crate) fn serve(self: &Arc<Self>, peer: Peer, quota: Arc<Quota>) -> ServedGuard {
+    pub(crate) fn serve(self: &Arc<Self>, peer: Peer, quota: Arc<SessionQuota>) -> ServedGuard {
         let session = peer.session().clone();
         // It stands until the session announces something else.
         let before = lock(&self.served).get(&session).map(|before| before.left());

@@ -24,7 +24,7 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bounds the wait for the pods.
 const REDIRECT_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How often it is tried to delete the object of an intercept that nobody wants any more.
 const MAX_TRIES: usize = 3;
 
@@ -270,7 +270,7 @@ impl OwnIntercepts {
                 }
             }
             if tried < MAX_TRIES {
-                sleep(RETRY_PAUSE).await;
+                sleep(RETRY_DELAY).await;
             }
         }
         // The manager collects the object with the Session.
