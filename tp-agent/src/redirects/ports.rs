@@ -127,12 +127,13 @@ impl Ports {
     pub(super) fn count(&mut self, counters: &[PortCounters]) {
         for counters in counters {
             if let Some(port) = self.0.get_mut(&counters.port) {
-                let redirected = counters.redirected.saturating_sub(port.probes.held());
+                let redirected = counters.redirected.saturating_sub(port.probes.get());
                 port.last = Counted {
                     // A connection may be held that was not counted yet.
                     to_workstation: redirected.max(port.last.to_workstation),
                     to_container: counters.lease_over + counters.container,
-                    exempt: counters.exempt + counters.probes + port.probes.passed(),
+                    // Probes that were passed through came to the container from the pod itself.
+                    exempt: counters.exempt + counters.probes,
                     refused: counters.refused,
                 };
             }
