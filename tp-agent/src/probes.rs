@@ -71,6 +71,10 @@ pub(crate) struct ContainerDoor {
 pub(crate) struct ProbeCounts(AtomicU64);
 
 impl ProbeCounts {
+    pub(crate) fn count_one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -84,7 +88,7 @@ impl ProbedPort {
         mut client: TcpStream,
         local: SocketAddr,
     ) -> io::Result<Option<(TcpStream, Vec<u8>)>> {
-        self.counts.0.fetch_add(1, Ordering::Relaxed);
+        self.counts.count_one();
         let head = read_head(&mut client).await;
         if !head
             .as_ref()

@@ -301,6 +301,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_to_the_container_for_probes_is_said_and_no_obstacle() {
+        let mut plan = plan(&[
+            (80, "i", LeaseState::Redirect),
+            (81, "i", LeaseState::Redirect),
+        ]);
+        plan.ports.get_mut(&81).unwrap().probed = true;
+        let mut ports = Ports::default();
+        ports.follow(&plan);
+        ports.end_test(80, "i", Proof::Unseen, true);
+        ports.end_test(81, "i", Proof::Taken, true);
+        // One connection of two is a probe.
+        ports.probes(80).count_one();
+        ports.count(&[counted(80, 2)]);
+
+        let report = &ports.reports("1", &plan, &[])[0];
+
+        assert_eq!(report.phase(), PodPhase::Redirected);
+        assert_eq!(report.reason, format!("port 80 {UNSEEN}; port 81 {PROBED}"));
+        assert_eq!(report.ports[0].to_workstation, 1);
+    }
+
+    #[test]
     fn a_proof_of_another_state_or_intercept_is_none() {
         let plan = plan(&[(80, "i", LeaseState::Redirect)]);
         let mut ports = Ports::default();
