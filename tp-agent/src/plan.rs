@@ -110,7 +110,7 @@ impl Round {
         }
         let Self { leases, has_more } = std::mem::take(self);
         if has_more {
-            tracing::warn!(MAX_LEASES, "A manager has more intercepts than are served");
+            tracing::warn!(MAX_LEASES, "Manager has more intercepts than are served");
         }
 
         Some(leases)

@@ -257,6 +257,7 @@ async fn news_go_both_ways() {
             intercept: "8a4e".into(),
             ..Lease::default()
         }],
+        ..ManagerNews::default()
     };
     let report = AgentNews {
         pods: vec![PodReport {

@@ -20,7 +20,7 @@ use crate::gateway::Quota;
 const MAX_ANNOUNCED: usize = 64;
 const MAX_PORTS: usize = 32;
 /// A client that is silent for longer gets no connections: it probes each second.
-const MAX_SILENCE: Duration = Duration::from_secs(2);
+const SILENT_AFTER: Duration = Duration::from_secs(2);
 
 /// Whether something listens, by port, by UID of the Intercept.
 type Announced = BTreeMap<String, BTreeMap<u16, bool>>;
@@ -102,7 +102,7 @@ impl Served {
         (unannounced.max(silent) < DISCONNECTED_AFTER).then(|| Presence {
             session: self.session().clone(),
             announced: Arc::clone(&calls.announced),
-            is_quiet: calls.ended.is_some() || silent > MAX_SILENCE,
+            is_quiet: calls.ended.is_some() || silent > SILENT_AFTER,
         })
     }
 
