@@ -66,20 +66,17 @@ pub(crate) struct ContainerDoor {
 }
 
 /// Connections that the kernel gave to the listener, but that are not carried to the workstation.
+/// Those of which it is not known yet are among them.
 #[derive(Debug, Default)]
-pub(crate) struct ProbeCounts {
-    /// With those of which it is not known yet.
-    held: AtomicU64,
-    passed: AtomicU64,
-}
+pub(crate) struct ProbeCounts(AtomicU64);
 
 impl ProbeCounts {
-    pub(crate) fn held(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
+    pub(crate) fn count_one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn passed(&self) -> u64 {
-        self.passed.load(Ordering::Relaxed)
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -91,16 +88,15 @@ impl ProbedPort {
         mut client: TcpStream,
         local: SocketAddr,
     ) -> io::Result<Option<(TcpStream, Vec<u8>)>> {
-        self.counts.held.fetch_add(1, Ordering::Relaxed);
+        self.counts.count_one();
         let head = read_head(&mut client).await;
         if !head
             .as_ref()
             .is_ok_and(|head| asker(head) == Asker::Kubelet)
         {
-            self.counts.held.fetch_sub(1, Ordering::Relaxed);
+            self.counts.0.fetch_sub(1, Ordering::Relaxed);
             return Ok(Some((client, head?)));
         }
-        self.counts.passed.fetch_add(1, Ordering::Relaxed);
         let head = head?;
         let passed = self.pass(client, local, &head);
         timeout(PASS_TIMEOUT, passed).await??;

@@ -127,12 +127,13 @@ impl Ports {
     pub(super) fn count(&mut self, counters: &[PortCounters]) {
         for counters in counters {
             if let Some(port) = self.0.get_mut(&counters.port) {
-                let redirected = counters.redirected.saturating_sub(port.probes.held());
+                let redirected = counters.redirected.saturating_sub(port.probes.get());
                 port.last = Counted {
                     // A connection may be held that was not counted yet.
                     to_workstation: redirected.max(port.last.to_workstation),
                     to_container: counters.lease_over + counters.container + counters.elsewhere,
-                    exempt: counters.exempt + counters.probes + port.probes.passed(),
+                    // Probes that were passed through came to the container from the pod itself.
+                    exempt: counters.exempt + counters.probes,
                     refused: counters.refused,
                 };
             }
@@ -297,6 +298,28 @@ mod tests {
         // Once it listens there is more to prove.
         assert!(ports.begin_test(81, LeaseState::Redirect));
         assert!(!ports.begin_test(80, LeaseState::Redirect));
+    }
+
+    #[test]
+    fn what_is_left_to_the_container_for_probes_is_said_and_no_obstacle() {
+        let mut plan = plan(&[
+            (80, "i", LeaseState::Redirect),
+            (81, "i", LeaseState::Redirect),
+        ]);
+        plan.ports.get_mut(&81).unwrap().probed = true;
+        let mut ports = Ports::default();
+        ports.follow(&plan);
+        ports.end_test(80, "i", Proof::Unseen, true);
+        ports.end_test(81, "i", Proof::Taken, true);
+        // One connection of two is a probe.
+        ports.probes(80).count_one();
+        ports.count(&[counted(80, 2)]);
+
+        let report = &ports.reports("1", &plan, &[])[0];
+
+        assert_eq!(report.phase(), PodPhase::Redirected);
+        assert_eq!(report.reason, format!("port 80 {UNSEEN}; port 81 {PROBED}"));
+        assert_eq!(report.ports[0].to_workstation, 1);
     }
 
     #[test]

@@ -107,6 +107,15 @@ impl Stage {
 
     pub(crate) fn agent_with(&self, managers: &[&Manager], facts: Facts) -> NodeAgent {
         let (_, facts) = watch::channel(facts);
+
+        self.agent_following(managers, facts)
+    }
+
+    pub(crate) fn agent_following(
+        &self,
+        managers: &[&Manager],
+        facts: watch::Receiver<Facts>,
+    ) -> NodeAgent {
         let managers = managers.iter().enumerate();
         let managers = managers.map(|(at, it)| (format!("tp-manager-{at}"), it.address));
         let (_, managers) = watch::channel(managers.collect());
