@@ -1,6 +1,7 @@
 //! What keeps the program, and what it keeps, from more than it is for.
 
 use std::{
+    cell::RefCell,
     fs,
     io::Write as _,
     net::{TcpListener, TcpStream},
@@ -21,7 +22,7 @@ use crate::{
     NODE4, OUTSIDE4, POD4,
     agent::{Connected, Redirected, redirect_request},
     ask, port,
-    stage::{CONTAINER, ID, Stage, UID, capabilities, confined, is_gone_soon},
+    stage::{CONTAINER, ID, Stage, UID, capabilities, confined, is_gone_soon, is_soon},
 };
 
 const AGENT_USER: u32 = 65532;
@@ -327,9 +328,14 @@ fn a_connection_that_sends_descriptors_ends() {
     kill_process(program, Signal::CONT).unwrap();
 
     assert!(is_gone_soon(|| stage.links()));
-    // There are four places: none is lost.
-    let others: Vec<Connected> = (0..4).map(|_| stage.connect()).collect();
-    others.iter().for_each(Connected::greet);
+    // There are four places: none is lost. It gives its own back last.
+    let others = RefCell::new(Vec::new());
+    assert!(is_soon(|| {
+        let other = stage.connect();
+        let is_served = other.try_request(&hello()).is_some();
+        others.borrow_mut().extend(is_served.then_some(other));
+        others.borrow().len() == 4
+    }));
     let is_open = fs::read_dir(format!("/proc/{}/task", stage.program())).unwrap();
     assert_eq!(is_open.count(), 6, "the one that closes is still there");
 }
