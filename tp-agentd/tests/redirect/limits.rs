@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    fs,
+    fs::{self, DirEntry},
     io::Write as _,
     net::{TcpListener, TcpStream},
     os::{fd::AsFd as _, unix::fs::symlink},
@@ -320,6 +320,12 @@ fn a_connection_that_sends_descriptors_ends() {
     });
 
     kill_process(program, Signal::STOP).unwrap();
+    let tasks = || fs::read_dir(format!("/proc/{}/task", stage.program())).unwrap();
+    let is_stopped = |task: DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap();
+        stat.contains(") T ")
+    };
+    assert!(is_soon(|| tasks().flatten().all(is_stopped)));
     let counters = AgentRequest::Counters { redirect: 1 };
     stage.send(&counters, &[stuck.0.as_fd()]);
     // The program has it alone.
@@ -336,8 +342,7 @@ fn a_connection_that_sends_descriptors_ends() {
         others.borrow_mut().extend(is_served.then_some(other));
         others.borrow().len() == 4
     }));
-    let is_open = fs::read_dir(format!("/proc/{}/task", stage.program())).unwrap();
-    assert_eq!(is_open.count(), 6, "the one that closes is still there");
+    assert_eq!(tasks().count(), 6, "the one that closes is still there");
 }
 
 #[test]
