@@ -57,7 +57,7 @@ struct Stat {
 }
 
 /// What a process was started with.
-pub(crate) struct ReadEnviron {
+pub(crate) struct StartEnviron {
     pub(crate) bytes: Vec<u8>,
     /// How many the kernel placed, if it tells.
     pub(crate) placed: Option<u64>,
@@ -172,7 +172,7 @@ impl Processes {
         &self,
         uid: &PodUid,
         container: &ContainerId,
-    ) -> Result<ReadEnviron, PodError> {
+    ) -> Result<StartEnviron, PodError> {
         let containers = std::slice::from_ref(container);
         let mut first: Option<Process> = None;
         self.visit(uid, containers, |process| {
@@ -186,11 +186,11 @@ impl Processes {
             PodError::not_found("no process of the container runs on this node: has it ended?")
         })?;
         let ended = || PodError::not_found("the container ended while its environment was read");
-        let read = || -> io::Result<(ReadEnviron, bool)> {
+        let read = || -> io::Result<(StartEnviron, bool)> {
             let bytes = process.read("environ", MAX_ENVIRON as u64 + 1)?;
             let placed = process.stat()?.and_then(|stat| stat.environ);
             let is_same = self.is_of(&process, uid, containers)?;
-            Ok((ReadEnviron { bytes, placed }, is_same))
+            Ok((StartEnviron { bytes, placed }, is_same))
         };
         let (environ, is_same) = read().map_err(|error| match has_ended(&error) {
             true => ended(),

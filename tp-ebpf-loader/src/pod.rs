@@ -35,7 +35,7 @@ const COUNTERS: &str = "COUNTERS";
 
 /// The program of a pod, attached to its network namespace, with the listeners it redirects to.
 /// Dropping it detaches the program: the containers serve all ports again. It needs Linux 5.9, for
-/// `sk_lookup`.
+/// `sk_lookup`, and a limit of locked memory until Linux 5.11.
 pub struct PodRedirect {
     // Fields drop in this order: first of all the program is detached.
     _link: SkLookupLink,

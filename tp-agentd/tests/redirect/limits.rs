@@ -1,7 +1,8 @@
 //! What keeps the program, and what it keeps, from more than it is for.
 
 use std::{
-    fs,
+    cell::RefCell,
+    fs::{self, DirEntry},
     io::Write as _,
     net::{TcpListener, TcpStream},
     os::{fd::AsFd as _, unix::fs::symlink},
@@ -21,7 +22,7 @@ use crate::{
     NODE4, OUTSIDE4, POD4,
     agent::{Connected, Redirected, redirect_request},
     ask, port,
-    stage::{CONTAINER, ID, Stage, UID, capabilities, confined, is_gone_soon},
+    stage::{CONTAINER, ID, Stage, UID, capabilities, confined, is_gone_soon, is_soon},
 };
 
 const AGENT_USER: u32 = 65532;
@@ -319,6 +320,12 @@ fn a_connection_that_sends_descriptors_ends() {
     });
 
     kill_process(program, Signal::STOP).unwrap();
+    let tasks = || fs::read_dir(format!("/proc/{}/task", stage.program())).unwrap();
+    let is_stopped = |task: DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap();
+        stat.contains(") T ")
+    };
+    assert!(is_soon(|| tasks().flatten().all(is_stopped)));
     let counters = AgentRequest::Counters { redirect: 1 };
     stage.send(&counters, &[stuck.0.as_fd()]);
     // The program has it alone.
@@ -327,11 +334,15 @@ fn a_connection_that_sends_descriptors_ends() {
     kill_process(program, Signal::CONT).unwrap();
 
     assert!(is_gone_soon(|| stage.links()));
-    // There are four places: none is lost.
-    let others: Vec<Connected> = (0..4).map(|_| stage.connect()).collect();
-    others.iter().for_each(Connected::greet);
-    let is_open = fs::read_dir(format!("/proc/{}/task", stage.program())).unwrap();
-    assert_eq!(is_open.count(), 6, "the one that closes is still there");
+    // There are four places: none is lost. It gives its own back last.
+    let others = RefCell::new(Vec::new());
+    assert!(is_soon(|| {
+        let other = stage.connect();
+        let is_served = other.try_request(&hello()).is_some();
+        others.borrow_mut().extend(is_served.then_some(other));
+        others.borrow().len() == 4
+    }));
+    assert_eq!(tasks().count(), 6, "the one that closes is still there");
 }
 
 #[test]
