@@ -196,22 +196,35 @@ impl Testbed {
 
     /// The manager's processes on this machine, each with the name of its pod.
     pub fn managers(&self) -> Vec<(u32, String)> {
-        let processes = fs::read_dir("/proc").expect("there is a /proc");
-        processes
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter_map(|pid: u32| Some((pid, self.pod_of_manager(pid)?)))
+        let pod_of = |pid: u32| {
+            let environment = fs::read_to_string(format!("/proc/{pid}/environ")).ok()?;
+            let pod = environment
+                .split('\0')
+                .find_map(|variable| variable.strip_prefix("POD_NAME="));
+            pod.map(str::to_owned)
+        };
+        let managers = self.processes("tp-manager").into_iter();
+
+        managers
+            .filter_map(|pid| Some((pid, pod_of(pid)?)))
             .collect()
     }
 
-    fn pod_of_manager(&self, pid: u32) -> Option<String> {
-        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
-        let is_ours = read("comm")?.trim_end() == "tp-manager"
-            && read("cgroup")?.contains(&format!("/{}", self.prefix));
-        let environment = read("environ").filter(|_| is_ours)?;
-        let pod = environment
-            .split('\0')
-            .find_map(|variable| variable.strip_prefix("POD_NAME="));
-        pod.map(str::to_owned)
+    /// The processes of this name in the cluster.
+    pub fn processes(&self, name: &str) -> Vec<u32> {
+        let is_ours = |pid: u32| {
+            let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+            Some(
+                read("comm")?.trim_end() == name
+                    && read("cgroup")?.contains(&format!("/{}", self.prefix)),
+            )
+        };
+        let processes = fs::read_dir("/proc").expect("there is a /proc");
+
+        processes
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| is_ours(*pid) == Some(true))
+            .collect()
     }
 
     fn nft(&self, rules: &str) {

@@ -1,11 +1,14 @@
 //! Whatever dies or comes back, exactly the right pods are intercepted, and no pod is restarted.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use tp_e2e::{
     cluster::{Impairment, testbed, text},
-    process::{PATIENCE, eventually, run, signal},
+    process::{PATIENCE, eventually, kill_if_there, run, signal},
     workstation::Workstation,
 };
 
@@ -234,26 +237,107 @@ fn traces(target: &Target) -> String {
     ports.join(" ")
 }
 
+/// Rounds of a test, of which `cargo xtask soak` wants more.
+fn rounds(usual: usize) -> usize {
+    let text = std::env::var("TP_ROUNDS").ok();
+
+    text.and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// Private memory of all processes of tp that have this name, in KiB.
+#[track_caller]
+fn memory(name: &str) -> u64 {
+    let of = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+
+    testbed().processes(name).into_iter().filter_map(of).sum()
+}
+
 #[test]
-fn nothing_is_left_in_a_pod_that_was_intercepted() {
+fn cycles_leave_nothing_in_the_pod_and_let_nothing_grow() {
+    const PROGRAMS: [&str; 3] = ["tp-agent", "tp-agentd", "tp-manager"];
+    /// For buffers that are kept, and samples that come late.
+    const SLACK: u64 = 4096;
+
     let target = Target::new("e2e-traces", 1);
     let before = traces(&target);
     let workstation = connected();
     let _handler = Handler::start(&workstation, 18108);
     let url = target.url();
-
-    for _ in 0..10 {
+    let cycle = || {
         workstation
             .tp(&["intercept", "e2e-traces", "--port", "18108:http"])
             .expect_success();
         assert_eq!(ask(&url).stdout, FROM_WORKSTATION);
-        assert_ne!(traces(&target), before);
+    };
+    let leave = || {
         workstation.tp(&["leave", "e2e-traces"]).expect_success();
         expect_pod(&url);
+    };
+
+    cycle();
+    assert_ne!(traces(&target), before);
+    leave();
+    let at_first = PROGRAMS.map(memory);
+    for _ in 0..rounds(50) {
+        cycle();
+        leave();
     }
 
     eventually("the pod to be as before", CHANGE, || {
         let now = traces(&target);
         if now == before { Ok(()) } else { Err(now) }
     });
+    for (program, first) in PROGRAMS.into_iter().zip(at_first) {
+        let now = memory(program);
+        assert!(
+            now < first + SLACK,
+            "{program}: {first} KiB, then {now} KiB"
+        );
+    }
+    assert_eq!(target.restarts(), 0);
+}
+
+/// What is killed.
+const VICTIMS: [&str; 3] = ["tp-agent", "tp-agentd", "tp-manager"];
+/// Until the pod serves again: the lease, and a moment.
+const SERVED: Duration = Duration::from_secs(7);
+
+#[test]
+fn kills_of_any_part_under_load_never_keep_the_traffic_for_longer_than_a_lease() {
+    let mut scene = Scene::new("e2e-kills", 2, 18109);
+    scene.workstation.may_warn();
+    let url = scene.target.url();
+    let seed = fastrand::u64(..);
+    fastrand::seed(seed);
+    for round in 0..rounds(5) {
+        let victim = VICTIMS[fastrand::usize(..VICTIMS.len())];
+        println!("round {round} of seed {seed}: {victim}");
+        for pid in testbed().processes(victim) {
+            kill_if_there(pid, Signal::KILL);
+        }
+
+        eventually("an answer of somebody", SERVED, || {
+            let answer = ask(&url);
+            match answer.status.success() {
+                true => Ok(()),
+                false => Err(answer.to_string()),
+            }
+        });
+        // A fresh pod waits for no back-off of the kubelet.
+        let (namespace, component) = match victim {
+            "tp-manager" => ("tp-system", "manager"),
+            _ => ("tp-agents", "agent"),
+        };
+        let selector = format!("--selector=app.kubernetes.io/component={component}");
+        testbed().kubectl(&["delete", "pods", "--namespace", namespace, &selector]);
+        testbed().manager_ready();
+        scene.expect_all(2);
+    }
+    assert_eq!(scene.target.restarts(), 0);
 }

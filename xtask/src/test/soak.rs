@@ -18,12 +18,26 @@ struct Long {
     value: &'static str,
 }
 
-const LONG: [Long; 1] = [Long {
-    program: "chaos",
-    test: "whatever_is_started_quit_and_killed_the_next_connect_works_and_quitting_leaves_nothing",
-    variable: "TP_ROUNDS",
-    value: "50",
-}];
+const LONG: [Long; 3] = [
+    Long {
+        program: "chaos",
+        test: "whatever_is_started_quit_and_killed_the_next_connect_works_and_quitting_leaves_nothing",
+        variable: "TP_ROUNDS",
+        value: "50",
+    },
+    Long {
+        program: "intercepts",
+        test: "failures::cycles_leave_nothing_in_the_pod_and_let_nothing_grow",
+        variable: "TP_ROUNDS",
+        value: "2000",
+    },
+    Long {
+        program: "intercepts",
+        test: "failures::kills_of_any_part_under_load_never_keep_the_traffic_for_longer_than_a_lease",
+        variable: "TP_ROUNDS",
+        value: "50",
+    },
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
