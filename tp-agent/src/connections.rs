@@ -15,6 +15,7 @@ use tp_process::sync::lock;
 use tp_transport::{
     InterceptedFrom, SpliceCounters,
     agents::{AgentFlow, carry},
+    keep_alive,
     splice::failed,
 };
 
@@ -53,6 +54,8 @@ impl AcceptedConnection {
     /// Closed from now on in any way but the orderly one, it is reset.
     pub(crate) fn new(client: TcpStream, permit: OwnedSemaphorePermit) -> std::io::Result<Self> {
         SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+        // A client that vanished would keep its place.
+        keep_alive(&client)?;
 
         Ok(Self {
             local: canonical(client.local_addr()?),

@@ -17,7 +17,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tp_core::backoff::Backoff;
 use tp_process::sync::lock;
 use tp_proto::agent::{AgentNews, ManagerNews, PodReport};
-use tp_transport::agents::{AgentControl, AgentError, IdleCarrier, Receiver, Sender};
+use tp_transport::{
+    agents::{AgentControl, AgentError, IdleCarrier, Receiver, Sender},
+    keep_alive,
+};
 
 use crate::{
     facts::{ManagerAddress, ManagerFacts},
@@ -120,6 +123,11 @@ impl Managers {
                     last_failure.clear();
                     tracing::info!(manager = name, version = %control.version, "Manager is connected");
                     let error = with_causes(self.serve(name, manager, control).await);
+                    self.news.send_modify(|all| {
+                        if let Some(news) = all.get_mut(name) {
+                            news.quieten();
+                        }
+                    });
                     tracing::info!(manager = name, error, "Connection to manager ended");
                 }
                 Err(error) => {
@@ -237,8 +245,11 @@ fn some_of(pods: &mut Vec<PodReport>) -> Vec<PodReport> {
 
 async fn connect(manager: ManagerAddress) -> Result<TcpStream, AgentError> {
     let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(manager.address)).await;
+    let tcp = connected.map_err(|_| AgentError::TimedOut)??;
+    // What was carried to a node that is gone must end.
+    keep_alive(&tcp)?;
 
-    Ok(connected.map_err(|_| AgentError::TimedOut)??)
+    Ok(tcp)
 }
 
 /// The pool of a manager is known while this is there.

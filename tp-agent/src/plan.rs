@@ -78,6 +78,13 @@ impl News {
         }
     }
 
+    /// The manager itself is not heard: nothing can be carried to it.
+    pub(crate) fn quieten(&mut self) {
+        for lease in self.leases.values_mut() {
+            lease.is_quiet = true;
+        }
+    }
+
     pub(crate) fn is_fresh(&self, now: BootTime) -> bool {
         u128::from(now.saturating_sub(self.heard)) <= LEASE_LIFETIME.as_nanos()
     }
@@ -275,6 +282,8 @@ fn add(plan: &mut Plan, leased: &Leased<'_>, uid: &str, pod: &PodFacts) -> Optio
             probed: pod.probed.contains(port) && !intercept.has_local_probes,
             http_probed: pod.http_probed.contains(port) && !intercept.has_local_probes,
             state: match (is_listening, intercept.falls_back) {
+                // The redirect stays, for the workstation to come back to.
+                _ if leased.lease.is_quiet => LeaseState::Container,
                 (true, _) => LeaseState::Redirect,
                 (false, true) => LeaseState::Container,
                 (false, false) => LeaseState::Refuse,

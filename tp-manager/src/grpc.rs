@@ -296,11 +296,14 @@ impl Manager for Control {
         let wanted = Wanted::of(&request)?;
         let _permit = self.limits.lists.acquire().await;
         let workloads = &self.replica.workloads;
+        let namespace = request.namespace;
         let found = workloads
-            .find(request.namespace, wanted.name.clone())
+            .find(namespace.clone(), wanted.name.clone())
             .await?;
+        let mut found = wanted.resolve(found)?;
+        found.held = self.holders_of(&namespace, &found);
 
-        Ok(Response::new(wanted.resolve(found)?))
+        Ok(Response::new(found))
     }
 
     async fn take_over(

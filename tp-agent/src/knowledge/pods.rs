@@ -121,9 +121,8 @@ fn owners(
         ("apps", kind @ ("StatefulSet" | "DaemonSet")) | ("batch", kind @ "Job") => {
             (Some(key(kind, &owner.name)), None)
         }
-        // A static pod.
-        (_, "Node") => (Some(key("Pod", name)), None),
-        _ => (None, None),
+        // A static pod, or one of a controller that tp does not know.
+        _ => (Some(key("Pod", name)), None),
     }
 }
 

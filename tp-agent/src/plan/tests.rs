@@ -197,6 +197,12 @@ fn a_quiet_session_keeps_its_redirects_without_a_lease() {
     let renewed = |news: &News| planned(one(news.clone()), &facts()).pods["a"].ports[&80].renewed;
 
     assert_eq!(renewed(&news), NOW - 3 * SECOND);
+    let state = |news: &News| planned(one(news.clone()), &facts()).pods["a"].ports[&80].state;
+    assert_eq!(state(&before), Redirect);
+    assert_eq!(state(&news), Container);
+    let mut alone = before;
+    alone.quieten();
+    assert_eq!(state(&alone), Container);
     let news = news.next(quiet.clone(), NOW);
     assert_eq!(renewed(&news), NOW - 3 * SECOND);
     assert_eq!(renewed(&news.next(named(ports), NOW)), NOW);

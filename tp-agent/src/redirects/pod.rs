@@ -207,8 +207,8 @@ impl PodTask {
                 changed = self.plan.changed() => if changed.is_err() { break End::Unwanted },
                 () = self.agentd.ended(redirection.connection) => break End::Gone,
                 Some(Ok(step)) = redirection.work.join_next() => {
-                    if redirection.take(step, &self.plan.borrow()).is_break() {
-                        break End::Gone;
+                    if let ControlFlow::Break(end) = redirection.take(step, &self.plan.borrow()) {
+                        break end;
                     }
                 }
                 _ = tick.tick() => redirection.count(&self.agentd),
@@ -328,7 +328,7 @@ impl PodRedirection {
         });
     }
 
-    fn take(&mut self, step: Step, plan: &PodPlan) -> ControlFlow<()> {
+    fn take(&mut self, step: Step, plan: &PodPlan) -> ControlFlow<End> {
         match step {
             Step::Tested {
                 port,
@@ -344,7 +344,11 @@ impl PodRedirection {
             Step::Counted(Ok(counters)) => self.state.count(&counters),
             Step::Counted(Err(error)) => {
                 tracing::debug!(%error, "Counters are not known");
-                return ControlFlow::Break(());
+                return ControlFlow::Break(match error {
+                    AgentdError::Away(_) => End::Gone,
+                    // Released, should it be there.
+                    AgentdError::Refused { .. } => End::Unwanted,
+                });
             }
         }
 

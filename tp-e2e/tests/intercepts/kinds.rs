@@ -203,3 +203,28 @@ fn a_service_its_port_and_its_target_port_mean_the_same() {
         workstation.tp(&["leave", "same"]).expect_success();
     }
 }
+
+#[test]
+fn who_names_a_pod_of_a_deployment_gets_that_pod_alone() {
+    let target = Target::new("e2e-pod-of", 2);
+    let workstation = connected();
+    let _server = EchoServer::start(&workstation);
+    let pods = target.pods();
+    let name = text(&pods[0]["metadata"]["name"]);
+    let url = |pod: &serde_json::Value| format!("http://{}:8080/", text(&pod["status"]["podIP"]));
+
+    let workload = format!("pod/{name}");
+    workstation
+        .tp(&[
+            "intercept",
+            &workload,
+            "--name",
+            "one",
+            "--port",
+            "8080:http",
+        ])
+        .expect_success();
+
+    assert_answered_by(HOST, &["http", &url(&pods[0])]);
+    assert_answered_by("e2e-pod-of", &["http", &url(&pods[1])]);
+}

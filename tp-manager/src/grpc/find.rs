@@ -89,6 +89,7 @@ impl Wanted {
             kind: found.kind,
             name: found.name,
             ready: found.ready,
+            held: Vec::new(),
         })
     }
 }

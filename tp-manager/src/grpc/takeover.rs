@@ -6,7 +6,7 @@ use tonic::Status;
 use tp_core::intercept::holders::WorkloadKey;
 use tp_proto::{
     crd::GROUP,
-    tunnel::{HeldPort, PortHolder, TakeOverRequest, TakeOverResponse},
+    tunnel::{FindWorkloadResponse, HeldPort, PortHolder, TakeOverRequest, TakeOverResponse},
 };
 
 use super::{Control, NO_INTERCEPTS};
@@ -77,6 +77,31 @@ impl Control {
             user.name(),
             holders.join(", ")
         )))
+    }
+
+    /// Who has which of these ports of the workload.
+    pub(super) fn holders_of(
+        &self,
+        namespace: &str,
+        found: &FindWorkloadResponse,
+    ) -> Vec<HeldPort> {
+        let Some(served) = &self.served else {
+            return Vec::new();
+        };
+        let held = served.intercepts().held_in(namespace);
+        let user = Arc::clone(&self.user.borrow());
+        let holders = of_workload(&held, &found.kind, &found.name, &user).into_iter();
+        let is_wanted = |it: &PortHolder| found.ports.iter().any(|port| port.port == it.port);
+
+        holders
+            .filter(is_wanted)
+            .map(|it| HeldPort {
+                port: it.port,
+                user: it.user,
+                since: it.since,
+                own: it.own,
+            })
+            .collect()
     }
 
     /// Who has which port of each workload of the namespace, by kind and name; of none if the user

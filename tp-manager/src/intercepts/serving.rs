@@ -17,7 +17,7 @@ use super::{Intercepts, bump};
 use crate::gateway::SessionQuota;
 
 /// Intercepts of one session, and ports of one Intercept.
-const MAX_ANNOUNCED: usize = 64;
+const MAX_ANNOUNCED: usize = 200;
 const MAX_PORTS: usize = 32;
 /// A client that is silent for longer gets no connections: it probes each second.
 pub(super) const SILENT_AFTER: Duration = Duration::from_secs(2);

@@ -149,13 +149,16 @@ impl InterceptTargets {
                         true
                     });
                 }
-                let reason = format!("{target} on the workstation: {error}");
+                tracing::debug!(%target, %error, "Intercepted connection is refused");
+                // Addresses of the workstation are nobody else's business.
+                let reason = format!("the workstation's port: {}", error.kind());
                 pending.refuse(outcome, &reason).await;
                 return;
             }
             Err(_) => {
-                let reason = format!("{target} on the workstation does not answer");
-                pending.refuse(Outcome::TimedOut, &reason).await;
+                tracing::debug!(%target, "Local process does not answer");
+                let reason = "the workstation's port does not answer";
+                pending.refuse(Outcome::TimedOut, reason).await;
                 return;
             }
         };

@@ -1,6 +1,6 @@
 //! A request to intercept, from the user's words to redirected pods.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -143,8 +143,13 @@ impl OwnIntercepts {
             ))
             .await;
         let (found, addresses) = tokio::join!(self.find(find), checked.resolve());
+        let mut found = found?;
+        let held = mem::take(&mut found.held);
+        let wanted = checked.complete(found, addresses?)?;
+        // Objects made in one second have no order: who comes later must not try.
+        view::check_free(&wanted, &held)?;
 
-        checked.complete(found?, addresses?).map(Arc::new)
+        Ok(Arc::new(wanted))
     }
 
     async fn find(&self, request: &FindWorkloadRequest) -> Result<FindWorkloadResponse, Fault> {

@@ -57,7 +57,10 @@ impl OwnIntercepts {
             .map(|wanted| async move { self.renew_one(&wanted, session, user).await })
             .buffer_unordered(PARALLEL);
 
-        renewals.all(async |is_made| is_made).await
+        // All are tried, whatever becomes of the first.
+        renewals
+            .fold(true, async |all, is_made| all && is_made)
+            .await
     }
 
     async fn renew_one(

@@ -23,6 +23,8 @@ use super::listening::ListeningSockets;
 
 /// As many as an Intercept can have.
 const MAX_PORTS: usize = 32;
+/// The replica that stands for every pod.
+const ALL: &str = "all";
 /// Bounds the system's resolver.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -34,6 +36,8 @@ pub(super) struct CheckedRequest {
     pub(super) find: FindWorkloadRequest,
     address: String,
     replica: String,
+    /// The pod that was named as the workload.
+    pod: Option<String>,
     probes: String,
     when_down: String,
     take_over: bool,
@@ -113,7 +117,7 @@ impl CheckedRequest {
             true => default.to_owned(),
             false => given,
         };
-        let replica = or(request.replica, "all");
+        let replica = or(request.replica, ALL);
         let of_pods = replica.parse::<WorkloadName>();
         if of_pods.is_err() || replica.contains('/') {
             return Err(usage(format!(
@@ -121,7 +125,7 @@ impl CheckedRequest {
             )));
         }
         if let Some(WorkloadKind::Pod) = workload.kind
-            && replica != "all"
+            && replica != ALL
             && replica != workload.name
         {
             return Err(usage(format!(
@@ -152,6 +156,7 @@ impl CheckedRequest {
             },
             address: request.address,
             replica,
+            pod: (workload.kind == Some(WorkloadKind::Pod)).then_some(workload.name),
             probes,
             when_down,
             take_over: request.take_over,
@@ -217,16 +222,25 @@ impl CheckedRequest {
             }
         }
 
+        // Who names a pod of a workload means that pod.
+        let replica = match self.pod {
+            Some(pod) if found.kind != "Pod" && self.replica == ALL => pod,
+            _ => self.replica,
+        };
+
         Ok(WantedIntercept {
             name: self.name,
             namespace: self.find.namespace,
+            ready: match replica.as_str() {
+                ALL => found.ready,
+                _ => found.ready.min(1),
+            },
+            replica,
             kind: found.kind,
             workload: found.name,
             ports,
-            replica: self.replica,
             probes: self.probes,
             when_down: self.when_down,
-            ready: found.ready,
             take_over: self.take_over,
         })
     }
@@ -244,6 +258,10 @@ fn one_of(flag: &str, value: &str, choices: [&str; 2]) -> Result<(), Fault> {
 }
 
 impl WantedIntercept {
+    pub(super) fn is_of_all_pods(&self) -> bool {
+        self.replica == ALL
+    }
+
     /// The part of the object besides who makes it.
     pub(super) fn spec(&self, session: &SessionRef) -> InterceptSpec {
         let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());

@@ -107,6 +107,16 @@ fn is_refused(pod: &InterceptedPod) -> bool {
     !pod.is_redirected && !pod.reason.is_empty()
 }
 
+/// Refuses what somebody else has, unless it is to be taken over, or may be another pod's.
+pub(super) fn check_free(wanted: &WantedIntercept, found: &[HeldPort]) -> Result<(), Fault> {
+    let others: Vec<HeldPort> = found.iter().filter(|it| !it.own).cloned().collect();
+    if others.is_empty() || wanted.take_over || !wanted.is_of_all_pods() {
+        return Ok(());
+    }
+
+    Err(Fault::new(FaultKind::Failed, held(wanted, &others)))
+}
+
 fn held(wanted: &WantedIntercept, held: &[HeldPort]) -> String {
     let holders: Vec<String> = held
         .iter()
