@@ -96,6 +96,7 @@ pub(super) struct StagedManager {
     pub(super) state: Arc<Mutex<InterceptState>>,
     pub(super) refusal: Arc<Mutex<Option<Status>>>,
     pub(super) ready: Arc<AtomicU32>,
+    held: Vec::new(),
 }
 
 impl StagedManager {

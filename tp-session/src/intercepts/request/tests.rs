@@ -25,6 +25,7 @@ fn found(ports: &[(u32, u32)]) -> FindWorkloadResponse {
         name: "web".to_owned(),
         ports: ports.iter().map(port).collect(),
         ready: 1,
+        held: Vec::new(),
     }
 }
 
