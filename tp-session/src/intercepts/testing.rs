@@ -96,7 +96,6 @@ pub(super) struct StagedManager {
     pub(super) state: Arc<Mutex<InterceptState>>,
     pub(super) refusal: Arc<Mutex<Option<Status>>>,
     pub(super) ready: Arc<AtomicU32>,
-    held: Vec::new(),
 }
 
 impl StagedManager {
@@ -183,6 +182,7 @@ impl Manager for StagedManager {
             name: request.workload,
             ports: ports.collect(),
             ready: self.ready.load(Ordering::Relaxed),
+            held: Vec::new(),
         }))
     }
 
