@@ -261,8 +261,8 @@ fn memory(name: &str) -> u64 {
 #[test]
 fn cycles_leave_nothing_in_the_pod_and_let_nothing_grow() {
     const PROGRAMS: [&str; 3] = ["tp-agent", "tp-agentd", "tp-manager"];
-    /// For buffers that are kept, and samples that come late.
-    const SLACK: u64 = 4096;
+    /// In KiB. The allocator keeps what aya needs for a moment, the types of the kernel.
+    const SLACK: u64 = 16 << 10;
 
     let target = Target::new("e2e-traces", 1);
     let before = traces(&target);
@@ -280,9 +280,11 @@ fn cycles_leave_nothing_in_the_pod_and_let_nothing_grow() {
         expect_pod(&url);
     };
 
-    cycle();
-    assert_ne!(traces(&target), before);
-    leave();
+    for _ in 0..10 {
+        cycle();
+        assert_ne!(traces(&target), before);
+        leave();
+    }
     let at_first = PROGRAMS.map(memory);
     for _ in 0..rounds(50) {
         cycle();
