@@ -130,8 +130,9 @@ pub(crate) fn report(error: &anyhow::Error, output: Output) -> ExitCode {
 pub(crate) fn usage(mut error: clap::Error, args: impl Iterator<Item = OsString>) -> ExitCode {
     let format = format_in(args);
     if let Some(tip) = tip(&error) {
-        // Some flag whose name looks alike.
+        // What only looks alike.
         error.remove(ContextKind::SuggestedArg);
+        error.remove(ContextKind::SuggestedSubcommand);
         let tip = ContextValue::StyledStrs(vec![tip.into()]);
         error.insert(ContextKind::Suggested, tip);
     }

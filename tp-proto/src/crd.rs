@@ -231,7 +231,7 @@ pub struct InterceptPort {
 #[serde(rename_all = "camelCase")]
 pub struct InterceptStatus {
     /// `Waiting`, `Active`, `Quiet` while its workstation is not heard, `Held` by another Intercept,
-    /// or [`TAKEN_OVER`], just before it is deleted.
+    /// or `TakenOver`, just before it is deleted.
     #[serde(default)]
     pub phase: String,
     /// The ports in one line: a column of kubectl shows no list.

@@ -60,7 +60,7 @@ fn wrong_words_are_answered_with_this_text() {
         &["frobnicate", "--output", "yaml"],
         &["helm", "install"],
         &["leave", "web"],
-        &["intercept", "web"],
+        &["ingest", "web"],
         &["loglevel", "debug"],
         &["connect", "--frobnicate"],
         &["connect", "--namespace", "Not_A_Name"],
