@@ -79,7 +79,7 @@ fn the_controller_is_the_workload() {
     );
     assert_eq!(
         owned("argoproj.io/v1alpha1", "StatefulSet", true),
-        (None, false)
+        (Some("Pod".into()), false)
     );
 }
 
