@@ -73,7 +73,7 @@ pub(crate) enum Command {
 
 mod intercept;
 
-pub(crate) use intercept::{InterceptArgs, LeaveArgs, Probes, WhenDown, workload as workload_name};
+pub(crate) use intercept::{InterceptArgs, LeaveArgs, Probes, WhenDown};
 
 const INSTALL_EXAMPLES: &str = "\
 Examples:
@@ -262,9 +262,7 @@ pub(crate) struct CheckArgs {
 impl CheckArgs {
     /// Returns whether the flags name a cluster or a namespace.
     pub(crate) fn name_a_destination(&self) -> bool {
-        self.cluster != ClusterArgs::default()
-            || self.namespace.is_some()
-            || self.manager.manager_namespace != tp_proto::crd::MANAGER_NAMESPACE
+        self.cluster.are_given() || self.namespace.is_some() || self.manager.are_given()
     }
 }
 

@@ -36,6 +36,13 @@ pub(crate) struct ClusterArgs {
     pub(crate) impersonate_groups: Vec<String>,
 }
 
+impl ClusterArgs {
+    /// Returns whether one of the flags is given.
+    pub(crate) fn are_given(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
 /// Where the traffic manager is.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct ManagerArgs {
@@ -53,4 +60,9 @@ pub(crate) struct ManagerArgs {
 impl ManagerArgs {
     /// The flag's id in clap.
     pub(crate) const NAMESPACE: &str = "manager_namespace";
+
+    /// Returns whether the flag names another namespace than the usual one.
+    pub(crate) fn are_given(&self) -> bool {
+        self.manager_namespace != MANAGER_NAMESPACE
+    }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::{Args, ValueEnum};
-use tp_core::intercept::{ports::PortMapping, workload::WorkloadName};
+use tp_core::intercept::ports::PortMapping;
 
 use crate::{
     cluster_args::{ClusterArgs, ManagerArgs},
@@ -145,16 +145,9 @@ impl InterceptArgs {
     }
 
     /// Returns whether the flags name a cluster.
-    pub(crate) fn name_a_cluster(&self) -> bool {
-        self.cluster != ClusterArgs::default()
-            || self.manager.manager_namespace != tp_proto::crd::MANAGER_NAMESPACE
+    pub(crate) fn names_a_cluster(&self) -> bool {
+        self.cluster.are_given() || self.manager.are_given()
     }
-}
-
-/// Checked here, so that a mistake is one of the command line; the session parses it once more.
-pub(crate) fn workload(text: &str) -> Result<WorkloadName, String> {
-    text.parse::<WorkloadName>()
-        .map_err(|error| error.to_string())
 }
 
 fn port(text: &str) -> Result<String, String> {

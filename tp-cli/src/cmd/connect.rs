@@ -37,9 +37,7 @@ const NEW_INSTALLATION_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<ExitCode> {
-    let cgroup = (!args.command.is_empty())
-        .then(CommandCgroup::make)
-        .flatten();
+    let cgroup = CommandCgroup::of(&args.command);
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mut progress = Progress::on_terminal(output);
     let mut attempt = Attempt::default();
@@ -50,15 +48,7 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     };
     let connected = match result {
         Ok(connected) => connected,
-        Err(mut error) => {
-            progress.step("undoing");
-            let is_undone = attempt.give_up().await;
-            progress.clear();
-            if let Some(interrupted) = error.downcast_mut::<Interrupted>() {
-                interrupted.is_undone = is_undone;
-            }
-            return Err(error);
-        }
+        Err(error) => return Err(undo(attempt, error, &mut progress).await),
     };
     progress.clear();
     for notice in &connected.notices {
@@ -72,15 +62,36 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> anyhow::Result<Exi
     if output.format() == Format::Text {
         note(&summary(&connected));
     }
-    if let Some(cgroup) = &cgroup {
-        cgroup
-            .enter()
-            .with_context(|| format!("cannot enter cgroup {}", cgroup.path()))?;
-    }
+    enter(cgroup.as_ref())?;
     let code = run_command(&args.command, &mut signals).await;
     attempt.give_up().await;
 
     Ok(ExitCode::from(code?))
+}
+
+/// Gives up what a failed command has begun; an interrupted one says whether that succeeded.
+pub(super) async fn undo(
+    attempt: Attempt,
+    mut error: anyhow::Error,
+    progress: &mut Progress,
+) -> anyhow::Error {
+    progress.step("undoing");
+    let is_undone = attempt.give_up().await;
+    progress.clear();
+    if let Some(interrupted) = error.downcast_mut::<Interrupted>() {
+        interrupted.is_undone = is_undone;
+    }
+
+    error
+}
+
+/// Moves this process into the cgroup of its command, if that has one.
+pub(super) fn enter(cgroup: Option<&CommandCgroup>) -> anyhow::Result<()> {
+    let Some(cgroup) = cgroup else { return Ok(()) };
+
+    cgroup
+        .enter()
+        .with_context(|| format!("cannot enter cgroup {}", cgroup.path()))
 }
 
 /// Logs in where that needs the user, and connects.

@@ -5,6 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::Context as _;
 use tokio::time::timeout;
 use tonic::Streaming;
+use tp_core::intercept::workload::WorkloadName;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{Intercept, InterceptEvent, InterceptRequest, LeaveRequest, intercept_event::Event},
@@ -12,7 +13,7 @@ use tp_proto::{
 
 use super::connect::{self, Attempt, CommandCgroup};
 use crate::{
-    cli::{ConnectArgs, InterceptArgs, Probes, Transport, WhenDown, workload_name},
+    cli::{ConnectArgs, InterceptArgs, Probes, Transport, WhenDown},
     client::{self, Session},
     exit::Interrupted,
     output::{Format, Output},
@@ -30,9 +31,7 @@ const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<ExitCode> {
     let request = request(&args)?;
     let connect_args = connect_args(&args);
-    let cgroup = (!args.command.is_empty())
-        .then(CommandCgroup::make)
-        .flatten();
+    let cgroup = CommandCgroup::of(&args.command);
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mut progress = Progress::on_terminal(output);
     let mut attempt = Attempt::default();
@@ -40,7 +39,7 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     let made = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
         made = async {
-            if args.name_a_cluster() || !client::is_connected().await {
+            if args.names_a_cluster() || !client::is_connected().await {
                 let cgroup = cgroup.as_ref();
                 let connected =
                     connect::connect(&connect_args, cgroup, output, &mut progress, &mut attempt);
@@ -51,15 +50,7 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     };
     let mut made = match made {
         Ok(made) => made,
-        Err(mut error) => {
-            progress.step("undoing");
-            let is_undone = attempt.give_up().await;
-            progress.clear();
-            if let Some(interrupted) = error.downcast_mut::<Interrupted>() {
-                interrupted.is_undone = is_undone;
-            }
-            return Err(error);
-        }
+        Err(error) => return Err(connect::undo(attempt, error, &mut progress).await),
     };
     progress.clear();
     for notice in &made.intercept.notices {
@@ -90,11 +81,7 @@ async fn run_command(
     cgroup: Option<&CommandCgroup>,
     signals: &mut Signals,
 ) -> anyhow::Result<u8> {
-    if let Some(cgroup) = cgroup {
-        cgroup
-            .enter()
-            .with_context(|| format!("cannot enter cgroup {}", cgroup.path()))?;
-    }
+    connect::enter(cgroup)?;
 
     connect::run_command(&args.command, signals).await
 }
@@ -162,7 +149,10 @@ fn connect_args(args: &InterceptArgs) -> ConnectArgs {
 
 fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
     let (workload, name) = args.workload_and_name();
-    workload_name(&workload).map_err(|message| Fault::new(FaultKind::Usage, message))?;
+    // A mistake of the command line; the session parses it once more.
+    workload
+        .parse::<WorkloadName>()
+        .map_err(|error| Fault::new(FaultKind::Usage, error.to_string()))?;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
 
     Ok(InterceptRequest {
@@ -264,7 +254,7 @@ mod tests {
         assert_eq!(args.cluster.context.as_deref(), Some("c"));
         assert_eq!(args.namespace.as_deref(), Some("shop"));
         assert_eq!(args.command, ["true"]);
-        assert!(parsed("tp intercept web --context c").name_a_cluster());
-        assert!(!parsed("tp intercept web -n shop").name_a_cluster());
+        assert!(parsed("tp intercept web --context c").names_a_cluster());
+        assert!(!parsed("tp intercept web -n shop").names_a_cluster());
     }
 }

@@ -1,6 +1,7 @@
 //! A cgroup for a command of root's, so that its session steers only that command.
 
 use std::{
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -16,8 +17,12 @@ pub(in crate::cmd) struct CommandCgroup {
 }
 
 impl CommandCgroup {
-    /// `None` for other users, whose sessions need none, and where it cannot be made.
-    pub(in crate::cmd) fn make() -> Option<Self> {
+    /// `None` without a command, for other users, whose sessions need none, and where it cannot be
+    /// made.
+    pub(in crate::cmd) fn of(command: &[OsString]) -> Option<Self> {
+        if command.is_empty() {
+            return None;
+        }
         if !rustix::process::geteuid().is_root() {
             return None;
         }
