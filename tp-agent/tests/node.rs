@@ -17,7 +17,7 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use tp_agent::facts::PodFacts;
+use tp_agent::{NodeAgent, facts::PodFacts};
 use tp_proto::{
     agent::{PodPhase, PodReport},
     tunnel::Outcome,
@@ -113,6 +113,16 @@ fn is_redirected(report: &PodReport) -> bool {
     report.phase() == PodPhase::Redirected && report.reason.is_empty()
 }
 
+/// An agent with its manager, which has leased port 8080 and heard that it is redirected.
+async fn redirected(stage: &Stage) -> (Manager, NodeAgent) {
+    let mut manager = Manager::start().await;
+    let agent = stage.agent(&manager);
+    manager.lease(&[(8080, true)]);
+    manager.report(is_redirected).await;
+
+    (manager, agent)
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_leased_port_goes_to_the_workstation_until_its_release() {
@@ -163,10 +173,7 @@ fn a_leased_port_goes_to_the_workstation_until_its_release() {
 fn ports_come_and_go_and_the_others_stay() {
     let stage = Stage::new("h");
     stage.run(async {
-        let mut manager = Manager::start().await;
-        let _agent = stage.agent(&manager);
-        manager.lease(&[(8080, true)]);
-        manager.report(is_redirected).await;
+        let (mut manager, _agent) = redirected(&stage).await;
         is_carried(&mut manager, POD4).await;
 
         // Nobody listens there in the container.
@@ -190,10 +197,7 @@ fn ports_come_and_go_and_the_others_stay() {
 fn a_quiet_session_leaves_the_pod_to_the_container_and_comes_back_to_the_same_redirect() {
     let stage = Stage::new("j");
     stage.run(async {
-        let mut manager = Manager::start().await;
-        let _agent = stage.agent(&manager);
-        manager.lease(&[(8080, true)]);
-        manager.report(is_redirected).await;
+        let (mut manager, _agent) = redirected(&stage).await;
         is_carried(&mut manager, POD4).await;
 
         manager.lease_quietly(&[(8080, true)]);
@@ -348,10 +352,7 @@ fn an_intercept_follows_its_session_to_another_manager() {
 fn the_container_serves_when_the_manager_is_lost() {
     let stage = Stage::new("b");
     stage.run(async {
-        let mut manager = Manager::start().await;
-        let _agent = stage.agent(&manager);
-        manager.lease(&[(8080, true)]);
-        manager.report(is_redirected).await;
+        let (mut manager, _agent) = redirected(&stage).await;
         is_carried(&mut manager, POD4).await;
 
         drop(manager);
@@ -364,10 +365,7 @@ fn the_container_serves_when_the_manager_is_lost() {
 fn a_redirect_is_made_anew_when_the_program_with_power_is_replaced() {
     let stage = Stage::new("c");
     stage.run(async {
-        let mut manager = Manager::start().await;
-        let _agent = stage.agent(&manager);
-        manager.lease(&[(8080, true)]);
-        manager.report(is_redirected).await;
+        let (mut manager, _agent) = redirected(&stage).await;
 
         stage.replace_agentd();
         is_soon(POD4, is_container).await;

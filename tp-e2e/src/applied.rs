@@ -43,6 +43,11 @@ pub enum Subject<'a> {
 
 /// A YAML document: the binding of this name that lets a subject reach a namespace.
 pub fn right(name: &str, namespace: &str, subject: Subject<'_>) -> String {
+    binding(name, namespace, "tp-user", subject)
+}
+
+/// A YAML document: the binding of this name that gives a subject a ClusterRole in a namespace.
+pub fn binding(name: &str, namespace: &str, role: &str, subject: Subject<'_>) -> String {
     const API: &str = "apiGroup: rbac.authorization.k8s.io";
 
     let subject = match subject {
@@ -53,7 +58,7 @@ pub fn right(name: &str, namespace: &str, subject: Subject<'_>) -> String {
     format!(
         "---\n{{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, \
          metadata: {{name: {name}, namespace: {namespace}}}, \
-         roleRef: {{{API}, kind: ClusterRole, name: tp-user}}, subjects: [{{{subject}}}]}}\n"
+         roleRef: {{{API}, kind: ClusterRole, name: {role}}}, subjects: [{{{subject}}}]}}\n"
     )
 }
 

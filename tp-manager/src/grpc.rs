@@ -145,11 +145,10 @@ impl Control {
 
     async fn check_may_intercept(&self, namespace: &str) -> Result<(), Status> {
         let scope = Scope::Intercepts(namespace.into());
-        let user = Arc::clone(&self.user.borrow());
-        let allowed = self.access.allows(&user, &scope).await;
-        if allowed.map_err(|error| Status::unavailable(error.to_string()))? {
+        if self.may(&scope).await? {
             return Ok(());
         }
+        let user = Arc::clone(&self.user.borrow());
         let manager_namespace = &self.replica.namespace;
         let command = grant::intercept_command(user.name(), namespace, manager_namespace);
 
@@ -160,13 +159,17 @@ impl Control {
         )))
     }
 
-    async fn may_reach(&self, namespace: &str) -> Result<bool, Status> {
-        let scope = Scope::Namespace(namespace.into());
+    /// Returns whether the user has a right.
+    async fn may(&self, scope: &Scope) -> Result<bool, Status> {
         let user = Arc::clone(&self.user.borrow());
         self.access
-            .allows(&user, &scope)
+            .allows(&user, scope)
             .await
             .map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    async fn may_reach(&self, namespace: &str) -> Result<bool, Status> {
+        self.may(&Scope::Namespace(namespace.into())).await
     }
 
     /// Returns whether the user may know the answer to a query about `subject`.

@@ -1,4 +1,5 @@
-//! Deletes Sessions that nobody will use again, and the Intercepts of Sessions that are gone. Every replica does it; deleting twice does no harm.
+//! Deletes Sessions that nobody will use again, and the Intercepts of Sessions that are gone. Every
+//! replica does it; deleting twice does no harm.
 //!
 //! A client that lost its connection, or slept for longer than the tunnel waits, makes a new
 //! Session with a new key and never uses the old one again. A replica deletes only Sessions that
@@ -8,15 +9,12 @@
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::{
-    Api, Client,
-    api::{DeleteParams, Preconditions},
-};
+use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, interval, timeout};
 use tp_proto::crd::{Intercept, Session};
 
-use crate::{disconnected::Disconnected, intercepts::Intercepts, sessions::Sessions};
+use crate::{disconnected::Disconnected, index, intercepts::Intercepts, sessions::Sessions};
 
 const INTERVAL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,14 +46,7 @@ async fn delete<K>(api: &Api<K>, name: &str, uid: &str)
 where
     K: Clone + DeserializeOwned + Debug,
 {
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(uid.to_owned()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    match timeout(TIMEOUT, api.delete(name, &params)).await {
+    match timeout(TIMEOUT, api.delete(name, &index::only(uid))).await {
         Ok(Ok(_)) => tracing::debug!(name, "Unused object deleted"),
         Ok(Err(error)) => tracing::debug!(%error, "Cannot delete an unused object"),
         Err(_) => tracing::debug!("Deleting an unused object took too long"),

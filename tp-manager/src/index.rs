@@ -16,6 +16,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
+    api::{DeleteParams, Preconditions},
     runtime::{
         WatchStreamExt as _,
         watcher::{self, Event, watcher},
@@ -96,6 +97,17 @@ async fn settle(model: SharedModel) {
 /// (kube-runtime gives it five seconds more).
 pub(crate) fn watch_config() -> watcher::Config {
     watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS)
+}
+
+/// Deletion of the object with this UID alone: another may have its name.
+pub(crate) fn only(uid: &str) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    }
 }
 
 fn stream<K>(

@@ -21,7 +21,6 @@ use kube::{
     api::{ApiResource, DynamicObject},
     runtime::{WatchStreamExt as _, watcher::watcher},
 };
-use serde::Deserialize as _;
 use tokio::{sync::watch, time::Instant};
 use tp_core::intercept::holders::{Claim, Claimant, Standing, WorkloadKey, standings};
 use tp_process::sync::{lock, read, write};
@@ -64,16 +63,12 @@ impl InterceptRecord {
     /// `None` for what was changed after it was made, is being deleted, or cannot be read: it is as
     /// if it were not there.
     fn of(object: &DynamicObject) -> Option<Arc<Self>> {
-        let metadata = &object.metadata;
-        if metadata.deletion_timestamp.is_some() || metadata.generation != Some(1) {
-            return None;
-        }
-        let spec = InterceptSpec::deserialize(object.data.get("spec")?).ok()?;
+        let spec = InterceptSpec::as_made(object)?;
 
         Some(Arc::new(Self {
             object: ObjectName::new(object.namespace()?, object.name_any()),
             uid: object.uid()?,
-            created: metadata.creation_timestamp.as_ref()?.0,
+            created: object.metadata.creation_timestamp.as_ref()?.0,
             session: SessionRef {
                 namespace: spec.session.namespace.clone(),
                 name: spec.session.name.clone(),
@@ -98,7 +93,6 @@ impl InterceptRecord {
             user,
             workload,
             ports,
-            replica,
             ..
         } = &self.spec;
 
@@ -113,16 +107,19 @@ impl InterceptRecord {
                 name: workload.name.clone(),
             },
             ports: ports.iter().map(|port| port.port).collect(),
-            pod: Some(replica.clone()).filter(|replica| replica != "all"),
+            pod: self.spec.pod().map(str::to_owned),
         }
     }
 
-    fn holds(&self, standing: &Standing, port: u16) -> bool {
-        let Standing::Holds { others } = standing else {
-            return false;
+    /// Those of its ports that it holds.
+    fn held(&self, standing: &Standing) -> impl Iterator<Item = u16> {
+        let others = match standing {
+            Standing::Holds { others } => Some(others),
+            Standing::Orphan | Standing::Away => None,
         };
+        let ports = self.spec.ports.iter().map(|it| it.port);
 
-        self.spec.ports.iter().any(|it| it.port == port) && !others.contains_key(&port)
+        ports.filter(move |port| others.is_some_and(|others| !others.contains_key(port)))
     }
 }
 
@@ -333,9 +330,7 @@ impl Intercepts {
                 let Some(standing) = standings.get(uid) else {
                     continue;
                 };
-                let ports = record.spec.ports.iter().map(|it| it.port);
-                let ports: BTreeSet<u16> =
-                    ports.filter(|port| record.holds(standing, *port)).collect();
+                let ports: BTreeSet<u16> = record.held(standing).collect();
                 let ports: Vec<PortState> = ports
                     .into_iter()
                     .map(|port| PortState {
@@ -372,7 +367,8 @@ impl Intercepts {
             .ok_or_else(|| format!("there is no such Intercept in namespace {namespace}"))?;
         let standings = self.standings();
         let name = &record.object.name;
-        if !standings.get(uid).is_some_and(|it| record.holds(it, port)) {
+        let standing = standings.get(uid);
+        if !standing.is_some_and(|it| record.held(it).any(|held| held == port)) {
             return Err(format!("Intercept {name} does not hold port {port}"));
         }
         let served = lock(&self.served).get(&record.session).cloned();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{CustomResource, Resource as _};
+use kube::{CustomResource, Resource as _, api::DynamicObject};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -163,7 +163,7 @@ pub struct InterceptSpec {
     #[schemars(extend("enum" = [INTERCEPT]))]
     pub mode: String,
     /// Container ports.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = MAX_INTERCEPT_PORTS))]
     pub ports: Vec<InterceptPort>,
     /// `all` or the name of one pod of the workload.
     #[serde(default = "all")]
@@ -179,6 +179,12 @@ pub struct InterceptSpec {
     pub when_down: String,
 }
 
+/// Ports of one Intercept at most.
+pub const MAX_INTERCEPT_PORTS: usize = 32;
+/// Intercepts of one Session at most.
+pub const MAX_INTERCEPTS: usize = 200;
+/// The [`InterceptSpec::replica`] that stands for every pod.
+pub const ALL_PODS: &str = "all";
 /// The only [`InterceptSpec::mode`] so far.
 pub const INTERCEPT: &str = "intercept";
 
@@ -190,7 +196,27 @@ fn intercept() -> String {
 }
 
 fn all() -> String {
-    "all".into()
+    ALL_PODS.into()
+}
+
+impl InterceptSpec {
+    /// Of an object that nobody has changed since it was made, and that is not being deleted. Objects
+    /// are read one at a time: a malformed one must not hide others.
+    pub fn as_made(object: &DynamicObject) -> Option<Self> {
+        let metadata = &object.metadata;
+        // The API server increments it with every change of the specification.
+        let is_as_made = metadata.generation == Some(1);
+        if metadata.deletion_timestamp.is_some() || !is_as_made {
+            return None;
+        }
+
+        Self::deserialize(object.data.get("spec")?).ok()
+    }
+
+    /// The one pod that it is of; `None` for all.
+    pub fn pod(&self) -> Option<&str> {
+        Some(self.replica.as_str()).filter(|replica| *replica != ALL_PODS)
+    }
 }
 
 fn container() -> String {

@@ -39,8 +39,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(250);
 const PARALLEL: usize = 16;
 /// Bounds the end of all intercepts: what is left, the manager collects with the Session.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
-/// Intercepts of one session.
-const MAX_INTERCEPTS: usize = 200;
 
 /// By the name that each has at this workstation.
 type Entries = BTreeMap<String, OwnIntercept>;
@@ -236,33 +234,17 @@ impl OwnIntercepts {
                 return Ok(());
             };
             self.delete(&wanted.namespace, &entry.object).await?;
-            let mut is_forgotten = true;
-            self.entries.send_if_modified(|entries| {
-                let now = entries.get(&wanted.name);
-                let Some(now) = now.filter(|now| Arc::ptr_eq(&now.wanted, wanted)) else {
-                    return false;
-                };
-                // Another object may have been begun meanwhile.
-                is_forgotten = now.object == entry.object;
-                if !is_forgotten {
-                    return false;
-                }
-                if let Some(made) = &now.made {
-                    self.targets.remove(&made.uid);
-                }
-                entries.remove(&wanted.name).is_some()
-            });
-            if is_forgotten {
-                return Ok(());
-            }
+            // Another object may have been begun meanwhile.
+            self.forget_if(wanted, |now| now.object == entry.object);
         }
     }
 
-    /// Forgets an entry whose object may still be there.
-    fn forget(&self, wanted: &Arc<WantedIntercept>) {
+    /// Forgets an entry, whose object may still be there.
+    fn forget_if(&self, wanted: &Arc<WantedIntercept>, is_due: impl Fn(&OwnIntercept) -> bool) {
         self.entries.send_if_modified(|entries| {
             let entry = entries.get(&wanted.name);
-            let Some(entry) = entry.filter(|it| Arc::ptr_eq(&it.wanted, wanted)) else {
+            let entry = entry.filter(|it| Arc::ptr_eq(&it.wanted, wanted));
+            let Some(entry) = entry.filter(|it| is_due(it)) else {
                 return false;
             };
             if let Some(made) = &entry.made {

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::Instant,
 };
 
@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     cluster::{self, Layout},
     consent::{Kubernetes, consent, needed},
-    dist, packages, paths, products, run,
+    dist, packages, paths, products,
+    run::{self, Background},
     steps::Steps,
 };
 
@@ -212,12 +213,9 @@ fn intercepted() -> Result<()> {
         &page,
     ];
     println!("\n$ {} &", run::in_shell(&words));
-    let mut server = host.command(&words);
-    let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let shown = shown_intercept(&host);
-    server.kill().and_then(|()| server.wait())?;
+    let _server = Background::start(&mut host.command(&words))?;
 
-    shown
+    shown_intercept(&host)
 }
 
 fn shown_intercept(host: &Host<'_>) -> Result<()> {

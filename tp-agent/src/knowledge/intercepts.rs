@@ -1,7 +1,6 @@
 //! Reads one Intercept at a time: a malformed one must not hide the others.
 
 use kube::{ResourceExt as _, api::DynamicObject};
-use serde::Deserialize as _;
 use tp_core::intercept::holders::WorkloadKey;
 use tp_proto::crd::{INTERCEPT, InterceptSpec};
 
@@ -12,25 +11,20 @@ use crate::facts::InterceptFacts;
 pub(super) fn read(object: &DynamicObject) -> Option<(String, KnownIntercept)> {
     let (uid, namespace) = (object.uid()?, object.namespace()?);
     let created = object.metadata.creation_timestamp.as_ref()?.0.as_second();
-    // The API server increments the generation with every change of the specification.
-    let is_as_made = object.metadata.generation == Some(1);
-    if object.metadata.deletion_timestamp.is_some() || !is_as_made {
-        return None;
-    }
-    let spec = InterceptSpec::deserialize(object.data.get("spec")?).ok()?;
+    let spec = InterceptSpec::as_made(object)?;
     if spec.mode != INTERCEPT || spec.user.username.is_empty() {
         return None;
     }
     let ports = spec.ports.iter().filter(|port| port.protocol == "TCP");
     let facts = InterceptFacts {
+        created,
+        ports: ports.map(|port| port.port).collect(),
+        replica: spec.pod().map(str::to_owned),
         workload: WorkloadKey {
             namespace,
             kind: spec.workload.kind,
             name: spec.workload.name,
         },
-        created,
-        ports: ports.map(|port| port.port).collect(),
-        replica: Some(spec.replica).filter(|replica| replica != "all"),
         has_local_probes: spec.probes == "local",
         falls_back: spec.when_down == "container",
     };

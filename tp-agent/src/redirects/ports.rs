@@ -39,7 +39,7 @@ struct Port {
     last: Counted,
     /// When the Intercept got the port.
     base: Counted,
-    /// CarriedConnections of our own.
+    /// Connections of our own.
     own: Counted,
     /// Of all Intercepts, as `last`.
     probes: Arc<ProbeCounts>,

@@ -19,7 +19,7 @@ use super::listeners::Doorway;
 
 /// Of the wait for the connection, and then for its arrival.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
-/// CarriedConnections from our port of other addresses that arrive at once.
+/// Connections from our port of other addresses that arrive at once.
 const QUEUE: usize = 4;
 
 /// What came of a connection of ours.

@@ -113,10 +113,13 @@ fn is_away(claimant: &Claimant) -> bool {
 
 /// Returns whether both are of some pod of the same workload.
 fn overlap(one: &Claim, other: &Claim) -> bool {
-    let pods = match (&one.pod, &other.pod) {
+    share_a_pod(one.pod.as_deref(), other.pod.as_deref()) && one.workload == other.workload
+}
+
+/// Returns whether both are of some pod, where `None` is of all pods of the same workload.
+pub fn share_a_pod(one: Option<&str>, other: Option<&str>) -> bool {
+    match (one, other) {
         (Some(one), Some(other)) => one == other,
         (None, _) | (_, None) => true,
-    };
-
-    pods && one.workload == other.workload
+    }
 }

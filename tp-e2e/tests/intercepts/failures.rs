@@ -211,7 +211,7 @@ fn a_handler_that_only_fails_leaves_the_pod_ready() {
     assert_eq!(target.restarts(), 0);
 }
 
-/// Programs and sockets in the network namespace of the target's first container.
+/// Listening sockets in the network namespace of the target's first container.
 #[track_caller]
 fn traces(target: &Target) -> String {
     let uid = text(&target.pods()[0]["metadata"]["uid"]);

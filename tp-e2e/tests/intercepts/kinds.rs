@@ -7,7 +7,7 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-use super::support::{CHANGE, Target, connected};
+use super::support::{CHANGE, Target, connected, may_intercept};
 
 /// The echo server at the workstation: it calls itself so.
 const HOST: &str = "workstation";
@@ -122,12 +122,8 @@ fn workload(kind: &str, name: &str) -> Applied {
     };
     let manifest = format!(
         "{{apiVersion: {api}, kind: {kind}, metadata: {{name: {name}, namespace: shop, {labels}}}, \
-         spec: {spec}}}\n---\n\
-         {{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, \
-         metadata: {{name: {name}, namespace: shop}}, \
-         roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-intercept}}, \
-         subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}}]}}\n"
-    );
+         spec: {spec}}}\n"
+    ) + &may_intercept(name);
     let applied = Applied::new(
         &manifest,
         &[

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tp_e2e::{
-    applied::Applied,
+    applied::{Applied, Subject, binding},
     cluster::{testbed, text},
     process::{Finished, PATIENCE, Running, eventually, run},
     user::Account,
@@ -58,14 +58,8 @@ metadata: {{name: {name}, namespace: shop}}
 spec:
   selector: {{app: {name}}}
   ports: [{{name: http, port: 80, targetPort: http}}, {{name: echo, port: {ECHO}}}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {{name: {name}, namespace: shop}}
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tp-intercept}}
-subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}}]
 "
-        );
+        ) + &may_intercept(name);
         let objects = ["deployment", "service", "rolebinding"].map(|kind| format!("{kind}/{name}"));
         let [deployment, service, binding] = &objects;
         let applied = Applied::new(
@@ -138,6 +132,11 @@ subjects: [{{apiGroup: rbac.authorization.k8s.io, kind: User, name: dev}}]
 
         self.pods().iter().filter_map(count).sum()
     }
+}
+
+/// A YAML document: the binding of this name that lets `dev` intercept in shop.
+pub(crate) fn may_intercept(name: &str) -> String {
+    binding(name, "shop", "tp-intercept", Subject::User("dev"))
 }
 
 /// A web server at 127.0.0.1 of the workstation that says who it is.

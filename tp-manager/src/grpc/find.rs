@@ -6,12 +6,12 @@ use tp_core::intercept::{
     ports::{self, PortMapping},
     workload::WorkloadName,
 };
-use tp_proto::tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort};
+use tp_proto::{
+    crd::MAX_INTERCEPT_PORTS,
+    tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort},
+};
 
 use crate::model::{FindError, FoundWorkload};
-
-/// The most ports of one Intercept.
-const MAX_PORTS: usize = 32;
 
 impl From<FindError> for Status {
     fn from(error: FindError) -> Self {
@@ -34,9 +34,9 @@ impl Wanted {
     pub(super) fn of(request: &FindWorkloadRequest) -> Result<Self, Status> {
         let invalid = |error: &dyn std::error::Error| Status::invalid_argument(error.to_string());
         let name = request.workload.parse().map_err(|error| invalid(&error))?;
-        if request.ports.is_empty() || request.ports.len() > MAX_PORTS {
+        if request.ports.is_empty() || request.ports.len() > MAX_INTERCEPT_PORTS {
             return Err(Status::invalid_argument(format!(
-                "an intercept has from 1 to {MAX_PORTS} ports: name them with --port"
+                "an intercept has from 1 to {MAX_INTERCEPT_PORTS} ports: name them with --port"
             )));
         }
         let mappings = request.ports.iter().map(|port| port.parse());

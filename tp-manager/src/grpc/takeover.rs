@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tonic::Status;
 use tp_core::intercept::holders::WorkloadKey;
 use tp_proto::{
-    crd::GROUP,
-    tunnel::{FindWorkloadResponse, HeldPort, PortHolder, TakeOverRequest, TakeOverResponse},
+    crd::{ALL_PODS, GROUP},
+    tunnel::{FindWorkloadResponse, HeldPort, TakeOverRequest, TakeOverResponse},
 };
 
 use super::{Control, NO_INTERCEPTS};
@@ -26,7 +26,7 @@ impl Control {
         let user = Arc::clone(&self.user.borrow());
         let ports = request.ports.iter();
         let ports: Vec<u16> = ports.filter_map(|it| u16::try_from(*it).ok()).collect();
-        let pod = Some(request.replica.as_str()).filter(|it| !matches!(*it, "" | "all"));
+        let pod = Some(request.replica.as_str()).filter(|it| !matches!(*it, "" | ALL_PODS));
         let workload = WorkloadKey {
             namespace: request.namespace,
             kind: request.kind,
@@ -41,12 +41,7 @@ impl Control {
         }
         let mut ended = Vec::new();
         for held in held {
-            ended.extend(held.each().map(|(port, user, since)| HeldPort {
-                port,
-                user,
-                since,
-                own: held.is_of(self.user.borrow().as_ref()),
-            }));
+            ended.extend(held.each(&user));
             let taker = user.name().to_owned();
             let end = self.replica.endings.end(held, taker);
             end.await.map_err(Status::unavailable)?;
@@ -57,18 +52,16 @@ impl Control {
 
     async fn check_may_take_over(
         &self,
-        user: &Arc<User>,
+        user: &User,
         namespace: &str,
         held: &HeldPorts,
     ) -> Result<(), Status> {
-        let scope = Scope::TakeOver(namespace.into());
-        let allowed = self.access.allows(user, &scope).await;
-        if allowed.map_err(|error| Status::unavailable(error.to_string()))? {
+        if self.may(&Scope::TakeOver(namespace.into())).await? {
             return Ok(());
         }
         let holders: Vec<String> = held
-            .each()
-            .map(|(port, holder, _)| format!("port {port} from {holder}"))
+            .each(user)
+            .map(|held| format!("port {} from {}", held.port, held.user))
             .collect();
 
         Err(Status::permission_denied(format!(
@@ -91,17 +84,9 @@ impl Control {
         let held = served.intercepts().held_in(namespace);
         let user = Arc::clone(&self.user.borrow());
         let holders = of_workload(&held, &found.kind, &found.name, &user).into_iter();
-        let is_wanted = |it: &PortHolder| found.ports.iter().any(|port| port.port == it.port);
+        let is_wanted = |it: &HeldPort| found.ports.iter().any(|port| port.port == it.port);
 
-        holders
-            .filter(is_wanted)
-            .map(|it| HeldPort {
-                port: it.port,
-                user: it.user,
-                since: it.since,
-                own: it.own,
-            })
-            .collect()
+        holders.filter(is_wanted).collect()
     }
 
     /// Who has which port of each workload of the namespace, by kind and name; of none if the user
@@ -110,9 +95,7 @@ impl Control {
         let Some(served) = &self.served else {
             return Vec::new();
         };
-        let user = Arc::clone(&self.user.borrow());
-        let scope = Scope::Intercepts(namespace.into());
-        match self.access.allows(&user, &scope).await {
+        match self.may(&Scope::Intercepts(namespace.into())).await {
             Ok(true) => served.intercepts().held_in(namespace),
             Ok(false) | Err(_) => Vec::new(),
         }
@@ -124,13 +107,18 @@ impl HeldPorts {
         self.record.user().is_same_person(user)
     }
 
-    fn each(&self) -> impl Iterator<Item = (u32, String, String)> + '_ {
+    /// As the asking user is told.
+    fn each(&self, asking: &User) -> impl Iterator<Item = HeldPort> + use<'_> {
+        let own = self.is_of(asking);
         let user = self.record.user().name();
         let since = self.record.created().to_string();
 
-        self.ports
-            .iter()
-            .map(move |port| (u32::from(*port), user.to_owned(), since.clone()))
+        self.ports.iter().map(move |port| HeldPort {
+            port: u32::from(*port),
+            user: user.to_owned(),
+            since: since.clone(),
+            own,
+        })
     }
 
     fn is_at(&self, kind: &str, name: &str) -> bool {
@@ -146,19 +134,9 @@ pub(super) fn of_workload(
     kind: &str,
     name: &str,
     user: &User,
-) -> Vec<PortHolder> {
+) -> Vec<HeldPort> {
     let here = held.iter().filter(|held| held.is_at(kind, name));
-    let mut all: Vec<PortHolder> = here
-        .flat_map(|held| {
-            let own = held.is_of(user);
-            held.each().map(move |(port, user, since)| PortHolder {
-                port,
-                user,
-                since,
-                own,
-            })
-        })
-        .collect();
+    let mut all: Vec<HeldPort> = here.flat_map(|held| held.each(user)).collect();
     all.sort_by_key(|it| it.port);
 
     all

@@ -72,7 +72,7 @@ pub(super) fn change(change: Change) -> TableEvent {
 pub(super) fn workload(
     workload: Workload,
     namespace: &str,
-    intercepts: Vec<tunnel::PortHolder>,
+    intercepts: Vec<tunnel::HeldPort>,
 ) -> tunnel::Workload {
     tunnel::Workload {
         kind: workload.kind.into(),

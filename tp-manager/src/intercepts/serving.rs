@@ -10,15 +10,15 @@ use futures::FutureExt as _;
 use tokio::time::Instant;
 use tp_core::intercept::holders::DISCONNECTED_AFTER;
 use tp_process::sync::lock;
-use tp_proto::tunnel::LocalIntercepts;
+use tp_proto::{
+    crd::{MAX_INTERCEPT_PORTS, MAX_INTERCEPTS},
+    tunnel::LocalIntercepts,
+};
 use tp_transport::{CloseCode, ClosedReason, Peer, SessionRef};
 
 use super::{Intercepts, bump};
 use crate::gateway::SessionQuota;
 
-/// Intercepts of one session, and ports of one Intercept.
-const MAX_ANNOUNCED: usize = 200;
-const MAX_PORTS: usize = 32;
 /// A client that is silent for longer gets no connections: it probes each second.
 pub(super) const SILENT_AFTER: Duration = Duration::from_secs(2);
 
@@ -219,9 +219,9 @@ impl ServedHandle {
 impl Announcing {
     /// Takes what the session says; returns whether the call is still the newest.
     pub(crate) fn announce(&self, local: LocalIntercepts) -> bool {
-        let all = local.intercepts.into_iter().take(MAX_ANNOUNCED);
+        let all = local.intercepts.into_iter().take(MAX_INTERCEPTS);
         let all = all.map(|intercept| {
-            let ports = intercept.ports.into_iter().take(MAX_PORTS);
+            let ports = intercept.ports.into_iter().take(MAX_INTERCEPT_PORTS);
             let ports =
                 ports.filter_map(|port| Some((u16::try_from(port.port).ok()?, port.is_listening)));
             (intercept.uid, ports.collect())

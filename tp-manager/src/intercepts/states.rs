@@ -57,14 +57,13 @@ impl Intercepts {
                 since: holder.map_or_else(String::new, |it| it.created.to_string()),
             }
         });
-        let pods: Vec<InterceptedPod> = self.reports_of(uid).into_iter().map(pod).collect();
+        let pods = self.reports_of(uid).into_iter().map(pod);
 
         InterceptState {
             uid: uid.clone(),
             refusal: String::new(),
             held: held.collect(),
-            expected_pods: u32::try_from(pods.len()).unwrap_or(u32::MAX),
-            pods,
+            pods: pods.collect(),
             ended: String::new(),
         }
     }

@@ -12,15 +12,16 @@ use std::{
 use futures::future::BoxFuture;
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::time::timeout;
-use tp_core::intercept::holders::WorkloadKey;
+use tp_core::intercept::holders::{WorkloadKey, share_a_pod};
 use tp_process::sync::read;
 use tp_proto::crd::{Intercept, TAKEN_OVER};
 
 use super::{InterceptRecord, Intercepts};
+use crate::index;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Intercepts that are gone, whose sessions may still ask.
@@ -61,14 +62,7 @@ async fn end(client: Client, held: HeldPorts, taker: String) -> Result<(), Strin
         // Its user is told that somebody did it.
         tracing::debug!(namespace, name, "Taker of an Intercept not noted");
     }
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(record.uid.clone()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    match timeout(TIMEOUT, api.delete(name, &params)).await {
+    match timeout(TIMEOUT, api.delete(name, &index::only(&record.uid))).await {
         Ok(Ok(_)) => {
             tracing::info!(namespace, name, %taker, "Intercept taken over");
             Ok(())
@@ -98,8 +92,7 @@ impl Intercepts {
             .filter(|record| record.object.namespace == namespace);
         let held = here.filter_map(|record| {
             let standing = standings.get(&record.uid)?;
-            let ports = record.spec.ports.iter().map(|it| it.port);
-            let ports: Vec<u16> = ports.filter(|it| record.holds(standing, *it)).collect();
+            let ports: Vec<u16> = record.held(standing).collect();
 
             (!ports.is_empty()).then(|| HeldPorts {
                 record: Arc::clone(record),
@@ -125,10 +118,7 @@ impl Intercepts {
         }
         held.retain(|held| {
             let claim = held.record.claim();
-            let overlaps = match (&claim.pod, pod) {
-                (Some(one), Some(other)) => one == other,
-                (None, _) | (_, None) => true,
-            };
+            let overlaps = share_a_pod(claim.pod.as_deref(), pod);
             overlaps && claim.workload == *workload && !held.ports.is_empty()
         });
 

@@ -8,13 +8,14 @@ use tokio::{
 };
 use tonic::{Code, Status as GrpcStatus};
 use tp_proto::{
+    crd::MAX_INTERCEPTS,
     fault::{Fault, FaultKind},
     local::{InterceptEvent, InterceptRequest, intercept_event::Event},
     tunnel::{FindWorkloadRequest, FindWorkloadResponse},
 };
 
 use super::{
-    Entries, EntryPhase, MAX_INTERCEPTS, OwnIntercept, OwnIntercepts, WantedIntercept, listening,
+    Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept, listening,
     request::CheckedRequest,
     view::{self, Outlook},
 };
@@ -279,7 +280,7 @@ impl OwnIntercepts {
             }
         }
         // The manager collects the object with the Session.
-        self.forget(wanted);
+        self.forget_if(wanted, |_| true);
     }
 }
 

@@ -12,7 +12,10 @@ use tp_core::intercept::{
     workload::{WorkloadKind, WorkloadName},
 };
 use tp_proto::{
-    crd::{INTERCEPT, InterceptPort, InterceptSpec, SessionReference, UserInfo, WorkloadReference},
+    crd::{
+        ALL_PODS, INTERCEPT, InterceptPort, InterceptSpec, MAX_INTERCEPT_PORTS, SessionReference,
+        UserInfo, WorkloadReference,
+    },
     fault::{Fault, FaultKind},
     local::InterceptRequest,
     tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort, TakeOverRequest},
@@ -21,10 +24,6 @@ use tp_transport::SessionRef;
 
 use super::listening::ListeningSockets;
 
-/// As many as an Intercept can have.
-const MAX_PORTS: usize = 32;
-/// The replica that stands for every pod.
-const ALL: &str = "all";
 /// Bounds the system's resolver.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -106,9 +105,9 @@ impl CheckedRequest {
             .collect::<Result<_, _>>()
             .map_err(usage)?;
         ports::check_all(&mappings).map_err(usage)?;
-        if mappings.len() > MAX_PORTS {
+        if mappings.len() > MAX_INTERCEPT_PORTS {
             return Err(usage(format!(
-                "--port is given {} times: an intercept has at most {MAX_PORTS} ports, make several \
+                "--port is given {} times: an intercept has at most {MAX_INTERCEPT_PORTS} ports, make several \
                  with --name",
                 mappings.len()
             )));
@@ -117,7 +116,7 @@ impl CheckedRequest {
             true => default.to_owned(),
             false => given,
         };
-        let replica = or(request.replica, ALL);
+        let replica = or(request.replica, ALL_PODS);
         let of_pods = replica.parse::<WorkloadName>();
         if of_pods.is_err() || replica.contains('/') {
             return Err(usage(format!(
@@ -125,7 +124,7 @@ impl CheckedRequest {
             )));
         }
         if let Some(WorkloadKind::Pod) = workload.kind
-            && replica != ALL
+            && replica != ALL_PODS
             && replica != workload.name
         {
             return Err(usage(format!(
@@ -206,7 +205,7 @@ impl CheckedRequest {
             })
         };
         let ports: Option<Vec<WantedPorts>> = found.ports.into_iter().map(port).collect();
-        let ports = ports.filter(|ports| (1..=MAX_PORTS).contains(&ports.len()));
+        let ports = ports.filter(|ports| (1..=MAX_INTERCEPT_PORTS).contains(&ports.len()));
         let Some(ports) = ports else {
             let message = "the traffic manager answers with ports that this tp does not understand: \
                            use the same version of both";
@@ -224,7 +223,7 @@ impl CheckedRequest {
 
         // Who names a pod of a workload means that pod.
         let replica = match self.pod {
-            Some(pod) if found.kind != "Pod" && self.replica == ALL => pod,
+            Some(pod) if found.kind != "Pod" && self.replica == ALL_PODS => pod,
             _ => self.replica,
         };
 
@@ -232,7 +231,7 @@ impl CheckedRequest {
             name: self.name,
             namespace: self.find.namespace,
             ready: match replica.as_str() {
-                ALL => found.ready,
+                ALL_PODS => found.ready,
                 _ => found.ready.min(1),
             },
             replica,
@@ -259,7 +258,7 @@ fn one_of(flag: &str, value: &str, choices: [&str; 2]) -> Result<(), Fault> {
 
 impl WantedIntercept {
     pub(super) fn is_of_all_pods(&self) -> bool {
-        self.replica == ALL
+        self.replica == ALL_PODS
     }
 
     /// The part of the object besides who makes it.

@@ -107,7 +107,6 @@ impl StagedManager {
         };
         let state = InterceptState {
             pods: vec![pod],
-            expected_pods: 1,
             ..InterceptState::default()
         };
         let this = Self {

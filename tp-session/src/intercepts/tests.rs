@@ -208,7 +208,6 @@ async fn what_cannot_be_intercepted_leaves_nothing_and_says_why() {
     };
     *lab.manager.state.lock().unwrap() = InterceptState {
         pods: vec![pod],
-        expected_pods: 1,
         ..InterceptState::default()
     };
     let fault = lab.intercept("web").await.unwrap_err();

@@ -75,7 +75,7 @@ pub(super) fn outlook(entry: &OwnIntercept, age: Duration) -> Outlook {
 fn outlook_of_pods(wanted: &WantedIntercept, state: &InterceptState, known: u32) -> Outlook {
     let redirected = state.pods.iter().filter(|pod| pod.is_redirected).count();
     let refused: Vec<&InterceptedPod> = state.pods.iter().filter(|pod| is_refused(pod)).collect();
-    let expected = state.expected_pods.max(known) as usize;
+    let expected = state.pods.len().max(known as usize);
     if expected == 0 && redirected == 0 && refused.is_empty() {
         return Outlook::NoPods;
     }

@@ -40,7 +40,7 @@ pub(super) async fn of(
         .collect())
 }
 
-fn holder(holder: tunnel::PortHolder) -> PortHolder {
+fn holder(holder: tunnel::HeldPort) -> PortHolder {
     PortHolder {
         port: holder.port,
         user: holder.user,

@@ -1,63 +1,40 @@
 //! Paths from the cluster to the workstation, and beside them.
 
-use std::{
-    process::{Child, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
 use super::{COMMAND, ECHO, Host, Measure, Measurements, NAMESPACE, POD, Way, quit};
 use crate::{
     cluster, paths,
-    run::{self, Wait},
+    run::{self, Background, Wait},
 };
 
-/// The echo server as a process of the workstation.
-pub(super) struct Handler(Child);
-
-impl Handler {
-    fn start() -> Result<Self> {
-        let program = paths::testbed().join("bin/echo-server");
-        let program = program.display().to_string();
-        let mut handler = Self(
-            cluster::on_workstation(&[&program])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .context("starting the echo server on the workstation")?,
-        );
-        Wait {
-            what: "the echo server on the workstation",
-            within: Duration::from_secs(10),
-            log: None,
-        }
-        .until(|| {
-            if let Some(status) = handler.0.try_wait()? {
-                bail!("it ended: {status}");
-            }
-            let own = run::own_program()?.display().to_string();
-            let local = format!("127.0.0.1:{COMMAND}");
-            let words = [own.as_str(), "probe", "connects", &local, "1"];
-            run::output(&mut cluster::on_workstation(&words)).map(drop)
-        })?;
-
-        Ok(handler)
+/// Starts the echo server as a process of the workstation.
+fn start_handler() -> Result<Background> {
+    let program = paths::testbed().join("bin/echo-server");
+    let program = program.display().to_string();
+    let mut handler = Background::start(&mut cluster::on_workstation(&[&program]))?;
+    Wait {
+        what: "the echo server on the workstation",
+        within: Duration::from_secs(10),
+        log: None,
     }
-}
+    .until(|| {
+        handler.check_runs()?;
+        let own = run::own_program()?.display().to_string();
+        let local = format!("127.0.0.1:{COMMAND}");
+        let words = [own.as_str(), "probe", "connects", &local, "1"];
+        run::output(&mut cluster::on_workstation(&words)).map(drop)
+    })?;
 
-impl Drop for Handler {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    Ok(handler)
 }
 
 impl Measurements<'_> {
     /// Intercepts one port of the far end and measures the other, then both.
     pub(super) fn intercepted(&mut self, pod: &str, beside: &Host) -> Result<()> {
-        let _handler = Handler::start()?;
+        let _handler = start_handler()?;
         let words = [
             "tp",
             "connect",

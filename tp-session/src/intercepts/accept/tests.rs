@@ -90,6 +90,13 @@ async fn service() -> (SocketAddr, AbortOnDropHandle<()>) {
     (address, AbortOnDropHandle::new(serving))
 }
 
+/// An address of loopback where nothing listens.
+async fn unused() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+
+    listener.local_addr().unwrap()
+}
+
 async fn open(peer: &Peer, from: &InterceptedFrom) -> Dialed {
     let opened = timeout(LIMIT, peer.open_intercepted(from)).await;
 
@@ -150,9 +157,7 @@ async fn only_intercepts_of_this_session_are_taken_and_only_their_ports() {
 #[tokio::test]
 async fn a_port_where_nothing_listens_is_refused_as_the_kernel_refuses_it() {
     let lab = Lab::new();
-    let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = unused.local_addr().unwrap();
-    drop(unused);
+    let address = unused().await;
     lab.intercepts.insert(UID, [(PORT, address)].into());
     let peer = lab.connect().await;
 
@@ -184,9 +189,7 @@ async fn after_a_reconnect_the_same_intercepts_are_served() {
 #[tokio::test]
 async fn a_refused_connection_is_noted_once() {
     let lab = Lab::new();
-    let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = unused.local_addr().unwrap();
-    drop(unused);
+    let address = unused().await;
     lab.intercepts.insert(UID, [(PORT, address)].into());
     let peer = lab.connect().await;
 
