@@ -241,7 +241,7 @@ async fn write_all(tcp: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<()> 
 }
 
 /// Removes the written bytes from the chunks.
-fn skip(chunks: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
+pub(crate) fn skip(chunks: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
     let mut whole = 0;
     for chunk in chunks.iter_mut() {
         if written < chunk.len() {

@@ -1,9 +1,14 @@
 //! Ties an intercepted connection to its carrier, and the carrier to the stream of a session: both
 //! directions, every way to end.
 
-use std::{io, net::Shutdown, sync::atomic::Ordering, time::Duration};
+use std::{
+    io::{self, IoSlice},
+    net::Shutdown,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf},
@@ -14,12 +19,14 @@ use super::link::AgentFlow;
 use crate::{
     codes::ResetCode,
     flow::{Flow, FlowError, RecvHalf, SendHalf},
-    splice::{SpliceCounters, SpliceEnd, closed, failed},
+    splice::{SpliceCounters, SpliceEnd, closed, failed, skip},
 };
 
 /// Bytes read at once: of a connection that is quiet so far, and at most. TLS has 16 KiB a record.
 const FIRST_READ_SIZE: usize = 8 << 10;
 const READ_SIZE: usize = 64 << 10;
+/// Chunks of a session's stream written at once: some 64 KiB of full datagrams.
+const CHUNKS: usize = 48;
 
 /// Copies both directions between a client and the carrier of its connection, until both have ended. A
 /// reset becomes a reset, in either direction, as does dropping this future.
@@ -217,12 +224,24 @@ async fn flow_to_carrier(
     writer: &mut WriteHalf<AgentFlow>,
     counters: &SpliceCounters,
 ) -> Result<(), End> {
-    while let Some(bytes) = recv.read_chunk(READ_SIZE).await? {
-        writer.write_all(&bytes).await?;
+    // A chunk is what one datagram brought: a record of its own for each would cost several times as much.
+    let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+    while let Some(count) = recv.read_chunks(&mut chunks).await? {
+        let bytes: usize = chunks[..count].iter().map(Bytes::len).sum();
+        let mut left = &mut chunks[..count];
+        while !left.is_empty() {
+            let mut slices = [IoSlice::new(&[]); CHUNKS];
+            for (slice, chunk) in slices.iter_mut().zip(left.iter()) {
+                *slice = IoSlice::new(chunk);
+            }
+            let written = writer.write_vectored(&slices[..left.len()]).await?;
+            if written == 0 {
+                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+            }
+            left = skip(left, written);
+        }
         writer.flush().await?;
-        counters
-            .sent
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        counters.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     Ok(writer.shutdown().await?)
