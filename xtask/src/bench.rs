@@ -135,6 +135,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .connected("portforward")?;
         measurements.intercepted(&pod, &beside)?;
     }
+    Measurements {
+        options,
+        figures: &mut figures,
+    }
+    .memory_of_agent(&node)?;
     figures.print();
     let path = paths::target().join("bench.json");
     run::write(&path, serde_json::to_vec_pretty(&figures.to_json())?)?;
@@ -196,6 +201,7 @@ impl Measurement<'_> {
         let echo = format!("{host}:{echo}");
         self.measure(Measure::Request, &["requests", &echo, &samples]);
         self.measure(Measure::Connection, &["connects", &echo, &samples]);
+        self.measure(Measure::Answer, &["answers", &echo, &samples]);
     }
 
     fn measure(&mut self, measure: Measure, words: &[&str]) {

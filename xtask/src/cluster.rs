@@ -176,8 +176,11 @@ pub(crate) fn perform(action: Action) -> Result<()> {
 }
 
 /// A command that runs as root on the workstation.
-pub(crate) fn on_workstation(command: &[&str]) -> Command {
-    let command: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
+pub(crate) fn on_workstation(command: &[impl AsRef<str>]) -> Command {
+    let command: Vec<String> = command
+        .iter()
+        .map(|word| word.as_ref().to_owned())
+        .collect();
     workstation::command(None, None, &command)
 }
 
@@ -360,6 +363,13 @@ impl workloads::Site for Layout {
     fn kubectl(&self) -> Command {
         self.kubectl_command()
     }
+}
+
+/// Brings up the echo server alone.
+pub(crate) fn deploy_echo() -> Result<()> {
+    let layout = Layout::new();
+    layout.nodes()?;
+    workloads::deploy_echo(&layout)
 }
 
 /// Brings up the servers of tests and the demonstration.

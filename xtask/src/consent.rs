@@ -46,7 +46,8 @@ fn announce(command: &str, kubernetes: Kubernetes) -> Result<()> {
     let missing = packages::missing(&lists)?;
     let mut minutes = match command {
         "soak" => 15,
-        "test" => 29,
+        "test" => 32,
+        "test families" => 6,
         "test vm" => 45,
         _ => 1,
     };

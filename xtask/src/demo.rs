@@ -195,27 +195,24 @@ const LOCAL_PORT: &str = "8088";
 /// Brings the traffic of a deployment to the workstation, and back.
 fn intercepted() -> Result<()> {
     let host = Host::Workstation;
-    let page = paths::target().join("demo");
-    run::write(
-        &page.join("index.html"),
-        "<title>web, from the workstation</title>\n",
-    )?;
     println!("\nA process on the workstation:");
-    let page = page.display().to_string();
-    let words = [
-        "python3",
-        "-m",
-        "http.server",
-        LOCAL_PORT,
-        "--bind",
-        "127.0.0.1",
-        "--directory",
-        &page,
-    ];
+    let page = "<title>web, from the workstation</title>\n";
+    let words = page_server("demo", page, LOCAL_PORT)?;
     println!("\n$ {} &", run::in_shell(&words));
-    let _server = Background::start(&mut host.command(&words))?;
+    let _server = Background::start(&mut cluster::on_workstation(&words))?;
 
     shown_intercept(&host)
+}
+
+/// The words of an HTTP server that serves one page at a port of the loopback interface.
+pub(crate) fn page_server(folder: &str, page: &str, port: &str) -> Result<Vec<String>> {
+    let folder = paths::target().join(folder);
+    run::write(&folder.join("index.html"), page)?;
+    let folder = folder.display().to_string();
+    let words = ["python3", "-m", "http.server", port, "--bind", "127.0.0.1"];
+    let words = words.into_iter().chain(["--directory", &folder]);
+
+    Ok(words.map(str::to_owned).collect())
 }
 
 fn shown_intercept(host: &Host<'_>) -> Result<()> {

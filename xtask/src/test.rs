@@ -15,7 +15,7 @@ use crate::{
 use programs::TestProgram;
 use untouched::Untouched;
 
-mod ipv6;
+mod families;
 mod programs;
 pub(crate) mod soak;
 mod untouched;
@@ -46,11 +46,15 @@ pub(crate) struct Options {
 enum Part {
     /// Run the tests of the data path on older kernels, in virtual machines
     Vm(vm::Options),
+    /// Install and intercept on clusters without IPv4 and with both families
+    Families(families::Options),
 }
 
 pub(crate) fn test(options: &Options) -> Result<()> {
-    if let Some(Part::Vm(options)) = &options.part {
-        return vm::run(options);
+    match &options.part {
+        Some(Part::Vm(options)) => return vm::run(options),
+        Some(Part::Families(options)) => return families::run(options),
+        None => {}
     }
     consent("test", Kubernetes::Own, options.yes)?;
     let kube = Untouched::kube()?;
@@ -82,7 +86,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
 
     if options.only.is_none() {
         vm::run_subset(&mut steps, &tests)?;
-        steps.step("IPv6-only cluster", "the command it names", ipv6::check)?;
+        families::run_all(&mut steps)?;
     }
     let outcome = on_cluster(&mut steps, options, &tests);
     if options.keep {

@@ -150,6 +150,19 @@ pub(crate) fn deploy(site: &dyn Site) -> Result<()> {
     Ok(())
 }
 
+/// As [`deploy`], of the echo server alone, which listens on the addresses of every family.
+pub(crate) fn deploy_echo(site: &dyn Site) -> Result<()> {
+    let (image, _) = echo()?;
+    site.import(&image)?;
+    let manifests = sources().join("manifests");
+    for name in ["00-namespaces.yaml", "echo.yaml"] {
+        let manifest = manifests.join(name);
+        run::output(site.kubectl().arg("apply").arg("-f").arg(&manifest))?;
+    }
+
+    ready(site, "shop", "deployment/echo")
+}
+
 /// Installs a program of the tests where they look for it.
 fn install(program: &Path) -> Result<()> {
     let folder = paths::testbed().join("bin");

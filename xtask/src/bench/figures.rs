@@ -13,9 +13,13 @@ pub(super) enum Measure {
     Down,
     Request,
     Connection,
+    /// A new connection and the first answer by it.
+    Answer,
     Name,
     Connect,
     Intercept,
+    AgentIdle,
+    AgentBusy,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -38,9 +42,12 @@ impl Measure {
             Self::Down => ("bulk down", "Gbit/s"),
             Self::Request => ("request", "us"),
             Self::Connection => ("new connection", "us"),
+            Self::Answer => ("first answer", "us"),
             Self::Name => ("service name", "us"),
             Self::Connect => ("tp connect", "ms"),
             Self::Intercept => ("tp intercept", "ms"),
+            Self::AgentIdle => ("agent, idle", "MB"),
+            Self::AgentBusy => ("agent, 100 intercepts", "MB"),
         }
     }
 }
@@ -102,110 +109,138 @@ impl Figures {
         Some(self.spread(measure, way)?.median)
     }
 
-    fn bounds(&self) -> [Bound; 14] {
-        let share_of = |what, measured, (measure, way), share| Bound {
-            what,
-            measured,
-            limit: self.median(measure, way).map(|of| of * share),
-            at_least: true,
-        };
-        let share = |what, measure, way, of, share| {
-            share_of(what, self.median(measure, way), (measure, of), share)
-        };
-        let at_most = |what, measure, limit| Bound {
-            what,
-            measured: self.median(measure, Way::Udp),
-            limit,
-            at_least: false,
-        };
-        let of_intercept = |what, measure, limit| Bound {
-            what,
-            measured: self.median(measure, Way::Intercepted),
-            limit,
-            at_least: false,
-        };
+    fn bounds(&self) -> Vec<Bound> {
         let request = self.median(Measure::Request, Way::Routed);
-        [
-            share(
+        let mut bounds = vec![
+            self.share(
                 "bulk up: 15 % of routed",
                 Measure::Up,
                 Way::Udp,
                 Way::Routed,
                 0.15,
             ),
-            share(
+            self.share(
                 "bulk down: 15 % of routed",
                 Measure::Down,
                 Way::Udp,
                 Way::Routed,
                 0.15,
             ),
-            share(
+            self.share(
                 "port-forward, bulk up: 60 % of kubectl",
                 Measure::Up,
                 Way::PortForward,
                 Way::Kubectl,
                 0.6,
             ),
-            share(
+            self.share(
                 "port-forward, bulk down: 60 % of kubectl",
                 Measure::Down,
                 Way::PortForward,
                 Way::Kubectl,
                 0.6,
             ),
-            at_most(
+            self.at_most(
                 "request: routed + 400 us",
-                Measure::Request,
+                (Measure::Request, Way::Udp),
                 request.map(|routed| routed + 400.0),
             ),
-            at_most("service name: 300 us", Measure::Name, Some(300.0)),
-            at_most("tp connect: 1500 ms", Measure::Connect, Some(1500.0)),
-            of_intercept("tp intercept: 300 ms", Measure::Intercept, Some(300.0)),
-            of_intercept(
+            self.at_most(
+                "service name: 300 us",
+                (Measure::Name, Way::Udp),
+                Some(300.0),
+            ),
+            self.at_most(
+                "tp connect: 1500 ms",
+                (Measure::Connect, Way::Udp),
+                Some(1500.0),
+            ),
+        ];
+        bounds.extend(self.bounds_of_intercepts());
+
+        bounds
+    }
+
+    fn bounds_of_intercepts(&self) -> [Bound; 9] {
+        let plus = |measure, more| Some(self.median(measure, Way::Routed)? + more);
+        let at_most = |what, measure, limit| self.at_most(what, (measure, Way::Intercepted), limit);
+        let of_routed =
+            |what, measure| self.share(what, measure, Way::Intercepted, Way::Routed, 0.1);
+        // What the cluster sends up comes down to the workstation.
+        let of_tp = |what, measure, of_tp| {
+            let measured = self.median(measure, Way::Intercepted);
+            self.share_of(what, measured, (of_tp, Way::Udp), 0.55)
+        };
+
+        [
+            at_most("tp intercept: 300 ms", Measure::Intercept, Some(300.0)),
+            at_most(
                 "intercepted request: routed + 500 us",
                 Measure::Request,
-                request.map(|routed| routed + 500.0),
+                plus(Measure::Request, 500.0),
             ),
-            of_intercept(
-                "intercepted connection: routed + 1200 us",
-                Measure::Connection,
-                self.median(Measure::Connection, Way::Routed)
-                    .map(|routed| routed + 1200.0),
+            at_most(
+                "intercepted, first answer: routed + 1200 us",
+                Measure::Answer,
+                plus(Measure::Answer, 1200.0),
             ),
-            share(
-                "intercepted, bulk up: 10 % of routed",
-                Measure::Up,
-                Way::Intercepted,
-                Way::Routed,
-                0.1,
+            at_most("agent, idle: 15 MB", Measure::AgentIdle, Some(15.0)),
+            at_most(
+                "agent, 100 intercepts: 60 MB",
+                Measure::AgentBusy,
+                Some(60.0),
             ),
-            share(
-                "intercepted, bulk down: 10 % of routed",
-                Measure::Down,
-                Way::Intercepted,
-                Way::Routed,
-                0.1,
-            ),
-            // What the cluster sends up comes down to the workstation.
-            share_of(
+            of_routed("intercepted, bulk up: 10 % of routed", Measure::Up),
+            of_routed("intercepted, bulk down: 10 % of routed", Measure::Down),
+            of_tp(
                 "intercepted, bulk up: 55 % of tp, bulk down",
-                self.median(Measure::Up, Way::Intercepted),
-                (Measure::Down, Way::Udp),
-                0.55,
+                Measure::Up,
+                Measure::Down,
             ),
-            share_of(
+            of_tp(
                 "intercepted, bulk down: 55 % of tp, bulk up",
-                self.median(Measure::Down, Way::Intercepted),
-                (Measure::Up, Way::Udp),
-                0.55,
+                Measure::Down,
+                Measure::Up,
             ),
         ]
     }
 
+    fn at_most(
+        &self,
+        what: &'static str,
+        (measure, way): (Measure, Way),
+        limit: Option<f64>,
+    ) -> Bound {
+        Bound {
+            what,
+            measured: self.median(measure, way),
+            limit,
+            at_least: false,
+        }
+    }
+
+    fn share(&self, what: &'static str, measure: Measure, way: Way, of: Way, share: f64) -> Bound {
+        self.share_of(what, self.median(measure, way), (measure, of), share)
+    }
+
+    fn share_of(
+        &self,
+        what: &'static str,
+        measured: Option<f64>,
+        (measure, way): (Measure, Way),
+        share: f64,
+    ) -> Bound {
+        Bound {
+            what,
+            measured,
+            limit: self.median(measure, way).map(|of| of * share),
+            at_least: true,
+        }
+    }
+
     pub(super) fn print(&self) {
         println!(
-            "{:<16} {:<22} {:>9} {:>9} {:>9}  unit",
+            "{:<22} {:<22} {:>9} {:>9} {:>9}  unit",
             "what", "way", "min", "median", "max"
         );
         for (&(measure, way), samples) in &self.samples {
@@ -217,7 +252,7 @@ impl Figures {
                 min, median, max, ..
             } = spread;
             println!(
-                "{what:<16} {:<22} {min:>9.2} {median:>9.2} {max:>9.2}  {unit}",
+                "{what:<22} {:<22} {min:>9.2} {median:>9.2} {max:>9.2}  {unit}",
                 way.name()
             );
         }

@@ -1,14 +1,21 @@
 //! Paths from the cluster to the workstation, and beside them.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use super::{COMMAND, ECHO, Host, Measure, Measurements, NAMESPACE, POD, Way, quit};
 use crate::{
     cluster, paths,
     run::{self, Background, Wait},
 };
+
+/// Ports of 100 intercepts.
+const MANY: RangeInclusive<u16> = 20_001..=20_100;
 
 /// Starts the echo server as a process of the workstation.
 fn start_handler() -> Result<Background> {
@@ -58,6 +65,63 @@ impl Measurements<'_> {
 
         quit()
     }
+
+    /// With no intercept, and with many that each had a connection. Other ports than those of the loads:
+    /// what nothing declares can be intercepted as well.
+    pub(super) fn memory_of_agent(&mut self, node: &str) -> Result<()> {
+        // What an agent keeps of earlier loads is not its need.
+        let layout = cluster::Layout::new();
+        let agents = ["-n", "tp-agents", "rollout"];
+        layout.kubectl(&[&agents[..], &["restart", "daemonset/tp-agent"]].concat())?;
+        let status = ["status", "daemonset/tp-agent", "--timeout=60s"];
+        layout.kubectl(&[&agents[..], &status].concat())?;
+        let idle = memory_of_agent(node)?;
+        self.figures.add(Measure::AgentIdle, Way::Intercepted, idle);
+
+        run::output(&mut cluster::on_workstation(&[
+            "tp",
+            "connect",
+            "--namespace",
+            NAMESPACE,
+        ]))?;
+        for port in MANY {
+            intercept(&format!("many-{port}"), &[port])?;
+        }
+        let busy = memory_of_agent(node)?;
+        self.figures.add(Measure::AgentBusy, Way::Intercepted, busy);
+
+        quit()
+    }
+}
+
+/// The resident memory of both programs of a node's agent, in MB.
+fn memory_of_agent(node: &str) -> Result<f64> {
+    let field = format!("--field-selector=spec.nodeName={node}");
+    let get = ["-n", "tp-agents", "get", "pods", &field, "-o"];
+    let uid = [&get[..], &["jsonpath={.items[0].metadata.uid}"]].concat();
+    let uid = cluster::Layout::new().kubectl(&uid)?;
+    let mut kilobytes = 0;
+    let mut programs = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        let is_program = read("comm").starts_with("tp-agent");
+        if !is_program || !read("cgroup").contains(uid.trim()) {
+            continue;
+        }
+        let status = read("status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|it| it.split_whitespace().next());
+        kilobytes += resident
+            .context("a program of the agent has ended")?
+            .parse::<u64>()?;
+        programs += 1;
+    }
+    ensure!(
+        programs == 2,
+        "{programs} programs of the agent run on {node}"
+    );
+
+    Ok(kilobytes as f64 / 1e3)
 }
 
 fn intercept(name: &str, ports: &[u16]) -> Result<()> {

@@ -29,6 +29,8 @@ pub(crate) enum Probe {
     Requests { target: String, count: usize },
     /// getaddrinfo of a name.
     Resolve { name: String, count: usize },
+    /// A new connection to an echo port and the first 64 bytes back.
+    Answers { target: String, count: usize },
     /// Connects and closes.
     Connects { target: String, count: usize },
     /// Gbit/s of one transfer with the command port of the echo server.
@@ -43,6 +45,7 @@ pub(crate) fn run(probe: &Probe) -> anyhow::Result<()> {
     let samples = match probe {
         Probe::Requests { target, count } => requests(target, *count)?,
         Probe::Resolve { name, count } => repeat(*count, || resolve(name))?,
+        Probe::Answers { target, count } => repeat(*count, || answer(target))?,
         Probe::Connects { target, count } => repeat(*count, || connect(target))?,
         Probe::Bulk {
             direction,
@@ -74,14 +77,19 @@ fn repeat(
 
 fn requests(target: &str, count: usize) -> anyhow::Result<Vec<f64>> {
     let mut stream = open(target)?;
-    let request = [b'x'; 64];
+    repeat(count, || request(&mut stream))
+}
+
+fn request(stream: &mut TcpStream) -> anyhow::Result<()> {
     let mut reply = [0; 64];
-    repeat(count, || {
-        stream.write_all(&request)?;
-        stream
-            .read_exact(&mut reply)
-            .context("the echo server ended the connection")
-    })
+    stream.write_all(&[b'x'; 64])?;
+    stream
+        .read_exact(&mut reply)
+        .context("the echo server ended the connection")
+}
+
+fn answer(target: &str) -> anyhow::Result<()> {
+    request(&mut open(target)?)
 }
 
 /// Transfers growing amounts until one takes about `seconds`; returns its rate in Gbit/s of

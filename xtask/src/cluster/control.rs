@@ -57,7 +57,10 @@ fn api_server(layout: &Layout, network: Network, programs: &Programs) -> Daemon<
             "--etcd-servers=http://127.0.0.1:2379".to_owned(),
             format!("--bind-address={}", network.unspecified()),
             format!("--advertise-address={}", network.node(1)),
-            format!("--service-cluster-ip-range={}", network.services()),
+            format!(
+                "--service-cluster-ip-range={}",
+                network.of_each(Network::services)
+            ),
             format!("--tls-cert-file={}", pki("apiserver.crt")),
             format!("--tls-private-key-file={}", pki("apiserver.key")),
             format!("--client-ca-file={}", pki("ca.crt")),
@@ -88,7 +91,7 @@ fn controller_manager(layout: &Layout, network: Network, programs: &Programs) ->
             format!("--kubeconfig={}", pki("controller-manager.conf")),
             format!("--service-account-private-key-file={}", pki("sa.key")),
             format!("--root-ca-file={}", pki("ca.crt")),
-            format!("--cluster-cidr={}", network.pods()),
+            format!("--cluster-cidr={}", network.of_each(Network::pods)),
             "--allocate-node-cidrs=true".to_owned(),
             "--use-service-account-credentials=true".to_owned(),
             format!("--cluster-signing-cert-file={}", pki("ca.crt")),

@@ -53,15 +53,28 @@ pub(crate) fn create(network: Network, nodes: u8) -> Result<()> {
     ip(&format!("-n {WIRE} link add br0 type bridge"))?;
     ip(&format!("-n {WIRE} link set br0 up"))?;
     for index in 1..=nodes {
-        plug(network, &node(index), &network.node(index))?;
+        plug(&node(index))?;
+    }
+    plug(WORKSTATION)?;
+    plug(NEIGHBOUR)?;
+
+    network
+        .families()
+        .iter()
+        .try_for_each(|family| address(*family, nodes))
+}
+
+/// Gives everybody their addresses and routes of one family.
+fn address(network: Network, nodes: u8) -> Result<()> {
+    for index in 1..=nodes {
+        add_address(network, &node(index), &network.node(index))?;
         route(network, &node(index), "default", network.workstation())?;
     }
-    plug(network, WORKSTATION, network.workstation())?;
+    add_address(network, WORKSTATION, network.workstation())?;
     add_address(network, WORKSTATION, network.name_server())?;
     route(network, WORKSTATION, "default", &network.node(1))?;
-    plug(network, NEIGHBOUR, network.neighbour())?;
+    add_address(network, NEIGHBOUR, network.neighbour())?;
     route(network, NEIGHBOUR, network.services(), &network.node(1))?;
-
     for index in 1..=nodes {
         let range = network.pod_range(index);
         for other in (1..=nodes).filter(|other| *other != index) {
@@ -106,7 +119,7 @@ fn route(network: Network, namespace: &str, to: &str, via: &str) -> Result<()> {
 fn add_address(network: Network, namespace: &str, address: &str) -> Result<()> {
     // Skips duplicate address detection: the address is usable at once.
     let flags = match network {
-        Network::Ipv4 => "",
+        Network::Ipv4 | Network::DualStack => "",
         Network::Ipv6 => "nodad",
     };
     ip(&format!(
@@ -122,7 +135,7 @@ pub(crate) fn remove() -> Result<()> {
     Ok(())
 }
 
-fn plug(network: Network, namespace: &str, address: &str) -> Result<()> {
+fn plug(namespace: &str) -> Result<()> {
     let port = format!("p-{}", namespace.trim_start_matches(PREFIX));
     ip(&format!("netns add {namespace}"))?;
     ip(&format!(
@@ -130,8 +143,7 @@ fn plug(network: Network, namespace: &str, address: &str) -> Result<()> {
     ))?;
     ip(&format!("-n {WIRE} link set {port} master br0 up"))?;
     ip(&format!("-n {namespace} link set lo up"))?;
-    ip(&format!("-n {namespace} link set e0 up"))?;
-    add_address(network, namespace, address)
+    ip(&format!("-n {namespace} link set e0 up"))
 }
 
 fn ip(arguments: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Addresses of the cluster and its neighbours, in one of two families.
+//! Addresses of the cluster and its neighbours, in one family or in both.
 
 use std::fs;
 
@@ -7,12 +7,15 @@ use anyhow::Result;
 use super::Layout;
 use crate::run;
 
-/// Which addresses everybody has: there are clusters without a single IPv4 address.
+/// Which addresses everybody has: there are clusters without a single IPv4 address, and those whose pods
+/// and services have one of each family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Network {
     #[default]
     Ipv4,
     Ipv6,
+    /// IPv4 first
+    DualStack,
 }
 
 const FILE: &str = "network";
@@ -23,18 +26,40 @@ impl Network {
         let text = fs::read_to_string(layout.dir.join(FILE)).unwrap_or_default();
         match text.trim() {
             "ipv6" => Self::Ipv6,
+            "dual-stack" => Self::DualStack,
             _ => Self::Ipv4,
         }
     }
 
     pub(crate) fn keep(self, layout: &Layout) -> Result<()> {
-        let text = self.choose("ipv4", "ipv6");
+        let text = match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+            Self::DualStack => "dual-stack",
+        };
         run::write(&layout.dir.join(FILE), text)
+    }
+
+    /// Its families, each as a network of that family alone; the first is what the rest of this type
+    /// answers with.
+    pub(crate) fn families(self) -> &'static [Self] {
+        match self {
+            Self::Ipv4 => &[Self::Ipv4],
+            Self::Ipv6 => &[Self::Ipv6],
+            Self::DualStack => &[Self::Ipv4, Self::Ipv6],
+        }
+    }
+
+    /// What Kubernetes takes for several families: one of each, separated by commas.
+    pub(crate) fn of_each<T: Into<String>>(self, one: impl Fn(Self) -> T) -> String {
+        let all: Vec<String> = self.families().iter().map(|it| one(*it).into()).collect();
+
+        all.join(",")
     }
 
     fn choose(self, ipv4: &'static str, ipv6: &'static str) -> &'static str {
         match self {
-            Self::Ipv4 => ipv4,
+            Self::Ipv4 | Self::DualStack => ipv4,
             Self::Ipv6 => ipv6,
         }
     }
@@ -77,7 +102,7 @@ impl Network {
     /// All networks that are the cluster's own.
     pub(crate) fn own(self) -> &'static [&'static str] {
         match self {
-            Self::Ipv4 => &["10.0.0.0/8"],
+            Self::Ipv4 | Self::DualStack => &["10.0.0.0/8"],
             Self::Ipv6 => &["fd00:96::/112", "fd00:244::/56"],
         }
     }
@@ -93,14 +118,14 @@ impl Network {
 
     pub(crate) fn node(self, index: u8) -> String {
         match self {
-            Self::Ipv4 => format!("172.30.0.{}", 10 + index),
+            Self::Ipv4 | Self::DualStack => format!("172.30.0.{}", 10 + index),
             Self::Ipv6 => format!("fd00:30::1{index}"),
         }
     }
 
     pub(crate) fn pod_range(self, index: u8) -> String {
         match self {
-            Self::Ipv4 => format!("10.244.{index}.0/24"),
+            Self::Ipv4 | Self::DualStack => format!("10.244.{index}.0/24"),
             Self::Ipv6 => format!("fd00:244:0:{index}::/64"),
         }
     }
@@ -109,7 +134,7 @@ impl Network {
     pub(crate) fn server(self) -> String {
         let address = self.node(1);
         match self {
-            Self::Ipv4 => format!("https://{address}:6443"),
+            Self::Ipv4 | Self::DualStack => format!("https://{address}:6443"),
             Self::Ipv6 => format!("https://[{address}]:6443"),
         }
     }

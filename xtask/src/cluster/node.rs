@@ -56,12 +56,13 @@ impl Node<'_> {
 
     /// The Node object, made before the kubelet so that its pod range is fixed.
     pub(crate) fn object(&self) -> serde_json::Value {
-        let range = self.network.pod_range(self.index);
+        let families = self.network.families().iter();
+        let ranges: Vec<String> = families.map(|it| it.pod_range(self.index)).collect();
         json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": { "name": self.name() },
-            "spec": { "podCIDR": range, "podCIDRs": [range] },
+            "spec": { "podCIDR": ranges[0], "podCIDRs": ranges },
         })
     }
 
@@ -119,7 +120,10 @@ impl Node<'_> {
                 format!("--config={}", config.display()),
                 format!("--kubeconfig={}", pki(format!("{}.conf", self.name()))),
                 format!("--hostname-override={}", self.name()),
-                format!("--node-ip={}", self.network.node(self.index)),
+                format!(
+                    "--node-ip={}",
+                    self.network.of_each(|it| it.node(self.index))
+                ),
                 format!("--root-dir={}", self.folder().join("kubelet").display()),
                 format!("--cert-dir={}", self.folder().join("pki").display()),
             ],
@@ -134,7 +138,7 @@ impl Node<'_> {
                 "kube-proxy".to_owned(),
                 format!("--kubeconfig={}", pki("proxy.conf".to_owned())),
                 format!("--hostname-override={}", self.name()),
-                format!("--cluster-cidr={}", self.network.pods()),
+                format!("--cluster-cidr={}", self.network.of_each(Network::pods)),
                 format!("--bind-address={}", self.network.unspecified()),
                 "--proxy-mode=iptables".to_owned(),
                 "--iptables-min-sync-period=100ms".to_owned(),
@@ -180,6 +184,13 @@ impl Node<'_> {
     }
 
     fn write_network(&self) -> Result<()> {
+        let families = self.network.families();
+        let ranges = families
+            .iter()
+            .map(|it| json!([{ "subnet": it.pod_range(self.index) }]));
+        let ranges: Vec<serde_json::Value> = ranges.collect();
+        let routes = families.iter().map(|it| json!({ "dst": it.everywhere() }));
+        let routes: Vec<serde_json::Value> = routes.collect();
         let config = json!({
             "cniVersion": "0.4.0",
             "name": format!("{}pods{}", netns::PREFIX, self.index),
@@ -193,8 +204,8 @@ impl Node<'_> {
                     "ipam": {
                         "type": "host-local",
                         "dataDir": self.folder().join("addresses"),
-                        "ranges": [[{ "subnet": self.network.pod_range(self.index) }]],
-                        "routes": [{ "dst": self.network.everywhere() }],
+                        "ranges": ranges,
+                        "routes": routes,
                     },
                 },
                 { "type": "portmap", "capabilities": { "portMappings": true } },

@@ -97,7 +97,10 @@ pub(crate) fn create(layout: &Layout, network: Network, nodes: u8) -> Result<()>
     for index in 1..=nodes {
         let name = format!("node{index}");
         let user = format!("system:node:{name}");
-        let alternatives = vec![ip(&network.node(index))?, dns(&name)?];
+        let families = network.families().iter();
+        let addresses = families.map(|family| ip(&family.node(index)));
+        let mut alternatives = addresses.collect::<Result<Vec<_>>>()?;
+        alternatives.push(dns(&name)?);
         let identity = pki.write(&name, Subject::of("system:nodes", &user), alternatives)?;
         pki.kubeconfig(&name, &identity, &pki.file(&format!("{name}.conf")))?;
     }
