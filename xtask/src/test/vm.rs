@@ -1,4 +1,4 @@
-//! The tests of the data path on older kernels, in virtual machines.
+//! The tests of the data paths, of the workstation and of pods, on older kernels, in virtual machines.
 //!
 //! They need root and a kernel, but no cluster. A virtual machine has the file system of this
 //! computer, with the programs as they are built here, and no network.
@@ -28,6 +28,9 @@ const OLDEST: &str = SERIES[0];
 
 const COMMAND: &str = "test vm";
 const PROGRAM: &str = "datapath";
+/// The test program of the redirects in pods. All of it runs on the oldest kernel: the program in a pod is
+/// loaded there, and each of its decisions taken.
+const REDIRECTS: &str = "redirect";
 
 /// What depends on the kernel, one test or more of each: all programs are loaded and attached,
 /// addresses are rewritten and shown in their real form, SYNs are held, packets are guarded, and
@@ -55,10 +58,12 @@ const SUBSET: [&str; 19] = [
 ];
 
 /// Tests for which an emulated processor is too slow.
-const TOO_SLOW: [&str; 2] = [
+const TOO_SLOW: [&str; 3] = [
     // Measures microseconds.
     "connects::a_held_connect_waits_for_no_timer",
     "aliases::a_full_alias_table_is_an_error_and_never_a_wrong_address",
+    // Exceeds a rate.
+    "limits::environments_and_sockets_are_handed_out_at_a_bounded_rate",
 ];
 
 /// How many times as long the tests wait for what has no bound of its own.
@@ -107,14 +112,19 @@ pub(super) fn run(options: &Options) -> Result<()> {
     steps.step("eBPF programs", "tp-ebpf/", ebpf::build)?;
     steps.step("programs", "the compiler output above", products::build)?;
     let tests = steps.step("tests built", "the compiler output above", programs::build)?;
-    let program = data_path(&tests)?;
+    let program = find(&tests, PROGRAM)?;
     let chosen = options.choose(program.tests()?)?;
+    let redirects = match options.only {
+        None => Some(find(&tests, REDIRECTS)?),
+        Some(_) => None,
+    };
 
     let mut failed = Vec::new();
     let wanted = |series: &&str| options.kernel.as_ref().is_none_or(|only| only == series);
     for series in SERIES.into_iter().filter(wanted) {
         let outcome = steps.step(&step_name(series), TEST_OUTPUT, || {
-            run_on(series, program, &chosen, ALL_TIMEOUT)
+            run_on(series, program, &chosen, ALL_TIMEOUT)?;
+            redirects.map_or(Ok(()), |it| run_redirects_on(series, it))
         });
         if let Err(error) = outcome {
             println!("{error:#}");
@@ -131,20 +141,30 @@ pub(super) fn run(options: &Options) -> Result<()> {
 /// Runs the subset on the oldest kernel.
 pub(super) fn run_subset(steps: &mut Steps, tests: &[TestProgram]) -> Result<()> {
     steps.step(&step_name(OLDEST), TEST_OUTPUT, || {
-        let program = data_path(tests)?;
-        run_on(OLDEST, program, &subset(&program.tests()?)?, SUBSET_TIMEOUT)
+        let program = find(tests, PROGRAM)?;
+        run_on(OLDEST, program, &subset(&program.tests()?)?, SUBSET_TIMEOUT)?;
+
+        run_redirects_on(OLDEST, find(tests, REDIRECTS)?)
     })
 }
 
 fn step_name(series: &str) -> String {
-    format!("data path on Linux {series}")
+    format!("data paths on Linux {series}")
 }
 
-fn data_path(tests: &[TestProgram]) -> Result<&TestProgram> {
+fn find<'a>(tests: &'a [TestProgram], name: &str) -> Result<&'a TestProgram> {
     tests
         .iter()
-        .find(|test| test.is_end_to_end() && test.name() == PROGRAM)
-        .with_context(|| format!("there is no test program {PROGRAM}"))
+        .find(|test| test.name() == name)
+        .with_context(|| format!("there is no test program {name}"))
+}
+
+/// All of its tests need root, and are ignored elsewhere.
+fn run_redirects_on(series: &str, program: &TestProgram) -> Result<()> {
+    let mut tests = program.tests()?;
+    tests.retain(|test| !TOO_SLOW.contains(&test.as_str()));
+
+    run_on(series, program, &tests, SUBSET_TIMEOUT)
 }
 
 /// A test that has another name now must not be left out.
@@ -174,7 +194,7 @@ fn run_on(series: &str, program: &TestProgram, tests: &[String], timeout: Durati
     println!("    {} tests on Linux {}", tests.len(), kernel.release);
     let mut command = program.command();
     command
-        .args(["--test-threads=1", "--exact"])
+        .args(["--test-threads=1", "--include-ignored", "--exact"])
         .args(tests)
         .env("TP_SLOWNESS", SLOWNESS);
     let guest = Guest {
