@@ -233,9 +233,16 @@ impl Agents {
     }
 
     async fn take_reports(&self, agent: &Agent, mut reports: Receiver<AgentNews>) {
+        let mut has_lied = false;
         loop {
             match reports.receive().await {
-                Ok(news) => self.intercepts.report(agent.number, &agent.node, news.pods),
+                Ok(news) => {
+                    let foreign = self.intercepts.report(agent.number, &agent.node, news.pods);
+                    if foreign > 0 && !std::mem::replace(&mut has_lied, true) {
+                        let node = &agent.node;
+                        tracing::warn!(%node, foreign, "Agent reports on pods of other nodes");
+                    }
+                }
                 Err(error) => return tracing::debug!(%error, "Control connection ended"),
             }
         }

@@ -10,6 +10,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::task::AbortOnDropHandle;
+use tp_core::intercept::holders::DISCONNECTED_AFTER;
 use tp_proto::{
     agent::PodReport,
     tunnel::{LocalIntercept, LocalIntercepts, LocalPort, Outcome, Verdict},
@@ -24,7 +25,10 @@ use super::*;
 use crate::{
     disconnected::Disconnected,
     gateway::Quotas,
-    intercepts::serving::{Announcing, ServedGuard},
+    intercepts::{
+        serving::{Announcing, ServedGuard},
+        whereabouts::Whereabouts,
+    },
     model::{Pod, Update},
     policy::Policy,
     sessions::{SessionAdmission, Sessions},
@@ -79,10 +83,15 @@ impl Lab {
         let policy = watch::Sender::new(Policy::proven_since(earlier(1000), earlier(1)));
         let sessions = Arc::new(Sessions::new(policy.subscribe()));
         let disconnected = Arc::new(Disconnected::default());
-        let intercepts = Arc::new(Intercepts::new(Arc::clone(&sessions), disconnected));
         let identity = Identity::generate().unwrap();
         let key = identity.key_hash();
         let model = SharedModel::new();
+        let intercepts = Arc::new(Intercepts::new(
+            Arc::clone(&sessions),
+            disconnected,
+            model.clone(),
+            Whereabouts::new("tp-manager-0".into(), DISCONNECTED_AFTER, now),
+        ));
         let pod = Pod {
             addresses: vec!["10.244.1.7".parse().unwrap()],
             uid: POD.into(),
@@ -377,7 +386,7 @@ async fn a_session_that_stays_away_has_no_lease() {
     drop((alice.guard, alice.call));
     assert!(are_quiet(&lab.intercepts.leases()));
 
-    let later = Instant::now() + tp_core::intercept::holders::DISCONNECTED_AFTER;
+    let later = Instant::now() + DISCONNECTED_AFTER;
 
     assert!(lab.intercepts.leases_at(later).is_empty());
 }

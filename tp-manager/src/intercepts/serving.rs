@@ -7,8 +7,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use tokio::time::Instant;
-use tp_core::intercept::holders::DISCONNECTED_AFTER;
+use tokio::{sync::watch, time::Instant};
 use tp_process::sync::lock;
 use tp_proto::{
     crd::{MAX_INTERCEPT_PORTS, MAX_INTERCEPTS},
@@ -30,6 +29,8 @@ pub(crate) struct Served {
     pub(crate) peer: Peer,
     pub(crate) quota: Arc<SessionQuota>,
     calls: Mutex<Calls>,
+    /// Of what agents report on its Intercepts.
+    pub(super) reported: watch::Sender<u64>,
 }
 
 /// What a session announced last.
@@ -54,6 +55,7 @@ pub(super) struct Presence {
     pub(super) announced: Arc<Announced>,
     /// It was not heard from lately, and may come back.
     pub(super) is_quiet: bool,
+    pub(super) is_connected: bool,
 }
 
 /// Keeps a session served; a later connection of it stays.
@@ -74,6 +76,11 @@ impl Served {
         Arc::clone(&lock(&self.calls).announced)
     }
 
+    /// Changes of what agents report on its Intercepts.
+    pub(crate) fn reported(&self) -> watch::Receiver<u64> {
+        self.reported.subscribe()
+    }
+
     fn left(&self) -> Left {
         let calls = lock(&self.calls);
 
@@ -92,17 +99,18 @@ impl Served {
     }
 
     /// `None` if it has been quiet for too long.
-    fn presence(&self, now: Instant) -> Option<Presence> {
+    fn presence(&self, now: Instant, release_after: Duration) -> Option<Presence> {
         let calls = lock(&self.calls);
         let unannounced = calls
             .ended
             .map_or(Duration::ZERO, |ended| now.duration_since(ended));
         let silent = self.peer.silent_for();
 
-        (unannounced.max(silent) < DISCONNECTED_AFTER).then(|| Presence {
+        (unannounced.max(silent) < release_after).then(|| Presence {
             session: self.session().clone(),
             announced: Arc::clone(&calls.announced),
             is_quiet: calls.ended.is_some() || silent > SILENT_AFTER,
+            is_connected: true,
         })
     }
 
@@ -127,7 +135,9 @@ impl Intercepts {
             peer,
             quota,
             calls: Mutex::new(calls),
+            reported: watch::Sender::new(0),
         });
+        self.disconnected.remove(&session);
         lock(&self.served).insert(session, Arc::clone(&served));
         self.changed();
 
@@ -139,18 +149,20 @@ impl Intercepts {
 
     /// The sessions that are here, or that may come back.
     pub(super) fn presences(&self, now: Instant) -> Vec<Presence> {
+        let release_after = self.whereabouts.release_after;
         let served: Vec<Arc<Served>> = lock(&self.served).values().cloned().collect();
         let mut left = lock(&self.left);
-        left.retain(|_, left| now.duration_since(left.since) < DISCONNECTED_AFTER);
+        left.retain(|_, left| now.duration_since(left.since) < release_after);
         let left = left.iter().map(|(session, left)| Presence {
             session: session.clone(),
             announced: Arc::clone(&left.announced),
             is_quiet: true,
+            is_connected: false,
         });
 
         served
             .iter()
-            .filter_map(|served| served.presence(now))
+            .filter_map(|served| served.presence(now, release_after))
             .chain(left)
             .collect()
     }
@@ -174,6 +186,8 @@ impl Drop for ServedGuard {
             .get(session)
             .is_some_and(|it| Arc::ptr_eq(it, &self.served))
         {
+            // At no moment it is as if it had never been here.
+            self.intercepts.disconnected.insert(session.clone());
             all.remove(session);
             let left = self.served.left();
             if !left.announced.is_empty() && !self.served.has_quit() {

@@ -9,7 +9,7 @@ use tp_proto::{
     tunnel::{HeldPort, InterceptState, InterceptStates, InterceptedPod, PodPortCounters},
 };
 
-use super::{InterceptRecord, Intercepts, NodeReport, serving::Served};
+use super::{InterceptRecord, Intercepts, reports::NodeReport, serving::Served};
 
 impl Intercepts {
     /// Of every Intercept that the session announced.
@@ -40,10 +40,17 @@ impl Intercepts {
     fn state(&self, record: &Arc<InterceptRecord>, standing: &Standing) -> InterceptState {
         let uid = &record.uid;
         let held = match standing {
+            Standing::Orphan if !self.sessions.is_covered(record.created) => {
+                let reason = "it is older than the admission policy: end it and make it anew";
+                return refused(uid, reason);
+            }
             Standing::Orphan => return refused(uid, "its Session is not valid any more"),
             Standing::Away => return refused(uid, "its workstation was away for too long"),
             Standing::Holds { others } => others.iter(),
         };
+        if let Some(reason) = self.denial(record) {
+            return refused(uid, &reason);
+        }
         let held = held.map(|(port, holder)| {
             let holder = self.record(holder);
             HeldPort {
@@ -57,7 +64,7 @@ impl Intercepts {
                 since: holder.map_or_else(String::new, |it| it.created.to_string()),
             }
         });
-        let pods = self.reports_of(uid).into_iter().map(pod);
+        let pods = self.reports_of(record).into_iter().map(pod);
 
         InterceptState {
             uid: uid.clone(),
