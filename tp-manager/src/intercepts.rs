@@ -261,6 +261,11 @@ impl Intercepts {
         read(&self.by_uid).get(uid).cloned()
     }
 
+    /// The namespace of the Intercept with this UID.
+    pub(crate) fn namespace_of(&self, uid: &str) -> Option<String> {
+        Some(self.record(uid)?.object.namespace.clone())
+    }
+
     /// The leases that agents get now: of Intercepts whose session is here and has announced them, or
     /// was and may come back.
     pub(crate) fn leases(&self) -> Vec<Lease> {

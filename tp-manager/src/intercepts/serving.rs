@@ -39,6 +39,8 @@ struct Calls {
     /// The number of the newest call.
     newest: u64,
     announced: Arc<Announced>,
+    /// When each was first, by UID.
+    since: BTreeMap<String, Instant>,
     /// When the call that announced it ended; `None` while it lasts.
     ended: Option<Instant>,
 }
@@ -74,6 +76,13 @@ pub(crate) struct Announcing {
 impl Served {
     pub(super) fn announced(&self) -> Arc<Announced> {
         Arc::clone(&lock(&self.calls).announced)
+    }
+
+    /// How long the session has announced the Intercept.
+    pub(super) fn announced_for(&self, uid: &str) -> Duration {
+        let calls = lock(&self.calls);
+
+        calls.since.get(uid).map_or(Duration::MAX, Instant::elapsed)
     }
 
     /// Changes of what agents report on its Intercepts.
@@ -129,6 +138,7 @@ impl Intercepts {
         let calls = left.map_or_else(Calls::default, |left| Calls {
             newest: 0,
             announced: left.announced,
+            since: BTreeMap::new(),
             ended: Some(left.since),
         });
         let served = Arc::new(Served {
@@ -241,8 +251,13 @@ impl Announcing {
             (intercept.uid, ports.collect())
         });
 
-        let all = Arc::new(all.collect());
+        let all: Arc<Announced> = Arc::new(all.collect());
+        let now = Instant::now();
         self.change(|calls| {
+            calls.since.retain(|uid, _| all.contains_key(uid));
+            for uid in all.keys() {
+                calls.since.entry(uid.clone()).or_insert(now);
+            }
             calls.announced = all;
             calls.ended = None;
         })
@@ -251,6 +266,11 @@ impl Announcing {
     /// Returns whether no later call has begun.
     pub(crate) fn is_newest(&self) -> bool {
         lock(&self.served.calls).newest == self.call
+    }
+
+    #[cfg(test)]
+    pub(crate) fn age(&self, by: Duration) {
+        self.change(|calls| calls.since.values_mut().for_each(|since| *since -= by));
     }
 
     fn change(&self, change: impl FnOnce(&mut Calls)) -> bool {
