@@ -62,6 +62,8 @@ pub(crate) struct InterceptRecord {
     user: Arc<User>,
     pub(crate) spec: InterceptSpec,
     taken: Option<Taken>,
+    /// As the status has it; for the writer of the status alone.
+    phase: String,
 }
 
 impl InterceptRecord {
@@ -81,6 +83,7 @@ impl InterceptRecord {
             },
             user: Arc::new(User::new(spec.user.clone())),
             taken: object.data.get("status").and_then(Taken::of),
+            phase: status::phase(object),
             spec,
         }))
     }

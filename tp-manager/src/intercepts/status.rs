@@ -10,7 +10,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{DynamicObject, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,13 +27,22 @@ use super::{InterceptRecord, Intercepts, whereabouts::Here};
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Nothing tells of a session that falls silent.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
+/// What was written is seen after this time.
+const SEEN_AFTER: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Names of pods in one status.
 const MAX_PODS: usize = 100;
 
+/// The phase that an object has.
+pub(super) fn phase(object: &DynamicObject) -> String {
+    let phase = object.data.pointer("/status/phase");
+
+    phase.and_then(|it| it.as_str()).unwrap_or_default().into()
+}
+
 /// Runs until it is aborted.
 pub(crate) async fn keep(client: Client, intercepts: Arc<Intercepts>) {
-    let mut written: BTreeMap<String, InterceptStatus> = BTreeMap::new();
+    let mut written: BTreeMap<String, (InterceptStatus, Instant)> = BTreeMap::new();
     let mut changes = intercepts.changes();
     let mut reported = intercepts.reported.subscribe();
     loop {
@@ -49,15 +58,18 @@ pub(crate) async fn keep(client: Client, intercepts: Arc<Intercepts>) {
             let before = written.get(&record.uid);
             if status.since.is_none() {
                 let phase_began = before
+                    .map(|(before, _)| before)
                     .filter(|before| before.phase == status.phase)
                     .and_then(|before| before.since.clone());
                 status.since = Some(phase_began.unwrap_or_else(|| text(Timestamp::now())));
             }
-            if before == Some(&status) {
+            // Another replica that took this one for gone may have written something else.
+            let stands = |at: &Instant| record.phase == status.phase || at.elapsed() < SEEN_AFTER;
+            if before.is_some_and(|(before, at)| *before == status && stands(at)) {
                 continue;
             }
             if write(&client, &record, &status).await {
-                written.insert(record.uid.clone(), status);
+                written.insert(record.uid.clone(), (status, Instant::now()));
             }
         }
         sleep(INTERVAL).await;

@@ -333,7 +333,7 @@ async fn the_status_of_an_intercept_whose_session_left_says_since_when() {
     let now = Instant::now();
     let gone = Timestamp::now() - SignedDuration::from_secs(60);
     let gone_at = gone.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let before = now - Duration::from_secs(40);
+    let before = now - Duration::from_secs(61);
     take_part(&known, "tp-manager-0", &["s1"], Timestamp::now(), now);
     take_part(&known, "tp-manager-2", &["s2"], gone, before);
 

@@ -34,11 +34,14 @@ use crate::{
 /// From one look at what changed to the next: at most one write in this time.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// While there are sessions, their replica says so this often.
-const RENEW_INTERVAL: Duration = Duration::from_secs(10);
-/// A part that was not renewed for so long is of a replica that is gone.
-const ALIVE_FOR: Duration = Duration::from_secs(35);
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+/// A part that was not renewed for so long is of a replica that is gone. A user who connects again waits
+/// so long for the end of the session before.
+const ALIVE_FOR: Duration = Duration::from_secs(14);
+/// Another replica speaks for it after this time.
+const SPEAKS_FOR: Duration = Duration::from_secs(60);
 /// A session that is in no part may be new, and its replica about to write it.
-const UNKNOWN_FOR: Duration = Duration::from_secs(35);
+const UNKNOWN_FOR: Duration = Duration::from_secs(14);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Sessions in one part, 40 bytes each: a ConfigMap has 1 MiB.
 const MAX_SESSIONS: usize = 2048;
@@ -161,7 +164,7 @@ impl Whereabouts {
         }
         let parts = self.lock();
         let mut others = parts.others.values();
-        if others.any(|it| it.is_alive(at) && it.part.connected.contains(session)) {
+        if others.any(|it| it.was_renewed(at, ALIVE_FOR) && it.part.connected.contains(session)) {
             return None;
         }
         let heard = parts.heard(session, here);
@@ -189,7 +192,8 @@ impl Whereabouts {
         if here != Here::Never || parts.own.left.contains_key(session) {
             return true;
         }
-        let mut alive = parts.others.iter().filter(|(_, other)| other.is_alive(at));
+        let others = parts.others.iter();
+        let mut alive = others.filter(|(_, other)| other.was_renewed(at, SPEAKS_FOR));
 
         alive.all(|(pod, other)| {
             let has_it = other.part.connected.contains(session);
@@ -295,8 +299,8 @@ impl ReplicaPart {
 }
 
 impl OtherPart {
-    fn is_alive(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.changed) < ALIVE_FOR
+    fn was_renewed(&self, now: Instant, within: Duration) -> bool {
+        now.saturating_duration_since(self.changed) < within
     }
 }
 
