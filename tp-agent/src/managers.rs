@@ -46,10 +46,32 @@ const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 const REPORTS_SIZE: usize = 12 << 10;
 /// Takers of carriers that wait.
 const TAKERS: usize = 64;
+/// Between two looks at the token, which the kubelet replaces before it expires.
+const TOKEN_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a control connection stays beside the one that replaces it: its carriers may be just being
+/// used.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A control connection, and the token that it was made with.
+struct Connected {
+    control: AgentControl,
+    token: String,
+}
+
+/// The two directions of a control connection.
+type Directions = (Receiver<ManagerNews>, Sender<AgentNews>);
+
+/// What follows a control connection.
+enum Next {
+    Failed(AgentError),
+    /// Another one, with a newer token, and this one.
+    Replaced(Connected, Directions),
+}
 
 /// All managers.
 pub(crate) struct Managers {
     token_file: PathBuf,
+    token_interval: Duration,
     news: watch::Sender<AllNews>,
     reports: Reports,
     pools: Mutex<BTreeMap<String, mpsc::Sender<Take>>>,
@@ -61,6 +83,7 @@ impl Managers {
     pub(crate) fn new(token_file: PathBuf) -> Self {
         Self {
             token_file,
+            token_interval: TOKEN_INTERVAL,
             news: watch::Sender::default(),
             reports: Reports::new(),
             pools: Mutex::default(),
@@ -84,10 +107,21 @@ impl Managers {
     /// Takes a carrier to this manager, if there is one within five seconds.
     pub(crate) async fn carrier(&self, manager: &str) -> Option<IdleCarrier> {
         let taken = async {
-            let takes = lock(&self.pools).get(manager)?.clone();
-            let (take, taken) = oneshot::channel();
-            takes.send(take).await.ok()?;
-            taken.await.ok()
+            let mut asked: Option<mpsc::Sender<Take>> = None;
+            loop {
+                let takes = lock(&self.pools).get(manager)?.clone();
+                // It has none; another one may, which has replaced it meanwhile.
+                if asked.is_some_and(|asked| asked.same_channel(&takes)) {
+                    return None;
+                }
+                let (take, taken) = oneshot::channel();
+                if takes.send(take).await.is_ok()
+                    && let Ok(carrier) = taken.await
+                {
+                    return Some(carrier);
+                }
+                asked = Some(takes);
+            }
         };
 
         timeout(CARRIER_TIMEOUT, taken).await.ok()?
@@ -118,11 +152,22 @@ impl Managers {
         let mut last_failure = String::new();
         loop {
             match self.connect(manager).await {
-                Ok(control) => {
+                Ok(connected) => {
                     backoff.reset();
                     last_failure.clear();
-                    tracing::info!(manager = name, version = %control.version, "Manager is connected");
-                    let error = with_causes(self.serve(name, manager, control).await);
+                    let version = &connected.control.version;
+                    tracing::info!(manager = name, version, "Manager is connected");
+                    let mut next = self.serve(name, manager, connected, None).await;
+                    let error = loop {
+                        match next {
+                            Next::Failed(error) => break with_causes(error),
+                            Next::Replaced(connected, before) => {
+                                tracing::debug!(manager = name, "Connected with a newer token");
+                                let before = Some(before);
+                                next = self.serve(name, manager, connected, before).await;
+                            }
+                        }
+                    };
                     self.news.send_modify(|all| {
                         if let Some(news) = all.get_mut(name) {
                             news.quieten();
@@ -145,36 +190,68 @@ impl Managers {
         }
     }
 
-    async fn connect(&self, manager: ManagerAddress) -> Result<AgentControl, AgentError> {
+    async fn connect(&self, manager: ManagerAddress) -> Result<Connected, AgentError> {
         let token = tokio::fs::read_to_string(&self.token_file).await?;
         let tcp = connect(manager).await?;
+        let control = AgentControl::connect(tcp, manager.key, token.trim()).await?;
 
-        AgentControl::connect(tcp, manager.key, token.trim()).await
+        Ok(Connected { control, token })
     }
 
-    /// Serves until the connection fails.
+    /// Serves until the connection fails, or another one is there for a newer token. Of the one before
+    /// it, nothing is read any more.
     async fn serve(
         &self,
         name: &str,
         manager: ManagerAddress,
-        control: AgentControl,
-    ) -> AgentError {
+        connected: Connected,
+        before: Option<Directions>,
+    ) -> Next {
+        let Connected { control, token } = connected;
         let AgentControl {
             ticket,
-            news,
-            reports,
+            mut news,
+            mut reports,
             ..
         } = control;
         let (takes, taken) = mpsc::channel(TAKERS);
         let _listed = Listed::new(self, name, takes);
-        tokio::select! {
-            error = self.listen(name, news) => error,
-            error = self.report(reports) => error,
+        let linger = async {
+            sleep(LINGER).await;
+            drop(before);
+            std::future::pending::<AgentError>().await
+        };
+        let next = tokio::select! {
+            error = self.listen(name, &mut news) => Err(error),
+            error = self.report(&mut reports) => Err(error),
+            error = linger => Err(error),
+            next = self.newer(manager, &token) => Ok(next),
             never = Pool::new(manager, ticket).serve(taken) => match never {},
+        };
+
+        match next {
+            Err(error) => Next::Failed(error),
+            Ok(next) => Next::Replaced(next, (news, reports)),
         }
     }
 
-    async fn listen(&self, name: &str, mut news: Receiver<ManagerNews>) -> AgentError {
+    /// A connection with a token other than this one, as soon as there is one: the manager ends that of
+    /// a token that has expired.
+    async fn newer(&self, manager: ManagerAddress, token: &str) -> Connected {
+        loop {
+            sleep(self.token_interval).await;
+            match tokio::fs::read_to_string(&self.token_file).await {
+                Ok(now) if now == token => {}
+                Ok(_) => match self.connect(manager).await {
+                    Ok(connected) => return connected,
+                    Err(error) => tracing::debug!(%error, "Cannot connect with a newer token"),
+                },
+                Err(error) => tracing::debug!(%error, "Cannot read the token"),
+            }
+        }
+    }
+
+    async fn listen(&self, name: &str, news: &mut Receiver<ManagerNews>) -> AgentError {
         let mut round = Round::default();
         loop {
             match timeout(NEWS_TIMEOUT, news.receive()).await {
@@ -199,7 +276,7 @@ impl Managers {
         }
     }
 
-    async fn report(&self, mut sender: Sender<AgentNews>) -> AgentError {
+    async fn report(&self, sender: &mut Sender<AgentNews>) -> AgentError {
         let mut said = self.reports.subscribe();
         let mut told: Option<ReportsByPod> = None;
         loop {
@@ -283,3 +360,6 @@ impl Drop for Listed<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,12 @@ impl News {
         }
     }
 
+    /// Returns whether each of its leases is one that connections follow.
+    #[cfg(test)]
+    pub(crate) fn is_served(&self) -> bool {
+        !self.leases.is_empty() && self.leases.values().all(|lease| !lease.is_quiet)
+    }
+
     pub(crate) fn is_fresh(&self, now: BootTime) -> bool {
         u128::from(now.saturating_sub(self.heard)) <= LEASE_LIFETIME.as_nanos()
     }

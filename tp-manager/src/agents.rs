@@ -2,6 +2,7 @@
 //! they intercepted on to sessions.
 
 mod carried;
+mod sources;
 pub(crate) mod tokens;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -25,14 +26,10 @@ use tp_transport::{
     keep_alive,
 };
 
-use crate::{
-    intercepts::Intercepts,
-    model::{ObjectName, SharedModel},
-};
-use tokens::{AgentIdentity, Tokens};
+use crate::{intercepts::Intercepts, model::SharedModel};
+use sources::{Place, ReviewTurn, Sources};
+use tokens::{AgentIdentity, TokenError, Tokens};
 
-/// Connections that are no agent's yet; further ones are closed.
-const MAX_PENDING: usize = 256;
 /// Of one node: a new agent may connect before the end of the old one is noticed.
 const MAX_CONTROLS_OF_NODE: usize = 2;
 /// Carriers that wait for a connection, of one agent and in all.
@@ -41,7 +38,11 @@ const MAX_IDLE: usize = 8192;
 /// Carried connections, of one agent and in all.
 const MAX_CARRIED_OF_AGENT: usize = 4096;
 const MAX_CARRIED: usize = 16_384;
+/// Of the review of a token, with the wait for its turn.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// An agent's token expires, and its pod may be gone: it is reviewed again. The agent makes another
+/// connection as soon as it has another token, so that nothing is cut then.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(300);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time between two news.
 const NEWS_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,6 +60,8 @@ pub(crate) struct Agents {
     admitted: Mutex<BTreeMap<u64, Arc<Agent>>>,
     idle: Arc<Semaphore>,
     carried: Arc<Semaphore>,
+    sources: Sources,
+    review_interval: Duration,
 }
 
 /// An agent whose control connection is here.
@@ -85,12 +88,13 @@ impl Agents {
             admitted: Mutex::default(),
             idle: Arc::new(Semaphore::new(MAX_IDLE)),
             carried: Arc::new(Semaphore::new(MAX_CARRIED)),
+            sources: Sources::new(),
+            review_interval: REVIEW_INTERVAL,
         }
     }
 
     /// Accepts connections of agents until it is aborted.
     pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let pending = Arc::new(Semaphore::new(MAX_PENDING));
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
@@ -102,45 +106,38 @@ impl Agents {
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&pending).try_acquire_owned() else {
+            let Some(place) = self.sources.enter(from.ip()) else {
                 tracing::debug!(%from, "There are as many new connections of agents as fit");
                 continue;
             };
             let agents = Arc::clone(&self);
-            connections.spawn(async move { agents.connection(tcp, from, permit).await });
+            connections.spawn(async move { agents.connection(tcp, from, place).await });
         }
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        tcp: TcpStream,
-        from: SocketAddr,
-        pending: OwnedSemaphorePermit,
-    ) {
+    async fn connection(self: Arc<Self>, tcp: TcpStream, from: SocketAddr, place: Place) {
         if let Err(error) = keep_alive(&tcp) {
             tracing::debug!(%error, "Quiet connection of an agent not probed");
         }
         match self.server.accept(tcp).await {
             Ok(AgentStream::Greeting(greeting)) => {
-                Box::pin(self.greeted(greeting, from, pending)).await;
+                Box::pin(self.greeted(greeting, from, place)).await;
             }
             Ok(AgentStream::Carrier(carrier)) => {
-                drop(pending);
+                drop(place);
                 Box::pin(self.carrier(carrier)).await;
             }
             Err(error) => tracing::debug!(%from, %error, "Connection to the agents' port ended"),
         }
     }
 
-    async fn greeted(&self, greeting: Greeting, from: SocketAddr, pending: OwnedSemaphorePermit) {
-        let review = self.tokens.review(greeting.token.clone());
-        let identity = timeout(REVIEW_TIMEOUT, review)
-            .await
-            .unwrap_or_else(|_| Err("the API server did not review the token in time".into()));
-        let node = identity.and_then(|identity| self.node_of(identity));
-        let node = match node {
-            Ok(node) => node,
-            Err(reason) => {
+    async fn greeted(&self, greeting: Greeting, from: SocketAddr, place: Place) {
+        let token = greeting.token.clone();
+        let turn = self.sources.review(&place);
+        let identity = match self.review(&token, turn).await {
+            Ok(identity) => identity,
+            Err(error) => {
+                let reason = error.to_string();
                 tracing::info!(%from, reason, "Agent refused");
                 greeting.refuse(&reason).await;
                 return;
@@ -154,36 +151,56 @@ impl Agents {
                 return;
             }
         };
-        drop(pending);
-        let entered = self.enter(control.agent, node);
+        drop(place);
+        let entered = self.enter(control.agent, identity.node.as_str().into());
         let agent = Arc::clone(&entered.agent);
-        tracing::info!(node = %agent.node, version, "Agent connected");
+        tracing::info!(node = %agent.node, pod = identity.pod, version, "Agent connected");
         tokio::select! {
             () = self.lease(control.news) => {}
             () = self.take_reports(&agent, control.reports) => {}
+            () = self.review_again(&token, &identity) => {}
             () = agent.replaced.cancelled() => {}
         }
         drop((control.guard, entered));
         tracing::info!(node = %agent.node, "Agent disconnected");
     }
 
-    /// The node of an agent: as its token says, or else as its pod says.
-    fn node_of(&self, identity: AgentIdentity) -> Result<Arc<str>, String> {
-        if let Some(node) = identity.node {
-            return Ok(node.into());
-        }
-        let unknown = "the token names neither a node nor a pod that the manager knows";
-        let model = self.model.read();
-        let pod = model
-            .pod(&ObjectName::new(
-                tp_proto::crd::AGENT_NAMESPACE,
-                identity.pod,
-            ))
-            .filter(|pod| !pod.uid.is_empty() && *pod.uid == *identity.pod_uid)
-            .filter(|pod| !pod.node.is_empty())
-            .ok_or(unknown)?;
+    async fn review(
+        &self,
+        token: &str,
+        turn: impl Future<Output = Option<ReviewTurn>>,
+    ) -> Result<AgentIdentity, TokenError> {
+        let reviewed = async {
+            let _turn = turn.await.ok_or_else(|| {
+                let reason = "too many tokens from this address are being reviewed";
+                TokenError::Unknown(reason.into())
+            })?;
+            self.tokens.review(token.to_owned()).await
+        };
+        let reviewed = timeout(REVIEW_TIMEOUT, reviewed).await;
 
-        Ok((*pod.node).into())
+        reviewed.unwrap_or_else(|_| {
+            let reason = "the API server did not review the token in time";
+            Err(TokenError::Unknown(reason.into()))
+        })
+    }
+
+    /// Ends when the token is not that agent's any more.
+    async fn review_again(&self, token: &str, identity: &AgentIdentity) {
+        loop {
+            sleep(self.review_interval).await;
+            match self.review(token, self.sources.turn()).await {
+                Ok(now) if now == *identity => {}
+                // While the API server is away, nobody can take a right away either.
+                Err(TokenError::Unknown(reason)) => {
+                    tracing::debug!(reason, "Agent not reviewed again");
+                }
+                Ok(_) => return tracing::info!("Token of an agent names another pod now"),
+                Err(TokenError::Refused(reason)) => {
+                    return tracing::info!(reason, "Agent admitted no longer");
+                }
+            }
+        }
     }
 
     /// Of too many of one node the oldest ends.
@@ -233,9 +250,16 @@ impl Agents {
     }
 
     async fn take_reports(&self, agent: &Agent, mut reports: Receiver<AgentNews>) {
+        let mut has_lied = false;
         loop {
             match reports.receive().await {
-                Ok(news) => self.intercepts.report(agent.number, &agent.node, news.pods),
+                Ok(news) => {
+                    let foreign = self.intercepts.report(agent.number, &agent.node, news.pods);
+                    if foreign > 0 && !std::mem::replace(&mut has_lied, true) {
+                        let node = &agent.node;
+                        tracing::warn!(%node, foreign, "Agent reports on pods of other nodes");
+                    }
+                }
                 Err(error) => return tracing::debug!(%error, "Control connection ended"),
             }
         }

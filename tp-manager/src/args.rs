@@ -1,7 +1,8 @@
 //! The manager's command line; its pod's identity comes from the environment.
 
 use clap::Parser;
-use tp_proto::allow::Allow;
+use tp_core::intercept::holders::DISCONNECTED_AFTER;
+use tp_proto::{allow::Allow, crd::RELEASE_SECONDS};
 
 /// The traffic manager of tp. `tp install` runs it.
 #[derive(Debug, Clone, Parser)]
@@ -19,4 +20,13 @@ pub(crate) struct Args {
     /// Destinations of the cluster itself that users may reach
     #[arg(long)]
     pub(crate) allow: Vec<Allow>,
+
+    /// How long an intercept whose workstation is away keeps its ports from others
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = DISCONNECTED_AFTER.as_secs(),
+        value_parser = clap::value_parser!(u64).range(RELEASE_SECONDS)
+    )]
+    pub(crate) release_after_seconds: u64,
 }

@@ -1,31 +1,38 @@
 //! The `Intercept` objects of the cluster, which of them hold their ports, and which this replica
 //! serves.
 //!
-//! The objects alone, with the Sessions that they name, determine who holds a port: all replicas
-//! come to the same answer (`tp_core::intercept::holders`).
+//! The objects, with the Sessions that they name and the record of where these are, determine who holds
+//! a port: all replicas come to the same answer (`tp_core::intercept::holders`).
 
+mod orphans;
+mod reports;
+pub(crate) mod rights;
 pub(crate) mod serving;
+mod standing;
 mod states;
 pub(crate) mod status;
 pub(crate) mod taking;
+pub(crate) mod whereabouts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, RwLock},
-    time::Duration,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
     api::{ApiResource, DynamicObject},
     runtime::{WatchStreamExt as _, watcher::watcher},
 };
 use tokio::{sync::watch, time::Instant};
-use tp_core::intercept::holders::{Claim, Claimant, Standing, WorkloadKey, standings};
+use tp_core::intercept::holders::{Claim, Standing, WorkloadKey};
 use tp_process::sync::{lock, read, write};
 use tp_proto::{
-    agent::{Lease, PodReport, PortState},
+    agent::{Lease, PortState},
     crd::{Intercept, InterceptSpec},
 };
 use tp_transport::SessionRef;
@@ -34,18 +41,16 @@ use crate::{
     access::User,
     disconnected::Disconnected,
     index::{self, SyncedPart},
-    model::{ObjectName, Update},
+    model::{ObjectName, SharedModel, Update},
     sessions::Sessions,
 };
-use serving::{Left, Presence, SILENT_AFTER, Served};
+use orphans::Orphans;
+use reports::Reports;
+use rights::Denied;
+use serving::{Left, Presence, Served};
+use standing::Standings;
 use taking::{EndedIntercepts, Taken};
-
-/// Age of the standings at which they are derived again: Sessions expire without an event.
-const STANDINGS_LIFETIME: Duration = Duration::from_secs(2);
-/// An Intercept may be known before its Session.
-const ORPHAN_AFTER: SignedDuration = SignedDuration::from_secs(10);
-/// Reports of one agent.
-const MAX_REPORTS: usize = 4096;
+use whereabouts::Whereabouts;
 
 /// An `Intercept`, as far as the manager needs it.
 #[derive(Debug, Clone)]
@@ -57,6 +62,8 @@ pub(crate) struct InterceptRecord {
     user: Arc<User>,
     pub(crate) spec: InterceptSpec,
     taken: Option<Taken>,
+    /// As the status has it; for the writer of the status alone.
+    phase: String,
 }
 
 impl InterceptRecord {
@@ -76,6 +83,7 @@ impl InterceptRecord {
             },
             user: Arc::new(User::new(spec.user.clone())),
             taken: object.data.get("status").and_then(Taken::of),
+            phase: status::phase(object),
             spec,
         }))
     }
@@ -128,24 +136,6 @@ fn identity(name: &str, uid: &str) -> String {
     format!("{name}\n{uid}")
 }
 
-/// What each Intercept holds, as of one moment.
-#[derive(Debug)]
-struct Standings {
-    revisions: (u64, u64),
-    derived: Instant,
-    by_uid: Arc<BTreeMap<String, Standing>>,
-}
-
-/// A report of an agent, with the node that it is of.
-#[derive(Debug, Clone, PartialEq)]
-struct NodeReport {
-    node: Arc<str>,
-    report: PodReport,
-}
-
-/// By agent, and by Intercept and pod.
-type Reports = BTreeMap<u64, BTreeMap<(String, String), NodeReport>>;
-
 /// The shared Intercepts; every change increments `revision`.
 pub(crate) struct Intercepts {
     by_uid: RwLock<BTreeMap<String, Arc<InterceptRecord>>>,
@@ -153,33 +143,52 @@ pub(crate) struct Intercepts {
     sessions: Arc<Sessions>,
     disconnected: Arc<Disconnected>,
     standings: Mutex<Option<Standings>>,
+    /// Where the sessions of other replicas are.
+    whereabouts: Whereabouts,
+    orphans: Mutex<Orphans>,
+    denied: Mutex<Denied>,
     served: Mutex<BTreeMap<SessionRef, Arc<Served>>>,
     /// Sessions whose connection ended by itself.
     left: Mutex<BTreeMap<SessionRef, Left>>,
     reports: Mutex<Reports>,
+    model: SharedModel,
+    is_listed: AtomicBool,
     /// Of the objects, and of connections.
     revision: watch::Sender<u64>,
-    /// Of what agents report, and sessions announce.
+    /// Of these, and of what sessions announce.
     news: watch::Sender<u64>,
+    /// Of what agents report.
+    reported: watch::Sender<u64>,
 }
 
 impl Intercepts {
-    pub(crate) fn new(sessions: Arc<Sessions>, disconnected: Arc<Disconnected>) -> Self {
+    pub(crate) fn new(
+        sessions: Arc<Sessions>,
+        disconnected: Arc<Disconnected>,
+        model: SharedModel,
+        whereabouts: Whereabouts,
+    ) -> Self {
         Self {
             by_uid: RwLock::default(),
             ended: Mutex::default(),
             sessions,
             disconnected,
             standings: Mutex::default(),
+            whereabouts,
+            orphans: Mutex::default(),
+            denied: Mutex::default(),
             served: Mutex::default(),
             left: Mutex::default(),
             reports: Mutex::default(),
+            model,
+            is_listed: AtomicBool::new(false),
             revision: watch::Sender::new(0),
             news: watch::Sender::new(0),
+            reported: watch::Sender::new(0),
         }
     }
 
-    /// Changes of anything that leases and states derive from.
+    /// Changes of anything that leases derive from.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
     }
@@ -219,6 +228,7 @@ impl Intercepts {
                     let gone = by_uid.values().filter(|it| !all.contains_key(&it.uid));
                     gone.for_each(|record| ended.insert(record));
                     *by_uid = all;
+                    self.is_listed.store(true, Ordering::Release);
                 }
             }
         }
@@ -241,6 +251,10 @@ impl Intercepts {
         self.apply(vec![Update::Removed(uid.to_owned())]);
     }
 
+    fn is_listed(&self) -> bool {
+        self.is_listed.load(Ordering::Acquire)
+    }
+
     fn changed(&self) {
         bump(&self.revision);
         bump(&self.news);
@@ -250,62 +264,9 @@ impl Intercepts {
         read(&self.by_uid).get(uid).cloned()
     }
 
-    /// What each Intercept holds: derived once for a change, not for each connection.
-    fn standings(&self) -> Arc<BTreeMap<String, Standing>> {
-        let mut cached = lock(&self.standings);
-        let revisions = (*self.revision.borrow(), *self.sessions.changes().borrow());
-        if let Some(known) = &*cached
-            && known.revisions == revisions
-            && known.derived.elapsed() < STANDINGS_LIFETIME
-        {
-            return Arc::clone(&known.by_uid);
-        }
-        let by_uid = Arc::new(self.derive(Timestamp::now()));
-        *cached = Some(Standings {
-            revisions,
-            derived: Instant::now(),
-            by_uid: Arc::clone(&by_uid),
-        });
-
-        by_uid
-    }
-
-    fn derive(&self, now: Timestamp) -> BTreeMap<String, Standing> {
-        let by_uid = read(&self.by_uid);
-        let mut claimants = BTreeMap::new();
-        let mut claims = Vec::new();
-        let mut found = BTreeMap::new();
-        for record in by_uid.values() {
-            // Of each by itself: what one says of a Session must not count for another.
-            let valid = self.sessions.revalidate(&record.session, None, now);
-            if valid.is_ok_and(|valid| valid.user.is_same_person(&record.user)) {
-                let claim = record.claim();
-                let claimant = Claimant {
-                    user: claim.user.clone(),
-                    // Of a session that this replica never had, another may have the connection.
-                    disconnected: self
-                        .disconnected
-                        .since(&record.session)
-                        .or_else(|| self.silence(&record.session)),
-                };
-                claimants.insert(record.session.uid.as_str(), claimant);
-                claims.push(claim);
-            } else {
-                found.insert(record.uid.clone(), Standing::Orphan);
-            }
-        }
-        let held = standings(&claims, |uid| claimants.get(uid).cloned());
-        found.extend(held.into_iter().map(|(uid, it)| (uid.to_owned(), it)));
-
-        found
-    }
-
-    /// How long a session that is connected here has been silent, if that is too long: it was killed,
-    /// or its workstation is asleep.
-    fn silence(&self, session: &SessionRef) -> Option<Duration> {
-        let silent = lock(&self.served).get(session)?.peer.silent_for();
-
-        (silent > SILENT_AFTER).then_some(silent)
+    /// The namespace of the Intercept with this UID.
+    pub(crate) fn namespace_of(&self, uid: &str) -> Option<String> {
+        Some(self.record(uid)?.object.namespace.clone())
     }
 
     /// The leases that agents get now: of Intercepts whose session is here and has announced them, or
@@ -322,6 +283,7 @@ impl Intercepts {
                 session,
                 announced,
                 is_quiet,
+                ..
             } = presence;
             for (uid, local) in announced.iter() {
                 let Some(record) = self.record(uid).filter(|it| it.session == session) else {
@@ -330,6 +292,9 @@ impl Intercepts {
                 let Some(standing) = standings.get(uid) else {
                     continue;
                 };
+                if self.denial(&record).is_some() {
+                    continue;
+                }
                 let ports: BTreeSet<u16> = record.held(standing).collect();
                 let ports: Vec<PortState> = ports
                     .into_iter()
@@ -371,60 +336,13 @@ impl Intercepts {
         if !standing.is_some_and(|it| record.held(it).any(|held| held == port)) {
             return Err(format!("Intercept {name} does not hold port {port}"));
         }
+        if let Some(reason) = self.denial(&record) {
+            return Err(reason);
+        }
         let served = lock(&self.served).get(&record.session).cloned();
         let served = served.filter(|served| served.announced().contains_key(uid));
 
         served.ok_or_else(|| format!("the session of Intercept {name} is not connected here"))
-    }
-
-    /// Takes what an agent reports.
-    pub(crate) fn report(&self, agent: u64, node: &Arc<str>, news: Vec<PodReport>) {
-        use tp_proto::agent::PodPhase;
-
-        let mut reports = lock(&self.reports);
-        let of_agent = reports.entry(agent).or_default();
-        for report in news {
-            let key = (report.intercept.clone(), report.pod.clone());
-            if report.phase() == PodPhase::Released {
-                of_agent.remove(&key);
-            } else if of_agent.len() < MAX_REPORTS || of_agent.contains_key(&key) {
-                let node = Arc::clone(node);
-                of_agent.insert(key, NodeReport { node, report });
-            }
-        }
-        drop(reports);
-        bump(&self.news);
-    }
-
-    /// The agent's connection has ended.
-    pub(crate) fn forget_agent(&self, agent: u64) {
-        lock(&self.reports).remove(&agent);
-        bump(&self.news);
-    }
-
-    fn reports_of(&self, uid: &str) -> Vec<NodeReport> {
-        let reports = lock(&self.reports);
-        // Each agent's are in the order of their Intercepts.
-        let all = reports.values().flat_map(|of_agent| {
-            of_agent
-                .range((uid.to_owned(), String::new())..)
-                .take_while(|((of, _), _)| of == uid)
-                .map(|(_, report)| report.clone())
-        });
-
-        all.collect()
-    }
-
-    /// Intercepts that nobody can use again: their Session is gone.
-    pub(crate) fn orphans(&self, now: Timestamp) -> Vec<Arc<InterceptRecord>> {
-        let by_uid = read(&self.by_uid);
-
-        by_uid
-            .values()
-            .filter(|record| now.duration_since(record.created) > ORPHAN_AFTER)
-            .filter(|record| !self.sessions.exists(&record.session))
-            .cloned()
-            .collect()
     }
 }
 

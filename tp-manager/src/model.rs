@@ -6,6 +6,7 @@ pub(crate) mod endpoints;
 mod log;
 mod networks;
 mod owner;
+mod pods;
 mod recent;
 pub(crate) mod table;
 mod workloads;

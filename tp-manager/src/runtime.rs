@@ -32,7 +32,11 @@ use crate::{
     health::{self, Health},
     housekeeping,
     index::{self, Synced},
-    intercepts::{self, Intercepts, taking::Ender},
+    intercepts::{
+        self, Intercepts,
+        taking::Ender,
+        whereabouts::{self, Whereabouts},
+    },
     model::{FindError, FoundWorkload, SharedModel, Workload},
     policy::{self, Policy},
     publish::Publisher,
@@ -72,10 +76,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     // The kubelet probes the pod's first address, IPv4 or IPv6.
     let probes = listen_everywhere(HEALTH_PORT).await?;
     let agents_listener = listen_everywhere(AGENTS_PORT).await?;
-    let intercepts = Arc::new(Intercepts::new(
-        Arc::clone(&sessions),
-        Arc::clone(&disconnected),
-    ));
+    let intercepts = intercepts(&args, &sessions, &disconnected, &model);
+    let access = Access::new(client.clone());
     let agents = Arc::new(Agents::new(
         agent_server,
         Arc::clone(&intercepts),
@@ -85,7 +87,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let gateway = Arc::new(Gateway {
         server: Arc::clone(&server),
         sessions: Arc::clone(&sessions),
-        access: Access::new(client.clone()),
+        access: Arc::clone(&access),
         model: model.clone(),
         publisher: Arc::clone(&publisher),
         disconnected: Arc::clone(&disconnected),
@@ -115,16 +117,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         model,
         synced.part(),
     )));
-    start(Box::pin(policy::follow(
-        client.clone(),
-        args.pod_namespace,
-        policy,
-    )));
+    trust_tasks(&client, args.pod_namespace, &intercepts, &synced, policy)
+        .into_iter()
+        .for_each(&mut start);
     let publishing = Arc::clone(&publisher);
     start(Box::pin(async move {
         publishing.keep(key, published).await;
     }));
-    object_tasks(&client, &sessions, &intercepts, &synced)
+    object_tasks(&client, &sessions, &intercepts, &synced, access)
         .into_iter()
         .for_each(&mut start);
     start(Box::pin(housekeeping::keep(
@@ -156,6 +156,7 @@ fn object_tasks(
     sessions: &Arc<Sessions>,
     intercepts: &Arc<Intercepts>,
     synced: &Synced,
+    access: Arc<Access>,
 ) -> Vec<BoxFuture<'static, ()>> {
     let (following, listed, watching) = (Arc::clone(sessions), synced.part(), client.clone());
     let followed = (Arc::clone(intercepts), synced.part(), client.clone());
@@ -172,6 +173,47 @@ fn object_tasks(
             client.clone(),
             Arc::clone(intercepts),
         )),
+        Box::pin(intercepts::rights::keep(access, Arc::clone(intercepts))),
+    ]
+}
+
+fn intercepts(
+    args: &Args,
+    sessions: &Arc<Sessions>,
+    disconnected: &Arc<Disconnected>,
+    model: &SharedModel,
+) -> Arc<Intercepts> {
+    let release_after = Duration::from_secs(args.release_after_seconds);
+    let whereabouts = Whereabouts::new(args.pod_name.clone(), release_after, Timestamp::now());
+
+    Arc::new(Intercepts::new(
+        Arc::clone(sessions),
+        Arc::clone(disconnected),
+        model.clone(),
+        whereabouts,
+    ))
+}
+
+/// The tasks that keep what is in the managers' own namespace, or only administrators write: the record
+/// of where sessions are, and the admission policy.
+fn trust_tasks(
+    client: &Client,
+    namespace: String,
+    intercepts: &Arc<Intercepts>,
+    synced: &Synced,
+    policy: watch::Sender<Policy>,
+) -> [BoxFuture<'static, ()>; 3] {
+    let (following, listed) = (Arc::clone(intercepts), synced.part());
+    let (watching, of) = (client.clone(), namespace.clone());
+
+    [
+        Box::pin(async move { following.follow_record(watching, of, listed).await }),
+        Box::pin(whereabouts::keep(
+            client.clone(),
+            namespace.clone(),
+            Arc::clone(intercepts),
+        )),
+        Box::pin(policy::follow(client.clone(), namespace, policy)),
     ]
 }
 

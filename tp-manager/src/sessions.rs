@@ -273,6 +273,14 @@ impl Sessions {
         Ok(valid)
     }
 
+    /// Returns whether what was made at this time may be believed: after the current policy was. While
+    /// the policy is missing, nobody connects, and what is there stays.
+    pub(crate) fn is_covered(&self, created: Timestamp) -> bool {
+        let policy = self.policy.borrow();
+
+        policy.since.is_none() || policy.covers(created)
+    }
+
     /// Returns whether the object of a session was deleted before its last `known` lifetime is
     /// over: that is meant to end the session.
     pub(crate) fn is_deleted(

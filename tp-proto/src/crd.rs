@@ -1,6 +1,6 @@
 //! The custom resources of the group [`GROUP`].
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{CustomResource, Resource as _, api::DynamicObject};
@@ -22,11 +22,18 @@ pub const MANAGER_CONFIG_MAP: &str = "tp-manager";
 /// The key of that ConfigMap whose value is the manager's version.
 pub const MANAGER_VERSION_KEY: &str = "version";
 
+/// ConfigMap in which each replica of the manager says, under its pod's name, which sessions with
+/// Intercepts it has. Only managers write it.
+pub const SESSIONS_CONFIG_MAP: &str = "tp-manager-sessions";
+
 /// ValidatingAdmissionPolicy, and its binding, that ties `spec.user` to the creator of an object.
 pub const POLICY_NAME: &str = "tp-identity";
 
 /// Longest life of a Session that is not renewed: the groups in it may be outdated after that.
 pub const SESSION_LIFETIME_SECONDS: i64 = 8 * 3600;
+/// The seconds that may be chosen for how long an Intercept without its workstation keeps its ports
+/// from others.
+pub const RELEASE_SECONDS: RangeInclusive<u64> = 60..=8 * 3600;
 /// How often a client renews its Session.
 pub const SESSION_RENEWAL_INTERVAL_SECONDS: u64 = 3600;
 
@@ -256,8 +263,8 @@ pub struct InterceptPort {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterceptStatus {
-    /// `Waiting`, `Active`, `Quiet` while its workstation is not heard, `Held` by another Intercept,
-    /// or `TakenOver`, just before it is deleted.
+    /// `Waiting`, `Active`, `Quiet` while its workstation is not heard, `Disconnected` once that has no
+    /// connection any more, `Held` by another Intercept, or `TakenOver`, just before it is deleted.
     #[serde(default)]
     pub phase: String,
     /// The ports in one line: a column of kubectl shows no list.

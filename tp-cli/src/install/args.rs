@@ -7,6 +7,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use humantime::DurationError;
+use tp_core::intercept::holders::DISCONNECTED_AFTER;
 use tp_proto::allow::Allow;
 
 use crate::{
@@ -81,6 +82,15 @@ pub(crate) struct InstallArgs {
     )]
     pub(crate) intercept_namespaces: Vec<String>,
 
+    /// How long an intercept keeps its ports from others while its workstation is away
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "10m",
+        conflicts_with = "no_agent"
+    )]
+    pub(crate) release_after: Wait,
+
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -115,6 +125,7 @@ impl InstallArgs {
             no_agent: false,
             allow_system: false,
             intercept_namespaces: Vec::new(),
+            release_after: Wait(DISCONNECTED_AFTER),
             dry_run: false,
             wait: Wait(DEFAULT_TIMEOUT),
         }

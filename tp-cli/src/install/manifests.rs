@@ -3,20 +3,20 @@
 //! A template's `${name}` becomes the parameter of that name: a whole scalar takes its value and
 //! type, an element of a list that stands for a list is spliced in.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use kube::CustomResourceExt as _;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use tp_core::VERSION;
+use tp_core::{VERSION, intercept::holders::DISCONNECTED_AFTER};
 use tp_proto::{
     allow::Allow,
-    crd::{AGENT_NAMESPACE, Intercept, MANAGER_NAME, Session},
+    crd::{AGENT_NAMESPACE, Intercept, MANAGER_NAME, RELEASE_SECONDS, Session},
     fault::{Fault, FaultKind},
 };
 
 use super::{
-    args::{Expose, InstallArgs, PullPolicy},
+    args::{Expose, InstallArgs, PullPolicy, Wait},
     object::Object,
 };
 use crate::values;
@@ -46,6 +46,8 @@ pub(crate) struct Parameters {
     pub(crate) expose: Expose,
     pub(crate) connect_groups: Vec<String>,
     pub(crate) allow: Vec<Allow>,
+    /// How long an intercept keeps its ports from others while its workstation is away.
+    pub(crate) release_after: Duration,
     /// `None` without agents.
     pub(crate) agents: Option<AgentParameters>,
 }
@@ -87,6 +89,13 @@ impl Parameters {
                 "--manager-namespace {AGENT_NAMESPACE} is where agents live: choose another"
             )));
         }
+        let Wait(release_after) = args.release_after;
+        if !RELEASE_SECONDS.contains(&release_after.as_secs()) {
+            return Err(usage(format!(
+                "--release-after {} is out of range: expected one minute to eight hours",
+                humantime::format_duration(release_after)
+            )));
+        }
         let agents = (!args.no_agent)
             .then(|| AgentParameters::from_args(args).map_err(usage))
             .transpose()?;
@@ -99,6 +108,7 @@ impl Parameters {
             expose: args.expose,
             connect_groups: args.connect_group.clone(),
             allow: args.allow.clone(),
+            release_after,
             agents,
         })
     }
@@ -113,6 +123,7 @@ impl Parameters {
             expose: Expose::None,
             connect_groups: Vec::new(),
             allow: Vec::new(),
+            release_after: DISCONNECTED_AFTER,
             agents: Some(AgentParameters::default()),
         }
     }
@@ -126,11 +137,12 @@ impl Parameters {
                 json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group})
             })
             .collect();
-        let arguments: Vec<String> = self
-            .allow
-            .iter()
-            .map(|allow| format!("--allow={}", allow.as_str()))
-            .collect();
+        let allowed = self.allow.iter();
+        let allowed = allowed.map(|allow| format!("--allow={}", allow.as_str()));
+        let seconds = self.release_after.as_secs();
+        let release = (self.release_after != DISCONNECTED_AFTER)
+            .then(|| format!("--release-after-seconds={seconds}"));
+        let arguments: Vec<String> = allowed.chain(release).collect();
 
         let agent_arguments = self.agents.as_ref().map(AgentParameters::arguments);
 

@@ -14,8 +14,9 @@ use crate::intercepts::serving::Served;
 
 /// Bounds the wait for the workstation's verdict: a version without intercepts never gives one.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(25);
-/// A pod may be known to its node before the manager knows it.
-const POD_ATTEMPTS: usize = 5;
+/// A pod may be known to its node before the manager knows it: a watch may be seconds late. The client
+/// waits meanwhile.
+const POD_ATTEMPTS: usize = 50;
 const POD_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Agents {
@@ -36,7 +37,7 @@ impl Agents {
                 return incoming.refuse(Outcome::Prohibited, &reason).await;
             }
         };
-        let _flow = match served.quota.flow() {
+        let _flow = match served.quota.carried() {
             Ok(permit) => permit,
             Err(reason) => return incoming.refuse(Outcome::Exhausted, &reason).await,
         };
@@ -83,16 +84,21 @@ impl Agents {
             .holder(&from.intercept, &namespace?, from.pod.port())
     }
 
-    /// The namespace of the pod, which must be one of the agent's node.
+    /// The namespace of the pod, which must be one of the agent's node. Its status may not have the
+    /// address that was connected to, such as one of a further network: that is for its node to say.
     fn namespace_of(&self, agent: &Agent, incoming: &IncomingConnection) -> Result<String, String> {
-        let address = incoming.from.pod.ip();
+        let uid = incoming.pod.as_str();
+        let from = &incoming.from;
         let model = self.model.read();
-        let (name, pod) = model
-            .pod_at(address)
-            .ok_or_else(|| format!("no pod has the address {address}"))?;
-        if pod.uid.is_empty() || *pod.uid != *incoming.pod {
-            return Err(format!("another pod has the address {address}"));
-        }
+        let at_address = model.pod_at(from.pod.ip());
+        let at_address = at_address.filter(|(_, pod)| !uid.is_empty() && *pod.uid == *uid);
+        let with_uid = || {
+            let namespace = self.intercepts.namespace_of(&from.intercept)?;
+            model.pod_with_uid(&namespace, uid)
+        };
+        let (name, pod) = at_address
+            .or_else(with_uid)
+            .ok_or("the traffic manager does not know the pod")?;
         if *pod.node != *agent.node {
             return Err(format!("pod {} is not on node {}", name.name, agent.node));
         }

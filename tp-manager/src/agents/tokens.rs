@@ -12,25 +12,35 @@ const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
 /// What a token says of an agent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AgentIdentity {
-    /// From Kubernetes 1.30 on.
-    pub(crate) node: Option<String>,
-    /// Name and UID of its pod; empty where the token is bound to none.
+    pub(crate) node: String,
+    /// Name and UID of its pod.
     pub(crate) pod: String,
     pub(crate) pod_uid: String,
 }
 
-/// Reviews tokens; the error is a sentence for the agent's log.
+/// A sentence for the agent's log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenError {
+    /// It is no agent's.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody says whose it is.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// Reviews tokens.
 pub(crate) trait Tokens: Send + Sync + 'static {
-    fn review(&self, token: String) -> BoxFuture<'static, Result<AgentIdentity, String>>;
+    fn review(&self, token: String) -> BoxFuture<'static, Result<AgentIdentity, TokenError>>;
 }
 
 /// Asks the API server.
 pub(crate) struct TokenReviews(pub(crate) Client);
 
 impl Tokens for TokenReviews {
-    fn review(&self, token: String) -> BoxFuture<'static, Result<AgentIdentity, String>> {
+    fn review(&self, token: String) -> BoxFuture<'static, Result<AgentIdentity, TokenError>> {
         let reviews: Api<TokenReview> = Api::all(self.0.clone());
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -42,11 +52,12 @@ impl Tokens for TokenReviews {
 
         Box::pin(async move {
             let reviewed = reviews.create(&PostParams::default(), &review).await;
+            let unknown = |error| format!("the API server cannot review the token: {error}");
             let status = reviewed
-                .map_err(|error| format!("the API server cannot review the token: {error}"))?
+                .map_err(|error| TokenError::Unknown(unknown(error)))?
                 .status;
 
-            identity(status.unwrap_or_default())
+            identity(status.unwrap_or_default()).map_err(TokenError::Refused)
         })
     }
 }
@@ -77,11 +88,15 @@ fn identity(status: TokenReviewStatus) -> Result<AgentIdentity, String> {
         _ => None,
     };
 
-    Ok(AgentIdentity {
-        node: one(NODE_NAME),
-        pod: one(POD_NAME).unwrap_or_default(),
-        pod_uid: one(POD_UID).unwrap_or_default(),
-    })
+    // What is bound to neither is a copy for use elsewhere, or was asked for by somebody else.
+    let pod = one(POD_NAME).zip(one(POD_UID));
+    let (pod, pod_uid) = pod.ok_or("the token is not bound to a pod")?;
+    let node = one(NODE_NAME).ok_or(
+        "the token is not bound to a node: Kubernetes does that from 1.30 on, unless its feature \
+         ServiceAccountTokenPodNodeInfo is off",
+    )?;
+
+    Ok(AgentIdentity { node, pod, pod_uid })
 }
 
 #[cfg(test)]
@@ -109,7 +124,7 @@ mod tests {
     fn an_agents_token_names_its_node() {
         let identity = of(status()).unwrap();
 
-        assert_eq!(identity.node.as_deref(), Some("node1"));
+        assert_eq!(identity.node, "node1");
         assert_eq!((&*identity.pod, &*identity.pod_uid), ("tp-agent-x", "7a"));
     }
 
@@ -127,6 +142,17 @@ mod tests {
                 "/user/username",
                 json!("system:serviceaccount:shop:tp-agent"),
                 "not one of",
+            ),
+            ("/user/extra", json!({}), "not bound to a pod"),
+            (
+                "/user/extra",
+                json!({POD_NAME: ["tp-agent-x"], POD_UID: ["7a"]}),
+                "not bound to a node",
+            ),
+            (
+                "/user/extra",
+                json!({NODE_NAME: ["node1"], POD_NAME: ["tp-agent-x"]}),
+                "not bound to a pod",
             ),
         ] {
             let mut other = status();

@@ -9,7 +9,8 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tp_process::sync::lock;
 
-/// Flows of one session, and of one user.
+/// Flows of one session, and of one user. As many are theirs of those that come to them by intercepts:
+/// who is busy with one kind has the other still.
 const SESSION_FLOWS: usize = 4096;
 const USER_FLOWS: usize = 16_384;
 /// Connected sessions of one user: a service account may serve many pipelines.
@@ -23,6 +24,7 @@ pub(crate) struct Quotas(Mutex<BTreeMap<String, Weak<UserQuota>>>);
 struct UserQuota {
     sessions: Arc<Semaphore>,
     flows: Arc<Semaphore>,
+    carried: Arc<Semaphore>,
 }
 
 /// The quota of one connected session; released when dropped.
@@ -30,6 +32,7 @@ struct UserQuota {
 pub(crate) struct SessionQuota {
     user: Arc<UserQuota>,
     flows: Arc<Semaphore>,
+    carried: Arc<Semaphore>,
     _session: OwnedSemaphorePermit,
 }
 
@@ -56,6 +59,7 @@ impl Quotas {
         Ok(SessionQuota {
             user: quota,
             flows: Arc::new(Semaphore::new(SESSION_FLOWS)),
+            carried: Arc::new(Semaphore::new(SESSION_FLOWS)),
             _session: session,
         })
     }
@@ -69,6 +73,7 @@ impl Quotas {
         let quota = Arc::new(UserQuota {
             sessions: Arc::new(Semaphore::new(USER_SESSIONS)),
             flows: Arc::new(Semaphore::new(USER_FLOWS)),
+            carried: Arc::new(Semaphore::new(USER_FLOWS)),
         });
         quotas.insert(user.to_owned(), Arc::downgrade(&quota));
 
@@ -79,20 +84,35 @@ impl Quotas {
 impl SessionQuota {
     /// Admits another flow; the error is a sentence for the user.
     pub(crate) fn flow(&self) -> Result<FlowPermit, String> {
-        let session = Arc::clone(&self.flows).try_acquire_owned();
-        let user = Arc::clone(&self.user.flows).try_acquire_owned();
-        match (session, user) {
-            (Ok(session), Ok(user)) => Ok(FlowPermit {
-                _session: session,
-                _user: user,
-            }),
-            (Err(_), _) => Err(format!(
-                "this session has {SESSION_FLOWS} connections, as many as it may"
-            )),
-            (_, Err(_)) => Err(format!(
-                "the sessions of this user have {USER_FLOWS} connections, as many as they may"
-            )),
-        }
+        permit(&self.flows, &self.user.flows, "connections")
+    }
+
+    /// Admits another intercepted connection; the error is a sentence for the user.
+    pub(crate) fn carried(&self) -> Result<FlowPermit, String> {
+        let what = "intercepted connections";
+
+        permit(&self.carried, &self.user.carried, what)
+    }
+}
+
+fn permit(
+    session: &Arc<Semaphore>,
+    user: &Arc<Semaphore>,
+    what: &str,
+) -> Result<FlowPermit, String> {
+    let of_session = Arc::clone(session).try_acquire_owned();
+    let of_user = Arc::clone(user).try_acquire_owned();
+    match (of_session, of_user) {
+        (Ok(session), Ok(user)) => Ok(FlowPermit {
+            _session: session,
+            _user: user,
+        }),
+        (Err(_), _) => Err(format!(
+            "this session has {SESSION_FLOWS} {what}, as many as it may"
+        )),
+        (_, Err(_)) => Err(format!(
+            "the sessions of this user have {USER_FLOWS} {what}, as many as they may"
+        )),
     }
 }
 
@@ -113,6 +133,18 @@ mod tests {
             "this session has 4096 connections, as many as it may"
         );
         assert!(other.flow().is_ok());
+        let mut carried: Vec<_> = (0..SESSION_FLOWS).map(|_| greedy.carried()).collect();
+        assert!(
+            carried.iter().all(Result::is_ok),
+            "they have places of their own"
+        );
+        let refused = greedy.carried().unwrap_err();
+        assert!(
+            refused.contains("4096 intercepted connections"),
+            "{refused}"
+        );
+        carried.pop();
+        assert!(greedy.carried().is_ok());
         flows.pop();
         assert!(greedy.flow().is_ok(), "a flow that ended gave its place");
     }

@@ -18,6 +18,7 @@ struct Call {
     announcing: Announcing,
     local: Streaming<LocalIntercepts>,
     changes: watch::Receiver<u64>,
+    reported: watch::Receiver<u64>,
     told: Option<InterceptStates>,
 }
 
@@ -27,10 +28,12 @@ pub(super) fn states(
     local: Streaming<LocalIntercepts>,
 ) -> impl Stream<Item = Result<InterceptStates, Status>> + Send {
     let changes = announcing.intercepts.changes();
+    let reported = announcing.served.reported();
     let call = Call {
         announcing,
         local,
         changes,
+        reported,
         told: None,
     };
 
@@ -56,6 +59,7 @@ impl Call {
                 intercepts, served, ..
             } = &self.announcing;
             self.changes.mark_unchanged();
+            self.reported.mark_unchanged();
             let states = intercepts.states(served);
             if self.told.as_ref() != Some(&states) {
                 return Some(states);
@@ -77,6 +81,10 @@ impl Call {
             },
             changed = self.changes.changed() => {
                 changed.ok()?;
+                sleep(INTERVAL).await;
+            }
+            reported = self.reported.changed() => {
+                reported.ok()?;
                 sleep(INTERVAL).await;
             }
             () = sleep(RECHECK_INTERVAL) => {}

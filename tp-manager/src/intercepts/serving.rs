@@ -7,8 +7,7 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use tokio::time::Instant;
-use tp_core::intercept::holders::DISCONNECTED_AFTER;
+use tokio::{sync::watch, time::Instant};
 use tp_process::sync::lock;
 use tp_proto::{
     crd::{MAX_INTERCEPT_PORTS, MAX_INTERCEPTS},
@@ -30,6 +29,8 @@ pub(crate) struct Served {
     pub(crate) peer: Peer,
     pub(crate) quota: Arc<SessionQuota>,
     calls: Mutex<Calls>,
+    /// Of what agents report on its Intercepts.
+    pub(super) reported: watch::Sender<u64>,
 }
 
 /// What a session announced last.
@@ -38,6 +39,8 @@ struct Calls {
     /// The number of the newest call.
     newest: u64,
     announced: Arc<Announced>,
+    /// When each was first, by UID.
+    since: BTreeMap<String, Instant>,
     /// When the call that announced it ended; `None` while it lasts.
     ended: Option<Instant>,
 }
@@ -54,6 +57,7 @@ pub(super) struct Presence {
     pub(super) announced: Arc<Announced>,
     /// It was not heard from lately, and may come back.
     pub(super) is_quiet: bool,
+    pub(super) is_connected: bool,
 }
 
 /// Keeps a session served; a later connection of it stays.
@@ -74,6 +78,18 @@ impl Served {
         Arc::clone(&lock(&self.calls).announced)
     }
 
+    /// How long the session has announced the Intercept.
+    pub(super) fn announced_for(&self, uid: &str) -> Duration {
+        let calls = lock(&self.calls);
+
+        calls.since.get(uid).map_or(Duration::MAX, Instant::elapsed)
+    }
+
+    /// Changes of what agents report on its Intercepts.
+    pub(crate) fn reported(&self) -> watch::Receiver<u64> {
+        self.reported.subscribe()
+    }
+
     fn left(&self) -> Left {
         let calls = lock(&self.calls);
 
@@ -92,17 +108,18 @@ impl Served {
     }
 
     /// `None` if it has been quiet for too long.
-    fn presence(&self, now: Instant) -> Option<Presence> {
+    fn presence(&self, now: Instant, release_after: Duration) -> Option<Presence> {
         let calls = lock(&self.calls);
         let unannounced = calls
             .ended
             .map_or(Duration::ZERO, |ended| now.duration_since(ended));
         let silent = self.peer.silent_for();
 
-        (unannounced.max(silent) < DISCONNECTED_AFTER).then(|| Presence {
+        (unannounced.max(silent) < release_after).then(|| Presence {
             session: self.session().clone(),
             announced: Arc::clone(&calls.announced),
             is_quiet: calls.ended.is_some() || silent > SILENT_AFTER,
+            is_connected: true,
         })
     }
 
@@ -121,13 +138,16 @@ impl Intercepts {
         let calls = left.map_or_else(Calls::default, |left| Calls {
             newest: 0,
             announced: left.announced,
+            since: BTreeMap::new(),
             ended: Some(left.since),
         });
         let served = Arc::new(Served {
             peer,
             quota,
             calls: Mutex::new(calls),
+            reported: watch::Sender::new(0),
         });
+        self.disconnected.remove(&session);
         lock(&self.served).insert(session, Arc::clone(&served));
         self.changed();
 
@@ -139,18 +159,20 @@ impl Intercepts {
 
     /// The sessions that are here, or that may come back.
     pub(super) fn presences(&self, now: Instant) -> Vec<Presence> {
+        let release_after = self.whereabouts.release_after;
         let served: Vec<Arc<Served>> = lock(&self.served).values().cloned().collect();
         let mut left = lock(&self.left);
-        left.retain(|_, left| now.duration_since(left.since) < DISCONNECTED_AFTER);
+        left.retain(|_, left| now.duration_since(left.since) < release_after);
         let left = left.iter().map(|(session, left)| Presence {
             session: session.clone(),
             announced: Arc::clone(&left.announced),
             is_quiet: true,
+            is_connected: false,
         });
 
         served
             .iter()
-            .filter_map(|served| served.presence(now))
+            .filter_map(|served| served.presence(now, release_after))
             .chain(left)
             .collect()
     }
@@ -174,6 +196,8 @@ impl Drop for ServedGuard {
             .get(session)
             .is_some_and(|it| Arc::ptr_eq(it, &self.served))
         {
+            // At no moment it is as if it had never been here.
+            self.intercepts.disconnected.insert(session.clone());
             all.remove(session);
             let left = self.served.left();
             if !left.announced.is_empty() && !self.served.has_quit() {
@@ -227,8 +251,13 @@ impl Announcing {
             (intercept.uid, ports.collect())
         });
 
-        let all = Arc::new(all.collect());
+        let all: Arc<Announced> = Arc::new(all.collect());
+        let now = Instant::now();
         self.change(|calls| {
+            calls.since.retain(|uid, _| all.contains_key(uid));
+            for uid in all.keys() {
+                calls.since.entry(uid.clone()).or_insert(now);
+            }
             calls.announced = all;
             calls.ended = None;
         })
@@ -237,6 +266,11 @@ impl Announcing {
     /// Returns whether no later call has begun.
     pub(crate) fn is_newest(&self) -> bool {
         lock(&self.served.calls).newest == self.call
+    }
+
+    #[cfg(test)]
+    pub(crate) fn age(&self, by: Duration) {
+        self.change(|calls| calls.since.values_mut().for_each(|since| *since -= by));
     }
 
     fn change(&self, change: impl FnOnce(&mut Calls)) -> bool {

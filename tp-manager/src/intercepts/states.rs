@@ -1,6 +1,6 @@
 //! What sessions are told of their Intercepts.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tp_core::intercept::holders::Standing;
 use tp_process::sync::lock;
@@ -9,27 +9,34 @@ use tp_proto::{
     tunnel::{HeldPort, InterceptState, InterceptStates, InterceptedPod, PodPortCounters},
 };
 
-use super::{InterceptRecord, Intercepts, NodeReport, serving::Served};
+use super::{InterceptRecord, Intercepts, reports::NodeReport, serving::Served};
+
+/// A watch may be so late. Until then the session waits.
+const KNOWN_AFTER: Duration = Duration::from_secs(10);
 
 impl Intercepts {
-    /// Of every Intercept that the session announced.
+    /// Of every Intercept that the session announced, but for those that the API server may have told
+    /// the session of and not yet this replica.
     pub(crate) fn states(&self, served: &Served) -> InterceptStates {
         let standings = self.standings();
         let announced = served.announced();
-        let intercepts = announced.keys().map(|uid| {
+        let intercepts = announced.keys().filter_map(|uid| {
             let record = self
                 .record(uid)
                 .filter(|record| record.session == *served.session());
-            match (record, standings.get(uid)) {
-                (Some(record), Some(standing)) => self.state(&record, standing),
-                _ => InterceptState {
-                    ended: lock(&self.ended).why(uid).unwrap_or_default(),
-                    ..refused(
-                        uid,
-                        "the Intercept does not exist, or is not this session's",
-                    )
-                },
+            if let (Some(record), Some(standing)) = (record, standings.get(uid)) {
+                return Some(self.state(&record, standing));
             }
+            let ended = lock(&self.ended).why(uid);
+            if ended.is_none() && served.announced_for(uid) < KNOWN_AFTER {
+                return None;
+            }
+            let reason = "the Intercept does not exist, or is not this session's";
+
+            Some(InterceptState {
+                ended: ended.unwrap_or_default(),
+                ..refused(uid, reason)
+            })
         });
 
         InterceptStates {
@@ -40,10 +47,17 @@ impl Intercepts {
     fn state(&self, record: &Arc<InterceptRecord>, standing: &Standing) -> InterceptState {
         let uid = &record.uid;
         let held = match standing {
+            Standing::Orphan if !self.sessions.is_covered(record.created) => {
+                let reason = "it is older than the admission policy: end it and make it anew";
+                return refused(uid, reason);
+            }
             Standing::Orphan => return refused(uid, "its Session is not valid any more"),
             Standing::Away => return refused(uid, "its workstation was away for too long"),
             Standing::Holds { others } => others.iter(),
         };
+        if let Some(reason) = self.denial(record) {
+            return refused(uid, &reason);
+        }
         let held = held.map(|(port, holder)| {
             let holder = self.record(holder);
             HeldPort {
@@ -57,7 +71,7 @@ impl Intercepts {
                 since: holder.map_or_else(String::new, |it| it.created.to_string()),
             }
         });
-        let pods = self.reports_of(uid).into_iter().map(pod);
+        let pods = self.reports_of(record).into_iter().map(pod);
 
         InterceptState {
             uid: uid.clone(),

@@ -1,15 +1,41 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
+use jiff::SignedDuration;
 use serde_json::json;
+use tokio::time::Instant;
+use tp_core::intercept::holders::DISCONNECTED_AFTER;
+use tp_proto::agent::{PodPhase, PodReport};
 
 use super::*;
-use crate::policy::Policy;
+use crate::{model::Pod, policy::Policy};
 
 fn intercepts() -> Intercepts {
-    let policy = watch::Sender::new(Policy::default());
-    let sessions = Arc::new(Sessions::new(policy.subscribe()));
+    under(Policy::default())
+}
 
-    Intercepts::new(sessions, Arc::default())
+fn under(policy: Policy) -> Intercepts {
+    replica("tp-manager-1", policy)
+}
+
+fn replica(pod: &str, policy: Policy) -> Intercepts {
+    let policy = watch::Sender::new(policy);
+    let sessions = Arc::new(Sessions::new(policy.subscribe()));
+    let now = Timestamp::now();
+    let whereabouts = Whereabouts::new(pod.into(), DISCONNECTED_AFTER, now);
+
+    Intercepts::new(sessions, Arc::default(), SharedModel::new(), whereabouts)
+}
+
+/// Has another replica say that it has these sessions, as of this time.
+fn take_part(known: &Intercepts, of: &str, sessions: &[&str], renewed: Timestamp, at: Instant) {
+    let part = json!({
+        "since": 0,
+        "renewed": renewed.as_second(),
+        "connected": sessions,
+    });
+    let data = [(of.to_owned(), part.to_string())].into();
+    let name = "tp-manager-sessions".to_owned();
+    known.take_record(vec![Update::Replaced([(name, data)].into())], at);
 }
 
 async fn set_session(intercepts: &Intercepts, number: usize, is_there: bool) {
@@ -102,20 +128,58 @@ async fn after_any_history_it_stands_as_after_a_fresh_start() {
 }
 
 #[tokio::test]
-async fn only_an_intercept_whose_session_is_known_to_be_gone_is_an_orphan() {
+async fn only_an_intercept_whose_session_was_away_for_some_time_is_an_orphan() {
     let known = intercepts();
     known.insert(&object(1, 1, 1));
-    let now = Timestamp::now();
-    assert!(known.orphans(now).is_empty(), "Sessions are not listed yet");
+    let now = Instant::now();
+    let orphans = |seconds| known.orphans(now + Duration::from_secs(seconds)).len();
+    assert_eq!(orphans(0), 0, "Sessions are not listed yet");
 
     use kube::runtime::watcher::Event;
     let events = futures::stream::iter([Ok(Event::Init), Ok(Event::InitDone)]);
     known.sessions.apply(events, || {}).await;
-    assert_eq!(known.orphans(now).len(), 1);
-    let created = Timestamp::from_second(1_700_000_005).unwrap();
-    assert!(known.orphans(created).is_empty(), "it is too young");
+    // It is years old by the API server's clock.
+    assert_eq!(orphans(0), 0, "it was not seen without its Session before");
+    assert_eq!(orphans(9), 0);
+    assert_eq!(orphans(10), 1);
+    assert_eq!(orphans(20), 1, "it was not deleted");
     set_session(&known, 1, true).await;
-    assert!(known.orphans(now).is_empty());
+    assert_eq!(orphans(30), 0);
+    set_session(&known, 1, false).await;
+    assert_eq!(orphans(40), 0, "it begins anew");
+    assert_eq!(orphans(50), 1);
+}
+
+#[tokio::test]
+async fn after_a_restart_of_all_managers_who_does_not_come_back_yields() {
+    let known = intercepts();
+    for session in [0, 1] {
+        set_session(&known, session, true).await;
+    }
+    // Both are of port 80 of web0, the first one's user is away.
+    known.insert(&object(0, 0, 1));
+    known.insert(&object(6, 1, 1));
+    let now = Timestamp::now();
+    let begun = Instant::now();
+    take_part(&known, "tp-manager-0", &["s0", "s1"], now, begun);
+    let after = |seconds: u64| {
+        let later = now + SignedDuration::from_secs(seconds.cast_signed());
+        known.derive(later, begun + Duration::from_secs(seconds))
+    };
+    let held_by_the_first = Standing::Holds {
+        others: [(80, "i0".to_owned())].into(),
+    };
+    assert_eq!(after(1)["i6"], held_by_the_first);
+    assert_eq!(after(590)["i6"], held_by_the_first);
+    assert_eq!(after(601)["i0"], Standing::Away);
+
+    // Another replica has the second one's session: it is never away.
+    let later = begun + Duration::from_secs(601);
+    take_part(&known, "tp-manager-2", &["s1"], now, later);
+    let standings = after(602);
+    assert_eq!(standings["i0"], Standing::Away);
+    let others = BTreeMap::new();
+    assert_eq!(standings["i6"], Standing::Holds { others });
 }
 
 #[tokio::test]
@@ -155,4 +219,142 @@ async fn who_holds_a_port_is_known_and_who_took_it_over_is_remembered() {
     assert!(why("i1").unwrap().contains("somebody has ended it"));
     assert_eq!(why("i6"), None);
     assert_eq!(known.held_in("shop")[0].record.uid, "i6");
+}
+
+fn pod_report(intercept: &str, name: &str, pod: &str, phase: PodPhase) -> PodReport {
+    PodReport {
+        intercept: intercept.into(),
+        pod: pod.into(),
+        name: name.into(),
+        phase: phase.into(),
+        ..PodReport::default()
+    }
+}
+
+fn set_pod(known: &Intercepts, namespace: &str, name: &str, node: &str) {
+    let pod = Pod {
+        addresses: vec!["10.244.1.7".parse().unwrap()],
+        uid: format!("uid-of-{name}").into(),
+        node: node.into(),
+        ..Pod::default()
+    };
+    let name = ObjectName::new(namespace, name);
+    known
+        .model
+        .update(|model| model.update_pods(Update::Applied(name, pod)));
+}
+
+#[test]
+fn an_agent_is_believed_only_of_pods_of_its_node_in_the_namespace_of_the_intercept() {
+    let known = intercepts();
+    known.insert(&object(0, 0, 1));
+    set_pod(&known, "shop", "web-1", "node1");
+    set_pod(&known, "bank", "db-1", "node1");
+    let record = known.record("i0").unwrap();
+    let (node1, node2): (Arc<str>, Arc<str>) = ("node1".into(), "node2".into());
+    let redirected = |name: &str| {
+        let uid = format!("uid-of-{name}");
+        pod_report("i0", name, &uid, PodPhase::Redirected)
+    };
+    let believed = || {
+        let reports = known.reports_of(&record).into_iter();
+        reports.map(|it| it.report.name).collect::<Vec<_>>()
+    };
+
+    assert_eq!(known.report(1, &node1, vec![redirected("web-1")]), 0);
+    assert_eq!(believed(), ["web-1"]);
+    // The one of another node, one of another namespace, and one that is not there.
+    assert_eq!(known.report(2, &node2, vec![redirected("web-1")]), 1);
+    assert_eq!(known.report(1, &node1, vec![redirected("db-1")]), 0);
+    assert_eq!(known.report(1, &node1, vec![redirected("web-2")]), 0);
+    let forged = pod_report("i0", "web-1", "other", PodPhase::Redirected);
+    assert_eq!(known.report(1, &node1, vec![forged]), 0);
+    assert_eq!(believed(), ["web-1"]);
+    // It was known to the agent first.
+    set_pod(&known, "shop", "web-2", "node1");
+    assert_eq!(believed(), ["web-1", "web-2"]);
+    let refused = pod_report("i0", "web-3", "uid-of-web-3", PodPhase::Refused);
+    known.report(1, &node1, vec![refused]);
+    assert_eq!(believed(), ["web-1", "web-2", "web-3"]);
+    // While an agent is replaced both are there.
+    known.report(3, &node1, vec![redirected("web-1")]);
+    assert_eq!(believed(), ["web-1", "web-2", "web-3"]);
+}
+
+#[test]
+fn a_report_wakes_no_agent() {
+    let known = intercepts();
+    known.insert(&object(0, 0, 1));
+    let mut changes = known.changes();
+    changes.mark_unchanged();
+    let mut reported = known.reported.subscribe();
+
+    let report = pod_report("i0", "web-1", "uid", PodPhase::Refused);
+    known.report(1, &"node1".into(), vec![report]);
+    known.forget_agent(1);
+
+    assert!(!changes.has_changed().unwrap());
+    assert_eq!(*reported.borrow_and_update(), 2);
+}
+
+#[tokio::test]
+async fn an_intercept_older_than_the_admission_policy_is_void() {
+    let now = Timestamp::now();
+    let earlier = |seconds| now - SignedDuration::from_secs(seconds);
+    let known = under(Policy::proven_since(earlier(1000), earlier(1)));
+    for session in [0, 1] {
+        set_session(&known, session, true).await;
+    }
+    let mut covered = object(6, 1, 1);
+    covered.metadata.creation_timestamp = Some(
+        k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(earlier(10)),
+    );
+    known.insert(&object(0, 0, 1));
+    known.insert(&covered);
+
+    let standings = known.standings();
+
+    assert_eq!(standings["i0"], Standing::Orphan);
+    let others = BTreeMap::new();
+    assert_eq!(standings["i6"], Standing::Holds { others });
+}
+
+#[tokio::test]
+async fn the_status_of_an_intercept_whose_session_left_says_since_when() {
+    let known = intercepts();
+    for session in [0, 1, 2] {
+        set_session(&known, session, true).await;
+        known.insert(&object(session, session, 1));
+    }
+    let session = |number: usize| known.record(&format!("i{number}")).unwrap().session.clone();
+    // One was here, one is connected to another replica, and one was to a third that is gone.
+    known.disconnected.insert(session(0));
+    let left = known.disconnected.since(&session(0)).unwrap();
+    let now = Instant::now();
+    let gone = Timestamp::now() - SignedDuration::from_secs(60);
+    let gone_at = gone.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let before = now - Duration::from_secs(61);
+    take_part(&known, "tp-manager-0", &["s1"], Timestamp::now(), now);
+    take_part(&known, "tp-manager-2", &["s2"], gone, before);
+
+    let statuses = known.statuses();
+
+    let told: Vec<_> = statuses
+        .into_iter()
+        .map(|(record, status)| (record.uid.clone(), status.phase, status.since.unwrap()))
+        .collect();
+    let left = left.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    // The first replica that lives tells it of what no replica has.
+    assert_eq!(told, [("i0".to_owned(), "Disconnected".to_owned(), left)]);
+    let first = replica("tp-manager-0", Policy::default());
+    for session in [0, 1, 2] {
+        set_session(&first, session, true).await;
+        first.insert(&object(session, session, 1));
+    }
+    take_part(&first, "tp-manager-2", &["s2"], gone, before);
+    take_part(&first, "tp-manager-3", &["s0", "s1"], gone, now);
+    let told = first.statuses();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].0.uid, "i2");
+    assert_eq!(told[0].1.since.as_ref(), Some(&gone_at));
 }

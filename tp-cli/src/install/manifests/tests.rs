@@ -54,6 +54,54 @@ fn parameters_reach_the_stateful_set() {
 }
 
 #[test]
+fn how_long_an_absent_holder_keeps_its_ports_reaches_the_managers() {
+    let arguments = |flags: &str| {
+        let objects = render(&from_line(&format!("--image x {flags}")).unwrap());
+        let set = find(&objects, "StatefulSet tp-system/tp-manager");
+        set["spec"]["template"]["spec"]["containers"][0]["args"].clone()
+    };
+    assert_eq!(arguments(""), json!([]));
+    assert_eq!(
+        arguments("--release-after 90s"),
+        json!(["--release-after-seconds=90"])
+    );
+    for refused in ["59s", "9h", "0"] {
+        let fault = from_line(&format!("--image x --release-after {refused}")).unwrap_err();
+        assert!(
+            fault.message.contains("one minute to eight hours"),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn only_the_managers_may_write_the_record_of_sessions() {
+    let objects = render(&parameters());
+    find(&objects, "ConfigMap net/tp-manager-sessions");
+    let writers: Vec<String> = objects
+        .iter()
+        .filter(|object| object.kind().ends_with("Role"))
+        .filter(|object| {
+            let rules = object.value["rules"].as_array().unwrap();
+            rules.iter().any(|rule| {
+                let text = |field: &str| rule[field].to_string();
+                let names = text("resourceNames");
+                let is_named = names == "null" || names.contains("tp-manager-sessions");
+                let writes = ["create", "update", "patch", "delete", "*"];
+                let verbs = text("verbs");
+                let writes = writes
+                    .iter()
+                    .any(|verb| verbs.contains(&format!("\"{verb}\"")));
+                text("resources").contains("configmaps") && is_named && writes
+            })
+        })
+        .map(Object::title)
+        .collect();
+
+    assert_eq!(writers, ["Role net/tp-manager"]);
+}
+
+#[test]
 fn port_forwards_are_granted_by_pod_name() {
     let objects = render(&parameters());
     let role = find(&objects, "Role net/tp-connect");

@@ -1,0 +1,152 @@
+//! Against a manager's end of the transport.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+use tp_proto::agent::{Lease, PortState};
+use tp_transport::{
+    Identity, KeyHash,
+    agents::{AgentServer, AgentStream, ManagerControl},
+};
+
+use super::*;
+use crate::leases::boot_time;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Admits whoever shows a token, and leases one Intercept to all.
+struct FakeManager {
+    address: SocketAddr,
+    key: KeyHash,
+    /// The tokens of the connections that have not ended, in their order.
+    tokens: watch::Receiver<Vec<String>>,
+    _serving: AbortOnDropHandle<()>,
+}
+
+impl FakeManager {
+    async fn new() -> Self {
+        let identity = Identity::generate().unwrap();
+        let key = identity.key_hash();
+        let server = AgentServer::new(&identity).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connected, tokens) = watch::channel(Vec::new());
+        let serving = async move {
+            let mut tasks = tokio::task::JoinSet::new();
+            while let Ok((tcp, _)) = listener.accept().await {
+                match server.accept(tcp).await.unwrap() {
+                    AgentStream::Greeting(greeting) => {
+                        let token = greeting.token.clone();
+                        connected.send_modify(|all| all.push(token.clone()));
+                        let control = greeting.admit().await.unwrap();
+                        let connected = connected.clone();
+                        tasks.spawn(async move {
+                            lease(control).await;
+                            connected.send_modify(|all| all.retain(|it| *it != token));
+                        });
+                    }
+                    AgentStream::Carrier(carrier) => {
+                        tasks.spawn(async move { drop(carrier.connection().await) });
+                    }
+                }
+            }
+        };
+
+        Self {
+            address,
+            key,
+            tokens,
+            _serving: AbortOnDropHandle::new(tokio::spawn(serving)),
+        }
+    }
+
+    async fn has(&self, tokens: &[&str]) {
+        let mut now = self.tokens.clone();
+        let has = now.wait_for(|all| all == tokens);
+        timeout(LIMIT, has).await.unwrap().unwrap();
+    }
+}
+
+async fn lease(control: ManagerControl) {
+    let ManagerControl {
+        mut news,
+        mut reports,
+        guard,
+        ..
+    } = control;
+    let leases = vec![Lease {
+        intercept: "i1".into(),
+        ports: vec![PortState {
+            port: 8080,
+            is_listening: true,
+        }],
+        ..Lease::default()
+    }];
+    let message = ManagerNews {
+        leases,
+        ..ManagerNews::default()
+    };
+    let sending = async {
+        while news.send(&message).await.is_ok() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let receiving = async { while reports.receive().await.is_ok() {} };
+    tokio::select! {
+        () = sending => {}
+        () = receiving => {}
+    }
+    drop(guard);
+}
+
+#[tokio::test]
+async fn a_newer_token_replaces_the_connection_and_no_lease_is_missed() {
+    let manager = FakeManager::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let token_file = dir.path().join("token");
+    std::fs::write(&token_file, "first").unwrap();
+    let mut managers = Managers::new(token_file.clone());
+    managers.token_interval = Duration::from_millis(50);
+    let managers = Arc::new(managers);
+    let known = ManagerAddress {
+        address: manager.address,
+        key: manager.key,
+    };
+    let (_facts, known) = watch::channel([("tp-manager-0".to_owned(), known)].into());
+    let keeping = Arc::clone(&managers).keep(known);
+    let _keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
+    let mut news = managers.news();
+    let leased = news.wait_for(|all| all.values().any(News::is_served));
+    drop(timeout(LIMIT, leased).await.unwrap().unwrap());
+    manager.has(&["first"]).await;
+    let watching = tokio::spawn(async move {
+        while news.changed().await.is_ok() {
+            let all = news.borrow_and_update();
+            assert!(
+                all.values()
+                    .all(|it| it.is_served() && it.is_fresh(boot_time()))
+            );
+        }
+    });
+    let taking = Arc::clone(&managers);
+    let taking = tokio::spawn(async move {
+        loop {
+            assert!(taking.carrier("tp-manager-0").await.is_some());
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let (watching, taking) = (
+        AbortOnDropHandle::new(watching),
+        AbortOnDropHandle::new(taking),
+    );
+
+    std::fs::write(&token_file, "second").unwrap();
+
+    // For a moment both are there.
+    manager.has(&["first", "second"]).await;
+    manager.has(&["second"]).await;
+    sleep(Duration::from_millis(300)).await;
+    assert!(!watching.is_finished(), "a lease was missed");
+    assert!(!taking.is_finished(), "a carrier was missed");
+    assert_eq!(*manager.tokens.borrow(), ["second"]);
+}
