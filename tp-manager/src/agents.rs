@@ -2,6 +2,7 @@
 //! they intercepted on to sessions.
 
 mod carried;
+mod environs;
 pub(crate) mod tokens;
 
 use std::{
@@ -13,13 +14,13 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tp_process::sync::lock;
-use tp_proto::agent::{AgentNews, Lease, ManagerNews};
+use tp_proto::agent::{AgentNews, EnvironQuestion, Lease, ManagerNews};
 use tp_transport::{
     agents::{AgentServer, AgentStream, Greeting, IncomingCarrier, Receiver, Sender},
     keep_alive,
@@ -29,6 +30,7 @@ use crate::{
     intercepts::Intercepts,
     model::{ObjectName, SharedModel},
 };
+use environs::Questions;
 use tokens::{AgentIdentity, Tokens};
 
 /// Connections that are no agent's yet; further ones are closed.
@@ -67,6 +69,7 @@ struct Agent {
     node: Arc<str>,
     idle: Arc<Semaphore>,
     carried: Arc<Semaphore>,
+    questions: Questions,
     replaced: CancellationToken,
 }
 
@@ -155,11 +158,12 @@ impl Agents {
             }
         };
         drop(pending);
-        let entered = self.enter(control.agent, node);
+        let (questions, asked) = Questions::new();
+        let entered = self.enter(control.agent, node, questions);
         let agent = Arc::clone(&entered.agent);
         tracing::info!(node = %agent.node, version, "Agent connected");
         tokio::select! {
-            () = self.lease(control.news) => {}
+            () = self.lease(control.news, asked) => {}
             () = self.take_reports(&agent, control.reports) => {}
             () = agent.replaced.cancelled() => {}
         }
@@ -187,12 +191,13 @@ impl Agents {
     }
 
     /// Of too many of one node the oldest ends.
-    fn enter(&self, number: u64, node: Arc<str>) -> Entered<'_> {
+    fn enter(&self, number: u64, node: Arc<str>, questions: Questions) -> Entered<'_> {
         let agent = Arc::new(Agent {
             number,
             node,
             idle: Arc::new(Semaphore::new(MAX_IDLE_OF_AGENT)),
             carried: Arc::new(Semaphore::new(MAX_CARRIED_OF_AGENT)),
+            questions,
             replaced: CancellationToken::new(),
         });
         let mut admitted = lock(&self.admitted);
@@ -209,21 +214,35 @@ impl Agents {
         }
     }
 
-    /// Sends the leases each second, and at once when they change.
-    async fn lease(&self, mut news: Sender<ManagerNews>) {
+    /// Sends the leases each second, and at once when they change, and questions between.
+    async fn lease(
+        &self,
+        mut news: Sender<ManagerNews>,
+        mut questions: mpsc::Receiver<EnvironQuestion>,
+    ) {
         let mut changes = self.intercepts.changes();
         loop {
             changes.mark_unchanged();
             let leases = self.intercepts.leases();
             let due = Instant::now() + NEWS_INTERVAL;
             for message in round(&leases) {
-                match timeout(SEND_TIMEOUT, news.send(&message)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return tracing::debug!(%error, "Cannot send leases"),
-                    Err(_) => return tracing::debug!("Agent does not read its leases"),
+                if !sent(&mut news, &message).await {
+                    return;
                 }
             }
-            while let Ok(Ok(())) = timeout_at(due, changes.changed()).await {
+            loop {
+                let changed = tokio::select! {
+                    changed = timeout_at(due, changes.changed()) => changed,
+                    Some(question) = questions.recv() => {
+                        if !sent(&mut news, &environs::message(question)).await {
+                            return;
+                        }
+                        continue;
+                    }
+                };
+                if !matches!(changed, Ok(Ok(()))) {
+                    break;
+                }
                 sleep(COALESCE_INTERVAL).await;
                 if self.intercepts.leases() != leases {
                     break;
@@ -235,7 +254,12 @@ impl Agents {
     async fn take_reports(&self, agent: &Agent, mut reports: Receiver<AgentNews>) {
         loop {
             match reports.receive().await {
-                Ok(news) => self.intercepts.report(agent.number, &agent.node, news.pods),
+                Ok(news) => {
+                    if let Some(part) = news.environ {
+                        agent.questions.take(part);
+                    }
+                    self.intercepts.report(agent.number, &agent.node, news.pods);
+                }
                 Err(error) => return tracing::debug!(%error, "Control connection ended"),
             }
         }
@@ -264,6 +288,17 @@ impl Agents {
             Err(error) => tracing::debug!(node = %agent.node, %error, "Carrier ended"),
         }
     }
+}
+
+/// Returns whether the agent takes it.
+async fn sent(news: &mut Sender<ManagerNews>, message: &ManagerNews) -> bool {
+    match timeout(SEND_TIMEOUT, news.send(message)).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => tracing::debug!(%error, "Cannot send leases"),
+        Err(_) => tracing::debug!("Agent does not read its leases"),
+    }
+
+    false
 }
 
 /// Removes an agent when dropped.
@@ -299,6 +334,7 @@ fn round(leases: &[Lease]) -> impl Iterator<Item = ManagerNews> {
         Some(ManagerNews {
             leases: first.to_vec(),
             more: rest.is_some(),
+            environ: None,
         })
     })
 }

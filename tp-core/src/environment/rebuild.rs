@@ -122,7 +122,10 @@ mod tests {
             String::from_utf8(value.to_vec()).unwrap()
         };
         assert_eq!(value("HOST"), "other");
-        assert_eq!(value("URL"), "pg://db/web-$(HOST)?a=$(HOST)&b=$HOST&c=$(HOST");
+        assert_eq!(
+            value("URL"),
+            "pg://db/web-$(HOST)?a=$(HOST)&b=$HOST&c=$(HOST"
+        );
         assert_eq!(value("END"), "$");
         assert_eq!(rebuilt.missing, [String::new(); 0]);
     }
@@ -140,7 +143,11 @@ mod tests {
 
         assert_eq!(
             rebuilt.missing,
-            ["PASSWORD (Secret db)", "URL (it names PASSWORD)", "KEPT (ConfigMap c)"]
+            [
+                "PASSWORD (Secret db)",
+                "URL (it names PASSWORD)",
+                "KEPT (ConfigMap c)"
+            ]
         );
         assert_eq!(rebuilt.environment.to_environ(), b"FOUND=1\0");
     }

@@ -20,6 +20,8 @@ use tp_transport::{
     agents::{AgentControl, AgentFlow, IdleCarrier},
 };
 
+mod environs;
+
 use super::*;
 use crate::{
     disconnected::Disconnected,
@@ -58,6 +60,7 @@ struct Lab {
     tunnels: Arc<TunnelServer>,
     key: KeyHash,
     address: SocketAddr,
+    agents: Arc<Agents>,
     quotas: Quotas,
     _policy: watch::Sender<Policy>,
     _serving: AbortOnDropHandle<()>,
@@ -95,7 +98,8 @@ impl Lab {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let agents = Agents::new(server, Arc::clone(&intercepts), model, Box::new(Nodes));
-        let serving = tokio::spawn(Arc::new(agents).serve(listener));
+        let agents = Arc::new(agents);
+        let serving = tokio::spawn(Arc::clone(&agents).serve(listener));
         let admission = Arc::new(SessionAdmission(Arc::clone(&sessions)));
 
         Self {
@@ -104,6 +108,7 @@ impl Lab {
             sessions,
             key,
             address,
+            agents,
             quotas: Quotas::default(),
             _policy: policy,
             _serving: AbortOnDropHandle::new(serving),
@@ -455,7 +460,10 @@ async fn reports_last_as_long_as_the_agent_is_connected() {
 
     agent
         .reports
-        .send(&AgentNews { pods: vec![report] })
+        .send(&AgentNews {
+            pods: vec![report],
+            environ: None,
+        })
         .await
         .unwrap();
     within(until(1)).await;
