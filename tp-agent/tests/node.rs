@@ -25,7 +25,7 @@ use tp_proto::{
 
 use crate::{
     manager::{INTERCEPT, Manager},
-    stage::{CONTAINER, ID, Stage, UID},
+    stage::{CONTAINER, ID, Stage},
 };
 
 #[path = "node/manager.rs"]
@@ -461,7 +461,7 @@ fn question(number: u64, session: &str) -> EnvironQuestion {
         session_name: session.into(),
         session_uid: session.into(),
         namespace: "shop".into(),
-        pod: UID.into(),
+        pod: stage::UID.into(),
         container: ID.into(),
     }
 }

@@ -7,6 +7,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use humantime::DurationError;
+use tp_core::environment::filter::NamePattern;
 use tp_proto::allow::Allow;
 
 use crate::{
@@ -81,6 +82,16 @@ pub(crate) struct InstallArgs {
     )]
     pub(crate) intercept_namespaces: Vec<String>,
 
+    /// Variables of containers that never leave their node, whoever asks: NAME, or its beginning with
+    /// a * behind
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        conflicts_with = "no_agent"
+    )]
+    pub(crate) env_exclude: Vec<NamePattern>,
+
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -115,6 +126,7 @@ impl InstallArgs {
             no_agent: false,
             allow_system: false,
             intercept_namespaces: Vec::new(),
+            env_exclude: Vec::new(),
             dry_run: false,
             wait: Wait(DEFAULT_TIMEOUT),
         }

@@ -37,6 +37,8 @@ const MODE: u32 = 0o600;
 pub(super) struct KeptFiles {
     paths: Vec<PathBuf>,
     on_disk: Vec<(PathBuf, FileIdentity)>,
+    /// While they are open, no other file has their identity.
+    open: Vec<File>,
     /// They are gone with the process, whatever ends it.
     in_memory: Vec<OwnedFd>,
     keeper: Option<Keeper>,
@@ -48,6 +50,7 @@ impl KeptFiles {
         let mut kept = Self {
             paths: Vec::new(),
             on_disk: Vec::new(),
+            open: Vec::new(),
             in_memory: Vec::new(),
             keeper: None,
         };
@@ -117,6 +120,7 @@ impl KeptFiles {
             })?;
         file.write_all(content).map_err(failed)?;
         // Unlike a rename it replaces nothing.
+        self.open.push(file);
         fs::hard_link(&draft, path).map_err(failed)?;
         self.on_disk.push((path.to_owned(), identity));
         fs::remove_file(&draft).map_err(failed)?;
