@@ -96,12 +96,13 @@ pub fn keep_files(input: impl io::Read) -> io::Result<()> {
     let mut bytes = Vec::new();
     // What was read before a failure counts.
     let read = input.take(MAX_INPUT).read_to_end(&mut bytes);
-    let removed = bytes.split(|byte| *byte == 0).filter_map(parsed);
-    let removed = removed.map(|(file, path)| file.remove(&path));
+    let mut result = read.map(drop);
+    for (file, path) in bytes.split(|byte| *byte == 0).filter_map(parsed) {
+        // One that cannot be removed leaves the others.
+        result = result.and(file.remove(&path));
+    }
 
-    removed
-        .fold(Ok(()), |all, this| all.and(this))
-        .and(read.map(drop))
+    result
 }
 
 fn parsed(line: &[u8]) -> Option<(FileIdentity, PathBuf)> {

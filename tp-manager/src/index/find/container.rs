@@ -290,7 +290,8 @@ mod tests {
         assert_eq!((&*found.pod, &*found.node), ("web-2", "node1"));
         assert_eq!((&*found.container, &*found.id), ("app", "app-id"));
 
-        let found = choose(&web(), read(&[first.clone()]), &wanted(None)).unwrap();
+        let found = choose(&web(), read(std::slice::from_ref(&first)), &wanted(None));
+        let found = found.unwrap();
         assert_eq!(found.pod, "web-1");
         let mut leaving = first.clone();
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
