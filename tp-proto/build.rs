@@ -24,8 +24,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Their values are secrets.
         .skip_debug([
             ".tp.agent.v1.Control",
+            ".tp.agent.v1.EnvironPart",
             ".tp.agent.v1.Welcome",
+            ".tp.local.v1.EnvironmentResponse",
+            ".tp.local.v1.NewFile",
             ".tp.local.v1.Shell",
+            ".tp.tunnel.v1.EnvironmentResponse",
         ])
         .compile_fds(descriptors)?;
 

@@ -46,7 +46,7 @@ pub const MAX_CONTAINERS: usize = 64;
 /// Redirects of one connection at most: more than a node has pods.
 pub const MAX_REDIRECTS: usize = 512;
 /// The largest environment that is handed out, in bytes.
-pub const MAX_ENVIRON: usize = 1 << 20;
+pub const MAX_ENVIRON: usize = 256 << 10;
 
 /// A request. Each is answered by one [`AgentReply`], in order; [`AgentReply::Refused`] answers any.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use tp_core::environment::filter::NamePattern;
 use tp_proto::crd::MANAGER_NAMESPACE;
 
 use crate::facts::Rules;
@@ -38,6 +39,10 @@ pub struct AgentArgs {
     /// Serve intercepts in these namespaces alone
     #[arg(long, value_delimiter = ',')]
     pub intercept_namespaces: Vec<String>,
+
+    /// Never hand out variables of these names: NAME, or its beginning with a * behind
+    #[arg(long, value_delimiter = ',')]
+    pub env_exclude: Vec<NamePattern>,
 }
 
 impl AgentArgs {
@@ -46,6 +51,7 @@ impl AgentArgs {
             manager_namespace: self.manager_namespace.clone(),
             allow_system: self.allow_system,
             only: self.intercept_namespaces.iter().cloned().collect(),
+            excluded_names: self.env_exclude.clone(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tp_agent_api::PodIds;
-use tp_core::intercept::holders::WorkloadKey;
+use tp_core::{environment::filter::NamePattern, intercept::holders::WorkloadKey};
 use tp_transport::KeyHash;
 
 /// All that is known.
@@ -80,7 +80,7 @@ pub struct ManagerAddress {
     pub key: KeyHash,
 }
 
-/// Which namespaces are served.
+/// What is served: which namespaces, and which variables never.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
     /// Where the managers are.
@@ -89,4 +89,6 @@ pub struct Rules {
     pub allow_system: bool,
     /// Only these; all if it is empty.
     pub only: BTreeSet<String>,
+    /// Variables that do not leave the node.
+    pub excluded_names: Vec<NamePattern>,
 }

@@ -31,10 +31,12 @@ use tp_proto::crd::{GROUP, Intercept, UserInfo};
 
 use crate::facts::{Facts, InterceptFacts, UserReview};
 use pods::{KnownPod, OwnerReplicaSet};
+pub(crate) use rights::ClusterRights;
 
 mod intercepts;
 pub(crate) mod managers;
 mod pods;
+mod rights;
 #[cfg(test)]
 mod tests;
 
@@ -370,25 +372,38 @@ async fn owner_of(
 
 /// Whether a user may intercept in a namespace.
 async fn review(client: Client, user: UserInfo, namespace: String) -> Result<UserReview, String> {
-    let reviews: Api<SubjectAccessReview> = Api::all(client);
     let denied = format!(
         "user {} may not create intercepts.{GROUP} in namespace {namespace}: an administrator can allow \
          it with `tp grant --intercept`",
         user.username
     );
+    let attributes = ResourceAttributes {
+        group: Some(GROUP.into()),
+        resource: Some("intercepts".into()),
+        verb: Some("create".into()),
+        namespace: Some(namespace),
+        ..ResourceAttributes::default()
+    };
+
+    Ok(match is_allowed(client, user, attributes).await? {
+        true => UserReview::Allowed,
+        false => UserReview::Denied(denied),
+    })
+}
+
+async fn is_allowed(
+    client: Client,
+    user: UserInfo,
+    attributes: ResourceAttributes,
+) -> Result<bool, String> {
+    let reviews: Api<SubjectAccessReview> = Api::all(client);
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(user.username),
             uid: Some(user.uid).filter(|uid| !uid.is_empty()),
             groups: Some(user.groups),
             extra: Some(user.extra),
-            resource_attributes: Some(ResourceAttributes {
-                group: Some(GROUP.into()),
-                resource: Some("intercepts".into()),
-                verb: Some("create".into()),
-                namespace: Some(namespace),
-                ..ResourceAttributes::default()
-            }),
+            resource_attributes: Some(attributes),
             ..SubjectAccessReviewSpec::default()
         },
         ..SubjectAccessReview::default()
@@ -398,8 +413,5 @@ async fn review(client: Client, user: UserInfo, namespace: String) -> Result<Use
     let answer = answer.map_err(|_| "the API server did not answer in time".to_owned())?;
     let answer = answer.map_err(|error| error.to_string())?;
 
-    Ok(match answer.status.is_some_and(|status| status.allowed) {
-        true => UserReview::Allowed,
-        false => UserReview::Denied(denied),
-    })
+    Ok(answer.status.is_some_and(|status| status.allowed))
 }

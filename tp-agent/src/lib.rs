@@ -2,10 +2,11 @@
 //! accepted there to the traffic managers. It has no power of its own; `tp-agentd` has.
 //!
 //! `knowledge` turns Kubernetes objects into [`facts`]; `plan` says what follows from them and from the
-//! managers' leases; `redirects` carries that out.
+//! managers' leases; `redirects` carries that out. `environ` answers questions for environments.
 
 #![forbid(unsafe_code)]
 
+pub mod environ;
 pub mod facts;
 
 mod agentd;

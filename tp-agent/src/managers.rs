@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -16,13 +17,14 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tp_core::backoff::Backoff;
 use tp_process::sync::lock;
-use tp_proto::agent::{AgentNews, ManagerNews, PodReport};
+use tp_proto::agent::{AgentNews, EnvironPart, EnvironQuestion, ManagerNews, PodReport};
 use tp_transport::{
     agents::{AgentControl, AgentError, IdleCarrier, Receiver, Sender},
     keep_alive,
 };
 
 use crate::{
+    environ::Environs,
     facts::{ManagerAddress, ManagerFacts},
     leases::boot_time,
     plan::{AllNews, News, Round},
@@ -67,11 +69,14 @@ enum Next {
     /// Another one, with a newer token, and this one.
     Replaced(Connected, Directions),
 }
+/// Questions of a manager that wait; it asks fewer at once.
+const QUESTIONS: usize = 8;
 
 /// All managers.
 pub(crate) struct Managers {
     token_file: PathBuf,
     token_interval: Duration,
+    environs: Environs,
     news: watch::Sender<AllNews>,
     reports: Reports,
     pools: Mutex<BTreeMap<String, mpsc::Sender<Take>>>,
@@ -80,10 +85,11 @@ pub(crate) struct Managers {
 }
 
 impl Managers {
-    pub(crate) fn new(token_file: PathBuf) -> Self {
+    pub(crate) fn new(token_file: PathBuf, environs: Environs) -> Self {
         Self {
             token_file,
             token_interval: TOKEN_INTERVAL,
+            environs,
             news: watch::Sender::default(),
             reports: Reports::new(),
             pools: Mutex::default(),
@@ -221,11 +227,14 @@ impl Managers {
             drop(before);
             std::future::pending::<AgentError>().await
         };
+        let (asking, asked) = mpsc::channel(QUESTIONS);
+        let (answering, parts) = mpsc::channel(1);
         let next = tokio::select! {
-            error = self.listen(name, &mut news) => Err(error),
-            error = self.report(&mut reports) => Err(error),
+            error = self.listen(name, &mut news, asking) => Err(error),
+            error = self.report(&mut reports, parts) => Err(error),
             error = linger => Err(error),
             next = self.newer(manager, &token) => Ok(next),
+            never = self.answer(asked, answering) => match never {},
             never = Pool::new(manager, ticket).serve(taken) => match never {},
         };
 
@@ -251,11 +260,36 @@ impl Managers {
         }
     }
 
-    async fn listen(&self, name: &str, news: &mut Receiver<ManagerNews>) -> AgentError {
+    async fn answer(
+        &self,
+        mut asked: mpsc::Receiver<EnvironQuestion>,
+        answering: mpsc::Sender<EnvironPart>,
+    ) -> Infallible {
+        while let Some(question) = asked.recv().await {
+            for part in self.environs.answer(question).await {
+                // Whoever reports ends with this.
+                let _ = answering.send(part).await;
+            }
+        }
+
+        std::future::pending().await
+    }
+
+    async fn listen(
+        &self,
+        name: &str,
+        news: &mut Receiver<ManagerNews>,
+        asking: mpsc::Sender<EnvironQuestion>,
+    ) -> AgentError {
         let mut round = Round::default();
         loop {
             match timeout(NEWS_TIMEOUT, news.receive()).await {
-                Ok(Ok(news)) => {
+                Ok(Ok(mut news)) => {
+                    if let Some(question) = news.environ.take()
+                        && asking.try_send(question).is_err()
+                    {
+                        tracing::debug!(manager = name, "Question beside many others not answered");
+                    }
                     let Some(leases) = round.take(news) else {
                         continue;
                     };
@@ -276,7 +310,11 @@ impl Managers {
         }
     }
 
-    async fn report(&self, sender: &mut Sender<AgentNews>) -> AgentError {
+    async fn report(
+        &self,
+        sender: &mut Sender<AgentNews>,
+        mut parts: mpsc::Receiver<EnvironPart>,
+    ) -> AgentError {
         let mut said = self.reports.subscribe();
         let mut told: Option<ReportsByPod> = None;
         loop {
@@ -287,20 +325,44 @@ impl Managers {
             while is_due {
                 let news = AgentNews {
                     pods: some_of(&mut pods),
+                    environ: None,
                 };
-                match timeout(SEND_TIMEOUT, sender.send(&news)).await {
-                    Ok(Ok(())) => is_due = !pods.is_empty(),
-                    Ok(Err(error)) => return error,
-                    Err(_) => return AgentError::TimedOut,
+                if let Err(error) = send(sender, &news).await {
+                    return error;
                 }
+                is_due = !pods.is_empty();
             }
             told = Some(all);
-            sleep(REPORT_INTERVAL).await;
-            if said.changed().await.is_err() {
-                // The agent ends.
-                std::future::pending::<()>().await;
+            let mut next = std::pin::pin!(next_report(&mut said));
+            loop {
+                let part = tokio::select! {
+                    () = &mut next => break,
+                    Some(part) = parts.recv() => part,
+                };
+                let news = AgentNews {
+                    pods: Vec::new(),
+                    environ: Some(part),
+                };
+                if let Err(error) = send(sender, &news).await {
+                    return error;
+                }
             }
         }
+    }
+}
+
+async fn send(sender: &mut Sender<AgentNews>, news: &AgentNews) -> Result<(), AgentError> {
+    let sent = timeout(SEND_TIMEOUT, sender.send(news)).await;
+
+    sent.unwrap_or(Err(AgentError::TimedOut))
+}
+
+/// Resolves when there is something to report, and reported often enough.
+async fn next_report<T>(said: &mut watch::Receiver<T>) {
+    sleep(REPORT_INTERVAL).await;
+    if said.changed().await.is_err() {
+        // The agent ends.
+        std::future::pending::<()>().await;
     }
 }
 

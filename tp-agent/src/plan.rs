@@ -235,6 +235,18 @@ fn leases<'a>(now: BootTime, news: &'a AllNews, facts: &'a Facts) -> Vec<Leased<
 }
 
 fn refusal(namespace: &str, review: &UserReview, pod: &PodFacts, rules: &Rules) -> Option<String> {
+    if let Some(reason) = closed(namespace, rules) {
+        return Some(reason);
+    }
+    if let UserReview::Denied(reason) = review {
+        return Some(reason.clone());
+    }
+
+    pod.obstacle.clone()
+}
+
+/// Why the pods of a namespace are left alone, whoever asks.
+pub(crate) fn closed(namespace: &str, rules: &Rules) -> Option<String> {
     let ours = [MANAGER_NAMESPACE, AGENT_NAMESPACE, &rules.manager_namespace];
     if ours.contains(&namespace) {
         return Some(format!(
@@ -253,11 +265,8 @@ fn refusal(namespace: &str, review: &UserReview, pod: &PodFacts, rules: &Rules) 
              names them by the argument --intercept-namespaces of tp-agent"
         ));
     }
-    if let UserReview::Denied(reason) = review {
-        return Some(reason.clone());
-    }
 
-    pod.obstacle.clone()
+    None
 }
 
 /// Adds the ports of a lease; returns why not, if they cannot be.

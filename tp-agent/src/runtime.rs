@@ -15,8 +15,9 @@ use crate::{
     agentd::Agentd,
     args::AgentArgs,
     connections::CarriedConnections,
+    environ::{Environs, SessionRights},
     facts::{Facts, ManagerFacts, Rules},
-    knowledge::{self, Knowledge},
+    knowledge::{self, ClusterRights, Knowledge},
     managers::Managers,
     redirects::Redirects,
 };
@@ -47,6 +48,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         rules,
         known,
         known_managers,
+        Box::new(ClusterRights(client.clone())),
     )
     .context("cannot start a thread")?;
     let mut tasks = JoinSet::new();
@@ -96,7 +98,7 @@ pub struct NodeAgent {
 
 impl NodeAgent {
     /// Starts to carry out what the facts say. `agentd` is the socket of `tp-agentd`; `token_file` is
-    /// read for each connection to a manager.
+    /// read for each connection to a manager; `rights` decides who may read an environment.
     ///
     /// # Errors
     ///
@@ -107,11 +109,14 @@ impl NodeAgent {
         rules: Rules,
         facts: watch::Receiver<Facts>,
         known_managers: watch::Receiver<ManagerFacts>,
+        rights: Box<dyn SessionRights>,
     ) -> io::Result<Self> {
-        let managers = Arc::new(Managers::new(token_file));
+        let agentd = Agentd::start(agentd)?;
+        let environs = Environs::new(agentd.clone(), facts.clone(), rules.clone(), rights);
+        let managers = Arc::new(Managers::new(token_file, environs));
         let connections = Arc::new(CarriedConnections::new(Arc::clone(&managers)));
         let redirects = Redirects {
-            agentd: Agentd::start(agentd)?,
+            agentd,
             managers: Arc::clone(&managers),
             connections: Arc::clone(&connections),
             rules,

@@ -27,7 +27,7 @@ use crate::{
     redirects::{AllRedirects, OwnRedirects},
 };
 
-/// Environments at once, each up to a mebibyte of our memory for as long as the agent holds it.
+/// Environments at once, each up to 256 KiB of our memory for as long as the agent holds it.
 const ENVIRONS: u32 = 64;
 const ENVIRON_INTERVAL: Duration = Duration::from_millis(250);
 /// Sockets at once: one for each connection that goes on to the container.

@@ -52,6 +52,7 @@ pub(crate) enum Command {
     Intercept(Box<InterceptArgs>),
     #[command(visible_alias = "detach")]
     Leave(LeaveArgs),
+    Env(EnvArgs),
     Quit(QuitArgs),
     Status(StatusArgs),
     Check(Box<CheckArgs>),
@@ -71,8 +72,10 @@ pub(crate) enum Command {
     Complete(CompleteArgs),
 }
 
+mod env;
 mod intercept;
 
+pub(crate) use env::EnvArgs;
 pub(crate) use intercept::{InterceptArgs, LeaveArgs, Probes, WhenDown};
 
 const INSTALL_EXAMPLES: &str = "\

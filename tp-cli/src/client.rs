@@ -92,10 +92,18 @@ pub(crate) fn elsewhere() -> &'static str {
 pub(crate) async fn ask<T>(
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Fault> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+    ask_within(ANSWER_TIMEOUT, answer).await
+}
+
+/// [`ask`], where others are asked as well.
+pub(crate) async fn ask_within<T>(
+    bound: Duration,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(bound, answer).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(status.into()),
-        Err(_) => Err(no_answer(ANSWER_TIMEOUT)),
+        Err(_) => Err(no_answer(bound)),
     }
 }
 

@@ -12,6 +12,8 @@ mod check;
 mod complete;
 mod completions;
 mod connect;
+mod env;
+mod environment;
 mod gather_logs;
 mod intercept;
 mod leave;
@@ -29,6 +31,7 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Exit
         Command::Status(_) => return status::run(output).await,
         Command::Quit(args) => quit::run(&args, output).await?,
         Command::Leave(args) => leave::run(args, output).await?,
+        Command::Env(args) => env::run(args, output).await?,
         Command::List(args) => list::run(args, output).await?,
         Command::Version(_) => version::run(output).await?,
         Command::GatherLogs(args) => gather_logs::run(args, output).await?,

@@ -49,7 +49,7 @@ const TIPS: [(&[&str], &str); 4] = [
 ];
 
 /// Flags that users of other tools give `intercept`, each with what there is.
-const FLAG_TIPS: [(&[&str], &str); 7] = [
+const FLAG_TIPS: [(&[&str], &str); 6] = [
     (
         &[
             "--http-header",
@@ -66,10 +66,6 @@ const FLAG_TIPS: [(&[&str], &str); 7] = [
     (
         &["--docker-run", "--docker-build", "--docker-debug"],
         "run the container beside `tp intercept`, with its port published on 127.0.0.1",
-    ),
-    (
-        &["--env-file", "--env-json", "--env-syntax"],
-        "the environment of a pod is not read yet: `kubectl exec POD -- env` prints it",
     ),
     (
         &["--take-over", "--take-open"],

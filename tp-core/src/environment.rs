@@ -6,6 +6,7 @@
 use std::fmt;
 
 pub mod filter;
+pub mod rebuild;
 pub mod syntax;
 
 /// A variable. Linux knows neither names nor values as text, so both are bytes.
@@ -121,6 +122,23 @@ impl ProcessEnvironment {
             .map(|variable| variable.value.as_slice())
     }
 
+    /// Reads what [`Self::to_environ`] wrote.
+    pub fn from_environ(bytes: &[u8]) -> Self {
+        let entries = bytes.split(|byte| *byte == 0);
+
+        entries.filter_map(split).collect()
+    }
+
+    /// The variables as the kernel shows them: NAME=VALUE, each with one NUL behind.
+    pub fn to_environ(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for Variable { name, value } in &self.variables {
+            bytes.extend_from_slice(&[name, b"=".as_slice(), value, b"\0"].concat());
+        }
+
+        bytes
+    }
+
     /// Adds a variable at the end unless there is one of this name: of duplicates the first counts,
     /// as for `getenv`.
     pub(crate) fn insert(&mut self, name: &[u8], value: &[u8]) {
@@ -133,8 +151,12 @@ impl ProcessEnvironment {
     }
 
     fn set(&mut self, name: &[u8], value: &[u8]) {
-        self.variables.retain(|variable| variable.name != name);
+        self.remove(name);
         self.insert(name, value);
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        self.variables.retain(|variable| variable.name != name);
     }
 }
 

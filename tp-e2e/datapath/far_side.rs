@@ -23,10 +23,10 @@ use tokio::time::sleep;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use tp_proto::tunnel::{
-    FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse, InterceptStates,
-    ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, Outcome, ResolveRequest,
-    ResolveResponse, Service, Snapshot, TableEvent, TakeOverRequest, TakeOverResponse,
-    WatchTableRequest,
+    EnvironmentRequest, EnvironmentResponse, FindWorkloadRequest, FindWorkloadResponse,
+    HelloRequest, HelloResponse, InterceptStates, ListWorkloadsRequest, ListWorkloadsResponse,
+    LocalIntercepts, Outcome, ResolveRequest, ResolveResponse, Service, Snapshot, TableEvent,
+    TakeOverRequest, TakeOverResponse, WatchTableRequest,
     manager_server::{Manager, ManagerServer},
 };
 use tp_transport::{
@@ -289,6 +289,13 @@ impl Manager for Table {
         _: Request<TakeOverRequest>,
     ) -> Result<Response<TakeOverResponse>, Status> {
         Err(Status::unimplemented("nobody intercepts"))
+    }
+
+    async fn read_environment(
+        &self,
+        _: Request<EnvironmentRequest>,
+    ) -> Result<Response<EnvironmentResponse>, Status> {
+        Err(Status::unimplemented("no agents here"))
     }
 
     type ServeInterceptsStream =

@@ -141,6 +141,7 @@ fn every_command_prints_the_fields_of_the_page() {
         for command in ["status", "check", "list", "version"] {
             check(&workstation, &format!("`tp {command}`"), &[command]);
         }
+        check(&workstation, "`tp env`", &["env", "web"]);
         let gather = ["gather-logs", "--file", archive];
         check(&workstation, "`tp gather-logs`", &gather);
 

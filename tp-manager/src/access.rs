@@ -89,6 +89,8 @@ pub(crate) enum Scope {
     Intercepts(String),
     /// The intercepts of others in this namespace.
     TakeOver(String),
+    /// The insides of pods of this namespace.
+    Exec(String),
 }
 
 impl Scope {
@@ -105,6 +107,7 @@ impl Scope {
             Self::TakeOver(namespace) => {
                 format!("takeover intercepts.{GROUP} in namespace {namespace}")
             }
+            Self::Exec(namespace) => format!("create pods/exec in namespace {namespace}"),
             Self::External(namespace) => {
                 format!("create sessions.{GROUP}/external in namespace {namespace}")
             }
@@ -117,18 +120,24 @@ impl Scope {
             | Self::Intercepts(namespace)
             | Self::TakeOver(namespace) => (Some(namespace.clone()), None),
             Self::AllNamespaces => (None, None),
+            Self::Exec(namespace) => (Some(namespace.clone()), Some("exec".into())),
             Self::External(namespace) => (Some(namespace.clone()), Some("external".into())),
         };
         let resource = match self {
             Self::Intercepts(_) | Self::TakeOver(_) => "intercepts",
+            Self::Exec(_) => "pods",
             _ => "sessions",
+        };
+        let group = match self {
+            Self::Exec(_) => "",
+            _ => GROUP,
         };
         let verb = match self {
             Self::TakeOver(_) => "takeover",
             _ => "create",
         };
         ResourceAttributes {
-            group: Some(GROUP.into()),
+            group: Some(group.into()),
             resource: Some(resource.into()),
             subresource,
             verb: Some(verb.into()),

@@ -2,6 +2,7 @@
 //! they intercepted on to sessions.
 
 mod carried;
+mod environs;
 mod sources;
 pub(crate) mod tokens;
 
@@ -14,19 +15,20 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tp_process::sync::lock;
-use tp_proto::agent::{AgentNews, Lease, ManagerNews};
+use tp_proto::agent::{AgentNews, EnvironQuestion, Lease, ManagerNews};
 use tp_transport::{
     agents::{AgentServer, AgentStream, Greeting, IncomingCarrier, Receiver, Sender},
     keep_alive,
 };
 
 use crate::{intercepts::Intercepts, model::SharedModel};
+use environs::Questions;
 use sources::{Place, ReviewTurn, Sources};
 use tokens::{AgentIdentity, TokenError, Tokens};
 
@@ -70,6 +72,7 @@ struct Agent {
     node: Arc<str>,
     idle: Arc<Semaphore>,
     carried: Arc<Semaphore>,
+    questions: Questions,
     replaced: CancellationToken,
 }
 
@@ -152,11 +155,12 @@ impl Agents {
             }
         };
         drop(place);
-        let entered = self.enter(control.agent, identity.node.as_str().into());
+        let (questions, asked) = Questions::new();
+        let entered = self.enter(control.agent, identity.node.as_str().into(), questions);
         let agent = Arc::clone(&entered.agent);
         tracing::info!(node = %agent.node, pod = identity.pod, version, "Agent connected");
         tokio::select! {
-            () = self.lease(control.news) => {}
+            () = self.lease(control.news, asked) => {}
             () = self.take_reports(&agent, control.reports) => {}
             () = self.review_again(&token, &identity) => {}
             () = agent.replaced.cancelled() => {}
@@ -204,12 +208,13 @@ impl Agents {
     }
 
     /// Of too many of one node the oldest ends.
-    fn enter(&self, number: u64, node: Arc<str>) -> Entered<'_> {
+    fn enter(&self, number: u64, node: Arc<str>, questions: Questions) -> Entered<'_> {
         let agent = Arc::new(Agent {
             number,
             node,
             idle: Arc::new(Semaphore::new(MAX_IDLE_OF_AGENT)),
             carried: Arc::new(Semaphore::new(MAX_CARRIED_OF_AGENT)),
+            questions,
             replaced: CancellationToken::new(),
         });
         let mut admitted = lock(&self.admitted);
@@ -226,21 +231,35 @@ impl Agents {
         }
     }
 
-    /// Sends the leases each second, and at once when they change.
-    async fn lease(&self, mut news: Sender<ManagerNews>) {
+    /// Sends the leases each second, and at once when they change, and questions between.
+    async fn lease(
+        &self,
+        mut news: Sender<ManagerNews>,
+        mut questions: mpsc::Receiver<EnvironQuestion>,
+    ) {
         let mut changes = self.intercepts.changes();
         loop {
             changes.mark_unchanged();
             let leases = self.intercepts.leases();
             let due = Instant::now() + NEWS_INTERVAL;
             for message in round(&leases) {
-                match timeout(SEND_TIMEOUT, news.send(&message)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => return tracing::debug!(%error, "Cannot send leases"),
-                    Err(_) => return tracing::debug!("Agent does not read its leases"),
+                if !sent(&mut news, &message).await {
+                    return;
                 }
             }
-            while let Ok(Ok(())) = timeout_at(due, changes.changed()).await {
+            loop {
+                let changed = tokio::select! {
+                    changed = timeout_at(due, changes.changed()) => changed,
+                    Some(question) = questions.recv() => {
+                        if !sent(&mut news, &environs::message(question)).await {
+                            return;
+                        }
+                        continue;
+                    }
+                };
+                if !matches!(changed, Ok(Ok(()))) {
+                    break;
+                }
                 sleep(COALESCE_INTERVAL).await;
                 if self.intercepts.leases() != leases {
                     break;
@@ -254,6 +273,9 @@ impl Agents {
         loop {
             match reports.receive().await {
                 Ok(news) => {
+                    if let Some(part) = news.environ {
+                        agent.questions.take(part);
+                    }
                     let foreign = self.intercepts.report(agent.number, &agent.node, news.pods);
                     if foreign > 0 && !std::mem::replace(&mut has_lied, true) {
                         let node = &agent.node;
@@ -290,6 +312,17 @@ impl Agents {
     }
 }
 
+/// Returns whether the agent takes it.
+async fn sent(news: &mut Sender<ManagerNews>, message: &ManagerNews) -> bool {
+    match timeout(SEND_TIMEOUT, news.send(message)).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => tracing::debug!(%error, "Cannot send leases"),
+        Err(_) => tracing::debug!("Agent does not read its leases"),
+    }
+
+    false
+}
+
 /// Removes an agent when dropped.
 struct Entered<'a> {
     agents: &'a Agents,
@@ -323,6 +356,7 @@ fn round(leases: &[Lease]) -> impl Iterator<Item = ManagerNews> {
         Some(ManagerNews {
             leases: first.to_vec(),
             more: rest.is_some(),
+            environ: None,
         })
     })
 }

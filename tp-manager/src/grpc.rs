@@ -3,6 +3,7 @@
 //! Knows the model and the wire, nothing of Kubernetes objects.
 
 mod candidates;
+mod environment;
 mod find;
 mod intercepts;
 mod resolve;
@@ -30,9 +31,10 @@ use tp_core::{
 };
 use tp_proto::grant;
 use tp_proto::tunnel::{
-    Candidates, FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse,
-    InterceptStates, ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest,
-    ResolveResponse, TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
+    Candidates, EnvironmentRequest, EnvironmentResponse, FindWorkloadRequest, FindWorkloadResponse,
+    HelloRequest, HelloResponse, InterceptStates, ListWorkloadsRequest, ListWorkloadsResponse,
+    LocalIntercepts, ResolveRequest, ResolveResponse, TableEvent, TakeOverRequest,
+    TakeOverResponse, WatchTableRequest,
     manager_server::{Manager, ManagerServer},
     table_event::Event,
 };
@@ -42,6 +44,7 @@ use crate::{
     intercepts::{serving::ServedHandle, taking::EndIntercept},
     model::{FindError, FoundWorkload, Owner, SharedModel, Workload},
 };
+pub(crate) use environment::Environments;
 use find::Wanted;
 pub(crate) use resolve::Resolver;
 
@@ -49,6 +52,7 @@ const NO_INTERCEPTS: &str = "this stream serves no intercepts";
 const MAX_TABLES: usize = 4;
 const MAX_QUERIES: usize = 64;
 const MAX_LISTS: usize = 2;
+const MAX_ENVIRONMENTS: usize = 1;
 /// Unwritten bytes of an answer above which no more of it is produced. h2 keeps a slot for each
 /// frame that ever waited.
 const MAX_UNSENT: usize = 16 << 10;
@@ -72,6 +76,7 @@ pub(crate) struct Replica {
     pub(crate) resolver: Resolver,
     pub(crate) workloads: Box<dyn Workloads>,
     pub(crate) endings: Box<dyn EndIntercept>,
+    pub(crate) environments: Box<dyn Environments>,
 }
 
 /// Serves one session.
@@ -93,6 +98,7 @@ pub(crate) struct CallLimits {
     tables: Arc<Semaphore>,
     queries: Semaphore,
     lists: Semaphore,
+    environments: Semaphore,
 }
 
 impl Default for CallLimits {
@@ -101,6 +107,7 @@ impl Default for CallLimits {
             tables: Arc::new(Semaphore::new(MAX_TABLES)),
             queries: Semaphore::new(MAX_QUERIES),
             lists: Semaphore::new(MAX_LISTS),
+            environments: Semaphore::new(MAX_ENVIRONMENTS),
         }
     }
 }
@@ -330,6 +337,15 @@ impl Manager for Control {
         let states = intercepts::states(served.begin(), request.into_inner());
 
         Ok(Response::new(Box::pin(states)))
+    }
+
+    async fn read_environment(
+        &self,
+        request: Request<EnvironmentRequest>,
+    ) -> Result<Response<EnvironmentResponse>, Status> {
+        let environment = self.environment(request.into_inner()).await?;
+
+        Ok(Response::new(environment))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `index` writes it from Kubernetes objects, `grpc` and `gateway` read it; neither sees the other.
 
+mod containers;
 pub(crate) mod endpoints;
 mod log;
 mod networks;
@@ -20,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use containers::{AgentEnviron, EnvironError, FoundContainer, WantedContainer};
 use endpoints::{Endpoints, OnNodes, Slices};
 use ipnet::IpNet;
 use log::Log;

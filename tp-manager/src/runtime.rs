@@ -42,6 +42,9 @@ use crate::{
     publish::Publisher,
     sessions::{SessionAdmission, Sessions},
 };
+use environments::OfAgents;
+
+mod environments;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -91,7 +94,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         model: model.clone(),
         publisher: Arc::clone(&publisher),
         disconnected: Arc::clone(&disconnected),
-        replica: Arc::new(replica(&args, client.clone()).await?),
+        replica: Arc::new(replica(&args, client.clone(), &agents).await?),
         allow: args.allow.clone(),
         connections: Connections::default(),
         quotas: Quotas::default(),
@@ -273,7 +276,7 @@ async fn listen_everywhere(port: u16) -> anyhow::Result<TcpListener> {
     }
 }
 
-async fn replica(args: &Args, client: Client) -> anyhow::Result<Replica> {
+async fn replica(args: &Args, client: Client, agents: &Arc<Agents>) -> anyhow::Result<Replica> {
     let conf = tokio::fs::read_to_string(RESOLV_CONF)
         .await
         .with_context(|| format!("cannot read {RESOLV_CONF}"))?;
@@ -284,6 +287,10 @@ async fn replica(args: &Args, client: Client) -> anyhow::Result<Replica> {
         node: args.node_name.clone(),
         resolver: Resolver::from_conf(&conf),
         workloads: Box::new(Lister(client.clone())),
+        environments: Box::new(OfAgents {
+            client: client.clone(),
+            agents: Arc::clone(agents),
+        }),
         endings: Box::new(Ender(client)),
     })
 }

@@ -39,6 +39,16 @@ pub mod agent {
         }
     }
 
+    impl std::fmt::Debug for EnvironPart {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("EnvironPart")
+                .field("number", &self.number)
+                .field("is_last", &self.is_last)
+                .field("refusal", &self.refusal)
+                .finish_non_exhaustive()
+        }
+    }
+
     impl std::fmt::Debug for Welcome {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("Welcome")
@@ -63,6 +73,23 @@ pub mod local {
     )]
     tonic::include_proto!("tp.local.v1");
 
+    impl std::fmt::Debug for EnvironmentResponse {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("EnvironmentResponse")
+                .field("pod", &self.pod)
+                .field("container", &self.container)
+                .finish_non_exhaustive()
+        }
+    }
+
+    impl std::fmt::Debug for NewFile {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("NewFile")
+                .field("path", &self.path)
+                .finish_non_exhaustive()
+        }
+    }
+
     impl std::fmt::Debug for Shell {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("Shell").finish_non_exhaustive()
@@ -82,4 +109,13 @@ pub mod tunnel {
         reason = "generated"
     )]
     tonic::include_proto!("tp.tunnel.v1");
+
+    impl std::fmt::Debug for EnvironmentResponse {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("EnvironmentResponse")
+                .field("pod", &self.pod)
+                .field("container", &self.container)
+                .finish_non_exhaustive()
+        }
+    }
 }

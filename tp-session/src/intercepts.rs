@@ -18,11 +18,13 @@ use tp_proto::{
 
 use super::{cluster::Deletion, renewal::Login, shared::Shared};
 use accept::InterceptTargets;
+use files::KeptFiles;
 use listening::ListeningSockets;
 use request::WantedIntercept;
 
 mod accept;
 mod announce;
+mod files;
 mod listening;
 mod making;
 mod renewing;
@@ -67,6 +69,8 @@ struct OwnIntercept {
     /// Why there is no object at the moment, or any more.
     fault: String,
     phase: EntryPhase,
+    /// Removed with the last of its clones.
+    files: Vec<Arc<KeptFiles>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +109,7 @@ impl OwnIntercept {
             state: None,
             fault: String::new(),
             phase: EntryPhase::Making,
+            files: Vec::new(),
             wanted,
         }
     }
@@ -266,6 +271,7 @@ impl OwnIntercepts {
 
     /// Ends all intercepts, as far as the API server answers.
     pub(super) async fn end_all(&self) {
+        self.remove_files();
         let objects: Vec<_> = {
             let entries = self.entries.borrow();
             let entries = entries.values();

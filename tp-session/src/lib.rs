@@ -19,6 +19,7 @@ mod exempt;
 mod external;
 pub mod firewall;
 mod intercepts;
+mod keeper;
 mod local;
 mod log;
 mod mapped;
@@ -38,6 +39,7 @@ mod tasks;
 mod uplink;
 
 pub use datapath::Handover;
+pub use keeper::{KEEPER_FLAG, keep_files};
 pub use shared::{ActiveTunnel, Shared};
 pub use tasks::Tasks;
 

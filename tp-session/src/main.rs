@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use tp_session::SessionArgs;
+use tp_session::{KEEPER_FLAG, SessionArgs};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -20,13 +20,25 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
+    let run = match std::env::args_os().nth(1) {
+        Some(flag) if flag == KEEPER_FLAG => keep(),
+        _ => run(Args::parse()),
+    };
+    match run {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tp-session: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Another end than that of the session's terminal ends this process.
+fn keep() -> anyhow::Result<()> {
+    rustix::thread::set_name(c"tp-keeper").context("cannot name this process")?;
+    tp_process::background::enter(0o077);
+
+    tp_session::keep_files(std::io::stdin()).context("a file was not removed")
 }
 
 fn run(args: Args) -> anyhow::Result<()> {

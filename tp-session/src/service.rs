@@ -14,10 +14,11 @@ use tp_ipc::PeerPresence;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{
-        CheckRequest, CheckResponse, ConnectEvent, ConnectRequest, Ending, InterceptEvent,
-        InterceptRequest, LeaveRequest, LeaveResponse, ListRequest, ListResponse,
-        NamespacesRequest, NamespacesResponse, QuitRequest, QuitResponse, Status, StatusRequest,
-        VersionRequest, VersionResponse, connect_event::Event, session_server::Session,
+        CheckRequest, CheckResponse, ConnectEvent, ConnectRequest, Ending, EnvironmentRequest,
+        EnvironmentResponse, InterceptEvent, InterceptRequest, KeepFilesRequest, KeepFilesResponse,
+        LeaveRequest, LeaveResponse, ListRequest, ListResponse, NamespacesRequest,
+        NamespacesResponse, QuitRequest, QuitResponse, Status, StatusRequest, VersionRequest,
+        VersionResponse, connect_event::Event, session_server::Session,
     },
 };
 
@@ -32,6 +33,7 @@ use super::{
 use users::{AttemptHandle, Existing, Phase, State};
 
 mod compatibility;
+mod environment;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -400,6 +402,29 @@ impl Session for Service {
         Ok(Response::new(LeaveResponse {
             intercept: Some(left),
         }))
+    }
+
+    async fn environment(
+        &self,
+        request: Request<EnvironmentRequest>,
+    ) -> Result<Response<EnvironmentResponse>, GrpcStatus> {
+        let connection = self.connected().await?;
+        let environment = environment::of(&connection, request.into_inner()).await?;
+
+        Ok(Response::new(environment))
+    }
+
+    async fn keep_files(
+        &self,
+        request: Request<KeepFilesRequest>,
+    ) -> Result<Response<KeepFilesResponse>, GrpcStatus> {
+        let connection = self.connected().await?;
+        let paths = connection
+            .intercepts
+            .keep_files(request.into_inner())
+            .await?;
+
+        Ok(Response::new(KeepFilesResponse { paths }))
     }
 
     async fn namespaces(

@@ -264,6 +264,7 @@ async fn news_go_both_ways() {
             intercept: "8a4e".into(),
             ..PodReport::default()
         }],
+        environ: None,
     };
 
     control.news.send(&news).await.unwrap();

@@ -2,15 +2,24 @@
 
 use std::net::SocketAddr;
 
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
-use tp_proto::agent::{Lease, PortState};
+use tp_proto::{
+    agent::{Lease, PortState},
+    crd::SessionReference,
+};
 use tp_transport::{
     Identity, KeyHash,
     agents::{AgentServer, AgentStream, ManagerControl},
 };
 
 use super::*;
-use crate::leases::boot_time;
+use crate::{
+    agentd::Agentd,
+    environ::SessionRights,
+    facts::{Facts, Rules},
+    leases::boot_time,
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -67,6 +76,18 @@ impl FakeManager {
     }
 }
 
+struct NobodyMay;
+
+impl SessionRights for NobodyMay {
+    fn check_exec(
+        &self,
+        _session: SessionReference,
+        _namespace: String,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(async { Err("nobody may".to_owned()) })
+    }
+}
+
 async fn lease(control: ManagerControl) {
     let ManagerControl {
         mut news,
@@ -105,7 +126,10 @@ async fn a_newer_token_replaces_the_connection_and_no_lease_is_missed() {
     let dir = tempfile::tempdir().unwrap();
     let token_file = dir.path().join("token");
     std::fs::write(&token_file, "first").unwrap();
-    let mut managers = Managers::new(token_file.clone());
+    let agentd = Agentd::start(dir.path().join("absent")).unwrap();
+    let (_facts_tx, facts) = watch::channel(Facts::default());
+    let environs = Environs::new(agentd, facts, Rules::default(), Box::new(NobodyMay));
+    let mut managers = Managers::new(token_file.clone(), environs);
     managers.token_interval = Duration::from_millis(50);
     let managers = Arc::new(managers);
     let known = ManagerAddress {

@@ -240,6 +240,7 @@ fn a_round_is_taken_as_a_whole_and_is_bounded() {
             })
             .collect(),
         more,
+        environ: None,
     };
     let mut round = Round::default();
 

@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 use tp_agent::facts::ManagerAddress;
-use tp_proto::agent::{Lease, ManagerNews, PodReport, PortState};
+use tp_proto::agent::{EnvironPart, EnvironQuestion, Lease, ManagerNews, PodReport, PortState};
 use tp_transport::{
     Identity,
     agents::{AgentServer, AgentStream, IncomingConnection, ManagerControl},
@@ -21,6 +21,7 @@ const NEWS_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) struct Manager {
     news: watch::Sender<ManagerNews>,
     reports: mpsc::Receiver<PodReport>,
+    parts: mpsc::Receiver<EnvironPart>,
     pub(crate) incoming: mpsc::Receiver<IncomingConnection>,
     pub(crate) address: ManagerAddress,
     _task: JoinSet<()>,
@@ -37,6 +38,7 @@ impl Manager {
         };
         let (news, told) = watch::channel(ManagerNews::default());
         let (said, reports) = mpsc::channel(1024);
+        let (parting, parts) = mpsc::channel(1024);
         let (carried, incoming) = mpsc::channel(64);
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -44,7 +46,7 @@ impl Manager {
             let mut tasks = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
                 let (server, told) = (Arc::clone(&server), told.clone());
-                let (said, carried) = (said.clone(), carried.clone());
+                let (said, carried) = ((said.clone(), parting.clone()), carried.clone());
                 tasks.spawn(async move {
                     match server.accept(tcp).await {
                         Ok(AgentStream::Greeting(greeting)) => {
@@ -65,6 +67,7 @@ impl Manager {
         Self {
             news,
             reports,
+            parts,
             incoming,
             address,
             _task: task,
@@ -96,7 +99,34 @@ impl Manager {
         self.news.send_replace(ManagerNews {
             leases: leases.into_iter().collect(),
             more: false,
+            environ: None,
         });
+    }
+
+    /// The answer to a question, which is asked again and again.
+    pub(crate) async fn ask(&mut self, question: EnvironQuestion) -> Vec<EnvironPart> {
+        let number = question.number;
+        self.news.send_replace(ManagerNews {
+            environ: Some(question),
+            more: true,
+            ..ManagerNews::default()
+        });
+        let answered = async {
+            let mut all = Vec::new();
+            while let Some(part) = self.parts.recv().await {
+                if part.number != number {
+                    continue;
+                }
+                let is_last = part.is_last;
+                all.push(part);
+                if is_last {
+                    break;
+                }
+            }
+            all
+        };
+
+        timeout(LIMIT, answered).await.unwrap()
     }
 
     /// The next report of this kind.
@@ -124,7 +154,7 @@ impl Manager {
 async fn converse(
     control: ManagerControl,
     mut told: watch::Receiver<ManagerNews>,
-    said: mpsc::Sender<PodReport>,
+    (said, parting): (mpsc::Sender<PodReport>, mpsc::Sender<EnvironPart>),
 ) {
     let ManagerControl {
         mut news,
@@ -145,6 +175,9 @@ async fn converse(
         while let Ok(news) = reports.receive().await {
             for report in news.pods {
                 said.send(report).await.unwrap();
+            }
+            if let Some(part) = news.environ {
+                parting.send(part).await.unwrap();
             }
         }
     };

@@ -11,22 +11,25 @@ use std::{
     thread,
 };
 
+use futures::future::{BoxFuture, ready};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tp_agent::{
     NodeAgent,
+    environ::SessionRights,
     facts::{Facts, InterceptFacts, PodFacts, Rules, UserReview},
 };
 use tp_agent_api::PodIds;
 use tp_core::intercept::holders::WorkloadKey;
+use tp_proto::crd::SessionReference;
 
 use crate::manager::{INTERCEPT, Manager};
 
 pub(crate) const UID: &str = "3f1c0f0e-8f3a-4f6e-9a51-0c7a1d2e3f40";
 /// What the container's server says.
 pub(crate) const CONTAINER: &str = "container";
-const ID: &str = "8d5a1e0c7b6f4d3e2c1b0a9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c5b";
+pub(crate) const ID: &str = "8d5a1e0c7b6f4d3e2c1b0a9f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6c5b";
 
 /// Two network namespaces, the container's server in one, and tp-agentd.
 pub(crate) struct Stage {
@@ -34,6 +37,22 @@ pub(crate) struct Stage {
     outside: Namespace,
     _pod: Namespace,
     dir: TempDir,
+}
+
+/// Only the user of the Session `alice` may read environments.
+struct Rights;
+
+impl SessionRights for Rights {
+    fn check_exec(
+        &self,
+        session: SessionReference,
+        namespace: String,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        let is_allowed = session.name == "alice" && namespace == "shop";
+        let refused = || format!("{} may not create pods/exec", session.name);
+
+        Box::pin(ready(is_allowed.then_some(()).ok_or_else(refused)))
+    }
 }
 
 /// Deleted when it is dropped.
@@ -121,14 +140,25 @@ impl Stage {
         let (_, managers) = watch::channel(managers.collect());
         let path = |name: &str| self.dir.path().join(name);
 
+        let rules = Rules {
+            excluded_names: vec!["EXCLUDED_*".parse().unwrap()],
+            ..Rules::default()
+        };
+
         NodeAgent::start(
             path("agentd.sock"),
             path("token"),
-            Rules::default(),
+            rules,
             facts,
             managers,
+            Box::new(Rights),
         )
         .unwrap()
+    }
+
+    /// The environment of the container's process.
+    pub(crate) fn set_environ(&self, bytes: &[u8]) {
+        fs::write(self.dir.path().join("100/environ"), bytes).unwrap();
     }
 
     pub(crate) fn replace_agentd(&self) {

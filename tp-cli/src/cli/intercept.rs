@@ -1,10 +1,11 @@
 //! `tp intercept` and `tp leave`.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, ValueEnum};
-use tp_core::intercept::ports::PortMapping;
+use tp_core::{environment::syntax::Syntax, intercept::ports::PortMapping};
 
+use super::env::EnvironmentFlags;
 use crate::{
     cluster_args::{ClusterArgs, ManagerArgs},
     values,
@@ -17,7 +18,10 @@ Examples:
   tp intercept svc/web -p 8080:80 -p 9090:metrics
                                           two ports, as the service web names them
   tp intercept web --port 3000 -- npm start
-                                          run the handler; the intercept ends with it
+                                          run the handler with the workload's environment; the
+                                          intercept ends with it
+  tp intercept web -p 3000 --env-file web.env
+                                          the environment in a file, until the intercept ends
 
 `tp leave NAME` ends an intercept, `tp status` shows them. The user needs the permissions that `tp
 grant USER --namespace NAMESPACE --intercept` gives.";
@@ -30,7 +34,9 @@ grant USER --namespace NAMESPACE --intercept` gives.";
 /// are under way stay where they are.
 ///
 /// Without a connection to the cluster, makes one first. With a command after `--`, runs the
-/// command, ends the intercept with it, and exits with its exit code.
+/// command, ends the intercept with it, and exits with its exit code. The command has the
+/// environment of the workload, as `tp env` prints it, if the user may create `pods/exec` there;
+/// TP_ENV_FILE is the path of a file with it for `docker run --env-file`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = INTERCEPT_EXAMPLES)]
 pub(crate) struct InterceptArgs {
@@ -85,6 +91,27 @@ pub(crate) struct InterceptArgs {
     /// The user needs the verb `takeover` on `intercepts.tp.internal` in the namespace.
     #[arg(long)]
     pub(crate) take_over: bool,
+
+    /// File to write the environment of the workload to, for this user alone, until the intercept ends
+    #[arg(long, value_name = "FILE", help_heading = "Environment")]
+    pub(crate) env_file: Option<PathBuf>,
+
+    /// The same as a JSON object
+    #[arg(long, value_name = "FILE", help_heading = "Environment")]
+    pub(crate) env_json: Option<PathBuf>,
+
+    /// Syntax of --env-file: docker, compose, sh, csh, cmd, json or ps; sh, csh and ps also with
+    /// :export
+    #[arg(
+        long,
+        value_name = "SYNTAX",
+        default_value = "docker",
+        help_heading = "Environment"
+    )]
+    pub(crate) env_syntax: Syntax,
+
+    #[command(flatten)]
+    pub(crate) environment: EnvironmentFlags,
 
     /// Namespace of the workload; the connected one by default
     #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none,

@@ -53,7 +53,7 @@ _tp_names() {
             set -- "$1" namespaces
             list=${word%"${word##*,}"}
             ;;
-        intercept | leave)
+        intercept | env | leave)
             if [[ $word == -* ]]; then
                 _tp "$@"
                 return
@@ -106,8 +106,9 @@ _tp_intercepts() {
 "#;
 
 /// Arguments whose values are names, by the command, with how clap's script for zsh begins them.
-const ARGUMENTS: [(&str, &str, &str); 2] = [
+const ARGUMENTS: [(&str, &str, &str); 3] = [
     ("intercept", "workloads", "'::workload -- "),
+    ("env", "workloads", "':workload -- "),
     ("leave", "intercepts", "':name -- The name of the intercept"),
 ];
 

@@ -29,7 +29,9 @@ mod attempt;
 mod cgroup;
 mod command;
 
-pub(super) use self::{attempt::Attempt, cgroup::CommandCgroup, command::run as run_command};
+pub(super) use self::{
+    attempt::Attempt, cgroup::CommandCgroup, command::run as run_command, command::run_changed,
+};
 pub(super) use tp_proto::local::Connected;
 
 /// A new installation may refuse for so long.

@@ -11,7 +11,10 @@ use tp_proto::{
     local::{Intercept, InterceptEvent, InterceptRequest, LeaveRequest, intercept_event::Event},
 };
 
-use super::connect::{self, Attempt, CommandCgroup};
+use super::{
+    connect::{self, Attempt, CommandCgroup},
+    environment::{self, HandlerEnvironment, WantedFiles},
+};
 use crate::{
     cli::{ConnectArgs, InterceptArgs, Probes, Transport, WhenDown},
     client::{self, Session},
@@ -30,6 +33,7 @@ const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<ExitCode> {
     let request = request(&args)?;
+    let files = WantedFiles::of(&args)?;
     let connect_args = connect_args(&args);
     let cgroup = CommandCgroup::of(&args.command);
     let mut signals = Signals::catch().context("cannot catch signals")?;
@@ -45,7 +49,8 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
                     connect::connect(&connect_args, cgroup, output, &mut progress, &mut attempt);
                 say_connected(&connected.await?, &mut progress, output);
             }
-            intercept(request, &mut progress).await
+            let made = intercept(request, &mut progress).await?;
+            with_environment(made, &args, &files, &mut progress).await
         } => made,
     };
     let mut made = match made {
@@ -53,7 +58,7 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
         Err(error) => return Err(connect::undo(attempt, error, &mut progress).await),
     };
     progress.clear();
-    for notice in &made.intercept.notices {
+    for notice in made.intercept.notices.iter().chain(&made.handler.notices) {
         note(&format!("note: {notice}"));
     }
 
@@ -64,7 +69,7 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     if output.format() == Format::Text {
         note(text::made(&made.intercept).trim_end());
     }
-    let code = run_command(&args, cgroup.as_ref(), &mut signals).await;
+    let code = run_command(&args, &made.handler, cgroup.as_ref(), &mut signals).await;
     let name = made.intercept.name.clone();
     // Waits for its end; the end of the stream would end it as well.
     if let Err(fault) = client::ask(made.session.leave(LeaveRequest { name })).await {
@@ -78,17 +83,19 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
 
 async fn run_command(
     args: &InterceptArgs,
+    handler: &HandlerEnvironment,
     cgroup: Option<&CommandCgroup>,
     signals: &mut Signals,
 ) -> anyhow::Result<u8> {
     connect::enter(cgroup)?;
 
-    connect::run_command(&args.command, signals).await
+    connect::run_changed(&args.command, &handler.changes, signals).await
 }
 
 /// An intercept of this command.
 struct Made {
     intercept: Intercept,
+    handler: HandlerEnvironment,
     session: Session,
     /// Open while this command wants the intercept.
     _events: Streaming<InterceptEvent>,
@@ -106,11 +113,35 @@ async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow
             Some(Event::Intercepted(intercept)) => {
                 return Ok(Made {
                     intercept,
+                    handler: HandlerEnvironment::default(),
                     session,
                     _events: events,
                 });
             }
             None => return Err(broken().into()),
+        }
+    }
+}
+
+/// Without the files that were asked for, there is no intercept either.
+async fn with_environment(
+    mut made: Made,
+    args: &InterceptArgs,
+    files: &WantedFiles,
+    progress: &mut Progress,
+) -> anyhow::Result<Made> {
+    progress.step("reading the environment of the workload");
+    let prepared = environment::prepare(args, files, &made.intercept, &mut made.session).await;
+    match prepared {
+        Ok(handler) => {
+            made.handler = handler;
+            Ok(made)
+        }
+        Err(fault) => {
+            let name = made.intercept.name.clone();
+            // A failure is that of a session that has gone, and the intercept with it.
+            let _ = client::ask(made.session.leave(LeaveRequest { name })).await;
+            Err(fault.into())
         }
     }
 }

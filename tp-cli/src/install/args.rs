@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use humantime::DurationError;
-use tp_core::intercept::holders::DISCONNECTED_AFTER;
+use tp_core::{environment::filter::NamePattern, intercept::holders::DISCONNECTED_AFTER};
 use tp_proto::allow::Allow;
 
 use crate::{
@@ -90,6 +90,15 @@ pub(crate) struct InstallArgs {
         conflicts_with = "no_agent"
     )]
     pub(crate) release_after: Wait,
+    /// Variables of containers that never leave their node, whoever asks: NAME, or its beginning with
+    /// a * behind
+    #[arg(
+        long,
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        conflicts_with = "no_agent"
+    )]
+    pub(crate) env_exclude: Vec<NamePattern>,
 
     /// Print the objects instead of applying them: as YAML, or with --output json as one List
     #[arg(long)]
@@ -126,6 +135,7 @@ impl InstallArgs {
             allow_system: false,
             intercept_namespaces: Vec::new(),
             release_after: Wait(DISCONNECTED_AFTER),
+            env_exclude: Vec::new(),
             dry_run: false,
             wait: Wait(DEFAULT_TIMEOUT),
         }

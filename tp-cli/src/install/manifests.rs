@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use kube::CustomResourceExt as _;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use tp_core::{VERSION, intercept::holders::DISCONNECTED_AFTER};
+use tp_core::{VERSION, environment::filter::NamePattern, intercept::holders::DISCONNECTED_AFTER};
 use tp_proto::{
     allow::Allow,
     crd::{AGENT_NAMESPACE, Intercept, MANAGER_NAME, RELEASE_SECONDS, Session},
@@ -58,6 +58,8 @@ pub(crate) struct AgentParameters {
     pub(crate) allow_system: bool,
     /// Empty: all.
     pub(crate) namespaces: Vec<String>,
+    /// Of variables that are handed to nobody.
+    pub(crate) excluded_names: Vec<NamePattern>,
 }
 
 impl Parameters {
@@ -185,6 +187,7 @@ impl AgentParameters {
         Ok(Self {
             allow_system: args.allow_system,
             namespaces,
+            excluded_names: args.env_exclude.clone(),
         })
     }
 
@@ -194,7 +197,14 @@ impl AgentParameters {
         let namespaces = (!self.namespaces.is_empty())
             .then(|| format!("--intercept-namespaces={}", self.namespaces.join(",")));
 
-        system.into_iter().chain(namespaces).collect()
+        let names: Vec<String> = self
+            .excluded_names
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let names = (!names.is_empty()).then(|| format!("--env-exclude={}", names.join(",")));
+
+        system.into_iter().chain(namespaces).chain(names).collect()
     }
 }
 

@@ -6,25 +6,22 @@ use super::{ProcessEnvironment, Variable, is_name, shown};
 
 mod left_out;
 
-/// The wishes of a user and of who installed tp.
+/// The wishes of a user. What was excluded at install has not left its node.
 ///
 /// The first that fits a variable decides:
 ///
 /// 1. `--env-set`: the value comes from the workstation, so no other rule concerns it.
-/// 2. What was excluded at install: nobody gets it, whatever they include.
-/// 3. `--env-exclude`.
-/// 4. `--env-include`: the variable is given, though tp leaves it out by itself.
-/// 5. What tp leaves out: names that belong to the workstation, and all that could make a program
+/// 2. `--env-exclude`.
+/// 3. `--env-include`: the variable is given, though tp leaves it out by itself.
+/// 4. What tp leaves out: names that belong to the workstation, and all that could make a program
 ///    here load or run what a pod chose.
-/// 6. Everything else is given.
+/// 5. Everything else is given.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// `--env-include`
     pub include: Vec<NamePattern>,
     /// `--env-exclude`
     pub exclude: Vec<NamePattern>,
-    /// The exclusion list of the install.
-    pub install_exclude: Vec<NamePattern>,
     /// `--env-set`; of one name the last counts, as for flags.
     pub set: Vec<Assignment>,
 }
@@ -53,8 +50,6 @@ pub enum Reason {
     Commands,
     /// `--env-exclude`
     ExcludedByUser,
-    /// The exclusion list of the install.
-    ExcludedAtInstall,
 }
 
 /// The environment of a handler, and what it lacks.
@@ -81,6 +76,17 @@ pub enum FlagError {
     /// The value holds a NUL, which no environment can.
     #[error("the value of {0} holds a NUL byte, which no variable can")]
     Nul(String),
+}
+
+impl ProcessEnvironment {
+    /// What is left without the variables of these names, and how many are not.
+    pub fn without(&self, names: &[NamePattern]) -> (Self, usize) {
+        let is_left = |variable: &&Variable| !names.iter().any(|it| it.names(&variable.name));
+        let variables: Vec<Variable> = self.iter().filter(is_left).cloned().collect();
+        let excluded = self.variables.len() - variables.len();
+
+        (Self { variables }, excluded)
+    }
 }
 
 impl Filter {
@@ -115,9 +121,6 @@ impl Filter {
 
     fn reason_against(&self, variable: &Variable) -> Option<Reason> {
         let names = |patterns: &[NamePattern]| patterns.iter().any(|it| it.names(&variable.name));
-        if names(&self.install_exclude) {
-            return Some(Reason::ExcludedAtInstall);
-        }
         if names(&self.exclude) {
             return Some(Reason::ExcludedByUser);
         }
@@ -155,6 +158,14 @@ impl NamePattern {
         } else {
             name == self.text.as_bytes()
         }
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = if self.is_prefix { "*" } else { "" };
+
+        write!(f, "{}{rest}", self.text)
     }
 }
 
@@ -212,7 +223,6 @@ impl fmt::Display for Reason {
             Self::Loader => "it decides what code a program loads",
             Self::Commands => "programs run what it says",
             Self::ExcludedByUser => "excluded by --env-exclude",
-            Self::ExcludedAtInstall => "excluded when tp was installed",
         })
     }
 }
@@ -330,9 +340,8 @@ mod tests {
     #[test]
     fn the_first_rule_that_fits_decides() {
         let filter = Filter {
-            include: patterns(&["PATH", "LD_*", "SECRET", "HOME", "LANG"]),
-            exclude: patterns(&["LANG", "APP_*"]),
-            install_exclude: patterns(&["SECRET", "ROOT_*"]),
+            include: patterns(&["PATH", "LD_*", "HOME", "LANG"]),
+            exclude: patterns(&["LANG", "APP_*", "SECRET", "ROOT_*"]),
             set: ["TERM=dumb", "ROOT_KEY=mine", "APP_A=1", "NEW=2", "NEW=3"]
                 .map(|text| text.parse().unwrap())
                 .into(),
@@ -375,14 +384,25 @@ mod tests {
         let expected = [
             ("LANG", Reason::ExcludedByUser),
             ("APP_B", Reason::ExcludedByUser),
-            ("SECRET", Reason::ExcludedAtInstall),
-            ("ROOT_CA", Reason::ExcludedAtInstall),
+            ("SECRET", Reason::ExcludedByUser),
+            ("ROOT_CA", Reason::ExcludedByUser),
             ("USER", Reason::Workstation),
         ];
         assert_eq!(
             filtered.left_out,
             expected.map(|(name, why)| (name.to_owned(), why))
         );
+    }
+
+    #[test]
+    fn what_was_excluded_at_install_is_gone() {
+        let environment = container(&["A", "DB_PASSWORD", "DB_HOST", "B"]);
+
+        let (left, excluded) = environment.without(&patterns(&["DB_*", "B", "C"]));
+
+        assert_eq!(left, container(&["A"]));
+        assert_eq!(excluded, 3);
+        assert_eq!(patterns(&["DB_*"])[0].to_string(), "DB_*");
     }
 
     #[test]

@@ -27,6 +27,20 @@ fn variables_keep_their_order_and_their_bytes() {
 }
 
 #[test]
+fn what_was_written_is_read_as_it_was() {
+    let bytes = b"PATH=/bin\0A B=x=y\nz\0C=\0D=\xff\0";
+    let environment = ProcessEnvironment::from_environ(bytes);
+
+    assert_eq!(names(&environment), ["PATH", "A B", "C", "D"]);
+    assert_eq!(environment.to_environ(), bytes);
+    assert_eq!(ProcessEnvironment::default().to_environ(), b"");
+    assert_eq!(
+        ProcessEnvironment::from_environ(b""),
+        ProcessEnvironment::default()
+    );
+}
+
+#[test]
 fn of_duplicates_the_first_counts() {
     let (environment, _) = intact(b"A=1\0B=2\0A=3\0");
 

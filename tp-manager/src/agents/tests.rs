@@ -21,6 +21,8 @@ use tp_transport::{
     agents::{AgentControl, AgentFlow, IdleCarrier},
 };
 
+mod environs;
+
 use super::*;
 use crate::{
     disconnected::Disconnected,
@@ -67,6 +69,7 @@ struct Lab {
     tunnels: Arc<TunnelServer>,
     key: KeyHash,
     address: SocketAddr,
+    agents: Arc<Agents>,
     quotas: Quotas,
     invalid: Arc<Mutex<Vec<String>>>,
     _policy: watch::Sender<Policy>,
@@ -113,7 +116,8 @@ impl Lab {
         let nodes = Box::new(Nodes(Arc::clone(&invalid)));
         let mut agents = Agents::new(server, Arc::clone(&intercepts), model, nodes);
         agents.review_interval = Duration::from_millis(100);
-        let serving = tokio::spawn(Arc::new(agents).serve(listener));
+        let agents = Arc::new(agents);
+        let serving = tokio::spawn(Arc::clone(&agents).serve(listener));
         let admission = Arc::new(SessionAdmission(Arc::clone(&sessions)));
 
         Self {
@@ -122,6 +126,7 @@ impl Lab {
             sessions,
             key,
             address,
+            agents,
             quotas: Quotas::default(),
             invalid,
             _policy: policy,
@@ -457,7 +462,10 @@ async fn reports_last_as_long_as_the_agent_is_connected() {
 
     agent
         .reports
-        .send(&AgentNews { pods: vec![report] })
+        .send(&AgentNews {
+            pods: vec![report],
+            environ: None,
+        })
         .await
         .unwrap();
     within(until(1)).await;

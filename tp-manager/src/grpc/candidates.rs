@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        grpc::{Resolver, Workloads},
+        grpc::{Resolver, Workloads, tests::nothing_else},
         intercepts::taking::{EndIntercept, HeldPorts},
         model::{Exposure, FindError, FoundWorkload, Node, Service, Update, Workload},
     };
@@ -210,6 +210,7 @@ mod tests {
             resolver: Resolver::from_conf(""),
             workloads: Box::new(NoWorkloads),
             endings: Box::new(NoWorkloads),
+            environments: nothing_else().environments,
         }
     }
 

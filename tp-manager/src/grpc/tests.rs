@@ -18,11 +18,16 @@ use serde_json::json;
 use tokio::{net::UdpSocket, task::unconstrained, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Endpoint;
-use tp_proto::{crd::UserInfo, table::SnapshotAssembler, tunnel::manager_client::ManagerClient};
+use tp_proto::{
+    agent::EnvironQuestion, crd::UserInfo, table::SnapshotAssembler,
+    tunnel::manager_client::ManagerClient,
+};
 
 use super::*;
 use crate::intercepts::taking::HeldPorts;
-use crate::model::{ObjectName, Service, Update};
+use crate::model::{
+    AgentEnviron, EnvironError, FoundContainer, ObjectName, Service, Update, WantedContainer,
+};
 
 /// More queries than all sessions together may have under way.
 const QUERIES: usize = 1100;
@@ -53,6 +58,7 @@ impl Cluster {
             resolver,
             workloads: Box::new(Arc::clone(&lists)),
             endings: Box::new(Arc::clone(&lists)),
+            environments: Box::new(Arc::clone(&lists)),
         };
         let api_server = tower::service_fn(|_: http::Request<Body>| async {
             let review = json!({"spec": {}, "status": {"allowed": true}});
@@ -116,6 +122,35 @@ impl Default for Lists {
 impl EndIntercept for Arc<Lists> {
     fn end(&self, _: HeldPorts, _: String) -> BoxFuture<'static, Result<(), String>> {
         Box::pin(ready(Ok(())))
+    }
+}
+
+impl Environments for Arc<Lists> {
+    fn find(&self, _: WantedContainer) -> BoxFuture<'static, Result<FoundContainer, FindError>> {
+        Box::pin(ready(Ok(FoundContainer::default())))
+    }
+
+    fn read(
+        &self,
+        _: String,
+        _: EnvironQuestion,
+    ) -> BoxFuture<'static, Result<AgentEnviron, EnvironError>> {
+        Box::pin(ready(Ok(AgentEnviron::default())))
+    }
+}
+
+/// A replica that has nothing, and asks nobody.
+pub(super) fn nothing_else() -> Replica {
+    let lists = Arc::new(Lists::default());
+
+    Replica {
+        pod: "tp-manager-0".into(),
+        namespace: "tp-system".into(),
+        node: "node1".into(),
+        resolver: Resolver::asking((Ipv4Addr::LOCALHOST, 9).into()),
+        workloads: Box::new(Arc::clone(&lists)),
+        endings: Box::new(Arc::clone(&lists)),
+        environments: Box::new(lists),
     }
 }
 

@@ -29,6 +29,9 @@ use tp_core::intercept::{
 
 use super::workloads;
 use crate::model::{FindError, FoundWorkload};
+pub(crate) use container::find_container;
+
+mod container;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// A pod, its ReplicaSet, and its Deployment.
@@ -238,15 +241,19 @@ impl Search {
         Ok(found)
     }
 
-    async fn ready(&self, found: &Found) -> Result<u32, FindError> {
-        let pods: Vec<Pod> = if found.kind == WorkloadKind::Pod {
+    async fn pods(&self, found: &Found) -> Result<Vec<Pod>, FindError> {
+        if found.kind == WorkloadKind::Pod {
             let named = ListParams::default().fields(&format!("metadata.name={}", found.name));
-            self.list(&named).await?
+            self.list(&named).await
         } else if found.selector.is_empty() {
-            Vec::new()
+            Ok(Vec::new())
         } else {
-            self.list(&labelled(&found.selector)).await?
-        };
+            self.list(&labelled(&found.selector)).await
+        }
+    }
+
+    async fn ready(&self, found: &Found) -> Result<u32, FindError> {
+        let pods = self.pods(found).await?;
 
         Ok(u32::try_from(pods.iter().filter(|pod| is_ready(pod)).count()).unwrap_or(u32::MAX))
     }

@@ -162,6 +162,7 @@ impl OwnIntercepts {
                 self.update(&entry.wanted, |now| {
                     if now.phase == EntryPhase::Standing && now.made.as_ref() == Some(made) {
                         now.phase = EntryPhase::Ended;
+                        now.files.clear();
                         // The manager forgets it.
                         let why = entry.state.as_ref().map(|state| state.ended.clone());
                         let why = why.filter(|why| !why.is_empty());

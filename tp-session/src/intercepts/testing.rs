@@ -32,10 +32,10 @@ use tp_process::sync::lock;
 use tp_proto::{
     local::ConnectRequest,
     tunnel::{
-        FindWorkloadRequest, FindWorkloadResponse, FoundPort, HelloRequest, HelloResponse,
-        InterceptState, InterceptStates, InterceptedPod, ListWorkloadsRequest,
-        ListWorkloadsResponse, LocalIntercepts, ResolveRequest, ResolveResponse, TableEvent,
-        TakeOverRequest, TakeOverResponse, WatchTableRequest,
+        EnvironmentRequest, EnvironmentResponse, FindWorkloadRequest, FindWorkloadResponse,
+        FoundPort, HelloRequest, HelloResponse, InterceptState, InterceptStates, InterceptedPod,
+        ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest,
+        ResolveResponse, TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
         manager_client::ManagerClient,
         manager_server::{Manager, ManagerServer},
     },
@@ -200,6 +200,13 @@ impl Manager for StagedManager {
         state.held = held;
 
         Ok(Response::new(TakeOverResponse { ended }))
+    }
+
+    async fn read_environment(
+        &self,
+        _: Request<EnvironmentRequest>,
+    ) -> Result<Response<EnvironmentResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 
     type ServeInterceptsStream = Answers<InterceptStates>;

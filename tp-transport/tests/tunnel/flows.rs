@@ -2,9 +2,10 @@ use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tonic::server::NamedService;
 use tp_proto::tunnel::{
-    FindWorkloadRequest, FindWorkloadResponse, HelloRequest, HelloResponse, InterceptStates,
-    ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, Outcome, ResolveRequest,
-    ResolveResponse, TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
+    EnvironmentRequest, EnvironmentResponse, FindWorkloadRequest, FindWorkloadResponse,
+    HelloRequest, HelloResponse, InterceptStates, ListWorkloadsRequest, ListWorkloadsResponse,
+    LocalIntercepts, Outcome, ResolveRequest, ResolveResponse, TableEvent, TakeOverRequest,
+    TakeOverResponse, WatchTableRequest,
     manager_client::ManagerClient,
     manager_server::{Manager, ManagerServer},
 };
@@ -283,6 +284,13 @@ impl Manager for Greeter {
         &self,
         _: tonic::Request<TakeOverRequest>,
     ) -> Result<tonic::Response<TakeOverResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not here"))
+    }
+
+    async fn read_environment(
+        &self,
+        _: tonic::Request<EnvironmentRequest>,
+    ) -> Result<tonic::Response<EnvironmentResponse>, tonic::Status> {
         Err(tonic::Status::unimplemented("not here"))
     }
 

@@ -103,6 +103,7 @@ fn bash_completes_namespaces_also_in_lists() {
 fn bash_completes_workloads_and_intercepts() {
     assert_eq!(offered("tp intercept "), ["web", "db"]);
     assert_eq!(offered("tp -o json intercept w"), ["web"]);
+    assert_eq!(offered("tp env d"), ["db"]);
     assert_eq!(offered("tp leave "), ["mine"]);
     assert!(offered("tp intercept --rep").contains(&"--replica".to_owned()));
 }
@@ -131,6 +132,7 @@ fn zsh_and_fish_ask_for_names_where_flags_take_them() {
         ("'-n+[", ":_tp_namespaces'"),
         ("--mapped-namespaces=", ":_sequence _tp_namespaces'"),
         ("'::workload -- ", ":_tp_workloads'"),
+        ("':workload -- ", ":_tp_workloads'"),
         ("':name -- The name of the intercept", ":_tp_intercepts'"),
     ] {
         let mut lines = zsh.lines().filter(|line| line.contains(flag)).peekable();

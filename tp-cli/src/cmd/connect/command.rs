@@ -15,16 +15,33 @@ const NOT_FOUND: u8 = 127;
 /// Runs `command` to its end and forwards the signals that `tp` gets. Returns its exit code as a
 /// shell would report it.
 pub(in crate::cmd) async fn run(command: &[OsString], signals: &mut Signals) -> anyhow::Result<u8> {
-    run_with(command, async || signals.next().await).await
+    run_with(command, &[], async || signals.next().await).await
+}
+
+/// The same, with other variables than those of `tp`: one without a value is removed.
+pub(in crate::cmd) async fn run_changed(
+    command: &[OsString],
+    changes: &[(OsString, Option<OsString>)],
+    signals: &mut Signals,
+) -> anyhow::Result<u8> {
+    run_with(command, changes, async || signals.next().await).await
 }
 
 /// `next_signal` must be cancel-safe.
 async fn run_with(
     command: &[OsString],
+    changes: &[(OsString, Option<OsString>)],
     mut next_signal: impl AsyncFnMut() -> i32,
 ) -> anyhow::Result<u8> {
     let (program, args) = command.split_first().expect("clap wants at least one word");
-    let mut child = match Command::new(program).args(args).spawn() {
+    let mut command = Command::new(program);
+    for (name, value) in changes {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut child = match command.args(args).spawn() {
         Ok(child) => child,
         Err(error) => return Ok(not_started(program, &error)),
     };
@@ -97,13 +114,25 @@ mod tests {
     async fn code_of(command: &[&str]) -> u8 {
         let no_signal = async || std::future::pending().await;
 
-        run_with(&words(command), no_signal).await.unwrap()
+        run_with(&words(command), &[], no_signal).await.unwrap()
     }
 
     #[tokio::test]
     async fn the_exit_code_is_that_of_the_command() {
         assert_eq!(code_of(&["true"]).await, 0);
         assert_eq!(code_of(&["sh", "-c", "exit 42"]).await, 42);
+    }
+
+    #[tokio::test]
+    async fn variables_are_set_and_removed() {
+        let script = "test \"$A\" = 'b c' && test -z \"${HOME+x}\" && test -n \"$PATH\"";
+        let changes = [("A", Some("b c")), ("HOME", None)];
+        let changes = changes.map(|(name, value)| (name.into(), value.map(OsString::from)));
+        let no_signal = async || std::future::pending().await;
+
+        let code = run_with(&words(&["sh", "-c", script]), &changes, no_signal).await;
+
+        assert_eq!(code.unwrap(), 0);
     }
 
     #[tokio::test]
@@ -134,7 +163,7 @@ mod tests {
             Signal::USR1.as_raw()
         };
 
-        let code = run_with(&command, signal_when_ready).await.unwrap();
+        let code = run_with(&command, &[], signal_when_ready).await.unwrap();
 
         assert_eq!(code, 7);
     }

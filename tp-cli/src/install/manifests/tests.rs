@@ -227,12 +227,16 @@ fn agents_change_nothing_in_the_cluster() {
 
 #[test]
 fn what_may_be_intercepted_reaches_the_agents() {
-    let line =
-        "--image x --allow-system --intercept-namespaces shop,team-b --intercept-namespaces bank";
+    let line = "--image x --allow-system --intercept-namespaces shop,team-b \
+                --intercept-namespaces bank --env-exclude DB_*,TOKEN";
     let objects = render(&from_line(line).unwrap());
 
     let agent = container(agent_pod(&objects), "agent");
-    let expected = json!(["--allow-system", "--intercept-namespaces=shop,team-b,bank"]);
+    let expected = json!([
+        "--allow-system",
+        "--intercept-namespaces=shop,team-b,bank",
+        "--env-exclude=DB_*,TOKEN"
+    ]);
     assert_eq!(agent["args"], expected);
     let environment = agent["env"].as_array().unwrap();
     let namespace = environment
