@@ -2,7 +2,8 @@
 //! as long as the connection does.
 
 use std::{
-    io,
+    io, mem,
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use tp_root_api::{
 };
 
 use crate::{
+    closer::Closer,
     context::{Context, Lifetime},
     datapath::{self, Bundle, netns::NetNamespace, programs::Expectation},
     packet::{self, Incoming},
@@ -41,6 +43,8 @@ pub(crate) struct Connection {
     is_broken: bool,
     /// The peer has said that a session is about to come.
     expectation: Option<Expectation>,
+    /// Sockets of the peer that came with the request under way.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Connection {
@@ -54,6 +58,7 @@ impl Connection {
             is_of_other_protocol: false,
             is_broken: false,
             expectation: None,
+            sockets: Vec::new(),
         }
     }
 
@@ -61,6 +66,7 @@ impl Connection {
     pub(crate) fn serve(mut self) {
         let mut buffer = vec![0; MAX_PACKET];
         let mut foreign = Vec::new();
+        let mut closer = Closer::default();
         loop {
             let received = match packet::receive(&self.socket, &mut buffer) {
                 Ok(received) => received,
@@ -85,12 +91,14 @@ impl Connection {
                 tracing::debug!(%error, "Cannot reply");
                 break;
             }
-            if self.is_broken {
+            // After the reply, which the peer waits for.
+            foreign.extend(close_all(mem::take(&mut self.sockets), &mut closer));
+            if self.is_broken || !foreign.is_empty() {
                 break;
             }
         }
         self.close();
-        drop(foreign);
+        drop((foreign, closer));
     }
 
     /// Sends the reason to a peer that is not served, in reply to its first request: an earlier packet
@@ -179,6 +187,11 @@ impl Connection {
             Request::Overlaps => Reply::Overlaps {
                 overlaps: self.bundle()?.overlaps(),
             },
+            Request::ShowClient { client } => {
+                self.sockets = fds;
+                self.show_client(client)?;
+                Reply::Done
+            }
             Request::Counters => Reply::Counters(self.counters()?),
             Request::Close => {
                 self.close();
@@ -255,6 +268,16 @@ impl Connection {
         Ok((description, descriptors))
     }
 
+    fn show_client(&self, client: SocketAddr) -> Result<(), RequestError> {
+        let [socket] = self.sockets.as_slice() else {
+            return Err(RequestError::invalid(
+                "the request must carry one descriptor, the socket that is about to connect",
+            ));
+        };
+
+        self.bundle()?.show_client(socket, client)
+    }
+
     /// A change of which the kernel has taken a part leaves nothing that can be trusted: the connection
     /// ends with the reply, and the session with it.
     fn keep_if_whole(&mut self, changed: Result<(), RequestError>) -> Result<(), RequestError> {
@@ -304,6 +327,15 @@ impl Connection {
     fn send(&self, reply: &Reply) -> io::Result<()> {
         wire::send(&self.socket, reply, &[])
     }
+}
+
+/// Returns those that must be closed last.
+fn close_all(sockets: Vec<OwnedFd>, closer: &mut Closer) -> Vec<OwnedFd> {
+    let sockets = sockets.into_iter();
+
+    sockets
+        .filter_map(|socket| closer.close(socket).err())
+        .collect()
 }
 
 #[cfg(test)]
