@@ -54,10 +54,14 @@ pub(crate) fn dial(
         root.ask_with(&request, &[socket.as_fd()]).0
     });
     connect(&socket, &target).expect("somebody listens");
-    // Its port is free at once when it is closed.
-    sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("every socket may");
+    free_port_at_once(&socket);
 
     (socket, source.try_into().expect("an address"), reply)
+}
+
+/// When it is closed, however its process ends.
+fn free_port_at_once(socket: &OwnedFd) {
+    sockopt::set_socket_linger(socket, Some(Duration::ZERO)).expect("every socket may");
 }
 
 /// The median and the 99th percentile of the time that the root daemon takes for one client, in
@@ -112,6 +116,7 @@ pub(crate) fn knock(source: &str, target: &str) {
     let target: SocketAddr = target.parse().expect("an address");
     let socket = bound(source, false).expect("the port is free");
     connect(&socket, &target).expect("somebody listens");
+    free_port_at_once(&socket);
     say(&json!({"event": "connected"}));
     let _stream = TcpStream::from(socket);
     let _ = std::io::stdin().lock().lines().count();
