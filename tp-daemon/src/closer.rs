@@ -3,12 +3,18 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::mpsc::{self, SyncSender},
+    sync::mpsc::{self, SyncSender, TrySendError},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
-/// Descriptors to be closed at a time; an honest one takes microseconds.
-const QUEUE: usize = 1024;
+use crate::wait::pause;
+
+/// Descriptors to be closed at a time.
+const QUEUE: usize = 64;
+/// To close an honest one takes microseconds: when the queue stays full for so long, one is slow.
+const PATIENCE: Duration = Duration::from_millis(500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Its thread begins with the first descriptor. Dropping it waits for all to be closed.
 #[derive(Default)]
@@ -17,8 +23,8 @@ pub(crate) struct Closer {
 }
 
 impl Closer {
-    /// Gives the descriptor back if too many are to be closed already, or without a thread.
-    pub(crate) fn close(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+    /// Gives the descriptor back if those before it are slow to close, or without a thread.
+    pub(crate) fn close(&mut self, mut fd: OwnedFd) -> Result<(), OwnedFd> {
         if self.running.is_none() {
             let (fd_tx, fds) = mpsc::sync_channel(QUEUE);
             let thread = thread::Builder::new()
@@ -30,9 +36,15 @@ impl Closer {
             return Err(fd);
         };
 
-        fd_tx.try_send(fd).map_err(|error| match error {
-            mpsc::TrySendError::Full(fd) | mpsc::TrySendError::Disconnected(fd) => fd,
-        })
+        let begin = Instant::now();
+        loop {
+            fd = match fd_tx.try_send(fd) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(fd)) if begin.elapsed() < PATIENCE => fd,
+                Err(TrySendError::Full(fd) | TrySendError::Disconnected(fd)) => return Err(fd),
+            };
+            pause(RETRY_INTERVAL);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! as long as the connection does.
 
 use std::{
-    io, mem,
+    io,
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering},
@@ -43,8 +43,9 @@ pub(crate) struct Connection {
     is_broken: bool,
     /// The peer has said that a session is about to come.
     expectation: Option<Expectation>,
-    /// Sockets of the peer that came with the request under way.
-    sockets: Vec<OwnedFd>,
+    /// Descriptors that came from the peer and are closed after all else.
+    closed_last: Vec<OwnedFd>,
+    closer: Closer,
 }
 
 impl Connection {
@@ -58,15 +59,14 @@ impl Connection {
             is_of_other_protocol: false,
             is_broken: false,
             expectation: None,
-            sockets: Vec::new(),
+            closed_last: Vec::new(),
+            closer: Closer::default(),
         }
     }
 
     /// Serves until the peer is gone, then drops the bundle.
     pub(crate) fn serve(mut self) {
         let mut buffer = vec![0; MAX_PACKET];
-        let mut foreign = Vec::new();
-        let mut closer = Closer::default();
         loop {
             let received = match packet::receive(&self.socket, &mut buffer) {
                 Ok(received) => received,
@@ -80,8 +80,8 @@ impl Connection {
                 Incoming::Malformed(refusal) => self.send(&refusal.into_reply()),
                 Incoming::Request(request, fds) => self.answer(request, fds),
                 Incoming::Foreign(fds) => {
-                    foreign = fds;
-                    let message = "a descriptor came that is not a namespace";
+                    self.closed_last = fds;
+                    let message = "a descriptor came that the request does not carry";
                     // The connection ends either way.
                     let _ = self.send(&RequestError::invalid(message).into_reply());
                     break;
@@ -91,14 +91,11 @@ impl Connection {
                 tracing::debug!(%error, "Cannot reply");
                 break;
             }
-            // After the reply, which the peer waits for.
-            foreign.extend(close_all(mem::take(&mut self.sockets), &mut closer));
-            if self.is_broken || !foreign.is_empty() {
+            if self.is_broken || !self.closed_last.is_empty() {
                 break;
             }
         }
         self.close();
-        drop((foreign, closer));
     }
 
     /// Sends the reason to a peer that is not served, in reply to its first request: an earlier packet
@@ -188,8 +185,12 @@ impl Connection {
                 overlaps: self.bundle()?.overlaps(),
             },
             Request::ShowClient { client } => {
-                self.sockets = fds;
-                self.show_client(client)?;
+                let shown = self.show_client(client, &fds);
+                // Before the reply: while it is open here, the peer cannot close it.
+                for fd in fds {
+                    self.closed_last.extend(self.closer.close(fd).err());
+                }
+                shown?;
                 Reply::Done
             }
             Request::Counters => Reply::Counters(self.counters()?),
@@ -268,8 +269,8 @@ impl Connection {
         Ok((description, descriptors))
     }
 
-    fn show_client(&self, client: SocketAddr) -> Result<(), RequestError> {
-        let [socket] = self.sockets.as_slice() else {
+    fn show_client(&self, client: SocketAddr, fds: &[OwnedFd]) -> Result<(), RequestError> {
+        let [socket] = fds else {
             return Err(RequestError::invalid(
                 "the request must carry one descriptor, the socket that is about to connect",
             ));
@@ -327,15 +328,6 @@ impl Connection {
     fn send(&self, reply: &Reply) -> io::Result<()> {
         wire::send(&self.socket, reply, &[])
     }
-}
-
-/// Returns those that must be closed last.
-fn close_all(sockets: Vec<OwnedFd>, closer: &mut Closer) -> Vec<OwnedFd> {
-    let sockets = sockets.into_iter();
-
-    sockets
-        .filter_map(|socket| closer.close(socket).err())
-        .collect()
 }
 
 #[cfg(test)]

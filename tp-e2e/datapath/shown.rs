@@ -16,7 +16,11 @@ use rustix::net::{
 };
 use serde_json::{Value, json};
 
-use crate::{root_client::RootClient, session::say, socket::errno};
+use crate::{
+    root_client::RootClient,
+    session::say,
+    socket::{PATIENCE, errno},
+};
 
 /// A TCP socket that is bound to this address.
 fn bound(address: SocketAddr, is_multipath: bool) -> std::io::Result<OwnedFd> {
@@ -114,7 +118,15 @@ pub(crate) fn accept(own: &str, flags: &[&str]) {
 pub(crate) fn knock(source: &str, target: &str) {
     let source: SocketAddr = source.parse().expect("an address");
     let target: SocketAddr = target.parse().expect("an address");
-    let socket = bound(source, false).expect("the port is free");
+    let begin = Instant::now();
+    let socket = loop {
+        match bound(source, false) {
+            Ok(socket) => break socket,
+            // The root daemon may still have a descriptor of the socket that had the port.
+            Err(error) => assert!(begin.elapsed() < PATIENCE, "{error}"),
+        }
+        thread::yield_now();
+    };
     connect(&socket, &target).expect("somebody listens");
     free_port_at_once(&socket);
     say(&json!({"event": "connected"}));

@@ -99,8 +99,8 @@ pub enum Request {
     /// Show the client of an intercepted connection, instead of the session, to the local process that
     /// a socket is about to connect to: accept(2) and getpeername(2) there tell `client`. Only to
     /// processes and sockets of the session's user, in its network namespace, and only while the socket
-    /// and the data path live. Carries one descriptor: that socket, for TCP, bound to the address that
-    /// it connects to. Needs a data path, and [`Datapath::shows_clients`].
+    /// and the data path live. Carries one descriptor: that socket, for TCP, which connects from the
+    /// very address that it connects to. Needs a data path, and [`Datapath::shows_clients`].
     ShowClient {
         /// Of the family of the socket; another one is not shown.
         client: SocketAddr,

@@ -67,11 +67,49 @@ fn no_process_of_anybody_else_is_shown_a_client() {
     let roots = listener(&machine, 0, &["127.0.0.1:7111"]);
     let words = [&setuid, "app", "accept", "127.0.0.1:7112"];
     let privileged = listening(Process::start(&mut machine.command_of(MEMBER, &words)));
+    let caps = ["setpriv", "--inh-caps=+net_raw", "--ambient-caps=+net_raw"];
+    let uid = MEMBER.to_string();
+    let user = ["--reuid", &uid, "--regid", &uid, "--clear-groups", "--"];
+    let program = machine.dir().join("datapath").display().to_string();
+    let words = [&program, "app", "accept", "127.0.0.1:7113"];
+    let words = [&caps[..], &user, &words].concat();
+    let capable = listening(Process::start(&mut machine.command(&words)));
 
-    for (mut listener, port) in [(others, 7110), (roots, 7111), (privileged, 7112)] {
+    for (mut listener, port) in [
+        (others, 7110),
+        (roots, 7111),
+        (privileged, 7112),
+        (capable, 7113),
+    ] {
         let source = dial(&mut session, &format!("127.0.0.1:{port}"), CLIENT);
         assert_eq!(listener.object(), seen_as(&source), "{port}");
     }
+}
+
+/// Accepts as root, and looks as the user.
+const HANDED_DOWN: &str = r#"
+import json, os, socket, sys
+listener = socket.create_server(('127.0.0.1', 7140))
+print(json.dumps({'event': 'listening'}), flush=True)
+connection, _ = listener.accept()
+os.setgroups([])
+uid = int(sys.argv[1])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+print(json.dumps({'peer': '%s:%d' % connection.getpeername()}), flush=True)
+"#;
+
+#[test]
+fn a_socket_of_somebody_else_in_the_users_hands_is_shown_no_client() {
+    let machine = machine();
+    let mut session = machine.session();
+    let uid = MEMBER.to_string();
+    let words = ["/usr/bin/python3", "-c", HANDED_DOWN, &uid];
+    let mut listener = listening(Process::start(&mut machine.command(&words)));
+
+    let source = dial(&mut session, "127.0.0.1:7140", CLIENT);
+
+    assert_eq!(listener.object()["peer"], source);
 }
 
 #[test]
@@ -126,25 +164,38 @@ fn a_client_goes_with_the_socket_of_the_session() {
 #[test]
 fn a_client_goes_with_the_session_however_it_dies() {
     let machine = machine();
+    // The programs stay.
+    let _other = machine.session();
     let mut session = machine.session();
-    let mut listener = listener(&machine, MEMBER, &[TARGET]);
+    let mut first = listener(&machine, MEMBER, &[TARGET]);
     let source = dial(&mut session, TARGET, CLIENT);
-    assert_eq!(listener.object(), seen_as(CLIENT));
+    assert_eq!(first.object(), seen_as(CLIENT));
 
     session.kill();
+
     let mut knock = machine.start_app(MEMBER, &["knock", &source, TARGET]);
     assert_eq!(knock.object()["event"], "connected");
-    assert_eq!(listener.object(), seen_as(&source));
+    assert_eq!(first.object(), seen_as(&source));
 
-    // A data path that is closed, with its connections still there.
+    // A data path that is closed, while its connections are still there.
     let mut session = machine.session();
-    dial(&mut session, TARGET, CLIENT);
-    assert_eq!(listener.object(), seen_as(CLIENT));
+    let target = "127.0.0.1:7130";
+    let mut second = listener(&machine, MEMBER, &[target]);
+    let source = dial(&mut session, target, CLIENT);
+    assert_eq!(second.object(), seen_as(CLIENT));
+
     assert_eq!(session.ask(&json!({"request": "close"}))["reply"], "done");
-    let mut after = listening(machine.start_app(MEMBER, &["accept", "127.0.0.1:7130"]));
-    let refused = session.tell(&format!("dial 127.0.0.1:7130 {CLIENT}"));
+
+    assert_eq!(second.tell("again")["peer"], source);
+    // One of them gets its slot.
+    let _more: Vec<_> = (0..3).map(|_| machine.session()).collect();
+    assert_eq!(second.tell("again")["peer"], source);
+    let refused = session.tell(&format!("dial {target} {CLIENT}"));
     assert_eq!(refused["reply"]["kind"], "invalid", "{refused}");
-    assert_eq!(after.object(), seen_as(refused["source"].as_str().unwrap()));
+    assert_eq!(
+        second.object(),
+        seen_as(refused["source"].as_str().unwrap())
+    );
 }
 
 #[test]

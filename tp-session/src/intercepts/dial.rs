@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsFd as _,
     sync::{Arc, Mutex},
     time::Duration,
@@ -81,12 +81,12 @@ impl ClientRegistry {
     async fn register(&self, target: SocketAddr, client: SocketAddr) -> Option<TcpSocket> {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         // A socket of one family has no form for an address of the other.
-        if client.is_ipv4() != target.is_ipv4() || self.is_silent() || !is_of_this_machine(target) {
+        if client.is_ipv4() != target.is_ipv4() || self.is_silent() {
             return None;
         }
-        let socket = bound(target)
+        let socket = socket_to(target)
             .inspect_err(|error| tracing::debug!(%target, %error, "Client is not shown"))
-            .ok()?;
+            .ok()??;
         let copy = socket.as_fd().try_clone_to_owned().ok()?;
         let asked = self.root.call(Request::ShowClient { client }, Some(copy));
         match timeout(ROOT_TIMEOUT, asked).await {
@@ -109,32 +109,35 @@ impl ClientRegistry {
     }
 }
 
-/// A socket with the source that a connection to `target` has on this machine: the programs tell by the
-/// equal addresses which sockets to look at.
-fn bound(target: SocketAddr) -> io::Result<TcpSocket> {
+/// A socket that will connect from the very address that it connects to: by that the programs know
+/// which sockets to look at. `None` if `target` is another machine's.
+fn socket_to(target: SocketAddr) -> io::Result<Option<TcpSocket>> {
     let socket = match target {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    socket.bind(SocketAddr::new(target.ip(), 0))?;
+    match target.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) | IpAddr::V6(Ipv6Addr::LOCALHOST) => {}
+        // The kernel would connect from 127.0.0.1.
+        ip if ip.is_loopback() => socket.bind(SocketAddr::new(ip, 0))?,
+        ip if source_to(target)? == ip => {}
+        _ => return Ok(None),
+    }
 
-    Ok(socket)
+    Ok(Some(socket))
 }
 
-/// Returns whether the kernel would connect to `target` from that very address.
-fn is_of_this_machine(target: SocketAddr) -> bool {
-    let source = || {
-        let any: SocketAddr = match target {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any)?;
-        // Sends nothing.
-        socket.connect(target)?;
-        Ok::<_, io::Error>(socket.local_addr()?.ip())
+/// The address from which the kernel would connect to `target`.
+fn source_to(target: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
+    let socket = UdpSocket::bind((any, 0))?;
+    // Sends nothing.
+    socket.connect(target)?;
 
-    target.ip().is_loopback() || source().is_ok_and(|source| source == target.ip())
+    Ok(socket.local_addr()?.ip())
 }
 
 #[cfg(test)]
