@@ -72,7 +72,7 @@ const FLAG_TIPS: [(&[&str], &str); 6] = [
         "ask who has the port to `tp leave` it; connections under way stay where they are",
     ),
     (
-        &["--to-pod", "--proxy-protocol", "--no-local-shortcut"],
+        &["--to-pod", "--no-local-shortcut"],
         "there is no such thing yet",
     ),
     (

@@ -6,6 +6,7 @@ use std::fmt;
 pub mod holders;
 pub mod matching;
 pub mod ports;
+pub mod proxy_protocol;
 pub mod workload;
 
 /// A label of RFC 1123 as Kubernetes checks it: at most 63 lower-case letters, digits and hyphens,

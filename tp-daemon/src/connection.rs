@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use tp_root_api::{
 };
 
 use crate::{
+    closer::Closer,
     context::{Context, Lifetime},
     datapath::{self, Bundle, netns::NetNamespace, programs::Expectation},
     packet::{self, Incoming},
@@ -41,6 +43,9 @@ pub(crate) struct Connection {
     is_broken: bool,
     /// The peer has said that a session is about to come.
     expectation: Option<Expectation>,
+    /// Descriptors that came from the peer and are closed after all else.
+    closed_last: Vec<OwnedFd>,
+    closer: Closer,
 }
 
 impl Connection {
@@ -54,13 +59,14 @@ impl Connection {
             is_of_other_protocol: false,
             is_broken: false,
             expectation: None,
+            closed_last: Vec::new(),
+            closer: Closer::default(),
         }
     }
 
     /// Serves until the peer is gone, then drops the bundle.
     pub(crate) fn serve(mut self) {
         let mut buffer = vec![0; MAX_PACKET];
-        let mut foreign = Vec::new();
         loop {
             let received = match packet::receive(&self.socket, &mut buffer) {
                 Ok(received) => received,
@@ -74,8 +80,8 @@ impl Connection {
                 Incoming::Malformed(refusal) => self.send(&refusal.into_reply()),
                 Incoming::Request(request, fds) => self.answer(request, fds),
                 Incoming::Foreign(fds) => {
-                    foreign = fds;
-                    let message = "a descriptor came that is not a namespace";
+                    self.closed_last = fds;
+                    let message = "a descriptor came that the request does not carry";
                     // The connection ends either way.
                     let _ = self.send(&RequestError::invalid(message).into_reply());
                     break;
@@ -85,12 +91,11 @@ impl Connection {
                 tracing::debug!(%error, "Cannot reply");
                 break;
             }
-            if self.is_broken {
+            if self.is_broken || !self.closed_last.is_empty() {
                 break;
             }
         }
         self.close();
-        drop(foreign);
     }
 
     /// Sends the reason to a peer that is not served, in reply to its first request: an earlier packet
@@ -179,6 +184,15 @@ impl Connection {
             Request::Overlaps => Reply::Overlaps {
                 overlaps: self.bundle()?.overlaps(),
             },
+            Request::ShowClient { client } => {
+                let shown = self.show_client(client, &fds);
+                // Before the reply: while it is open here, the peer cannot close it.
+                for fd in fds {
+                    self.closed_last.extend(self.closer.close(fd).err());
+                }
+                shown?;
+                Reply::Done
+            }
             Request::Counters => Reply::Counters(self.counters()?),
             Request::Close => {
                 self.close();
@@ -253,6 +267,16 @@ impl Connection {
         tracing::info!(uid = self.peer.uid, ?elapsed, "Data path opened");
 
         Ok((description, descriptors))
+    }
+
+    fn show_client(&self, client: SocketAddr, fds: &[OwnedFd]) -> Result<(), RequestError> {
+        let [socket] = fds else {
+            return Err(RequestError::invalid(
+                "the request must carry one descriptor, the socket that is about to connect",
+            ));
+        };
+
+        self.bundle()?.show_client(socket, client)
     }
 
     /// A change of which the kernel has taken a part leaves nothing that can be trusted: the connection

@@ -174,6 +174,7 @@ impl Bundle {
             host_address6: registered.host_address6(),
             mtu: MTU,
             hooks,
+            shows_clients: true,
         };
         let descriptors = Descriptors {
             listener: devices.listener.into(),
@@ -203,6 +204,14 @@ impl Bundle {
 
     pub(crate) fn set_name_servers(&self, servers: &[SocketAddr]) -> Result<(), RequestError> {
         self.registered.set_name_servers(servers)
+    }
+
+    pub(crate) fn show_client(
+        &self,
+        socket: impl AsFd,
+        client: SocketAddr,
+    ) -> Result<(), RequestError> {
+        self.registered.show_client(socket, client)
     }
 
     pub(crate) fn counters(&self) -> Result<Vec<CounterValue>, RequestError> {

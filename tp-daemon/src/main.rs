@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 
 mod background;
+mod closer;
 mod confined;
 mod connection;
 mod context;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     attack, calls, credentials, crowd, names,
     session::say,
+    shown,
     socket::{Failed, Options, PATIENCE, canonical, destination, errno, name, open},
     strays, sys,
 };
@@ -43,6 +44,8 @@ pub(crate) fn run(words: &[&str]) {
         ["several", servers] => return strays::ask_several(servers),
         ["linger", server, target] => return strays::linger(server, target),
         ["serve", own] => return names::serve(own),
+        ["accept", own, flags @ ..] => return shown::accept(own, flags),
+        ["knock", source, target] => return shown::knock(source, target),
         ["victim", port] => return attack::victim(port),
         ["greet", target] => attack::greet(target),
         ["greet-udp", target] => attack::greet_by_datagram(target),

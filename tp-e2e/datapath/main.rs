@@ -15,6 +15,7 @@ mod names;
 mod packets;
 mod root_client;
 mod session;
+mod shown;
 mod socket;
 mod strays;
 mod sys;

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::net::{
@@ -33,13 +33,23 @@ impl RootClient {
 
     /// Sends a request unchanged; an "open" with the given network namespace.
     pub(crate) fn ask(&self, request: &Value, netns: Option<&str>) -> (Value, Vec<OwnedFd>) {
-        let bytes = request.to_string();
         let file = netns.map(|path| File::open(path).expect("the namespace can be opened"));
         let fds: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+
+        self.ask_with(request, &fds)
+    }
+
+    /// Sends a request with at most one descriptor.
+    pub(crate) fn ask_with(
+        &self,
+        request: &Value,
+        fds: &[BorrowedFd<'_>],
+    ) -> (Value, Vec<OwnedFd>) {
+        let bytes = request.to_string();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
-            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
         let slices = [IoSlice::new(bytes.as_bytes())];
         sendmsg(&self.socket, &slices, &mut control, SendFlags::NOSIGNAL)

@@ -24,7 +24,7 @@ use crate::{
     far_side::{self, FarSide},
     packets::{self, Ends},
     root_client::RootClient,
-    sys,
+    shown, sys,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +39,8 @@ struct Session {
     datapath: Datapath,
     /// For forged packets.
     tun: File,
+    /// Connections to local processes.
+    dialled: Vec<OwnedFd>,
     thaw_tx: Option<mpsc::Sender<()>>,
     /// Runs only the relay and the DNS service. Its drop waits for its thread; `thaw_tx`, dropped
     /// before, releases that.
@@ -126,6 +128,7 @@ impl Session {
             stop,
             datapath,
             tun: File::from(tun),
+            dialled: Vec::new(),
             runtime,
             thaw_tx: None,
             _elsewhere: elsewhere,
@@ -156,7 +159,8 @@ impl Session {
 
     /// Commands of the test: "freeze" (hangs the whole session), "thaw", "inject", "dials TARGET",
     /// "disconnect" (the tunnel), "firewall" (whether one is detected), "wait" (for the end of the
-    /// root daemon's connection), or a request to forward.
+    /// root daemon's connection), "dial TARGET [CLIENT]" (connects to a local process for a client),
+    /// "hang-up" (those connections), "time-clients CLIENT COUNT", or a request to forward.
     fn obey(&mut self) {
         for line in std::io::stdin().lock().lines() {
             let line = line.expect("input is text");
@@ -165,6 +169,21 @@ impl Session {
                 ["freeze"] => self.freeze(),
                 ["thaw"] => self.thaw_tx = None,
                 ["inject"] => self.inject(),
+                ["hang-up"] => self.dialled.clear(),
+                ["dial", target, client @ ..] => {
+                    let target = target.parse().expect("an address");
+                    let client = client.first().map(|it| it.parse().expect("an address"));
+                    let (socket, source, reply) = shown::dial(&self.root, target, client);
+                    self.dialled.push(socket);
+                    say(&json!({"event": "obeyed", "source": source, "reply": reply}));
+                    continue;
+                }
+                ["time-clients", client, count] => {
+                    let client = client.parse().expect("an address");
+                    let count = count.parse().expect("a number");
+                    say(&shown::measure(&self.root, client, count));
+                    continue;
+                }
                 ["disconnect"] => {
                     self.shared.up.send_replace(None);
                 }

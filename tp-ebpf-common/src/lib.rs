@@ -16,6 +16,7 @@
 
 mod address;
 mod alias;
+mod client;
 mod counter;
 #[cfg(feature = "user")]
 mod pod;
@@ -26,6 +27,7 @@ mod steer;
 
 pub use address::{ADDRESS_BITS, Address, mapped, unmapped};
 pub use alias::AliasUse;
+pub use client::ShownClient;
 pub use counter::{Counter, CounterKind};
 pub use redirect::{
     LEASE_OVER_AFTER_NS, Lease, MAX_NODE_ADDRESSES, MAX_OWN_ADDRESSES, MAX_POD_PORTS,

@@ -2,7 +2,7 @@
 
 use crate::{
     AliasUse, CandidateKey, GuardKey, Lease, NameServer, PodPort, ScopeKey, ScopeSessions,
-    SessionEntry, Settings,
+    SessionEntry, Settings, ShownClient,
 };
 
 macro_rules! pod {
@@ -23,4 +23,5 @@ pod!(
     ScopeSessions,
     SessionEntry,
     Settings,
+    ShownClient,
 );

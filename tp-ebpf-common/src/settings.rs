@@ -52,6 +52,10 @@ pub struct KernelOffsets {
     pub source_to_interface: u32,
     /// `uc_index` of `struct inet_sock`: what IP_UNICAST_IF set.
     pub socket_unicast_interface: u32,
+    /// `sk_uid` of `struct sock`.
+    pub socket_uid: u32,
+    #[doc(hidden)]
+    pub _zero: u32,
 }
 
 /// The global `SETTINGS` of the programs.
@@ -67,5 +71,5 @@ pub struct Settings {
     pub offsets: KernelOffsets,
 }
 
-const _: () = assert!(size_of::<KernelOffsets>() == 80);
-const _: () = assert!(size_of::<Settings>() == 104);
+const _: () = assert!(size_of::<KernelOffsets>() == 88);
+const _: () = assert!(size_of::<Settings>() == 112);

@@ -68,6 +68,8 @@ fn parse_offsets(bytes: &[u8]) -> Result<KernelOffsets, BtfError> {
         hook_source: hook.offset("t_ctx")?,
         source_to_interface,
         socket_unicast_interface: btf.members_of("inet_sock")?.offset("uc_index")?,
+        socket_uid: btf.members_of("sock")?.offset("sk_uid")?,
+        _zero: 0,
     })
 }
 
@@ -245,6 +247,7 @@ mod tests {
         assert_eq!(offsets.cred_fsuid, 32);
         assert_eq!(offsets.user_ns_inum, 16 + 24);
         assert_eq!(offsets.source_to_interface, 4);
+        assert_eq!(offsets.socket_uid, 52);
     }
 
     #[test]
@@ -279,7 +282,7 @@ mod tests {
             0,
             &[(string("pad"), 1, 0), (string("cred"), 1, 8)],
         ));
-        let plain: [(&str, &[(&str, u32)]); 6] = [
+        let plain: [(&str, &[(&str, u32)]); 7] = [
             (
                 "cred",
                 &[
@@ -300,6 +303,7 @@ mod tests {
             ("bpf_sock_addr_kern", &[("sk", 0), ("t_ctx", 24)]),
             ("ipcm_cookie", &[("addr", 16), ("oif", 20)]),
             ("inet_sock", &[("uc_index", 48)]),
+            ("sock", &[("sk_uid", 52)]),
         ];
         for (name, members) in plain {
             let members: Vec<_> = members

@@ -51,7 +51,7 @@ const LOOKUP: &str = "tp_lookup";
 /// | `cgroup/connect4`, `connect6` | 4.17 | writes the alias in place of the real address |
 /// | `cgroup/sendmsg4`, `sendmsg6` | 4.18 | does so for datagrams to name servers |
 /// | `cgroup/recvmsg4`, `recvmsg6` | 5.2 | shows the real address as the sender of a datagram |
-/// | `cgroup/getpeername4`, `getpeername6` | 5.8 | shows the real address as the peer |
+/// | `cgroup/getpeername4`, `getpeername6` | 5.8 | shows the real address as the peer, and the client of an intercepted connection |
 /// | `sk_lookup` | 5.9 | leads connections and datagrams for aliases to the session's sockets |
 /// | `tc/ingress`, `tc/egress` | 4.5 | guards the veth, holds SYNs, checks what the session sends |
 ///

@@ -1,12 +1,16 @@
 //! The maps that all sessions share.
 
-use std::{io, net::SocketAddr, os::fd::AsRawFd};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use aya::{
     Ebpf,
     maps::{
         Array, HashMap, LpmTrie, MapData, MapError as AyaError, MapInfo, PerCpuArray, PerCpuValues,
-        SockMap, lpm_trie::Key,
+        SkStorage, SockMap, lpm_trie::Key,
     },
     util::nr_cpus,
 };
@@ -14,7 +18,7 @@ use ipnet::IpNet;
 use tp_ebpf_common::{
     Address, CandidateKey, Counter, Direction, GuardKey, GuardRule, LISTENER, MAX_CGROUP_LEVELS,
     MAX_PER_SCOPE, NameServer, SOCKETS_PER_SESSION, ScopeKey, ScopeSessions, SessionEntry,
-    UDP_SOCKET,
+    ShownClient, UDP_SOCKET,
 };
 
 use crate::{
@@ -33,6 +37,7 @@ const INTERFACES: &str = "INTERFACES";
 const GUARDS: &str = "GUARDS";
 const COUNTERS: &str = "COUNTERS";
 const SOCKETS: &str = "SOCKETS";
+const CLIENTS: &str = "CLIENTS";
 
 /// A counter and its sum over all processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +79,7 @@ pub struct Maps {
     guards: LpmTrie<MapData, GuardKey, u32>,
     counters: PerCpuArray<MapData, u64>,
     sockets: SockMap<MapData>,
+    clients: SkStorage<MapData, ShownClient>,
     arrays: Arrays,
 }
 
@@ -90,6 +96,7 @@ impl Maps {
             guards: typed(ebpf, GUARDS)?,
             counters: typed(ebpf, COUNTERS)?,
             sockets: typed(ebpf, SOCKETS)?,
+            clients: typed(ebpf, CLIENTS)?,
             arrays: Arrays::take(ebpf)?,
         })
     }
@@ -208,6 +215,27 @@ impl Maps {
         }
 
         Ok(())
+    }
+
+    /// From now on a local process of the session's user to which this socket connects is shown `client`
+    /// as its peer, for as long as socket and session live.
+    ///
+    /// # Errors
+    ///
+    /// Those of bpf(2). ENOMEM: the socket has no memory left for what is kept with it.
+    pub fn show_client(
+        &mut self,
+        slot: u32,
+        id: u32,
+        socket: impl AsFd,
+        client: SocketAddr,
+    ) -> Result<(), MapError> {
+        let port = client.port().to_be_bytes();
+        let shown = ShownClient::new(id, slot, address(client.ip()), port);
+
+        self.clients
+            .insert(&socket.as_fd(), shown, 0)
+            .map_err(broken(CLIENTS))
     }
 
     /// Sets whether a session serves a name server.

@@ -23,7 +23,7 @@ const ENETUNREACH: i32 = 101;
 
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
-const IPPROTO_TCP: u32 = 6;
+pub(crate) const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
 
@@ -31,18 +31,20 @@ const IPPROTO_MPTCP: u32 = 262;
 /// whole fields.
 macro_rules! read_field {
     ($ctx:expr, $field:ident $([$index:literal])?) => {{
-        let context: *const bpf_sock_addr = $ctx.sock_addr;
+        let context: *const aya_ebpf::bindings::bpf_sock_addr = $ctx.sock_addr;
         // SAFETY: the kernel passes a live context.
         unsafe { core::ptr::read_volatile(&raw const (*context).$field $([$index])?) }
     }};
 }
 macro_rules! write_field {
     ($ctx:expr, $field:ident $([$index:literal])?, $value:expr) => {{
-        let context: *mut bpf_sock_addr = $ctx.sock_addr;
+        let context: *mut aya_ebpf::bindings::bpf_sock_addr = $ctx.sock_addr;
         // SAFETY: the kernel passes a live context whose destination this hook may write.
         unsafe { core::ptr::write_volatile(&raw mut (*context).$field $([$index])?, $value) }
     }};
 }
+pub(crate) use {read_field, write_field};
+
 #[derive(Clone, Copy, PartialEq)]
 enum Transport {
     Tcp,
@@ -265,7 +267,7 @@ fn steer_by(
 
 /// The socket of the call, never null.
 #[inline(always)]
-fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     let context: *const bpf_sock_addr = ctx.sock_addr;
 
     // SAFETY: the kernel passes a live context.
@@ -353,7 +355,7 @@ fn session_is_alive(slot: u32) -> bool {
 }
 
 #[inline(always)]
-fn address6(ctx: &SockAddrContext) -> Address {
+pub(crate) fn address6(ctx: &SockAddrContext) -> Address {
     let [a, b, c, d] = read_field!(ctx, user_ip6[0]).to_ne_bytes();
     let [e, f, g, h] = read_field!(ctx, user_ip6[1]).to_ne_bytes();
     let [i, j, k, l] = read_field!(ctx, user_ip6[2]).to_ne_bytes();

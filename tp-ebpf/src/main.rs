@@ -21,6 +21,7 @@ use crate::{cgroup::Call, sessions::Open};
 
 mod aliases;
 mod cgroup;
+mod clients;
 mod guards;
 mod lookup;
 mod maps;
@@ -69,12 +70,14 @@ pub fn tp_recvmsg6(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername4)]
 pub fn tp_getpeername4(ctx: SockAddrContext) -> i32 {
     cgroup::reverse4(&ctx);
+    clients::show4(&ctx);
     ALLOW
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn tp_getpeername6(ctx: SockAddrContext) -> i32 {
     cgroup::reverse6(&ctx);
+    clients::show6(&ctx);
     ALLOW
 }
 

@@ -13,7 +13,7 @@ use aya_ebpf::{
 use tp_ebpf_common::{
     ALIAS_TABLE_LEN, Address, AliasUse, CandidateKey, Counter, GuardKey, MAX_CGROUP_LEVELS,
     MAX_SESSIONS, Mark, NameServer, SOCKETS_PER_SESSION, ScopeKey, ScopeSessions, SessionEntry,
-    Settings,
+    Settings, ShownClient,
 };
 
 const SESSIONS_LEN: u32 = MAX_SESSIONS as u32;
@@ -119,6 +119,10 @@ pub(crate) static SOCKETS: SockMap =
 #[btf_map]
 pub(crate) static STEERED: SkStorage<Mark> = SkStorage::new();
 
+/// The clients that sockets of sessions stand for, put there by the root daemon before they connect.
+#[btf_map]
+pub(crate) static CLIENTS: SkStorage<ShownClient> = SkStorage::new();
+
 #[unsafe(no_mangle)]
 pub(crate) static SETTINGS: Settings = Settings {
     hierarchy: 0,
@@ -144,6 +148,8 @@ pub(crate) static SETTINGS: Settings = Settings {
         hook_source: 0,
         source_to_interface: 0,
         socket_unicast_interface: 0,
+        socket_uid: 0,
+        _zero: 0,
     },
 };
 

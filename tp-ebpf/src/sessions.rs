@@ -240,8 +240,9 @@ pub(crate) fn of_interface(index: u32) -> Option<Open> {
     is_its.then_some(open)
 }
 
+/// The live session at a slot.
 #[inline(always)]
-fn open(slot: u32) -> Option<Open> {
+pub(crate) fn open(slot: u32) -> Option<Open> {
     if slot >= MAX_SESSIONS as u32 {
         return None;
     }

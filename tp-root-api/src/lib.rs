@@ -96,6 +96,15 @@ pub enum Request {
     /// What other sessions of the same scope have of this one's networks and name servers, which
     /// changes when they come and go. Needs a data path. Answered by [`Reply::Overlaps`].
     Overlaps,
+    /// Show the client of an intercepted connection, instead of the session, to the local process that
+    /// a socket is about to connect to: accept(2) and getpeername(2) there tell `client`. Only to
+    /// processes and sockets of the session's user, in its network namespace, and only while the socket
+    /// and the data path live. Carries one descriptor: that socket, for TCP, which connects from the
+    /// very address that it connects to. Needs a data path, and [`Datapath::shows_clients`].
+    ShowClient {
+        /// Of the family of the socket; another one is not shown.
+        client: SocketAddr,
+    },
     /// Drop the data path and reply once the machine is as before. (Closing the socket does the same.)
     Close,
 }
@@ -234,6 +243,9 @@ pub struct Datapath {
     pub mtu: u32,
     /// The hooks of attached programs, as status shows them: "cgroup/connect4".
     pub hooks: Vec<String>,
+    /// The root daemon knows [`Request::ShowClient`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shows_clients: bool,
 }
 
 /// Counters of a data path, since it was made.

@@ -232,9 +232,10 @@ impl Connection {
         let servers = servers::watch(self.shared.name_servers.clone());
         tasks.spawn("the watch over resolv.conf", servers);
         let intercepts = &self.intercepts;
+        let shows_clients = self.datapath.shows_clients;
         tasks.spawn(
             "the acceptance of intercepted connections",
-            intercepts.accept(),
+            intercepts.accept(shows_clients.then(|| Arc::clone(&self.root))),
         );
         tasks.spawn("the service of intercepts", Arc::clone(intercepts).follow());
         let ports = Arc::clone(intercepts).watch_local_ports();

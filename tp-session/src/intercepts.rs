@@ -16,14 +16,16 @@ use tp_proto::{
     tunnel::InterceptState,
 };
 
-use super::{cluster::Deletion, renewal::Login, shared::Shared};
+use super::{cluster::Deletion, renewal::Login, root_link::RootLink, shared::Shared};
 use accept::InterceptTargets;
+use dial::LocalTarget;
 use files::KeptFiles;
 use listening::ListeningSockets;
 use request::WantedIntercept;
 
 mod accept;
 mod announce;
+mod dial;
 mod files;
 mod listening;
 mod making;
@@ -114,10 +116,14 @@ impl OwnIntercept {
         }
     }
 
-    fn targets(&self) -> BTreeMap<u16, SocketAddr> {
+    fn targets(&self) -> BTreeMap<u16, LocalTarget> {
+        let target = |state: &LocalPortState| LocalTarget {
+            address: state.address,
+            proxy_protocol: self.wanted.proxy_protocol,
+        };
         let ports = self.ports.iter();
 
-        ports.map(|(port, it)| (*port, it.address)).collect()
+        ports.map(|(port, state)| (*port, target(state))).collect()
     }
 }
 
@@ -147,8 +153,16 @@ impl OwnIntercepts {
         }
     }
 
-    /// Takes the connections that the manager opens.
-    pub(super) fn accept(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Takes the connections that the manager opens. `root` shows their clients to local processes, if
+    /// it can.
+    pub(super) fn accept(
+        &self,
+        root: Option<Arc<RootLink>>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        if let Some(root) = root {
+            self.targets.show_clients_by(root);
+        }
+
         Arc::clone(&self.targets).serve(Arc::clone(&self.shared))
     }
 

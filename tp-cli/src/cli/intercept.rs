@@ -86,6 +86,13 @@ pub(crate) struct InterceptArgs {
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub(crate) when_down: WhenDown,
 
+    /// Tell the local process who has connected by the PROXY protocol, version 2
+    ///
+    /// Each connection then begins with a header that has the addresses of client and pod. Without it,
+    /// a process of yours is shown the client as its peer, if both are of IPv4 or both of IPv6.
+    #[arg(long)]
+    pub(crate) proxy_protocol: bool,
+
     /// End the intercepts that others have of these ports
     ///
     /// The user needs the verb `takeover` on `intercepts.tp.internal` in the namespace.

@@ -207,6 +207,7 @@ fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
         .to_owned(),
         for_command: !args.command.is_empty(),
         take_over: args.take_over,
+        proxy_protocol: args.proxy_protocol,
     })
 }
 
@@ -233,7 +234,7 @@ mod tests {
         let request = request_of(
             "tp intercept deploy/web -p 8080:http --port 9090 --name mine -n shop --service web \
              --container app --address ::1 --replica web-0 --probes local --when-down container \
-             --take-over",
+             --take-over --proxy-protocol",
         );
 
         assert_eq!(request.workload, "deploy/web");
@@ -247,6 +248,7 @@ mod tests {
         assert_eq!(request.probes, "local");
         assert_eq!(request.when_down, "container");
         assert!(request.take_over);
+        assert!(request.proxy_protocol);
         assert!(!request.for_command);
         assert!(request_of("tp intercept web -- true").for_command);
     }

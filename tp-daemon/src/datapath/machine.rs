@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     net::{Ipv6Addr, SocketAddr},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -239,6 +239,18 @@ impl Registered {
         let changes = state.registry.set_name_servers(self.slot, servers);
 
         state.apply(changes.map_err(refused)?)
+    }
+
+    /// Shows a client to the local process that a socket of the session connects to.
+    pub(crate) fn show_client(
+        &self,
+        socket: impl AsFd,
+        client: SocketAddr,
+    ) -> Result<(), RequestError> {
+        self.with(|data_path| {
+            let maps = data_path.maps_mut();
+            Ok(maps.show_client(self.slot, self.plan.id, socket, client)?)
+        })
     }
 
     pub(crate) fn counters(&self) -> Result<Vec<CounterValue>, RequestError> {

@@ -212,9 +212,13 @@ try:
     while True: full.send(bytes(65536))
 except BlockingIOError: pass
 full.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 10000))
-ask({'request': 'counters'}, full.fileno())
+# Root comes to it only when this process has closed it.
+for _ in range(20): root.send(b'{"request": "counters"}')
+ask(json.loads(sys.argv[2]), full.fileno())
 full.close()
+for _ in range(20): root.recv(65536)
 print(root.recv(65536).decode(), flush=True)
+root.close()
 sys.stdin.read()
 "#;
 
@@ -222,11 +226,20 @@ sys.stdin.read()
 fn a_descriptor_that_is_slow_to_close_holds_up_nobody() {
     let mut machine = machine();
     let before = machine.snapshot();
-    let mut lingering = python(&machine, MEMBER, LINGER, &[]);
 
-    let said = lingering.object();
-    assert_eq!(said["kind"], "invalid", "{said}");
-    machine.assert_as(&before);
+    for (request, reply) in [
+        (r#"{"request": "counters"}"#, "refused"),
+        // It carries a socket of the session.
+        (
+            r#"{"request": "show_client", "client": "10.0.0.1:1"}"#,
+            "done",
+        ),
+    ] {
+        let mut lingering = python(&machine, MEMBER, LINGER, &[request]);
+        let said = lingering.object();
+        assert_eq!(said["reply"], reply, "{said}");
+        machine.assert_as(&before);
+    }
 
     machine.daemon_mut().signal(Signal::TERM);
     assert!(machine.daemon_mut().wait());

@@ -17,6 +17,7 @@ mod attacks;
 mod bindings;
 mod bounds;
 mod circles;
+mod clients;
 mod connects;
 mod containers;
 mod credentials;

@@ -1,5 +1,6 @@
 //! A workload's traffic comes to the workstation, and goes back to its pods.
 
+mod client;
 mod environment;
 mod failures;
 mod kinds;

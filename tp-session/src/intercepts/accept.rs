@@ -4,13 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    net::SocketAddr,
-    sync::{Arc, RwLock},
+    sync::{Arc, OnceLock, RwLock},
     time::Duration,
 };
 
 use tokio::{
-    net::TcpStream,
     sync::{Semaphore, watch},
     task::JoinSet,
     time::timeout,
@@ -19,7 +17,13 @@ use tp_process::sync::{read, write};
 use tp_proto::tunnel::Outcome;
 use tp_transport::{Intercepted, SpliceCounters, dial_outcome, keep_alive, splice};
 
-use super::super::shared::{ActiveTunnel, Shared};
+use super::{
+    super::{
+        root_link::RootLink,
+        shared::{ActiveTunnel, Shared},
+    },
+    dial::{self, ClientRegistry, LocalTarget},
+};
 
 /// A local port takes a connection at once, or is full; another machine may be far away.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,25 +34,27 @@ const NOT_OURS: &str = "this session has not made that intercept";
 
 /// Where the connections of the Intercepts go that this session has made. No connection of another one is
 /// taken, whatever the manager says.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct InterceptTargets {
     by_uid: RwLock<BTreeMap<String, TargetsOfOne>>,
     /// The ports whose local address refused a connection since this was last taken.
     refused: watch::Sender<BTreeSet<(String, u16)>>,
     pub(super) counters: SpliceCounters,
+    /// Not set where the root daemon cannot show clients.
+    clients: OnceLock<ClientRegistry>,
 }
 
 /// The targets of one Intercept.
 #[derive(Debug)]
 struct TargetsOfOne {
-    /// The local address of each port of a container.
-    ports: BTreeMap<u16, SocketAddr>,
+    /// Where each port of a container leads.
+    ports: BTreeMap<u16, LocalTarget>,
     slots: Arc<Semaphore>,
 }
 
 impl InterceptTargets {
     /// From now on connections of the Intercept go to these addresses.
-    pub(super) fn insert(&self, uid: &str, ports: BTreeMap<u16, SocketAddr>) {
+    pub(super) fn insert(&self, uid: &str, ports: BTreeMap<u16, LocalTarget>) {
         let mut by_uid = write(&self.by_uid);
         match by_uid.get_mut(uid) {
             Some(known) => known.ports = ports,
@@ -64,11 +70,17 @@ impl InterceptTargets {
         write(&self.by_uid).remove(uid);
     }
 
-    fn target(&self, uid: &str, port: u16) -> Option<(SocketAddr, Arc<Semaphore>)> {
+    fn target(&self, uid: &str, port: u16) -> Option<(LocalTarget, Arc<Semaphore>)> {
         let by_uid = read(&self.by_uid);
         let of_one = by_uid.get(uid)?;
 
         Some((*of_one.ports.get(&port)?, Arc::clone(&of_one.slots)))
+    }
+
+    /// From now on local processes are shown the client of each connection.
+    pub(super) fn show_clients_by(&self, root: Arc<RootLink>) {
+        // There is one root daemon for as long as there is a session.
+        let _ = self.clients.set(ClientRegistry::new(root));
     }
 
     pub(super) fn refusals(&self) -> watch::Receiver<BTreeSet<(String, u16)>> {
@@ -137,8 +149,9 @@ impl InterceptTargets {
         let cancelled = pending.cancelled();
         let dialled = tokio::select! {
             () = cancelled => return,
-            dialled = timeout(DIAL_TIMEOUT, TcpStream::connect(target)) => dialled,
+            dialled = timeout(DIAL_TIMEOUT, dial::dial(target, &from, self.clients.get())) => dialled,
         };
+        let target = target.address;
         let tcp = match dialled {
             Ok(Ok(tcp)) => tcp,
             Ok(Err(error)) => {

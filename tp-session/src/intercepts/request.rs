@@ -40,6 +40,7 @@ pub(super) struct CheckedRequest {
     probes: String,
     when_down: String,
     take_over: bool,
+    proxy_protocol: bool,
 }
 
 /// All that an Intercept object is made of, and what only the workstation knows.
@@ -57,6 +58,8 @@ pub(super) struct WantedIntercept {
     pub(super) ready: u32,
     /// Those of others end for it.
     pub(super) take_over: bool,
+    /// Local processes are told the client by a header of the PROXY protocol.
+    pub(super) proxy_protocol: bool,
 }
 
 /// A port of the pods, and where its connections go.
@@ -159,6 +162,7 @@ impl CheckedRequest {
             probes,
             when_down,
             take_over: request.take_over,
+            proxy_protocol: request.proxy_protocol,
         })
     }
 
@@ -241,6 +245,7 @@ impl CheckedRequest {
             probes: self.probes,
             when_down: self.when_down,
             take_over: self.take_over,
+            proxy_protocol: self.proxy_protocol,
         })
     }
 }

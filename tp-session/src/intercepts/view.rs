@@ -233,6 +233,7 @@ pub(super) fn of(entry: &OwnIntercept, without_tunnel: Option<&str>) -> Intercep
         ports: ports.collect(),
         pods: pods.map(pod).collect(),
         notices: notices(entry),
+        proxy_protocol: wanted.proxy_protocol,
     }
 }
 

@@ -36,6 +36,9 @@ pub(super) fn made(intercept: &Intercept) -> String {
     for port in &intercept.ports {
         text.push_str(&format!("  {}\n", port_line(port)));
     }
+    if intercept.proxy_protocol {
+        text.push_str("  connections begin with a header of the PROXY protocol\n");
+    }
     for pod in &intercept.pods {
         text.push_str(&format!("  {}\n", pod_line(pod)));
     }
@@ -200,6 +203,15 @@ mod tests {
              Try it: curl http://web.shop\n\
              End it: tp leave web\n"
         );
+    }
+
+    #[test]
+    fn that_connections_begin_with_a_header_is_said() {
+        let mut intercept = intercept();
+        assert!(!made(&intercept).contains("PROXY"));
+        intercept.proxy_protocol = true;
+
+        assert!(made(&intercept).contains("a header of the PROXY protocol"));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! A manager's tunnel server, and services that listen on loopback.
 
-use std::{net::Ipv4Addr, sync::atomic::Ordering};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::atomic::Ordering,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -9,7 +12,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Endpoint;
-use tp_core::dns::Zone;
+use tp_core::{dns::Zone, intercept::proxy_protocol};
 use tp_transport::{Dialed, Identity, InterceptedFrom, KeyHash, Peer, SessionRef, TunnelServer};
 
 use super::{
@@ -97,6 +100,13 @@ async fn unused() -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
+fn target(address: SocketAddr) -> LocalTarget {
+    LocalTarget {
+        address,
+        proxy_protocol: false,
+    }
+}
+
 async fn open(peer: &Peer, from: &InterceptedFrom) -> Dialed {
     let opened = timeout(LIMIT, peer.open_intercepted(from)).await;
 
@@ -127,7 +137,7 @@ async fn ask(peer: &Peer, question: &[u8]) -> Vec<u8> {
 async fn a_connection_reaches_the_port_of_its_intercept() {
     let lab = Lab::new();
     let (address, _service) = service().await;
-    lab.intercepts.insert(UID, [(PORT, address)].into());
+    lab.intercepts.insert(UID, [(PORT, target(address))].into());
     let peer = lab.connect().await;
 
     assert_eq!(ask(&peer, b"hello").await, b"olleh");
@@ -135,10 +145,27 @@ async fn a_connection_reaches_the_port_of_its_intercept() {
 }
 
 #[tokio::test]
+async fn with_the_proxy_protocol_the_process_reads_who_connected_before_all_else() {
+    let lab = Lab::new();
+    let (address, _service) = service().await;
+    let mut target = target(address);
+    target.proxy_protocol = true;
+    lab.intercepts.insert(UID, [(PORT, target)].into());
+    let peer = lab.connect().await;
+
+    let mut answer = ask(&peer, b"hello").await;
+
+    answer.reverse();
+    let from = from(UID, PORT);
+    let header = proxy_protocol::header(from.client, from.pod);
+    assert_eq!(answer, [header, b"hello".to_vec()].concat());
+}
+
+#[tokio::test]
 async fn only_intercepts_of_this_session_are_taken_and_only_their_ports() {
     let lab = Lab::new();
     let (address, _service) = service().await;
-    lab.intercepts.insert(UID, [(PORT, address)].into());
+    lab.intercepts.insert(UID, [(PORT, target(address))].into());
     let peer = lab.connect().await;
 
     for foreign in [from("another", PORT), from(UID, PORT + 1)] {
@@ -158,7 +185,7 @@ async fn only_intercepts_of_this_session_are_taken_and_only_their_ports() {
 async fn a_port_where_nothing_listens_is_refused_as_the_kernel_refuses_it() {
     let lab = Lab::new();
     let address = unused().await;
-    lab.intercepts.insert(UID, [(PORT, address)].into());
+    lab.intercepts.insert(UID, [(PORT, target(address))].into());
     let peer = lab.connect().await;
 
     let Dialed::Refused { outcome, reason } = open(&peer, &from(UID, PORT)).await else {
@@ -175,7 +202,7 @@ async fn a_port_where_nothing_listens_is_refused_as_the_kernel_refuses_it() {
 async fn after_a_reconnect_the_same_intercepts_are_served() {
     let lab = Lab::new();
     let (address, _service) = service().await;
-    lab.intercepts.insert(UID, [(PORT, address)].into());
+    lab.intercepts.insert(UID, [(PORT, target(address))].into());
     let first = lab.connect().await;
     assert_eq!(ask(&first, b"one").await, b"eno");
     lab.shared.up.send_replace(None);
@@ -190,7 +217,7 @@ async fn after_a_reconnect_the_same_intercepts_are_served() {
 async fn a_refused_connection_is_noted_once() {
     let lab = Lab::new();
     let address = unused().await;
-    lab.intercepts.insert(UID, [(PORT, address)].into());
+    lab.intercepts.insert(UID, [(PORT, target(address))].into());
     let peer = lab.connect().await;
 
     for _ in 0..2 {
