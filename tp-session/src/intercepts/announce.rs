@@ -27,6 +27,7 @@ impl OwnIntercepts {
             tokio::select! {
                 never = served => match never {},
                 never = self.lend_names() => match never {},
+                never = self.sweep() => match never {},
                 changed = up.changed() => if changed.is_err() {
                     return;
                 },

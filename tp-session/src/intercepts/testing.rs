@@ -1,7 +1,7 @@
 //! A manager and an API server as far as intercepts need them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fs, mem,
     net::SocketAddr,
     pin::Pin,
@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt as _};
@@ -17,6 +18,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
     sync::watch,
+    time::sleep,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -230,12 +232,37 @@ impl Manager for StagedManager {
     }
 }
 
+/// What becomes of a request to create an Intercept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum StagedCreation {
+    /// The object is made, and the connection cut.
+    Lost,
+    /// The connection is cut, and the object made after this time.
+    Late(Duration),
+    /// The object is made, and this is the code of the answer.
+    Fails(u16),
+    /// Nothing is made, and this is the answer: code and message.
+    Refused(u16, String),
+}
+
 /// An API server to which everybody is alice. It has Intercepts alone.
+#[derive(Clone, Default)]
+struct StagedObjects {
+    /// By name.
+    objects: Arc<Mutex<BTreeMap<String, Value>>>,
+    refusal: Arc<Mutex<Option<(u16, String)>>>,
+    creations: Arc<Mutex<VecDeque<StagedCreation>>>,
+    made: Arc<AtomicU32>,
+}
+
+/// The server, and whoever uses it.
 pub(super) struct StagedApi {
     /// By name.
     pub(super) objects: Arc<Mutex<BTreeMap<String, Value>>>,
     /// The answer to whoever creates an Intercept, if it is no success: code and message.
     pub(super) refusal: Arc<Mutex<Option<(u16, String)>>>,
+    /// What becomes of the next requests to create one.
+    pub(super) creations: Arc<Mutex<VecDeque<StagedCreation>>>,
     pub(super) login: Arc<Login>,
     _file: tempfile::NamedTempFile,
     _serving: AbortOnDropHandle<()>,
@@ -245,9 +272,8 @@ impl StagedApi {
     pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let objects = Arc::new(Mutex::new(BTreeMap::new()));
-        let refusal = Arc::new(Mutex::new(None));
-        let serving = serve(listener, Arc::clone(&objects), Arc::clone(&refusal));
+        let staged = StagedObjects::default();
+        let serving = serve(listener, staged.clone());
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), kubeconfig(address)).unwrap();
         let request = ConnectRequest {
@@ -259,8 +285,9 @@ impl StagedApi {
         let cluster = Arc::new(Cluster::load(&request).await.unwrap());
 
         Self {
-            objects,
-            refusal,
+            objects: staged.objects,
+            refusal: staged.refusal,
+            creations: staged.creations,
             login: Arc::new(Login::new(request, "alice", cluster)),
             _file: file,
             _serving: serving,
@@ -276,13 +303,8 @@ fn kubeconfig(server: SocketAddr) -> String {
     )
 }
 
-async fn serve(
-    listener: TcpListener,
-    objects: Arc<Mutex<BTreeMap<String, Value>>>,
-    refusal: Arc<Mutex<Option<(u16, String)>>>,
-) {
+async fn serve(listener: TcpListener, staged: StagedObjects) {
     let acceptor = acceptor();
-    let mut made = 0;
     while let Ok((stream, _)) = listener.accept().await {
         let Ok(stream) = acceptor.accept(stream).await else {
             continue;
@@ -290,47 +312,98 @@ async fn serve(
         let Some((line, body, stream)) = request(stream).await else {
             continue;
         };
-        made += 1;
-        let refusal = lock(&refusal).clone();
-        let (code, answer) = answer(&line, body, made, &objects, refusal);
-        write(stream, code, &answer).await;
+        if let Some((code, answer)) = staged.answer(&line, body) {
+            write(stream, code, &answer).await;
+        }
     }
 }
 
-fn answer(
-    line: &str,
-    mut body: Value,
-    made: usize,
-    objects: &Mutex<BTreeMap<String, Value>>,
-    refusal: Option<(u16, String)>,
-) -> (u16, Value) {
-    let failed = |code: u16, message: &str| {
-        let reason = if code == 404 { "NotFound" } else { "" };
-        let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure",
-            "message": message, "reason": reason, "code": code});
-        (code, status)
-    };
-    let name = line.rsplit('/').next().unwrap_or_default();
-    let mut objects = lock(objects);
-    if line.ends_with("/selfsubjectreviews") {
-        body["status"] = json!({"userInfo": {"username": "alice"}});
-        return (200, body);
-    }
-    match (line.split(' ').next(), refusal) {
-        (Some("POST"), Some((code, message))) => failed(code, &message),
-        (Some("POST"), None) => {
-            body["metadata"]["uid"] = json!(format!("uid-{made}"));
-            let name = body["metadata"]["name"].as_str().unwrap().to_owned();
-            objects.insert(name, body.clone());
-            (200, body)
+impl StagedObjects {
+    /// `None` if the connection is cut.
+    fn answer(&self, line: &str, mut body: Value) -> Option<(u16, Value)> {
+        let name = line.rsplit('/').next().unwrap_or_default();
+        if line.ends_with("/selfsubjectreviews") {
+            body["status"] = json!({"userInfo": {"username": "alice"}});
+            return Some((200, body));
         }
-        (Some("DELETE"), _) if objects.remove(name).is_some() => (
-            200,
-            json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}),
-        ),
-        (Some("GET"), _) if objects.contains_key(name) => (200, objects[name].clone()),
-        _ => failed(404, "not found"),
+        let mut objects = lock(&self.objects);
+        let answer = match line.split(' ').next() {
+            Some("POST") => {
+                drop(objects);
+                return self.create(body);
+            }
+            Some("DELETE") => {
+                let wanted = &body["preconditions"]["uid"];
+                match objects.get(name) {
+                    Some(found) if *wanted != found["metadata"]["uid"] => failure(409, "another"),
+                    Some(_) => {
+                        objects.remove(name);
+                        (
+                            200,
+                            json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}),
+                        )
+                    }
+                    None => failure(404, "not found"),
+                }
+            }
+            Some("GET") if objects.contains_key(name) => (200, objects[name].clone()),
+            _ => failure(404, "not found"),
+        };
+
+        Some(answer)
     }
+
+    fn create(&self, body: Value) -> Option<(u16, Value)> {
+        if let Some((code, message)) = lock(&self.refusal).clone() {
+            return Some(failure(code, &message));
+        }
+        let next = lock(&self.creations).pop_front();
+        match next {
+            None => Some(self.make(body)),
+            Some(StagedCreation::Lost) => {
+                self.make(body);
+                None
+            }
+            Some(StagedCreation::Late(pause)) => {
+                let this = self.clone();
+                tokio::spawn(async move {
+                    sleep(pause).await;
+                    this.make(body);
+                });
+                None
+            }
+            Some(StagedCreation::Fails(code)) => {
+                self.make(body);
+                Some(failure(code, "out of order"))
+            }
+            Some(StagedCreation::Refused(code, message)) => Some(failure(code, &message)),
+        }
+    }
+
+    fn make(&self, mut body: Value) -> (u16, Value) {
+        let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+        let mut objects = lock(&self.objects);
+        if objects.contains_key(&name) {
+            return failure(409, "it exists already");
+        }
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        body["metadata"]["uid"] = json!(format!("uid-{number}"));
+        objects.insert(name, body.clone());
+
+        (200, body)
+    }
+}
+
+fn failure(code: u16, message: &str) -> (u16, Value) {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "AlreadyExists",
+        _ => "",
+    };
+    let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure",
+        "message": message, "reason": reason, "code": code});
+
+    (code, status)
 }
 
 async fn write(mut stream: impl AsyncWrite + Unpin, code: u16, answer: &Value) {
