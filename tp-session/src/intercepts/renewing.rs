@@ -6,7 +6,10 @@ use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 use futures::{StreamExt as _, stream};
 use tokio::time::{sleep, timeout};
 use tp_core::backoff::Backoff;
-use tp_proto::{crd::UserInfo, fault::Fault};
+use tp_proto::{
+    crd::{ENDED_BY_SOMEBODY, UserInfo},
+    fault::Fault,
+};
 use tp_transport::SessionRef;
 
 use super::{Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept};
@@ -19,8 +22,6 @@ const PARALLEL: usize = 4;
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// From one look to the next, where the manager says that an object was deleted.
 const LOOK_BACKOFF: Duration = Duration::from_millis(500);
-/// Where the manager does not say how.
-const ENDED: &str = "somebody has ended it in the cluster, by deleting its Intercept object";
 
 impl OwnIntercepts {
     /// Makes anew whatever is not of `session`.
@@ -126,7 +127,7 @@ impl OwnIntercepts {
                         // The manager forgets it.
                         let why = entry.state.as_ref().map(|state| state.ended.clone());
                         let why = why.filter(|why| !why.is_empty());
-                        now.fault = why.unwrap_or_else(|| ENDED.to_owned());
+                        now.fault = why.unwrap_or_else(|| ENDED_BY_SOMEBODY.to_owned());
                         self.targets.remove(&made.uid);
                         self.leave_unsettled(now);
                         tracing::info!(%namespace, object = now.object, "Intercept ended in the cluster");

@@ -18,6 +18,7 @@ use super::{
     *,
 };
 
+mod histories;
 mod objects;
 
 const LIMIT: Duration = Duration::from_secs(20);
