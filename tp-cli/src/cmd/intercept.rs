@@ -3,6 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use serde::Serialize;
 use tokio::time::timeout;
 use tonic::Streaming;
 use tp_core::intercept::workload::WorkloadName;
@@ -11,7 +12,7 @@ use tp_proto::{
     local::{Intercept, InterceptEvent, InterceptRequest, LeaveRequest, intercept_event::Event},
 };
 
-use super::connect::{self, Attempt, CommandCgroup};
+use super::connect::{self, Attempt, CommandCgroup, Connected};
 use crate::{
     cli::{ConnectArgs, InterceptArgs, Probes, Transport, WhenDown},
     client::{self, Session},
@@ -21,6 +22,8 @@ use crate::{
     signals::Signals,
 };
 
+#[cfg(test)]
+mod documented;
 mod text;
 
 pub(super) use text::{table, workload};
@@ -39,16 +42,19 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     let made = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
         made = async {
+            let mut connected = None;
             if args.names_a_cluster() || !client::is_connected().await {
                 let cgroup = cgroup.as_ref();
-                let connected =
+                let connecting =
                     connect::connect(&connect_args, cgroup, output, &mut progress, &mut attempt);
-                say_connected(&connected.await?, &mut progress, output);
+                connected = Some(connecting.await?).filter(|it| !it.already);
+                progress.clear();
+                connected.iter().for_each(|it| say_connected(it, output));
             }
-            intercept(request, &mut progress).await
+            Ok((intercept(request, &mut progress).await?, connected))
         } => made,
     };
-    let mut made = match made {
+    let (mut made, connected) = match made {
         Ok(made) => made,
         Err(error) => return Err(connect::undo(attempt, error, &mut progress).await),
     };
@@ -58,7 +64,11 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     }
 
     if args.command.is_empty() {
-        output.print(&made.intercept, &text::made(&made.intercept))?;
+        let printed = Printed {
+            intercept: &made.intercept,
+            connected: connected.as_ref(),
+        };
+        output.print(&printed, &text::made(&made.intercept))?;
         return Ok(ExitCode::SUCCESS);
     }
     if output.format() == Format::Text {
@@ -74,6 +84,15 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     attempt.give_up().await;
 
     Ok(ExitCode::from(code?))
+}
+
+/// What programs are told.
+#[derive(Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    intercept: &'a Intercept,
+    /// The connection that this command has made, as `tp connect` prints it.
+    connected: Option<&'a Connected>,
 }
 
 async fn run_command(
@@ -125,9 +144,12 @@ fn broken() -> Fault {
     )
 }
 
-fn say_connected(connected: &connect::Connected, progress: &mut Progress, output: Output) {
-    progress.clear();
-    if !connected.already && output.format() == Format::Text {
+/// Says what `tp connect` says.
+fn say_connected(connected: &Connected, output: Output) {
+    for notice in &connected.notices {
+        note(&format!("note: {notice}"));
+    }
+    if output.format() == Format::Text {
         note(&connect::summary(connected));
     }
 }

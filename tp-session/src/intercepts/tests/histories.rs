@@ -392,8 +392,12 @@ impl History {
             let settled = settled.await;
             settled.unwrap_or_else(|_| {
                 let objects = self.objects_of("alice");
-                let entries = self.lab.own.entries.borrow().clone();
-                panic!("seed {}: {objects:?} of {entries:#?}", self.seed)
+                let entries = self.lab.own.entries.borrow();
+                let entries: Vec<_> = entries
+                    .values()
+                    .map(|it| (&it.object, &it.made, it.phase))
+                    .collect();
+                panic!("seed {}: {objects:?} of {entries:?}", self.seed)
             });
         }
     }
