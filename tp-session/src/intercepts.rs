@@ -28,6 +28,7 @@ mod making;
 mod objects;
 mod renewing;
 mod request;
+mod telling;
 #[cfg(test)]
 mod testing;
 mod view;

@@ -1,6 +1,6 @@
 //! `tp intercept`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{convert::Infallible, future::pending, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -74,7 +74,10 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     if output.format() == Format::Text {
         note(text::made(&made.intercept).trim_end());
     }
-    let code = run_command(&args, cgroup.as_ref(), &mut signals).await;
+    let code = tokio::select! {
+        code = run_command(&args, cgroup.as_ref(), &mut signals) => code,
+        never = pass_on(&mut made.events) => match never {},
+    };
     let name = made.intercept.name.clone();
     // Waits for its end; the end of the stream would end it as well.
     if let Err(fault) = client::ask(made.session.leave(LeaveRequest { name })).await {
@@ -105,12 +108,23 @@ async fn run_command(
     connect::run_command(&args.command, signals).await
 }
 
+/// Prints what the session says of the intercept.
+async fn pass_on(events: &mut Streaming<InterceptEvent>) -> Infallible {
+    while let Ok(Some(event)) = events.message().await {
+        if let Some(Event::Progress(news)) = event.event {
+            note(&format!("note: {news}"));
+        }
+    }
+
+    pending().await
+}
+
 /// An intercept of this command.
 struct Made {
     intercept: Intercept,
     session: Session,
     /// Open while this command wants the intercept.
-    _events: Streaming<InterceptEvent>,
+    events: Streaming<InterceptEvent>,
 }
 
 async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow::Result<Made> {
@@ -126,7 +140,7 @@ async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow
                 return Ok(Made {
                     intercept,
                     session,
-                    _events: events,
+                    events,
                 });
             }
             None => return Err(broken().into()),

@@ -1,6 +1,8 @@
 //! A request to intercept, from the user's words to redirected pods.
 
-use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, future::pending, mem, sync::Arc, time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -79,6 +81,10 @@ impl OwnIntercepts {
                 () = events.0.closed() => {}
                 // The end of the connection ends it.
                 () = self.stop.cancelled() => return,
+                never = async {
+                    self.tell(&wanted, &events).await;
+                    pending::<Infallible>().await
+                } => match never {},
             }
         }
         if !is_told || for_command {

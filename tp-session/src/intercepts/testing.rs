@@ -99,6 +99,8 @@ pub(super) struct StagedManager {
     pub(super) state: Arc<Mutex<InterceptState>>,
     pub(super) refusal: Arc<Mutex<Option<Status>>>,
     pub(super) ready: Arc<AtomicU32>,
+    /// What leads to every workload that is found.
+    pub(super) services: Arc<Mutex<Vec<String>>>,
     pub(super) view: Arc<Mutex<Option<Arc<dyn StagedView>>>>,
 }
 
@@ -118,6 +120,7 @@ impl StagedManager {
             state: Arc::new(Mutex::new(state)),
             refusal: Arc::default(),
             ready: Arc::new(AtomicU32::new(1)),
+            services: Arc::default(),
             view: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -194,6 +197,7 @@ impl Manager for StagedManager {
         let ports = request.ports.iter().map(|port| FoundPort {
             local: port.parse().unwrap(),
             port: 80,
+            services: lock(&self.services).clone(),
             ..FoundPort::default()
         });
 

@@ -20,6 +20,7 @@ use super::{
 
 mod histories;
 mod objects;
+mod others;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
