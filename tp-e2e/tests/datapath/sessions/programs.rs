@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, thread,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -103,10 +103,13 @@ fn becomes(machine: &mut Machine, expected: (usize, usize)) {
 #[track_caller]
 fn stays(machine: &mut Machine, expected: (usize, usize), time: Duration) {
     let end = Instant::now() + time;
-    while Instant::now() < end {
+    eventually("that time to pass", time * 2, || {
         assert_eq!(numbers(machine), expected);
-        thread::sleep(Duration::from_millis(20));
-    }
+        match Instant::now() < end {
+            true => Err("it has not passed".to_owned()),
+            false => Ok(()),
+        }
+    });
 }
 
 /// A session that has said hello, and is to come.
