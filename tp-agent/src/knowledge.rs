@@ -27,7 +27,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tp_core::intercept::holders::WorkloadKey;
-use tp_proto::crd::{GROUP, Intercept, UserInfo};
+use tp_proto::{
+    crd::{GROUP, Intercept, UserInfo},
+    grant,
+};
 
 use crate::facts::{Facts, InterceptFacts, UserReview};
 use pods::{KnownPod, OwnerReplicaSet};
@@ -56,6 +59,7 @@ const MAX_REQUESTS: usize = 8;
 pub(crate) struct Knowledge {
     client: Client,
     node: String,
+    manager_namespace: String,
     gateways: Vec<IpAddr>,
     facts: watch::Sender<Facts>,
     intercepts: BTreeMap<String, KnownIntercept>,
@@ -95,10 +99,16 @@ enum Change<K> {
 }
 
 impl Knowledge {
-    pub(crate) fn new(client: Client, node: String, facts: watch::Sender<Facts>) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        node: String,
+        manager_namespace: String,
+        facts: watch::Sender<Facts>,
+    ) -> Self {
         Self {
             client,
             node,
+            manager_namespace,
             gateways: pods::gateways(),
             facts,
             intercepts: BTreeMap::new(),
@@ -256,8 +266,10 @@ impl Knowledge {
             let (client, uid) = (self.client.clone(), uid.clone());
             let namespace = intercept.facts.workload.namespace.clone();
             let user = intercept.user.clone();
+            let granting =
+                grant::intercept_command(&user.username, &namespace, &self.manager_namespace);
             self.requests.spawn(async move {
-                let review = review(client, user, namespace).await;
+                let review = review(client, user, namespace, granting).await;
                 Answer::Review(uid, review)
             });
         }
@@ -370,11 +382,16 @@ async fn owner_of(
     }))
 }
 
-/// Whether a user may intercept in a namespace.
-async fn review(client: Client, user: UserInfo, namespace: String) -> Result<UserReview, String> {
+/// Whether a user may intercept in a namespace; the command `granting` lets them.
+async fn review(
+    client: Client,
+    user: UserInfo,
+    namespace: String,
+    granting: String,
+) -> Result<UserReview, String> {
     let denied = format!(
-        "user {} may not create intercepts.{GROUP} in namespace {namespace}: an administrator can allow \
-         it with `tp grant --intercept`",
+        "user {} may not create intercepts.{GROUP} in namespace {namespace}: an administrator lets \
+         them by `{granting}`",
         user.username
     );
     let attributes = ResourceAttributes {

@@ -52,7 +52,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     )
     .context("cannot start a thread")?;
     let mut tasks = JoinSet::new();
-    let knowledge = Knowledge::new(client.clone(), args.node_name.clone(), facts);
+    let knowledge = Knowledge::new(
+        client.clone(),
+        args.node_name.clone(),
+        args.manager_namespace.clone(),
+        facts,
+    );
     tasks.spawn(knowledge.follow());
     let connected = Arc::clone(&agent.managers);
     let outdated = move || {

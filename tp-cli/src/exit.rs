@@ -13,7 +13,10 @@ use clap::{
 use serde::Serialize;
 use tp_proto::fault::{Fault, FaultKind};
 
-use crate::output::{Format, Output};
+use crate::{
+    output::{Format, Output},
+    tips::tip,
+};
 
 /// Text of `tp help exit-codes`.
 pub(crate) const CODES: &str = "\
@@ -33,53 +36,6 @@ Exit codes:
 Errors are on standard error: text, or with --output json or yaml the object
 {\"error\": {\"kind\": ..., \"message\": ...}}, where kind is one of failed, usage, not_connected,
 already_connected, not_installed, unavailable, temporary_failure, no_permission, config.";
-
-/// Words of other tools' users, each with our command.
-const TIPS: [(&[&str], &str); 4] = [
-    (
-        &["helm", "upgrade"],
-        "`tp install` puts the traffic manager into a cluster, and brings it to this version",
-    ),
-    (&["disconnect", "stop"], "`tp quit` ends the connection"),
-    (
-        &["ingest", "replace", "wiretap"],
-        "`tp intercept` takes all traffic of a port; there is nothing else yet",
-    ),
-    (&["logs", "loglevel"], "`tp gather-logs` collects the logs"),
-];
-
-/// Flags that users of other tools give `intercept`, each with what there is.
-const FLAG_TIPS: [(&[&str], &str); 6] = [
-    (
-        &[
-            "--http-header",
-            "--http-path-equal",
-            "--http-path-prefix",
-            "--http-path-regex",
-        ],
-        "all traffic of a port is intercepted: requests are not told apart yet",
-    ),
-    (
-        &["--mount", "--local-mount-port"],
-        "the files of a pod are not mounted: `kubectl cp` copies them",
-    ),
-    (
-        &["--docker-run", "--docker-build", "--docker-debug"],
-        "run the container beside `tp intercept`, with its port published on 127.0.0.1",
-    ),
-    (
-        &["--take-over", "--take-open"],
-        "ask who has the port to `tp leave` it; connections under way stay where they are",
-    ),
-    (
-        &["--to-pod", "--no-local-shortcut"],
-        "there is no such thing yet",
-    ),
-    (
-        &["--plaintext", "--preview-url", "--mechanism", "--use"],
-        "`tp intercept WORKLOAD --port LOCAL:PORT` is enough",
-    ),
-];
 
 /// `tp` was interrupted by a signal; `is_undone` tells whether it could undo its work.
 #[derive(Debug, thiserror::Error)]
@@ -147,22 +103,6 @@ pub(crate) fn usage(mut error: clap::Error, args: impl Iterator<Item = OsString>
     } else {
         0
     })
-}
-
-fn tip(error: &clap::Error) -> Option<&'static str> {
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    let of = |tips: &[(&[&str], &'static str)], word: &str| {
-        let tip = tips.iter().find(|(words, _)| words.contains(&word));
-        tip.map(|(_, tip)| *tip)
-    };
-    if let Some(word) = text(ContextKind::InvalidSubcommand) {
-        return of(&TIPS, word);
-    }
-
-    of(&FLAG_TIPS, text(ContextKind::InvalidArg)?)
 }
 
 /// The exit code that a shell reports for a process ended by this signal.
@@ -233,8 +173,6 @@ fn format_in(args: impl Iterator<Item = OsString>) -> Format {
 mod tests {
     use anyhow::Context as _;
 
-    use clap::Parser as _;
-
     use super::*;
 
     fn format_of(line: &str) -> Format {
@@ -269,29 +207,6 @@ mod tests {
             error.downcast_ref::<Fault>().map(|fault| fault.kind),
             Some(FaultKind::Config)
         );
-    }
-
-    #[test]
-    fn words_of_other_tools_are_answered_with_ours() {
-        let of = |line: &str| {
-            let error = crate::cli::Cli::try_parse_from(line.split(' ')).unwrap_err();
-            tip(&error)
-        };
-
-        assert!(of("tp helm install").unwrap().contains("tp install"));
-        assert!(of("tp disconnect").unwrap().contains("tp quit"));
-        assert!(
-            of("tp intercept web --mount=false")
-                .unwrap()
-                .contains("kubectl cp")
-        );
-        assert!(
-            of("tp intercept web --http-header a=b")
-                .unwrap()
-                .contains("all traffic")
-        );
-        assert_eq!(of("tp frob"), None);
-        assert_eq!(of("tp connect --frob"), None);
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod root_daemon;
 mod signals;
 mod spawn;
 mod state;
+mod tips;
 mod values;
 
 fn main() -> ExitCode {

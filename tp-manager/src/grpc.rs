@@ -126,6 +126,15 @@ where
     }
 }
 
+/// The answer to a user without a right that the command `granting` gives.
+fn refused(user: &User, scope: &Scope, granting: &str) -> Status {
+    Status::permission_denied(format!(
+        "{} may not {}: an administrator lets them by `{granting}`",
+        user.name(),
+        scope.right()
+    ))
+}
+
 impl Control {
     pub(crate) fn new(
         replica: Arc<Replica>,
@@ -159,11 +168,7 @@ impl Control {
         let manager_namespace = &self.replica.namespace;
         let command = grant::intercept_command(user.name(), namespace, manager_namespace);
 
-        Err(Status::permission_denied(format!(
-            "{} may not {}: an administrator lets them by `{command}`",
-            user.name(),
-            scope.right()
-        )))
+        Err(refused(&user, &scope, &command))
     }
 
     /// Returns whether the user has a right.
@@ -270,10 +275,10 @@ impl Manager for Control {
     ) -> Result<Response<ListWorkloadsResponse>, Status> {
         let namespace = request.into_inner().namespace;
         if !self.may_reach(&namespace).await? {
-            return Err(Status::permission_denied(format!(
-                "the user may not {}",
-                Scope::Namespace(namespace).right()
-            )));
+            let user = Arc::clone(&self.user.borrow());
+            let command = grant::command(user.name(), &namespace, &self.replica.namespace);
+            let scope = Scope::Namespace(namespace);
+            return Err(refused(&user, &scope, &command));
         }
         let _permit = self.limits.lists.acquire().await;
         let workloads = self

@@ -198,6 +198,10 @@ pub const INTERCEPT: &str = "intercept";
 /// The [`InterceptStatus::phase`] of an Intercept whose ports another user takes over.
 pub const TAKEN_OVER: &str = "TakenOver";
 
+/// Why an Intercept is gone that neither its user nor a taker has ended. For people.
+pub const ENDED_BY_SOMEBODY: &str =
+    "somebody has ended it in the cluster, by deleting its Intercept object";
+
 fn intercept() -> String {
     INTERCEPT.into()
 }

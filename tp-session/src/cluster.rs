@@ -26,6 +26,7 @@ use tp_proto::{
 };
 use tp_transport::{Identity, KeyHash, SessionRef};
 
+pub(super) use faults::is_refusal;
 use faults::{Operation, api_fault};
 
 mod faults;

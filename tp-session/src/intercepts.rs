@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tokio::{
     sync::watch,
@@ -16,11 +15,12 @@ use tp_proto::{
     tunnel::InterceptState,
 };
 
-use super::{cluster::Deletion, renewal::Login, root_link::RootLink, shared::Shared};
+use super::{renewal::Login, root_link::RootLink, shared::Shared};
 use accept::InterceptTargets;
 use dial::LocalTarget;
 use files::KeptFiles;
 use listening::ListeningSockets;
+use objects::{AskedObject, Leftovers};
 use request::WantedIntercept;
 
 mod accept;
@@ -29,8 +29,10 @@ mod dial;
 mod files;
 mod listening;
 mod making;
+mod objects;
 mod renewing;
 mod request;
+mod telling;
 #[cfg(test)]
 mod testing;
 mod view;
@@ -39,8 +41,6 @@ pub(super) use making::InterceptEvents;
 
 /// How often the local ports are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Deletions under way at once.
-const PARALLEL: usize = 16;
 /// Bounds the end of all intercepts: what is left, the manager collects with the Session.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -55,6 +55,7 @@ pub(super) struct OwnIntercepts {
     stop: CancellationToken,
     targets: Arc<InterceptTargets>,
     entries: watch::Sender<Entries>,
+    leftovers: Leftovers,
 }
 
 /// An intercept of this session.
@@ -64,6 +65,8 @@ struct OwnIntercept {
     since: Timestamp,
     /// The name of the newest object, from before the API server is asked for it.
     object: String,
+    /// `None` if no request may have made it.
+    asked: Option<AskedObject>,
     made: Option<MadeObject>,
     ports: BTreeMap<u16, LocalPortState>,
     /// What the manager said last of the object.
@@ -106,6 +109,7 @@ impl OwnIntercept {
         Self {
             object: wanted.object_name(),
             since: Timestamp::now(),
+            asked: None,
             made: None,
             ports: local_ports(&wanted, listening),
             state: None,
@@ -150,6 +154,7 @@ impl OwnIntercepts {
             stop,
             targets: Arc::default(),
             entries: watch::Sender::default(),
+            leftovers: Leftovers::default(),
         }
     }
 
@@ -252,14 +257,23 @@ impl OwnIntercepts {
             let Some(entry) = self.entry(wanted) else {
                 return Ok(());
             };
-            self.delete(&wanted.namespace, &entry.object).await?;
+            self.delete(&entry).await?;
             // Another object may have been begun meanwhile.
-            self.forget_if(wanted, |now| now.object == entry.object);
+            self.forget_if(
+                wanted,
+                |now| now.object == entry.object,
+                Self::leave_unsettled,
+            );
         }
     }
 
-    /// Forgets an entry, whose object may still be there.
-    fn forget_if(&self, wanted: &Arc<WantedIntercept>, is_due: impl Fn(&OwnIntercept) -> bool) {
+    /// Forgets an entry if `is_due`, and has done with its object what `leave` does.
+    fn forget_if(
+        &self,
+        wanted: &Arc<WantedIntercept>,
+        is_due: impl Fn(&OwnIntercept) -> bool,
+        leave: impl Fn(&Self, &OwnIntercept),
+    ) {
         self.entries.send_if_modified(|entries| {
             let entry = entries.get(&wanted.name);
             let entry = entry.filter(|it| Arc::ptr_eq(&it.wanted, wanted));
@@ -269,37 +283,15 @@ impl OwnIntercepts {
             if let Some(made) = &entry.made {
                 self.targets.remove(&made.uid);
             }
+            leave(self, entry);
             entries.remove(&wanted.name).is_some()
         });
-    }
-
-    async fn delete(&self, namespace: &str, object: &str) -> Result<(), Fault> {
-        let cluster = self.login.cluster();
-        let deletion = cluster.delete_intercept(namespace, object).await?;
-        if deletion == Deletion::Done {
-            tracing::info!(namespace, object, "Intercept object deleted");
-        }
-
-        Ok(())
     }
 
     /// Ends all intercepts, as far as the API server answers.
     pub(super) async fn end_all(&self) {
         self.remove_files();
-        let objects: Vec<_> = {
-            let entries = self.entries.borrow();
-            let entries = entries.values();
-            entries
-                .filter(|entry| entry.phase != EntryPhase::Ended)
-                .map(|entry| (entry.wanted.namespace.clone(), entry.object.clone()))
-                .collect()
-        };
-        let deletions = stream::iter(objects).for_each_concurrent(PARALLEL, async |(namespace, object)| {
-            if let Err(fault) = self.delete(&namespace, &object).await {
-                tracing::info!(%namespace, %object, reason = %fault, "Intercept object not deleted");
-            }
-        });
-        if timeout(END_TIMEOUT, deletions).await.is_err() {
+        if timeout(END_TIMEOUT, self.delete_all()).await.is_err() {
             tracing::info!("Intercept objects not deleted in time");
         }
     }

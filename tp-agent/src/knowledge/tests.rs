@@ -115,7 +115,12 @@ fn known() -> (
         }
     });
     let (facts, known) = watch::channel(Facts::default());
-    let knowledge = Knowledge::new(Client::new(server, "default"), "node1".into(), facts);
+    let knowledge = Knowledge::new(
+        Client::new(server, "default"),
+        "node1".into(),
+        "tp-system".into(),
+        facts,
+    );
     let task = AbortOnDropHandle::new(tokio::spawn(knowledge.follow()));
 
     (remove, known, task)
@@ -140,7 +145,11 @@ async fn rights_are_asked_for_where_a_pod_of_the_node_is_concerned() {
     let UserReview::Denied(reason) = &facts.reviews["denied"] else {
         panic!("bob may not");
     };
-    assert!(reason.contains("user bob may not create intercepts.tp.internal in namespace shop"));
+    assert_eq!(
+        reason,
+        "user bob may not create intercepts.tp.internal in namespace shop: an administrator lets them by \
+         `tp grant bob --namespace shop --intercept`"
+    );
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 //! `tp intercept`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{convert::Infallible, future::pending, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use serde::Serialize;
 use tokio::time::timeout;
 use tonic::Streaming;
 use tp_core::intercept::workload::WorkloadName;
@@ -12,7 +13,7 @@ use tp_proto::{
 };
 
 use super::{
-    connect::{self, Attempt, CommandCgroup},
+    connect::{self, Attempt, CommandCgroup, Connected},
     environment::{self, HandlerEnvironment, WantedFiles},
 };
 use crate::{
@@ -24,6 +25,8 @@ use crate::{
     signals::Signals,
 };
 
+#[cfg(test)]
+mod documented;
 mod text;
 
 pub(super) use text::{table, workload};
@@ -43,17 +46,21 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     let made = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
         made = async {
+            let mut connected = None;
             if args.names_a_cluster() || !client::is_connected().await {
                 let cgroup = cgroup.as_ref();
-                let connected =
+                let connecting =
                     connect::connect(&connect_args, cgroup, output, &mut progress, &mut attempt);
-                say_connected(&connected.await?, &mut progress, output);
+                connected = Some(connecting.await?).filter(|it| !it.already);
+                progress.clear();
+                connected.iter().for_each(|it| say_connected(it, output));
             }
             let made = intercept(request, &mut progress).await?;
-            with_environment(made, &args, &files, &mut progress).await
+            let made = with_environment(made, &args, &files, &mut progress).await?;
+            Ok((made, connected))
         } => made,
     };
-    let mut made = match made {
+    let (mut made, connected) = match made {
         Ok(made) => made,
         Err(error) => return Err(connect::undo(attempt, error, &mut progress).await),
     };
@@ -63,13 +70,20 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     }
 
     if args.command.is_empty() {
-        output.print(&made.intercept, &text::made(&made.intercept))?;
+        let printed = Printed {
+            intercept: &made.intercept,
+            connected: connected.as_ref(),
+        };
+        output.print(&printed, &text::made(&made.intercept))?;
         return Ok(ExitCode::SUCCESS);
     }
     if output.format() == Format::Text {
         note(text::made(&made.intercept).trim_end());
     }
-    let code = run_command(&args, &made.handler, cgroup.as_ref(), &mut signals).await;
+    let code = tokio::select! {
+        code = run_command(&args, &made.handler, cgroup.as_ref(), &mut signals) => code,
+        never = pass_on(&mut made.events) => match never {},
+    };
     let name = made.intercept.name.clone();
     // Waits for its end; the end of the stream would end it as well.
     if let Err(fault) = client::ask(made.session.leave(LeaveRequest { name })).await {
@@ -79,6 +93,15 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     attempt.give_up().await;
 
     Ok(ExitCode::from(code?))
+}
+
+/// What programs are told.
+#[derive(Serialize)]
+struct Printed<'a> {
+    #[serde(flatten)]
+    intercept: &'a Intercept,
+    /// The connection that this command has made, as `tp connect` prints it.
+    connected: Option<&'a Connected>,
 }
 
 async fn run_command(
@@ -92,13 +115,24 @@ async fn run_command(
     connect::run_changed(&args.command, &handler.changes, signals).await
 }
 
+/// Prints what the session says of the intercept.
+async fn pass_on(events: &mut Streaming<InterceptEvent>) -> Infallible {
+    while let Ok(Some(event)) = events.message().await {
+        if let Some(Event::Progress(news)) = event.event {
+            note(&format!("note: {news}"));
+        }
+    }
+
+    pending().await
+}
+
 /// An intercept of this command.
 struct Made {
     intercept: Intercept,
     handler: HandlerEnvironment,
     session: Session,
     /// Open while this command wants the intercept.
-    _events: Streaming<InterceptEvent>,
+    events: Streaming<InterceptEvent>,
 }
 
 async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow::Result<Made> {
@@ -115,7 +149,7 @@ async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow
                     intercept,
                     handler: HandlerEnvironment::default(),
                     session,
-                    _events: events,
+                    events,
                 });
             }
             None => return Err(broken().into()),
@@ -156,9 +190,12 @@ fn broken() -> Fault {
     )
 }
 
-fn say_connected(connected: &connect::Connected, progress: &mut Progress, output: Output) {
-    progress.clear();
-    if !connected.already && output.format() == Format::Text {
+/// Says what `tp connect` says.
+fn say_connected(connected: &Connected, output: Output) {
+    for notice in &connected.notices {
+        note(&format!("note: {notice}"));
+    }
+    if output.format() == Format::Text {
         note(&connect::summary(connected));
     }
 }

@@ -1,5 +1,6 @@
 //! `tp list`.
 
+use tp_core::intercept::workload::WorkloadName;
 use tp_proto::local::{ListRequest, ListResponse, PortHolder, Workload};
 
 use crate::{
@@ -50,7 +51,35 @@ fn text(response: &ListResponse, args: &ListArgs) -> String {
         .collect();
     let heading = ["NAMESPACE", "KIND", "NAME", "READY", "PORTS", "INTERCEPTS"];
 
-    table(&heading[usize::from(!args.all_namespaces)..], &rows)
+    let mut text = table(&heading[usize::from(!args.all_namespaces)..], &rows);
+    if let Some(next) = response.workloads.iter().find_map(|it| example(it, args)) {
+        text.push_str(&format!("Intercept one: {next}\n"));
+    }
+
+    text
+}
+
+/// The command that intercepts a port of the workload that nobody has.
+fn example(workload: &Workload, args: &ListArgs) -> Option<String> {
+    let name = format!("{}/{}", workload.kind.to_lowercase(), workload.name);
+    name.parse::<WorkloadName>().ok()?;
+    let free = workload.ports.iter().find_map(|port| {
+        let number = port.strip_suffix("/TCP")?;
+        let number: u32 = number.rsplit(':').next()?.parse().ok()?;
+        let is_held = workload.intercepts.iter().any(|it| it.port == number);
+        (!is_held).then_some(number)
+    })?;
+    let port = match workload.ports.len() {
+        1 => "8080".to_owned(),
+        _ => format!("8080:{free}"),
+    };
+    let elsewhere = args.all_namespaces || args.namespace.is_some();
+    let namespace = match elsewhere {
+        true => format!(" --namespace {}", workload.namespace),
+        false => String::new(),
+    };
+
+    Some(format!("tp intercept {name} --port {port}{namespace}"))
 }
 
 /// The ports that are held, with whose they are.
@@ -63,7 +92,8 @@ fn intercepts(holders: &[PortHolder], all_users: bool) -> String {
             own,
         } = holder;
         match (all_users, own) {
-            (true, _) => format!("{port} by {user} since {since}"),
+            (true, true) => format!("{port} by {user} (you) since {since}"),
+            (true, false) => format!("{port} by {user} since {since}"),
             (false, true) => format!("{port} by you"),
             (false, false) => format!("{port} held by {user}"),
         }
@@ -100,7 +130,7 @@ mod tests {
         assert_eq!(intercepts(&holders, false), "80 by you, 81 held by bob");
         assert_eq!(
             intercepts(&holders, true),
-            "80 by alice since 2026-11-27T09:00:00Z, 81 by bob since 2026-11-27T09:00:00Z"
+            "80 by alice (you) since 2026-11-27T09:00:00Z, 81 by bob since 2026-11-27T09:00:00Z"
         );
         assert_eq!(intercepts(&[], true), "");
     }
@@ -122,13 +152,53 @@ mod tests {
         assert_eq!(
             text(&response, &of(None, false)),
             "KIND        NAME  READY  PORTS                 INTERCEPTS\n\
-             Deployment  web   2/3    http:80/TCP,8081/TCP  80 by you\n"
+             Deployment  web   2/3    http:80/TCP,8081/TCP  80 by you\n\
+             Intercept one: tp intercept deployment/web --port 8080:8081\n"
         );
         assert_eq!(
             text(&response, &of(None, true)),
             "NAMESPACE  KIND        NAME  READY  PORTS                 INTERCEPTS\n\
-             shop       Deployment  web   2/3    http:80/TCP,8081/TCP  80 by you\n"
+             shop       Deployment  web   2/3    http:80/TCP,8081/TCP  80 by you\n\
+             Intercept one: tp intercept deployment/web --port 8080:8081 --namespace shop\n"
         );
+    }
+
+    #[test]
+    fn what_is_proposed_can_be_intercepted() {
+        let workload = |kind: &str, ports: &[&str], intercepts: &[PortHolder]| Workload {
+            kind: kind.into(),
+            name: "web".into(),
+            namespace: "shop".into(),
+            ports: ports.iter().map(|port| (*port).to_owned()).collect(),
+            intercepts: intercepts.to_vec(),
+            ..Workload::default()
+        };
+        let of = |workload: &Workload| example(workload, &of(None, false));
+
+        assert_eq!(
+            of(&workload("StatefulSet", &["http:80/TCP"], &[])).as_deref(),
+            Some("tp intercept statefulset/web --port 8080")
+        );
+        assert_eq!(
+            of(&workload("Pod", &["dns:53/UDP", "81/TCP"], &[])).as_deref(),
+            Some("tp intercept pod/web --port 8080:81")
+        );
+        for (kind, ports, intercepts) in [
+            (
+                "Deployment",
+                &["80/TCP"][..],
+                &[holder(80, "bob", false)][..],
+            ),
+            ("Deployment", &["53/UDP"], &[]),
+            ("Deployment", &[], &[]),
+            ("CronJob", &["80/TCP"], &[]),
+        ] {
+            assert_eq!(
+                of(&workload(kind, ports, intercepts)),
+                None,
+                "{kind} {ports:?}"
+            );
+        }
     }
 
     #[test]

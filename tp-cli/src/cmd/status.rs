@@ -15,6 +15,10 @@ use crate::{
 
 mod words;
 
+const TRY_INTERCEPT: &str =
+    "Next: `tp list` shows the workloads, `tp intercept WORKLOAD --port PORT` brings one here\n";
+const TRY_LEAVE: &str = "Next: `tp leave NAME` ends an intercept, `tp quit` all of them\n";
+
 /// More would fill a screen.
 const MAX_SUBNETS: usize = 32;
 
@@ -89,11 +93,13 @@ fn text(status: &Status) -> String {
         text.push_str(&datapath_text(status, datapath));
     }
     if ConnectionState::of(status) != ConnectionState::Disconnected {
-        let intercepts = match status.intercepts.as_slice() {
-            [] => "none".into(),
-            intercepts => format!("\n{}", super::intercept::table(intercepts).trim_end()),
-        };
-        text.push_str(&format!("Intercepts: {intercepts}\n"));
+        text.push_str(&match status.intercepts.as_slice() {
+            [] => format!("Intercepts: none\n{TRY_INTERCEPT}"),
+            intercepts => {
+                let table = super::intercept::table(intercepts);
+                format!("Intercepts:\n{table}{TRY_LEAVE}")
+            }
+        });
     }
 
     text
@@ -213,6 +219,8 @@ fn counts(counts: &[Count]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tp_proto::local::Intercept;
+
     use super::*;
 
     fn connected() -> Status {
@@ -302,6 +310,21 @@ mod tests {
             text.contains("Connected since   : 2026-11-27T04:47:23Z\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_text_ends_with_what_to_try_next() {
+        let mut status = connected();
+        assert!(text(&status).ends_with(&format!("Intercepts: none\n{TRY_INTERCEPT}")));
+
+        status.intercepts.push(Intercept::default());
+        let text_with_one = text(&status);
+        assert!(
+            text_with_one.contains("\nIntercepts:\nNAME"),
+            "{text_with_one}"
+        );
+        assert!(text_with_one.ends_with(TRY_LEAVE), "{text_with_one}");
+        assert!(!text(&disconnected()).contains("Next:"));
     }
 
     #[test]

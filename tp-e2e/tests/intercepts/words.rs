@@ -1,8 +1,9 @@
 //! What is asked wrongly is answered with one sentence, and an exit code by its kind.
 
-use tp_e2e::{user::Account, workstation::Workstation};
+use serde_json::Value;
+use tp_e2e::{process::eventually, user::Account, workstation::Workstation};
 
-use super::support::{Target, connected};
+use super::support::{CHANGE, FROM_WORKSTATION, Handler, Target, connected};
 
 #[test]
 fn what_cannot_be_intercepted_is_refused_in_one_sentence() {
@@ -75,4 +76,62 @@ fn the_same_name_twice_is_refused() {
     workstation
         .tp(&["leave", "another"])
         .assert_refused_in_one_line(2, &["another", "e2e-twice"]);
+}
+
+#[test]
+fn who_is_not_connected_is_connected_first_and_told_what_tp_connect_tells() {
+    let _target = Target::new("e2e-first", 1);
+    let workstation = Workstation::new(Account::Member, "dev");
+    let made = |name: &str, port: &str| {
+        let words = ["intercept", "e2e-first", "--name", name, "--port", port];
+        let made = workstation.tp(&[&words[..], &["-n", "shop", "--output", "json"]].concat());
+        let said = made.stderr.clone();
+        let printed: Value = serde_json::from_str(&made.expect_success()).expect("it is JSON");
+        (printed, said)
+    };
+
+    let (first, said) = made("one", "18093:http");
+    let (second, _) = made("two", "18094:echo");
+
+    let connected = &first["connected"];
+    assert_eq!(connected["namespace"], "shop", "{first}");
+    for notice in connected["notices"].as_array().expect("a list") {
+        let notice = notice.as_str().expect("a sentence");
+        assert!(said.contains(&format!("note: {notice}")), "{said}");
+    }
+    assert!(second["connected"].is_null(), "{second}");
+    let again = workstation.connect(&["--namespace", "shop", "--output", "json"]);
+    let again: Value = serde_json::from_str(&again.expect_success()).expect("it is JSON");
+    assert_eq!(again["notices"], connected["notices"]);
+}
+
+#[test]
+fn the_bare_name_of_an_intercepted_service_of_another_namespace_resolves() {
+    let _target = Target::new("e2e-lent", 1);
+    let workstation = Workstation::connected(Account::Member, "dev", "team-b", &[]);
+    let _handler = Handler::start(&workstation, 18110);
+    let resolves = || {
+        let found = workstation.run(&["getent", "ahostsv4", "e2e-lent"]);
+        found.status.success()
+    };
+    assert!(!resolves());
+    workstation
+        .tp(&[
+            "intercept",
+            "e2e-lent",
+            "-n",
+            "shop",
+            "--port",
+            "18110:http",
+        ])
+        .expect_success();
+
+    let answer = workstation.run(&["curl", "-sS", "--max-time", "5", "http://e2e-lent/"]);
+
+    assert_eq!(answer.expect_success(), FROM_WORKSTATION);
+    workstation.tp(&["leave", "e2e-lent"]).expect_success();
+    eventually("the end of the name", CHANGE, || match resolves() {
+        true => Err("it resolves still".to_owned()),
+        false => Ok(()),
+    });
 }

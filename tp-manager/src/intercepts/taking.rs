@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use tp_core::intercept::holders::{WorkloadKey, share_a_pod};
 use tp_process::sync::read;
-use tp_proto::crd::{Intercept, TAKEN_OVER};
+use tp_proto::crd::{ENDED_BY_SOMEBODY, Intercept, TAKEN_OVER};
 
 use super::{InterceptRecord, Intercepts};
 use crate::index;
@@ -137,9 +137,7 @@ impl EndedIntercepts {
     pub(super) fn insert(&mut self, record: &InterceptRecord) {
         let why = match &record.taken {
             Some(taken) => taken.sentence(),
-            None => {
-                "somebody has ended it in the cluster, by deleting its Intercept object".to_owned()
-            }
+            None => ENDED_BY_SOMEBODY.to_owned(),
         };
         if self.by_uid.insert(record.uid.clone(), why).is_none() {
             self.order.push_back(record.uid.clone());

@@ -22,6 +22,7 @@ pub(super) enum Operation {
     PortForward(String),
     /// In the namespace.
     CreateIntercept(String),
+    ReadIntercept(String),
     DeleteIntercept(String),
 }
 
@@ -138,6 +139,11 @@ fn forbidden(operation: &Operation, destination: &Destination, said: &str) -> Fa
              for `{}`",
             grant::intercept_command(user_in(said), namespace, &destination.manager_namespace)
         ),
+        Operation::ReadIntercept(namespace) => format!(
+            "you may not get intercepts.{GROUP} in the namespace {namespace}: ask an administrator \
+             for `{}`",
+            grant::intercept_command(user_in(said), namespace, &destination.manager_namespace)
+        ),
         Operation::DeleteIntercept(namespace) => format!(
             "you may not delete intercepts.{GROUP} in the namespace {namespace}: ask an administrator \
              for `{}`",
@@ -160,6 +166,14 @@ fn user_in(said: &str) -> &str {
     said.split_once("User \"")
         .and_then(|(_, rest)| rest.split_once('"'))
         .map_or("USER", |(user, _)| user)
+}
+
+/// Returns whether the API server certainly did nothing.
+pub(in super::super) fn is_refusal(fault: &Fault) -> bool {
+    matches!(
+        fault.kind,
+        FaultKind::NoPermission | FaultKind::NotInstalled | FaultKind::Config
+    )
 }
 
 /// Returns whether an admission policy refuses, rather than RBAC.
@@ -204,6 +218,9 @@ impl Operation {
             Self::PortForward(pod) => format!("port-forward to {pod}"),
             Self::CreateIntercept(namespace) => {
                 format!("an intercept in the namespace {namespace}")
+            }
+            Self::ReadIntercept(namespace) => {
+                format!("reading an intercept in the namespace {namespace}")
             }
             Self::DeleteIntercept(namespace) => {
                 format!("the end of an intercept in the namespace {namespace}")

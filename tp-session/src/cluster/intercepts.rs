@@ -2,7 +2,7 @@
 
 use kube::{
     Api,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, PostParams, Preconditions},
 };
 use tokio::time::timeout;
 use tp_proto::{
@@ -11,6 +11,13 @@ use tp_proto::{
 };
 
 use super::{Cluster, Deletion, Operation, REQUEST_TIMEOUT, api_fault, faults};
+
+/// An Intercept in the cluster.
+pub(in super::super) struct FoundIntercept {
+    pub(in super::super) uid: String,
+    /// The UID of its Session.
+    pub(in super::super) session: String,
+}
 
 impl Cluster {
     /// Creates an Intercept as `user`, who replaces the one in `spec`; returns its UID.
@@ -36,15 +43,41 @@ impl Cluster {
         Ok(made.metadata.uid.unwrap_or_default())
     }
 
+    /// The Intercept of this name, if there is one that is not being deleted.
+    pub(in super::super) async fn find_intercept(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<FoundIntercept>, Fault> {
+        let api = self.intercepts(namespace);
+        let operation = Operation::ReadIntercept(namespace.to_owned());
+        let found = self.ask(operation, api.get_opt(name)).await?;
+        let found = found.filter(|it| it.metadata.deletion_timestamp.is_none());
+
+        Ok(found.map(|it| FoundIntercept {
+            uid: it.metadata.uid.unwrap_or_default(),
+            session: it.spec.session.uid,
+        }))
+    }
+
+    /// Deletes this Intercept, and no other of its name.
     pub(in super::super) async fn delete_intercept(
         &self,
         namespace: &str,
         name: &str,
+        uid: &str,
     ) -> Result<Deletion, Fault> {
-        let (api, how) = (self.intercepts(namespace), DeleteParams::default());
+        let api = self.intercepts(namespace);
+        let how = DeleteParams::default().preconditions(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        });
         match timeout(REQUEST_TIMEOUT, api.delete(name, &how)).await {
             Ok(Ok(_)) => Ok(Deletion::Done),
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(Deletion::Absent),
+            // With 409 there is another one of this name.
+            Ok(Err(kube::Error::Api(status))) if [404, 409].contains(&status.code) => {
+                Ok(Deletion::Absent)
+            }
             Ok(Err(error)) => {
                 let operation = Operation::DeleteIntercept(namespace.to_owned());
                 Err(api_fault(&operation, &self.destination, error))

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use tp_core::backoff::Backoff;
 use tp_proto::tunnel::{InterceptStates, LocalIntercept, LocalIntercepts, LocalPort};
 
-use super::{super::shared::ActiveTunnel, Entries, EntryPhase, OwnIntercepts};
+use super::{super::shared::ActiveTunnel, Entries, EntryPhase, OwnIntercept, OwnIntercepts};
 
 const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(10);
@@ -27,6 +27,7 @@ impl OwnIntercepts {
             tokio::select! {
                 never = served => match never {},
                 never = self.lend_names() => match never {},
+                never = self.sweep() => match never {},
                 changed = up.changed() => if changed.is_err() {
                     return;
                 },
@@ -126,8 +127,9 @@ impl OwnIntercepts {
 }
 
 /// The services that lead to intercepted ports, with their namespaces.
-fn services(entries: &Entries) -> BTreeMap<String, String> {
-    let wanted = entries.values().map(|entry| &entry.wanted);
+pub(super) fn services(entries: &Entries) -> BTreeMap<String, String> {
+    let stands = |entry: &&OwnIntercept| entry.phase != EntryPhase::Ended;
+    let wanted = entries.values().filter(stands).map(|entry| &entry.wanted);
     let named = wanted.flat_map(|wanted| {
         let services = wanted.ports.iter().flat_map(|port| &port.found.services);
         let names = services.map(|service| service.split(':').next().unwrap_or_default());

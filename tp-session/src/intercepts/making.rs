@@ -1,10 +1,12 @@
 //! A request to intercept, from the user's words to redirected pods.
 
-use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, future::pending, mem, sync::Arc, time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 use tonic::{Code, Status as GrpcStatus};
 use tp_proto::{
@@ -25,9 +27,6 @@ const FIND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bounds the wait for the pods.
 const REDIRECT_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How often it is tried to delete the object of an intercept that nobody wants any more.
-const MAX_TRIES: usize = 3;
 
 /// The events for one caller.
 pub(in super::super) struct InterceptEvents(
@@ -82,6 +81,10 @@ impl OwnIntercepts {
                 () = events.0.closed() => {}
                 // The end of the connection ends it.
                 () = self.stop.cancelled() => return,
+                never = async {
+                    self.tell(&wanted, &events).await;
+                    pending::<Infallible>().await
+                } => match never {},
             }
         }
         if !is_told || for_command {
@@ -264,23 +267,13 @@ impl OwnIntercepts {
 
     /// Ends an intercept that nobody wants any more, though the API server may not answer.
     async fn abandon(&self, wanted: &Arc<WantedIntercept>) {
-        for tried in 1..=MAX_TRIES {
-            let begun = self.update(wanted, |entry| entry.phase = EntryPhase::Leaving);
-            if !begun {
-                return;
-            }
-            match self.withdraw(wanted).await {
-                Ok(()) => return,
-                Err(fault) => {
-                    tracing::info!(reason = %fault, tried, "Intercept object not deleted");
-                }
-            }
-            if tried < MAX_TRIES {
-                sleep(RETRY_DELAY).await;
-            }
+        if !self.update(wanted, |entry| entry.phase = EntryPhase::Leaving) {
+            return;
         }
-        // The manager collects the object with the Session.
-        self.forget_if(wanted, |_| true);
+        if let Err(fault) = self.withdraw(wanted).await {
+            tracing::info!(reason = %fault, "Intercept object not deleted, trying again");
+            self.forget_if(wanted, |_| true, Self::leave_over);
+        }
     }
 }
 

@@ -1,15 +1,18 @@
 //! Intercepts whose objects are of an earlier Session are made anew; what somebody else has ended in the
 //! cluster is not.
 
-use std::{convert::Infallible, future::pending, mem, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use tokio::time::{sleep, timeout};
 use tp_core::backoff::Backoff;
-use tp_proto::{crd::UserInfo, fault::Fault};
+use tp_proto::{
+    crd::{ENDED_BY_SOMEBODY, UserInfo},
+    fault::Fault,
+};
 use tp_transport::SessionRef;
 
-use super::{Entries, EntryPhase, MadeObject, OwnIntercept, OwnIntercepts, WantedIntercept};
+use super::{Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept};
 
 const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(30);
@@ -19,8 +22,6 @@ const PARALLEL: usize = 4;
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// From one look to the next, where the manager says that an object was deleted.
 const LOOK_BACKOFF: Duration = Duration::from_millis(500);
-/// Where the manager does not say how.
-const ENDED: &str = "somebody has ended it in the cluster, by deleting its Intercept object";
 
 impl OwnIntercepts {
     /// Makes anew whatever is not of `session`.
@@ -69,31 +70,27 @@ impl OwnIntercepts {
         session: &SessionRef,
         user: &UserInfo,
     ) -> bool {
-        let object = wanted.object_name();
-        let mut old = None;
+        let mut object = None;
         self.update(wanted, |entry| {
             if entry.phase == EntryPhase::Standing {
-                let old_object = mem::replace(&mut entry.object, object.clone());
+                // Under the same name, what an earlier request makes is this one's object.
+                if !entry.is_asked_for(session) {
+                    self.leave_over(entry);
+                    entry.object = wanted.object_name();
+                    entry.asked = None;
+                    if let Some(made) = entry.made.take() {
+                        self.targets.remove(&made.uid);
+                    }
+                }
                 entry.state = None;
-                old = Some((old_object, entry.made.take()));
+                object = Some(entry.object.clone());
             }
         });
         // The user has ended it.
-        let Some((old_object, old_made)) = old else {
+        let Some(object) = object else {
             return true;
         };
-        if let Some(made) = old_made {
-            self.targets.remove(&made.uid);
-        }
-        let (deleted, made) = tokio::join!(
-            self.delete(&wanted.namespace, &old_object),
-            self.create(wanted, &object, session, user)
-        );
-        if let Err(fault) = deleted {
-            // The manager collects it, as its Session is no more.
-            tracing::info!(reason = %fault, "Earlier Intercept object not deleted");
-        }
-        match made {
+        match self.create(wanted, &object, session, user).await {
             Ok(()) => true,
             Err(fault) => {
                 tracing::info!(name = wanted.name, reason = %fault, "Intercept not made anew");
@@ -105,41 +102,6 @@ impl OwnIntercepts {
 
     fn note(&self, wanted: &Arc<WantedIntercept>, fault: &Fault) {
         self.update(wanted, |entry| entry.fault.clone_from(&fault.message));
-    }
-
-    /// Creates the object, whose name the entry has already; connections of it are taken from now on.
-    pub(super) async fn create(
-        &self,
-        wanted: &Arc<WantedIntercept>,
-        object: &str,
-        session: &SessionRef,
-        user: &UserInfo,
-    ) -> Result<(), Fault> {
-        let (cluster, spec) = (self.login.cluster(), wanted.spec(session));
-        let namespace = &wanted.namespace;
-        let uid = cluster
-            .create_intercept(namespace, object, &spec, user)
-            .await?;
-        let mut is_wanted = false;
-        self.update(wanted, |entry| {
-            is_wanted = entry.object == object && entry.phase != EntryPhase::Leaving;
-            if is_wanted {
-                self.targets.insert(&uid, entry.targets());
-                entry.made = Some(MadeObject {
-                    uid,
-                    session: session.uid.clone(),
-                });
-                entry.state = None;
-                entry.fault.clear();
-            }
-        });
-        tracing::info!(%namespace, object, is_wanted, "Intercept object created");
-        if is_wanted {
-            return Ok(());
-        }
-
-        // It was ended while it was being made.
-        self.delete(namespace, object).await
     }
 
     /// Notices the intercepts that somebody has ended in the cluster.
@@ -166,8 +128,9 @@ impl OwnIntercepts {
                         // The manager forgets it.
                         let why = entry.state.as_ref().map(|state| state.ended.clone());
                         let why = why.filter(|why| !why.is_empty());
-                        now.fault = why.unwrap_or_else(|| ENDED.to_owned());
+                        now.fault = why.unwrap_or_else(|| ENDED_BY_SOMEBODY.to_owned());
                         self.targets.remove(&made.uid);
+                        self.leave_unsettled(now);
                         tracing::info!(%namespace, object = now.object, "Intercept ended in the cluster");
                     }
                 });

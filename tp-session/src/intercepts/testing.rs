@@ -1,27 +1,17 @@
 //! A manager and an API server as far as intercepts need them.
 
 use std::{
-    collections::BTreeMap,
-    fs, mem,
-    net::SocketAddr,
+    mem,
     pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt as _};
-use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpListener,
-    sync::watch,
-};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{ServerConfig, pki_types::PrivateKeyDer},
-};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
@@ -29,23 +19,24 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 use tp_process::sync::lock;
-use tp_proto::{
-    local::ConnectRequest,
-    tunnel::{
-        EnvironmentRequest, EnvironmentResponse, FindWorkloadRequest, FindWorkloadResponse,
-        FoundPort, HelloRequest, HelloResponse, InterceptState, InterceptStates, InterceptedPod,
-        ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest,
-        ResolveResponse, TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
-        manager_client::ManagerClient,
-        manager_server::{Manager, ManagerServer},
-    },
+use tp_proto::tunnel::{
+    EnvironmentRequest, EnvironmentResponse, FindWorkloadRequest, FindWorkloadResponse, FoundPort,
+    HeldPort, HelloRequest, HelloResponse, InterceptState, InterceptStates, InterceptedPod,
+    ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest, ResolveResponse,
+    TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
+    manager_client::ManagerClient,
+    manager_server::{Manager, ManagerServer},
 };
 use tp_transport::{
     Admission, Identity, KeyHash, PathChoice, Peer, Refusal, SessionRef, Tunnel, TunnelConfig,
     TunnelServer,
 };
 
-use super::super::{cluster::Cluster, renewal::Login, shared::ActiveTunnel};
+use super::super::shared::ActiveTunnel;
+
+mod api;
+
+pub(super) use api::{StagedApi, StagedCreation};
 
 pub(super) struct Anybody;
 
@@ -88,7 +79,19 @@ pub(super) async fn connect(
     (up, peer)
 }
 
-/// A manager that finds every workload, and says of each intercept that it hears of what `pods` is.
+/// What a manager makes of the objects in the API server.
+pub(super) trait StagedView: Send + Sync {
+    /// Of the Intercept with this UID.
+    fn state(&self, uid: &str) -> InterceptState;
+    fn held(&self, workload: &str) -> Vec<HeldPort>;
+    fn take_over(&self, workload: &str);
+}
+
+/// How long a staged manager takes to see that objects have changed.
+const VIEW_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A manager that finds every workload, and says of each intercept that it hears of what `state` is,
+/// or what it is in the `view`.
 #[derive(Clone)]
 pub(super) struct StagedManager {
     /// What the session said last.
@@ -96,6 +99,9 @@ pub(super) struct StagedManager {
     pub(super) state: Arc<Mutex<InterceptState>>,
     pub(super) refusal: Arc<Mutex<Option<Status>>>,
     pub(super) ready: Arc<AtomicU32>,
+    /// What leads to every workload that is found.
+    pub(super) services: Arc<Mutex<Vec<String>>>,
+    pub(super) view: Arc<Mutex<Option<Arc<dyn StagedView>>>>,
 }
 
 impl StagedManager {
@@ -114,6 +120,8 @@ impl StagedManager {
             state: Arc::new(Mutex::new(state)),
             refusal: Arc::default(),
             ready: Arc::new(AtomicU32::new(1)),
+            services: Arc::default(),
+            view: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -128,6 +136,22 @@ impl StagedManager {
             endpoint.connect_lazy(),
             AbortOnDropHandle::new(serving),
         )
+    }
+}
+
+impl StagedManager {
+    fn view(&self) -> Option<Arc<dyn StagedView>> {
+        lock(&self.view).clone()
+    }
+
+    fn state(&self, uid: &str) -> InterceptState {
+        match self.view() {
+            Some(view) => view.state(uid),
+            None => InterceptState {
+                uid: uid.to_owned(),
+                ..lock(&self.state).clone()
+            },
+        }
     }
 }
 
@@ -173,15 +197,18 @@ impl Manager for StagedManager {
         let ports = request.ports.iter().map(|port| FoundPort {
             local: port.parse().unwrap(),
             port: 80,
+            services: lock(&self.services).clone(),
             ..FoundPort::default()
         });
 
         Ok(Response::new(FindWorkloadResponse {
             kind: "Deployment".to_owned(),
-            name: request.workload,
             ports: ports.collect(),
             ready: self.ready.load(Ordering::Relaxed),
-            held: Vec::new(),
+            held: self
+                .view()
+                .map_or_else(Vec::new, |it| it.held(&request.workload)),
+            name: request.workload,
         }))
     }
 
@@ -192,7 +219,10 @@ impl Manager for StagedManager {
         if let Some(refusal) = lock(&self.refusal).clone() {
             return Err(refusal);
         }
-        let ports = request.into_inner().ports;
+        let TakeOverRequest { name, ports, .. } = request.into_inner();
+        if let Some(view) = self.view() {
+            view.take_over(&name);
+        }
         let mut state = lock(&self.state);
         let (ended, held) = mem::take(&mut state.held)
             .into_iter()
@@ -216,173 +246,31 @@ impl Manager for StagedManager {
         request: Request<Streaming<LocalIntercepts>>,
     ) -> Result<Response<Self::ServeInterceptsStream>, Status> {
         let mut said = request.into_inner();
-        let heard = self.heard.clone();
         let (states, of_states) = watch::channel(InterceptStates::default());
-        let state = Arc::clone(&self.state);
+        let this = self.clone();
         tokio::spawn(async move {
-            while let Ok(Some(local)) = said.message().await {
-                let state_of = |uid: &str| InterceptState {
-                    uid: uid.to_owned(),
-                    ..lock(&state).clone()
+            let mut local = LocalIntercepts::default();
+            loop {
+                // Objects change without a word of the session.
+                let said = timeout(VIEW_INTERVAL, said.message()).await;
+                let is_new = match said {
+                    Ok(Ok(Some(said))) => {
+                        local = said;
+                        true
+                    }
+                    Ok(_) => return,
+                    Err(_) if this.view().is_none() => continue,
+                    Err(_) => false,
                 };
-                let intercepts = local.intercepts.iter().map(|it| state_of(&it.uid));
-                states.send_replace(InterceptStates {
-                    intercepts: intercepts.collect(),
-                });
-                heard.send_replace(local);
+                let intercepts = local.intercepts.iter().map(|it| this.state(&it.uid));
+                let intercepts = intercepts.collect();
+                states.send_replace(InterceptStates { intercepts });
+                if is_new {
+                    this.heard.send_replace(local.clone());
+                }
             }
         });
 
         Ok(Response::new(Box::pin(WatchStream::new(of_states).map(Ok))))
-    }
-}
-
-/// An API server to which everybody is alice. It has Intercepts alone.
-pub(super) struct StagedApi {
-    /// By name.
-    pub(super) objects: Arc<Mutex<BTreeMap<String, Value>>>,
-    /// The answer to whoever creates an Intercept, if it is no success: code and message.
-    pub(super) refusal: Arc<Mutex<Option<(u16, String)>>>,
-    pub(super) login: Arc<Login>,
-    _file: tempfile::NamedTempFile,
-    _serving: AbortOnDropHandle<()>,
-}
-
-impl StagedApi {
-    pub(super) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let objects = Arc::new(Mutex::new(BTreeMap::new()));
-        let refusal = Arc::new(Mutex::new(None));
-        let serving = serve(listener, Arc::clone(&objects), Arc::clone(&refusal));
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), kubeconfig(address)).unwrap();
-        let request = ConnectRequest {
-            kubeconfigs: vec![file.path().display().to_string()],
-            namespace: "shop".to_owned(),
-            ..ConnectRequest::default()
-        };
-        let serving = AbortOnDropHandle::new(tokio::spawn(serving));
-        let cluster = Arc::new(Cluster::load(&request).await.unwrap());
-
-        Self {
-            objects,
-            refusal,
-            login: Arc::new(Login::new(request, "alice", cluster)),
-            _file: file,
-            _serving: serving,
-        }
-    }
-}
-
-fn kubeconfig(server: SocketAddr) -> String {
-    format!(
-        "current-context: lab\ncontexts: [{{name: lab, context: {{cluster: lab, user: me}}}}]\n\
-         clusters: [{{name: lab, cluster: {{server: 'https://{server}', \
-         insecure-skip-tls-verify: true}}}}]\nusers: [{{name: me, user: {{token: t}}}}]\n"
-    )
-}
-
-async fn serve(
-    listener: TcpListener,
-    objects: Arc<Mutex<BTreeMap<String, Value>>>,
-    refusal: Arc<Mutex<Option<(u16, String)>>>,
-) {
-    let acceptor = acceptor();
-    let mut made = 0;
-    while let Ok((stream, _)) = listener.accept().await {
-        let Ok(stream) = acceptor.accept(stream).await else {
-            continue;
-        };
-        let Some((line, body, stream)) = request(stream).await else {
-            continue;
-        };
-        made += 1;
-        let refusal = lock(&refusal).clone();
-        let (code, answer) = answer(&line, body, made, &objects, refusal);
-        write(stream, code, &answer).await;
-    }
-}
-
-fn answer(
-    line: &str,
-    mut body: Value,
-    made: usize,
-    objects: &Mutex<BTreeMap<String, Value>>,
-    refusal: Option<(u16, String)>,
-) -> (u16, Value) {
-    let failed = |code: u16, message: &str| {
-        let reason = if code == 404 { "NotFound" } else { "" };
-        let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure",
-            "message": message, "reason": reason, "code": code});
-        (code, status)
-    };
-    let name = line.rsplit('/').next().unwrap_or_default();
-    let mut objects = lock(objects);
-    if line.ends_with("/selfsubjectreviews") {
-        body["status"] = json!({"userInfo": {"username": "alice"}});
-        return (200, body);
-    }
-    match (line.split(' ').next(), refusal) {
-        (Some("POST"), Some((code, message))) => failed(code, &message),
-        (Some("POST"), None) => {
-            body["metadata"]["uid"] = json!(format!("uid-{made}"));
-            let name = body["metadata"]["name"].as_str().unwrap().to_owned();
-            objects.insert(name, body.clone());
-            (200, body)
-        }
-        (Some("DELETE"), _) if objects.remove(name).is_some() => (
-            200,
-            json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}),
-        ),
-        (Some("GET"), _) if objects.contains_key(name) => (200, objects[name].clone()),
-        _ => failed(404, "not found"),
-    }
-}
-
-async fn write(mut stream: impl AsyncWrite + Unpin, code: u16, answer: &Value) {
-    let answer = answer.to_string();
-    let head = format!(
-        "HTTP/1.1 {code} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         connection: close\r\n\r\n",
-        answer.len()
-    );
-    // A client that has gone reads nothing.
-    drop(stream.write_all((head + &answer).as_bytes()).await);
-    drop(stream.shutdown().await);
-}
-
-/// kube sends credentials over TLS only.
-fn acceptor() -> TlsAcceptor {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key);
-
-    TlsAcceptor::from(Arc::new(config.unwrap()))
-}
-
-/// Method and path, and the body.
-async fn request<S: AsyncRead + Unpin>(mut stream: S) -> Option<(String, Value, S)> {
-    let mut bytes = Vec::new();
-    loop {
-        if stream.read_buf(&mut bytes).await.ok()? == 0 {
-            return None;
-        }
-        let text = String::from_utf8(bytes.clone()).ok()?;
-        let Some((head, body)) = text.split_once("\r\n\r\n") else {
-            continue;
-        };
-        let length = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(": ")?;
-            let is_length = name.eq_ignore_ascii_case("content-length");
-            is_length.then(|| value.parse().ok()).flatten()
-        });
-        if body.len() >= length.unwrap_or(0) {
-            let body = serde_json::from_str(body).unwrap_or(Value::Null);
-            let line = head.split(" HTTP").next()?.split('?').next()?.to_owned();
-            return Some((line, body, stream));
-        }
     }
 }

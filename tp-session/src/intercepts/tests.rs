@@ -1,10 +1,12 @@
 //! Intercepts from the request to the end, with a staged manager and API server.
 
+use futures::StreamExt as _;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use tp_core::dns::Zone;
+use tp_process::sync::lock;
 use tp_proto::{
     local::{InterceptEvent, InterceptRequest, intercept_event::Event},
     tunnel::{HeldPort, InterceptStates, InterceptedPod, LocalIntercepts},
@@ -15,6 +17,10 @@ use super::{
     testing::{Anybody, StagedApi, StagedManager, connect},
     *,
 };
+
+mod histories;
+mod objects;
+mod others;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -89,7 +95,7 @@ impl Lab {
     /// The UIDs in the cluster that are of the current Session.
     fn of_session(&self) -> Vec<String> {
         let session = format!("session-{}", self.session);
-        let objects = self.api.objects.lock().unwrap();
+        let objects = lock(&self.api.objects);
         let of_session = objects
             .values()
             .filter(|it| it["spec"]["session"]["uid"] == session);

@@ -15,7 +15,7 @@ use tp_proto::{
 use tp_transport::{Identity, SessionRef};
 
 use super::{
-    super::cluster::{Cluster, Replica, session_name},
+    super::cluster::{Cluster, Replica, is_refusal, session_name},
     session_objects::SessionObjects,
 };
 
@@ -139,14 +139,6 @@ pub(super) async fn race<T>(
             None => return (failure, begun),
         }
     }
-}
-
-/// Returns whether the API server certainly created nothing.
-fn is_refusal(fault: &Fault) -> bool {
-    matches!(
-        fault.kind,
-        FaultKind::NoPermission | FaultKind::NotInstalled | FaultKind::Config
-    )
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! What is loaded and attached: once for all sessions, while there is one.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use tp_e2e::{
@@ -51,8 +55,7 @@ fn only_the_first_session_loads_and_attaches_and_only_the_last_takes_it_away() {
     for _ in 0..2 {
         let mut first = open(&machine, 1, MEMBER, USER, NARROW);
         let loaded = held(&mut machine);
-        let count = |kind: &str| loaded.iter().filter(|(it, _)| it == kind).count();
-        assert_eq!((count("prog_id"), count("link_id")), (13, 8), "{loaded:?}");
+        assert_eq!(numbers(&mut machine), (13, 8), "{loaded:?}");
 
         for request in [
             json!({"request": "steer", "include": ["10.104.0.0/13"], "exclude": ["10.97.0.0/16"]}),
@@ -80,56 +83,86 @@ fn only_the_first_session_loads_and_attaches_and_only_the_last_takes_it_away() {
     }
 }
 
+/// The numbers of programs and links.
+fn numbers(machine: &mut Machine) -> (usize, usize) {
+    let held = held(machine);
+    let count = |kind: &str| held.iter().filter(|(it, _)| it == kind).count();
+
+    (count("prog_id"), count("link_id"))
+}
+
+#[track_caller]
+fn becomes(machine: &mut Machine, expected: (usize, usize)) {
+    eventually("programs to be as many", Duration::from_secs(10), || {
+        let now = numbers(machine);
+        (now == expected).then_some(()).ok_or(format!("{now:?}"))
+    });
+}
+
+/// Looks for so long: what must not happen would happen a moment later.
+#[track_caller]
+fn stays(machine: &mut Machine, expected: (usize, usize), time: Duration) {
+    let end = Instant::now() + time;
+    eventually("that time to pass", time * 2, || {
+        assert_eq!(numbers(machine), expected);
+        match Instant::now() < end {
+            true => Err("it has not passed".to_owned()),
+            false => Ok(()),
+        }
+    });
+}
+
+/// A session that has said hello, and is to come.
+fn expected_session(machine: &Machine, protocol: u32) -> Process {
+    let mut client = Process::start(&mut machine.helper(MEMBER, &["requests", &machine.socket()]));
+    let hello = json!({
+        "request": "hello", "version": "0", "protocol": protocol, "connects": true,
+    });
+    assert_eq!(client.ask(&hello)["reply"], "hello");
+
+    client
+}
+
 #[test]
 fn programs_are_loaded_for_a_session_that_is_to_come_and_attached_by_it() {
     let mut machine = machine();
     let before = machine.snapshot();
-    let programs = |machine: &mut Machine| {
-        let held = held(machine);
-        let count = |kind: &str| held.iter().filter(|(it, _)| it == kind).count();
-        (count("prog_id"), count("link_id"))
-    };
-    let expected = |machine: &Machine, protocol: u32| {
-        let mut client =
-            Process::start(&mut machine.helper(MEMBER, &["requests", &machine.socket()]));
-        let hello = json!({
-            "request": "hello", "version": "0", "protocol": protocol, "connects": true,
-        });
-        assert_eq!(client.ask(&hello)["reply"], "hello");
-        client
-    };
 
-    let foreign = expected(&machine, PROTOCOL + 1);
-    assert_eq!(programs(&mut machine), (0, 0));
+    let begun = Instant::now();
+    let first = expected_session(&machine, PROTOCOL);
+    becomes(&mut machine, (13, 0));
+    let long_enough = begun.elapsed() * 3 + Duration::from_millis(200);
+    drop(first);
+    becomes(&mut machine, (0, 0));
+    // None of another protocol comes.
+    let foreign = expected_session(&machine, PROTOCOL + 1);
+    stays(&mut machine, (0, 0), long_enough);
     drop(foreign);
-    let (one, mut other) = (expected(&machine, PROTOCOL), expected(&machine, PROTOCOL));
-    let loaded = |machine: &mut Machine| {
-        eventually("programs to be loaded", Duration::from_secs(10), || {
-            let held = programs(machine);
-            (held == (13, 0)).then_some(()).ok_or(format!("{held:?}"))
-        });
-    };
-    loaded(&mut machine);
+
+    let one = expected_session(&machine, PROTOCOL);
+    let mut other = expected_session(&machine, PROTOCOL);
+    becomes(&mut machine, (13, 0));
+    let loaded = held(&mut machine);
     drop(one);
     // For the other they are kept, loaded once, and it has them.
-    loaded(&mut machine);
-    let ids: BTreeSet<_> = held(&mut machine);
+    stays(&mut machine, (13, 0), long_enough);
+    assert_eq!(held(&mut machine), loaded);
     let opened = other.ask(&json!({"request": "open", "scope": "user"}));
     assert_eq!(opened["reply"], "opened", "{opened}");
-    assert!(held(&mut machine).is_superset(&ids));
-    assert_eq!(programs(&mut machine), (13, 8));
+    assert!(held(&mut machine).is_superset(&loaded));
     // Nothing is loaded beside them.
-    let third = expected(&machine, PROTOCOL);
+    let third = expected_session(&machine, PROTOCOL);
+    stays(&mut machine, (13, 8), long_enough);
+    assert!(held(&mut machine).is_superset(&loaded));
     assert_eq!(other.ask(&json!({"request": "close"}))["reply"], "done");
-    assert_eq!(programs(&mut machine), (0, 0));
+    assert_eq!(numbers(&mut machine), (0, 0));
     drop((third, other));
 
-    drop(expected(&machine, PROTOCOL));
+    // One that goes while they are being loaded.
+    drop(expected_session(&machine, PROTOCOL));
+    becomes(&mut machine, (0, 0));
+    stays(&mut machine, (0, 0), long_enough);
     machine.assert_as(&before);
-    eventually("programs to be unloaded", Duration::from_secs(10), || {
-        let held = programs(&mut machine);
-        (held == (0, 0)).then_some(()).ok_or(format!("{held:?}"))
-    });
 }
 
 #[test]
@@ -205,7 +238,7 @@ fn an_opening_that_fails_on_the_way_takes_everything_back() {
     let client = |machine: &Machine| {
         let mut client =
             Process::start(&mut machine.helper(MEMBER, &["requests", &machine.socket()]));
-        let hello = json!({"request": "hello", "version": "0", "protocol": 2});
+        let hello = json!({"request": "hello", "version": "0", "protocol": PROTOCOL});
         assert_eq!(client.ask(&hello)["reply"], "hello");
         client
     };
