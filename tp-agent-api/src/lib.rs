@@ -41,6 +41,8 @@ pub const PROTOCOL: u32 = 1;
 pub const MAX_PORTS: usize = 64;
 /// Addresses of the node at most.
 pub const MAX_NODES: usize = 64;
+/// Addresses of a pod at most.
+pub const MAX_POD_ADDRESSES: usize = 16;
 /// Containers that one request names at most.
 pub const MAX_CONTAINERS: usize = 64;
 /// Redirects of one connection at most: more than a node has pods.
@@ -132,7 +134,7 @@ pub struct PodIds {
     /// The ids of its running containers, without the name of the runtime: 64 hexadecimal digits.
     /// At least one, at most [`MAX_CONTAINERS`].
     pub containers: Vec<String>,
-    /// The addresses of the pod, by which its network is told from those that a container has made.
+    /// The addresses of the pod, at most [`MAX_POD_ADDRESSES`], by which its network is told from those that a container has made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
 }

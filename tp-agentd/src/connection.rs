@@ -10,8 +10,8 @@ use std::{
 };
 
 use tp_agent_api::{
-    AgentRefusal, AgentReply, AgentRequest, MAX_CONTAINERS, MAX_NODES, MAX_PORTS, PROTOCOL, PodIds,
-    PortCounters, PortLease, RedirectFds, RedirectedPort,
+    AgentRefusal, AgentReply, AgentRequest, MAX_CONTAINERS, MAX_NODES, MAX_POD_ADDRESSES,
+    MAX_PORTS, PROTOCOL, PodIds, PortCounters, PortLease, RedirectFds, RedirectedPort,
 };
 use tp_ebpf_loader::{PodCounter, PodPortCounters, PodRedirect};
 use tp_packet::{MAX_PACKET, receive, send};
@@ -208,6 +208,11 @@ impl AgentConnection {
         if pod.containers.is_empty() || pod.containers.len() > MAX_CONTAINERS {
             return Err(PodError::invalid(format!(
                 "a request names one to {MAX_CONTAINERS} containers"
+            )));
+        }
+        if pod.addresses.len() > MAX_POD_ADDRESSES {
+            return Err(PodError::invalid(format!(
+                "a pod has at most {MAX_POD_ADDRESSES} addresses"
             )));
         }
         let uid = parsed_uid(&pod.uid)?;

@@ -49,7 +49,7 @@ const TIPS: [(&[&str], &str); 4] = [
 ];
 
 /// Flags that users of other tools give `intercept`, each with what there is.
-const FLAG_TIPS: [(&[&str], &str); 7] = [
+const FLAG_TIPS: [(&[&str], &str); 6] = [
     (
         &[
             "--http-header",
@@ -70,10 +70,6 @@ const FLAG_TIPS: [(&[&str], &str); 7] = [
     (
         &["--env-file", "--env-json", "--env-syntax"],
         "the environment of a pod is not read yet: `kubectl exec POD -- env` prints it",
-    ),
-    (
-        &["--take-over", "--take-open"],
-        "ask who has the port to `tp leave` it; connections under way stay where they are",
     ),
     (
         &["--to-pod", "--proxy-protocol", "--no-local-shortcut"],

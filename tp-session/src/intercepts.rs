@@ -23,6 +23,7 @@ use request::WantedIntercept;
 
 mod accept;
 mod announce;
+mod earlier;
 mod listening;
 mod making;
 mod renewing;

@@ -21,6 +21,7 @@ use crate::{
     signals::Signals,
 };
 
+mod earlier;
 mod text;
 
 pub(super) use text::{table, workload};
@@ -176,6 +177,7 @@ fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
         .to_owned(),
         for_command: !args.command.is_empty(),
         take_over: args.take_over,
+        take_open: args.take_open,
     })
 }
 
@@ -202,7 +204,7 @@ mod tests {
         let request = request_of(
             "tp intercept deploy/web -p 8080:http --port 9090 --name mine -n shop --service web \
              --container app --address ::1 --replica web-0 --probes local --when-down container \
-             --take-over",
+             --take-over --take-open",
         );
 
         assert_eq!(request.workload, "deploy/web");
@@ -215,7 +217,7 @@ mod tests {
         assert_eq!(request.replica, "web-0");
         assert_eq!(request.probes, "local");
         assert_eq!(request.when_down, "container");
-        assert!(request.take_over);
+        assert!(request.take_over && request.take_open);
         assert!(!request.for_command);
         assert!(request_of("tp intercept web -- true").for_command);
     }

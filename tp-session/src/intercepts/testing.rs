@@ -34,8 +34,8 @@ use tp_proto::{
     tunnel::{
         FindWorkloadRequest, FindWorkloadResponse, FoundPort, HelloRequest, HelloResponse,
         InterceptState, InterceptStates, InterceptedPod, ListWorkloadsRequest,
-        ListWorkloadsResponse, LocalIntercepts, ResolveRequest, ResolveResponse, TableEvent,
-        TakeOverRequest, TakeOverResponse, WatchTableRequest,
+        ListWorkloadsResponse, LocalIntercepts, ReadyPod, ResolveRequest, ResolveResponse,
+        TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
         manager_client::ManagerClient,
         manager_server::{Manager, ManagerServer},
     },
@@ -96,6 +96,8 @@ pub(super) struct StagedManager {
     pub(super) state: Arc<Mutex<InterceptState>>,
     pub(super) refusal: Arc<Mutex<Option<Status>>>,
     pub(super) ready: Arc<AtomicU32>,
+    /// Those that it names.
+    pub(super) pods: Arc<Mutex<Vec<ReadyPod>>>,
 }
 
 impl StagedManager {
@@ -114,6 +116,7 @@ impl StagedManager {
             state: Arc::new(Mutex::new(state)),
             refusal: Arc::default(),
             ready: Arc::new(AtomicU32::new(1)),
+            pods: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -182,6 +185,7 @@ impl Manager for StagedManager {
             ports: ports.collect(),
             ready: self.ready.load(Ordering::Relaxed),
             held: Vec::new(),
+            pods: lock(&self.pods).clone(),
         }))
     }
 
