@@ -3,6 +3,7 @@
 mod failures;
 mod kinds;
 mod life;
+mod open;
 mod others;
 mod support;
 mod words;
