@@ -194,7 +194,9 @@ fn the_largest_request_fits_into_a_packet() {
 }
 
 fn longest_address() -> IpAddr {
-    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap()
+    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+        .parse()
+        .expect("an address")
 }
 
 #[test]
