@@ -10,8 +10,7 @@ use std::{
 use tp_agent_api::{EarlierConnections, LeaseState};
 use tp_proto::agent::{self, EarlierPeer};
 
-use super::ports::Ports;
-use crate::plan::PodPlan;
+use crate::plan::{PodPlan, PortPlan};
 
 /// Between looks, while there are some, or after one that failed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -39,8 +38,8 @@ struct PortLook {
 }
 
 impl EarlierLooks {
-    /// Takes the ports over that the plan has.
-    pub(super) fn follow(&mut self, plan: &PodPlan, ports: &Ports) {
+    /// Takes the ports over that the plan has. `state` is what each does.
+    pub(super) fn follow(&mut self, plan: &PodPlan, state: impl Fn(u16, &PortPlan) -> LeaseState) {
         self.ports.retain(|port, _| plan.ports.contains_key(port));
         for (number, planned) in &plan.ports {
             let port = self.ports.entry(*number).or_default();
@@ -51,7 +50,7 @@ impl EarlierLooks {
                     ..PortLook::default()
                 };
             }
-            let is_redirected = ports.state(*number, planned) != LeaseState::Container;
+            let is_redirected = state(*number, planned) != LeaseState::Container;
             if is_redirected && !port.is_redirected {
                 // The container may have got others meanwhile.
                 port.looked = None;
@@ -60,11 +59,12 @@ impl EarlierLooks {
         }
     }
 
-    /// Begins a look, if it is time: returns the ports whose connections are to be ended.
-    pub(super) fn begin(&mut self, ports: &Ports) -> Option<Vec<u16>> {
+    /// Begins a look, if it is time: returns the ports whose connections are to be ended, of those of
+    /// which a connection `has_arrived`.
+    pub(super) fn begin(&mut self, has_arrived: impl Fn(u16) -> bool) -> Option<Vec<u16>> {
         let end = self.ports.iter().filter(|(number, port)| {
             // Where nothing was seen to arrive, they would be ended for nothing.
-            port.is_redirected && port.ends && !port.is_ended && ports.has_taken(**number)
+            port.is_redirected && port.ends && !port.is_ended && has_arrived(**number)
         });
         let end: Vec<u16> = end.map(|(number, _)| *number).collect();
         let is_due = !end.is_empty() || self.ports.values().any(PortLook::is_due);
@@ -106,12 +106,13 @@ impl EarlierLooks {
         }
     }
 
-    /// Returns whether a look is to be waited for before anything is reported of the port.
-    pub(super) fn is_pending(&self, number: u16, ports: &Ports) -> bool {
+    /// Returns whether a look is to be waited for before anything is reported of the port, of which a
+    /// connection `has_arrived` or not.
+    pub(super) fn is_pending(&self, number: u16, has_arrived: bool) -> bool {
         let port = self.ports.get(&number).filter(|port| port.is_redirected);
 
         port.is_some_and(|port| {
-            let will_end = port.ends && !port.is_ended && ports.has_taken(number);
+            let will_end = port.ends && !port.is_ended && has_arrived;
             port.looked.is_none() || will_end
         })
     }

@@ -341,8 +341,9 @@ impl PodRedirection {
 
     /// Looks at the connections that the container has already, and ends them, when it is time.
     fn look(&mut self, agentd: &Agentd, plan: &PodPlan) {
-        self.looks.follow(plan, &self.state);
-        let Some(end) = self.looks.begin(&self.state) else {
+        let Self { looks, state, .. } = self;
+        looks.follow(plan, |port, planned| state.state(port, planned));
+        let Some(end) = looks.begin(|port| state.has_taken(port)) else {
             return;
         };
         let request = AgentRequest::Earlier {

@@ -165,7 +165,7 @@ impl Ports {
             let is_pending = ports.iter().any(|(number, port)| {
                 let state = plan.ports.get(number).map(|planned| planned.state);
                 let is_untested = port.proof.is_none() && state != Some(LeaseState::Container);
-                is_untested || looks.is_pending(*number, self)
+                is_untested || looks.is_pending(*number, self.has_taken(*number))
             });
             if is_pending {
                 return before.iter().find(|it| it.intercept == intercept).cloned();

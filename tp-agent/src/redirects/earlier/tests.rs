@@ -1,7 +1,6 @@
 use tp_agent_api::{EarlierPeer as SeenPeer, LeaseState::Container, PodIds};
 
 use super::*;
-use crate::{plan::PortPlan, redirects::verify::Proof};
 
 fn plan(ports: &[(u16, LeaseState)], takes_open: bool) -> PodPlan {
     let ports = ports.iter().map(|(number, state)| {
@@ -41,31 +40,38 @@ fn seen(port: u16, count: u64, ended: u64) -> EarlierConnections {
     }
 }
 
-/// Looks that follow this plan, with the ports.
-fn following(plan: &PodPlan) -> (EarlierLooks, Ports) {
-    let (mut looks, mut ports) = (EarlierLooks::default(), Ports::default());
-    ports.follow(plan);
-    looks.follow(plan, &ports);
+fn follow(looks: &mut EarlierLooks, plan: &PodPlan) {
+    looks.follow(plan, |_, planned| planned.state);
+}
 
-    (looks, ports)
+fn following(plan: &PodPlan) -> EarlierLooks {
+    let mut looks = EarlierLooks::default();
+    follow(&mut looks, plan);
+
+    looks
+}
+
+fn nothing_arrived(_: u16) -> bool {
+    false
+}
+
+fn all_arrived(_: u16) -> bool {
+    true
 }
 
 #[test]
 fn what_the_container_has_is_looked_at_once_before_anything_is_reported() {
     let plan = plan(&[(80, LeaseState::Redirect), (81, Container)], false);
-    let (mut looks, ports) = following(&plan);
-    assert!(looks.is_pending(80, &ports));
-    assert!(
-        !looks.is_pending(81, &ports),
-        "all of it is the container's"
-    );
+    let mut looks = following(&plan);
+    assert!(looks.is_pending(80, false));
+    assert!(!looks.is_pending(81, false), "all of it is the container's");
 
-    assert_eq!(looks.begin(&ports), Some(Vec::new()));
-    assert_eq!(looks.begin(&ports), None, "one at a time");
+    assert_eq!(looks.begin(nothing_arrived), Some(Vec::new()));
+    assert_eq!(looks.begin(nothing_arrived), None, "one at a time");
     looks.end(&[], vec![seen(80, 2, 0)], None);
 
-    assert!(!looks.is_pending(80, &ports));
-    assert_eq!(looks.begin(&ports), None, "not yet again");
+    assert!(!looks.is_pending(80, false));
+    assert_eq!(looks.begin(nothing_arrived), None, "not yet again");
     let told = looks.tell(80, agent::PortCounters::default());
     assert_eq!((told.earlier, told.earlier_ended), (2, 0));
     assert_eq!(*told.earlier_from[0].address, [10, 0, 0, 1]);
@@ -75,34 +81,37 @@ fn what_the_container_has_is_looked_at_once_before_anything_is_reported() {
 #[test]
 fn what_the_container_got_while_it_served_is_looked_at_again() {
     let redirected = plan(&[(80, LeaseState::Redirect)], false);
-    let (mut looks, ports) = following(&redirected);
-    looks.begin(&ports);
+    let mut looks = following(&redirected);
+    looks.begin(nothing_arrived);
     looks.end(&[], vec![seen(80, 0, 0)], None);
-    looks.follow(&redirected, &ports);
-    assert_eq!(looks.begin(&ports), None);
+    follow(&mut looks, &redirected);
+    assert_eq!(looks.begin(nothing_arrived), None);
 
-    looks.follow(&plan(&[(80, Container)], false), &ports);
-    assert_eq!(looks.begin(&ports), None);
-    looks.follow(&redirected, &ports);
+    follow(&mut looks, &plan(&[(80, Container)], false));
+    assert_eq!(looks.begin(nothing_arrived), None);
+    follow(&mut looks, &redirected);
 
-    assert_eq!(looks.begin(&ports), Some(Vec::new()));
+    assert_eq!(looks.begin(nothing_arrived), Some(Vec::new()));
 }
 
 #[test]
 fn connections_are_ended_once_a_connection_was_seen_to_arrive() {
     let plan = plan(&[(80, LeaseState::Redirect)], true);
-    let (mut looks, mut ports) = following(&plan);
-    assert_eq!(looks.begin(&ports), Some(Vec::new()), "nothing has arrived");
+    let mut looks = following(&plan);
+    assert_eq!(
+        looks.begin(nothing_arrived),
+        Some(Vec::new()),
+        "nothing has arrived"
+    );
     looks.end(&[], vec![seen(80, 3, 0)], None);
-    assert_eq!(looks.begin(&ports), None);
+    assert_eq!(looks.begin(nothing_arrived), None);
 
-    ports.end_test(80, "i", Proof::Taken, true);
-    assert!(looks.is_pending(80, &ports));
-    assert_eq!(looks.begin(&ports), Some(vec![80]));
+    assert!(looks.is_pending(80, true));
+    assert_eq!(looks.begin(all_arrived), Some(vec![80]));
     looks.end(&[80], vec![seen(80, 0, 3)], None);
 
-    assert!(!looks.is_pending(80, &ports));
-    assert_eq!(looks.begin(&ports), None, "once");
+    assert!(!looks.is_pending(80, true));
+    assert_eq!(looks.begin(all_arrived), None, "once");
     let told = looks.tell(80, agent::PortCounters::default());
     assert_eq!((told.earlier, told.earlier_ended), (0, 3));
     assert_eq!(looks.obstacle([80].into_iter()), None);
@@ -111,13 +120,12 @@ fn connections_are_ended_once_a_connection_was_seen_to_arrive() {
 #[test]
 fn a_kernel_that_cannot_end_them_is_asked_once_and_said() {
     let plan = plan(&[(80, LeaseState::Redirect)], true);
-    let (mut looks, mut ports) = following(&plan);
-    ports.end_test(80, "i", Proof::Taken, true);
-    assert_eq!(looks.begin(&ports), Some(vec![80]));
+    let mut looks = following(&plan);
+    assert_eq!(looks.begin(all_arrived), Some(vec![80]));
 
     looks.end(&[80], Vec::new(), Some("it cannot".into()));
 
-    assert_eq!(looks.begin(&ports), None);
+    assert_eq!(looks.begin(all_arrived), None);
     let said = looks.obstacle([80].into_iter()).unwrap();
     assert!(said.contains("not ended: it cannot"), "{said}");
     assert_eq!(looks.obstacle([81].into_iter()), None);
