@@ -41,10 +41,14 @@ pub const PROTOCOL: u32 = 1;
 pub const MAX_PORTS: usize = 64;
 /// Addresses of the node at most.
 pub const MAX_NODES: usize = 64;
+/// Addresses of a pod at most.
+pub const MAX_POD_ADDRESSES: usize = 16;
 /// Containers that one request names at most.
 pub const MAX_CONTAINERS: usize = 64;
 /// Redirects of one connection at most: more than a node has pods.
 pub const MAX_REDIRECTS: usize = 512;
+/// Peers of earlier connections that a reply names for each port, at most.
+pub const MAX_EARLIER_PEERS: usize = 4;
 /// The largest environment that is handed out, in bytes.
 pub const MAX_ENVIRON: usize = 256 << 10;
 
@@ -93,6 +97,15 @@ pub enum AgentRequest {
         /// The number of the redirect.
         redirect: u64,
     },
+    /// Connections to the ports of a redirect that the container has, and that the program would not
+    /// leave to it if they were new. Answered by [`AgentReply::Earlier`].
+    Earlier {
+        /// The number of the redirect.
+        redirect: u64,
+        /// Of these ports they are reset first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        end: Vec<u16>,
+    },
     /// Make a TCP socket in the network namespace of a pod, to reach its container. Answered by
     /// [`AgentReply::Socket`], with the socket.
     Socket {
@@ -121,6 +134,9 @@ pub struct PodIds {
     /// The ids of its running containers, without the name of the runtime: 64 hexadecimal digits.
     /// At least one, at most [`MAX_CONTAINERS`].
     pub containers: Vec<String>,
+    /// The addresses of the pod, at most [`MAX_POD_ADDRESSES`], by which its network is told from those that a container has made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A port of a pod, to be redirected.
@@ -163,6 +179,14 @@ pub enum AgentReply {
     Counters {
         /// One for each port.
         ports: Vec<PortCounters>,
+    },
+    /// The connections that the container has.
+    Earlier {
+        /// One for each port.
+        ports: Vec<EarlierConnections>,
+        /// Why some were not ended that should have been, as a sentence.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        obstacle: Option<String>,
     },
     /// The socket was made. Carries it; it does not block.
     Socket,
@@ -241,6 +265,30 @@ pub struct PortCounters {
     /// another program of the pod's network chose, instead of refused.
     #[serde(default)]
     pub elsewhere: u64,
+}
+
+/// Connections to a port that the container has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierConnections {
+    /// The port.
+    pub port: u16,
+    /// How many there are.
+    pub count: u64,
+    /// From where, those with the most first: at most [`MAX_EARLIER_PEERS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<EarlierPeer>,
+    /// How many were reset.
+    #[serde(default)]
+    pub ended: u64,
+}
+
+/// Who has connections to a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierPeer {
+    /// The address, of IPv4 as such.
+    pub address: IpAddr,
+    /// How many.
+    pub count: u64,
 }
 
 /// What comes with [`AgentReply::Redirected`].

@@ -1,11 +1,12 @@
 //! The packets between the two parts of the agent, to the letter.
 
-use std::{fmt::Debug, fs::File, os::fd::OwnedFd};
+use std::{fmt::Debug, fs::File, net::IpAddr, os::fd::OwnedFd};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tp_agent_api::{
-    AgentRefusal, AgentReply, AgentRequest, MAX_CONTAINERS, MAX_NODES, MAX_PORTS, PROTOCOL, PodIds,
-    PortCounters, PortLease, RedirectFds, RedirectedPort,
+    AgentRefusal, AgentReply, AgentRequest, EarlierConnections, EarlierPeer, MAX_CONTAINERS,
+    MAX_EARLIER_PEERS, MAX_NODES, MAX_POD_ADDRESSES, MAX_PORTS, PROTOCOL, PodIds, PortCounters,
+    PortLease, RedirectFds, RedirectedPort,
 };
 
 #[track_caller]
@@ -34,12 +35,13 @@ fn requests_are_these_packets() {
             pod: PodIds {
                 uid: "u".into(),
                 containers: vec!["c".into()],
+                addresses: vec!["10.244.0.7".parse().unwrap()],
             },
             ports: vec![port(80, true), port(81, false)],
             nodes: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
         },
         concat!(
-            r#"{"request":"redirect","pod":{"uid":"u","containers":["c"]},"#,
+            r#"{"request":"redirect","pod":{"uid":"u","containers":["c"],"addresses":["10.244.0.7"]},"#,
             r#""ports":[{"port":80,"probed":true},{"port":81}],"nodes":["10.0.0.1","fd00::1"]}"#
         ),
     );
@@ -66,6 +68,20 @@ fn requests_are_these_packets() {
     golden(
         &AgentRequest::Counters { redirect: 3 },
         r#"{"request":"counters","redirect":3}"#,
+    );
+    golden(
+        &AgentRequest::Earlier {
+            redirect: 3,
+            end: Vec::new(),
+        },
+        r#"{"request":"earlier","redirect":3}"#,
+    );
+    golden(
+        &AgentRequest::Earlier {
+            redirect: 3,
+            end: vec![80],
+        },
+        r#"{"request":"earlier","redirect":3,"end":[80]}"#,
     );
     golden(
         &AgentRequest::Socket {
@@ -130,6 +146,24 @@ fn replies_are_these_packets() {
             r#""container":3,"exempt":4,"probes":5,"refused":6,"elsewhere":7}]}"#
         ),
     );
+    golden(
+        &AgentReply::Earlier {
+            ports: vec![EarlierConnections {
+                port: 80,
+                count: 3,
+                peers: vec![EarlierPeer {
+                    address: "10.244.0.8".parse().unwrap(),
+                    count: 2,
+                }],
+                ended: 1,
+            }],
+            obstacle: Some("o".into()),
+        },
+        concat!(
+            r#"{"reply":"earlier","ports":[{"port":80,"count":3,"#,
+            r#""peers":[{"address":"10.244.0.8","count":2}],"ended":1}],"obstacle":"o"}"#
+        ),
+    );
     golden(&AgentReply::Socket, r#"{"reply":"socket"}"#);
     golden(
         &AgentReply::Environ { intact: true },
@@ -150,12 +184,39 @@ fn the_largest_request_fits_into_a_packet() {
         pod: PodIds {
             uid: "x".repeat(36),
             containers: vec!["x".repeat(64); MAX_CONTAINERS],
+            addresses: vec![longest_address(); MAX_POD_ADDRESSES],
         },
         ports: vec![port(u16::MAX, true); MAX_PORTS],
-        nodes: vec!["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap(); MAX_NODES],
+        nodes: vec![longest_address(); MAX_NODES],
     };
 
     assert!(serde_json::to_vec(&request).unwrap().len() < tp_packet::MAX_PACKET);
+}
+
+fn longest_address() -> IpAddr {
+    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+        .parse()
+        .expect("an address")
+}
+
+#[test]
+fn the_largest_reply_fits_into_a_packet() {
+    let peer = EarlierPeer {
+        address: longest_address(),
+        count: u64::MAX,
+    };
+    let port = EarlierConnections {
+        port: u16::MAX,
+        count: u64::MAX,
+        peers: vec![peer; MAX_EARLIER_PEERS],
+        ended: u64::MAX,
+    };
+    let reply = AgentReply::Earlier {
+        ports: vec![port; MAX_PORTS],
+        obstacle: Some("x".repeat(512)),
+    };
+
+    assert!(serde_json::to_vec(&reply).unwrap().len() < tp_packet::MAX_PACKET);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use futures::FutureExt as _;
 use socket2::SockRef;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::OwnedSemaphorePermit, task::JoinSet};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 use tp_process::sync::lock;
 use tp_transport::{
     InterceptedFrom, SpliceCounters,
@@ -19,7 +19,7 @@ use tp_transport::{
     splice::failed,
 };
 
-use crate::{managers::Managers, probes::ProbedPort};
+use crate::{managers::Managers, places::Place, probes::ProbedPort};
 
 /// Of the carriers tried: a warm one may have ended unnoticed.
 const MAX_ATTEMPTS: usize = 3;
@@ -47,12 +47,11 @@ pub(crate) struct AcceptedConnection {
     /// Ours, in the pod: the port is the one that was meant.
     pub(crate) local: SocketAddr,
     pub(crate) peer: SocketAddr,
-    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 impl AcceptedConnection {
     /// Closed from now on in any way but the orderly one, it is reset.
-    pub(crate) fn new(client: TcpStream, permit: OwnedSemaphorePermit) -> std::io::Result<Self> {
+    pub(crate) fn new(client: TcpStream) -> std::io::Result<Self> {
         SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
         // A client that vanished would keep its place.
         keep_alive(&client)?;
@@ -61,7 +60,6 @@ impl AcceptedConnection {
             local: canonical(client.local_addr()?),
             peer: canonical(client.peer_addr()?),
             client,
-            permit,
         })
     }
 }
@@ -80,8 +78,14 @@ impl CarriedConnections {
         }
     }
 
-    /// Carries the connection, of the pod with this UID.
-    pub(crate) fn serve(&self, connection: AcceptedConnection, route: PortRoute, pod: String) {
+    /// Carries the connection, of the pod with this UID, and has the place until its end.
+    pub(crate) fn serve(
+        &self,
+        connection: AcceptedConnection,
+        place: Place,
+        route: PortRoute,
+        pod: String,
+    ) {
         let managers = Arc::clone(&self.managers);
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
@@ -90,8 +94,8 @@ impl CarriedConnections {
                 mut client,
                 local,
                 peer,
-                permit: _permit,
             } = connection;
+            let _place = place;
             let mut head = Vec::new();
             let probes = route.probes.filter(|it| it.nodes.contains(&peer.ip()));
             if let Some(probes) = probes {

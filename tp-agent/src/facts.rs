@@ -36,6 +36,8 @@ pub struct InterceptFacts {
     pub has_local_probes: bool,
     /// The container serves while nothing listens at the workstation.
     pub falls_back: bool,
+    /// Connections that the pods have already are ended.
+    pub takes_open: bool,
 }
 
 /// A pod of the node.

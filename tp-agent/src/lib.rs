@@ -15,6 +15,7 @@ mod connections;
 mod knowledge;
 mod leases;
 mod managers;
+mod places;
 mod plan;
 mod probes;
 mod redirects;

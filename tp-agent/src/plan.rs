@@ -38,8 +38,6 @@ pub(crate) struct News {
 struct LeasedPorts {
     /// From when on each news have named it.
     since: BootTime,
-    /// When they last did so without calling it quiet; 0 if they never did.
-    renewed: BootTime,
     is_quiet: bool,
     /// With whether something listens at the workstation.
     ports: BTreeMap<u16, bool>,
@@ -62,10 +60,6 @@ impl News {
             });
             let leased = LeasedPorts {
                 since: before.map_or(heard, |it| it.since),
-                renewed: match lease.is_quiet {
-                    true => before.map_or(0, |it| it.renewed),
-                    false => heard,
-                },
                 is_quiet: lease.is_quiet,
                 ports: ports.collect(),
             };
@@ -160,8 +154,10 @@ pub(crate) struct PortPlan {
     pub(crate) probed: bool,
     /// HTTP probes are.
     pub(crate) http_probed: bool,
+    /// Connections that the container has already are ended.
+    pub(crate) takes_open: bool,
     pub(crate) state: LeaseState,
-    /// When the manager last said that the workstation is there.
+    /// When the manager last said so.
     pub(crate) renewed: BootTime,
 }
 
@@ -169,6 +165,7 @@ pub(crate) struct PortPlan {
 struct Leased<'a> {
     uid: &'a str,
     manager: &'a str,
+    heard: BootTime,
     lease: &'a LeasedPorts,
     intercept: &'a InterceptFacts,
 }
@@ -222,6 +219,7 @@ fn leases<'a>(now: BootTime, news: &'a AllNews, facts: &'a Facts) -> Vec<Leased<
             let leased = Leased {
                 uid,
                 manager,
+                heard: news.heard,
                 lease,
                 intercept,
             };
@@ -296,6 +294,7 @@ fn add(plan: &mut Plan, leased: &Leased<'_>, uid: &str, pod: &PodFacts) -> Optio
             manager: leased.manager.to_owned(),
             probed: pod.probed.contains(port) && !intercept.has_local_probes,
             http_probed: pod.http_probed.contains(port) && !intercept.has_local_probes,
+            takes_open: intercept.takes_open,
             state: match (is_listening, intercept.falls_back) {
                 // The redirect stays, for the workstation to come back to.
                 _ if leased.lease.is_quiet => LeaseState::Container,
@@ -303,7 +302,7 @@ fn add(plan: &mut Plan, leased: &Leased<'_>, uid: &str, pod: &PodFacts) -> Optio
                 (false, true) => LeaseState::Container,
                 (false, false) => LeaseState::Refuse,
             },
-            renewed: leased.lease.renewed,
+            renewed: leased.heard,
         });
     }
 

@@ -28,8 +28,9 @@ mod tests;
 const METHOD: &[u8] = b"GET ";
 const VERSION: &[u8] = b" HTTP/1.";
 const AGENT_HEADER: &[u8] = b"user-agent";
-/// How the kubelet names itself, unless the probe's headers say otherwise.
-pub(crate) const PROBE_AGENT: &str = "kube-probe/";
+/// How the kubelet names itself, unless the probe's headers say otherwise: in a probe, and in a hook of
+/// the life of a container.
+const KUBELETS: [&[u8]; 2] = [b"kube-probe/", b"kube-lifecycle/"];
 
 /// Of a request until it must be known who asks.
 const MAX_HEAD: usize = 8 << 10;
@@ -142,6 +143,11 @@ impl ContainerDoor {
     }
 }
 
+/// Whether a User-Agent is the kubelet's.
+pub(crate) fn is_kubelet(agent: &[u8]) -> bool {
+    KUBELETS.into_iter().any(|name| agent.starts_with(name))
+}
+
 /// Reads until it is known who asks; for a second at most, since the client may wait for us.
 async fn read_head(client: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut head = Vec::with_capacity(FIRST_READ_SIZE);
@@ -184,7 +190,7 @@ fn asker(head: &[u8]) -> Asker {
         };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(AGENT_HEADER) {
-            return match value.starts_with(PROBE_AGENT.as_bytes()) {
+            return match is_kubelet(value) {
                 true => Asker::Kubelet,
                 false => Asker::Somebody,
             };

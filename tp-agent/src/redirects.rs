@@ -18,6 +18,7 @@ use crate::{
 };
 use pod::PodTask;
 
+mod earlier;
 mod listeners;
 mod pod;
 mod ports;

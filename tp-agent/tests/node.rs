@@ -28,6 +28,8 @@ use crate::{
     stage::{CONTAINER, ID, Stage},
 };
 
+#[path = "node/earlier.rs"]
+mod earlier;
 #[path = "node/manager.rs"]
 mod manager;
 #[path = "node/stage.rs"]

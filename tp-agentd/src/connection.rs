@@ -10,8 +10,8 @@ use std::{
 };
 
 use tp_agent_api::{
-    AgentRefusal, AgentReply, AgentRequest, MAX_CONTAINERS, MAX_NODES, MAX_PORTS, PROTOCOL, PodIds,
-    PortCounters, PortLease, RedirectFds, RedirectedPort,
+    AgentRefusal, AgentReply, AgentRequest, MAX_CONTAINERS, MAX_NODES, MAX_POD_ADDRESSES,
+    MAX_PORTS, PROTOCOL, PodIds, PortCounters, PortLease, RedirectFds, RedirectedPort,
 };
 use tp_ebpf_loader::{PodCounter, PodPortCounters, PodRedirect};
 use tp_packet::{MAX_PACKET, receive, send};
@@ -19,6 +19,7 @@ use tp_packet::{MAX_PACKET, receive, send};
 use crate::{
     VERSION,
     cgroup::{ContainerId, PodUid},
+    earlier::{self, EarlierLook, RedirectRules},
     environ,
     handouts::Handouts,
     netns::PodNetns,
@@ -33,6 +34,9 @@ const ENVIRON_INTERVAL: Duration = Duration::from_millis(250);
 /// Sockets at once: one for each connection that goes on to the container.
 const SOCKETS: u32 = 1024;
 const SOCKET_INTERVAL: Duration = Duration::from_millis(1);
+/// Looks at the connections of a pod, each of which walks through the machine's table of them.
+const LOOKS: u32 = 512;
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(crate) struct AgentConnection {
     // First of all the redirects end.
@@ -43,6 +47,7 @@ pub(crate) struct AgentConnection {
     spoken: Option<u32>,
     environs: Handouts,
     sockets: Handouts,
+    looks: Handouts,
 }
 
 /// A reply and what it carries.
@@ -63,6 +68,7 @@ impl AgentConnection {
             spoken: None,
             environs: Handouts::new(ENVIRONS, ENVIRON_INTERVAL, now),
             sockets: Handouts::new(SOCKETS, SOCKET_INTERVAL, now),
+            looks: Handouts::new(LOOKS, LOOK_INTERVAL, now),
         }
     }
 
@@ -122,10 +128,13 @@ impl AgentConnection {
                 check_nodes(nodes.as_deref().unwrap_or_default())?;
                 let leases = self.redirects.with(redirect, |it| {
                     it.program.set_own(&it.netns.addresses()?)?;
-                    if let Some(nodes) = &nodes {
-                        it.program.set_nodes(nodes)?;
+                    if let Some(nodes) = nodes {
+                        it.program.set_nodes(&nodes)?;
+                        it.rules.nodes = nodes;
                     }
-                    set_ports(&mut it.program, &ports)
+                    let leases = set_ports(&mut it.program, &ports)?;
+                    it.rules.ports = ports;
+                    Ok(leases)
                 })?;
                 AgentReply::Changed { leases }
             }
@@ -141,6 +150,7 @@ impl AgentConnection {
                     ports: counters.iter().map(counted).collect(),
                 }
             }
+            AgentRequest::Earlier { redirect, end } => self.earlier(redirect, &end)?,
             AgentRequest::Socket { redirect, ipv6 } => {
                 if !self.sockets.take(Instant::now()) {
                     return Err(too_often("sockets", SOCKETS, SOCKET_INTERVAL));
@@ -162,6 +172,19 @@ impl AgentConnection {
         };
 
         Ok(Answer(reply, Vec::new()))
+    }
+
+    fn earlier(&mut self, redirect: u64, end: &[u16]) -> Result<AgentReply, PodError> {
+        if !self.looks.take(Instant::now()) {
+            return Err(too_often("looks at connections", LOOKS, LOOK_INTERVAL));
+        }
+        // Others are not to wait for it.
+        let (netns, rules) = self
+            .redirects
+            .with(redirect, |it| Ok((it.netns.again()?, it.rules.clone())))?;
+        let EarlierLook { ports, obstacle } = earlier::look(&netns, &rules, end)?;
+
+        Ok(AgentReply::Earlier { ports, obstacle })
     }
 
     fn check_protocol(&self) -> Result<(), PodError> {
@@ -187,13 +210,22 @@ impl AgentConnection {
                 "a request names one to {MAX_CONTAINERS} containers"
             )));
         }
+        if pod.addresses.len() > MAX_POD_ADDRESSES {
+            return Err(PodError::invalid(format!(
+                "a pod has at most {MAX_POD_ADDRESSES} addresses"
+            )));
+        }
         let uid = parsed_uid(&pod.uid)?;
         let containers = pod.containers.iter().map(|id| parsed_id(id));
         let containers = containers.collect::<Result<Vec<_>, _>>()?;
-        let netns = self.processes.netns_of(&uid, &containers)?;
+        let netns = self.processes.netns_of(&uid, &containers, &pod.addresses)?;
 
+        let rules = RedirectRules {
+            ports: ports.clone(),
+            nodes: nodes.to_vec(),
+        };
         let attach = |netns: &PodNetns| attached(netns, &ports, nodes);
-        let (redirect, (leases, fds)) = self.redirects.add(netns, attach)?;
+        let (redirect, (leases, fds)) = self.redirects.add(netns, rules, attach)?;
         tracing::info!(redirect, "Pod is redirected");
 
         Ok(Answer(

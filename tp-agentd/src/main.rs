@@ -24,10 +24,13 @@ use tracing::Level;
 
 mod cgroup;
 mod connection;
+mod diag;
+mod earlier;
 mod environ;
 mod handouts;
 mod log;
 mod netns;
+mod networks;
 mod own_addresses;
 mod pod_error;
 mod pods;

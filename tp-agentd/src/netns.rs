@@ -17,6 +17,7 @@ use rustix::{
     },
     thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space},
 };
+use socket2::SockRef;
 
 use crate::{own_addresses, pod_error::PodError};
 
@@ -30,6 +31,10 @@ const NOWHERE6: SocketAddrV6 =
 const BIND_ATTEMPTS: usize = 64;
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// Of the listeners, and so of what they accept: the kernel tells it of each connection. No rule of a pod
+/// is known to look at these bits.
+pub(crate) const ACCEPTED_MARK: u32 = 0x7400_0000;
 
 /// Routes of a pod are few; more than this is not read.
 const MAX_LIST: u64 = 1 << 20;
@@ -73,9 +78,16 @@ impl PodNetns {
         self.id
     }
 
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        let fd = self.fd.try_clone()?;
+
+        Ok(Self { fd, id: self.id })
+    }
+
     /// Listens at ports other than `ports`, which the container is to find free.
     pub(crate) fn listeners(&self, ports: &BTreeMap<u16, bool>) -> Result<PodListeners, PodError> {
-        self.run("listen in the network of the pod", || {
+        let needed = CapabilitySet::NET_ADMIN;
+        self.run("listen in the network of the pod", needed, || {
             // Of the namespace of whoever opens it.
             let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
             let candidates: Vec<u16> = outside(&range)
@@ -83,6 +95,7 @@ impl PodNetns {
                 .take(BIND_ATTEMPTS)
                 .collect();
             let v4 = stream(AddressFamily::INET)?;
+            SockRef::from(&v4).set_mark(ACCEPTED_MARK)?;
             set_ip_freebind(&v4, true)?;
             bind_one(&v4, NOWHERE4.into(), &candidates)?;
             listen(&v4, BACKLOG)?;
@@ -96,7 +109,8 @@ impl PodNetns {
 
     /// A TCP socket that is neither bound nor connected, and does not block.
     pub(crate) fn socket(&self, ipv6: bool) -> Result<OwnedFd, PodError> {
-        self.run("make a socket in the network of the pod", || {
+        let needed = CapabilitySet::empty();
+        self.run("make a socket in the network of the pod", needed, || {
             let family = if ipv6 {
                 AddressFamily::INET6
             } else {
@@ -112,17 +126,23 @@ impl PodNetns {
 
     /// The pod's addresses but for those of loopback.
     pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>, PodError> {
-        self.run("read the addresses of the pod", || {
-            let mut addresses = own_addresses::v4(&list("fib_trie"));
-            addresses.extend(own_addresses::v6(&list("if_inet6")));
-            Ok(addresses)
-        })
+        self.run(
+            "read the addresses of the pod",
+            CapabilitySet::empty(),
+            || {
+                let mut addresses = own_addresses::v4(&list("fib_trie"));
+                addresses.extend(own_addresses::v6(&list("if_inet6")));
+                Ok(addresses)
+            },
+        )
     }
 
-    /// Runs `work`, which does `what`, on a thread inside the namespace.
-    fn run<T: Send>(
+    /// Runs `work`, which does `what`, on a thread inside the namespace. `needed` are the capabilities
+    /// that it takes there.
+    pub(crate) fn run<T: Send>(
         &self,
         what: &str,
+        needed: CapabilitySet,
         work: impl FnOnce() -> io::Result<T> + Send,
     ) -> Result<T, PodError> {
         let inside = || {
@@ -131,7 +151,7 @@ impl PodNetns {
                 let entering = "enter the network of the pod";
                 PodError::step(entering, &errno.into(), CapabilitySet::SYS_ADMIN)
             })?;
-            work().map_err(|error| PodError::step(what, &error, CapabilitySet::empty()))
+            work().map_err(|error| PodError::step(what, &error, needed))
         };
         thread::scope(|scope| {
             thread::Builder::new()
@@ -198,6 +218,7 @@ fn listener6(ports: &[u16]) -> io::Result<Option<OwnedFd>> {
         }
         made => made?,
     };
+    SockRef::from(&socket).set_mark(ACCEPTED_MARK)?;
     set_ipv6_v6only(&socket, true)?;
     set_ipv6_freebind(&socket, true)?;
     bind_one(&socket, NOWHERE6.into(), ports)?;

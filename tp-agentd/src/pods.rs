@@ -2,9 +2,9 @@
 //! `/proc`, held open: a later process with the same number has another one.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read as _},
+    net::IpAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     thread,
@@ -22,6 +22,7 @@ use tp_agent_api::MAX_ENVIRON;
 use crate::{
     cgroup::{ContainerId, PodCgroups, PodUid, path_in},
     netns::{FileId, PodNetns},
+    networks::PodNetworks,
     pod_error::{PodError, has_ended, is_denied},
 };
 
@@ -104,15 +105,17 @@ impl Processes {
         })
     }
 
-    /// Opens the network namespace of a pod, of which these containers run.
+    /// Opens the network namespace of a pod, of which these containers run, and which has these
+    /// addresses. Containers may make further ones for their children, as a Docker daemon does.
     pub(crate) fn netns_of(
         &self,
         uid: &PodUid,
         containers: &[ContainerId],
+        addresses: &[IpAddr],
     ) -> Result<PodNetns, PodError> {
-        let mut found = self.all_netns_of(uid, containers)?;
+        let mut networks = self.networks_of(uid, containers)?;
         for _ in 1..LOOKS {
-            if found.len() <= 1 {
+            if networks.is_known(addresses)? {
                 break;
             }
             // The runtime starts a process outside, and takes it in: for a container, or a probe.
@@ -121,21 +124,22 @@ impl Processes {
                 reason = "nothing is notified when a process enters a namespace"
             )]
             thread::sleep(LOOK_INTERVAL);
-            found = self.all_netns_of(uid, containers)?;
+            networks = self.networks_of(uid, containers)?;
         }
-        let Some((id, netns)) = found.pop_first() else {
+        if !networks.is_known(addresses)? {
+            return Err(PodError::unsupported(
+                "the containers of the pod are in different network namespaces, or not in one that has \
+                 the addresses of the pod, as those of sandboxed runtimes are: such a pod is not \
+                 redirected",
+            ));
+        }
+        let Some(netns) = networks.into_first() else {
             return Err(PodError::not_found(
                 "no process of the pod runs on this node: is the pod Ready, and does its runtime run \
                  it as processes of the node?",
             ));
         };
-        if !found.is_empty() {
-            return Err(PodError::unsupported(
-                "the processes of the pod are in different network namespaces, as those of sandboxed \
-                 runtimes are: such a pod is not redirected",
-            ));
-        }
-        if self.refused.contains(&id) {
+        if self.refused.contains(&netns.id()) {
             return Err(PodError::unsupported(
                 "the pod uses the network of its node (hostNetwork), whose ports are not redirected: \
                  intercept a workload with a network of its own",
@@ -145,26 +149,22 @@ impl Processes {
         Ok(netns)
     }
 
-    /// The network namespaces of all processes of these containers; two are enough to know.
-    fn all_netns_of(
+    fn networks_of(
         &self,
         uid: &PodUid,
         containers: &[ContainerId],
-    ) -> Result<BTreeMap<FileId, PodNetns>, PodError> {
-        let mut found = BTreeMap::new();
+    ) -> Result<PodNetworks, PodError> {
+        let mut networks = PodNetworks::default();
         self.visit(uid, containers, |process| {
-            if found.len() > 1 {
-                return Ok(());
-            }
             let netns = PodNetns::new(process.open("ns/net")?)?;
             // Read after the namespace was opened: it was of a process of these very containers.
-            if self.is_of(process, uid, containers)? {
-                found.entry(netns.id()).or_insert(netns);
+            if let Some(container) = self.container_of(process, uid, containers)? {
+                networks.add(container, process.stat.started, netns);
             }
             Ok(())
         })?;
 
-        Ok(found)
+        Ok(networks)
     }
 
     /// The environment that the first process of a container was started with.
@@ -258,12 +258,21 @@ impl Processes {
         uid: &PodUid,
         containers: &[ContainerId],
     ) -> io::Result<bool> {
+        Ok(self.container_of(process, uid, containers)?.is_some())
+    }
+
+    fn container_of(
+        &self,
+        process: &Process,
+        uid: &PodUid,
+        containers: &[ContainerId],
+    ) -> io::Result<Option<ContainerId>> {
         let cgroup = process.read("cgroup", MAX_SMALL_FILE)?;
         // Names that are no text are of no kubelet.
         let cgroup = String::from_utf8_lossy(&cgroup);
         let container = path_in(&cgroup).and_then(|path| self.pods.container_of(path, uid));
 
-        Ok(container.is_some_and(|it| containers.contains(&it)))
+        Ok(container.filter(|it| containers.contains(it)))
     }
 }
 

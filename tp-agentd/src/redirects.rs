@@ -9,7 +9,7 @@ use std::{
 use tp_agent_api::{AgentRefusal, MAX_REDIRECTS};
 use tp_ebpf_loader::PodRedirect;
 
-use crate::{netns::PodNetns, pod_error::PodError};
+use crate::{earlier::RedirectRules, netns::PodNetns, pod_error::PodError};
 
 #[derive(Default)]
 pub(crate) struct AllRedirects(Mutex<Numbered>);
@@ -25,6 +25,8 @@ pub(crate) struct Redirect {
     // First of all the program is detached.
     pub(crate) program: PodRedirect,
     pub(crate) netns: PodNetns,
+    /// As the program has them.
+    pub(crate) rules: RedirectRules,
     connection: u64,
 }
 
@@ -57,6 +59,7 @@ impl OwnRedirects {
     pub(crate) fn add<T>(
         &self,
         netns: PodNetns,
+        rules: RedirectRules,
         make: impl FnOnce(&PodNetns) -> Result<(PodRedirect, T), PodError>,
     ) -> Result<(u64, T), PodError> {
         let mut all = self.all.lock();
@@ -90,6 +93,7 @@ impl OwnRedirects {
         let redirect = Redirect {
             program,
             netns,
+            rules,
             connection: self.connection,
         };
         all.redirects.insert(number, redirect);

@@ -26,6 +26,8 @@ use crate::{
 
 #[path = "redirect/agent.rs"]
 mod agent;
+#[path = "redirect/earlier.rs"]
+mod earlier;
 #[path = "redirect/limits.rs"]
 mod limits;
 #[path = "redirect/stage.rs"]
@@ -307,6 +309,7 @@ fn what_is_no_pod_of_the_node_is_refused() {
             pod: PodIds {
                 uid: uid.into(),
                 containers: vec![id.into()],
+                addresses: Vec::new(),
             },
             ports: vec![port(8080, false)],
             nodes: Vec::new(),

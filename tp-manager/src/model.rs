@@ -32,7 +32,7 @@ use tokio::{
     sync::{Notify, Semaphore, watch},
     time::Instant,
 };
-pub(crate) use workloads::{FindError, FoundWorkload, Port, Workload};
+pub(crate) use workloads::{FindError, FoundPod, FoundWorkload, Port, Workload};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectName {

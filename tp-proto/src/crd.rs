@@ -184,6 +184,10 @@ pub struct InterceptSpec {
     #[serde(default = "refuse")]
     #[schemars(extend("enum" = ["refuse", "container"]))]
     pub when_down: String,
+    /// Connections to the ports that the pods have already are ended, once. A plain field, so that
+    /// policies can forbid it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_open: bool,
 }
 
 /// Ports of one Intercept at most.
@@ -332,6 +336,7 @@ mod tests {
         assert_eq!(spec["mode"]["default"], "intercept", "{spec}");
         assert_eq!(spec["probes"]["enum"], json!(["container", "local"]));
         assert_eq!(spec["whenDown"]["enum"], json!(["refuse", "container"]));
+        assert_eq!(spec["takeOpen"]["type"], "boolean", "{spec}");
     }
 
     #[test]
@@ -348,6 +353,7 @@ mod tests {
         assert_eq!(spec.replica, "all");
         assert_eq!(spec.probes, "container");
         assert_eq!(spec.when_down, "refuse");
+        assert!(!spec.take_open);
         assert_eq!(spec.ports[0].protocol, "TCP");
     }
 }

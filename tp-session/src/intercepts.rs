@@ -26,6 +26,7 @@ use request::WantedIntercept;
 mod accept;
 mod announce;
 mod dial;
+mod earlier;
 mod files;
 mod listening;
 mod making;

@@ -17,6 +17,7 @@ fn facts(namespace: &str) -> Facts {
         ids: PodIds {
             uid: "mirrored".into(),
             containers: vec!["c1".into()],
+            addresses: Vec::new(),
         },
         addresses: Vec::new(),
         nodes: Vec::new(),

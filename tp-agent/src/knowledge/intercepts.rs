@@ -27,6 +27,7 @@ pub(super) fn read(object: &DynamicObject) -> Option<(String, KnownIntercept)> {
         },
         has_local_probes: spec.probes == "local",
         falls_back: spec.when_down == "container",
+        takes_open: spec.take_open,
     };
 
     Some((
@@ -75,7 +76,10 @@ mod tests {
         assert_eq!(facts.workload.namespace, "shop");
         assert_eq!(facts.ports.iter().collect::<Vec<_>>(), [&8080]);
         assert_eq!((facts.replica, facts.has_local_probes), (None, false));
-        assert!(facts.falls_back);
+        assert!(facts.falls_back && !facts.takes_open);
+        let mut taking = object();
+        taking["spec"]["takeOpen"] = json!(true);
+        assert!(read_json(taking).unwrap().takes_open);
     }
 
     #[test]

@@ -7,13 +7,13 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodSpec, PodStatus, Probe},
+    api::core::v1::{Container, HTTPGetAction, Pod, PodSpec, PodStatus, Probe},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use tp_agent_api::{MAX_CONTAINERS, PodIds};
+use tp_agent_api::{MAX_CONTAINERS, MAX_POD_ADDRESSES, PodIds};
 use tp_core::intercept::holders::WorkloadKey;
 
-use crate::{facts::PodFacts, probes::PROBE_AGENT};
+use crate::{facts::PodFacts, probes::is_kubelet};
 
 #[cfg(test)]
 mod tests;
@@ -49,14 +49,15 @@ pub(super) fn read(pod: &Pod, gateways: &[IpAddr]) -> Option<(String, KnownPod)>
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
+    let ips = status.pod_ips.iter().flatten().map(|it| it.ip.as_str());
+    let addresses: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
     let mirrored = metadata.annotations.as_ref().and_then(|it| it.get(MIRROR));
     let ids = PodIds {
         uid: mirrored.unwrap_or(&uid).clone(),
         containers: running(status),
+        addresses: addresses.iter().copied().take(MAX_POD_ADDRESSES).collect(),
     };
     let (workload, owner) = owners(metadata, &namespace, &name);
-    let ips = status.pod_ips.iter().flatten().map(|it| it.ip.as_str());
-    let addresses: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
     let hosts = status.host_ips.iter().flatten().map(|it| it.ip.as_str());
     let hosts = hosts.chain(status.host_ip.as_deref());
     let nodes: BTreeSet<IpAddr> = hosts
@@ -200,7 +201,9 @@ fn probed(spec: &PodSpec) -> (BTreeSet<u16>, BTreeSet<u16>) {
             &container.startup_probe,
         ];
         let probes = probes.into_iter().flatten();
-        probes.filter_map(|probe| Some((probed_port(probe, container)?, is_known(probe))))
+        let probes =
+            probes.filter_map(|probe| Some((probed_port(probe, container)?, is_known(probe))));
+        probes.chain(hooks(container))
     });
     let (http, others): (Vec<_>, Vec<_>) = ports.partition(|(_, is_known)| *is_known);
     let numbers = |ports: Vec<(u16, bool)>| ports.into_iter().map(|(port, _)| port).collect();
@@ -212,13 +215,24 @@ fn probed(spec: &PodSpec) -> (BTreeSet<u16>, BTreeSet<u16>) {
 
 /// Returns whether the probe can be told from other connections by what it sends.
 fn is_known(probe: &Probe) -> bool {
-    let Some(http) = &probe.http_get else {
-        return false;
-    };
+    probe.http_get.as_ref().is_some_and(is_told_by_name)
+}
+
+/// The ports that the kubelet asks when a container has started, or is to end, each with whether that
+/// can be told from other connections. A hook by TCP is none.
+fn hooks(container: &Container) -> impl Iterator<Item = (u16, bool)> {
+    let lifecycle = container.lifecycle.iter();
+    let hooks = lifecycle.flat_map(|it| [&it.post_start, &it.pre_stop].into_iter().flatten());
+    let asked = hooks.filter_map(|hook| hook.http_get.as_ref());
+
+    asked.filter_map(|http| Some((number(&http.port, container)?, is_told_by_name(http))))
+}
+
+fn is_told_by_name(http: &HTTPGetAction) -> bool {
     let is_plain = http.scheme.as_ref().is_none_or(|scheme| scheme == "HTTP");
     let mut headers = http.http_headers.iter().flatten();
     let is_renamed = headers.any(|header| {
-        header.name.eq_ignore_ascii_case("user-agent") && !header.value.starts_with(PROBE_AGENT)
+        header.name.eq_ignore_ascii_case("user-agent") && !is_kubelet(header.value.as_bytes())
     });
 
     is_plain && !is_renamed
@@ -227,17 +241,23 @@ fn is_known(probe: &Probe) -> bool {
 fn probed_port(probe: &Probe, container: &Container) -> Option<u16> {
     let tcp = probe.tcp_socket.as_ref().map(|it| &it.port);
     let http = probe.http_get.as_ref().map(|it| &it.port);
-    let number = match (tcp.or(http), &probe.grpc) {
-        (Some(IntOrString::Int(port)), _) => *port,
-        (Some(IntOrString::String(name)), _) => {
+    match (tcp.or(http), &probe.grpc) {
+        (Some(port), _) => number(port, container),
+        (None, Some(grpc)) => u16::try_from(grpc.port).ok(),
+        (None, None) => None,
+    }
+}
+
+fn number(port: &IntOrString, container: &Container) -> Option<u16> {
+    let number = match port {
+        IntOrString::Int(port) => *port,
+        IntOrString::String(name) => {
             let mut ports = container.ports.iter().flatten();
             let named = ports.find(|it| it.name.as_ref() == Some(name));
             named
                 .map(|it| it.container_port)
                 .or_else(|| name.parse().ok())?
         }
-        (None, Some(grpc)) => grpc.port,
-        (None, None) => return None,
     };
 
     u16::try_from(number).ok()

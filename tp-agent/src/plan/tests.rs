@@ -25,6 +25,7 @@ fn intercept(created: i64) -> InterceptFacts {
         replica: None,
         has_local_probes: false,
         falls_back: false,
+        takes_open: false,
     }
 }
 
@@ -35,6 +36,7 @@ fn pod(name: &str) -> PodFacts {
         ids: PodIds {
             uid: name.into(),
             containers: vec!["c".into()],
+            addresses: Vec::new(),
         },
         addresses: Vec::new(),
         nodes: Vec::new(),
@@ -122,6 +124,7 @@ fn an_intercept_decides_over_replica_probes_and_what_serves_while_it_is_down() {
     intercept.replica = Some("b".into());
     intercept.has_local_probes = true;
     intercept.falls_back = true;
+    intercept.takes_open = true;
 
     let plan = planned(
         one(heard(&[("i", &[(80, true), (81, false)])], NOW)),
@@ -132,6 +135,7 @@ fn an_intercept_decides_over_replica_probes_and_what_serves_while_it_is_down() {
     assert_eq!(ports(&plan, "b")[1], (81, "i", "m", Container));
     let ports = &plan.pods["b"].ports;
     assert!(!ports[&81].probed && !ports[&80].http_probed);
+    assert!(ports[&80].takes_open);
 }
 
 #[test]
@@ -188,29 +192,23 @@ fn a_session_is_where_it_went_last() {
 }
 
 #[test]
-fn a_quiet_session_keeps_its_redirects_without_a_lease() {
+fn a_quiet_session_keeps_its_redirects_and_leaves_all_to_the_container() {
     let ports: &[(&str, &[(u16, bool)])] = &[("i", &[(80, true)])];
     let mut quiet = named(ports);
     quiet[0].is_quiet = true;
     let before = heard(ports, NOW - 3 * SECOND);
     let news = before.next(quiet.clone(), NOW - SECOND);
-    let renewed = |news: &News| planned(one(news.clone()), &facts()).pods["a"].ports[&80].renewed;
-
-    assert_eq!(renewed(&news), NOW - 3 * SECOND);
     let state = |news: &News| planned(one(news.clone()), &facts()).pods["a"].ports[&80].state;
     assert_eq!(state(&before), Redirect);
     assert_eq!(state(&news), Container);
     let mut alone = before;
     alone.quieten();
     assert_eq!(state(&alone), Container);
-    let news = news.next(quiet.clone(), NOW);
-    assert_eq!(renewed(&news), NOW - 3 * SECOND);
-    assert_eq!(renewed(&news.next(named(ports), NOW)), NOW);
+    assert_eq!(state(&news.next(named(ports), NOW)), Redirect);
     let gone = news.next(Vec::new(), NOW);
     assert!(planned(one(gone), &facts()).pods.is_empty());
-    // Of which nobody knows when it was there.
     let unheard = News::default().next(quiet, NOW);
-    assert_eq!(renewed(&unheard), 0);
+    assert_eq!(state(&unheard), Container);
 
     // It is where it is heard, whoever had it last.
     let of_two = BTreeMap::from([

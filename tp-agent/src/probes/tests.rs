@@ -54,6 +54,8 @@ fn only_the_first_request_decides() {
     assert_eq!(asker(&[PROBE, other].concat()), Asker::Kubelet);
     assert_eq!(asker(&[other, PROBE].concat()), Asker::Somebody);
     assert_eq!(asker(&[&bare[..], PROBE].concat()), Asker::Somebody);
+    let hook = b"GET /started HTTP/1.1\r\nHost: a\r\nUser-Agent: kube-lifecycle/1.35\r\n";
+    assert_eq!(asker(hook), Asker::Kubelet);
     let lenient = b"GET / HTTP/1.1\nuser-agent:kube-probe/1.29+\n";
     assert_eq!(asker(lenient), Asker::Kubelet);
 }

@@ -10,17 +10,18 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     task::JoinSet,
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use tp_process::sync::lock;
 
-use crate::connections::{AcceptedConnection, CarriedConnections, Routes};
+use crate::{
+    connections::{AcceptedConnection, CarriedConnections, Routes},
+    places::Places,
+};
 
-/// Of one pod at a time; more wait in the listeners' queues.
-const MAX_CONNECTIONS: usize = 1024;
 /// While the machine lacks descriptors or memory.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
@@ -31,7 +32,7 @@ pub(super) struct Doorway {
     routes: Mutex<Routes>,
     /// Verifications that await a connection of ours, by its port.
     awaited: Mutex<BTreeMap<u16, mpsc::Sender<AcceptedConnection>>>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 impl Doorway {
@@ -41,11 +42,12 @@ impl Doorway {
             connections,
             routes: Mutex::default(),
             awaited: Mutex::default(),
-            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            places: Arc::new(Places::new()),
         }
     }
 
     pub(super) fn set_routes(&self, routes: Routes) {
+        self.places.share(routes.keys().copied());
         *lock(&self.routes) = routes;
     }
 
@@ -58,27 +60,30 @@ impl Doorway {
         lock(&self.awaited).remove(&port);
     }
 
-    /// Returns whether connections wait for others to end.
-    pub(super) fn is_full(&self) -> bool {
-        self.places.available_permits() == 0
+    pub(super) fn places(&self) -> &Places {
+        &self.places
     }
 
-    /// Returns whether connections may soon wait, probes among them.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.places.available_permits() < MAX_CONNECTIONS / 4
-    }
-
-    /// Carries a connection if its port has an Intercept; else, as where somebody connected to the
-    /// listener's own port, it is reset.
+    /// Carries a connection if its port has an Intercept, and room; else, as where somebody connected to
+    /// the listener's own port, it is reset.
     pub(super) fn route(&self, connection: AcceptedConnection) {
-        let route = lock(&self.routes).get(&connection.local.port()).cloned();
-        if let Some(route) = route {
-            self.connections.serve(connection, route, self.pod.clone());
+        let port = connection.local.port();
+        let Some(route) = lock(&self.routes).get(&port).cloned() else {
+            return;
+        };
+        let probes = route.probes.as_ref();
+        let may_be_probe = probes.is_some_and(|it| it.nodes.contains(&connection.peer.ip()));
+        match self.places.take(port, may_be_probe) {
+            Some(place) => {
+                let pod = self.pod.clone();
+                self.connections.serve(connection, place, route, pod);
+            }
+            None => tracing::debug!(port, "Port has as many connections as fit: one is reset"),
         }
     }
 
-    fn admit(&self, client: TcpStream, permit: OwnedSemaphorePermit) {
-        let connection = match AcceptedConnection::new(client, permit) {
+    fn admit(&self, client: TcpStream) {
+        let connection = match AcceptedConnection::new(client) {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::debug!(%error, "Accepted connection has gone");
@@ -99,11 +104,9 @@ impl Doorway {
     async fn accept_all(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
         let accept = async {
             loop {
-                let Ok(permit) = Arc::clone(&self.places).acquire_owned().await else {
-                    return;
-                };
+                self.places.room().await;
                 match listener.accept().await {
-                    Ok((client, _)) => self.admit(client, permit),
+                    Ok((client, _)) => self.admit(client),
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
                         tracing::warn!(%error, "Cannot accept a connection at the moment");
@@ -120,14 +123,12 @@ impl Doorway {
         let Ok(listener) = listener.into_std() else {
             return;
         };
-        while let Ok(permit) = Arc::clone(&self.places).try_acquire_owned()
-            && let Ok((client, _)) = listener.accept()
-        {
+        while let Ok((client, _)) = listener.accept() {
             let adopted = client
                 .set_nonblocking(true)
                 .and_then(|()| TcpStream::from_std(client));
             if let Ok(client) = adopted {
-                self.admit(client, permit);
+                self.admit(client);
             }
         }
     }

@@ -21,6 +21,7 @@ use tp_core::backoff::Backoff;
 use tp_proto::agent::{PodPhase, PodReport};
 
 use super::{
+    earlier::EarlierLooks,
     listeners::{Doorway, Listeners},
     ports::Ports,
     verify::{Proof, verify},
@@ -64,6 +65,7 @@ struct PodRedirection {
     doorway: Arc<Doorway>,
     listeners: Listeners,
     state: Ports,
+    looks: EarlierLooks,
     work: JoinSet<Step>,
 }
 
@@ -76,6 +78,11 @@ enum Step {
         proof: Proof,
     },
     Counted(Result<Vec<PortCounters>, AgentdError>),
+    Looked {
+        /// The ports whose connections were to be ended.
+        end: Vec<u16>,
+        looked: Result<AgentReply, AgentdError>,
+    },
 }
 
 /// Why a redirect ends.
@@ -144,7 +151,7 @@ impl PodTask {
                 message: "no container of the pod runs: its status tells why".into(),
             });
         }
-        let (ports, nodes) = (redirected_ports(plan, false), probing_nodes(plan));
+        let (ports, nodes) = (redirected_ports(plan, |_| false), probing_nodes(plan));
         let request = AgentRequest::Redirect {
             pod: plan.ids.clone(),
             ports: ports.clone(),
@@ -178,6 +185,7 @@ impl PodTask {
                 listeners: Listeners::start(listeners, &doorway)?,
                 doorway,
                 state: Ports::default(),
+                looks: EarlierLooks::default(),
                 work: JoinSet::new(),
             })
         };
@@ -201,7 +209,9 @@ impl PodTask {
             if let ControlFlow::Break(end) = self.renew(&mut redirection, &plan).await {
                 break end;
             }
-            reports = redirection.state.reports(&self.uid, &plan, &reports);
+            redirection.look(&self.agentd, &plan);
+            let looks = &redirection.looks;
+            reports = redirection.state.reports(&self.uid, &plan, looks, &reports);
             self.managers.reports().set_pod(&self.uid, reports.clone());
             tokio::select! {
                 changed = self.plan.changed() => if changed.is_err() { break End::Unwanted },
@@ -229,7 +239,8 @@ impl PodTask {
         if plan.ports.is_empty() || is_another_sandbox(&redirection.made_for, plan) {
             return ControlFlow::Break(End::Unwanted);
         }
-        let ports = redirected_ports(plan, redirection.doorway.is_crowded());
+        let is_crowded = |port| redirection.doorway.places().is_crowded(port);
+        let ports = redirected_ports(plan, is_crowded);
         let nodes = probing_nodes(plan);
         if ports != redirection.ports || nodes != redirection.nodes {
             // A port whose probes the kernel spares while it is refused: the one ends after the other,
@@ -328,6 +339,27 @@ impl PodRedirection {
         });
     }
 
+    /// Looks at the connections that the container has already, and ends them, when it is time.
+    fn look(&mut self, agentd: &Agentd, plan: &PodPlan) {
+        let Self { looks, state, .. } = self;
+        looks.follow(plan, |port, planned| state.state(port, planned));
+        let Some(end) = looks.begin(|port| state.has_taken(port)) else {
+            return;
+        };
+        let request = AgentRequest::Earlier {
+            redirect: self.number,
+            end: end.clone(),
+        };
+        let agentd = agentd.clone();
+        self.work.spawn(async move {
+            let looked = agentd.request(request).await;
+            Step::Looked {
+                end,
+                looked: looked.map(|replied| replied.reply),
+            }
+        });
+    }
+
     fn take(&mut self, step: Step, plan: &PodPlan) -> ControlFlow<End> {
         match step {
             Step::Tested {
@@ -342,6 +374,18 @@ impl PodRedirection {
                 self.state.end_test(port, &intercept, proof, holds);
             }
             Step::Counted(Ok(counters)) => self.state.count(&counters),
+            Step::Looked { end, looked } => match looked {
+                Ok(AgentReply::Earlier { ports, obstacle }) => {
+                    self.looks.end(&end, ports, obstacle);
+                }
+                Ok(_) => return ControlFlow::Break(End::Unwanted),
+                Err(AgentdError::Away(_)) => return ControlFlow::Break(End::Gone),
+                // They go on to the container, of which nothing can be said.
+                Err(AgentdError::Refused { message, .. }) => {
+                    tracing::debug!(pod = plan.name, message, "Earlier connections not known");
+                    self.looks.end(&end, Vec::new(), Some(message));
+                }
+            },
             Step::Counted(Err(error)) => {
                 tracing::debug!(%error, "Counters are not known");
                 return ControlFlow::Break(match error {
@@ -357,10 +401,10 @@ impl PodRedirection {
 }
 
 /// Where probes could not be accepted, to be told by what they ask, the kernel leaves all connections
-/// from the node to the container: on a port that is refused, and when there are too many connections.
-fn redirected_ports(plan: &PodPlan, is_crowded: bool) -> Vec<RedirectedPort> {
+/// from the node to the container: on a port that is refused, or has too many connections.
+fn redirected_ports(plan: &PodPlan, is_crowded: impl Fn(u16) -> bool) -> Vec<RedirectedPort> {
     let ports = plan.ports.iter().map(|(port, planned)| {
-        let is_not_accepted = is_crowded || planned.state == LeaseState::Refuse;
+        let is_not_accepted = is_crowded(*port) || planned.state == LeaseState::Refuse;
         RedirectedPort {
             port: *port,
             probed: planned.probed || (planned.http_probed && is_not_accepted),
@@ -399,6 +443,7 @@ mod tests {
             ids: PodIds {
                 uid: "1".into(),
                 containers: containers.iter().map(|id| (*id).into()).collect(),
+                addresses: Vec::new(),
             },
             addresses: vec![address.parse().unwrap()],
             nodes: Vec::new(),

@@ -9,7 +9,7 @@ use std::{
 use tp_agent_api::{LeaseState, PortCounters};
 use tp_proto::agent::{self, PodPhase, PodReport};
 
-use super::verify::Proof;
+use super::{earlier::EarlierLooks, verify::Proof};
 use crate::{
     plan::{PodPlan, PortPlan},
     probes::ProbeCounts,
@@ -117,6 +117,14 @@ impl Ports {
         }
     }
 
+    /// Returns whether a connection was seen to arrive.
+    pub(super) fn has_taken(&self, port: u16) -> bool {
+        self.0.get(&port).is_some_and(|port| {
+            let arrived = port.last.to_workstation > port.base.to_workstation;
+            arrived || port.own.to_workstation > 0
+        })
+    }
+
     pub(super) fn probes(&self, port: u16) -> Arc<ProbeCounts> {
         self.0
             .get(&port)
@@ -140,11 +148,12 @@ impl Ports {
         }
     }
 
-    /// One report for each Intercept with all its ports tested; `before` stands meanwhile.
+    /// One report for each Intercept with all its ports tested and looked at; `before` stands meanwhile.
     pub(super) fn reports(
         &self,
         uid: &str,
         plan: &PodPlan,
+        looks: &EarlierLooks,
         before: &[PodReport],
     ) -> Vec<PodReport> {
         let mut by_intercept: BTreeMap<&str, Vec<(u16, &Port)>> = BTreeMap::new();
@@ -155,12 +164,17 @@ impl Ports {
         let reports = by_intercept.into_iter().filter_map(|(intercept, ports)| {
             let is_pending = ports.iter().any(|(number, port)| {
                 let state = plan.ports.get(number).map(|planned| planned.state);
-                port.proof.is_none() && state != Some(LeaseState::Container)
+                let is_untested = port.proof.is_none() && state != Some(LeaseState::Container);
+                is_untested || looks.is_pending(*number, self.has_taken(*number))
             });
             if is_pending {
                 return before.iter().find(|it| it.intercept == intercept).cloned();
             }
-            let (phase, reason) = judged(&ports, plan);
+            let (phase, mut reason) = judged(&ports, plan);
+            if let Some(obstacle) = looks.obstacle(ports.iter().map(|(number, _)| *number)) {
+                let separator = if reason.is_empty() { "" } else { "; " };
+                reason.push_str(&format!("{separator}{obstacle}"));
+            }
             Some(PodReport {
                 intercept: intercept.to_owned(),
                 pod: uid.to_owned(),
@@ -169,7 +183,7 @@ impl Ports {
                 reason,
                 ports: ports
                     .iter()
-                    .map(|(number, port)| port.counters(*number))
+                    .map(|(number, port)| looks.tell(*number, port.counters(*number)))
                     .collect(),
             })
         });
@@ -222,6 +236,7 @@ impl Port {
             to_container: since(last.to_container, base.to_container, own.to_container),
             exempt: since(last.exempt, base.exempt, own.exempt),
             refused: since(last.refused, base.refused, own.refused),
+            ..agent::PortCounters::default()
         }
     }
 }
@@ -239,6 +254,7 @@ mod tests {
                 manager: "m".into(),
                 probed: false,
                 http_probed: false,
+                takes_open: false,
                 state: *state,
                 renewed: 0,
             };
@@ -250,11 +266,17 @@ mod tests {
             ids: PodIds {
                 uid: "1".into(),
                 containers: Vec::new(),
+                addresses: Vec::new(),
             },
             addresses: Vec::new(),
             nodes: Vec::new(),
             ports: ports.collect(),
         }
+    }
+
+    /// Of which nothing is waited for.
+    fn looks() -> EarlierLooks {
+        EarlierLooks::default()
     }
 
     fn counted(port: u16, redirected: u64) -> PortCounters {
@@ -274,7 +296,7 @@ mod tests {
         ]);
         let mut ports = Ports::default();
         ports.follow(&plan);
-        let first = ports.reports("1", &plan, &[]);
+        let first = ports.reports("1", &plan, &looks(), &[]);
         assert_eq!(
             first.len(),
             1,
@@ -290,7 +312,7 @@ mod tests {
         ports.end_test(80, "i", Proof::Taken, true);
         assert!(ports.begin_test(81, LeaseState::Refuse));
         ports.end_test(81, "i", Proof::Refused, true);
-        let reports = ports.reports("1", &plan, &first);
+        let reports = ports.reports("1", &plan, &looks(), &first);
 
         assert_eq!(reports.len(), 2);
         assert_eq!(reports[0].phase(), PodPhase::Redirected);
@@ -315,7 +337,7 @@ mod tests {
         ports.probes(80).count_one();
         ports.count(&[counted(80, 2)]);
 
-        let report = &ports.reports("1", &plan, &[])[0];
+        let report = &ports.reports("1", &plan, &looks(), &[])[0];
 
         assert_eq!(report.phase(), PodPhase::Redirected);
         assert_eq!(report.reason, format!("port 80 {UNSEEN}; port 81 {PROBED}"));
@@ -336,7 +358,10 @@ mod tests {
         assert_eq!(ports.state(80, planned), LeaseState::Redirect);
         ports.end_test(80, "i", Proof::Bypassed, true);
         assert_eq!(ports.state(80, planned), LeaseState::Container);
-        assert_eq!(ports.reports("1", &plan, &[])[0].phase(), PodPhase::Refused);
+        assert_eq!(
+            ports.reports("1", &plan, &looks(), &[])[0].phase(),
+            PodPhase::Refused
+        );
     }
 
     #[test]
@@ -347,7 +372,7 @@ mod tests {
         ports.end_test(80, "i", Proof::Taken, true);
         ports.count(&[counted(80, 5), counted(99, 7)]);
         assert_eq!(
-            ports.reports("1", &first, &[])[0].ports[0].to_workstation,
+            ports.reports("1", &first, &looks(), &[])[0].ports[0].to_workstation,
             4
         );
 
@@ -357,7 +382,7 @@ mod tests {
         ports.count(&[counted(80, 8)]);
 
         assert_eq!(
-            ports.reports("1", &second, &[])[0].ports[0].to_workstation,
+            ports.reports("1", &second, &looks(), &[])[0].ports[0].to_workstation,
             2
         );
     }

@@ -67,7 +67,9 @@ pub(super) async fn verify(
             match timeout(VERIFY_TIMEOUT, taken).await {
                 Ok(true) => Proof::Taken,
                 // From here it is as a probe, or it waits.
-                _ if exempt.contains(&own.ip()) || doorway.is_full() => Proof::Unseen,
+                _ if exempt.contains(&own.ip()) || doorway.places().is_full(target.port()) => {
+                    Proof::Unseen
+                }
                 _ => Proof::Bypassed,
             }
         }

@@ -237,6 +237,7 @@ pub(crate) fn facts() -> Facts {
         replica: None,
         has_local_probes: false,
         falls_back: false,
+        takes_open: false,
     };
     let pod = PodFacts {
         name: "web-0".into(),
@@ -244,6 +245,7 @@ pub(crate) fn facts() -> Facts {
         ids: PodIds {
             uid: UID.into(),
             containers: vec![ID.into()],
+            addresses: vec!["10.77.0.2".parse().unwrap()],
         },
         addresses: vec!["10.77.0.2".parse().unwrap()],
         nodes: Vec::new(),

@@ -24,7 +24,7 @@ const TABLE_LEN: usize = MAX_PORTS * 16;
 /// A connection to the program.
 pub(crate) struct Connected(OwnedFd);
 
-/// A redirect whose listeners are served.
+/// A redirect, most often with its listeners served.
 pub(crate) struct Redirected {
     pub(crate) number: u64,
     leases: Vec<PortLease>,
@@ -69,6 +69,18 @@ impl Connected {
     }
 
     pub(crate) fn redirect(&self, ports: &[RedirectedPort], nodes: Vec<IpAddr>) -> Redirected {
+        let redirected = self.redirect_unserved(ports, nodes);
+        redirected.serve();
+
+        redirected
+    }
+
+    /// One whose listeners accept nothing.
+    pub(crate) fn redirect_unserved(
+        &self,
+        ports: &[RedirectedPort],
+        nodes: Vec<IpAddr>,
+    ) -> Redirected {
         let (reply, fds) = self.request(&redirect_request(ports, nodes));
         let AgentReply::Redirected { redirect, leases } = reply else {
             panic!("{reply:?}");
@@ -84,6 +96,7 @@ pub(crate) fn redirect_request(ports: &[RedirectedPort], nodes: Vec<IpAddr>) -> 
         pod: PodIds {
             uid: UID.into(),
             containers: vec![ID.into()],
+            addresses: Vec::new(),
         },
         ports: ports.to_vec(),
         nodes,
@@ -109,7 +122,17 @@ impl Redirected {
             .flatten()
             .map(TcpListener::from)
             .collect();
-        for listener in &listeners {
+
+        Self {
+            number,
+            leases,
+            listeners,
+            table: table.unwrap(),
+        }
+    }
+
+    fn serve(&self) {
+        for listener in &self.listeners {
             listener.set_nonblocking(false).unwrap();
             let listener = listener.try_clone().unwrap();
             thread::spawn(move || {
@@ -118,13 +141,6 @@ impl Redirected {
                     format!("workstation {} {port}", client.peer_addr().unwrap().ip())
                 });
             });
-        }
-
-        Self {
-            number,
-            leases,
-            listeners,
-            table: table.unwrap(),
         }
     }
 

@@ -173,6 +173,17 @@ impl Stage {
             .redirect(ports, nodes)
     }
 
+    /// One whose listeners accept nothing.
+    pub(crate) fn redirect_unserved(&self, ports: &[RedirectedPort], nodes: &[&str]) -> Redirected {
+        let connection = self.connection.borrow();
+        let nodes = nodes.iter().map(|node| node.parse().unwrap()).collect();
+
+        connection
+            .as_ref()
+            .expect("connected")
+            .redirect_unserved(ports, nodes)
+    }
+
     /// Closes the connection.
     pub(crate) fn hang_up(&self) {
         self.connection.borrow_mut().take();

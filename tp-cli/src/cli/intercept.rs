@@ -31,7 +31,7 @@ grant USER --namespace NAMESPACE --intercept` gives.";
 /// Connections that the cluster makes to the ports then reach a process on this machine, at full
 /// speed and in every pod of the workload; no pod is restarted or changed. When the intercept ends,
 /// or this machine is gone for five seconds, the pods serve again by themselves. Connections that
-/// are under way stay where they are.
+/// are under way stay where they are, unless --take-open ends them.
 ///
 /// Without a connection to the cluster, makes one first. With a command after `--`, runs the
 /// command, ends the intercept with it, and exits with its exit code. The command has the
@@ -119,6 +119,15 @@ pub(crate) struct InterceptArgs {
 
     #[command(flatten)]
     pub(crate) environment: EnvironmentFlags,
+
+    /// End the connections to these ports that the pods have already
+    ///
+    /// They are reset once, in each pod, as soon as the pod's new connections come here: clients that
+    /// keep connections open connect again, and reach this machine. Without it, those connections go
+    /// on to the pods, and how many there are is shown. Connections of the pod to itself, and from the
+    /// node to a port that is probed by TCP or gRPC, are left alone.
+    #[arg(long)]
+    pub(crate) take_open: bool,
 
     /// Namespace of the workload; the connected one by default
     #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none,

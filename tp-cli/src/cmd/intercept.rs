@@ -27,6 +27,7 @@ use crate::{
 
 #[cfg(test)]
 mod documented;
+mod earlier;
 mod text;
 
 pub(super) use text::{table, workload};
@@ -245,6 +246,7 @@ fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
         for_command: !args.command.is_empty(),
         take_over: args.take_over,
         proxy_protocol: args.proxy_protocol,
+        take_open: args.take_open,
     })
 }
 
@@ -271,7 +273,7 @@ mod tests {
         let request = request_of(
             "tp intercept deploy/web -p 8080:http --port 9090 --name mine -n shop --service web \
              --container app --address ::1 --replica web-0 --probes local --when-down container \
-             --take-over --proxy-protocol",
+             --take-over --take-open --proxy-protocol",
         );
 
         assert_eq!(request.workload, "deploy/web");
@@ -284,7 +286,7 @@ mod tests {
         assert_eq!(request.replica, "web-0");
         assert_eq!(request.probes, "local");
         assert_eq!(request.when_down, "container");
-        assert!(request.take_over);
+        assert!(request.take_over && request.take_open);
         assert!(request.proxy_protocol);
         assert!(!request.for_command);
         assert!(request_of("tp intercept web -- true").for_command);

@@ -13,7 +13,8 @@ use tp_e2e::{
 };
 
 use super::support::{
-    CHANGE, FROM_WORKSTATION, Handler, Target, ask, connected, expect_pod, expect_workstation,
+    CHANGE, FROM_WORKSTATION, Handler, LEASE, Target, ask, ask_for_code, ask_soon, connected,
+    expect_pod, expect_pod_after_lease, expect_workstation,
 };
 
 /// For pods of the cluster's own, and of tp, to be replaced.
@@ -115,7 +116,7 @@ fn the_pods_serve_while_there_are_no_agents() {
         }
     });
     let served = scene.target.pod_urls();
-    served.iter().for_each(|url| expect_pod(url));
+    served.iter().for_each(|url| expect_pod_after_lease(url));
     let everywhere = r#"{"spec":{"template":{"spec":{"nodeSelector":{"e2e":null}}}}}"#;
     testbed().kubectl(&[&["patch"], &daemonset[..], &["--patch", everywhere]].concat());
 
@@ -146,7 +147,7 @@ fn the_pods_serve_while_the_workstation_is_away_and_it_has_them_when_it_is_back(
     let url = scene.target.url();
 
     let away = testbed().impair(Impairment::NothingPasses);
-    expect_pod(&url);
+    expect_pod_after_lease(&url);
     drop(away);
 
     expect_workstation(&url);
@@ -197,7 +198,10 @@ fn a_handler_that_only_fails_leaves_the_pod_ready() {
         .expect_success();
 
     let begun = Instant::now();
+    let url = target.url();
     eventually("twenty probes", REPLACED, || {
+        // A client of the same address as the kubelet's, and others too, have what the handler says.
+        assert_eq!(ask_for_code(&url), "500");
         let pods = target.pods();
         let conditions = pods[0]["status"]["conditions"].as_array();
         let mut conditions = conditions.into_iter().flatten();
@@ -211,7 +215,8 @@ fn a_handler_that_only_fails_leaves_the_pod_ready() {
     assert_eq!(target.restarts(), 0);
 }
 
-/// Listening sockets in the network namespace of the target's first container.
+/// Listening sockets in the network namespace of the target's first container, and the eBPF programs
+/// attached to it, whoever holds them.
 #[track_caller]
 fn traces(target: &Target) -> String {
     let uid = text(&target.pods()[0]["metadata"]["uid"]);
@@ -234,7 +239,25 @@ fn traces(target: &Target) -> String {
     let mut ports: Vec<&str> = ports.collect();
     ports.sort_unstable();
 
-    ports.join(" ")
+    format!("{}; programs: {}", ports.join(" "), programs(pid.trim()))
+}
+
+/// Links of eBPF programs to the network namespace of this process.
+#[track_caller]
+fn programs(pid: &str) -> usize {
+    let namespace = fs::read_link(format!("/proc/{pid}/ns/net")).expect("the process runs");
+    let namespace = namespace.to_string_lossy();
+    let inode = namespace.trim_matches(|c: char| !c.is_ascii_digit());
+    let line = format!("netns_ino:\t{inode}");
+    let of_process = |process: fs::DirEntry| fs::read_dir(process.path().join("fdinfo")).ok();
+    let processes = fs::read_dir("/proc").expect("there is one").flatten();
+    let fds = processes.filter_map(of_process).flatten().flatten();
+    // They may end meanwhile.
+    let infos = fds.filter_map(|fd| fs::read_to_string(fd.path()).ok());
+
+    infos
+        .filter(|info| info.lines().any(|it| it == line))
+        .count()
 }
 
 /// Rounds of a test, of which `cargo xtask soak` wants more.
@@ -282,7 +305,9 @@ fn cycles_leave_nothing_in_the_pod_and_let_nothing_grow() {
 
     for _ in 0..10 {
         cycle();
-        assert_ne!(traces(&target), before);
+        let during = traces(&target);
+        assert!(during.ends_with("programs: 1"), "{during}");
+        assert_ne!(during, before);
         leave();
     }
     let at_first = PROGRAMS.map(memory);
@@ -307,8 +332,6 @@ fn cycles_leave_nothing_in_the_pod_and_let_nothing_grow() {
 
 /// What is killed.
 const VICTIMS: [&str; 3] = ["tp-agent", "tp-agentd", "tp-manager"];
-/// Until the pod serves again: the lease, and a moment.
-const SERVED: Duration = Duration::from_secs(7);
 
 #[test]
 fn kills_of_any_part_under_load_never_keep_the_traffic_for_longer_than_a_lease() {
@@ -324,8 +347,8 @@ fn kills_of_any_part_under_load_never_keep_the_traffic_for_longer_than_a_lease()
             kill_if_there(pid, Signal::KILL);
         }
 
-        eventually("an answer of somebody", SERVED, || {
-            let answer = ask(&url);
+        eventually("an answer of somebody", LEASE, || {
+            let answer = ask_soon(&url);
             match answer.status.success() {
                 true => Ok(()),
                 false => Err(answer.to_string()),

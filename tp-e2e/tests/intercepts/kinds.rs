@@ -7,7 +7,7 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-use super::support::{CHANGE, Target, connected, may_intercept};
+use super::support::{CHANGE, HEARD, Target, connected, may_intercept};
 
 /// The echo server at the workstation: it calls itself so.
 const HOST: &str = "workstation";
@@ -40,7 +40,7 @@ fn echo(words: &[&str]) -> Finished {
 
 #[track_caller]
 fn assert_answered_by(who: &str, words: &[&str]) {
-    eventually("the answer", CHANGE, || {
+    eventually("the answer", HEARD, || {
         let answer = echo(words);
         match answer.stdout.contains(who) {
             true => Ok(()),

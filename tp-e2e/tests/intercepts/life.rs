@@ -8,7 +8,7 @@ use tp_e2e::{
 
 use super::support::{
     CHANGE, ECHO, FROM_WORKSTATION, HTTP, Handler, Target, ask, connected, expect_pod,
-    expect_workstation,
+    expect_pod_after_lease, expect_workstation,
 };
 
 /// The Intercepts of a workload.
@@ -176,7 +176,7 @@ fn the_pod_serves_again_when_the_session_is_killed() {
 
     signal(workstation.session_pid(), Signal::KILL);
 
-    expect_pod(&url);
+    expect_pod_after_lease(&url);
 }
 
 #[test]

@@ -11,8 +11,13 @@ use tp_e2e::{
     workstation::Workstation,
 };
 
-/// For a change of where traffic goes.
+/// Until something is seen of which nobody promises when.
 pub(crate) const CHANGE: Duration = Duration::from_secs(10);
+/// Promised for new connections, once everybody can hear of a change: of an intercept, of its local port,
+/// or that the workstation is back.
+pub(crate) const HEARD: Duration = Duration::from_secs(2);
+/// Promised for new connections, until the pods have them when nobody is heard.
+pub(crate) const LEASE: Duration = Duration::from_secs(5);
 /// For a pod to start.
 const START: Duration = Duration::from_secs(60);
 
@@ -192,17 +197,36 @@ impl Handler {
 /// Asks from the network of the first node.
 #[track_caller]
 pub(crate) fn ask(url: &str) -> Finished {
+    curl(&["--max-time", "5", url])
+}
+
+/// Asks for a second. Of what is promised for new connections, the last one may begin when it is due.
+#[track_caller]
+pub(crate) fn ask_soon(url: &str) -> Finished {
+    curl(&["--max-time", "1", url])
+}
+
+/// The code of the answer, as HTTP has it.
+#[track_caller]
+pub(crate) fn ask_for_code(url: &str) -> String {
+    let code = ["--output", "/dev/null", "--write-out", "%{http_code}"];
+
+    curl(&[&code[..], &["--max-time", "5", url]].concat()).expect_success()
+}
+
+#[track_caller]
+fn curl(words: &[&str]) -> Finished {
     let mut command = testbed().inside(&testbed().namespace("1"));
-    command.args(["curl", "-sS", "--max-time", "5", url]);
+    command.args(["curl", "-sS"]).args(words);
 
     run(&mut command, PATIENCE)
 }
 
-/// Waits until a caller in the cluster is answered by the workstation.
+/// Waits until a caller in the cluster is answered by the workstation, for as long as is promised.
 #[track_caller]
 pub(crate) fn expect_workstation(url: &str) {
-    eventually("an answer from the workstation", CHANGE, || {
-        let answer = ask(url);
+    eventually("an answer from the workstation", HEARD, || {
+        let answer = ask_soon(url);
         match answer.stdout == FROM_WORKSTATION {
             true => Ok(()),
             false => Err(answer.to_string()),
@@ -210,11 +234,24 @@ pub(crate) fn expect_workstation(url: &str) {
     });
 }
 
-/// Waits until a caller in the cluster is answered by a pod.
+/// Waits until a caller in the cluster is answered by a pod, for as long as is promised after a change that
+/// was told.
 #[track_caller]
 pub(crate) fn expect_pod(url: &str) {
-    eventually("an answer from the pod", CHANGE, || {
-        let answer = ask(url);
+    expect_pod_within(HEARD, url);
+}
+
+/// Waits until a caller in the cluster is answered by a pod, for as long as is promised where nobody is left
+/// to tell.
+#[track_caller]
+pub(crate) fn expect_pod_after_lease(url: &str) {
+    expect_pod_within(LEASE, url);
+}
+
+#[track_caller]
+fn expect_pod_within(bound: Duration, url: &str) {
+    eventually("an answer from the pod", bound, || {
+        let answer = ask_soon(url);
         match answer.stdout.contains("\"pod\"") {
             true => Ok(()),
             false => Err(answer.to_string()),

@@ -8,10 +8,13 @@ use tp_core::intercept::{
 };
 use tp_proto::{
     crd::MAX_INTERCEPT_PORTS,
-    tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort},
+    tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort, ReadyPod},
 };
 
 use crate::model::{FindError, FoundWorkload};
+
+/// Pods that are named in an answer.
+const MAX_PODS: usize = 100;
 
 impl From<FindError> for Status {
     fn from(error: FindError) -> Self {
@@ -84,12 +87,19 @@ impl Wanted {
             }
         });
 
+        let named = found.ready.iter().take(MAX_PODS);
+        let named = named.map(|pod| ReadyPod {
+            name: pod.name.clone(),
+            node: pod.node.clone(),
+        });
+
         Ok(FindWorkloadResponse {
             ports: ports.collect(),
             kind: found.kind,
             name: found.name,
-            ready: found.ready,
+            ready: u32::try_from(found.ready.len()).unwrap_or(u32::MAX),
             held: Vec::new(),
+            pods: named.collect(),
         })
     }
 }
@@ -103,6 +113,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::model::FoundPod;
 
     fn request(workload: &str, port: &str) -> FindWorkloadRequest {
         FindWorkloadRequest {
@@ -110,6 +121,13 @@ mod tests {
             workload: workload.into(),
             ports: vec![port.into()],
             ..FindWorkloadRequest::default()
+        }
+    }
+
+    fn pod(name: &str) -> FoundPod {
+        FoundPod {
+            name: name.into(),
+            node: "node-1".into(),
         }
     }
 
@@ -127,7 +145,7 @@ mod tests {
         FoundWorkload {
             kind: "Deployment".into(),
             name: "web".into(),
-            ready: 2,
+            ready: ["web-1", "web-2"].map(pod).into(),
             ports: Ports {
                 workload: "deployment/web".into(),
                 containers: vec![container],
@@ -146,6 +164,8 @@ mod tests {
         assert_eq!((port.local, port.port), (3000, 8080));
         assert_eq!((&*port.container, &*port.name), ("app", "http"));
         assert_eq!((response.ready, &*response.kind), (2, "Deployment"));
+        let pod = &response.pods[1];
+        assert_eq!((&*pod.name, &*pod.node), ("web-2", "node-1"));
     }
 
     #[test]

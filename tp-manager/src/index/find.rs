@@ -16,7 +16,11 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-use kube::{Api, Client, ResourceExt as _, api::ListParams, core::NamespaceResourceScope};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::ListParams,
+    core::{NamespaceResourceScope, Selector},
+};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tp_core::intercept::{
@@ -28,7 +32,7 @@ use tp_core::intercept::{
 };
 
 use super::workloads;
-use crate::model::{FindError, FoundWorkload};
+use crate::model::{FindError, FoundPod, FoundWorkload};
 pub(crate) use container::find_container;
 
 mod container;
@@ -47,7 +51,7 @@ struct Found {
     name: String,
     /// The workload that made it.
     owner: Option<WorkloadName>,
-    selector: Labels,
+    selector: Option<LabelSelector>,
     labels: Labels,
     spec: PodSpec,
 }
@@ -61,13 +65,11 @@ impl Found {
     ) -> Self {
         let template = template.unwrap_or_default();
         let labels = template.metadata.and_then(|it| it.labels);
-        let selector = selector.and_then(|it| it.match_labels);
-
         Self {
             kind,
             name: metadata.name.clone().unwrap_or_default(),
             owner: owner(metadata),
-            selector: selector.unwrap_or_default(),
+            selector,
             labels: labels.unwrap_or_default(),
             spec: template.spec.unwrap_or_default(),
         }
@@ -75,6 +77,29 @@ impl Found {
 
     fn title(&self) -> String {
         format!("{}/{}", self.kind, self.name)
+    }
+
+    /// How its pods are listed, with others perhaps; `None` if it can have none.
+    fn pods(&self) -> Option<ListParams> {
+        if self.kind == WorkloadKind::Pod {
+            let named = format!("metadata.name={}", self.name);
+            return Some(ListParams::default().fields(&named));
+        }
+        let selector = Selector::try_from(self.selector.clone()?).ok()?;
+
+        (!selector.selects_all()).then(|| ListParams::default().labels_from(&selector))
+    }
+
+    /// Whether it is this one that controls a pod with its labels.
+    fn has(&self, pod: &Pod) -> bool {
+        let Some(owner) = owner(&pod.metadata) else {
+            return self.kind == WorkloadKind::Pod;
+        };
+        match self.kind {
+            WorkloadKind::Pod => true,
+            WorkloadKind::Deployment => owner.kind == Some(WorkloadKind::ReplicaSet),
+            kind => owner.kind == Some(kind) && owner.name == self.name,
+        }
     }
 }
 
@@ -242,20 +267,28 @@ impl Search {
     }
 
     async fn pods(&self, found: &Found) -> Result<Vec<Pod>, FindError> {
-        if found.kind == WorkloadKind::Pod {
-            let named = ListParams::default().fields(&format!("metadata.name={}", found.name));
-            self.list(&named).await
-        } else if found.selector.is_empty() {
-            Ok(Vec::new())
-        } else {
-            self.list(&labelled(&found.selector)).await
-        }
+        let Some(params) = found.pods() else {
+            return Ok(Vec::new());
+        };
+        let mut pods: Vec<Pod> = self.list(&params).await?;
+        pods.retain(|pod| found.has(pod));
+
+        Ok(pods)
     }
 
-    async fn ready(&self, found: &Found) -> Result<u32, FindError> {
+    async fn ready(&self, found: &Found) -> Result<Vec<FoundPod>, FindError> {
         let pods = self.pods(found).await?;
+        let ready = pods.iter().filter(|pod| is_ready(pod));
+        let ready = ready.map(|pod| FoundPod {
+            name: pod.name_any(),
+            node: pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.node_name.clone())
+                .unwrap_or_default(),
+        });
 
-        Ok(u32::try_from(pods.iter().filter(|pod| is_ready(pod)).count()).unwrap_or(u32::MAX))
+        Ok(ready.collect())
     }
 
     async fn not_found(&self, wanted: &WorkloadName, services: &[Service]) -> FindError {
@@ -336,14 +369,16 @@ fn of_pod(pod: Pod) -> Found {
         kind: WorkloadKind::Pod,
         name: pod.name_any(),
         owner: owner(&pod.metadata),
-        selector: Labels::new(),
+        selector: None,
         labels: pod.metadata.labels.unwrap_or_default(),
         spec: pod.spec.unwrap_or_default(),
     }
 }
 
+/// A pod that is about to end is not counted: it is left alone.
 fn is_ready(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
+    let status = status.filter(|_| pod.metadata.deletion_timestamp.is_none());
     let mut conditions = status.iter().flat_map(|it| it.conditions.iter().flatten());
 
     conditions.any(|it| it.type_ == "Ready" && it.status == "True")

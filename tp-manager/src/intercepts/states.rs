@@ -5,8 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tp_core::intercept::holders::Standing;
 use tp_process::sync::lock;
 use tp_proto::{
-    agent::PodPhase,
-    tunnel::{HeldPort, InterceptState, InterceptStates, InterceptedPod, PodPortCounters},
+    agent::{self, PodPhase},
+    tunnel::{
+        EarlierPeer, HeldPort, InterceptState, InterceptStates, InterceptedPod, PodPortCounters,
+    },
 };
 
 use super::{InterceptRecord, Intercepts, reports::NodeReport, serving::Served};
@@ -91,6 +93,13 @@ fn refused(uid: &str, reason: &str) -> InterceptState {
     }
 }
 
+fn peer(peer: &agent::EarlierPeer) -> EarlierPeer {
+    EarlierPeer {
+        address: peer.address.clone(),
+        count: peer.count,
+    }
+}
+
 fn pod(report: NodeReport) -> InterceptedPod {
     let NodeReport { node, report } = report;
     let ports = report.ports.iter().map(|port| PodPortCounters {
@@ -99,6 +108,9 @@ fn pod(report: NodeReport) -> InterceptedPod {
         to_container: port.to_container,
         exempt: port.exempt,
         refused: port.refused,
+        earlier: port.earlier,
+        earlier_from: port.earlier_from.iter().map(peer).collect(),
+        earlier_ended: port.earlier_ended,
     });
 
     InterceptedPod {

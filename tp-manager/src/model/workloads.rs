@@ -24,8 +24,16 @@ pub(crate) struct Port {
 pub(crate) struct FoundWorkload {
     pub(crate) kind: String,
     pub(crate) name: String,
-    pub(crate) ready: u32,
+    /// Its pods that are Ready.
+    pub(crate) ready: Vec<FoundPod>,
     pub(crate) ports: Ports,
+}
+
+/// A pod of a workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FoundPod {
+    pub(crate) name: String,
+    pub(crate) node: String,
 }
 
 /// Why there is no such workload, as a sentence.

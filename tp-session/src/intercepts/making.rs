@@ -17,7 +17,7 @@ use tp_proto::{
 };
 
 use super::{
-    Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept, listening,
+    Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept, earlier, listening,
     request::CheckedRequest,
     view::{self, Outlook},
 };
@@ -70,7 +70,11 @@ impl OwnIntercepts {
         };
         let reason = self.without_tunnel();
         let shown = self.entry(&wanted);
-        let shown = shown.map(|entry| view::of(&entry, reason.as_deref()));
+        let shown = shown.map(|entry| {
+            let mut shown = view::of(&entry, reason.as_deref());
+            shown.notices.extend(earlier::unheard_of(&entry));
+            shown
+        });
         let is_told = match shown {
             Some(shown) => events.send(Event::Intercepted(shown)).await,
             // The user has ended it already.

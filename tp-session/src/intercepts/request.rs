@@ -18,7 +18,7 @@ use tp_proto::{
     },
     fault::{Fault, FaultKind},
     local::InterceptRequest,
-    tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort, TakeOverRequest},
+    tunnel::{FindWorkloadRequest, FindWorkloadResponse, FoundPort, ReadyPod, TakeOverRequest},
 };
 use tp_transport::SessionRef;
 
@@ -41,6 +41,7 @@ pub(super) struct CheckedRequest {
     when_down: String,
     take_over: bool,
     proxy_protocol: bool,
+    take_open: bool,
 }
 
 /// All that an Intercept object is made of, and what only the workstation knows.
@@ -56,10 +57,14 @@ pub(super) struct WantedIntercept {
     pub(super) when_down: String,
     /// Pods that were Ready when it was asked for.
     pub(super) ready: u32,
+    /// Those of them that the manager has named.
+    pub(super) pods: Vec<ReadyPod>,
     /// Those of others end for it.
     pub(super) take_over: bool,
     /// Local processes are told the client by a header of the PROXY protocol.
     pub(super) proxy_protocol: bool,
+    /// Connections that the pods have already end.
+    take_open: bool,
 }
 
 /// A port of the pods, and where its connections go.
@@ -163,6 +168,7 @@ impl CheckedRequest {
             when_down,
             take_over: request.take_over,
             proxy_protocol: request.proxy_protocol,
+            take_open: request.take_open,
         })
     }
 
@@ -246,6 +252,8 @@ impl CheckedRequest {
             when_down: self.when_down,
             take_over: self.take_over,
             proxy_protocol: self.proxy_protocol,
+            take_open: self.take_open,
+            pods: found.pods,
         })
     }
 }
@@ -264,6 +272,11 @@ fn one_of(flag: &str, value: &str, choices: [&str; 2]) -> Result<(), Fault> {
 impl WantedIntercept {
     pub(super) fn is_of_all_pods(&self) -> bool {
         self.replica == ALL_PODS
+    }
+
+    /// `all` or the name of a pod.
+    pub(super) fn replica(&self) -> &str {
+        &self.replica
     }
 
     /// The part of the object besides who makes it.
@@ -293,6 +306,7 @@ impl WantedIntercept {
             replica: self.replica.clone(),
             probes: self.probes.clone(),
             when_down: self.when_down.clone(),
+            take_open: self.take_open,
         }
     }
 

@@ -22,8 +22,8 @@ use tp_process::sync::lock;
 use tp_proto::tunnel::{
     EnvironmentRequest, EnvironmentResponse, FindWorkloadRequest, FindWorkloadResponse, FoundPort,
     HeldPort, HelloRequest, HelloResponse, InterceptState, InterceptStates, InterceptedPod,
-    ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ResolveRequest, ResolveResponse,
-    TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
+    ListWorkloadsRequest, ListWorkloadsResponse, LocalIntercepts, ReadyPod, ResolveRequest,
+    ResolveResponse, TableEvent, TakeOverRequest, TakeOverResponse, WatchTableRequest,
     manager_client::ManagerClient,
     manager_server::{Manager, ManagerServer},
 };
@@ -102,6 +102,8 @@ pub(super) struct StagedManager {
     /// What leads to every workload that is found.
     pub(super) services: Arc<Mutex<Vec<String>>>,
     pub(super) view: Arc<Mutex<Option<Arc<dyn StagedView>>>>,
+    /// Those that it names.
+    pub(super) pods: Arc<Mutex<Vec<ReadyPod>>>,
 }
 
 impl StagedManager {
@@ -122,6 +124,7 @@ impl StagedManager {
             ready: Arc::new(AtomicU32::new(1)),
             services: Arc::default(),
             view: Arc::default(),
+            pods: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -209,6 +212,7 @@ impl Manager for StagedManager {
                 .view()
                 .map_or_else(Vec::new, |it| it.held(&request.workload)),
             name: request.workload,
+            pods: lock(&self.pods).clone(),
         }))
     }
 

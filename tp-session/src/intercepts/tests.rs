@@ -9,7 +9,7 @@ use tp_core::dns::Zone;
 use tp_process::sync::lock;
 use tp_proto::{
     local::{InterceptEvent, InterceptRequest, intercept_event::Event},
-    tunnel::{HeldPort, InterceptStates, InterceptedPod, LocalIntercepts},
+    tunnel::{HeldPort, InterceptStates, InterceptedPod, LocalIntercepts, ReadyPod},
 };
 use tp_transport::{Identity, KeyHash, SessionRef, TunnelServer};
 
@@ -326,6 +326,27 @@ async fn the_manager_hears_whether_the_local_port_listens() {
     lab.hears(is(true)).await;
     let shown = lab.own.status();
     assert_eq!(shown[0].ports[0].local, format!("127.0.0.1:{port}"));
+}
+
+#[tokio::test]
+async fn pods_that_no_agent_has_reported_are_named() {
+    let mut lab = Lab::new().await;
+    lab.connect().await;
+    lab.manager
+        .ready
+        .store(2, std::sync::atomic::Ordering::Relaxed);
+    let pod = |name: &str, node: &str| ReadyPod {
+        name: name.to_owned(),
+        node: node.to_owned(),
+    };
+    *lab.manager.pods.lock().unwrap() = vec![pod("web-1", "node-1"), pod("web-2", "node-2")];
+
+    let made = lab.intercept("web").await.unwrap();
+
+    assert_eq!(made.state, "active");
+    let notice = made.notices.last().expect("what is missing is said");
+    assert!(notice.contains("not redirected yet"), "{notice}");
+    assert!(notice.contains(": pod web-2 on node-2;"), "{notice}");
 }
 
 #[tokio::test]

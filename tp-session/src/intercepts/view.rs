@@ -8,7 +8,7 @@ use tp_proto::{
     tunnel::{HeldPort, InterceptState, InterceptedPod},
 };
 
-use super::{EntryPhase, OwnIntercept, request::WantedIntercept};
+use super::{EntryPhase, OwnIntercept, earlier, request::WantedIntercept};
 
 /// The manager may hear of an intercept from the session before the API server tells it of the object.
 const KNOWN_AFTER: Duration = Duration::from_secs(2);
@@ -250,6 +250,7 @@ fn pod(pod: &InterceptedPod) -> InterceptPod {
         shown.to_container += port.to_container;
         shown.exempt += port.exempt;
         shown.refused += port.refused;
+        earlier::add(&mut shown, port);
     }
 
     shown

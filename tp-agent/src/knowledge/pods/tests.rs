@@ -157,6 +157,30 @@ fn only_plain_http_probes_can_be_told_apart() {
 }
 
 #[test]
+fn hooks_by_http_are_probes_of_their_ports() {
+    let told = |lifecycle: Value| {
+        let mut pod = pod();
+        pod["spec"]["containers"][0]["lifecycle"] = lifecycle;
+        let facts = known(pod).facts;
+        let ports = |ports: BTreeSet<u16>| ports.into_iter().collect::<Vec<_>>();
+        (ports(facts.http_probed), ports(facts.probed))
+    };
+    let http = json!({"httpGet": {"port": "http", "path": "/started"}});
+    let secure = json!({"httpGet": {"port": 8443, "scheme": "HTTPS"}});
+
+    assert_eq!(told(json!({"postStart": http})), (vec![8080], vec![]));
+    assert_eq!(
+        told(json!({"postStart": http, "preStop": secure})),
+        (vec![8080], vec![8443])
+    );
+    // The kubelet does nothing of the kind.
+    assert_eq!(
+        told(json!({"preStop": {"tcpSocket": {"port": 8080}}})),
+        (vec![], vec![])
+    );
+}
+
+#[test]
 fn gateways_are_those_of_the_default_routes() {
     let v4 = "Iface\tDestination\tGateway\tFlags\n\
               eth0\t00000000\t0101F40A\t0003\n\

@@ -4,6 +4,7 @@ use std::slice;
 
 use tp_proto::local::{Intercept, InterceptPod, InterceptPort};
 
+use super::earlier::earlier_of_all;
 use crate::output;
 
 /// The columns of [`row`].
@@ -42,6 +43,9 @@ pub(super) fn made(intercept: &Intercept) -> String {
     for pod in &intercept.pods {
         text.push_str(&format!("  {}\n", pod_line(pod)));
     }
+    if let Some(line) = earlier_of_all(&intercept.pods) {
+        text.push_str(&format!("{line}\n"));
+    }
     let example = intercept.ports.iter().find_map(|it| example(intercept, it));
     if let Some(example) = example {
         text.push_str(&format!("Try it: {example}\n"));
@@ -71,6 +75,9 @@ pub(in crate::cmd) fn table(intercepts: &[Intercept]) -> String {
                     pod_line(pod)
                 ));
             }
+        }
+        if let Some(line) = earlier_of_all(&intercept.pods) {
+            text.push_str(&format!("  {line}\n"));
         }
     }
 

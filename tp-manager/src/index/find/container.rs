@@ -226,7 +226,7 @@ mod tests {
             kind: WorkloadKind::Deployment,
             name: "web".into(),
             owner: None,
-            selector: super::super::Labels::new(),
+            selector: None,
             labels: super::super::Labels::new(),
             spec: k8s_openapi::api::core::v1::PodSpec::default(),
         }

@@ -26,6 +26,7 @@ fn found(ports: &[(u32, u32)]) -> FindWorkloadResponse {
         ports: ports.iter().map(port).collect(),
         ready: 1,
         held: Vec::new(),
+        pods: Vec::new(),
     }
 }
 
@@ -93,10 +94,26 @@ fn what_is_left_out_has_its_default() {
         ("all", "container")
     );
     assert_eq!(spec.when_down, "refuse");
+    assert!(!spec.take_open);
     assert_eq!((spec.ports.len(), spec.ports[0].port), (1, 80));
     assert!(wanted.object_name().starts_with("web-"));
     let local = wanted.ports[0].local.pick(None);
     assert_eq!(local, ("127.0.0.1:8080".parse().unwrap(), true));
+}
+
+#[test]
+fn what_the_pods_have_is_taken_where_that_is_asked_for() {
+    let checked = CheckedRequest::of(request(|it| it.take_open = true), "shop").unwrap();
+    let loopback = (Ipv4Addr::LOCALHOST.into(), None);
+
+    let wanted = checked.complete(found(&[(8080, 80)]), loopback).unwrap();
+
+    let session = SessionRef {
+        namespace: "shop".into(),
+        name: "alice".into(),
+        uid: "1".into(),
+    };
+    assert!(wanted.spec(&session).take_open);
 }
 
 #[test]
