@@ -76,7 +76,7 @@ const FLAG_TIPS: [(&[&str], &str); 7] = [
         "ask who has the port to `tp leave` it; connections under way stay where they are",
     ),
     (
-        &["--to-pod", "--proxy-protocol", "--no-local-shortcut"],
+        &["--to-pod", "--proxy-protocol"],
         "there is no such thing yet",
     ),
     (

@@ -327,7 +327,7 @@ impl Manager for Control {
     ) -> Result<Response<Self::ServeInterceptsStream>, Status> {
         let served = self.served.as_ref();
         let served = served.ok_or_else(|| Status::failed_precondition(NO_INTERCEPTS))?;
-        let states = intercepts::states(served.begin(), request.into_inner());
+        let states = intercepts::states(served.begin(), self.model.clone(), request.into_inner());
 
         Ok(Response::new(Box::pin(states)))
     }

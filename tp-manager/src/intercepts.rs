@@ -4,6 +4,8 @@
 //! The objects alone, with the Sessions that they name, determine who holds a port: all replicas
 //! come to the same answer (`tp_core::intercept::holders`).
 
+pub(crate) mod container_calls;
+mod leading;
 pub(crate) mod serving;
 mod states;
 pub(crate) mod status;
@@ -37,6 +39,7 @@ use crate::{
     model::{ObjectName, Update},
     sessions::Sessions,
 };
+use container_calls::ContainerCalls;
 use serving::{Left, Presence, SILENT_AFTER, Served};
 use taking::{EndedIntercepts, Taken};
 
@@ -157,6 +160,7 @@ pub(crate) struct Intercepts {
     /// Sessions whose connection ended by itself.
     left: Mutex<BTreeMap<SessionRef, Left>>,
     reports: Mutex<Reports>,
+    pub(crate) container_calls: Arc<ContainerCalls>,
     /// Of the objects, and of connections.
     revision: watch::Sender<u64>,
     /// Of what agents report, and sessions announce.
@@ -174,6 +178,7 @@ impl Intercepts {
             served: Mutex::default(),
             left: Mutex::default(),
             reports: Mutex::default(),
+            container_calls: Arc::default(),
             revision: watch::Sender::new(0),
             news: watch::Sender::new(0),
         }

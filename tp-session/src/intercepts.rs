@@ -23,15 +23,18 @@ use request::WantedIntercept;
 
 mod accept;
 mod announce;
+mod callers;
 mod listening;
 mod making;
 mod renewing;
 mod request;
+mod shortcut;
 #[cfg(test)]
 mod testing;
 mod view;
 
 pub(super) use making::InterceptEvents;
+pub(super) use shortcut::{CallWay, LocalCall, LocalCalls};
 
 /// How often the local ports are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);

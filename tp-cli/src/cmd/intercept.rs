@@ -176,6 +176,7 @@ fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
         .to_owned(),
         for_command: !args.command.is_empty(),
         take_over: args.take_over,
+        no_local_shortcut: args.no_local_shortcut,
     })
 }
 
@@ -202,7 +203,7 @@ mod tests {
         let request = request_of(
             "tp intercept deploy/web -p 8080:http --port 9090 --name mine -n shop --service web \
              --container app --address ::1 --replica web-0 --probes local --when-down container \
-             --take-over",
+             --take-over --no-local-shortcut",
         );
 
         assert_eq!(request.workload, "deploy/web");
@@ -216,6 +217,7 @@ mod tests {
         assert_eq!(request.probes, "local");
         assert_eq!(request.when_down, "container");
         assert!(request.take_over);
+        assert!(request.no_local_shortcut);
         assert!(!request.for_command);
         assert!(request_of("tp intercept web -- true").for_command);
     }

@@ -3,6 +3,7 @@
 mod failures;
 mod kinds;
 mod life;
+mod local;
 mod others;
 mod support;
 mod words;

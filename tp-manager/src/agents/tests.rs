@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tp_proto::{
     agent::PodReport,
-    tunnel::{LocalIntercept, LocalIntercepts, LocalPort, Outcome, Verdict},
+    tunnel::{InterceptStates, LocalIntercept, LocalIntercepts, LocalPort, Outcome, Verdict},
 };
 use tp_transport::{
     CloseCode, Identity, Intercepted, InterceptedFrom, KeyHash, PathChoice, SessionRef, Tunnel,
@@ -29,6 +29,8 @@ use crate::{
     policy::Policy,
     sessions::{SessionAdmission, Sessions},
 };
+
+mod container;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const POD: &str = "77aa";
@@ -59,6 +61,7 @@ struct Lab {
     key: KeyHash,
     address: SocketAddr,
     quotas: Quotas,
+    model: SharedModel,
     _policy: watch::Sender<Policy>,
     _serving: AbortOnDropHandle<()>,
 }
@@ -94,7 +97,12 @@ impl Lab {
         let server = AgentServer::new(&identity).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let agents = Agents::new(server, Arc::clone(&intercepts), model, Box::new(Nodes));
+        let agents = Agents::new(
+            server,
+            Arc::clone(&intercepts),
+            model.clone(),
+            Box::new(Nodes),
+        );
         let serving = tokio::spawn(Arc::new(agents).serve(listener));
         let admission = Arc::new(SessionAdmission(Arc::clone(&sessions)));
 
@@ -105,6 +113,7 @@ impl Lab {
             key,
             address,
             quotas: Quotas::default(),
+            model,
             _policy: policy,
             _serving: AbortOnDropHandle::new(serving),
         }
@@ -181,10 +190,23 @@ impl Lab {
         AgentControl::connect(tcp, self.key, node).await.unwrap()
     }
 
+    fn states(&self, workstation: &Workstation) -> InterceptStates {
+        let model = self.model.read();
+
+        self.intercepts.states(&workstation.call.served, &model)
+    }
+
     /// Asks for the connection of the pod to be carried for this Intercept.
     fn carry(&self, agent: &AgentControl, uid: &str) -> JoinHandle<Result<AgentFlow, Verdict>> {
+        self.carry_from(agent, from(uid))
+    }
+
+    fn carry_from(
+        &self,
+        agent: &AgentControl,
+        from: InterceptedFrom,
+    ) -> JoinHandle<Result<AgentFlow, Verdict>> {
         let (address, key, ticket) = (self.address, self.key, agent.ticket.clone());
-        let from = from(uid);
         tokio::spawn(async move {
             let tcp = TcpStream::connect(address).await.unwrap();
             let idle = IdleCarrier::connect(tcp, key, &ticket).await.unwrap();
@@ -203,7 +225,11 @@ impl Workstation {
     fn announce(&self, uid: &str, port: u32, is_listening: bool) {
         let ports = vec![LocalPort { port, is_listening }];
         let uid = uid.to_owned();
-        let intercepts = vec![LocalIntercept { uid, ports }];
+        let intercepts = vec![LocalIntercept {
+            uid,
+            ports,
+            ..LocalIntercept::default()
+        }];
         assert!(self.call.announce(LocalIntercepts { intercepts }));
     }
 }
@@ -296,7 +322,7 @@ async fn what_an_agent_may_not_send_is_refused() {
     assert_eq!(reason, "there is no such Intercept in namespace shop");
     let leases = lab.intercepts.leases();
     assert_eq!(leases.len(), 1);
-    let states = lab.intercepts.states(&bob.call.served);
+    let states = lab.states(&bob);
     assert!(states.intercepts[0].refusal.contains("not this session's"));
 }
 
@@ -331,6 +357,7 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
     let intercepts = vec![LocalIntercept {
         uid: "i1".into(),
         ports,
+        ..LocalIntercept::default()
     }];
     call.announce(LocalIntercepts { intercepts });
     news(&mut agent, |leases| {
@@ -420,7 +447,7 @@ async fn the_older_intercept_of_a_port_holds_it_and_the_other_is_told() {
     bob.announce("i2", 8080, true);
 
     let leases = lab.intercepts.leases();
-    let states = lab.intercepts.states(&bob.call.served);
+    let states = lab.states(&bob);
 
     assert_eq!(leases.len(), 1);
     assert_eq!(leases[0].intercept, "i1");
@@ -442,11 +469,7 @@ async fn reports_last_as_long_as_the_agent_is_connected() {
         phase: tp_proto::agent::PodPhase::Redirected.into(),
         ..PodReport::default()
     };
-    let pods = || {
-        lab.intercepts.states(&alice.call.served).intercepts[0]
-            .pods
-            .clone()
-    };
+    let pods = || lab.states(&alice).intercepts[0].pods.clone();
     let until = async |count: usize| {
         while pods().len() != count {
             sleep(Duration::from_millis(10)).await;

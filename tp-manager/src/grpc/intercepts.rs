@@ -7,7 +7,7 @@ use tokio::{sync::watch, time::sleep};
 use tonic::{Status, Streaming};
 use tp_proto::tunnel::{InterceptStates, LocalIntercepts};
 
-use crate::intercepts::serving::Announcing;
+use crate::{intercepts::serving::Announcing, model::SharedModel};
 
 /// From one message to the next: reports of many agents are told together.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -16,6 +16,7 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Call {
     announcing: Announcing,
+    model: SharedModel,
     local: Streaming<LocalIntercepts>,
     changes: watch::Receiver<u64>,
     told: Option<InterceptStates>,
@@ -24,11 +25,13 @@ struct Call {
 /// Ends when the session ends the call, or begins another one.
 pub(super) fn states(
     announcing: Announcing,
+    model: SharedModel,
     local: Streaming<LocalIntercepts>,
 ) -> impl Stream<Item = Result<InterceptStates, Status>> + Send {
     let changes = announcing.intercepts.changes();
     let call = Call {
         announcing,
+        model,
         local,
         changes,
         told: None,
@@ -56,7 +59,7 @@ impl Call {
                 intercepts, served, ..
             } = &self.announcing;
             self.changes.mark_unchanged();
-            let states = intercepts.states(served);
+            let states = intercepts.states(served, &self.model.read());
             if self.told.as_ref() != Some(&states) {
                 return Some(states);
             }

@@ -10,10 +10,11 @@ use tp_proto::{
 };
 
 use super::{InterceptRecord, Intercepts, NodeReport, serving::Served};
+use crate::model::Model;
 
 impl Intercepts {
     /// Of every Intercept that the session announced.
-    pub(crate) fn states(&self, served: &Served) -> InterceptStates {
+    pub(crate) fn states(&self, served: &Served, model: &Model) -> InterceptStates {
         let standings = self.standings();
         let announced = served.announced();
         let intercepts = announced.keys().map(|uid| {
@@ -21,7 +22,13 @@ impl Intercepts {
                 .record(uid)
                 .filter(|record| record.session == *served.session());
             match (record, standings.get(uid)) {
-                (Some(record), Some(standing)) => self.state(&record, standing),
+                (Some(record), Some(standing)) => {
+                    let mut state = self.state(&record, standing);
+                    if state.refusal.is_empty() {
+                        self.add_leading(&mut state, &record, served, model);
+                    }
+                    state
+                }
                 _ => InterceptState {
                     ended: lock(&self.ended).why(uid).unwrap_or_default(),
                     ..refused(
@@ -61,10 +68,9 @@ impl Intercepts {
 
         InterceptState {
             uid: uid.clone(),
-            refusal: String::new(),
             held: held.collect(),
             pods: pods.collect(),
-            ended: String::new(),
+            ..InterceptState::default()
         }
     }
 }

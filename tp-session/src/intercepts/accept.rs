@@ -22,7 +22,7 @@ use tp_transport::{Intercepted, SpliceCounters, dial_outcome, keep_alive, splice
 use super::super::shared::{ActiveTunnel, Shared};
 
 /// A local port takes a connection at once, or is full; another machine may be far away.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of one Intercept at once.
 const MAX_CONNECTIONS: usize = 4096;
 /// There is no Intercept of that UID here, or not of that port.
@@ -64,11 +64,18 @@ impl InterceptTargets {
         write(&self.by_uid).remove(uid);
     }
 
-    fn target(&self, uid: &str, port: u16) -> Option<(SocketAddr, Arc<Semaphore>)> {
+    pub(super) fn target(&self, uid: &str, port: u16) -> Option<(SocketAddr, Arc<Semaphore>)> {
         let by_uid = read(&self.by_uid);
         let of_one = by_uid.get(uid)?;
 
         Some((*of_one.ports.get(&port)?, Arc::clone(&of_one.slots)))
+    }
+
+    pub(super) fn note_refused(&self, uid: &str, port: u16) {
+        self.refused.send_if_modified(|refused| {
+            refused.insert((uid.to_owned(), port));
+            true
+        });
     }
 
     pub(super) fn refusals(&self) -> watch::Receiver<BTreeSet<(String, u16)>> {
@@ -144,10 +151,7 @@ impl InterceptTargets {
             Ok(Err(error)) => {
                 let outcome = dial_outcome(&error);
                 if outcome == Outcome::Refused {
-                    self.refused.send_if_modified(|refused| {
-                        refused.insert((from.intercept, port));
-                        true
-                    });
+                    self.note_refused(&from.intercept, port);
                 }
                 tracing::debug!(%target, %error, "Intercepted connection is refused");
                 // Addresses of the workstation are nobody else's business.

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use tp_core::backoff::Backoff;
 use tp_proto::tunnel::{InterceptStates, LocalIntercept, LocalIntercepts, LocalPort};
 
-use super::{super::shared::ActiveTunnel, Entries, EntryPhase, OwnIntercepts};
+use super::{super::shared::ActiveTunnel, Entries, EntryPhase, OwnIntercepts, shortcut};
 
 const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(10);
@@ -150,6 +150,7 @@ pub(super) fn announcement(entries: &Entries, session: &str) -> LocalIntercepts 
         is_served.then(|| LocalIntercept {
             uid: made.uid.clone(),
             ports: ports.collect(),
+            services: shortcut::services(&entry.wanted),
         })
     });
 

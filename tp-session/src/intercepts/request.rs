@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::AtomicU64,
     time::Duration,
 };
 
@@ -40,6 +41,9 @@ pub(super) struct CheckedRequest {
     probes: String,
     when_down: String,
     take_over: bool,
+    no_local_shortcut: bool,
+    /// The process that runs the handler.
+    pub(super) command_of: Option<u32>,
 }
 
 /// All that an Intercept object is made of, and what only the workstation knows.
@@ -57,6 +61,12 @@ pub(super) struct WantedIntercept {
     pub(super) ready: u32,
     /// Those of others end for it.
     pub(super) take_over: bool,
+    /// Calls of this workstation go through the cluster as well.
+    pub(super) no_local_shortcut: bool,
+    /// The process that runs the handler, as far as it is known.
+    pub(super) command_of: Option<u32>,
+    /// Those that went to the local process directly.
+    pub(super) local_calls: AtomicU64,
 }
 
 /// A port of the pods, and where its connections go.
@@ -159,6 +169,8 @@ impl CheckedRequest {
             probes,
             when_down,
             take_over: request.take_over,
+            no_local_shortcut: request.no_local_shortcut,
+            command_of: None,
         })
     }
 
@@ -241,6 +253,9 @@ impl CheckedRequest {
             probes: self.probes,
             when_down: self.when_down,
             take_over: self.take_over,
+            no_local_shortcut: self.no_local_shortcut,
+            command_of: self.command_of,
+            local_calls: AtomicU64::new(0),
         })
     }
 }
