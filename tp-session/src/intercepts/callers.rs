@@ -20,7 +20,7 @@ mod diag;
 mod processes;
 
 /// Who is not found by then is not the handler.
-const FIND_TIMEOUT: Duration = Duration::from_secs(1);
+const FIND_TIMEOUT: Duration = Duration::from_secs(3);
 /// Searches at once; others wait.
 const PARALLEL: usize = 4;
 /// For so long it is not looked again who holds a socket that listens.

@@ -3,7 +3,7 @@
 
 use std::{
     net::{SocketAddr, SocketAddrV4},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 

@@ -3,6 +3,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream},
     process::{Child, Command, Stdio},
+    sync::atomic::Ordering,
 };
 
 use tokio::net::TcpListener;
