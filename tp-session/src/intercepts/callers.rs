@@ -112,7 +112,7 @@ impl Holders {
             holders.retain(|holder| processes.has(*holder));
             return holders;
         }
-        // All look at once, one finds.
+        // Whoever comes meanwhile waits, and finds it known.
         let all = processes.all();
         let holders: Vec<ProcessId> = all
             .filter(|process| processes::holds(process.pid, &listening))
