@@ -19,7 +19,11 @@ use tp_transport::{
     splice::failed,
 };
 
-use crate::{managers::Managers, places::Place, probes::ProbedPort};
+use crate::{
+    managers::Managers,
+    places::Place,
+    probes::{ContainerDoor, ProbedPort},
+};
 
 /// Of the carriers tried: a warm one may have ended unnoticed.
 const MAX_ATTEMPTS: usize = 3;
@@ -33,6 +37,7 @@ pub(crate) struct PortRoute {
     pub(crate) manager: String,
     /// Of a port that is probed by HTTP.
     pub(crate) probes: Option<ProbedPort>,
+    pub(crate) container: ContainerDoor,
 }
 
 /// Owns the tasks of all connections; they end with it.
@@ -110,16 +115,24 @@ impl CarriedConnections {
                 client: peer,
                 pod: local,
             };
-            let carrier = tokio::select! {
-                carrier = carrier(&managers, &route.manager, &from, &pod, &head) => carrier,
+            let container = route.container;
+            container.counts.count_one();
+            let taker = tokio::select! {
+                taker = taker(&managers, &route.manager, &from, &pod, &head) => taker,
                 error = failed(&client) => {
                     tracing::debug!(%error, "Client has gone");
                     None
                 }
             };
-            if let Some(carrier) = carrier
-                && let Err(error) = carry(client, carrier, &SpliceCounters::default()).await
-            {
+            let served = match taker {
+                Some(Taker::Container) => container.pass(client, local, &head).await,
+                Some(Taker::Workstation(carrier)) => {
+                    container.counts.uncount_one();
+                    carry(client, carrier, &SpliceCounters::default()).await
+                }
+                None => return container.counts.uncount_one(),
+            };
+            if let Err(error) = served {
                 tracing::debug!(%error, "Intercepted connection was reset");
             }
         });
@@ -131,15 +144,21 @@ impl CarriedConnections {
     }
 }
 
-/// A carrier whose workstation has taken the connection, and was sent its beginning. It is asked for once: who has asked does not
-/// know what came of it.
-async fn carrier(
+/// Who takes a connection.
+enum Taker {
+    /// It was sent the beginning.
+    Workstation(AgentFlow),
+    Container,
+}
+
+/// It is asked for once: who has asked does not know what came of it.
+async fn taker(
     managers: &Managers,
     manager: &str,
     from: &InterceptedFrom,
     pod: &str,
     head: &[u8],
-) -> Option<AgentFlow> {
+) -> Option<Taker> {
     for _ in 0..MAX_ATTEMPTS {
         let Some(mut carrier) = managers.carrier(manager).await else {
             break;
@@ -151,8 +170,9 @@ async fn carrier(
             Ok(Ok(mut carrier)) => {
                 carrier.write_all(head).await.ok()?;
                 carrier.flush().await.ok()?;
-                return Some(carrier);
+                return Some(Taker::Workstation(carrier));
             }
+            Ok(Err(verdict)) if verdict.by_container => return Some(Taker::Container),
             Ok(Err(verdict)) => {
                 let (outcome, reason) = (verdict.outcome, verdict.reason);
                 tracing::debug!(outcome, reason, "Intercepted connection is refused");

@@ -13,12 +13,12 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
 use tp_agent_api::{AgentReply, AgentRequest};
-use tp_transport::splice::closed;
+use tp_transport::splice::join_tcp;
 
 use crate::agentd::Agentd;
 
@@ -54,16 +54,16 @@ pub(crate) struct ProbedPort {
     /// From where the kubelet probes.
     pub(crate) nodes: Arc<[IpAddr]>,
     pub(crate) container: ContainerDoor,
-    pub(crate) counts: Arc<ProbeCounts>,
 }
 
-/// Makes connections to the containers of a redirected pod.
+/// Passes connections to the containers of a redirected pod, of one port.
 #[derive(Clone)]
 pub(crate) struct ContainerDoor {
     pub(crate) agentd: Agentd,
     pub(crate) redirect: u64,
     /// To `tp-agentd`, which has the redirect.
     pub(crate) connection: u64,
+    pub(crate) counts: Arc<ProbeCounts>,
 }
 
 /// Connections that the kernel gave to the listener, but that are not carried to the workstation.
@@ -74,6 +74,10 @@ pub(crate) struct ProbeCounts(AtomicU64);
 impl ProbeCounts {
     pub(crate) fn count_one(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn uncount_one(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -89,38 +93,41 @@ impl ProbedPort {
         mut client: TcpStream,
         local: SocketAddr,
     ) -> io::Result<Option<(TcpStream, Vec<u8>)>> {
-        self.counts.count_one();
+        let counts = &self.container.counts;
+        counts.count_one();
         let head = read_head(&mut client).await;
         if !head
             .as_ref()
             .is_ok_and(|head| asker(head) == Asker::Kubelet)
         {
-            self.counts.0.fetch_sub(1, Ordering::Relaxed);
+            counts.uncount_one();
             return Ok(Some((client, head?)));
         }
         let head = head?;
-        let passed = self.pass(client, local, &head);
+        let passed = self.container.pass(client, local, &head);
         timeout(PASS_TIMEOUT, passed).await??;
 
         Ok(None)
     }
-
-    /// Any failure resets the client, as the container's port would.
-    async fn pass(&self, mut client: TcpStream, pod: SocketAddr, head: &[u8]) -> io::Result<()> {
-        let connected = timeout(CONNECT_TIMEOUT, self.container.connect(pod)).await;
-        let mut container = connected??;
-        container.set_nodelay(true)?;
-        client.set_nodelay(true)?;
-        container.write_all(head).await?;
-        copy_bidirectional(&mut client, &mut container).await?;
-        closed(&client).await;
-        closed(&container).await;
-
-        Ok(())
-    }
 }
 
 impl ContainerDoor {
+    /// Passes a connection to the container whose beginning was read. Any failure resets the client, as
+    /// the container's port would.
+    pub(crate) async fn pass(
+        &self,
+        client: TcpStream,
+        pod: SocketAddr,
+        head: &[u8],
+    ) -> io::Result<()> {
+        let connected = timeout(CONNECT_TIMEOUT, self.connect(pod)).await;
+        let mut container = connected??;
+        container.set_nodelay(true)?;
+        container.write_all(head).await?;
+
+        join_tcp(client, container).await
+    }
+
     /// Connects to an address of the pod from that same address: the kernel program lets it pass, and
     /// the application sees no client of its loopback interface, which it may trust.
     async fn connect(&self, pod: SocketAddr) -> io::Result<TcpStream> {

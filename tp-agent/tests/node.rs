@@ -323,6 +323,42 @@ fn http_probes_reach_the_container_whatever_the_workstation_does() {
 
 #[test]
 #[ignore = "needs root"]
+fn what_the_manager_leaves_to_the_container_is_served_by_it_whole() {
+    let stage = Stage::new("m");
+    stage.run(async {
+        let (mut manager, _agent) = redirected(&stage).await;
+        for (to, pod) in [(POD4, "10.77.0.2"), (POD6, "fd77::2")] {
+            let request = format!("GET /{}", "x".repeat(1 << 20));
+            let length = request.len();
+            let client = tokio::spawn(async move { send(to, &request).await });
+            let incoming = manager.incoming().await;
+            // The client has sent what fits meanwhile.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            incoming.leave_to_container().await;
+
+            // The application sees its pod's own address.
+            let answer = client.await.unwrap().unwrap();
+            assert_eq!(answer, format!("{CONTAINER} {pod} {length}"));
+        }
+        let is_counted = |report: &PodReport| {
+            let counted = &report.ports[0];
+            (counted.to_workstation, counted.exempt) == (0, 2)
+        };
+        manager.report(is_counted).await;
+        is_carried(&mut manager, POD4).await;
+
+        // Nobody listens there.
+        manager.lease(&[(8080, true), (9999, true)]);
+        manager.report(|report| report.ports.len() == 2).await;
+        let client = tokio::spawn(ask("10.77.0.2:9999"));
+        manager.incoming().await.leave_to_container().await;
+        let error = client.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn an_intercept_follows_its_session_to_another_manager() {
     let stage = Stage::new("i");
     stage.run(async {

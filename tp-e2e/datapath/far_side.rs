@@ -139,7 +139,9 @@ impl FarSide {
         while let Some(accepted) = peer.accept().await {
             match accepted {
                 Accepted::Control(io) => drop(tokio::spawn(control(io))),
-                Accepted::Dial { target, pending } => {
+                Accepted::Dial {
+                    target, pending, ..
+                } => {
                     let mut dials = self.dials.lock().expect("no thread panics");
                     *dials.entry(target).or_default() += 1;
                     drop(tokio::spawn(dialled(self.number, target, pending)));

@@ -155,15 +155,17 @@ pub struct PeerStream {
 #[derive(Debug, Clone)]
 pub struct PeerPresence {
     id: u64,
+    pid: Option<u32>,
     gone: CancellationToken,
 }
 
 impl PeerPresence {
-    fn new() -> Self {
+    fn new(pid: Option<u32>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
 
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            pid,
             gone: CancellationToken::new(),
         }
     }
@@ -171,6 +173,11 @@ impl PeerPresence {
     /// The number of the peer, in the order of the connections.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The process that connected, if it is visible in this PID namespace.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
     }
 
     /// Resolves when the peer has closed its connection or died.
@@ -181,7 +188,9 @@ impl PeerPresence {
 
 impl PeerStream {
     fn new(stream: UnixStream) -> Self {
-        let presence = PeerPresence::new();
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+        let presence = PeerPresence::new(pid.filter(|pid| *pid != 0));
 
         Self {
             stream,

@@ -4,6 +4,8 @@
 //! The objects, with the Sessions that they name and the record of where these are, determine who holds
 //! a port: all replicas come to the same answer (`tp_core::intercept::holders`).
 
+pub(crate) mod container_calls;
+mod leading;
 mod orphans;
 mod reports;
 pub(crate) mod rights;
@@ -44,6 +46,7 @@ use crate::{
     model::{ObjectName, SharedModel, Update},
     sessions::Sessions,
 };
+use container_calls::ContainerCalls;
 use orphans::Orphans;
 use reports::Reports;
 use rights::Denied;
@@ -153,6 +156,7 @@ pub(crate) struct Intercepts {
     reports: Mutex<Reports>,
     model: SharedModel,
     is_listed: AtomicBool,
+    pub(crate) container_calls: Arc<ContainerCalls>,
     /// Of the objects, and of connections.
     revision: watch::Sender<u64>,
     /// Of these, and of what sessions announce.
@@ -182,6 +186,7 @@ impl Intercepts {
             reports: Mutex::default(),
             model,
             is_listed: AtomicBool::new(false),
+            container_calls: Arc::default(),
             revision: watch::Sender::new(0),
             news: watch::Sender::new(0),
             reported: watch::Sender::new(0),

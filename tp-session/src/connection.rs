@@ -227,7 +227,10 @@ impl Connection {
         // Before the connection is reported, so that its path is, too.
         self.shared.up.send_replace(Some(established.up()));
         let tasks = &self.tasks;
-        handover.serve(&self.shared, tasks).map_err(broken)?;
+        let calls = self.intercepts.local_calls();
+        handover
+            .serve_with(&self.shared, tasks, calls)
+            .map_err(broken)?;
         tasks.spawn("the uplink", Arc::clone(&self.uplink).run(established));
         let servers = servers::watch(self.shared.name_servers.clone());
         tasks.spawn("the watch over resolv.conf", servers);

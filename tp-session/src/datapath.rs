@@ -14,6 +14,7 @@ use tp_root_api::{Datapath, Descriptors};
 use self::{aliases::AliasMap, datagrams::Datagrams, tun::Tun};
 use super::{
     dns::Dns,
+    intercepts::LocalCalls,
     relay::Relay,
     shared::Shared,
     sys::{AliasTable, Heartbeat, Part},
@@ -78,6 +79,16 @@ impl Handover {
     ///
     /// If the runtime cannot use one of the descriptors.
     pub fn serve(self, shared: &Arc<Shared>, tasks: &Tasks) -> io::Result<()> {
+        self.serve_with(shared, tasks, LocalCalls::default())
+    }
+
+    /// As [`Self::serve`], but for calls to what is intercepted.
+    pub(crate) fn serve_with(
+        self,
+        shared: &Arc<Shared>,
+        tasks: &Tasks,
+        calls: LocalCalls,
+    ) -> io::Result<()> {
         let Self {
             datapath,
             listener,
@@ -103,6 +114,7 @@ impl Handover {
             aliases,
             shared: Arc::clone(shared),
             dns,
+            calls: Arc::new(calls),
             heartbeat: Arc::clone(&heartbeat),
         };
         for part in [Part::Relay, Part::Dns] {

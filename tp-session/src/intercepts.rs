@@ -25,6 +25,7 @@ use request::WantedIntercept;
 
 mod accept;
 mod announce;
+mod callers;
 mod dial;
 mod earlier;
 mod files;
@@ -33,12 +34,14 @@ mod making;
 mod objects;
 mod renewing;
 mod request;
+mod shortcut;
 mod telling;
 #[cfg(test)]
 mod testing;
 mod view;
 
 pub(super) use making::InterceptEvents;
+pub(super) use shortcut::{CallWay, LocalCall, LocalCalls};
 
 /// How often the local ports are looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);

@@ -27,6 +27,7 @@ use tp_transport::{Dialed, Flow, splice_observed};
 use super::{
     datapath::{aliases::AliasMap, tun::Tun},
     dns::{self, Dns},
+    intercepts::{CallWay, LocalCall, LocalCalls},
     shared::{FlowCount, Shared, count},
     sys::{self, BEAT_INTERVAL, Heartbeat, Part},
 };
@@ -46,6 +47,7 @@ pub(super) struct Relay {
     pub(super) aliases: AliasMap,
     pub(super) shared: Arc<Shared>,
     pub(super) dns: Arc<Dns>,
+    pub(super) calls: Arc<LocalCalls>,
     pub(super) heartbeat: Arc<Heartbeat>,
 }
 
@@ -53,6 +55,7 @@ pub(super) struct Relay {
 enum Ready {
     Flow(Flow),
     NameServer(dns::NameServerStream),
+    Local(LocalCall),
 }
 
 /// The result of a dial.
@@ -218,12 +221,19 @@ impl Relay {
                 .handle_verdict(attempt, verdict, Instant::now());
         };
         let (dns, shared) = (Arc::clone(&self.dns), Arc::clone(&self.shared));
+        let calls = Arc::clone(&self.calls);
         let dial = async move {
             if dns.is_name_server(target) {
                 let (verdict, server) = dns.dial(target).await;
                 return (verdict, server.map(Ready::NameServer));
             }
-            let (verdict, flow) = dial(&shared, target).await;
+            let to_container = match calls.way(&shared, attempt.flow, target).await {
+                CallWay::Cluster => false,
+                CallWay::Container => true,
+                CallWay::Local(call) => return (Verdict::Connected, Some(Ready::Local(call))),
+                CallWay::Refused(outcome) => return (verdict(outcome), None),
+            };
+            let (verdict, flow) = dial(&shared, target, to_container).await;
             shared.counters.dialled(verdict);
 
             (verdict, flow.map(Ready::Flow))
@@ -291,6 +301,13 @@ impl Relay {
                     .flows
                     .spawn(async move { dns.serve_stream(stream, server).await });
             }
+            Ready::Local(call) => {
+                let shared = Arc::clone(&self.shared);
+                attempts.flows.spawn(async move {
+                    let _open = FlowCount::new(&shared.counters);
+                    call.serve(stream).await;
+                });
+            }
             Ready::Flow(flow) => {
                 let shared = Arc::clone(&self.shared);
                 attempts.flows.spawn(async move {
@@ -305,12 +322,20 @@ impl Relay {
 }
 
 /// Dials through the tunnel. Without one, the cluster is as unreachable as a network that is down.
-async fn dial(shared: &Shared, target: SocketAddrV4) -> (Verdict, Option<Flow>) {
+async fn dial(
+    shared: &Shared,
+    target: SocketAddrV4,
+    to_container: bool,
+) -> (Verdict, Option<Flow>) {
     let Some(up) = shared.up() else {
         return (Verdict::HostUnreachable, None);
     };
     shared.external.used(*target.ip());
-    match up.tunnel.dial(target.into()).await {
+    let dialled = match to_container {
+        true => up.tunnel.dial_container(target.into()).await,
+        false => up.tunnel.dial(target.into()).await,
+    };
+    match dialled {
         Ok(Dialed::Connected(flow)) => (Verdict::Connected, Some(flow)),
         Ok(Dialed::Refused { outcome, reason }) => {
             shared.counters.dial_failed(target, &reason);

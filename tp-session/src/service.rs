@@ -380,11 +380,17 @@ impl Session for Service {
         request: Request<InterceptRequest>,
     ) -> Result<Response<Self::InterceptStream>, GrpcStatus> {
         let connection = self.connected().await?;
+        let caller = presence(&request)?.pid();
         let (event_tx, event_rx) = mpsc::channel(MAX_QUEUED_EVENTS);
         let intercepts = Arc::clone(&connection.intercepts);
         let namespace = connection.destination.namespace.clone();
         // Ends with its listener, or with the connection.
-        tokio::spawn(intercepts.answer(request.into_inner(), namespace, InterceptEvents(event_tx)));
+        tokio::spawn(intercepts.answer(
+            request.into_inner(),
+            namespace,
+            caller,
+            InterceptEvents(event_tx),
+        ));
 
         Ok(Response::new(Box::pin(ReceiverStream::new(event_rx))))
     }

@@ -92,7 +92,10 @@ async fn serve() -> Result<()> {
 }
 
 async fn dial(accepted: Accepted) -> Result<()> {
-    if let Accepted::Dial { target, pending } = accepted {
+    if let Accepted::Dial {
+        target, pending, ..
+    } = accepted
+    {
         let tcp = TcpStream::connect(target).await?;
         let flow = pending.accept().await?;
         splice(tcp, flow, &SpliceCounters::default()).await;

@@ -224,9 +224,24 @@ impl Tunnel {
     /// [`OpenError::Closed`], [`OpenError::Flow`], or [`OpenError::NoUdp`] after five seconds. A
     /// target that refuses is no error: see [`Dialed::Refused`].
     pub async fn dial(&self, target: SocketAddr) -> Result<Dialed, OpenError> {
+        self.dial_as(target, false).await
+    }
+
+    /// As [`Tunnel::dial`], to the container where this session intercepts the port. An older manager
+    /// makes no difference.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tunnel::dial`].
+    pub async fn dial_container(&self, target: SocketAddr) -> Result<Dialed, OpenError> {
+        self.dial_as(target, true).await
+    }
+
+    async fn dial_as(&self, target: SocketAddr, to_container: bool) -> Result<Dialed, OpenError> {
         self.wait_for_path().await?;
         let (send, recv) = self.open().await?;
-        let dialed = flow::open_dial(send, recv, target, &self.inner.ledger).await;
+        let ledger = &self.inner.ledger;
+        let dialed = flow::open_dial(send, recv, target, to_container, ledger).await;
 
         self.or_closed(dialed).await
     }

@@ -90,7 +90,7 @@ fn verdict(outcome: Outcome, reason: &str) -> Verdict {
     Verdict {
         outcome: outcome.into(),
         reason: reason.chars().take(MAX_REASON / 4).collect(),
-        credit: 0,
+        ..Verdict::default()
     }
 }
 
@@ -107,16 +107,18 @@ pub(crate) async fn open_control(
     Ok((FlowIo::new(flow), verdict))
 }
 
-/// Asks the other end to dial `target`.
+/// Asks the other end to dial `target`; `to_container` as in [`Dial`].
 pub(crate) async fn open_dial(
     send: SendStream,
     recv: RecvStream,
     target: SocketAddr,
+    to_container: bool,
     ledger: &Arc<Ledger>,
 ) -> Result<Dialed, FlowError> {
     let kind = open::Kind::Dial(Dial {
         address: octets(target.ip()),
         port: target.port().into(),
+        to_container,
     });
 
     open_flow(send, recv, kind, ledger).await

@@ -1,8 +1,10 @@
 //! Ties a TCP connection to a flow: both directions, every way to end.
 
 mod idle;
+mod joined;
 
 pub use idle::keep_alive;
+pub use joined::join_tcp;
 
 use std::{
     io,

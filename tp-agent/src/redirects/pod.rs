@@ -53,7 +53,7 @@ pub(super) struct PodTask {
 struct PodRedirection {
     number: u64,
     connection: u64,
-    container: ContainerDoor,
+    agentd: Agentd,
     /// As it was made for.
     made_for: PodPlan,
     /// As `tp-agentd` has them.
@@ -172,11 +172,7 @@ impl PodTask {
             Ok(PodRedirection {
                 number: redirect,
                 connection: replied.connection,
-                container: ContainerDoor {
-                    agentd: self.agentd.clone(),
-                    redirect,
-                    connection: replied.connection,
-                },
+                agentd: self.agentd.clone(),
                 made_for: plan.clone(),
                 ports,
                 nodes,
@@ -285,14 +281,20 @@ impl PodRedirection {
         self.state.follow(plan);
         let nodes: Arc<[IpAddr]> = plan.nodes.clone().into();
         let routes = plan.ports.iter().map(|(number, port)| {
+            let container = ContainerDoor {
+                agentd: self.agentd.clone(),
+                redirect: self.number,
+                connection: self.connection,
+                counts: self.state.probes(*number),
+            };
             let route = PortRoute {
                 intercept: port.intercept.clone(),
                 manager: port.manager.clone(),
                 probes: port.http_probed.then(|| ProbedPort {
                     nodes: Arc::clone(&nodes),
-                    container: self.container.clone(),
-                    counts: self.state.probes(*number),
+                    container: container.clone(),
                 }),
+                container,
             };
             (*number, route)
         });

@@ -129,6 +129,13 @@ pub(crate) struct InterceptArgs {
     #[arg(long)]
     pub(crate) take_open: bool,
 
+    /// Let this machine's own calls pass the cluster, too
+    ///
+    /// Without it, they reach the local process directly. Calls of the local process itself, and of
+    /// what it started, always reach the pods.
+    #[arg(long)]
+    pub(crate) no_local_shortcut: bool,
+
     /// Namespace of the workload; the connected one by default
     #[arg(long, short, value_name = "NAMESPACE", value_parser = values::namespace_or_none,
           help_heading = "Kubernetes")]

@@ -247,6 +247,7 @@ fn request(args: &InterceptArgs) -> Result<InterceptRequest, Fault> {
         take_over: args.take_over,
         proxy_protocol: args.proxy_protocol,
         take_open: args.take_open,
+        no_local_shortcut: args.no_local_shortcut,
     })
 }
 
@@ -273,7 +274,7 @@ mod tests {
         let request = request_of(
             "tp intercept deploy/web -p 8080:http --port 9090 --name mine -n shop --service web \
              --container app --address ::1 --replica web-0 --probes local --when-down container \
-             --take-over --take-open --proxy-protocol",
+             --take-over --take-open --proxy-protocol --no-local-shortcut",
         );
 
         assert_eq!(request.workload, "deploy/web");
@@ -287,7 +288,7 @@ mod tests {
         assert_eq!(request.probes, "local");
         assert_eq!(request.when_down, "container");
         assert!(request.take_over && request.take_open);
-        assert!(request.proxy_protocol);
+        assert!(request.proxy_protocol && request.no_local_shortcut);
         assert!(!request.for_command);
         assert!(request_of("tp intercept web -- true").for_command);
     }

@@ -5,6 +5,7 @@ mod environment;
 mod failures;
 mod kinds;
 mod life;
+mod local;
 mod open;
 mod others;
 mod support;

@@ -37,6 +37,10 @@ impl Agents {
                 return incoming.refuse(Outcome::Prohibited, &reason).await;
             }
         };
+        let calls = &self.intercepts.container_calls;
+        if calls.has(incoming.from.client, served.session()) {
+            return incoming.leave_to_container().await;
+        }
         let _flow = match served.quota.carried() {
             Ok(permit) => permit,
             Err(reason) => return incoming.refuse(Outcome::Exhausted, &reason).await,

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tp_core::intercept::holders::DISCONNECTED_AFTER;
 use tp_proto::{
     agent::PodReport,
-    tunnel::{LocalIntercept, LocalIntercepts, LocalPort, Outcome, Verdict},
+    tunnel::{InterceptStates, LocalIntercept, LocalIntercepts, LocalPort, Outcome, Verdict},
 };
 use tp_transport::{
     CloseCode, Identity, Intercepted, InterceptedFrom, KeyHash, PathChoice, SessionRef, Tunnel,
@@ -36,6 +36,7 @@ use crate::{
     sessions::{SessionAdmission, Sessions},
 };
 
+mod container;
 mod trust;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -72,6 +73,7 @@ struct Lab {
     agents: Arc<Agents>,
     quotas: Quotas,
     invalid: Arc<Mutex<Vec<String>>>,
+    model: SharedModel,
     _policy: watch::Sender<Policy>,
     _serving: AbortOnDropHandle<()>,
 }
@@ -114,7 +116,7 @@ impl Lab {
         let address = listener.local_addr().unwrap();
         let invalid = Arc::new(Mutex::new(vec!["stolen".to_owned()]));
         let nodes = Box::new(Nodes(Arc::clone(&invalid)));
-        let mut agents = Agents::new(server, Arc::clone(&intercepts), model, nodes);
+        let mut agents = Agents::new(server, Arc::clone(&intercepts), model.clone(), nodes);
         agents.review_interval = Duration::from_millis(100);
         let agents = Arc::new(agents);
         let serving = tokio::spawn(Arc::clone(&agents).serve(listener));
@@ -129,6 +131,7 @@ impl Lab {
             agents,
             quotas: Quotas::default(),
             invalid,
+            model,
             _policy: policy,
             _serving: AbortOnDropHandle::new(serving),
         }
@@ -205,6 +208,10 @@ impl Lab {
         AgentControl::connect(tcp, self.key, node).await.unwrap()
     }
 
+    fn states(&self, workstation: &Workstation) -> InterceptStates {
+        self.intercepts.states(&workstation.call.served)
+    }
+
     /// Asks for the connection of the pod to be carried for this Intercept.
     fn carry(&self, agent: &AgentControl, uid: &str) -> JoinHandle<Result<AgentFlow, Verdict>> {
         self.carry_from(agent, from(uid))
@@ -234,7 +241,11 @@ impl Workstation {
     fn announce(&self, uid: &str, port: u32, is_listening: bool) {
         let ports = vec![LocalPort { port, is_listening }];
         let uid = uid.to_owned();
-        let intercepts = vec![LocalIntercept { uid, ports }];
+        let intercepts = vec![LocalIntercept {
+            uid,
+            ports,
+            ..LocalIntercept::default()
+        }];
         assert!(self.call.announce(LocalIntercepts { intercepts }));
     }
 }
@@ -338,6 +349,7 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
     let intercepts = vec![LocalIntercept {
         uid: "i1".into(),
         ports,
+        ..LocalIntercept::default()
     }];
     call.announce(LocalIntercepts { intercepts });
     news(&mut agent, |leases| {
@@ -427,7 +439,7 @@ async fn the_older_intercept_of_a_port_holds_it_and_the_other_is_told() {
     bob.announce("i2", 8080, true);
 
     let leases = lab.intercepts.leases();
-    let states = lab.intercepts.states(&bob.call.served);
+    let states = lab.states(&bob);
 
     assert_eq!(leases.len(), 1);
     assert_eq!(leases[0].intercept, "i1");
@@ -449,11 +461,7 @@ async fn reports_last_as_long_as_the_agent_is_connected() {
         phase: tp_proto::agent::PodPhase::Redirected.into(),
         ..PodReport::default()
     };
-    let pods = || {
-        lab.intercepts.states(&alice.call.served).intercepts[0]
-            .pods
-            .clone()
-    };
+    let pods = || lab.states(&alice).intercepts[0].pods.clone();
     let until = async |count: usize| {
         while pods().len() != count {
             sleep(Duration::from_millis(10)).await;

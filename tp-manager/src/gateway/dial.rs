@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tp_process::sync;
 use tp_proto::{allow::Allow, tunnel::Outcome};
-use tp_transport::{PendingFlow, SpliceCounters, dial_outcome, keep_alive, splice};
+use tp_transport::{PendingFlow, SessionRef, SpliceCounters, dial_outcome, keep_alive, splice};
 
 use super::{
     slots::{Slots, Turn},
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     access::{Access, Review, Scope, User},
+    intercepts::container_calls::{ContainerCall, ContainerCalls},
     model::SharedModel,
 };
 
@@ -31,8 +32,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(130);
 pub(super) struct Dialler {
     /// From the newest renewal of the session.
     pub(super) user: watch::Receiver<Arc<User>>,
-    /// The session's own namespace.
-    pub(super) namespace: String,
+    pub(super) session: SessionRef,
+    pub(super) calls: Arc<ContainerCalls>,
     pub(super) access: Arc<Access>,
     pub(super) model: SharedModel,
     pub(super) allow: Vec<Allow>,
@@ -42,14 +43,15 @@ pub(super) struct Dialler {
 
 impl Dialler {
     /// Serves one flow, from its dial to its end.
-    pub(super) async fn serve(&self, target: SocketAddr, pending: PendingFlow) {
+    pub(super) async fn serve(&self, target: SocketAddr, to_container: bool, pending: PendingFlow) {
         let cancelled = pending.cancelled();
         let dialled = tokio::select! {
             () = cancelled => return,
-            dialled = self.dial(target) => dialled,
+            dialled = self.dial(target, to_container) => dialled,
         };
         let Dialled {
             tcp,
+            call: _call,
             active_right,
             pending_review,
         } = match dialled {
@@ -88,10 +90,14 @@ impl Dialler {
         pending().await
     }
 
-    async fn dial(&self, target: SocketAddr) -> Result<Dialled<'_>, DialRefusal> {
+    async fn dial(
+        &self,
+        target: SocketAddr,
+        to_container: bool,
+    ) -> Result<Dialled<'_>, DialRefusal> {
         let address = target.ip();
         let owner = self.model.settled_owner(address).await;
-        let scope = target::scope(owner, address, &self.namespace, &self.allow)?;
+        let scope = target::scope(owner, address, &self.session.namespace, &self.allow)?;
         // Registered before the review, so that no revocation is missed.
         let active_right = self.rights.register(&scope);
         let user = Arc::clone(&self.user.borrow());
@@ -105,7 +111,7 @@ impl Dialler {
             }
         };
 
-        let connected = timeout(DIAL_TIMEOUT, self.connect(target)).await;
+        let connected = timeout(DIAL_TIMEOUT, self.connect(target, to_container)).await;
         // Also before a refusal is passed on: only users with the right may learn that a port is
         // closed.
         if !right.is_settled().await {
@@ -113,7 +119,7 @@ impl Dialler {
         }
         let pending_review = right.review.map(|review| (user, review));
         match connected {
-            Ok(Ok(tcp)) => {
+            Ok(Ok((tcp, call))) => {
                 if let Err(error) = tcp.set_nodelay(true) {
                     tracing::trace!(%error, "Connection keeps its delay");
                 }
@@ -122,6 +128,7 @@ impl Dialler {
                 }
                 Ok(Dialled {
                     tcp,
+                    call,
                     active_right,
                     pending_review,
                 })
@@ -132,17 +139,36 @@ impl Dialler {
     }
 
     /// Dials until the target or the kernel answers, in as many turns as it takes.
-    async fn connect(&self, target: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect(
+        &self,
+        target: SocketAddr,
+        to_container: bool,
+    ) -> io::Result<(TcpStream, Option<ContainerCall>)> {
         let mut turn = Turn::First;
         loop {
             let slot = self.slots.enter(target.ip(), turn).await;
             tokio::select! {
                 // Polled first, so that a dial that was answered is not repeated.
                 biased;
-                connected = TcpStream::connect(target) => return connected,
+                connected = self.connect_once(target, to_container) => return connected,
                 () = slot.wanted() => turn = Turn::Again,
             }
         }
+    }
+
+    async fn connect_once(
+        &self,
+        target: SocketAddr,
+        to_container: bool,
+    ) -> io::Result<(TcpStream, Option<ContainerCall>)> {
+        if to_container {
+            match self.calls.socket(target, &self.session) {
+                Ok((socket, call)) => return Ok((socket.connect(target).await?, Some(call))),
+                Err(error) => tracing::debug!(%error, "Container is dialled as anybody is"),
+            }
+        }
+
+        Ok((TcpStream::connect(target).await?, None))
     }
 
     /// Reviews every right in use, and ends the flows of those revoked.
@@ -161,6 +187,7 @@ impl Dialler {
 /// A connection and its right, with the review that may be under way.
 struct Dialled<'a> {
     tcp: TcpStream,
+    call: Option<ContainerCall>,
     active_right: ActiveRight<'a>,
     pending_review: Option<(Arc<User>, Review)>,
 }

@@ -48,7 +48,8 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
     let (user_tx, user) = watch::channel(Arc::clone(&valid.user));
     let dialler = Arc::new(Dialler {
         user: user.clone(),
-        namespace: peer.session().namespace.clone(),
+        session: peer.session().clone(),
+        calls: Arc::clone(&gateway.intercepts.container_calls),
         access: Arc::clone(&gateway.access),
         model: gateway.model.clone(),
         allow: gateway.allow.clone(),
@@ -85,12 +86,16 @@ pub(super) async fn serve(gateway: &Gateway, peer: &Peer) {
                     grpc::serve(io, control).await;
                 });
             }
-            Accepted::Dial { target, pending } => {
+            Accepted::Dial {
+                target,
+                to_container,
+                pending,
+            } => {
                 let permit = quota.flow();
                 let dialler = Arc::clone(&dialler);
                 tasks.spawn(async move {
                     match permit {
-                        Ok(_permit) => dialler.serve(target, pending).await,
+                        Ok(_permit) => dialler.serve(target, to_container, pending).await,
                         Err(reason) => pending.refuse(Outcome::Exhausted, &reason).await,
                     }
                 });

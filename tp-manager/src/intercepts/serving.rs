@@ -21,8 +21,14 @@ use crate::gateway::SessionQuota;
 /// A client that is silent for longer gets no connections: it probes each second.
 pub(super) const SILENT_AFTER: Duration = Duration::from_secs(2);
 
+/// Of which a session is told whether they lead to one Intercept.
+const MAX_SERVICES: usize = 64;
+
 /// Whether something listens, by port, by UID of the Intercept.
 type Announced = BTreeMap<String, BTreeMap<u16, bool>>;
+
+/// Services that a session asks about, by UID of the Intercept.
+type Asked = BTreeMap<String, Vec<String>>;
 
 /// A connected session.
 pub(crate) struct Served {
@@ -41,6 +47,7 @@ struct Calls {
     announced: Arc<Announced>,
     /// When each was first, by UID.
     since: BTreeMap<String, Instant>,
+    asked: Asked,
     /// When the call that announced it ended; `None` while it lasts.
     ended: Option<Instant>,
 }
@@ -90,6 +97,13 @@ impl Served {
         self.reported.subscribe()
     }
 
+    /// The services that it asked about with this Intercept.
+    pub(super) fn services(&self, uid: &str) -> Vec<String> {
+        let calls = lock(&self.calls);
+
+        calls.asked.get(uid).cloned().unwrap_or_default()
+    }
+
     fn left(&self) -> Left {
         let calls = lock(&self.calls);
 
@@ -136,10 +150,10 @@ impl Intercepts {
         let before = lock(&self.served).get(&session).map(|before| before.left());
         let left = lock(&self.left).remove(&session).or(before);
         let calls = left.map_or_else(Calls::default, |left| Calls {
-            newest: 0,
             announced: left.announced,
             since: BTreeMap::new(),
             ended: Some(left.since),
+            ..Calls::default()
         });
         let served = Arc::new(Served {
             peer,
@@ -244,7 +258,10 @@ impl Announcing {
     /// Takes what the session says; returns whether the call is still the newest.
     pub(crate) fn announce(&self, local: LocalIntercepts) -> bool {
         let all = local.intercepts.into_iter().take(MAX_INTERCEPTS);
+        let mut asked = Asked::new();
         let all = all.map(|intercept| {
+            let services = intercept.services.into_iter().take(MAX_SERVICES);
+            asked.insert(intercept.uid.clone(), services.collect());
             let ports = intercept.ports.into_iter().take(MAX_INTERCEPT_PORTS);
             let ports =
                 ports.filter_map(|port| Some((u16::try_from(port.port).ok()?, port.is_listening)));
@@ -259,6 +276,7 @@ impl Announcing {
                 calls.since.entry(uid.clone()).or_insert(now);
             }
             calls.announced = all;
+            calls.asked = asked;
             calls.ended = None;
         })
     }

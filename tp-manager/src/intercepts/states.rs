@@ -27,7 +27,11 @@ impl Intercepts {
                 .record(uid)
                 .filter(|record| record.session == *served.session());
             if let (Some(record), Some(standing)) = (record, standings.get(uid)) {
-                return Some(self.state(&record, standing));
+                let mut state = self.state(&record, standing);
+                if state.refusal.is_empty() {
+                    self.add_leading(&mut state, &record, served);
+                }
+                return Some(state);
             }
             let ended = lock(&self.ended).why(uid);
             if ended.is_none() && served.announced_for(uid) < KNOWN_AFTER {
@@ -77,10 +81,9 @@ impl Intercepts {
 
         InterceptState {
             uid: uid.clone(),
-            refusal: String::new(),
             held: held.collect(),
             pods: pods.collect(),
-            ended: String::new(),
+            ..InterceptState::default()
         }
     }
 }

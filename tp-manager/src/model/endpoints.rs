@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{ObjectName, Pod, Update, recent::Recent};
+use super::{Model, ObjectName, Pod, Update, recent::Recent};
 
 /// One EndpointSlice: every address at every port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,13 @@ impl Endpoints {
         let is_of_pod = |port: &u16| declared.is_some_and(|it| it.contains_key(&(address, *port)));
 
         !self.ports.is_empty() && self.ports.iter().all(is_of_pod)
+    }
+}
+
+impl Model {
+    /// The slices of a service.
+    pub(crate) fn endpoints_of(&self, service: &ObjectName) -> impl Iterator<Item = &Endpoints> {
+        self.slices.of(service)
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 };
 
 /// A local port takes a connection at once, or is full; another machine may be far away.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections of one Intercept at once.
 const MAX_CONNECTIONS: usize = 4096;
 /// There is no Intercept of that UID here, or not of that port.
@@ -70,7 +70,7 @@ impl InterceptTargets {
         write(&self.by_uid).remove(uid);
     }
 
-    fn target(&self, uid: &str, port: u16) -> Option<(LocalTarget, Arc<Semaphore>)> {
+    pub(super) fn target(&self, uid: &str, port: u16) -> Option<(LocalTarget, Arc<Semaphore>)> {
         let by_uid = read(&self.by_uid);
         let of_one = by_uid.get(uid)?;
 
@@ -81,6 +81,13 @@ impl InterceptTargets {
     pub(super) fn show_clients_by(&self, root: Arc<RootLink>) {
         // There is one root daemon for as long as there is a session.
         let _ = self.clients.set(ClientRegistry::new(root));
+    }
+
+    pub(super) fn note_refused(&self, uid: &str, port: u16) {
+        self.refused.send_if_modified(|refused| {
+            refused.insert((uid.to_owned(), port));
+            true
+        });
     }
 
     pub(super) fn refusals(&self) -> watch::Receiver<BTreeSet<(String, u16)>> {
@@ -157,10 +164,7 @@ impl InterceptTargets {
             Ok(Err(error)) => {
                 let outcome = dial_outcome(&error);
                 if outcome == Outcome::Refused {
-                    self.refused.send_if_modified(|refused| {
-                        refused.insert((from.intercept, port));
-                        true
-                    });
+                    self.note_refused(&from.intercept, port);
                 }
                 tracing::debug!(%target, %error, "Intercepted connection is refused");
                 // Addresses of the workstation are nobody else's business.

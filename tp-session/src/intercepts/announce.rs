@@ -7,7 +7,9 @@ use tokio::time::sleep;
 use tp_core::backoff::Backoff;
 use tp_proto::tunnel::{InterceptStates, LocalIntercept, LocalIntercepts, LocalPort};
 
-use super::{super::shared::ActiveTunnel, Entries, EntryPhase, OwnIntercept, OwnIntercepts};
+use super::{
+    super::shared::ActiveTunnel, Entries, EntryPhase, OwnIntercept, OwnIntercepts, shortcut,
+};
 
 const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(10);
@@ -152,6 +154,7 @@ pub(super) fn announcement(entries: &Entries, session: &str) -> LocalIntercepts 
         is_served.then(|| LocalIntercept {
             uid: made.uid.clone(),
             ports: ports.collect(),
+            services: shortcut::services(&entry.wanted),
         })
     });
 

@@ -53,15 +53,23 @@ impl InterceptEvents {
 
 impl OwnIntercepts {
     /// Makes an intercept and tells the caller of it, or leaves nothing. With `for_command` it ends with
-    /// the caller.
+    /// the caller, the process `caller`.
     pub(in super::super) async fn answer(
         self: Arc<Self>,
         request: InterceptRequest,
         connected: String,
+        caller: Option<u32>,
         events: InterceptEvents,
     ) {
         let for_command = request.for_command;
-        let wanted = match self.make(request, &connected, &events).await {
+        let made = match CheckedRequest::of(request, &connected) {
+            Ok(mut checked) => {
+                checked.command_of = caller.filter(|_| for_command);
+                self.make(checked, &events).await
+            }
+            Err(fault) => Err(fault),
+        };
+        let wanted = match made {
             Ok(wanted) => wanted,
             Err(fault) => {
                 events.fail(fault).await;
@@ -98,11 +106,9 @@ impl OwnIntercepts {
 
     async fn make(
         &self,
-        request: InterceptRequest,
-        connected: &str,
+        checked: CheckedRequest,
         events: &InterceptEvents,
     ) -> Result<Arc<WantedIntercept>, Fault> {
-        let checked = CheckedRequest::of(request, connected)?;
         check_name(&self.entries.borrow(), &checked.name)?;
         let wanted = tokio::select! {
             wanted = self.prepare(checked, events) => wanted?,

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::AtomicU64,
     time::Duration,
 };
 
@@ -42,6 +43,9 @@ pub(super) struct CheckedRequest {
     take_over: bool,
     proxy_protocol: bool,
     take_open: bool,
+    no_local_shortcut: bool,
+    /// The process that runs the handler.
+    pub(super) command_of: Option<u32>,
 }
 
 /// All that an Intercept object is made of, and what only the workstation knows.
@@ -65,6 +69,12 @@ pub(super) struct WantedIntercept {
     pub(super) proxy_protocol: bool,
     /// Connections that the pods have already end.
     take_open: bool,
+    /// Calls of this workstation go through the cluster as well.
+    pub(super) no_local_shortcut: bool,
+    /// The process that runs the handler, as far as it is known.
+    pub(super) command_of: Option<u32>,
+    /// Those that went to the local process directly.
+    pub(super) local_calls: AtomicU64,
 }
 
 /// A port of the pods, and where its connections go.
@@ -169,6 +179,8 @@ impl CheckedRequest {
             take_over: request.take_over,
             proxy_protocol: request.proxy_protocol,
             take_open: request.take_open,
+            no_local_shortcut: request.no_local_shortcut,
+            command_of: None,
         })
     }
 
@@ -254,6 +266,9 @@ impl CheckedRequest {
             proxy_protocol: self.proxy_protocol,
             take_open: self.take_open,
             pods: found.pods,
+            no_local_shortcut: self.no_local_shortcut,
+            command_of: self.command_of,
+            local_calls: AtomicU64::new(0),
         })
     }
 }

@@ -83,7 +83,12 @@ impl Lab {
     ) -> mpsc::Receiver<Result<InterceptEvent, tonic::Status>> {
         let (event_tx, events) = mpsc::channel(16);
         let own = Arc::clone(&self.own);
-        tokio::spawn(own.answer(request, "shop".to_owned(), InterceptEvents(event_tx)));
+        tokio::spawn(own.answer(
+            request,
+            "shop".to_owned(),
+            Some(std::process::id()),
+            InterceptEvents(event_tx),
+        ));
 
         events
     }

@@ -1,6 +1,6 @@
 //! An intercept as the user sees it.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tp_proto::{
     fault::{Fault, FaultKind},
@@ -234,6 +234,7 @@ pub(super) fn of(entry: &OwnIntercept, without_tunnel: Option<&str>) -> Intercep
         pods: pods.map(pod).collect(),
         notices: notices(entry),
         proxy_protocol: wanted.proxy_protocol,
+        local: wanted.local_calls.load(Ordering::Relaxed),
     }
 }
 

@@ -274,12 +274,27 @@ impl IncomingConnection {
     }
 
     /// It is not taken; `reason` is a sentence for the agent's status.
-    pub async fn refuse(mut self, outcome: Outcome, reason: &str) {
+    pub async fn refuse(self, outcome: Outcome, reason: &str) {
         let verdict = Verdict {
             outcome: outcome.into(),
             reason: reason.to_owned(),
             ..Verdict::default()
         };
+        self.conclude(verdict).await;
+    }
+
+    /// The container of the pod serves it, and no workstation.
+    pub async fn leave_to_container(self) {
+        let verdict = Verdict {
+            outcome: Outcome::Refused.into(),
+            reason: "the container serves what the handler calls".to_owned(),
+            by_container: true,
+            ..Verdict::default()
+        };
+        self.conclude(verdict).await;
+    }
+
+    async fn conclude(mut self, verdict: Verdict) {
         if let Err(error) = last_words(&mut self.link, &verdict).await {
             tracing::debug!(%error, "Nobody waits for this verdict");
         }

@@ -78,6 +78,7 @@ impl Pair {
         let dial = open::Kind::Dial(Dial {
             address: vec![10, 0, 0, 1].into(),
             port: 80,
+            to_container: false,
         });
         let (accepted, send, recv) = self.opened(dial, start).await;
         let Accepted::Dial { pending, .. } = accepted.unwrap() else {

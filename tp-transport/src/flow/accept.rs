@@ -90,6 +90,8 @@ pub enum Accepted {
     Dial {
         /// The destination; its port is not 0.
         target: SocketAddr,
+        /// The container is meant, where the session intercepts the port.
+        to_container: bool,
         /// Takes the verdict.
         pending: PendingFlow,
     },
@@ -207,11 +209,19 @@ impl Acceptable for Accepted {
 
                 Ok(Self::Control(FlowIo::new(flow)))
             }
-            open::Kind::Dial(Dial { address, port }) => {
+            open::Kind::Dial(Dial {
+                address,
+                port,
+                to_container,
+            }) => {
                 let target = socket_address(&address, port)
                     .ok_or(FlowError::Malformed("a dial without a target"))?;
 
-                Ok(Self::Dial { target, pending })
+                Ok(Self::Dial {
+                    target,
+                    to_container,
+                    pending,
+                })
             }
             open::Kind::Intercepted(_) => Err(pending
                 .not_taken("a session has no connections that were intercepted")

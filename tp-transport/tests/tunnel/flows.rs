@@ -186,7 +186,10 @@ async fn a_dial_arrives_with_its_target_and_can_be_given_up() {
         }
     })
     .await;
-    let Accepted::Dial { target, pending } = accepted else {
+    let Accepted::Dial {
+        target, pending, ..
+    } = accepted
+    else {
         panic!("a control stream");
     };
     assert_eq!(target, wanted);

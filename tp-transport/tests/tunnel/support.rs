@@ -197,7 +197,9 @@ pub(crate) fn echo(peer: Peer) -> AbortOnDropHandle<()> {
         let mut flows = JoinSet::new();
         while let Some(accepted) = peer.accept().await {
             match accepted {
-                Accepted::Dial { pending, target } if target.port() == 1 => {
+                Accepted::Dial {
+                    pending, target, ..
+                } if target.port() == 1 => {
                     let refused = pending.refuse(Outcome::Refused, "nobody listens there");
                     flows.spawn(refused);
                 }

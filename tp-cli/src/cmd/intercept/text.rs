@@ -94,6 +94,10 @@ fn row(intercept: &Intercept) -> Vec<String> {
         format!("{} -> {}{silent}", port.port, port.local)
     });
     let redirected = intercept.pods.iter().filter(|pod| pod.is_redirected);
+    let mut all_connections = connections(&intercept.pods);
+    if intercept.local > 0 {
+        all_connections.push_str(&format!(", {} local", intercept.local));
+    }
 
     vec![
         intercept.name.clone(),
@@ -101,7 +105,7 @@ fn row(intercept: &Intercept) -> Vec<String> {
         intercept.state.clone(),
         ports.collect::<Vec<_>>().join(", "),
         format!("{}/{}", redirected.count(), intercept.pods.len()),
-        connections(&intercept.pods),
+        all_connections,
     ]
 }
 
@@ -239,6 +243,7 @@ mod tests {
     fn the_row_counts_pods_and_connections() {
         let mut intercept = intercept();
         intercept.ports[0].is_listening = false;
+        intercept.local = 2;
 
         assert_eq!(
             row(&intercept),
@@ -248,7 +253,7 @@ mod tests {
                 "active",
                 "8080 -> 127.0.0.1:3000 (nothing listens)",
                 "1/1",
-                "7"
+                "7, 2 local"
             ]
         );
     }

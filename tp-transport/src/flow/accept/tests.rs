@@ -11,6 +11,7 @@ fn dial() -> open::Kind {
     open::Kind::Dial(Dial {
         address: vec![10, 0, 0, 1].into(),
         port: 22,
+        to_container: false,
     })
 }
 

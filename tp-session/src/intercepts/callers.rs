@@ -1,0 +1,127 @@
+//! Whether the process that calls is of the handler of an intercept: what a handler calls is meant for
+//! the original, or a proxy would call itself for ever.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use rustix::process::geteuid;
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
+use tp_core::packet::FlowKey;
+use tp_process::sync::lock;
+
+use processes::{ProcessId, Processes};
+
+mod diag;
+mod processes;
+
+/// Who is not found by then is not the handler.
+const FIND_TIMEOUT: Duration = Duration::from_secs(3);
+/// Searches at once; others wait.
+const PARALLEL: usize = 4;
+/// For so long it is not looked again who holds a socket that listens.
+const HOLDERS_LIFETIME: Duration = Duration::from_secs(1);
+
+/// Where the handler of an intercepted port is found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HandlerPlace {
+    pub(super) listens_at: SocketAddr,
+    /// The `tp intercept` that runs the handler as its command.
+    pub(super) command_of: Option<u32>,
+}
+
+/// Finds the processes that call.
+pub(super) struct Callers {
+    slots: Arc<Semaphore>,
+    holders: Arc<Holders>,
+}
+
+/// The processes that held listening sockets a moment ago, by the inodes of these.
+#[derive(Default)]
+struct Holders(Mutex<BTreeMap<Vec<u32>, (Instant, Vec<ProcessId>)>>);
+
+impl Default for Callers {
+    fn default() -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(PARALLEL)),
+            holders: Arc::default(),
+        }
+    }
+}
+
+impl Callers {
+    /// Returns whether the connection was made by a process of this user that holds the socket that
+    /// listens, is the command, or descends from one of these.
+    pub(super) async fn are_of(&self, handler: HandlerPlace, flow: FlowKey) -> bool {
+        let (slots, holders) = (Arc::clone(&self.slots), Arc::clone(&self.holders));
+        let found = async {
+            let permit = slots.acquire_owned().await.map_err(io::Error::other)?;
+            let found = spawn_blocking(move || {
+                let _permit = permit;
+                is_handler(handler, flow, &holders)
+            });
+            found.await.map_err(io::Error::other)?
+        };
+        match timeout(FIND_TIMEOUT, found).await {
+            Ok(Ok(is_handler)) => is_handler,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "Caller of an intercepted service is not known");
+                false
+            }
+            Err(_) => {
+                tracing::debug!("Caller of an intercepted service is not found in time");
+                false
+            }
+        }
+    }
+}
+
+fn is_handler(handler: HandlerPlace, flow: FlowKey, holders: &Holders) -> io::Result<bool> {
+    let socket = diag::socket_of(flow)?;
+    if socket.uid != geteuid().as_raw() {
+        return Ok(false);
+    }
+    let inode = [socket.inode];
+    let calls = |pid: &u32| processes::holds(*pid, &inode);
+    let processes = Processes::read()?;
+    let of_command = processes.trees(handler.command_of);
+    if of_command.iter().any(calls) {
+        return Ok(true);
+    }
+    let listening = diag::listening(handler.listens_at)?;
+    let holders = holders.of(listening, &processes);
+    let trees = processes.trees(holders.iter().map(|it| it.pid));
+
+    Ok(trees.difference(&of_command).any(calls))
+}
+
+impl Holders {
+    fn of(&self, listening: Vec<u32>, processes: &Processes) -> Vec<ProcessId> {
+        if listening.is_empty() {
+            return Vec::new();
+        }
+        let is_fresh = |found: &Instant| found.elapsed() < HOLDERS_LIFETIME;
+        let mut known = lock(&self.0);
+        known.retain(|_, (found, _)| is_fresh(found));
+        if let Some((_, holders)) = known.get(&listening) {
+            let mut holders = holders.clone();
+            holders.retain(|holder| processes.has(*holder));
+            return holders;
+        }
+        // Whoever comes meanwhile waits, and finds it known.
+        let all = processes.all();
+        let holders: Vec<ProcessId> = all
+            .filter(|process| processes::holds(process.pid, &listening))
+            .collect();
+        known.insert(listening, (Instant::now(), holders.clone()));
+
+        holders
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Real sockets and processes of this machine.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddrV4, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+};
+
+use super::*;
+
+/// Connects to the first address, and keeps the connection until its input ends.
+const CALLER: &str = "import socket, sys\n\
+                      call = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n\
+                      print(*call.getsockname(), flush=True)\n\
+                      sys.stdin.read()";
+/// Listens, says where, and starts a caller of the address that it is given.
+const HANDLER: &str = "import socket, subprocess, sys\n\
+                       server = socket.create_server(('127.0.0.1', 0))\n\
+                       print(server.getsockname()[1], flush=True)\n\
+                       subprocess.run([sys.executable, '-c', sys.argv[3], *sys.argv[1:3]])";
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    fn start(program: &str, to: SocketAddr) -> Self {
+        let started = Command::new("python3")
+            .args(["-c", program, &to.ip().to_string(), &to.port().to_string()])
+            .arg(CALLER)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+
+        Self(started.expect("python3 runs"))
+    }
+
+    fn line(&mut self) -> String {
+        let output = self.0.stdout.as_mut().expect("it is piped");
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while output.read(&mut byte).is_ok_and(|read| read == 1) && byte != *b"\n" {
+            line.push(byte[0]);
+        }
+
+        String::from_utf8(line).expect("it prints text")
+    }
+
+    /// The connection of a caller.
+    fn flow(&mut self, to: SocketAddr) -> FlowKey {
+        let line = self.line();
+        let (ip, port) = line.split_once(' ').expect("an address and a port");
+        let source = SocketAddrV4::new(ip.parse().unwrap(), port.parse().unwrap());
+
+        flow(source.into(), to)
+    }
+}
+
+fn flow(source: SocketAddr, destination: SocketAddr) -> FlowKey {
+    match (source, destination) {
+        (SocketAddr::V4(source), SocketAddr::V4(destination)) => FlowKey {
+            source,
+            destination,
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+fn place(listens_at: SocketAddr, command_of: Option<u32>) -> HandlerPlace {
+    HandlerPlace {
+        listens_at,
+        command_of,
+    }
+}
+
+/// An address where nothing listens, as far as anybody knows.
+fn nowhere() -> SocketAddr {
+    "127.0.0.1:1".parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_child_of_the_process_that_listens_is_of_the_handler_and_others_are_not() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    let callers = Callers::default();
+    let mut handler = Running::start(HANDLER, to);
+    let at = SocketAddr::new(to.ip(), handler.line().parse().unwrap());
+    let by_child = handler.flow(to);
+    let mut stranger = Running::start(CALLER, to);
+    let by_stranger = stranger.flow(to);
+
+    assert!(callers.are_of(place(at, None), by_child).await);
+    assert!(!callers.are_of(place(at, None), by_stranger).await);
+    // At once again: from what is known.
+    assert!(callers.are_of(place(at, None), by_child).await);
+    assert!(!callers.are_of(place(nowhere(), None), by_child).await);
+}
+
+#[tokio::test]
+async fn the_process_that_listens_is_of_the_handler_also_at_a_wildcard() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    for at in ["0.0.0.0:0", "[::]:0", "127.0.0.1:0"] {
+        let listener = TcpListener::bind(at).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let call = TcpStream::connect(to).unwrap();
+        let by_us = flow(call.local_addr().unwrap(), to);
+        let callers = Callers::default();
+        let at = SocketAddr::new(to.ip(), port);
+
+        assert!(callers.are_of(place(at, None), by_us).await, "{at}");
+        drop(listener);
+        assert!(!callers.are_of(place(at, None), by_us).await, "{at}");
+    }
+}
+
+#[tokio::test]
+async fn what_descends_from_the_command_is_of_the_handler_wherever_it_listens() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    let callers = Callers::default();
+    let mut caller = Running::start(CALLER, to);
+    let by_child = caller.flow(to);
+    let own = std::process::id();
+
+    assert!(callers.are_of(place(nowhere(), Some(own)), by_child).await);
+    let of_itself = place(nowhere(), Some(caller.0.id()));
+    assert!(callers.are_of(of_itself, by_child).await);
+    let mut other = Running::start(CALLER, to);
+    let of_other = place(nowhere(), Some(other.0.id()));
+    other.flow(to);
+    assert!(!callers.are_of(of_other, by_child).await);
+}
+
+#[tokio::test]
+async fn sockets_of_both_families_are_found_and_one_that_has_gone_is_nobodys() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    let mapped = format!("[::ffff:127.0.0.1]:{}", to.port());
+    let handler = place(nowhere(), Some(std::process::id()));
+    let callers = Callers::default();
+    for address in [to.to_string(), mapped] {
+        let mut call = TcpStream::connect(address).unwrap();
+        let (mut accepted, source) = target.accept().unwrap();
+        let by_us = flow(source, to);
+
+        assert!(callers.are_of(handler, by_us).await, "{source}");
+        call.write_all(b"x").unwrap();
+        drop(call);
+        // Its other end listens still, which is no caller.
+        accepted.read_to_end(&mut Vec::new()).unwrap();
+        drop(accepted);
+        assert!(!callers.are_of(handler, by_us).await, "{source}");
+    }
+}
