@@ -60,6 +60,7 @@ fn intercept(local: u16, request: InterceptRequest, is_whole: bool) -> OwnInterc
         ports: vec![port],
         ready: 1,
         held: Vec::new(),
+        pods: Vec::new(),
     };
     let checked = CheckedRequest::of(request, "shop").unwrap();
     let wanted = checked.complete(found, ([127, 0, 0, 1].into(), None));
