@@ -109,6 +109,7 @@ async fn an_object_that_is_made_anew_keeps_its_name_until_it_has_an_answer() {
     lab.hears(|it| uids(it) == objects).await;
     until("the earlier one is deleted", || count(&lab) == 1).await;
     lab.own.leave("web").await.unwrap();
+    // What must not appear any more would have by then.
     sleep(Duration::from_secs(3)).await;
     assert_eq!(count(&lab), 0);
 }
