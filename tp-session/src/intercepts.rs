@@ -255,6 +255,7 @@ impl OwnIntercepts {
             if let Some(made) = &entry.made {
                 self.targets.remove(&made.uid);
             }
+            entry.files.iter().for_each(|files| files.remove());
             entries.remove(&wanted.name).is_some()
         });
     }
