@@ -36,6 +36,7 @@ fn a_stream_begins_as_it_always_did() {
         kind: Some(Kind::Dial(Dial {
             address: vec![10, 96, 1, 2].into(),
             port: 80,
+            to_container: false,
         })),
         credit: 0,
     };
@@ -74,6 +75,7 @@ fn a_verdict_is_read_by_every_version() {
         outcome: outcome.into(),
         reason: reason.into(),
         credit: 0,
+        by_container: false,
     };
     let with_credit = Verdict {
         credit: 262_144,

@@ -288,6 +288,7 @@ impl OwnIntercepts {
                 self.targets.remove(&made.uid);
             }
             leave(self, entry);
+            entry.files.iter().for_each(|files| files.remove());
             entries.remove(&wanted.name).is_some()
         });
     }

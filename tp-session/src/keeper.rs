@@ -41,7 +41,8 @@ impl FileIdentity {
     }
 }
 
-/// The session's end. When it is dropped, whatever is left of the files is removed.
+/// The session's end, to be dropped when the files are removed. When it is lost with its process, the
+/// keeper removes what is left of them.
 #[derive(Debug)]
 pub(super) struct Keeper {
     input: Option<ChildStdin>,
@@ -79,9 +80,10 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         drop(self.input.take());
-        // It has little to do, and nothing to wait for.
-        if let Err(error) = self.process.wait() {
-            tracing::debug!(%error, "Keeper of files not waited for");
+        // The files are gone by then. A stopped process must hold nobody up.
+        let ended = self.process.kill().and_then(|()| self.process.wait());
+        if let Err(error) = ended {
+            tracing::debug!(%error, "Keeper of files not ended");
         }
     }
 }

@@ -56,7 +56,7 @@ impl KeptFiles {
         };
         for file in files {
             let path = match file.path.as_str() {
-                "" => kept.makein_memory(&file.content).map_err(|error| {
+                "" => kept.make_in_memory(&file.content).map_err(|error| {
                     let message = format!("a file in memory cannot be made: {error}");
                     Fault::new(FaultKind::Failed, message)
                 })?,
@@ -68,7 +68,7 @@ impl KeptFiles {
         Ok(kept)
     }
 
-    fn makein_memory(&mut self, content: &[u8]) -> io::Result<PathBuf> {
+    fn make_in_memory(&mut self, content: &[u8]) -> io::Result<PathBuf> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut file = File::from(memfd_create("tp-env", flags)?);
         file.set_permissions(Permissions::from_mode(MODE))?;
@@ -147,13 +147,20 @@ impl KeptFiles {
     }
 }
 
-impl Drop for KeptFiles {
-    fn drop(&mut self) {
+impl KeptFiles {
+    /// Those on disk are gone then, those in memory when the last clone of their entry is.
+    pub(super) fn remove(&self) {
         for (path, identity) in &self.on_disk {
             if let Err(error) = identity.remove(path) {
                 tracing::warn!(path = %path.display(), %error, "File of an intercept not removed");
             }
         }
+    }
+}
+
+impl Drop for KeptFiles {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use tp_core::dns::Zone;
 use tp_process::sync::lock;
 use tp_proto::{
-    local::{InterceptEvent, InterceptRequest, intercept_event::Event},
+    local::{InterceptEvent, InterceptRequest, KeepFilesRequest, NewFile, intercept_event::Event},
     tunnel::{HeldPort, InterceptStates, InterceptedPod, LocalIntercepts, ReadyPod},
 };
 use tp_transport::{Identity, KeyHash, SessionRef, TunnelServer};
@@ -413,4 +413,34 @@ async fn whatever_happened_the_manager_knows_the_intercepts_of_the_session() {
     }
     lab.own.end_all().await;
     assert!(lab.api.objects.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn files_end_with_their_intercept_however_it_ends() {
+    let mut lab = Lab::new().await;
+    lab.connect().await;
+    let file = NewFile {
+        path: String::new(),
+        content: b"A=1\n".to_vec(),
+    };
+    let request = |intercept: &str| KeepFilesRequest {
+        intercept: intercept.to_owned(),
+        files: vec![file.clone()],
+    };
+    let is_there = |paths: &[String]| {
+        let found = std::fs::read_link(&paths[0]);
+        found.is_ok_and(|it| it.to_string_lossy().contains("memfd:tp-env"))
+    };
+    lab.intercept("web").await.unwrap();
+    let kept = lab.own.keep_files(request("web")).await.unwrap();
+    assert!(is_there(&kept));
+    lab.own.leave("web").await.unwrap();
+    assert!(!is_there(&kept));
+    let refused = lab.own.keep_files(request("web")).await.unwrap_err();
+    assert_eq!(refused.kind, FaultKind::Usage);
+
+    lab.intercept("db").await.unwrap();
+    let kept = lab.own.keep_files(request("db")).await.unwrap();
+    lab.own.end_all().await;
+    assert!(!is_there(&kept));
 }
