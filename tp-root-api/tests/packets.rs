@@ -17,6 +17,32 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(packet: &T, text:
     assert_eq!(&read, packet);
 }
 
+fn datapath(shows_clients: bool) -> Datapath {
+    Datapath {
+        alias_base: "241.2.0.0".parse().expect("an address"),
+        alias_base6: "fd5a:1:2:3::".parse().expect("an address"),
+        alias_count: 256,
+        host_address: "241.3.255.1".parse().expect("an address"),
+        host_address6: "fd5a:1:2:3:0:1::".parse().expect("an address"),
+        mtu: 65521,
+        hooks: vec!["cgroup/connect4".into()],
+        shows_clients,
+    }
+}
+
+#[test]
+fn that_clients_are_shown_is_said_and_asked_for_by_these_packets() {
+    golden(
+        &Request::ShowClient {
+            client: "10.244.2.9:40112".parse().unwrap(),
+        },
+        r#"{"request":"show_client","client":"10.244.2.9:40112"}"#,
+    );
+    // A root daemon that says nothing of it is not asked.
+    let opened = serde_json::to_string(&Reply::Opened(datapath(true))).unwrap();
+    assert!(opened.ends_with(r#""shows_clients":true}"#), "{opened}");
+}
+
 #[test]
 fn requests_are_these_packets() {
     let open = |scope, udp| {
@@ -109,15 +135,7 @@ fn replies_are_these_packets() {
         ),
     );
     golden(
-        &Reply::Opened(Datapath {
-            alias_base: "241.2.0.0".parse().unwrap(),
-            alias_base6: "fd5a:1:2:3::".parse().unwrap(),
-            alias_count: 256,
-            host_address: "241.3.255.1".parse().unwrap(),
-            host_address6: "fd5a:1:2:3:0:1::".parse().unwrap(),
-            mtu: 65521,
-            hooks: vec!["cgroup/connect4".into()],
-        }),
+        &Reply::Opened(datapath(false)),
         concat!(
             r#"{"reply":"opened","alias_base":"241.2.0.0","alias_base6":"fd5a:1:2:3::","#,
             r#""alias_count":256,"host_address":"241.3.255.1","#,
