@@ -52,7 +52,7 @@ const TAKERS: usize = 64;
 const TOKEN_INTERVAL: Duration = Duration::from_secs(30);
 /// How long a control connection stays beside the one that replaces it: its carriers may be just being
 /// used.
-const LINGER: Duration = Duration::from_secs(2);
+const END_DELAY: Duration = Duration::from_secs(2);
 
 /// A control connection, and the token that it was made with.
 struct Connected {
@@ -223,7 +223,7 @@ impl Managers {
         let (takes, taken) = mpsc::channel(TAKERS);
         let _listed = Listed::new(self, name, takes);
         let linger = async {
-            sleep(LINGER).await;
+            sleep(END_DELAY).await;
             drop(before);
             std::future::pending::<AgentError>().await
         };

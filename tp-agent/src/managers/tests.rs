@@ -43,7 +43,11 @@ impl FakeManager {
         let serving = async move {
             let mut tasks = tokio::task::JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
-                match server.accept(tcp).await.unwrap() {
+                // Carriers that are being made end with their pool.
+                let Ok(stream) = server.accept(tcp).await else {
+                    continue;
+                };
+                match stream {
                     AgentStream::Greeting(greeting) => {
                         let token = greeting.token.clone();
                         connected.send_modify(|all| all.push(token.clone()));

@@ -122,6 +122,33 @@ fn an_intercept_of_a_killed_session_does_not_block_the_next_one() {
 }
 
 #[test]
+fn an_intercept_whose_session_was_killed_is_disconnected_also_after_the_manager_was_replaced() {
+    let target = Target::new("e2e-orphaned", 1);
+    let mut workstation = connected();
+    workstation.may_warn();
+    let _handler = Handler::start(&workstation, 18131);
+    let words = ["intercept", "e2e-orphaned", "--port", "18131:http"];
+    workstation.tp(&words).expect_success();
+    let object = text(&workstation.status()["intercepts"][0]["object"]);
+
+    signal(workstation.session_pid(), Signal::KILL);
+    testbed().replace_manager();
+
+    let path = "--output=jsonpath={.status.phase} {.status.since}";
+    eventually("the status to tell it", CHANGE, || {
+        let get = ["get", "intercept", &object, "--namespace=shop", path];
+        match testbed().kubectl(&get) {
+            told if told.starts_with("Disconnected 20") => Ok(()),
+            other => Err(other),
+        }
+    });
+    expect_pod(&target.url());
+    workstation.connect(&["--namespace", "shop"]);
+    workstation.tp(&words).expect_success();
+    expect_workstation(&target.url());
+}
+
+#[test]
 fn the_list_tells_who_holds_which_port() {
     let _target = Target::new("e2e-listed", 1);
     let first = connected();

@@ -74,23 +74,29 @@ impl Agents {
         agent: &Agent,
         incoming: &IncomingConnection,
     ) -> Result<Arc<Served>, String> {
-        let mut namespace = self.namespace_of(agent, incoming);
+        let mut namespace = self.namespace_of(agent, incoming)?;
         for _ in 1..POD_ATTEMPTS {
-            if namespace.is_ok() {
+            if namespace.is_some() {
                 break;
             }
             sleep(POD_INTERVAL).await;
-            namespace = self.namespace_of(agent, incoming);
+            namespace = self.namespace_of(agent, incoming)?;
         }
+        let namespace = namespace.ok_or("the traffic manager does not know the pod")?;
         let from = &incoming.from;
 
         self.intercepts
-            .holder(&from.intercept, &namespace?, from.pod.port())
+            .holder(&from.intercept, &namespace, from.pod.port())
     }
 
     /// The namespace of the pod, which must be one of the agent's node. Its status may not have the
     /// address that was connected to, such as one of a further network: that is for its node to say.
-    fn namespace_of(&self, agent: &Agent, incoming: &IncomingConnection) -> Result<String, String> {
+    /// `None` if it is not known yet.
+    fn namespace_of(
+        &self,
+        agent: &Agent,
+        incoming: &IncomingConnection,
+    ) -> Result<Option<String>, String> {
         let uid = incoming.pod.as_str();
         let from = &incoming.from;
         let model = self.model.read();
@@ -100,13 +106,13 @@ impl Agents {
             let namespace = self.intercepts.namespace_of(&from.intercept)?;
             model.pod_with_uid(&namespace, uid)
         };
-        let (name, pod) = at_address
-            .or_else(with_uid)
-            .ok_or("the traffic manager does not know the pod")?;
+        let Some((name, pod)) = at_address.or_else(with_uid) else {
+            return Ok(None);
+        };
         if *pod.node != *agent.node {
             return Err(format!("pod {} is not on node {}", name.name, agent.node));
         }
 
-        Ok(name.namespace.clone())
+        Ok(Some(name.namespace.clone()))
     }
 }

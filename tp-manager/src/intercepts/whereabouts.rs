@@ -37,11 +37,11 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 /// A part that was not renewed for so long is of a replica that is gone. A user who connects again waits
 /// so long for the end of the session before.
-const ALIVE_FOR: Duration = Duration::from_secs(14);
+const GONE_AFTER: Duration = Duration::from_secs(14);
 /// Another replica speaks for it after this time.
-const SPEAKS_FOR: Duration = Duration::from_secs(60);
+const MUTE_AFTER: Duration = Duration::from_secs(60);
 /// A session that is in no part may be new, and its replica about to write it.
-const UNKNOWN_FOR: Duration = Duration::from_secs(14);
+const ABSENT_AFTER: Duration = Duration::from_secs(14);
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Sessions in one part, 40 bytes each: a ConfigMap has 1 MiB.
 const MAX_SESSIONS: usize = 2048;
@@ -164,7 +164,7 @@ impl Whereabouts {
         }
         let parts = self.lock();
         let mut others = parts.others.values();
-        if others.any(|it| it.was_renewed(at, ALIVE_FOR) && it.part.connected.contains(session)) {
+        if others.any(|it| it.was_renewed(at, GONE_AFTER) && it.part.connected.contains(session)) {
             return None;
         }
         let heard = parts.heard(session, here);
@@ -175,7 +175,7 @@ impl Whereabouts {
         let age = u64::try_from(age).unwrap_or_default();
         let age = Duration::from_secs(age);
 
-        (is_known || age >= UNKNOWN_FOR).then_some(age)
+        (is_known || age >= ABSENT_AFTER).then_some(age)
     }
 
     /// When the session was heard last, if the record has it.
@@ -193,7 +193,7 @@ impl Whereabouts {
             return true;
         }
         let others = parts.others.iter();
-        let mut alive = others.filter(|(_, other)| other.was_renewed(at, SPEAKS_FOR));
+        let mut alive = others.filter(|(_, other)| other.was_renewed(at, MUTE_AFTER));
 
         alive.all(|(pod, other)| {
             let has_it = other.part.connected.contains(session);

@@ -87,6 +87,7 @@ async fn an_agent_whose_token_has_expired_connects_again_and_what_it_carries_goe
     let arrived = within(alice.tunnel.accept()).await.unwrap();
     let flow = within(arrived.pending.accept()).await.unwrap();
     let mut client = within(carried).await.unwrap().unwrap();
+    // It is reviewed several times meanwhile, and nothing is to be seen of that.
     sleep(Duration::from_millis(300)).await;
     news(&mut agent, |_| true).await;
 
@@ -121,6 +122,7 @@ async fn the_leases_of_a_user_who_may_intercept_no_longer_end_within_five_second
     alice.announce("i1", 8080, true);
     let keeping = rights::keep(access, Arc::clone(&lab.intercepts));
     let _keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
+    // The right was granted once before, and nothing is to be seen of that.
     sleep(Duration::from_millis(500)).await;
     news(&mut agent, |leases| leases.len() == 1).await;
 
