@@ -13,7 +13,7 @@ use crate::wait::pause;
 /// Descriptors to be closed at a time.
 const QUEUE: usize = 64;
 /// To close an honest one takes microseconds: when the queue stays full for so long, one is slow.
-const PATIENCE: Duration = Duration::from_millis(500);
+const FULL_TIMEOUT: Duration = Duration::from_millis(500);
 const RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Its thread begins with the first descriptor. Dropping it waits for all to be closed.
@@ -40,7 +40,7 @@ impl Closer {
         loop {
             fd = match fd_tx.try_send(fd) {
                 Ok(()) => return Ok(()),
-                Err(TrySendError::Full(fd)) if begin.elapsed() < PATIENCE => fd,
+                Err(TrySendError::Full(fd)) if begin.elapsed() < FULL_TIMEOUT => fd,
                 Err(TrySendError::Full(fd) | TrySendError::Disconnected(fd)) => return Err(fd),
             };
             pause(RETRY_INTERVAL);

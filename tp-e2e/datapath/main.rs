@@ -10,6 +10,7 @@ mod calls;
 mod clients;
 mod credentials;
 mod crowd;
+mod dials;
 mod far_side;
 mod names;
 mod packets;

@@ -21,10 +21,11 @@ use tp_session::{ActiveTunnel, Handover, Shared, Tasks, firewall};
 use tp_transport::{PathChoice, SessionRef, Tunnel, TunnelConfig};
 
 use crate::{
+    dials,
     far_side::{self, FarSide},
     packets::{self, Ends},
     root_client::RootClient,
-    shown, sys,
+    sys,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -173,7 +174,7 @@ impl Session {
                 ["dial", target, client @ ..] => {
                     let target = target.parse().expect("an address");
                     let client = client.first().map(|it| it.parse().expect("an address"));
-                    let (socket, source, reply) = shown::dial(&self.root, target, client);
+                    let (socket, source, reply) = dials::dial(&self.root, target, client);
                     self.dialled.push(socket);
                     say(&json!({"event": "obeyed", "source": source, "reply": reply}));
                     continue;
@@ -181,7 +182,7 @@ impl Session {
                 ["time-clients", client, count] => {
                     let client = client.parse().expect("an address");
                     let count = count.parse().expect("a number");
-                    say(&shown::measure(&self.root, client, count));
+                    say(&dials::measure(&self.root, client, count));
                     continue;
                 }
                 ["disconnect"] => {

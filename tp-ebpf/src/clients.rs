@@ -169,14 +169,12 @@ fn kept_with<A>(ctx: &SockAddrContext, segment: &Segment<A>) -> Option<ShownClie
     let client = unsafe { bpf_sk_storage_get(map, other.cast(), ptr::null_mut(), 0) };
     let client = client.cast::<ShownClient>();
     // SAFETY: found above, and not used once it is released.
-    let client = unsafe {
+    unsafe {
         let is_connected = ptr::read_volatile(&raw const (*other).state) != LISTEN;
         let client = (!client.is_null() && is_connected).then(|| *client);
         bpf_sk_release(other.cast());
         client
-    };
-
-    client
+    }
 }
 
 /// Who accepted or made the socket.

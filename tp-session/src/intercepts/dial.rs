@@ -24,7 +24,7 @@ use super::super::root_link::RootLink;
 /// connection waits no longer than this for it.
 const ROOT_TIMEOUT: Duration = Duration::from_millis(50);
 /// A root daemon that did not answer in time is not asked again for so long.
-const ROOT_PAUSE: Duration = Duration::from_secs(1);
+const ROOT_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Where connections to a port go, and how they begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl ClientRegistry {
             // Its copy would keep a connection open that is to end.
             Err(_) => {
                 tracing::debug!(%target, "Client is not shown: the root daemon is busy");
-                *lock(&self.silent_until) = Some(Instant::now() + ROOT_PAUSE);
+                *lock(&self.silent_until) = Some(Instant::now() + ROOT_BACKOFF);
                 None
             }
         }
