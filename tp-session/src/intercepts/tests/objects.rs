@@ -58,7 +58,7 @@ async fn an_object_of_another_session_is_neither_taken_nor_deleted() {
     lock(&lab.api.objects).get_mut(&made.object).unwrap()["spec"]["session"]["uid"] =
         "session-9".into();
     // As after a request whose answer was lost: the name is known, the UID is not.
-    let changed = lab.own.entries.borrow()["web"].wanted.clone();
+    let changed = Arc::clone(&lab.own.entries.borrow()["web"].wanted);
     lab.own.update(&changed, |entry| {
         entry.made = None;
         entry.asked = Some(AskedObject::unanswered("session-1"));
