@@ -2,11 +2,8 @@
 
 use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _, stream};
-use tokio::{
-    sync::{Mutex, mpsc, watch},
-    time::timeout,
-};
+use futures::{FutureExt as _, Stream};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status as GrpcStatus};
@@ -41,8 +38,6 @@ mod workloads;
 
 /// The most events that wait for a slow reader; beyond it, the sender waits.
 const MAX_QUEUED_EVENTS: usize = 16;
-const PARALLEL_LISTS: usize = 2;
-const LIST_TIMEOUT: Duration = Duration::from_secs(8);
 /// A session that nobody connects with ends.
 const UNUSED_EXIT_AFTER: Duration = Duration::from_secs(30);
 
@@ -456,19 +451,8 @@ impl Session for Service {
             empty if empty.is_empty() => vec![connection.destination.namespace.clone()],
             namespace => vec![namespace],
         };
-        let Some(up) = connection.shared.up() else {
-            let reason = connection.shared.reason.borrow().clone();
-            let message = format!("there is no tunnel at the moment: {reason}");
-            return Err(Fault::new(FaultKind::Unavailable, message).into());
-        };
-        let listings = stream::iter(namespaces)
-            .map(|namespace| workloads::of(up.manager.clone(), namespace, request.all_namespaces))
-            .buffered(PARALLEL_LISTS);
-        let workloads = timeout(LIST_TIMEOUT, listings.try_concat());
-        let workloads = workloads.await.unwrap_or_else(|_| {
-            let message = "the traffic manager does not list the workloads in time";
-            Err(Fault::new(FaultKind::Unavailable, message))
-        })?;
+        let workloads =
+            workloads::listed(&connection.shared, namespaces, request.all_namespaces).await?;
 
         Ok(Response::new(ListResponse { workloads }))
     }

@@ -1,5 +1,9 @@
 //! The workloads that `tp list` shows.
 
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use tp_proto::{
     fault::{Fault, FaultKind},
@@ -7,8 +11,35 @@ use tp_proto::{
     tunnel::{self, ListWorkloadsRequest, WorkloadPort, manager_client::ManagerClient},
 };
 
+use super::super::shared::Shared;
+
+const PARALLEL_LISTS: usize = 2;
+const LIST_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// The workloads of these namespaces, in their order.
+pub(super) async fn listed(
+    shared: &Shared,
+    namespaces: Vec<String>,
+    are_all: bool,
+) -> Result<Vec<Workload>, Fault> {
+    let Some(up) = shared.up() else {
+        let reason = shared.reason.borrow().clone();
+        let message = format!("there is no tunnel at the moment: {reason}");
+        return Err(Fault::new(FaultKind::Unavailable, message));
+    };
+    let listings = stream::iter(namespaces)
+        .map(|namespace| of(up.manager.clone(), namespace, are_all))
+        .buffered(PARALLEL_LISTS);
+    let workloads = timeout(LIST_TIMEOUT, listings.try_concat());
+
+    workloads.await.unwrap_or_else(|_| {
+        let message = "the traffic manager does not list the workloads in time";
+        Err(Fault::new(FaultKind::Unavailable, message))
+    })
+}
+
 /// The workloads of a namespace, as the manager lists them.
-pub(super) async fn of(
+async fn of(
     mut manager: ManagerClient<Channel>,
     namespace: String,
     is_one_of_all: bool,
