@@ -128,7 +128,7 @@ impl CarriedConnections {
                 Some(Taker::Container) => container.pass(client, local, &head).await,
                 Some(Taker::Workstation(carrier)) => {
                     container.counts.uncount_one();
-                    carry(client, carrier, &SpliceCounters::default()).await
+                    carry(client, *carrier, &SpliceCounters::default()).await
                 }
                 None => return container.counts.uncount_one(),
             };
@@ -147,7 +147,7 @@ impl CarriedConnections {
 /// Who takes a connection.
 enum Taker {
     /// It was sent the beginning.
-    Workstation(AgentFlow),
+    Workstation(Box<AgentFlow>),
     Container,
 }
 
@@ -170,7 +170,7 @@ async fn taker(
             Ok(Ok(mut carrier)) => {
                 carrier.write_all(head).await.ok()?;
                 carrier.flush().await.ok()?;
-                return Some(Taker::Workstation(carrier));
+                return Some(Taker::Workstation(Box::new(carrier)));
             }
             Ok(Err(verdict)) if verdict.by_container => return Some(Taker::Container),
             Ok(Err(verdict)) => {

@@ -42,7 +42,12 @@ pub(super) struct Callers {
 
 /// The processes that held listening sockets a moment ago, by the inodes of these.
 #[derive(Default)]
-struct Holders(Mutex<BTreeMap<Vec<u32>, (Instant, Vec<ProcessId>)>>);
+struct Holders(Mutex<BTreeMap<Vec<u32>, KnownHolders>>);
+
+struct KnownHolders {
+    found: Instant,
+    processes: Vec<ProcessId>,
+}
 
 impl Default for Callers {
     fn default() -> Self {
@@ -104,20 +109,22 @@ impl Holders {
         if listening.is_empty() {
             return Vec::new();
         }
-        let is_fresh = |found: &Instant| found.elapsed() < HOLDERS_LIFETIME;
         let mut known = lock(&self.0);
-        known.retain(|_, (found, _)| is_fresh(found));
-        if let Some((_, holders)) = known.get(&listening) {
-            let mut holders = holders.clone();
-            holders.retain(|holder| processes.has(*holder));
-            return holders;
+        known.retain(|_, holders| holders.found.elapsed() < HOLDERS_LIFETIME);
+        if let Some(holders) = known.get(&listening) {
+            let live = holders.processes.iter().copied();
+            return live.filter(|it| processes.has(*it)).collect();
         }
         // Whoever comes meanwhile waits, and finds it known.
         let all = processes.all();
         let holders: Vec<ProcessId> = all
             .filter(|process| processes::holds(process.pid, &listening))
             .collect();
-        known.insert(listening, (Instant::now(), holders.clone()));
+        let found = KnownHolders {
+            found: Instant::now(),
+            processes: holders.clone(),
+        };
+        known.insert(listening, found);
 
         holders
     }
