@@ -1,11 +1,7 @@
 //! `tp env`.
 
 use serde::Serialize;
-use tp_core::environment::{
-    ProcessEnvironment,
-    filter::{Filtered, Reason},
-    syntax::Syntax,
-};
+use tp_core::environment::{ProcessEnvironment, filter::Filtered, syntax::Syntax};
 use tp_proto::local::{EnvironmentRequest, EnvironmentResponse};
 
 use super::environment::{left_out, read};

@@ -2,6 +2,8 @@ use std::pin::pin;
 
 use futures::poll;
 
+use tokio::time::timeout;
+
 use super::*;
 
 #[tokio::test]

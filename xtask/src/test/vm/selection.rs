@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 /// What depends on the kernel, one test or more of each: all programs are loaded and attached,
 /// addresses are rewritten and shown in their real form, SYNs are held, packets are guarded, and
 /// who has an alias is told by the kernel. Each costs some 8 s on two emulated processors.
-pub(super) const SUBSET: [&str; 19] = [
+pub(super) const SUBSET: [&str; 21] = [
     "aliases::a_table_full_of_open_connections_stays_full_until_they_are_closed",
     "attacks::a_datagram_out_of_the_tun_reaches_no_server",
     "attacks::a_datagram_to_somebody_elses_query_is_not_heard",
@@ -13,6 +13,8 @@ pub(super) const SUBSET: [&str; 19] = [
     "attacks::a_steered_socket_in_another_process_still_shows_the_real_address",
     "attacks::segments_out_of_the_tun_reach_no_server",
     "attacks::this_machine_accepts_no_connection_from_an_alias",
+    "clients::a_process_of_the_user_is_shown_the_client",
+    "clients::no_process_of_anybody_else_is_shown_a_client",
     "connects::a_dial_that_outlasts_repeated_syns_is_made_once",
     "connects::a_mapped_address_is_steered_and_reversed",
     "connects::a_socket_that_is_passed_on_still_tells_its_real_peer",
@@ -40,7 +42,7 @@ pub(super) const TOO_SLOW_REDIRECT: &str =
 
 /// Tests for `cargo xtask test vm` alone: what they look at depends little on the kernel, or a test of
 /// the subset looks at it as well.
-const NOT_IN_SUBSET: [&str; 91] = [
+const NOT_IN_SUBSET: [&str; 96] = [
     "aliases::aliases_stand_for_other_addresses_after_a_quarantine_and_never_while_somebody_has_them",
     "aliases::descriptors_do_not_block_and_the_alias_table_is_read_only",
     "aliases::two_sessions_have_their_own_aliases",
@@ -64,6 +66,11 @@ const NOT_IN_SUBSET: [&str; 91] = [
     "circles::a_query_of_a_user_with_sessions_of_two_root_daemons_reaches_the_server_once",
     "circles::a_query_of_a_user_with_two_sessions_reaches_the_server_once",
     "circles::a_query_reaches_the_server_once_when_daemon_and_session_live_in_a_pid_namespace",
+    "clients::a_client_goes_with_the_session_however_it_dies",
+    "clients::a_client_goes_with_the_socket_of_the_session",
+    "clients::a_client_is_registered_in_less_time_than_a_connection_takes",
+    "clients::a_socket_of_somebody_else_in_the_users_hands_is_shown_no_client",
+    "clients::no_other_connection_and_no_socket_of_the_other_family_is_shown_a_client",
     "connects::a_silent_far_side_times_out",
     "connects::a_socket_bound_to_loopback_is_left_alone_and_counted",
     "connects::a_target_that_resets_at_once_is_not_unreachable",
