@@ -45,7 +45,17 @@ fn a_stream_begins_as_it_always_did() {
         ..dial.clone()
     };
 
+    let to_container = Open {
+        kind: Some(Kind::Dial(Dial {
+            address: vec![10, 96, 1, 2].into(),
+            port: 80,
+            to_container: true,
+        })),
+        credit: 0,
+    };
+
     golden(&control, "0a00");
+    golden(&to_container, "120a0a040a60010210501801");
     golden(&dial, "12080a040a6001021050");
     golden(&with_credit, "12080a040a600102105018808010");
 }
@@ -74,15 +84,20 @@ fn a_verdict_is_read_by_every_version() {
     let verdict = |outcome: Outcome, reason: &str| Verdict {
         outcome: outcome.into(),
         reason: reason.into(),
-        credit: 0,
-        by_container: false,
+        ..Verdict::default()
     };
     let with_credit = Verdict {
         credit: 262_144,
         ..verdict(Outcome::Connected, "")
     };
 
+    let by_container = Verdict {
+        by_container: true,
+        ..verdict(Outcome::Refused, "")
+    };
+
     golden(&with_credit, "080118808010");
+    golden(&by_container, "08022001");
     golden(&verdict(Outcome::Connected, ""), "0801");
     golden(&verdict(Outcome::Refused, "no"), "080212026e6f");
     golden(&verdict(Outcome::HostUnreachable, ""), "0803");
