@@ -1,14 +1,10 @@
 //! `tp env`.
 
 use serde::Serialize;
-use tp_core::environment::{
-    ProcessEnvironment,
-    filter::{Filtered, Reason},
-    syntax::Syntax,
-};
+use tp_core::environment::{ProcessEnvironment, filter::Filtered, syntax::Syntax};
 use tp_proto::local::{EnvironmentRequest, EnvironmentResponse};
 
-use super::environment::read;
+use super::environment::{left_out, read};
 use crate::{
     cli::EnvArgs,
     client,
@@ -96,20 +92,6 @@ fn printed<'a>(response: &'a EnvironmentResponse, filtered: &'a Filtered) -> Pri
     }
 }
 
-/// A sentence that names what is left out for such reasons; `None` if nothing is.
-pub(super) fn left_out(
-    all: &[(String, Reason)],
-    is_told: impl Fn(Reason) -> bool,
-) -> Option<String> {
-    let told = all.iter().filter(|(_, reason)| is_told(*reason));
-    let names: Vec<&str> = told.map(|(name, _)| name.as_str()).collect();
-    let names = (!names.is_empty()).then(|| names.join(", "))?;
-
-    Some(format!(
-        "left out: {names}; --env-include NAME takes one over"
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use tp_core::environment::filter::Filter;
@@ -143,21 +125,5 @@ mod tests {
             "{not_held}"
         );
         assert_eq!(object["notices"][0], "one");
-    }
-
-    #[test]
-    fn what_is_left_out_is_named_in_one_line() {
-        let all = [
-            ("PATH".to_owned(), Reason::Workstation),
-            ("LD_PRELOAD".to_owned(), Reason::Loader),
-        ];
-
-        let told = left_out(&all, |_| true).unwrap();
-        assert_eq!(
-            told,
-            "left out: PATH, LD_PRELOAD; --env-include NAME takes one over"
-        );
-        assert_eq!(left_out(&[], |_| true), None);
-        assert_eq!(left_out(&all[..1], |it| it != Reason::Workstation), None);
     }
 }

@@ -18,7 +18,6 @@ use tp_proto::{
     local::{EnvironmentRequest, EnvironmentResponse, Intercept, KeepFilesRequest, NewFile},
 };
 
-use super::env::left_out;
 use crate::{
     cli::InterceptArgs,
     client::{self, Session},
@@ -204,6 +203,20 @@ fn changes(environment: &ProcessEnvironment, file: Option<&String>) -> Changes {
         .collect()
 }
 
+/// A sentence that names what is left out for such reasons; `None` if nothing is.
+pub(super) fn left_out(
+    all: &[(String, Reason)],
+    is_told: impl Fn(Reason) -> bool,
+) -> Option<String> {
+    let told = all.iter().filter(|(_, reason)| is_told(*reason));
+    let names: Vec<&str> = told.map(|(name, _)| name.as_str()).collect();
+    let names = (!names.is_empty()).then(|| names.join(", "))?;
+
+    Some(format!(
+        "left out: {names}; --env-include NAME takes one over"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -311,5 +324,21 @@ mod tests {
             let words = ["tp", "intercept", "web"].iter().chain(&wrong);
             assert_eq!(Cli::try_parse_from(words).unwrap_err().exit_code(), 2);
         }
+    }
+
+    #[test]
+    fn what_is_left_out_is_named_in_one_line() {
+        let all = [
+            ("PATH".to_owned(), Reason::Workstation),
+            ("LD_PRELOAD".to_owned(), Reason::Loader),
+        ];
+
+        let told = left_out(&all, |_| true).unwrap();
+        assert_eq!(
+            told,
+            "left out: PATH, LD_PRELOAD; --env-include NAME takes one over"
+        );
+        assert_eq!(left_out(&[], |_| true), None);
+        assert_eq!(left_out(&all[..1], |it| it != Reason::Workstation), None);
     }
 }
