@@ -65,17 +65,34 @@ pub(crate) fn show6(ctx: &SockAddrContext) {
     }
     let peer = address6(ctx);
     let (own, port) = own6(socket(ctx));
-    if u128::from_ne_bytes(own) != u128::from_ne_bytes(peer) || unmapped(peer).is_some() {
+    if u128::from_ne_bytes(own) != u128::from_ne_bytes(peer) {
         return;
     }
-    let segment = Segment {
-        source: own,
-        destination: peer,
-        source_port: port,
-        destination_port: read_field!(ctx, user_port) as u16,
+    let destination_port = read_field!(ctx, user_port) as u16;
+    // A socket of `[::]` that took a connection of IPv4, by whose addresses the other end is found.
+    let mapped = unmapped(peer);
+    let client = match mapped {
+        Some(address) => client_of(
+            ctx,
+            &Segment {
+                source: address,
+                destination: address,
+                source_port: port,
+                destination_port,
+            },
+        ),
+        None => client_of(
+            ctx,
+            &Segment {
+                source: own,
+                destination: peer,
+                source_port: port,
+                destination_port,
+            },
+        ),
     };
-    if let Some(client) = client_of(ctx, &segment)
-        && unmapped(client.address).is_none()
+    if let Some(client) = client
+        && unmapped(client.address).is_some() == mapped.is_some()
     {
         let [a, b, c, d] = words(client.address);
         write_field!(ctx, user_ip6[0], a);
