@@ -127,7 +127,7 @@ mod tests {
             "pg://db/web-$(HOST)?a=$(HOST)&b=$HOST&c=$(HOST"
         );
         assert_eq!(value("END"), "$");
-        assert_eq!(rebuilt.missing, [String::new(); 0]);
+        assert_eq!(rebuilt.missing, [""; 0]);
     }
 
     #[test]
