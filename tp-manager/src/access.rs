@@ -31,6 +31,8 @@ pub(crate) use polling::PolledRights;
 
 /// Age of an answer after which it is asked for again: a revoked right ends within seconds.
 const RECHECK_AFTER: Duration = Duration::from_secs(2);
+/// As [`RECHECK_AFTER`], of a refusal: whoever is told of a missing right asks for it, and tries again.
+const RECHECK_REFUSAL_AFTER: Duration = Duration::from_millis(250);
 /// A younger grant counts without waiting for its review: a revoked right may take this long to
 /// end.
 const GRANT_LIFETIME: Duration = Duration::from_secs(5);
@@ -322,7 +324,10 @@ impl Access {
                 .is_some_and(|(at, _): &(Instant, _)| is_within(*at, limit))
         };
         let hangs = failed_within(FAILURE_LIFETIME);
-        let is_fresh = answer.is_some_and(|it| is_within(it.asked, RECHECK_AFTER));
+        let is_fresh = answer.is_some_and(|it| match it.allowed {
+            true => is_within(it.asked, RECHECK_AFTER),
+            false => is_within(it.asked, RECHECK_REFUSAL_AFTER),
+        });
         if !is_fresh && !failed_within(RETRY_INTERVAL) {
             let under_way = known.review.take();
             let is_enough =

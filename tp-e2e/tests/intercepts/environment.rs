@@ -161,7 +161,10 @@ fn read(workstation: &Workstation, words: &[&str]) -> Finished {
 
 #[track_caller]
 fn path_in(workstation: &Workstation, name: &str) -> String {
-    let path = workstation.home().join(name);
+    let folder = workstation.home().join("files");
+    fs::create_dir_all(&folder).expect("a folder of the test can be made");
+    Account::Member.own(&folder);
+    let path = folder.join(name);
 
     path.to_str().expect("a path of a test is text").to_owned()
 }

@@ -99,6 +99,21 @@ async fn a_right_that_is_known_is_not_waited_for_where_the_api_server_hangs() {
 }
 
 #[tokio::test]
+async fn who_was_refused_and_granted_the_right_then_need_not_wait() {
+    let server = ApiServer::new();
+    let (access, user) = (&server.access, alice());
+    server.says.send_replace(Says::Allowed(false));
+    assert!(!access.allows(&user, &shop()).await.unwrap());
+    assert!(!access.allows(&user, &shop()).await.unwrap());
+    assert_eq!(server.asked(), 1, "a moment later it is the same answer");
+    server.says.send_replace(Says::Allowed(true));
+
+    server.age(RECHECK_REFUSAL_AFTER);
+
+    assert!(access.allows(&user, &shop()).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_right_that_is_gone_is_noticed_before_the_connection_is_used() {
     let server = ApiServer::new();
     let (access, user) = (&server.access, alice());
