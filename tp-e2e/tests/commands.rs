@@ -179,7 +179,9 @@ fn list_shows_the_workloads_of_the_connected_namespace() {
     assert!(text.contains("echo") && !text.contains("mariadb"), "{text}");
 
     let all = workstation.tp(&["list", "-A"]).expect_success();
-    let rows: BTreeSet<&str> = all
+    let (table, next) = all.trim_end().rsplit_once('\n').expect("lines");
+    assert!(next.starts_with("Intercept one: tp intercept "), "{all}");
+    let rows: BTreeSet<&str> = table
         .lines()
         .filter_map(|line| line.split_whitespace().next())
         .collect();
