@@ -224,6 +224,8 @@ impl Whereabouts {
                 (Here::Never, None) => {}
             }
         }
+        // Another Session may be named by its UID.
+        left.retain(|session, _| !connected.contains(session));
         if connected.len().max(left.len()) > MAX_SESSIONS {
             tracing::warn!(MAX_SESSIONS, "More sessions intercept than are recorded");
         }
@@ -339,12 +341,13 @@ impl Intercepts {
     }
 
     /// Notes where the sessions of Intercepts are, once it is known which there are.
-    fn note_sessions(&self) -> bool {
+    pub(super) fn note_sessions(&self) -> bool {
         let is_known = self.is_listed() && self.whereabouts.lock().is_inherited;
         if is_known {
             let sessions = self.named_sessions();
-            let named = sessions.values().map(|(session, _)| session);
-            let named = named.map(|session| (session.uid.as_str(), self.here(session)));
+            let named = sessions
+                .keys()
+                .map(|session| (session.uid.as_str(), self.here(session)));
             self.whereabouts.note(named);
         }
 

@@ -154,6 +154,10 @@ async fn the_record_is_written_when_it_changes_and_renewed_now_and_then() {
     // The time at which it left stays, and nothing is renewed for it.
     a.note([("s", Here::Left(time(4)))].into_iter());
     assert_eq!(a.due(written.as_ref(), time(60)), None);
+    // It is back, and somebody's Intercept names another one by its UID.
+    let both = [("s", Here::Connected), ("s", Here::Never)];
+    a.note(both.into_iter());
+    assert!(a.due(None, time(60)).unwrap().left.is_empty());
     a.note(std::iter::empty());
     assert!(a.due(written.as_ref(), time(61)).is_some());
 }
