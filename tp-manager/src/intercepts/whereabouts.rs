@@ -75,6 +75,8 @@ struct OtherPart {
     part: ReplicaPart,
     /// When it was seen to change: clocks may differ.
     changed: Instant,
+    /// It was there at the start of this process: how old it was then, only clocks tell.
+    was_there: bool,
 }
 
 /// The record, as this replica knows it.
@@ -124,6 +126,7 @@ impl Whereabouts {
     fn take(&self, data: &Data, now: Instant) -> bool {
         let mut parts = self.lock();
         let mut is_changed = false;
+        let was_there = !parts.is_inherited;
         for (pod, text) in data {
             let Ok(part) = serde_json::from_str::<ReplicaPart>(text) else {
                 tracing::debug!(pod, "Part of the record of sessions cannot be read");
@@ -140,8 +143,11 @@ impl Whereabouts {
                 continue;
             }
             is_changed |= before.is_none_or(|before| !before.part.says_the_same(&part));
-            let changed = now;
-            let other = OtherPart { part, changed };
+            let other = OtherPart {
+                part,
+                changed: now,
+                was_there,
+            };
             parts.others.insert(pod.clone(), other);
         }
         // The pod has none.
@@ -167,18 +173,17 @@ impl Whereabouts {
         if others.any(|it| it.was_renewed(at, GONE_AFTER) && it.part.connected.contains(session)) {
             return None;
         }
-        let heard = parts.heard(session, here);
-        let is_known = heard.is_some();
+        if let Some(away) = parts.away(session, here, (now, at)) {
+            return Some(away);
+        }
         // Before the record began a session may have been connected without being in it.
-        let since = || parts.began().max(made.as_second());
-        let age = now.as_second() - heard.unwrap_or_else(since);
-        let age = u64::try_from(age).unwrap_or_default();
-        let age = Duration::from_secs(age);
+        let since = parts.began().max(made.as_second());
+        let away = passed(since, now.as_second());
 
-        (is_known || age >= ABSENT_AFTER).then_some(age)
+        (away >= ABSENT_AFTER).then_some(away)
     }
 
-    /// When the session was heard last, if the record has it.
+    /// When the session was heard last, if the record has it: for people, by the clock of whoever had it.
     pub(super) fn heard(&self, session: &str, here: Here) -> Option<Timestamp> {
         let heard = self.lock().heard(session, here)?;
 
@@ -270,18 +275,27 @@ impl Parts {
 }
 
 impl Parts {
-    /// When the session was heard last by any replica that does not have it any more.
-    fn heard(&self, session: &str, here: Here) -> Option<i64> {
-        let own = match here {
+    /// When the session was heard last by this replica, or by an earlier process of its pod.
+    fn heard_here(&self, session: &str, here: Here) -> Option<i64> {
+        match here {
             Here::Left(since) => Some(since.as_second()),
             Here::Connected | Here::Never => self.own.left.get(session).copied(),
-        };
-        let others = self.others.values().map(|other| {
-            let part = &other.part;
-            let had = part.connected.contains(session);
+        }
+    }
 
-            (part.left.get(session).copied()).max(had.then_some(part.renewed))
-        });
+    /// How long ago the session was heard last by any replica that does not have it any more.
+    fn away(&self, session: &str, here: Here, now: (Timestamp, Instant)) -> Option<Duration> {
+        let own = self.heard_here(session, here);
+        let own = own.map(|heard| passed(heard, now.0.as_second()));
+        let others = self.others.values().filter_map(|it| it.away(session, now));
+
+        own.into_iter().chain(others).min()
+    }
+
+    /// When the session was heard last by any replica that does not have it any more.
+    fn heard(&self, session: &str, here: Here) -> Option<i64> {
+        let own = self.heard_here(session, here);
+        let others = self.others.values().map(|it| it.part.heard(session));
 
         others.fold(own, Option::max)
     }
@@ -298,12 +312,37 @@ impl ReplicaPart {
     fn says_the_same(&self, other: &Self) -> bool {
         (&self.connected, &self.left) == (&other.connected, &other.left)
     }
+
+    /// When it had the session last, if it has that no more.
+    fn heard(&self, session: &str) -> Option<i64> {
+        let had = self.connected.contains(session);
+
+        (self.left.get(session).copied()).max(had.then_some(self.renewed))
+    }
 }
 
 impl OtherPart {
     fn was_renewed(&self, now: Instant, within: Duration) -> bool {
         now.saturating_duration_since(self.changed) < within
     }
+
+    /// How long ago its replica heard this session last: until it wrote that by its own clock, and
+    /// since then by ours.
+    fn away(&self, session: &str, (now, at): (Timestamp, Instant)) -> Option<Duration> {
+        let heard = self.part.heard(session)?;
+        let seen = at.saturating_duration_since(self.changed);
+        let away = passed(heard, self.part.renewed) + seen;
+
+        Some(match self.was_there {
+            true => away.max(passed(heard, now.as_second())),
+            false => away,
+        })
+    }
+}
+
+/// Between two times in seconds.
+fn passed(since: i64, now: i64) -> Duration {
+    Duration::from_secs(u64::try_from(now.saturating_sub(since)).unwrap_or_default())
 }
 
 impl Intercepts {
