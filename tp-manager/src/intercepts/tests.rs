@@ -1,8 +1,10 @@
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use jiff::SignedDuration;
+use kube::client::Body;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tp_core::intercept::holders::DISCONNECTED_AFTER;
 use tp_proto::agent::{PodPhase, PodReport};
 
@@ -429,4 +431,33 @@ fn a_session_that_intercepts_is_kept_for_as_long_as_it_holds_ports() {
     assert_eq!(kept_for(600, 0), 600);
     assert_eq!(kept_for(30, 0), 60);
     assert_eq!(kept_for(600, 1), 60, "no Intercept names it");
+}
+
+#[tokio::test]
+async fn a_record_that_was_deleted_is_written_anew() {
+    let (count, mut written) = watch::channel(0);
+    let api_server = tower::service_fn(move |request: http::Request<Body>| {
+        assert_eq!(request.method(), http::Method::PATCH);
+        count.send_modify(|count| *count += 1);
+        let map = json!({"metadata": {"name": "tp-manager-sessions"}});
+        let body = Body::from(map.to_string().into_bytes());
+        std::future::ready(Ok::<_, Infallible>(http::Response::new(body)))
+    });
+    let client = Client::new(api_server, "default");
+    let known = Arc::new(intercepts());
+    known.apply(vec![Update::Replaced(BTreeMap::new())]);
+    known.take_record(vec![Update::Replaced(BTreeMap::new())], Instant::now());
+    let keeping = whereabouts::keep(client, "tp-system".into(), Arc::clone(&known));
+    let _keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
+    let limit = Duration::from_secs(5);
+    let is_written = timeout(limit, written.wait_for(|count| *count == 1));
+    drop(is_written.await.unwrap().unwrap());
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(*written.borrow(), 1, "nothing has changed");
+
+    let removed = Update::Removed("tp-manager-sessions".to_owned());
+    known.take_record(vec![removed], Instant::now());
+
+    let is_written = timeout(limit, written.wait_for(|count| *count == 2));
+    drop(is_written.await.unwrap().unwrap());
 }

@@ -95,6 +95,9 @@ struct Parts {
     /// What the pod's part had at the start of this process is in `own`.
     is_inherited: bool,
     others: BTreeMap<String, OtherPart>,
+    /// Somebody has deleted the record, and this replica has not begun to write it anew.
+    is_lost: bool,
+    is_overfull: bool,
 }
 
 /// A change of the record.
@@ -114,6 +117,8 @@ impl Whereabouts {
                 own,
                 is_inherited: false,
                 others: BTreeMap::new(),
+                is_lost: false,
+                is_overfull: false,
             }),
         }
     }
@@ -214,6 +219,7 @@ impl Whereabouts {
     /// Notes where the sessions are that Intercepts name.
     fn note<'a>(&self, named: impl Iterator<Item = (&'a str, Here)>) {
         let mut parts = self.lock();
+        let parts = &mut *parts;
         let own = &mut parts.own;
         let mut connected = BTreeSet::new();
         let mut left = BTreeMap::new();
@@ -231,9 +237,11 @@ impl Whereabouts {
         }
         // Another Session may be named by its UID.
         left.retain(|session, _| !connected.contains(session));
-        if connected.len().max(left.len()) > MAX_SESSIONS {
+        let is_overfull = connected.len().max(left.len()) > MAX_SESSIONS;
+        if is_overfull && !parts.is_overfull {
             tracing::warn!(MAX_SESSIONS, "More sessions intercept than are recorded");
         }
+        parts.is_overfull = is_overfull;
         own.connected = connected.into_iter().take(MAX_SESSIONS).collect();
         own.left = left.into_iter().take(MAX_SESSIONS).collect();
     }
@@ -366,9 +374,15 @@ impl Intercepts {
         for update in updates {
             let all = match update {
                 Update::Applied(_, data) => vec![data],
-                Update::Replaced(all) if all.is_empty() => vec![Data::new()],
+                Update::Replaced(all) if all.is_empty() => {
+                    self.whereabouts.lock().is_lost = true;
+                    vec![Data::new()]
+                }
                 Update::Replaced(all) => all.into_values().collect(),
-                Update::Removed(_) => Vec::new(),
+                Update::Removed(_) => {
+                    self.whereabouts.lock().is_lost = true;
+                    Vec::new()
+                }
             };
             for data in all {
                 is_changed |= self.whereabouts.take(&data, now);
@@ -399,19 +413,52 @@ pub(crate) async fn keep(client: Client, namespace: String, intercepts: Arc<Inte
     let whereabouts = &intercepts.whereabouts;
     let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
     let mut written = None;
+    let mut failures = Failures::default();
     loop {
         sleep(INTERVAL).await;
         if !intercepts.note_sessions() {
             continue;
         }
+        if std::mem::take(&mut whereabouts.lock().is_lost) {
+            written = None;
+        }
         let Some(part) = whereabouts.due(written.as_ref(), Timestamp::now()) else {
             continue;
         };
-        match timeout(TIMEOUT, write(&maps, &whereabouts.pod, &part)).await {
-            Ok(Ok(())) => written = Some((part, Instant::now())),
-            Ok(Err(error)) => tracing::debug!(%error, "Cannot write the record of sessions"),
-            Err(_) => tracing::debug!("Writing the record of sessions took too long"),
+        let error = match timeout(TIMEOUT, write(&maps, &whereabouts.pod, &part)).await {
+            Ok(Ok(())) => {
+                written = Some((part, Instant::now()));
+                failures = Failures::default();
+                continue;
+            }
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "it took too long".to_owned(),
+        };
+        match failures.is_to_be_told(Instant::now()) {
+            true => tracing::warn!(
+                error,
+                "Cannot write the record of sessions, `tp install` restores it: ports may be taken \
+                 for free, or for held"
+            ),
+            false => tracing::debug!(error, "Cannot write the record of sessions"),
         }
+    }
+}
+
+/// Failures to write the record, one after another.
+#[derive(Debug, Default)]
+struct Failures {
+    first: Option<Instant>,
+    is_told: bool,
+}
+
+impl Failures {
+    /// Counts one more; returns whether the other replicas take this one for gone by now, once.
+    fn is_to_be_told(&mut self, now: Instant) -> bool {
+        let first = *self.first.get_or_insert(now);
+
+        now.saturating_duration_since(first) > GONE_AFTER
+            && !std::mem::replace(&mut self.is_told, true)
     }
 }
 

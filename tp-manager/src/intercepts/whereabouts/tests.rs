@@ -168,3 +168,14 @@ async fn the_record_is_written_when_it_changes_and_renewed_now_and_then() {
     a.note(std::iter::empty());
     assert!(a.due(written.as_ref(), time(61)).is_some());
 }
+
+#[test]
+fn what_is_not_written_is_told_once_as_soon_as_others_take_the_replica_for_gone() {
+    let begin = Instant::now();
+    let mut failures = Failures::default();
+    let seconds = [0, 5, 14, 15, 16, 100];
+
+    let told = seconds.map(|it| failures.is_to_be_told(begin + Duration::from_secs(it)));
+
+    assert_eq!(told, [false, false, false, true, false, false]);
+}
