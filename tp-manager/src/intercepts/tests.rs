@@ -452,6 +452,7 @@ async fn a_record_that_was_deleted_is_written_anew() {
     let limit = Duration::from_secs(5);
     let is_written = timeout(limit, written.wait_for(|count| *count == 1));
     drop(is_written.await.unwrap().unwrap());
+    // What is not written cannot be waited for.
     sleep(Duration::from_millis(1500)).await;
     assert_eq!(*written.borrow(), 1, "nothing has changed");
 
