@@ -65,20 +65,16 @@ impl Environs {
         let _turn = self.turn.acquire().await;
         let number = question.number;
         let pod = question.pod.clone();
+        let session = format!("{}/{}", question.session_namespace, question.session_name);
         match self.read(question).await {
             Ok(environ) => {
                 let is_overwritten = matches!(environ, Environ::Overwritten(_));
-                tracing::info!(pod, is_overwritten, "Environment read");
+                tracing::info!(pod, session, is_overwritten, "Environment read");
                 parts(number, environ, &self.rules.excluded_names)
             }
             Err(refusal) => {
-                tracing::info!(pod, refusal, "Environment refused");
-                vec![EnvironPart {
-                    number,
-                    refusal,
-                    is_last: true,
-                    ..EnvironPart::default()
-                }]
+                tracing::info!(pod, session, refusal, "Environment refused");
+                vec![self::refusal(number, refusal)]
             }
         }
     }
@@ -134,6 +130,16 @@ fn pod_uid(facts: &Facts, rules: &Rules, question: &EnvironQuestion) -> Result<S
     }
 
     Ok(pod.ids.uid.clone())
+}
+
+/// Answers that nothing is read, with why.
+pub(crate) fn refusal(number: u64, refusal: String) -> EnvironPart {
+    EnvironPart {
+        number,
+        refusal,
+        is_last: true,
+        ..EnvironPart::default()
+    }
 }
 
 /// Whatever is excluded is in none of them.

@@ -11,7 +11,11 @@ use std::{
 use prost::Message as _;
 use tokio::{
     net::TcpStream,
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{
+        Notify,
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
     time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -24,7 +28,7 @@ use tp_transport::{
 };
 
 use crate::{
-    environ::Environs,
+    environ::{Environs, refusal},
     facts::{ManagerAddress, ManagerFacts},
     leases::boot_time,
     plan::{AllNews, News, Round},
@@ -71,6 +75,7 @@ enum Next {
 }
 /// Questions of a manager that wait; it asks fewer at once.
 const QUESTIONS: usize = 8;
+const BUSY: &str = "the agent reads many environments at once: try again";
 
 /// All managers.
 pub(crate) struct Managers {
@@ -229,9 +234,11 @@ impl Managers {
         };
         let (asking, asked) = mpsc::channel(QUESTIONS);
         let (answering, parts) = mpsc::channel(1);
+        // As many; of those beside them nothing is said.
+        let (refusing, refused) = mpsc::channel(QUESTIONS);
         let next = tokio::select! {
-            error = self.listen(name, &mut news, asking) => Err(error),
-            error = self.report(&mut reports, parts) => Err(error),
+            error = self.listen(name, &mut news, (asking, refusing)) => Err(error),
+            error = self.report(&mut reports, parts, refused) => Err(error),
             error = linger => Err(error),
             next = self.newer(manager, &token) => Ok(next),
             never = self.answer(asked, answering) => match never {},
@@ -279,16 +286,17 @@ impl Managers {
         &self,
         name: &str,
         news: &mut Receiver<ManagerNews>,
-        asking: mpsc::Sender<EnvironQuestion>,
+        (asking, refusing): (mpsc::Sender<EnvironQuestion>, mpsc::Sender<EnvironPart>),
     ) -> AgentError {
         let mut round = Round::default();
         loop {
             match timeout(NEWS_TIMEOUT, news.receive()).await {
                 Ok(Ok(mut news)) => {
                     if let Some(question) = news.environ.take()
-                        && asking.try_send(question).is_err()
+                        && let Err(TrySendError::Full(question)) = asking.try_send(question)
                     {
-                        tracing::debug!(manager = name, "Question beside many others not answered");
+                        tracing::debug!(manager = name, "Question beside many others refused");
+                        drop(refusing.try_send(refusal(question.number, BUSY.to_owned())));
                     }
                     let Some(leases) = round.take(news) else {
                         continue;
@@ -314,6 +322,7 @@ impl Managers {
         &self,
         sender: &mut Sender<AgentNews>,
         mut parts: mpsc::Receiver<EnvironPart>,
+        mut refused: mpsc::Receiver<EnvironPart>,
     ) -> AgentError {
         let mut said = self.reports.subscribe();
         let mut told: Option<ReportsByPod> = None;
@@ -338,6 +347,7 @@ impl Managers {
                 let part = tokio::select! {
                     () = &mut next => break,
                     Some(part) = parts.recv() => part,
+                    Some(part) = refused.recv() => part,
                 };
                 let news = AgentNews {
                     pods: Vec::new(),

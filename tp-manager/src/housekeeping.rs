@@ -1,5 +1,5 @@
-//! Deletes Sessions that nobody will use again, and the Intercepts of Sessions that are gone. Every
-//! replica does it; deleting twice does no harm.
+//! Deletes Sessions that nobody will use again, the Intercepts of Sessions that are gone, and those whose
+//! user may not make them any more. Every replica does it; deleting twice does no harm.
 //!
 //! A client that lost its connection, or slept for longer than the tunnel waits, makes a new
 //! Session with a new key and never uses the old one again. While Intercepts name the old one, it is
@@ -20,6 +20,7 @@ use crate::{
     disconnected::{ABANDONED_AFTER, Disconnected},
     index,
     intercepts::Intercepts,
+    model::ObjectName,
     sessions::Sessions,
 };
 
@@ -52,6 +53,18 @@ pub(crate) async fn keep(
             }
             let api: Api<Intercept> = Api::namespaced(client.clone(), &orphan.object.namespace);
             delete(&api, &orphan.object.name, &orphan.uid).await;
+        }
+        for unlawful in intercepts.unlawful(Instant::now()) {
+            let ObjectName { namespace, name } = &unlawful.object;
+            let user = unlawful.user().name();
+            tracing::info!(
+                namespace,
+                name,
+                user,
+                "Intercept ends: its user lost the right"
+            );
+            let api: Api<Intercept> = Api::namespaced(client.clone(), namespace);
+            delete(&api, name, &unlawful.uid).await;
         }
     }
 }

@@ -225,13 +225,13 @@ impl Intercepts {
                 Update::Applied(uid, record) => drop(by_uid.insert(uid, record)),
                 Update::Removed(uid) => {
                     if let Some(record) = by_uid.remove(&uid) {
-                        lock(&self.ended).insert(&record);
+                        lock(&self.ended).insert(&record, self.denial(&record));
                     }
                 }
                 Update::Replaced(all) => {
                     let mut ended = lock(&self.ended);
                     let gone = by_uid.values().filter(|it| !all.contains_key(&it.uid));
-                    gone.for_each(|record| ended.insert(record));
+                    gone.for_each(|record| ended.insert(record, self.denial(record)));
                     *by_uid = all;
                     self.is_listed.store(true, Ordering::Release);
                 }

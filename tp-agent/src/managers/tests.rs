@@ -29,6 +29,8 @@ struct FakeManager {
     key: KeyHash,
     /// The tokens of the connections that have not ended, in their order.
     tokens: watch::Receiver<Vec<String>>,
+    /// Of the questions that each message has, what is answered last.
+    refusal: watch::Receiver<String>,
     _serving: AbortOnDropHandle<()>,
 }
 
@@ -40,6 +42,7 @@ impl FakeManager {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (connected, tokens) = watch::channel(Vec::new());
+        let (refused, refusal) = watch::channel(String::new());
         let serving = async move {
             let mut tasks = tokio::task::JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
@@ -53,8 +56,9 @@ impl FakeManager {
                         connected.send_modify(|all| all.push(token.clone()));
                         let control = greeting.admit().await.unwrap();
                         let connected = connected.clone();
+                        let refused = refused.clone();
                         tasks.spawn(async move {
-                            lease(control).await;
+                            lease(control, refused).await;
                             connected.send_modify(|all| all.retain(|it| *it != token));
                         });
                     }
@@ -69,7 +73,15 @@ impl FakeManager {
             address,
             key,
             tokens,
+            refusal,
             _serving: AbortOnDropHandle::new(tokio::spawn(serving)),
+        }
+    }
+
+    fn known(&self) -> ManagerAddress {
+        ManagerAddress {
+            address: self.address,
+            key: self.key,
         }
     }
 
@@ -92,7 +104,15 @@ impl SessionRights for NobodyMay {
     }
 }
 
-async fn lease(control: ManagerControl) {
+fn managers(token_file: PathBuf) -> Managers {
+    let agentd = Agentd::start(token_file.with_file_name("absent")).unwrap();
+    let (_, facts) = watch::channel(Facts::default());
+    let environs = Environs::new(agentd, facts, Rules::default(), Box::new(NobodyMay));
+
+    Managers::new(token_file, environs)
+}
+
+async fn lease(control: ManagerControl, refused: watch::Sender<String>) {
     let ManagerControl {
         mut news,
         mut reports,
@@ -109,6 +129,7 @@ async fn lease(control: ManagerControl) {
     }];
     let message = ManagerNews {
         leases,
+        environ: Some(EnvironQuestion::default()),
         ..ManagerNews::default()
     };
     let sending = async {
@@ -116,7 +137,12 @@ async fn lease(control: ManagerControl) {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    let receiving = async { while reports.receive().await.is_ok() {} };
+    let receiving = async {
+        while let Ok(news) = reports.receive().await {
+            let refusal = news.environ.map(|part| part.refusal);
+            refusal.map(|refusal| refused.send_replace(refusal));
+        }
+    };
     tokio::select! {
         () = sending => {}
         () = receiving => {}
@@ -130,16 +156,10 @@ async fn a_newer_token_replaces_the_connection_and_no_lease_is_missed() {
     let dir = tempfile::tempdir().unwrap();
     let token_file = dir.path().join("token");
     std::fs::write(&token_file, "first").unwrap();
-    let agentd = Agentd::start(dir.path().join("absent")).unwrap();
-    let (_facts_tx, facts) = watch::channel(Facts::default());
-    let environs = Environs::new(agentd, facts, Rules::default(), Box::new(NobodyMay));
-    let mut managers = Managers::new(token_file.clone(), environs);
+    let mut managers = managers(token_file.clone());
     managers.token_interval = Duration::from_millis(50);
     let managers = Arc::new(managers);
-    let known = ManagerAddress {
-        address: manager.address,
-        key: manager.key,
-    };
+    let known = manager.known();
     let (_facts, known) = watch::channel([("tp-manager-0".to_owned(), known)].into());
     let keeping = Arc::clone(&managers).keep(known);
     let _keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
@@ -177,4 +197,32 @@ async fn a_newer_token_replaces_the_connection_and_no_lease_is_missed() {
     assert!(!watching.is_finished(), "a lease was missed");
     assert!(!taking.is_finished(), "a carrier was missed");
     assert_eq!(*manager.tokens.borrow(), ["second"]);
+}
+
+#[tokio::test]
+async fn a_question_for_which_there_is_no_room_is_refused() {
+    let manager = FakeManager::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let token_file = dir.path().join("token");
+    std::fs::write(&token_file, "first").unwrap();
+    let managers = managers(token_file);
+    let connected = managers.connect(manager.known()).await.unwrap();
+    let AgentControl {
+        mut news,
+        mut reports,
+        ..
+    } = connected.control;
+    // Nobody takes the first one.
+    let (asking, _asked) = mpsc::channel(1);
+    let (refusing, refused) = mpsc::channel(QUESTIONS);
+    let (_answering, parts) = mpsc::channel(1);
+
+    let mut refusal = manager.refusal.clone();
+    let is_refused = timeout(LIMIT, refusal.wait_for(|it| it == BUSY));
+
+    tokio::select! {
+        error = managers.listen("tp-manager-0", &mut news, (asking, refusing)) => panic!("{error}"),
+        error = managers.report(&mut reports, parts, refused) => panic!("{error}"),
+        is_refused = is_refused => drop(is_refused.unwrap().unwrap()),
+    }
 }

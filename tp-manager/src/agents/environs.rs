@@ -91,20 +91,33 @@ impl Questions {
             Err(EnvironError::Refused(format!(
                 "the agent sends an environment of more than {MAX_ENVIRON} bytes"
             )))
-        } else if part.refusal.is_empty() {
-            let names = part.excluded_names.iter();
-            Ok(AgentEnviron {
-                environ,
-                is_overwritten: part.is_overwritten,
-                excluded_names: names.filter_map(|name| name.parse().ok()).collect(),
-                excluded: part.excluded,
-            })
         } else {
-            Err(EnvironError::Refused(part.refusal))
+            whole(environ, part)
         };
         // Whoever asked may have gone.
         drop(answering.send(answer));
     }
+}
+
+/// The answer that this last part completes.
+fn whole(environ: Vec<u8>, last: EnvironPart) -> Answer {
+    if !last.refusal.is_empty() {
+        return Err(EnvironError::Refused(last.refusal));
+    }
+    let names = last.excluded_names.iter().map(|name| name.parse());
+    let Ok(excluded_names) = names.collect() else {
+        return Err(EnvironError::Refused(
+            "the agent excludes names that this version does not understand: update the manager"
+                .to_owned(),
+        ));
+    };
+
+    Ok(AgentEnviron {
+        environ,
+        is_overwritten: last.is_overwritten,
+        excluded_names,
+        excluded: last.excluded,
+    })
 }
 
 /// Forgets a question when dropped.

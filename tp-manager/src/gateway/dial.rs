@@ -162,10 +162,14 @@ impl Dialler {
         to_container: bool,
     ) -> io::Result<(TcpStream, Option<ContainerCall>)> {
         if to_container {
-            match self.calls.socket(target, &self.session) {
-                Ok((socket, call)) => return Ok((socket.connect(target).await?, Some(call))),
-                Err(error) => tracing::debug!(%error, "Container is dialled as anybody is"),
-            }
+            let marked = self.calls.socket(target, &self.session);
+            // Dialled as anybody is, the handler would call itself.
+            let (socket, call) = marked.map_err(|error| {
+                let reason = format!("no socket for a call to the container: {error}");
+                io::Error::new(io::ErrorKind::AddrNotAvailable, reason)
+            })?;
+
+            return Ok((socket.connect(target).await?, Some(call)));
         }
 
         Ok((TcpStream::connect(target).await?, None))
@@ -253,6 +257,9 @@ impl Drop for ActiveRight<'_> {
 
 #[cfg(test)]
 mod tests {
+    use kube::{Client, client::Body};
+    use tp_proto::crd::UserInfo;
+
     use super::*;
 
     fn shop() -> Scope {
@@ -282,5 +289,36 @@ mod tests {
         assert_eq!(rights.in_use(), [shop()]);
         drop(second);
         assert_eq!(rights.in_use(), []);
+    }
+
+    #[tokio::test]
+    async fn a_call_to_the_container_without_a_socket_of_its_own_is_not_dialled() {
+        let nobody = tower::service_fn(|_: http::Request<Body>| {
+            pending::<Result<http::Response<Body>, Infallible>>()
+        });
+        let (_, user) = watch::channel(Arc::new(User::new(UserInfo::default())));
+        let dialler = Dialler {
+            user,
+            session: SessionRef {
+                namespace: "shop".into(),
+                name: "alice".into(),
+                uid: "s1".into(),
+            },
+            calls: Arc::default(),
+            access: Access::new(Client::new(nobody, "default")),
+            model: SharedModel::new(),
+            allow: Vec::new(),
+            rights: ActiveRights::default(),
+            slots: Slots::default(),
+        };
+        // No socket is connected to all.
+        let target = "255.255.255.255:80".parse().unwrap();
+        let outcome = async |to_container| {
+            let connected = dialler.connect_once(target, to_container).await;
+            dial_outcome(&connected.map(drop).unwrap_err())
+        };
+
+        assert_eq!(outcome(true).await, Outcome::Exhausted);
+        assert_ne!(outcome(false).await, Outcome::Exhausted);
     }
 }

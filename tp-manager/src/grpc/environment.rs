@@ -61,6 +61,7 @@ impl Control {
         self.check_may_exec(&request).await?;
         let wanted = wanted(request)?;
         let namespace = wanted.namespace.clone();
+        let read_in = namespace.clone();
         let _turn = self.limits.environments.acquire().await;
         let environments = &self.replica.environments;
         let found = environments.find(wanted).await?;
@@ -74,7 +75,14 @@ impl Control {
             container: found.id.clone(),
         };
         let environ = environments.read(found.node.clone(), question).await?;
-        tracing::info!(user = self.user.borrow().name(), "Environment read");
+        tracing::info!(
+            user = self.user.borrow().name(),
+            namespace = read_in,
+            workload = %format_args!("{}/{}", found.kind, found.workload),
+            pod = found.pod,
+            container = found.container,
+            "Environment read"
+        );
 
         Ok(response(found, environ))
     }

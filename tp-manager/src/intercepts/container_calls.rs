@@ -12,10 +12,8 @@ use tokio::net::TcpSocket;
 use tp_process::sync::lock;
 use tp_transport::SessionRef;
 
-/// At once, of all sessions; further ones are dialled as any other.
-const MAX_CALLS: usize = 16_384;
-
-/// The sessions of these connections, by our own addresses.
+/// The sessions of these connections, by our own addresses. Each is a flow of its session, of which the
+/// quotas of sessions and users admit so many, and a port of ours.
 #[derive(Debug, Default)]
 pub(crate) struct ContainerCalls(Mutex<BTreeMap<SocketAddr, SessionRef>>);
 
@@ -31,7 +29,7 @@ impl ContainerCalls {
     ///
     /// # Errors
     ///
-    /// If there is no route to `target`, no free port, or no room.
+    /// If there is no route to `target`, or no free port.
     pub(crate) fn socket(
         self: &Arc<Self>,
         target: SocketAddr,
@@ -43,12 +41,7 @@ impl ContainerCalls {
         };
         socket.bind(SocketAddr::new(source_to(target)?, 0))?;
         let from = socket.local_addr()?;
-        let mut calls = lock(&self.0);
-        if calls.len() >= MAX_CALLS {
-            return Err(io::Error::other("as many such connections are open as fit"));
-        }
-        calls.insert(from, session.clone());
-        drop(calls);
+        lock(&self.0).insert(from, session.clone());
         let calls = Arc::clone(self);
 
         Ok((socket, ContainerCall { calls, from }))
@@ -113,15 +106,12 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_so_many() {
+    fn without_a_socket_of_its_own_nothing_is_known_of_a_call() {
         let calls = Arc::new(ContainerCalls::default());
-        let target = "127.0.0.1:9".parse().unwrap();
-        let address = |number: u32| SocketAddr::new(Ipv4Addr::from(number).into(), 1);
-        let full = u32::try_from(MAX_CALLS).unwrap();
-        lock(&calls.0).extend((0..full).map(|number| (address(number), session("alice"))));
+        // No socket is connected to all.
+        let target = "255.255.255.255:80".parse().unwrap();
 
-        assert!(calls.socket(target, &session("bob")).is_err());
-        lock(&calls.0).remove(&address(0));
-        calls.socket(target, &session("bob")).unwrap();
+        assert!(calls.socket(target, &session("alice")).is_err());
+        assert!(lock(&calls.0).is_empty());
     }
 }

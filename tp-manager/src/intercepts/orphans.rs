@@ -4,13 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tp_process::sync::{lock, read};
-use tp_transport::SessionRef;
+use tp_transport::{SESSION_GONE_AFTER, SessionRef};
 
-use super::{InterceptRecord, Intercepts};
+use super::{InterceptRecord, Intercepts, whereabouts::Here};
 
 /// An Intercept may be known before its Session. By this replica's own clock: the API server's may
 /// differ.
 const ORPHAN_AFTER: Duration = Duration::from_secs(10);
+/// A client that is silent for longer has lost its tunnel, wherever it was connected.
+const TUNNEL_GONE_AFTER: Duration = SESSION_GONE_AFTER.saturating_add(Duration::from_secs(10));
 
 impl Intercepts {
     /// Those whose Session was not there for some time. Whether it is gone is for the API server to say:
@@ -38,15 +40,20 @@ impl Intercepts {
     /// long.
     pub(crate) fn abandoned(&self) -> Vec<SessionRef> {
         let now = (jiff::Timestamp::now(), Instant::now());
-        let sessions = self.named_sessions().into_values();
+        // A client may be silent for so long, and go on.
+        let limit = self.whereabouts.release_after.max(TUNNEL_GONE_AFTER);
+        let sessions = self.named_sessions().into_iter();
         let abandoned = sessions.filter(|(session, made)| {
+            // For those that this process has had, the end of the tunnel counts.
             let here = self.here(session);
+            if here != Here::Never || !self.whereabouts.had(&session.uid) {
+                return false;
+            }
             let away = self
                 .whereabouts
                 .disconnected(&session.uid, here, *made, now);
-            let is_long = away.is_some_and(|away| away >= self.whereabouts.release_after);
 
-            is_long && self.whereabouts.had(&session.uid)
+            away.is_some_and(|away| away >= limit)
         });
 
         abandoned.map(|(session, _)| session).collect()

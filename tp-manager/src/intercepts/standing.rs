@@ -99,14 +99,14 @@ impl Intercepts {
         Here::Left(Timestamp::now().saturating_sub(silent).unwrap_or_default())
     }
 
-    /// The sessions that Intercepts name, by UID, with the time at which the last of these was made.
-    pub(super) fn named_sessions(&self) -> BTreeMap<String, (SessionRef, Timestamp)> {
+    /// The sessions that Intercepts name, with the time at which the last of these was made. An Intercept
+    /// may name one that does not exist under the UID of one that does.
+    pub(super) fn named_sessions(&self) -> BTreeMap<SessionRef, Timestamp> {
         let mut named = BTreeMap::new();
         for record in read(&self.by_uid).values() {
-            let session = || (record.session.clone(), record.created);
-            let (_, made) = named
-                .entry(record.session.uid.clone())
-                .or_insert_with(session);
+            let made = named
+                .entry(record.session.clone())
+                .or_insert(record.created);
             *made = record.created.max(*made);
         }
 

@@ -68,6 +68,11 @@ pub(crate) async fn keep(client: Client, intercepts: Arc<Intercepts>) {
             if before.is_some_and(|(before, at)| *before == status && stands(at)) {
                 continue;
             }
+            // Those before it may have taken their time.
+            let now = intercepts.record(&record.uid);
+            if now.is_none_or(|now| now.taken.is_some()) {
+                continue;
+            }
             if write(&client, &record, &status).await {
                 written.insert(record.uid.clone(), (status, Instant::now()));
             }
@@ -135,9 +140,7 @@ impl Intercepts {
             if connected.contains(session) || here == Here::Connected || !speaks() {
                 continue;
             }
-            let made = sessions
-                .get(&session.uid)
-                .map_or(record.created, |(_, made)| *made);
+            let made = *sessions.get(session).unwrap_or(&record.created);
             let away = self.whereabouts.disconnected(&session.uid, here, made, now);
             if let Some(away) = away {
                 let since = self.whereabouts.heard(&session.uid, here);
@@ -146,6 +149,8 @@ impl Intercepts {
                 statuses.push((Arc::clone(record), disconnected(record, since)));
             }
         }
+        // Theirs says who took them over, until they are deleted.
+        statuses.retain(|(record, _)| record.taken.is_none());
 
         statuses
     }

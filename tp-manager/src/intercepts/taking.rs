@@ -134,11 +134,11 @@ pub(super) struct EndedIntercepts {
 }
 
 impl EndedIntercepts {
-    pub(super) fn insert(&mut self, record: &InterceptRecord) {
-        let why = match &record.taken {
-            Some(taken) => taken.sentence(),
-            None => ENDED_BY_SOMEBODY.to_owned(),
-        };
+    /// With why its user might not have it any more, if so.
+    pub(super) fn insert(&mut self, record: &InterceptRecord, denial: Option<String>) {
+        let taken = record.taken.as_ref().map(Taken::sentence);
+        let why = taken.or(denial);
+        let why = why.unwrap_or_else(|| ENDED_BY_SOMEBODY.to_owned());
         if self.by_uid.insert(record.uid.clone(), why).is_none() {
             self.order.push_back(record.uid.clone());
         }

@@ -1,8 +1,10 @@
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use jiff::SignedDuration;
+use kube::client::Body;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tp_core::intercept::holders::DISCONNECTED_AFTER;
 use tp_proto::agent::{PodPhase, PodReport};
 
@@ -18,10 +20,14 @@ fn under(policy: Policy) -> Intercepts {
 }
 
 fn replica(pod: &str, policy: Policy) -> Intercepts {
+    releasing(pod, policy, DISCONNECTED_AFTER)
+}
+
+fn releasing(pod: &str, policy: Policy, release_after: Duration) -> Intercepts {
     let policy = watch::Sender::new(policy);
     let sessions = Arc::new(Sessions::new(policy.subscribe()));
     let now = Timestamp::now();
-    let whereabouts = Whereabouts::new(pod.into(), DISCONNECTED_AFTER, now);
+    let whereabouts = Whereabouts::new(pod.into(), release_after, now);
 
     Intercepts::new(sessions, Arc::default(), SharedModel::new(), whereabouts)
 }
@@ -357,4 +363,102 @@ async fn the_status_of_an_intercept_whose_session_left_says_since_when() {
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].0.uid, "i2");
     assert_eq!(told[0].1.since.as_ref(), Some(&gone_at));
+}
+
+#[tokio::test]
+async fn the_status_of_an_intercept_that_was_taken_over_is_not_written_again() {
+    let known = intercepts();
+    set_session(&known, 0, true).await;
+    let mut object = object(0, 0, 1);
+    known.insert(&object);
+    let session = known.record("i0").unwrap().session.clone();
+    known.disconnected.insert(session);
+    assert_eq!(known.statuses().len(), 1);
+
+    object.data["status"] = json!({"phase": "TakenOver", "holder": "user1", "ports": "80"});
+    known.insert(&object);
+
+    assert!(known.statuses().is_empty());
+}
+
+#[tokio::test]
+async fn a_session_is_recorded_whoever_else_names_its_uid() {
+    let known = intercepts();
+    set_session(&known, 0, true).await;
+    known.apply(vec![Update::Replaced(BTreeMap::new())]);
+    known.take_record(vec![Update::Replaced(BTreeMap::new())], Instant::now());
+    known.insert(&object(0, 0, 1));
+    let mut forged = object(1, 1, 1);
+    // It is looked at first.
+    forged.metadata.uid = Some("a0".into());
+    forged.data["spec"]["session"] = json!({"namespace": "shop", "name": "other", "uid": "s0"});
+    known.insert(&forged);
+    let session = known.record("i0").unwrap().session.clone();
+    known.disconnected.insert(session);
+
+    assert!(known.note_sessions());
+
+    assert!(known.whereabouts.had("s0"));
+}
+
+#[tokio::test]
+async fn a_session_is_deleted_only_once_its_tunnel_cannot_live_any_more() {
+    let minute = Duration::from_secs(60);
+    let abandoned = |seconds| {
+        let known = releasing("tp-manager-1", Policy::default(), minute);
+        known.insert(&object(0, 0, 1));
+        let renewed = Timestamp::now() - SignedDuration::from_secs(seconds);
+        // The earlier process of this pod had it.
+        take_part(&known, "tp-manager-1", &["s0"], renewed, Instant::now());
+        known.abandoned().len()
+    };
+    assert_eq!(abandoned(61), 0, "the client may be silent");
+    assert_eq!(abandoned(125), 0);
+    assert_eq!(abandoned(135), 1);
+}
+
+#[test]
+fn a_session_that_intercepts_is_kept_for_as_long_as_it_holds_ports() {
+    let kept_for = |release_after, session| {
+        let release_after = Duration::from_secs(release_after);
+        let known = releasing("tp-manager-1", Policy::default(), release_after);
+        known.insert(&object(0, 0, 1));
+        let mut named = known.record("i0").unwrap().session.clone();
+        named.name = format!("s{session}");
+        known.kept_for(&named, Duration::from_secs(60)).as_secs()
+    };
+
+    assert_eq!(kept_for(600, 0), 600);
+    assert_eq!(kept_for(30, 0), 60);
+    assert_eq!(kept_for(600, 1), 60, "no Intercept names it");
+}
+
+#[tokio::test]
+async fn a_record_that_was_deleted_is_written_anew() {
+    let (count, mut written) = watch::channel(0);
+    let api_server = tower::service_fn(move |request: http::Request<Body>| {
+        assert_eq!(request.method(), http::Method::PATCH);
+        count.send_modify(|count| *count += 1);
+        let map = json!({"metadata": {"name": "tp-manager-sessions"}});
+        let body = Body::from(map.to_string().into_bytes());
+        std::future::ready(Ok::<_, Infallible>(http::Response::new(body)))
+    });
+    let client = Client::new(api_server, "default");
+    let known = Arc::new(intercepts());
+    known.apply(vec![Update::Replaced(BTreeMap::new())]);
+    known.take_record(vec![Update::Replaced(BTreeMap::new())], Instant::now());
+    let keeping = whereabouts::keep(client, "tp-system".into(), Arc::clone(&known));
+    let _keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
+    let limit = Duration::from_secs(5);
+    let is_written = timeout(limit, written.wait_for(|count| *count == 1));
+    drop(is_written.await.unwrap().unwrap());
+    // What is not written cannot be waited for.
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(*written.borrow(), 1, "nothing has changed");
+
+    let removed = Update::Removed("tp-manager-sessions".to_owned());
+    known.take_record(vec![removed], Instant::now());
+
+    let is_written = timeout(limit, written.wait_for(|count| *count == 2));
+    drop(is_written.await.unwrap().unwrap());
 }

@@ -75,6 +75,8 @@ struct OtherPart {
     part: ReplicaPart,
     /// When it was seen to change: clocks may differ.
     changed: Instant,
+    /// It was there at the start of this process: how old it was then, only clocks tell.
+    was_there: bool,
 }
 
 /// The record, as this replica knows it.
@@ -93,6 +95,9 @@ struct Parts {
     /// What the pod's part had at the start of this process is in `own`.
     is_inherited: bool,
     others: BTreeMap<String, OtherPart>,
+    /// Somebody has deleted the record, and this replica has not begun to write it anew.
+    is_lost: bool,
+    is_overfull: bool,
 }
 
 /// A change of the record.
@@ -112,6 +117,8 @@ impl Whereabouts {
                 own,
                 is_inherited: false,
                 others: BTreeMap::new(),
+                is_lost: false,
+                is_overfull: false,
             }),
         }
     }
@@ -124,6 +131,7 @@ impl Whereabouts {
     fn take(&self, data: &Data, now: Instant) -> bool {
         let mut parts = self.lock();
         let mut is_changed = false;
+        let was_there = !parts.is_inherited;
         for (pod, text) in data {
             let Ok(part) = serde_json::from_str::<ReplicaPart>(text) else {
                 tracing::debug!(pod, "Part of the record of sessions cannot be read");
@@ -140,8 +148,11 @@ impl Whereabouts {
                 continue;
             }
             is_changed |= before.is_none_or(|before| !before.part.says_the_same(&part));
-            let changed = now;
-            let other = OtherPart { part, changed };
+            let other = OtherPart {
+                part,
+                changed: now,
+                was_there,
+            };
             parts.others.insert(pod.clone(), other);
         }
         // The pod has none.
@@ -167,18 +178,17 @@ impl Whereabouts {
         if others.any(|it| it.was_renewed(at, GONE_AFTER) && it.part.connected.contains(session)) {
             return None;
         }
-        let heard = parts.heard(session, here);
-        let is_known = heard.is_some();
+        if let Some(away) = parts.away(session, here, (now, at)) {
+            return Some(away);
+        }
         // Before the record began a session may have been connected without being in it.
-        let since = || parts.began().max(made.as_second());
-        let age = now.as_second() - heard.unwrap_or_else(since);
-        let age = u64::try_from(age).unwrap_or_default();
-        let age = Duration::from_secs(age);
+        let since = parts.began().max(made.as_second());
+        let away = passed(since, now.as_second());
 
-        (is_known || age >= ABSENT_AFTER).then_some(age)
+        (away >= ABSENT_AFTER).then_some(away)
     }
 
-    /// When the session was heard last, if the record has it.
+    /// When the session was heard last, if the record has it: for people, by the clock of whoever had it.
     pub(super) fn heard(&self, session: &str, here: Here) -> Option<Timestamp> {
         let heard = self.lock().heard(session, here)?;
 
@@ -209,6 +219,7 @@ impl Whereabouts {
     /// Notes where the sessions are that Intercepts name.
     fn note<'a>(&self, named: impl Iterator<Item = (&'a str, Here)>) {
         let mut parts = self.lock();
+        let parts = &mut *parts;
         let own = &mut parts.own;
         let mut connected = BTreeSet::new();
         let mut left = BTreeMap::new();
@@ -224,9 +235,13 @@ impl Whereabouts {
                 (Here::Never, None) => {}
             }
         }
-        if connected.len().max(left.len()) > MAX_SESSIONS {
+        // Another Session may be named by its UID.
+        left.retain(|session, _| !connected.contains(session));
+        let is_overfull = connected.len().max(left.len()) > MAX_SESSIONS;
+        if is_overfull && !parts.is_overfull {
             tracing::warn!(MAX_SESSIONS, "More sessions intercept than are recorded");
         }
+        parts.is_overfull = is_overfull;
         own.connected = connected.into_iter().take(MAX_SESSIONS).collect();
         own.left = left.into_iter().take(MAX_SESSIONS).collect();
     }
@@ -268,18 +283,27 @@ impl Parts {
 }
 
 impl Parts {
-    /// When the session was heard last by any replica that does not have it any more.
-    fn heard(&self, session: &str, here: Here) -> Option<i64> {
-        let own = match here {
+    /// When the session was heard last by this replica, or by an earlier process of its pod.
+    fn heard_here(&self, session: &str, here: Here) -> Option<i64> {
+        match here {
             Here::Left(since) => Some(since.as_second()),
             Here::Connected | Here::Never => self.own.left.get(session).copied(),
-        };
-        let others = self.others.values().map(|other| {
-            let part = &other.part;
-            let had = part.connected.contains(session);
+        }
+    }
 
-            (part.left.get(session).copied()).max(had.then_some(part.renewed))
-        });
+    /// How long ago the session was heard last by any replica that does not have it any more.
+    fn away(&self, session: &str, here: Here, now: (Timestamp, Instant)) -> Option<Duration> {
+        let own = self.heard_here(session, here);
+        let own = own.map(|heard| passed(heard, now.0.as_second()));
+        let others = self.others.values().filter_map(|it| it.away(session, now));
+
+        own.into_iter().chain(others).min()
+    }
+
+    /// When the session was heard last by any replica that does not have it any more.
+    fn heard(&self, session: &str, here: Here) -> Option<i64> {
+        let own = self.heard_here(session, here);
+        let others = self.others.values().map(|it| it.part.heard(session));
 
         others.fold(own, Option::max)
     }
@@ -296,12 +320,37 @@ impl ReplicaPart {
     fn says_the_same(&self, other: &Self) -> bool {
         (&self.connected, &self.left) == (&other.connected, &other.left)
     }
+
+    /// When it had the session last, if it has that no more.
+    fn heard(&self, session: &str) -> Option<i64> {
+        let had = self.connected.contains(session);
+
+        (self.left.get(session).copied()).max(had.then_some(self.renewed))
+    }
 }
 
 impl OtherPart {
     fn was_renewed(&self, now: Instant, within: Duration) -> bool {
         now.saturating_duration_since(self.changed) < within
     }
+
+    /// How long ago its replica heard this session last: until it wrote that by its own clock, and
+    /// since then by ours.
+    fn away(&self, session: &str, (now, at): (Timestamp, Instant)) -> Option<Duration> {
+        let heard = self.part.heard(session)?;
+        let seen = at.saturating_duration_since(self.changed);
+        let away = passed(heard, self.part.renewed) + seen;
+
+        Some(match self.was_there {
+            true => away.max(passed(heard, now.as_second())),
+            false => away,
+        })
+    }
+}
+
+/// Between two times in seconds.
+fn passed(since: i64, now: i64) -> Duration {
+    Duration::from_secs(u64::try_from(now.saturating_sub(since)).unwrap_or_default())
 }
 
 impl Intercepts {
@@ -325,9 +374,15 @@ impl Intercepts {
         for update in updates {
             let all = match update {
                 Update::Applied(_, data) => vec![data],
-                Update::Replaced(all) if all.is_empty() => vec![Data::new()],
+                Update::Replaced(all) if all.is_empty() => {
+                    self.whereabouts.lock().is_lost = true;
+                    vec![Data::new()]
+                }
                 Update::Replaced(all) => all.into_values().collect(),
-                Update::Removed(_) => Vec::new(),
+                Update::Removed(_) => {
+                    self.whereabouts.lock().is_lost = true;
+                    Vec::new()
+                }
             };
             for data in all {
                 is_changed |= self.whereabouts.take(&data, now);
@@ -339,12 +394,13 @@ impl Intercepts {
     }
 
     /// Notes where the sessions of Intercepts are, once it is known which there are.
-    fn note_sessions(&self) -> bool {
+    pub(super) fn note_sessions(&self) -> bool {
         let is_known = self.is_listed() && self.whereabouts.lock().is_inherited;
         if is_known {
             let sessions = self.named_sessions();
-            let named = sessions.values().map(|(session, _)| session);
-            let named = named.map(|session| (session.uid.as_str(), self.here(session)));
+            let named = sessions
+                .keys()
+                .map(|session| (session.uid.as_str(), self.here(session)));
             self.whereabouts.note(named);
         }
 
@@ -357,19 +413,52 @@ pub(crate) async fn keep(client: Client, namespace: String, intercepts: Arc<Inte
     let whereabouts = &intercepts.whereabouts;
     let maps: Api<ConfigMap> = Api::namespaced(client, &namespace);
     let mut written = None;
+    let mut failures = Failures::default();
     loop {
         sleep(INTERVAL).await;
         if !intercepts.note_sessions() {
             continue;
         }
+        if std::mem::take(&mut whereabouts.lock().is_lost) {
+            written = None;
+        }
         let Some(part) = whereabouts.due(written.as_ref(), Timestamp::now()) else {
             continue;
         };
-        match timeout(TIMEOUT, write(&maps, &whereabouts.pod, &part)).await {
-            Ok(Ok(())) => written = Some((part, Instant::now())),
-            Ok(Err(error)) => tracing::debug!(%error, "Cannot write the record of sessions"),
-            Err(_) => tracing::debug!("Writing the record of sessions took too long"),
+        let error = match timeout(TIMEOUT, write(&maps, &whereabouts.pod, &part)).await {
+            Ok(Ok(())) => {
+                written = Some((part, Instant::now()));
+                failures = Failures::default();
+                continue;
+            }
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "it took too long".to_owned(),
+        };
+        match failures.is_to_be_told(Instant::now()) {
+            true => tracing::warn!(
+                error,
+                "Cannot write the record of sessions, `tp install` restores it: ports may be taken \
+                 for free, or for held"
+            ),
+            false => tracing::debug!(error, "Cannot write the record of sessions"),
         }
+    }
+}
+
+/// Failures to write the record, one after another.
+#[derive(Debug, Default)]
+struct Failures {
+    first: Option<Instant>,
+    is_told: bool,
+}
+
+impl Failures {
+    /// Counts one more; returns whether the other replicas take this one for gone by now, once.
+    fn is_to_be_told(&mut self, now: Instant) -> bool {
+        let first = *self.first.get_or_insert(now);
+
+        now.saturating_duration_since(first) > GONE_AFTER
+            && !std::mem::replace(&mut self.is_told, true)
     }
 }
 

@@ -106,7 +106,7 @@ async fn what_is_excluded_and_what_was_overwritten_is_told() {
 
     let told = EnvironPart {
         is_overwritten: true,
-        excluded_names: vec!["DB_*".into(), "no name".into(), "A=B".into()],
+        excluded_names: vec!["DB_*".into(), "no name".into()],
         excluded: 3,
         ..last(number)
     };
@@ -117,6 +117,25 @@ async fn what_is_excluded_and_what_was_overwritten_is_told() {
     assert_eq!(environ.excluded, 3);
     let names = environ.excluded_names.iter().map(ToString::to_string);
     assert_eq!(names.collect::<Vec<_>>(), ["DB_*", "no name"]);
+}
+
+#[tokio::test]
+async fn names_that_the_manager_does_not_understand_are_not_passed_over() {
+    let lab = Lab::new().await;
+    let mut agent = lab.agent("node1").await;
+    let one = lab.ask("one");
+    let number = asked(&mut agent).await.number;
+
+    let told = EnvironPart {
+        excluded_names: vec!["DB_*".into(), "A=B".into()],
+        ..last(number)
+    };
+    answer(&mut agent, told).await;
+
+    let reason =
+        "the agent excludes names that this version does not understand: update the manager";
+    let one = within(one).await.unwrap();
+    assert_eq!(one, Err(EnvironError::Refused(reason.into())));
 }
 
 #[tokio::test]

@@ -119,6 +119,7 @@ async fn the_leases_of_a_user_who_may_intercept_no_longer_end_within_five_second
     let alice = lab.session("alice").await;
     let mut agent = lab.agent("node1").await;
     lab.intercept("i1", "alice", 8080);
+    lab.intercept("i2", "alice", 8081);
     alice.announce("i1", 8080, true);
     let keeping = rights::keep(access, Arc::clone(&lab.intercepts));
     let _keeping = AbortOnDropHandle::new(tokio::spawn(keeping));
@@ -135,6 +136,16 @@ async fn the_leases_of_a_user_who_may_intercept_no_longer_end_within_five_second
     assert_eq!(states[0].refusal, sentence);
     let (_, reason) = lab.refused(&agent, "i1").await;
     assert_eq!(reason, sentence);
+    // For a minute they hold their ports, also what was not announced.
+    let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+    let unlawful = |seconds| lab.intercepts.unlawful(later(seconds)).len();
+    assert_eq!([unlawful(50), unlawful(60)], [0, 2]);
+    lab.intercepts.remove("i1");
+    let states = lab.intercepts.states(&alice.call.served).intercepts;
+    assert_eq!(states[0].ended, sentence);
+
+    lab.intercept("i1", "alice", 8080);
     allowed.store(true, Ordering::Relaxed);
     news(&mut agent, |leases| leases.len() == 1).await;
+    assert_eq!(unlawful(3600), 0);
 }

@@ -87,15 +87,22 @@ async fn a_session_whose_replicas_are_gone_is_away_since_they_were_heard() {
 async fn a_replica_that_renews_keeps_its_sessions_whatever_its_clock_says() {
     let begin = Instant::now();
     let (a, b) = (replica("a", 0), replica("b", 0));
+    b.take(&Data::new(), begin);
+    // Its clock is an hour slow.
+    let hour = 3600;
     for seconds in (0..2000).step_by(13) {
-        // Its clock is an hour slow.
-        let record = written(&a, seconds - 3600, &[("s", Here::Connected)]);
+        let record = written(&a, seconds - hour, &[("s", Here::Connected)]);
         b.take(&record, at(begin, seconds).1);
         let of_b = b.disconnected("s", Here::Never, time(-9999), at(begin, seconds + 12));
         assert_eq!(of_b, None, "{seconds}");
     }
     let gone = b.disconnected("s", Here::Never, time(-9999), at(begin, 2100));
-    assert!(gone.is_some(), "it was not renewed for two minutes");
+    assert_eq!(gone, Some(Duration::from_secs(2100 - 1989)), "by our clock");
+
+    let left = [("s", Here::Left(time(2000 - hour)))];
+    b.take(&written(&a, 2010 - hour, &left), at(begin, 2100).1);
+    let left = b.disconnected("s", Here::Never, time(-9999), at(begin, 2130));
+    assert_eq!(left, Some(Duration::from_secs(10 + 30)));
 }
 
 #[tokio::test]
@@ -154,6 +161,21 @@ async fn the_record_is_written_when_it_changes_and_renewed_now_and_then() {
     // The time at which it left stays, and nothing is renewed for it.
     a.note([("s", Here::Left(time(4)))].into_iter());
     assert_eq!(a.due(written.as_ref(), time(60)), None);
+    // It is back, and somebody's Intercept names another one by its UID.
+    let both = [("s", Here::Connected), ("s", Here::Never)];
+    a.note(both.into_iter());
+    assert!(a.due(None, time(60)).unwrap().left.is_empty());
     a.note(std::iter::empty());
     assert!(a.due(written.as_ref(), time(61)).is_some());
+}
+
+#[test]
+fn what_is_not_written_is_told_once_as_soon_as_others_take_the_replica_for_gone() {
+    let begin = Instant::now();
+    let mut failures = Failures::default();
+    let seconds = [0, 5, 14, 15, 16, 100];
+
+    let told = seconds.map(|it| failures.is_to_be_told(begin + Duration::from_secs(it)));
+
+    assert_eq!(told, [false, false, false, true, false, false]);
 }
