@@ -93,8 +93,8 @@ pub(super) async fn read(
     client::ask_within(ANSWER_TIMEOUT, session.environment(request)).await
 }
 
-/// Reads the environment, if somebody wants it, and has the session keep its files. Who may not read it
-/// is told so, and has the intercept without it.
+/// Reads the environment, if somebody wants it, and has the session keep its files. A command of who may
+/// not read it runs without it.
 pub(super) async fn prepare(
     args: &InterceptArgs,
     files: &WantedFiles,
@@ -109,11 +109,16 @@ pub(super) async fn prepare(
     let environment = match read(session, request(args, intercept)).await {
         Ok(environment) => environment,
         Err(fault) => {
+            let is_refused = matches!(
+                fault.kind,
+                FaultKind::NoPermission | FaultKind::NotInstalled
+            );
+            if !is_refused || !files.0.is_empty() {
+                let message = format!("there is no environment of the workload: {fault}");
+                return Err(Fault::new(fault.kind, message));
+            }
             let set = filter.apply(&ProcessEnvironment::default()).environment;
-            let what = match has_command {
-                true => "the command runs without the environment of the workload",
-                false => "there is no file with the environment of the workload",
-            };
+            let what = "the command runs without the environment of the workload";
             return Ok(HandlerEnvironment {
                 changes: changes(&set, None),
                 notices: vec![format!("{what}: {fault}")],
