@@ -57,6 +57,16 @@ impl WantedFiles {
             }
             wanted.push((path, syntax));
         }
+        if args.command.is_empty()
+            && wanted.is_empty()
+            && let Some(flag) = args.environment.any()
+        {
+            let message = format!(
+                "{flag} has no effect without an environment: add --env-file FILE, --env-json FILE, or \
+                 `--` and a command"
+            );
+            return Err(Fault::new(FaultKind::Usage, message));
+        }
 
         Ok(Self(wanted))
     }
@@ -300,9 +310,34 @@ mod tests {
     }
 
     #[test]
+    fn flags_without_effect_are_refused_with_what_to_add() {
+        for [flag, value] in [
+            ["--env-include", "PATH"],
+            ["--env-exclude", "A"],
+            ["--env-set", "A=1"],
+        ] {
+            let of = |more: &[&str]| {
+                let words = [&["web", flag, value], more].concat();
+                WantedFiles::of(&parsed(&words))
+            };
+            let fault = of(&[]).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Usage);
+            assert!(fault.message.starts_with(flag), "{fault}");
+            assert!(fault.message.contains("--env-file FILE"), "{fault}");
+            assert!(of(&["--", "true"]).is_ok() && of(&["--env-json", "no.json"]).is_ok());
+        }
+        let syntax = ["tp", "intercept", "web", "--env-syntax", "sh"];
+        let error = Cli::try_parse_from(syntax).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--env-file <FILE>"), "{error}");
+    }
+
+    #[test]
     fn flags_of_environments_are_read() {
         let args = parsed(&[
             "web",
+            "--env-file",
+            "web.env",
             "--env-include",
             "PATH,LD_*",
             "--env-exclude",
