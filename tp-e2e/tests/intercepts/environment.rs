@@ -334,6 +334,9 @@ fn who_may_not_exec_is_refused_with_the_rule_and_intercepts_all_the_same() {
         .assert_refused_in_one_line(77, &rule);
     assert!(!Path::new(&file).exists());
     assert_eq!(workstation.status()["intercepts"], serde_json::json!([]));
+    let _handler = Handler::start(&workstation, 18114);
+    workstation.tp(&words).expect_success();
+    expect_workstation(&target.url());
 }
 
 #[test]
