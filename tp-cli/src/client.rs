@@ -46,6 +46,16 @@ impl DerefMut for Session {
     }
 }
 
+#[cfg(test)]
+impl Session {
+    pub(crate) fn over(channel: Channel) -> Self {
+        Self {
+            client: SessionClient::new(channel),
+            process: None,
+        }
+    }
+}
+
 /// The session of this user in this network namespace, if one listens.
 pub(crate) async fn find() -> Result<Option<Session>, Fault> {
     match tp_ipc::connect(&tp_ipc::socket_path()).await {

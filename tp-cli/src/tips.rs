@@ -20,7 +20,17 @@ const COMMANDS: [(&[&str], &str); 5] = [
 ];
 
 /// Flags of one command.
-const FLAGS: [(&str, &[&str], &str); 20] = [
+const FLAGS: [(&str, &[&str], &str); 22] = [
+    (
+        "intercept",
+        &["-e"],
+        "there is no short form: `--env-file FILE`",
+    ),
+    (
+        "intercept",
+        &["-j"],
+        "there is no short form: `--env-json FILE`",
+    ),
     (
         "intercept",
         &[
@@ -252,7 +262,8 @@ mod tests {
             intercept web --node-agent|intercept web --node-agent=false|\
             intercept web --mount=false|intercept web --mount /tmp|\
             intercept web --local-mount-port 1|intercept web --env-file f|intercept web -e f|\
-            intercept web --env-syntax sh|intercept web --env-json f|intercept web -j f|\
+            intercept web --env-file f --env-syntax sh|\
+            intercept web --env-json f|intercept web -j f|\
             intercept web --docker-run|intercept web --docker-build .|\
             intercept web --docker-build-opt a=b|intercept web --docker-debug .|\
             intercept web --docker-mount /a|intercept web --detailed-output|\

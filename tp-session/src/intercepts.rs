@@ -1,7 +1,7 @@
 //! The intercepts of this session: made as the user asks, made anew with every new tunnel, ended with
 //! the session.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, mem, net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::{
@@ -78,7 +78,7 @@ struct OwnIntercept {
     /// Why there is no object at the moment, or any more.
     fault: String,
     phase: EntryPhase,
-    /// Removed with the last of its clones.
+    /// Removed with the entry.
     files: Vec<Arc<KeptFiles>>,
 }
 
@@ -267,19 +267,22 @@ impl OwnIntercepts {
                 wanted,
                 |now| now.object == entry.object,
                 Self::leave_unsettled,
-            );
+            )
+            .await;
         }
     }
 
-    /// Forgets an entry if `is_due`, and has done with its object what `leave` does.
-    fn forget_if(
+    /// Forgets an entry if `is_due`, and has done with its object what `leave` does. Its files are gone
+    /// then.
+    async fn forget_if(
         &self,
         wanted: &Arc<WantedIntercept>,
         is_due: impl Fn(&OwnIntercept) -> bool,
         leave: impl Fn(&Self, &OwnIntercept),
     ) {
+        let mut files = Vec::new();
         self.entries.send_if_modified(|entries| {
-            let entry = entries.get(&wanted.name);
+            let entry = entries.get_mut(&wanted.name);
             let entry = entry.filter(|it| Arc::ptr_eq(&it.wanted, wanted));
             let Some(entry) = entry.filter(|it| is_due(it)) else {
                 return false;
@@ -288,14 +291,15 @@ impl OwnIntercepts {
                 self.targets.remove(&made.uid);
             }
             leave(self, entry);
-            entry.files.iter().for_each(|files| files.remove());
+            files = mem::take(&mut entry.files);
             entries.remove(&wanted.name).is_some()
         });
+        files::remove_all(files).await;
     }
 
     /// Ends all intercepts, as far as the API server answers.
     pub(super) async fn end_all(&self) {
-        self.remove_files();
+        self.remove_files().await;
         if timeout(END_TIMEOUT, self.delete_all()).await.is_err() {
             tracing::info!("Intercept objects not deleted in time");
         }

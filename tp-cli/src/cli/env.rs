@@ -81,4 +81,16 @@ impl EnvironmentFlags {
             set: self.env_set.clone(),
         }
     }
+
+    /// A flag that was given.
+    pub(crate) fn any(&self) -> Option<&'static str> {
+        let flags = [
+            ("--env-include", self.env_include.is_empty()),
+            ("--env-exclude", self.env_exclude.is_empty()),
+            ("--env-set", self.env_set.is_empty()),
+        ];
+        let given = flags.iter().find(|(_, is_empty)| !is_empty);
+
+        given.map(|(flag, _)| *flag)
+    }
 }

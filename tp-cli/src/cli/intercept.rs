@@ -113,6 +113,7 @@ pub(crate) struct InterceptArgs {
         long,
         value_name = "SYNTAX",
         default_value = "docker",
+        requires = "env_file",
         help_heading = "Environment"
     )]
     pub(crate) env_syntax: Syntax,

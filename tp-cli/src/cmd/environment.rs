@@ -57,6 +57,16 @@ impl WantedFiles {
             }
             wanted.push((path, syntax));
         }
+        if args.command.is_empty()
+            && wanted.is_empty()
+            && let Some(flag) = args.environment.any()
+        {
+            let message = format!(
+                "{flag} has no effect without an environment: add --env-file FILE, --env-json FILE, or \
+                 `--` and a command"
+            );
+            return Err(Fault::new(FaultKind::Usage, message));
+        }
 
         Ok(Self(wanted))
     }
@@ -93,8 +103,8 @@ pub(super) async fn read(
     client::ask_within(ANSWER_TIMEOUT, session.environment(request)).await
 }
 
-/// Reads the environment, if somebody wants it, and has the session keep its files. Who may not read it
-/// is told so, and has the intercept without it.
+/// Reads the environment, if somebody wants it, and has the session keep its files. A command of who may
+/// not read it runs without it.
 pub(super) async fn prepare(
     args: &InterceptArgs,
     files: &WantedFiles,
@@ -109,11 +119,16 @@ pub(super) async fn prepare(
     let environment = match read(session, request(args, intercept)).await {
         Ok(environment) => environment,
         Err(fault) => {
+            let is_refused = matches!(
+                fault.kind,
+                FaultKind::NoPermission | FaultKind::NotInstalled
+            );
+            if !is_refused || !files.0.is_empty() {
+                let message = format!("there is no environment of the workload: {fault}");
+                return Err(Fault::new(fault.kind, message));
+            }
             let set = filter.apply(&ProcessEnvironment::default()).environment;
-            let what = match has_command {
-                true => "the command runs without the environment of the workload",
-                false => "there is no file with the environment of the workload",
-            };
+            let what = "the command runs without the environment of the workload";
             return Ok(HandlerEnvironment {
                 changes: changes(&set, None),
                 notices: vec![format!("{what}: {fault}")],
@@ -295,9 +310,34 @@ mod tests {
     }
 
     #[test]
+    fn flags_without_effect_are_refused_with_what_to_add() {
+        for [flag, value] in [
+            ["--env-include", "PATH"],
+            ["--env-exclude", "A"],
+            ["--env-set", "A=1"],
+        ] {
+            let of = |more: &[&str]| {
+                let words = [&["web", flag, value], more].concat();
+                WantedFiles::of(&parsed(&words))
+            };
+            let fault = of(&[]).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::Usage);
+            assert!(fault.message.starts_with(flag), "{fault}");
+            assert!(fault.message.contains("--env-file FILE"), "{fault}");
+            assert!(of(&["--", "true"]).is_ok() && of(&["--env-json", "no.json"]).is_ok());
+        }
+        let syntax = ["tp", "intercept", "web", "--env-syntax", "sh"];
+        let error = Cli::try_parse_from(syntax).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--env-file <FILE>"), "{error}");
+    }
+
+    #[test]
     fn flags_of_environments_are_read() {
         let args = parsed(&[
             "web",
+            "--env-file",
+            "web.env",
             "--env-include",
             "PATH,LD_*",
             "--env-exclude",

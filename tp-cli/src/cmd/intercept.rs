@@ -28,8 +28,10 @@ use crate::{
 #[cfg(test)]
 mod documented;
 mod earlier;
+mod standing;
 mod text;
 
+use standing::{Standing, undo};
 pub(super) use text::{table, workload};
 
 /// Between two events: the session bounds its own waits.
@@ -43,6 +45,7 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mut progress = Progress::on_terminal(output);
     let mut attempt = Attempt::default();
+    let mut standing = None;
 
     let made = tokio::select! {
         signal = signals.next() => Err(Interrupted { signal, is_undone: false }.into()),
@@ -56,17 +59,19 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
                 progress.clear();
                 connected.iter().for_each(|it| say_connected(it, output));
             }
-            let made = intercept(request, &mut progress).await?;
-            let made = with_environment(made, &args, &files, &mut progress).await?;
+            progress.step("asking the session");
+            let session = client::require().await?;
+            let asked = (request, &args, &files);
+            let made = make(session, asked, &mut progress, &mut standing).await?;
             Ok((made, connected))
         } => made,
     };
     let (mut made, connected) = match made {
         Ok(made) => made,
-        Err(error) => return Err(connect::undo(attempt, error, &mut progress).await),
+        Err(error) => return Err(undo(standing, attempt, error, &mut progress).await),
     };
     progress.clear();
-    for notice in made.intercept.notices.iter().chain(&made.handler.notices) {
+    for notice in &made.intercept.notices {
         note(&format!("note: {notice}"));
     }
 
@@ -83,7 +88,7 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     }
     let code = tokio::select! {
         code = run_command(&args, &made.handler, cgroup.as_ref(), &mut signals) => code,
-        never = pass_on(&mut made.events) => match never {},
+        never = pass_on(&mut made.events, note) => match never {},
     };
     let name = made.intercept.name.clone();
     // Waits for its end; the end of the stream would end it as well.
@@ -116,13 +121,14 @@ async fn run_command(
     connect::run_changed(&args.command, &handler.changes, signals).await
 }
 
-/// Prints what the session says of the intercept.
-async fn pass_on(events: &mut Streaming<InterceptEvent>) -> Infallible {
+/// Says what the session says of the intercept, and when that is no more.
+async fn pass_on(events: &mut Streaming<InterceptEvent>, mut say: impl FnMut(&str)) -> Infallible {
     while let Ok(Some(event)) = events.message().await {
         if let Some(Event::Progress(news)) = event.event {
-            note(&format!("note: {news}"));
+            say(&format!("note: {news}"));
         }
     }
+    say("note: the intercept has ended; the command goes on without it");
 
     pending().await
 }
@@ -136,9 +142,27 @@ struct Made {
     events: Streaming<InterceptEvent>,
 }
 
-async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow::Result<Made> {
-    progress.step("asking the session");
-    let mut session = client::require().await?;
+/// Makes the intercept and what goes with it; from when on it is `standing`, the caller ends it.
+async fn make(
+    session: Session,
+    (request, args, files): (InterceptRequest, &InterceptArgs, &WantedFiles),
+    progress: &mut Progress,
+    standing: &mut Option<Standing>,
+) -> anyhow::Result<Made> {
+    let mut made = intercept(session, request, progress).await?;
+    *standing = Some(Standing::of(&made.session, &made.intercept));
+    progress.step("reading the environment of the workload");
+    made.handler = environment::prepare(args, files, &made.intercept, &mut made.session).await?;
+    made.intercept.notices.append(&mut made.handler.notices);
+
+    Ok(made)
+}
+
+async fn intercept(
+    mut session: Session,
+    request: InterceptRequest,
+    progress: &mut Progress,
+) -> anyhow::Result<Made> {
     let mut events = client::ask(session.intercept(request)).await?;
     loop {
         let event = timeout(EVENT_TIMEOUT, events.message()).await;
@@ -154,29 +178,6 @@ async fn intercept(request: InterceptRequest, progress: &mut Progress) -> anyhow
                 });
             }
             None => return Err(broken().into()),
-        }
-    }
-}
-
-/// Without the files that were asked for, there is no intercept either.
-async fn with_environment(
-    mut made: Made,
-    args: &InterceptArgs,
-    files: &WantedFiles,
-    progress: &mut Progress,
-) -> anyhow::Result<Made> {
-    progress.step("reading the environment of the workload");
-    let prepared = environment::prepare(args, files, &made.intercept, &mut made.session).await;
-    match prepared {
-        Ok(handler) => {
-            made.handler = handler;
-            Ok(made)
-        }
-        Err(fault) => {
-            let name = made.intercept.name.clone();
-            // A failure is that of a session that has gone, and the intercept with it.
-            let _ = client::ask(made.session.leave(LeaveRequest { name })).await;
-            Err(fault.into())
         }
     }
 }

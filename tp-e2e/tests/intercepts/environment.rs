@@ -331,12 +331,15 @@ fn who_may_not_exec_is_refused_with_the_rule_and_intercepts_all_the_same() {
     }
     assert_eq!(ended.expect_success().trim(), "none none 1");
     let file = path_in(&workstation, "refused.env");
-    let _handler = Handler::start(&workstation, 18114);
-    let made = workstation.tp(&[&words[..], &["--env-file", &file]].concat());
-    assert!(made.stderr.contains("create pods/exec"), "{made}");
-    made.expect_success();
-    expect_workstation(&target.url());
+    // Who wants a file has no use for an intercept without it.
+    workstation
+        .tp(&[&words[..], &["--env-file", &file]].concat())
+        .assert_refused_in_one_line(77, &rule);
     assert!(!Path::new(&file).exists());
+    assert_eq!(workstation.status()["intercepts"], serde_json::json!([]));
+    let _handler = Handler::start(&workstation, 18114);
+    workstation.tp(&words).expect_success();
+    expect_workstation(&target.url());
 }
 
 #[test]

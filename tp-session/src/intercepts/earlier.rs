@@ -14,8 +14,19 @@ const MAX_PEERS: usize = 4;
 /// Pods that one sentence names.
 const MAX_NAMES: usize = 5;
 
-/// Adds the connections that one port of the pod had before.
-pub(super) fn add(shown: &mut InterceptPod, port: &PodPortCounters) {
+/// Adds the connections that the ports of the pod had before.
+pub(super) fn add(shown: &mut InterceptPod, ports: &[PodPortCounters]) {
+    for port in ports {
+        add_port(shown, port);
+    }
+    // Before all ports are added, nobody knows who has the most.
+    shown
+        .earlier_from
+        .sort_by_key(|peer| std::cmp::Reverse(peer.count));
+    shown.earlier_from.truncate(MAX_PEERS);
+}
+
+fn add_port(shown: &mut InterceptPod, port: &PodPortCounters) {
     shown.earlier += port.earlier;
     shown.earlier_ended += port.earlier_ended;
     for peer in &port.earlier_from {
@@ -32,10 +43,6 @@ pub(super) fn add(shown: &mut InterceptPod, port: &PodPortCounters) {
             }),
         }
     }
-    shown
-        .earlier_from
-        .sort_by_key(|peer| std::cmp::Reverse(peer.count));
-    shown.earlier_from.truncate(MAX_PEERS);
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -105,20 +112,50 @@ mod tests {
         }
     }
 
+    fn peers(shown: &InterceptPod) -> Vec<(&str, u64)> {
+        let peers = shown.earlier_from.iter();
+
+        peers.map(|it| (it.address.as_str(), it.count)).collect()
+    }
+
     #[test]
     fn peers_of_several_ports_are_one_list() {
         let mut shown = InterceptPod::default();
 
-        add(
-            &mut shown,
-            &port(3, &[(&[10, 0, 0, 1], 2), (&[10, 0, 0, 2], 1)]),
-        );
-        // An agent of another version may name what nobody here understands.
-        add(&mut shown, &port(4, &[(&[10, 0, 0, 2], 3), (&[7], 1)]));
+        let ports = [
+            port(3, &[(&[10, 0, 0, 1], 2), (&[10, 0, 0, 2], 1)]),
+            // An agent of another version may name what nobody here understands.
+            port(4, &[(&[10, 0, 0, 2], 3), (&[7], 1)]),
+        ];
+        add(&mut shown, &ports);
 
         assert_eq!((shown.earlier, shown.earlier_ended), (7, 2));
-        let peers = shown.earlier_from.iter();
-        let peers: Vec<_> = peers.map(|it| (it.address.as_str(), it.count)).collect();
-        assert_eq!(peers, [("10.0.0.2", 4), ("10.0.0.1", 2)]);
+        assert_eq!(peers(&shown), [("10.0.0.2", 4), ("10.0.0.1", 2)]);
+    }
+
+    #[test]
+    fn those_with_the_most_at_all_ports_are_named() {
+        let mut shown = InterceptPod::default();
+        let of_one: [&[u8]; 4] = [
+            &[10, 0, 0, 1],
+            &[10, 0, 0, 2],
+            &[10, 0, 0, 3],
+            &[10, 0, 0, 4],
+        ];
+        let fifth: &[u8] = &[10, 0, 0, 5];
+
+        let ports = [
+            port(14, &[&of_one.map(|it| (it, 3))[..], &[(fifth, 2)]].concat()),
+            port(2, &[(fifth, 2)]),
+        ];
+        add(&mut shown, &ports);
+
+        let named = [
+            ("10.0.0.5", 4),
+            ("10.0.0.1", 3),
+            ("10.0.0.2", 3),
+            ("10.0.0.3", 3),
+        ];
+        assert_eq!(peers(&shown), named);
     }
 }

@@ -3,15 +3,19 @@
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Write as _},
+    mem,
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use tokio::time::timeout;
+use tp_process::sync::lock;
 use tp_proto::{
     fault::{Fault, FaultKind},
     local::{KeepFilesRequest, NewFile},
@@ -31,39 +35,43 @@ const MAX_FILES: usize = 8;
 const MAX_FILE: usize = 1 << 20;
 /// Readable and writable for the user alone.
 const MODE: u32 = 0o600;
+/// Bounds the wait for a disk.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Files of an intercept; removed when dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct KeptFiles {
     paths: Vec<PathBuf>,
-    on_disk: Vec<(PathBuf, FileIdentity)>,
-    /// While they are open, no other file has their identity.
-    open: Vec<File>,
+    on_disk: Mutex<DiskFiles>,
     /// They are gone with the process, whatever ends it.
     in_memory: Vec<OwnedFd>,
+}
+
+/// Removed when dropped, which may take as long as a disk takes.
+#[derive(Debug, Default)]
+struct DiskFiles {
+    files: Vec<(PathBuf, FileIdentity)>,
+    /// While they are open, no other file has their identity.
+    open: Vec<File>,
     keeper: Option<Keeper>,
 }
 
 impl KeptFiles {
     /// Makes all files or none. `keeper` is the program that removes them if this one is killed.
     fn make(files: &[NewFile], keeper: &Path) -> Result<Self, Fault> {
-        let mut kept = Self {
-            paths: Vec::new(),
-            on_disk: Vec::new(),
-            open: Vec::new(),
-            in_memory: Vec::new(),
-            keeper: None,
-        };
+        let mut kept = Self::default();
+        let mut on_disk = DiskFiles::default();
         for file in files {
             let path = match file.path.as_str() {
                 "" => kept.make_in_memory(&file.content).map_err(|error| {
                     let message = format!("a file in memory cannot be made: {error}");
                     Fault::new(FaultKind::Failed, message)
                 })?,
-                path => kept.make_on_disk(Path::new(path), &file.content, keeper)?,
+                path => on_disk.make(Path::new(path), &file.content, keeper)?,
             };
             kept.paths.push(path);
         }
+        kept.on_disk = Mutex::new(on_disk);
 
         Ok(kept)
     }
@@ -81,13 +89,15 @@ impl KeptFiles {
         Ok(path.into())
     }
 
+    /// Those on disk are gone then, those in memory when the last clone of their entry is.
+    fn remove(&self) {
+        drop(mem::take(&mut *lock(&self.on_disk)));
+    }
+}
+
+impl DiskFiles {
     /// Whoever sees the file sees it whole.
-    fn make_on_disk(
-        &mut self,
-        path: &Path,
-        content: &[u8],
-        keeper: &Path,
-    ) -> Result<PathBuf, Fault> {
+    fn make(&mut self, path: &Path, content: &[u8], keeper: &Path) -> Result<PathBuf, Fault> {
         let failed = |error: io::Error| {
             let (kind, why) = match error.kind() {
                 io::ErrorKind::AlreadyExists => (
@@ -112,7 +122,7 @@ impl KeptFiles {
         options.write(true).create_new(true).mode(MODE);
         let mut file = options.open(&draft).map_err(failed)?;
         let identity = FileIdentity::of(&file.metadata().map_err(failed)?);
-        self.on_disk.push((draft.clone(), identity.clone()));
+        self.files.push((draft.clone(), identity.clone()));
         self.tell(keeper, [&draft, path], &identity)
             .map_err(|error| {
                 let message = format!("the process that removes files cannot be started: {error}");
@@ -122,7 +132,7 @@ impl KeptFiles {
         // Unlike a rename it replaces nothing.
         self.open.push(file);
         fs::hard_link(&draft, path).map_err(failed)?;
-        self.on_disk.push((path.to_owned(), identity));
+        self.files.push((path.to_owned(), identity));
         fs::remove_file(&draft).map_err(failed)?;
 
         Ok(path.to_owned())
@@ -147,10 +157,9 @@ impl KeptFiles {
     }
 }
 
-impl KeptFiles {
-    /// Those on disk are gone then, those in memory when the last clone of their entry is.
-    pub(super) fn remove(&self) {
-        for (path, identity) in &self.on_disk {
+impl Drop for DiskFiles {
+    fn drop(&mut self) {
+        for (path, identity) in &self.files {
             if let Err(error) = identity.remove(path) {
                 tracing::warn!(path = %path.display(), %error, "File of an intercept not removed");
             }
@@ -158,9 +167,15 @@ impl KeptFiles {
     }
 }
 
-impl Drop for KeptFiles {
-    fn drop(&mut self) {
-        self.remove();
+/// Returns when they are removed, or a disk is slow: they are removed nevertheless. To be called without
+/// a lock.
+pub(super) async fn remove_all(all: Vec<Arc<KeptFiles>>) {
+    if all.is_empty() {
+        return;
+    }
+    let removal = tokio::task::spawn_blocking(move || all.iter().for_each(|files| files.remove()));
+    if timeout(REMOVE_TIMEOUT, removal).await.is_err() {
+        tracing::warn!("Files of intercepts not removed in time");
     }
 }
 
@@ -201,17 +216,22 @@ impl OwnIntercepts {
         if is_kept {
             return Ok(paths);
         }
+        remove_all(vec![made]).await;
         let message = format!("the intercept {intercept} was ended meanwhile, or has enough files");
 
         Err(Fault::new(FaultKind::Failed, message))
     }
 
     /// Removes the files of all intercepts.
-    pub(super) fn remove_files(&self) {
+    pub(super) async fn remove_files(&self) {
+        let mut files = Vec::new();
         self.entries.send_if_modified(|entries| {
-            entries.values_mut().for_each(|entry| entry.files.clear());
+            for entry in entries.values_mut() {
+                files.append(&mut entry.files);
+            }
             false
         });
+        remove_all(files).await;
     }
 }
 

@@ -1,8 +1,6 @@
 //! A request to intercept, from the user's words to redirected pods.
 
-use std::{
-    collections::BTreeMap, convert::Infallible, future::pending, mem, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -93,10 +91,8 @@ impl OwnIntercepts {
                 () = events.0.closed() => {}
                 // The end of the connection ends it.
                 () = self.stop.cancelled() => return,
-                never = async {
-                    self.tell(&wanted, &events).await;
-                    pending::<Infallible>().await
-                } => match never {},
+                // The end of the events tells the caller that it is no more.
+                () = self.tell(&wanted, &events) => return,
             }
         }
         if !is_told || for_command {
@@ -282,7 +278,7 @@ impl OwnIntercepts {
         }
         if let Err(fault) = self.withdraw(wanted).await {
             tracing::info!(reason = %fault, "Intercept object not deleted, trying again");
-            self.forget_if(wanted, |_| true, Self::leave_over);
+            self.forget_if(wanted, |_| true, Self::leave_over).await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Intercepts whose objects are of an earlier Session are made anew; what somebody else has ended in the
 //! cluster is not.
 
-use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, mem, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use tokio::time::{sleep, timeout};
@@ -12,7 +12,7 @@ use tp_proto::{
 };
 use tp_transport::SessionRef;
 
-use super::{Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept};
+use super::{Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept, files};
 
 const MIN_RETRY_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_RETRY_BACKOFF: Duration = Duration::from_secs(30);
@@ -121,10 +121,11 @@ impl OwnIntercepts {
                 {
                     continue;
                 }
+                let mut files = Vec::new();
                 self.update(&entry.wanted, |now| {
                     if now.phase == EntryPhase::Standing && now.made.as_ref() == Some(made) {
                         now.phase = EntryPhase::Ended;
-                        now.files.clear();
+                        files = mem::take(&mut now.files);
                         // The manager forgets it.
                         let why = entry.state.as_ref().map(|state| state.ended.clone());
                         let why = why.filter(|why| !why.is_empty());
@@ -134,6 +135,7 @@ impl OwnIntercepts {
                         tracing::info!(%namespace, object = now.object, "Intercept ended in the cluster");
                     }
                 });
+                files::remove_all(files).await;
             }
         }
     }

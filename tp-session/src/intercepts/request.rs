@@ -68,7 +68,7 @@ pub(super) struct WantedIntercept {
     /// Local processes are told the client by a header of the PROXY protocol.
     pub(super) proxy_protocol: bool,
     /// Connections that the pods have already end.
-    take_open: bool,
+    pub(super) take_open: bool,
     /// Calls of this workstation go through the cluster as well.
     pub(super) no_local_shortcut: bool,
     /// The process that runs the handler, as far as it is known.

@@ -55,6 +55,8 @@ struct LedPort {
     wanted: Arc<WantedIntercept>,
     uid: String,
     port: u16,
+    /// A pod that the call may have reached in the cluster.
+    pod: SocketAddrV4,
     local: SocketAddr,
     /// Whatever goes to the address is intercepted.
     is_whole: bool,
@@ -103,23 +105,18 @@ impl LocalCalls {
             return CallWay::Cluster;
         }
 
-        connect(targets, &led, flow.source, target).await
+        connect(targets, &led, flow.source).await
     }
 }
 
 /// Refuses as an intercepted connection is refused.
-async fn connect(
-    targets: &InterceptTargets,
-    led: &LedPort,
-    caller: SocketAddrV4,
-    called: SocketAddrV4,
-) -> CallWay {
+async fn connect(targets: &InterceptTargets, led: &LedPort, caller: SocketAddrV4) -> CallWay {
     let Some((target, slots)) = targets.target(&led.uid, led.port) else {
         return CallWay::Cluster;
     };
     let from = InterceptedFrom {
         intercept: led.uid.clone(),
-        pod: called.into(),
+        pod: led.pod.into(),
         client: caller.into(),
     };
     // The caller is of this machine: nobody has to be shown in the session's place.
@@ -179,10 +176,24 @@ fn led_port(entries: &Entries, zone: &Zone, target: SocketAddrV4) -> Option<LedP
             wanted: Arc::clone(&entry.wanted),
             uid: made.uid.clone(),
             port,
+            pod: pod_of(state, port, target),
             local: entry.ports.get(&port)?.address,
             is_whole,
         })
     })
+}
+
+/// The address of a service is none of a pod.
+fn pod_of(state: &InterceptState, port: u16, target: SocketAddrV4) -> SocketAddrV4 {
+    let pods = state.pod_addresses.iter();
+    let mut pods = pods.filter_map(|it| <[u8; 4]>::try_from(&it[..]).ok());
+    let octets = target.ip().octets();
+    if pods.clone().any(|it| it == octets) {
+        return target;
+    }
+
+    pods.next()
+        .map_or(target, |it| SocketAddrV4::new(it.into(), port))
 }
 
 /// The port of the pods, and whether all that goes to `target` goes there.

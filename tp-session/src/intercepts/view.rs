@@ -235,6 +235,7 @@ pub(super) fn of(entry: &OwnIntercept, without_tunnel: Option<&str>) -> Intercep
         notices: notices(entry),
         proxy_protocol: wanted.proxy_protocol,
         local: wanted.local_calls.load(Ordering::Relaxed),
+        take_open: wanted.take_open,
     }
 }
 
@@ -251,8 +252,8 @@ fn pod(pod: &InterceptedPod) -> InterceptPod {
         shown.to_container += port.to_container;
         shown.exempt += port.exempt;
         shown.refused += port.refused;
-        earlier::add(&mut shown, port);
     }
+    earlier::add(&mut shown, &pod.ports);
 
     shown
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use tp_proto::local::{InterceptPod, InterceptPort, ListResponse, PortHolder, Workload};
+use tp_proto::local::{
+    EarlierPeer, InterceptPod, InterceptPort, ListResponse, PortHolder, Workload,
+};
 
 use super::*;
 
@@ -43,7 +45,10 @@ fn printed(value: &impl Serialize) -> BTreeSet<String> {
 fn what_programs_are_told_of_intercepts_is_on_the_page() {
     let intercept = Intercept {
         ports: vec![InterceptPort::default()],
-        pods: vec![InterceptPod::default()],
+        pods: vec![InterceptPod {
+            earlier_from: vec![EarlierPeer::default()],
+            ..InterceptPod::default()
+        }],
         ..Intercept::default()
     };
     for connected in [None, Some(&Connected::default())] {

@@ -2,13 +2,14 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use tp_proto::local::InterceptPod;
+use tp_proto::local::{Intercept, InterceptPod};
 
 /// Peers that are named.
 const MAX_PEERS: usize = 4;
 
-/// A sentence about those of all pods; `None` if there were none.
-pub(super) fn earlier_of_all(pods: &[InterceptPod]) -> Option<String> {
+/// A sentence about those of all pods, and what ends them; `None` if there were none.
+pub(super) fn earlier_of_all(intercept: &Intercept) -> Option<String> {
+    let pods = &intercept.pods;
     let ended: u64 = pods.iter().map(|pod| pod.earlier_ended).sum();
     let left: u64 = pods.iter().map(|pod| pod.earlier).sum();
     let ended = (ended > 0).then(|| match ended {
@@ -21,9 +22,16 @@ pub(super) fn earlier_of_all(pods: &[InterceptPod]) -> Option<String> {
             _ => ("connections", "go", "them"),
         };
         let to = if pods.len() > 1 { "pods" } else { "pod" };
+        // It has done what it can.
+        let hint = match intercept.take_open {
+            true => String::new(),
+            false => format!(
+                ": `tp leave {}`, then `tp intercept … --take-open` ends {them}",
+                intercept.name
+            ),
+        };
         format!(
-            "{left} {connections} opened earlier still {go} to the {to}{}: `tp intercept --take-open` \
-             ends {them}",
+            "{left} {connections} opened earlier still {go} to the {to}{}{hint}",
             from(pods, left)
         )
     });
@@ -56,6 +64,8 @@ fn from(pods: &[InterceptPod], all: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use tp_proto::local::EarlierPeer;
 
     use super::*;
@@ -74,29 +84,43 @@ mod tests {
         }
     }
 
+    fn said(pods: &[InterceptPod], take_open: bool) -> Option<String> {
+        earlier_of_all(&Intercept {
+            name: "web".into(),
+            pods: pods.to_vec(),
+            take_open,
+            ..Intercept::default()
+        })
+    }
+
     #[test]
     fn what_still_goes_to_the_pods_is_said_with_from_where_and_what_ends_it() {
         let one = pod(1, &[("10.244.1.7", 1)], 0);
         assert_eq!(
-            earlier_of_all(std::slice::from_ref(&one)).unwrap(),
-            "1 connection opened earlier still goes to the pod, from 10.244.1.7: `tp intercept \
-             --take-open` ends it"
+            said(from_ref(&one), false).unwrap(),
+            "1 connection opened earlier still goes to the pod, from 10.244.1.7: `tp leave web`, then \
+             `tp intercept … --take-open` ends it"
         );
 
         let other = pod(9, &[("10.244.1.8", 5), ("10.244.1.7", 2)], 0);
         assert_eq!(
-            earlier_of_all(&[one, other]).unwrap(),
+            said(&[one.clone(), other], false).unwrap(),
             "10 connections opened earlier still go to the pods, from 10.244.1.8 (5), 10.244.1.7 (3) \
-             and others: `tp intercept --take-open` ends them"
+             and others: `tp leave web`, then `tp intercept … --take-open` ends them"
+        );
+
+        assert_eq!(
+            said(from_ref(&one), true).unwrap(),
+            "1 connection opened earlier still goes to the pod, from 10.244.1.7"
         );
     }
 
     #[test]
     fn what_was_ended_is_said() {
         assert_eq!(
-            earlier_of_all(&[pod(0, &[], 2), pod(0, &[], 1)]).unwrap(),
+            said(&[pod(0, &[], 2), pod(0, &[], 1)], true).unwrap(),
             "3 connections opened earlier were ended"
         );
-        assert_eq!(earlier_of_all(&[pod(0, &[], 0)]), None);
+        assert_eq!(said(&[pod(0, &[], 0)], false), None);
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn made(intercept: &Intercept) -> String {
     for pod in &intercept.pods {
         text.push_str(&format!("  {}\n", pod_line(pod)));
     }
-    if let Some(line) = earlier_of_all(&intercept.pods) {
+    if let Some(line) = earlier_of_all(intercept) {
         text.push_str(&format!("{line}\n"));
     }
     let example = intercept.ports.iter().find_map(|it| example(intercept, it));
@@ -76,7 +76,7 @@ pub(in crate::cmd) fn table(intercepts: &[Intercept]) -> String {
                 ));
             }
         }
-        if let Some(line) = earlier_of_all(&intercept.pods) {
+        if let Some(line) = earlier_of_all(intercept) {
             text.push_str(&format!("  {line}\n"));
         }
     }

@@ -67,6 +67,22 @@ fn a_file_is_its_users_alone_and_is_removed_with_the_intercept() {
     assert_eq!(desk.names(), [""; 0]);
 }
 
+#[tokio::test]
+async fn whoever_still_knows_the_intercept_holds_up_neither_its_files_nor_their_keeper() {
+    let desk = Desk::new();
+    let kept = Arc::new(desk.make(&[desk.file("a.env")]).unwrap());
+    assert!(lock(&kept.on_disk).keeper.is_some());
+
+    remove_all(vec![Arc::clone(&kept)]).await;
+
+    assert_eq!(desk.names(), [""; 0]);
+    assert!(lock(&kept.on_disk).keeper.is_none());
+    // What is at its path then is somebody else's.
+    fs::write(desk.path("a.env"), "another").unwrap();
+    drop(kept);
+    assert_eq!(desk.names(), ["a.env"]);
+}
+
 #[test]
 fn a_file_in_memory_has_a_path_for_its_user_until_the_intercept_ends() {
     let file = NewFile {

@@ -106,6 +106,10 @@ fn pods_and_their_services_lead_to_the_port_and_nothing_else_does() {
     ] {
         assert_eq!(led(whole(), other), None, "{other}");
     }
+    for target in [POD, SERVICE] {
+        let led = led_port(&entries(whole()), &zone(), at(target)).unwrap();
+        assert_eq!(led.pod, at(POD), "{target}");
+    }
     let partly = intercept(3000, InterceptRequest::default(), false);
     assert_eq!(led(partly, SERVICE), Some((80, false)));
     // As of a manager that does not say.

@@ -98,6 +98,25 @@ async fn a_command_that_runs_is_told_who_has_the_port_and_when_the_traffic_is_ba
 }
 
 #[tokio::test]
+async fn a_command_hears_the_end_of_its_intercept() {
+    let mut lab = Lab::new().await;
+    lab.connect().await;
+    let mut events = lab.ask(InterceptRequest {
+        for_command: true,
+        ..request("web")
+    });
+    let mut next = async || timeout(LIMIT, events.recv()).await.expect("in time");
+    while !matches!(
+        next().await.expect("an event").unwrap().event,
+        Some(Event::Intercepted(_))
+    ) {}
+
+    lab.own.leave("web").await.unwrap();
+
+    assert!(next().await.is_none());
+}
+
+#[tokio::test]
 async fn the_services_of_an_intercept_are_lent_until_it_has_ended() {
     let mut lab = Lab::new().await;
     lab.connect().await;
