@@ -70,6 +70,7 @@ fn look(stage: &Stage, redirected: &Redirected, end: &[u16]) -> Vec<EarlierConne
         AgentReply::Earlier {
             ports,
             obstacle: None,
+            more: false,
         } => ports,
         reply => panic!("{reply:?}"),
     }
