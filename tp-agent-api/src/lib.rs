@@ -102,7 +102,7 @@ pub enum AgentRequest {
     Earlier {
         /// The number of the redirect.
         redirect: u64,
-        /// Of these ports they are reset first.
+        /// Of these ports they are reset first, but not all at once if there are many.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         end: Vec<u16>,
     },
@@ -187,6 +187,9 @@ pub enum AgentReply {
         /// Why some were not ended that should have been, as a sentence.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         obstacle: Option<String>,
+        /// Some are left that the same request may end.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
     },
     /// The socket was made. Carries it; it does not block.
     Socket,

@@ -158,10 +158,11 @@ fn replies_are_these_packets() {
                 ended: 1,
             }],
             obstacle: Some("o".into()),
+            more: true,
         },
         concat!(
             r#"{"reply":"earlier","ports":[{"port":80,"count":3,"#,
-            r#""peers":[{"address":"10.244.0.8","count":2}],"ended":1}],"obstacle":"o"}"#
+            r#""peers":[{"address":"10.244.0.8","count":2}],"ended":1}],"obstacle":"o","more":true}"#
         ),
     );
     golden(&AgentReply::Socket, r#"{"reply":"socket"}"#);
@@ -214,6 +215,7 @@ fn the_largest_reply_fits_into_a_packet() {
     let reply = AgentReply::Earlier {
         ports: vec![port; MAX_PORTS],
         obstacle: Some("x".repeat(512)),
+        more: true,
     };
 
     assert!(serde_json::to_vec(&reply).unwrap().len() < tp_packet::MAX_PACKET);

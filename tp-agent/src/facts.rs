@@ -45,6 +45,8 @@ pub struct InterceptFacts {
 pub struct PodFacts {
     /// Its name.
     pub name: String,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
     /// The pod itself and its owners, which are all of its namespace.
     pub workloads: Vec<WorkloadKey>,
     /// How its processes are found.

@@ -156,6 +156,8 @@ pub(crate) struct PortPlan {
     pub(crate) http_probed: bool,
     /// Connections that the container has already are ended.
     pub(crate) takes_open: bool,
+    /// When there were both the pod and the Intercept, in seconds since 1970.
+    pub(crate) met: i64,
     pub(crate) state: LeaseState,
     /// When the manager last said so.
     pub(crate) renewed: BootTime,
@@ -295,6 +297,7 @@ fn add(plan: &mut Plan, leased: &Leased<'_>, uid: &str, pod: &PodFacts) -> Optio
             probed: pod.probed.contains(port) && !intercept.has_local_probes,
             http_probed: pod.http_probed.contains(port) && !intercept.has_local_probes,
             takes_open: intercept.takes_open,
+            met: intercept.created.max(pod.created),
             state: match (is_listening, intercept.falls_back) {
                 // The redirect stays, for the workstation to come back to.
                 _ if leased.lease.is_quiet => LeaseState::Container,

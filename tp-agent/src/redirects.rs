@@ -17,11 +17,13 @@ use crate::{
     plan::{Plan, PodPlan, plan},
 };
 use pod::PodTask;
+use taken::AllTaken;
 
 mod earlier;
 mod listeners;
 mod pod;
 mod ports;
+mod taken;
 mod verify;
 
 /// Leases end by time, too.
@@ -49,6 +51,7 @@ impl Redirects {
         let mut tick = interval(PLAN_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut has_facts = true;
+        let taken = Arc::new(AllTaken::from_now_on());
         loop {
             let plan = plan(
                 boot_time(),
@@ -56,7 +59,8 @@ impl Redirects {
                 &facts.borrow_and_update(),
                 &self.rules,
             );
-            self.apply(plan, &mut tended, &mut tasks);
+            taken.follow(&facts.borrow());
+            self.apply(plan, &taken, &mut tended, &mut tasks);
             tokio::select! {
                 changed = facts.changed(), if has_facts => has_facts = changed.is_ok(),
                 _ = news.changed() => {}
@@ -75,7 +79,13 @@ impl Redirects {
         }
     }
 
-    fn apply(&self, plan: Plan, tended: &mut BTreeMap<String, Tended>, tasks: &mut JoinSet<()>) {
+    fn apply(
+        &self,
+        plan: Plan,
+        taken: &Arc<AllTaken>,
+        tended: &mut BTreeMap<String, Tended>,
+        tasks: &mut JoinSet<()>,
+    ) {
         let Plan { pods, refusals } = plan;
         self.managers.reports().set_refusals(refusals);
         for (uid, pod) in tended.iter() {
@@ -102,6 +112,7 @@ impl Redirects {
                 agentd: self.agentd.clone(),
                 managers: Arc::clone(&self.managers),
                 connections: Arc::clone(&self.connections),
+                taken: Arc::clone(taken),
                 plan,
             };
             let task = tasks.spawn(task.run()).id();

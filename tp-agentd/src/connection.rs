@@ -178,13 +178,21 @@ impl AgentConnection {
         if !self.looks.take(Instant::now()) {
             return Err(too_often("looks at connections", LOOKS, LOOK_INTERVAL));
         }
-        // Others are not to wait for it.
+        // Only the agent that asks waits for it, and not the others' redirects.
         let (netns, rules) = self
             .redirects
             .with(redirect, |it| Ok((it.netns.again()?, it.rules.clone())))?;
-        let EarlierLook { ports, obstacle } = earlier::look(&netns, &rules, end)?;
+        let EarlierLook {
+            ports,
+            obstacle,
+            has_more: more,
+        } = earlier::look(&netns, &rules, end)?;
 
-        Ok(AgentReply::Earlier { ports, obstacle })
+        Ok(AgentReply::Earlier {
+            ports,
+            obstacle,
+            more,
+        })
     }
 
     fn check_protocol(&self) -> Result<(), PodError> {

@@ -14,8 +14,8 @@ use crate::{
 
 /// Peers of a port that are told apart; the connections of others count without a name.
 const MAX_PEERS: usize = 4096;
-/// Connections that one request ends.
-const MAX_ENDED: usize = 1 << 16;
+/// Connections that one request ends: the agent's other requests wait meanwhile.
+const MAX_ENDED: usize = 2048;
 
 /// What the program of a redirect goes by.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +30,8 @@ pub(crate) struct EarlierLook {
     pub(crate) ports: Vec<EarlierConnections>,
     /// Why some were not ended.
     pub(crate) obstacle: Option<String>,
+    /// Another look may end more.
+    pub(crate) has_more: bool,
 }
 
 /// Counts the connections of each port, once those to the ports `end` are ended.
@@ -43,15 +45,18 @@ pub(crate) fn look(
     let what = "look at the connections of the pod";
     netns.run(what, CapabilitySet::NET_ADMIN, || {
         let diag = Diag::open()?;
-        let mut found = Vec::new();
+        let (mut found, mut has_more) = (Vec::new(), false);
         let end: Vec<u16> = end
             .iter()
             .copied()
             .filter(|port| rules.ports.contains_key(port))
             .collect();
         diag.list(&end, |it| {
-            if found.len() < MAX_ENDED && is_earlier(&it) {
-                found.push(it);
+            if is_earlier(&it) {
+                match found.len() < MAX_ENDED {
+                    true => found.push(it),
+                    false => has_more = true,
+                }
             }
         })?;
         let mut ended: BTreeMap<u16, u64> = BTreeMap::new();
@@ -61,6 +66,7 @@ pub(crate) fn look(
                 Ok(was_there) => *ended.entry(connection.port).or_default() += u64::from(was_there),
                 Err(error) => {
                     obstacle = Some(said(&error));
+                    has_more = !is_lasting(&error);
                     break;
                 }
             }
@@ -80,6 +86,7 @@ pub(crate) fn look(
         Ok(EarlierLook {
             ports: ports.collect(),
             obstacle,
+            has_more,
         })
     })
 }
@@ -93,6 +100,14 @@ fn is_earlier(connection: &Established, rules: &RedirectRules, own: &[IpAddr]) -
     let is_spared = rules.ports.get(port) == Some(&true) && rules.nodes.contains(peer);
 
     *mark != ACCEPTED_MARK && !is_exempt && !is_spared
+}
+
+/// Whether it is in vain to ask again.
+fn is_lasting(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::OPNOTSUPP | Errno::PERM)
+    )
 }
 
 fn said(error: &io::Error) -> String {

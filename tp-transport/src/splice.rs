@@ -14,7 +14,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream, time::sleep};
+use tokio::{io::Interest, net::TcpStream, task::coop::consume_budget, time::sleep};
 use tp_core::keep_alive::Segments;
 
 use crate::{
@@ -149,6 +149,8 @@ async fn upward(
     // Resolves when the other end no longer reads, or the tunnel is lost, while TCP is quiet.
     let mut stopped = Box::pin(send.stopped());
     loop {
+        // What is tried takes none, and neither does QUIC.
+        consume_budget().await;
         if send.credit_left() == 0 {
             // A flow that waits for its reader holds no buffer: split-off parts share the allocation.
             buffer = BytesMut::new();
@@ -208,6 +210,7 @@ async fn downward(
 ) -> Result<(), End> {
     let mut chunks: [Bytes; WRITE_CHUNKS] = std::array::from_fn(|_| Bytes::new());
     loop {
+        consume_budget().await;
         let read = tokio::select! {
             read = recv.read_chunks(&mut chunks) => read?,
             error = failed(tcp) => return Err(error.into()),

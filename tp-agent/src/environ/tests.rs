@@ -9,6 +9,7 @@ use crate::facts::PodFacts;
 fn facts(namespace: &str) -> Facts {
     let pod = PodFacts {
         name: "web-0".into(),
+        created: 0,
         workloads: vec![WorkloadKey {
             namespace: namespace.into(),
             kind: "Deployment".into(),

@@ -64,6 +64,7 @@ pub(super) fn read(pod: &Pod, gateways: &[IpAddr]) -> Option<(String, KnownPod)>
         .filter_map(|ip| ip.parse().ok())
         .chain(gateways.iter().copied())
         .collect();
+    let created = metadata.creation_timestamp.as_ref();
     let obstacle = obstacle(metadata, spec, status);
     let (probed, http_probed) = probed(spec);
 
@@ -72,6 +73,7 @@ pub(super) fn read(pod: &Pod, gateways: &[IpAddr]) -> Option<(String, KnownPod)>
         KnownPod {
             facts: PodFacts {
                 name,
+                created: created.map_or(0, |it| it.0.as_second()),
                 workloads: workload.into_iter().collect(),
                 ids,
                 addresses,

@@ -32,6 +32,7 @@ fn intercept(created: i64) -> InterceptFacts {
 fn pod(name: &str) -> PodFacts {
     PodFacts {
         name: name.into(),
+        created: 7,
         workloads: vec![workload("web")],
         ids: PodIds {
             uid: name.into(),
@@ -136,6 +137,7 @@ fn an_intercept_decides_over_replica_probes_and_what_serves_while_it_is_down() {
     let ports = &plan.pods["b"].ports;
     assert!(!ports[&81].probed && !ports[&80].http_probed);
     assert!(ports[&80].takes_open);
+    assert_eq!(ports[&80].met, 7, "the pod is newer");
 }
 
 #[test]

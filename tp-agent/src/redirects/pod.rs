@@ -21,9 +21,10 @@ use tp_core::backoff::Backoff;
 use tp_proto::agent::{PodPhase, PodReport};
 
 use super::{
-    earlier::EarlierLooks,
+    earlier::{EarlierLooks, Looked},
     listeners::{Doorway, Listeners},
     ports::Ports,
+    taken::AllTaken,
     verify::{Proof, verify},
 };
 use crate::{
@@ -46,6 +47,7 @@ pub(super) struct PodTask {
     pub(super) agentd: Agentd,
     pub(super) managers: Arc<Managers>,
     pub(super) connections: Arc<CarriedConnections>,
+    pub(super) taken: Arc<AllTaken>,
     pub(super) plan: watch::Receiver<PodPlan>,
 }
 
@@ -181,7 +183,7 @@ impl PodTask {
                 listeners: Listeners::start(listeners, &doorway)?,
                 doorway,
                 state: Ports::default(),
-                looks: EarlierLooks::default(),
+                looks: EarlierLooks::new(self.uid.clone(), Arc::clone(&self.taken)),
                 work: JoinSet::new(),
             })
         };
@@ -377,15 +379,24 @@ impl PodRedirection {
             }
             Step::Counted(Ok(counters)) => self.state.count(&counters),
             Step::Looked { end, looked } => match looked {
-                Ok(AgentReply::Earlier { ports, obstacle }) => {
-                    self.looks.end(&end, ports, obstacle);
-                }
+                Ok(AgentReply::Earlier {
+                    ports: seen,
+                    obstacle,
+                    more: has_more,
+                }) => self.looks.end(
+                    &end,
+                    Looked {
+                        seen,
+                        obstacle,
+                        has_more,
+                    },
+                ),
                 Ok(_) => return ControlFlow::Break(End::Unwanted),
                 Err(AgentdError::Away(_)) => return ControlFlow::Break(End::Gone),
                 // They go on to the container, of which nothing can be said.
                 Err(AgentdError::Refused { message, .. }) => {
                     tracing::debug!(pod = plan.name, message, "Earlier connections not known");
-                    self.looks.end(&end, Vec::new(), Some(message));
+                    self.looks.fail(&end, message);
                 }
             },
             Step::Counted(Err(error)) => {

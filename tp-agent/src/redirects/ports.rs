@@ -255,6 +255,7 @@ mod tests {
                 probed: false,
                 http_probed: false,
                 takes_open: false,
+                met: 0,
                 state: *state,
                 renewed: 0,
             };

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -34,11 +34,19 @@ async fn end_of(mut client: TcpStream) -> io::Result<usize> {
     timeout(LIMIT, client.read(&mut [0])).await.unwrap()
 }
 
+/// In seconds since 1970.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+
+    i64::try_from(now.unwrap().as_secs()).unwrap()
+}
+
 async fn redirected(stage: &Stage, takes_open: bool) -> (Manager, NodeAgent, PodReport) {
     let mut manager = Manager::start().await;
     let mut facts = stage::facts();
     for intercept in facts.intercepts.values_mut() {
         intercept.takes_open = takes_open;
+        intercept.created = now();
     }
     let agent = stage.agent_with(&[&manager], facts);
     manager.lease(&[(8080, true)]);
@@ -103,6 +111,42 @@ fn an_intercept_that_takes_open_connections_ends_those_and_no_later_one() {
         let is_seen = |report: &PodReport| report.ports[0].earlier == 1;
         let report = manager.report(is_seen).await;
         assert_eq!(report.ports[0].earlier_ended, 3, "once");
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn connections_that_the_container_got_while_the_agent_was_away_are_not_ended() {
+    let stage = Stage::new("p");
+    stage.run(async {
+        let clients = opened().await;
+        let (mut manager, agent, report) = redirected(&stage, true).await;
+        assert_eq!(report.ports[0].earlier_ended, 3);
+        drop(clients);
+
+        // The lease ends, and with it the redirect.
+        manager.lease(&[]);
+        crate::is_soon(POD4, crate::is_container).await;
+        while manager.incoming.try_recv().is_ok() {}
+        let first = TcpStream::connect(POD4).await.unwrap();
+        manager.lease(&[(8080, true)]);
+        let is_seen = |report: &PodReport| report.ports.iter().any(|it| it.earlier == 1);
+        let report = manager.report(is_seen).await;
+        assert_eq!(report.ports[0].earlier_ended, 3, "once");
+        drop((agent, first));
+
+        // The next agent knows only when the Intercept was made.
+        crate::is_soon(POD4, crate::is_container).await;
+        let second = TcpStream::connect(POD4).await.unwrap();
+        let mut facts = stage::facts();
+        for intercept in facts.intercepts.values_mut() {
+            (intercept.takes_open, intercept.created) = (true, now() - 60);
+        }
+        let _agent = stage.agent_with(&[&manager], facts);
+        let is_seen = |report: &PodReport| report.ports.iter().any(|it| it.earlier == 1);
+        let report = manager.report(is_seen).await;
+        assert_eq!(report.ports[0].earlier_ended, 0);
+        drop(second);
     });
 }
 

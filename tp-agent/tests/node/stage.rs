@@ -241,6 +241,7 @@ pub(crate) fn facts() -> Facts {
     };
     let pod = PodFacts {
         name: "web-0".into(),
+        created: 1,
         workloads: vec![workload],
         ids: PodIds {
             uid: UID.into(),

@@ -6,7 +6,10 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
 };
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
 use tp_agent_api::{AgentReply, AgentRequest, EarlierConnections, LeaseState, PodIds};
 
 use crate::{
@@ -70,6 +73,7 @@ fn look(stage: &Stage, redirected: &Redirected, end: &[u16]) -> Vec<EarlierConne
         AgentReply::Earlier {
             ports,
             obstacle: None,
+            more: false,
         } => ports,
         reply => panic!("{reply:?}"),
     }
@@ -124,6 +128,43 @@ fn connections_opened_earlier_are_counted_by_port_and_peer_until_they_are_ended(
     assert!(is_soon(|| earlier.iter().all(is_reset)));
     let kept = later.iter().chain(&of_pod).chain([&of_other, &of_none]);
     assert!(!kept.into_iter().any(is_reset));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn many_connections_are_ended_by_several_requests() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let all = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, all).unwrap();
+    let stage = Stage::new("mo");
+    let mut web = Clients::of(&stage, 9000);
+    let mut earlier = Vec::new();
+    for _ in 0..21 {
+        let some = || (0..100).map(|_| open(OUTSIDE4, 9000)).collect();
+        let some: Vec<TcpStream> = stage.outside(some);
+        for _ in &some {
+            web.accepted.push(web.listener.accept().unwrap().0);
+        }
+        earlier.extend(some);
+    }
+    let redirected = stage.redirect_unserved(&[port(9000, false)], &[]);
+    let ended = || {
+        let request = AgentRequest::Earlier {
+            redirect: redirected.number,
+            end: vec![9000],
+        };
+        match stage.request(&request).0 {
+            AgentReply::Earlier { ports, more, .. } => (ports[0].ended, ports[0].count, more),
+            reply => panic!("{reply:?}"),
+        }
+    };
+
+    assert_eq!(ended(), (2048, 52, true));
+    assert_eq!(ended(), (52, 0, false));
+    assert!(is_soon(|| earlier.iter().all(is_reset)));
 }
 
 #[test]

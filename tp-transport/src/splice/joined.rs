@@ -4,7 +4,7 @@ use std::{io, net::Shutdown, time::Duration};
 
 use bytes::{BufMut as _, BytesMut};
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::coop::consume_budget};
 
 use super::{closed, failed};
 
@@ -42,6 +42,8 @@ async fn copy(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
     let mut size = FIRST_READ_SIZE;
     let mut buffer = BytesMut::new();
     loop {
+        // What is tried takes none: a fast stream would hold up all others of the thread.
+        consume_budget().await;
         buffer.clear();
         buffer.reserve(size);
         match from.try_read_buf(&mut (&mut buffer).limit(size)) {
@@ -78,10 +80,12 @@ async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
-        task::JoinHandle,
+        task::{JoinHandle, coop::has_budget_remaining},
         time::timeout,
     };
 
@@ -150,5 +154,22 @@ mod tests {
         // As the kernel names it to who has read the end.
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         timeout(LIMIT, task).await.unwrap().unwrap().unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_fast_stream_leaves_its_thread_to_others_in_between() {
+        let ((mut one, near), (_other, far)) = (pair().await, pair().await);
+        one.write_all(&[7; 1000]).await.unwrap();
+        near.readable().await.unwrap();
+        let mut copying = Box::pin(copy(&near, &far));
+
+        // As after as many reads as a task may do at once.
+        while has_budget_remaining() {
+            consume_budget().await;
+        }
+
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(copying.as_mut().poll(&mut context).is_pending());
+        assert_eq!(near.try_read(&mut [0; 2000]).unwrap(), 1000, "all there");
     }
 }
