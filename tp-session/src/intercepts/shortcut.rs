@@ -21,7 +21,7 @@ use super::{
     super::shared::{Shared, count},
     Entries, EntryPhase, OwnIntercept, OwnIntercepts,
     accept::{DIAL_TIMEOUT, InterceptTargets},
-    callers::{Callers, HandlerPlace},
+    callers::{Callers, FoundCaller, HandlerPlace},
     dial,
     request::WantedIntercept,
 };
@@ -96,8 +96,11 @@ impl LocalCalls {
             listens_at: led.local,
             command_of: led.wanted.command_of,
         };
-        if self.callers.are_of(handler, flow).await {
-            return CallWay::Container;
+        match self.callers.find(handler, flow).await {
+            FoundCaller::Handler => return CallWay::Container,
+            FoundCaller::Other => {}
+            // Neither way is right for both; a refusal ends what would go round for ever.
+            FoundCaller::Unknown => return CallWay::Refused(Outcome::Exhausted),
         }
         if !led.is_whole || led.wanted.no_local_shortcut {
             return CallWay::Cluster;

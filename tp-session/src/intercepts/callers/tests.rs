@@ -78,6 +78,13 @@ fn place(listens_at: SocketAddr, command_of: Option<u32>) -> HandlerPlace {
     }
 }
 
+async fn is_of(callers: &Callers, handler: HandlerPlace, flow: FlowKey) -> bool {
+    let found = callers.find(handler, flow).await;
+    assert_ne!(found, FoundCaller::Unknown);
+
+    found == FoundCaller::Handler
+}
+
 /// An address where nothing listens, as far as anybody knows.
 fn nowhere() -> SocketAddr {
     "127.0.0.1:1".parse().unwrap()
@@ -94,11 +101,11 @@ async fn a_child_of_the_process_that_listens_is_of_the_handler_and_others_are_no
     let mut stranger = Running::start(CALLER, to);
     let by_stranger = stranger.flow(to);
 
-    assert!(callers.are_of(place(at, None), by_child).await);
-    assert!(!callers.are_of(place(at, None), by_stranger).await);
+    assert!(is_of(&callers, place(at, None), by_child).await);
+    assert!(!is_of(&callers, place(at, None), by_stranger).await);
     // At once again: from what is known.
-    assert!(callers.are_of(place(at, None), by_child).await);
-    assert!(!callers.are_of(place(nowhere(), None), by_child).await);
+    assert!(is_of(&callers, place(at, None), by_child).await);
+    assert!(!is_of(&callers, place(nowhere(), None), by_child).await);
 }
 
 #[tokio::test]
@@ -113,9 +120,9 @@ async fn the_process_that_listens_is_of_the_handler_also_at_a_wildcard() {
         let callers = Callers::default();
         let at = SocketAddr::new(to.ip(), port);
 
-        assert!(callers.are_of(place(at, None), by_us).await, "{at}");
+        assert!(is_of(&callers, place(at, None), by_us).await, "{at}");
         drop(listener);
-        assert!(!callers.are_of(place(at, None), by_us).await, "{at}");
+        assert!(!is_of(&callers, place(at, None), by_us).await, "{at}");
     }
 }
 
@@ -128,13 +135,13 @@ async fn what_descends_from_the_command_is_of_the_handler_wherever_it_listens() 
     let by_child = caller.flow(to);
     let own = std::process::id();
 
-    assert!(callers.are_of(place(nowhere(), Some(own)), by_child).await);
+    assert!(is_of(&callers, place(nowhere(), Some(own)), by_child).await);
     let of_itself = place(nowhere(), Some(caller.0.id()));
-    assert!(callers.are_of(of_itself, by_child).await);
+    assert!(is_of(&callers, of_itself, by_child).await);
     let mut other = Running::start(CALLER, to);
     let of_other = place(nowhere(), Some(other.0.id()));
     other.flow(to);
-    assert!(!callers.are_of(of_other, by_child).await);
+    assert!(!is_of(&callers, of_other, by_child).await);
 }
 
 #[tokio::test]
@@ -149,12 +156,35 @@ async fn sockets_of_both_families_are_found_and_one_that_has_gone_is_nobodys() {
         let (mut accepted, source) = target.accept().unwrap();
         let by_us = flow(source, to);
 
-        assert!(callers.are_of(handler, by_us).await, "{source}");
+        assert!(is_of(&callers, handler, by_us).await, "{source}");
         call.write_all(b"x").unwrap();
         drop(call);
         // Its other end listens still, which is no caller.
         accepted.read_to_end(&mut Vec::new()).unwrap();
         drop(accepted);
-        assert!(!callers.are_of(handler, by_us).await, "{source}");
+        assert!(!is_of(&callers, handler, by_us).await, "{source}");
     }
+}
+
+#[test]
+fn searches_share_what_was_read_after_all_of_them_began() {
+    let seen = SeenProcesses::default();
+    let (first, second) = (Instant::now(), Instant::now());
+    let read = seen.after(first).unwrap();
+
+    assert!(Arc::ptr_eq(&read, &seen.after(second).unwrap()));
+    // A later caller may be younger than what was read.
+    assert!(!Arc::ptr_eq(&read, &seen.after(Instant::now()).unwrap()));
+}
+
+#[tokio::test]
+async fn who_is_not_found_in_time_is_unknown() {
+    let callers = Callers::default();
+    let by_anybody = flow(nowhere(), nowhere());
+    let all = u32::try_from(PARALLEL).unwrap();
+    let _others = callers.slots.acquire_many(all).await.unwrap();
+
+    let found = callers.find(place(nowhere(), None), by_anybody).await;
+
+    assert_eq!(found, FoundCaller::Unknown);
 }
