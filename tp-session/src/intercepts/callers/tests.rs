@@ -2,9 +2,11 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddrV4, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::*;
 
@@ -123,6 +125,47 @@ async fn the_process_that_listens_is_of_the_handler_also_at_a_wildcard() {
         assert!(is_of(&callers, place(at, None), by_us).await, "{at}");
         drop(listener);
         assert!(!is_of(&callers, place(at, None), by_us).await, "{at}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_cannot_take_the_connection_makes_nobody_the_handler() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    let call = TcpStream::connect(to).unwrap();
+    let by_us = flow(call.local_addr().unwrap(), to);
+    let callers = Callers::default();
+    // Of documentation (RFC 5737): no machine has it, and this one may have no way to it.
+    let elsewhere: IpAddr = [192, 0, 2, 1].into();
+    let (v4, v6) = (
+        IpAddr::from([127, 0, 0, 1]),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    );
+    for (at, only_v6, takes, others) in [
+        ("0.0.0.0:0", false, &[v4][..], &[v6][..]),
+        ("[::]:0", false, &[v4, v6], &[]),
+        ("[::]:0", true, &[v6], &[v4]),
+        ("127.0.0.2:0", false, &[], &[v4, v6]),
+    ] {
+        let at: SocketAddr = at.parse().unwrap();
+        let socket = Socket::new(Domain::for_address(at), Type::STREAM, None).unwrap();
+        if only_v6 {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&at.into()).unwrap();
+        socket.listen(1).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        for ip in takes {
+            let place = place(SocketAddr::new(*ip, port), None);
+            assert!(is_of(&callers, place, by_us).await, "{at} {only_v6} {ip}");
+        }
+        for ip in others {
+            let place = place(SocketAddr::new(*ip, port), None);
+            assert!(!is_of(&callers, place, by_us).await, "{at} {only_v6} {ip}");
+        }
+        let foreign = place(SocketAddr::new(elsewhere, port), None);
+        let found = callers.find(foreign, by_us).await;
+        assert_ne!(found, FoundCaller::Handler, "{at}");
     }
 }
 
