@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
+    process,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -14,7 +15,8 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 use tp_core::packet::FlowKey;
 use tp_process::sync::lock;
 
-use processes::{ProcessId, Processes};
+use processes::Processes;
+pub(super) use processes::{ProcessId, ancestors};
 
 mod diag;
 mod processes;
@@ -27,11 +29,13 @@ const PARALLEL: usize = 4;
 const HOLDERS_LIFETIME: Duration = Duration::from_secs(1);
 
 /// Where the handler of an intercepted port is found.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct HandlerPlace {
     pub(super) listens_at: SocketAddr,
     /// The `tp intercept` that runs the handler as its command.
     pub(super) command_of: Option<u32>,
+    /// The processes that the `tp intercept` descends from.
+    pub(super) asked_from: Arc<[ProcessId]>,
 }
 
 /// Who calls.
@@ -76,8 +80,9 @@ impl Default for Callers {
 }
 
 impl Callers {
-    /// Returns whether the connection was made by a process of this user that holds the socket that
-    /// listens, is the command, or descends from one of these.
+    /// The handler is every process of this user that holds the socket that listens, is the command, or
+    /// descends from one of these. Of a holder from which the session or its `tp` descends as well, such
+    /// as a service manager that passes the socket on, or an editor, what descends says nothing.
     pub(super) async fn find(&self, handler: HandlerPlace, flow: FlowKey) -> FoundCaller {
         let called = Instant::now();
         let (slots, seen) = (Arc::clone(&self.slots), Arc::clone(&self.seen));
@@ -133,8 +138,16 @@ fn is_handler(
         return Ok(true);
     }
     let listening = diag::listening(handler.listens_at).map_err(io::Error::other)?;
-    let holders = seen.holders.of(listening, &processes);
-    let trees = processes.trees(holders.iter().map(|it| it.pid));
+    let mut around = ancestors(process::id());
+    around.extend(handler.asked_from.iter());
+    let holders = seen.holders.of(listening, &processes, |holders| {
+        // It may have passed the socket on meanwhile.
+        holders.found >= called || !holders.processes.iter().any(|it| around.contains(it))
+    });
+    let (alone, roots): (Vec<ProcessId>, Vec<ProcessId>) =
+        holders.iter().partition(|it| around.contains(it));
+    let mut trees = processes.trees(roots.iter().map(|it| it.pid));
+    trees.extend(alone.iter().map(|it| it.pid));
 
     Ok(trees.difference(&of_command).any(calls))
 }
@@ -158,26 +171,32 @@ impl SeenProcesses {
 }
 
 impl Holders {
-    fn of(&self, listening: Vec<u32>, processes: &Processes) -> Vec<ProcessId> {
+    fn of(
+        &self,
+        listening: Vec<u32>,
+        processes: &Processes,
+        is_valid: impl Fn(&KnownHolders) -> bool,
+    ) -> Vec<ProcessId> {
         if listening.is_empty() {
             return Vec::new();
         }
         let mut known = lock(&self.0);
         known.retain(|_, holders| holders.found.elapsed() < HOLDERS_LIFETIME);
-        if let Some(holders) = known.get(&listening) {
+        if let Some(holders) = known.get(&listening).filter(|it| is_valid(it)) {
             let live = holders.processes.iter().copied();
             return live.filter(|it| processes.has(*it)).collect();
         }
         // Whoever comes meanwhile waits, and finds it known.
+        let found = Instant::now();
         let all = processes.all();
         let holders: Vec<ProcessId> = all
-            .filter(|process| processes::holds(process.pid, &listening))
+            .filter(|it| processes::holds(it.pid, &listening))
             .collect();
-        let found = KnownHolders {
-            found: Instant::now(),
+        let holding = KnownHolders {
+            found,
             processes: holders.clone(),
         };
-        known.insert(listening, found);
+        known.insert(listening, holding);
 
         holders
     }

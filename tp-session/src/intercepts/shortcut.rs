@@ -95,6 +95,7 @@ impl LocalCalls {
         let handler = HandlerPlace {
             listens_at: led.local,
             command_of: led.wanted.command_of,
+            asked_from: Arc::clone(&led.wanted.asked_from),
         };
         match self.callers.find(handler, flow).await {
             FoundCaller::Handler => return CallWay::Container,

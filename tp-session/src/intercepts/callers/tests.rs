@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddrV4, TcpListener, TcpStream},
+    os::fd::OwnedFd,
     process::{Child, Command, Stdio},
 };
 
@@ -32,11 +33,16 @@ impl Drop for Running {
 
 impl Running {
     fn start(program: &str, to: SocketAddr) -> Self {
+        Self::start_with(program, to, Stdio::inherit())
+    }
+
+    fn start_with(program: &str, to: SocketAddr, stderr: Stdio) -> Self {
         let started = Command::new("python3")
             .args(["-c", program, &to.ip().to_string(), &to.port().to_string()])
             .arg(CALLER)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn();
 
         Self(started.expect("python3 runs"))
@@ -77,6 +83,7 @@ fn place(listens_at: SocketAddr, command_of: Option<u32>) -> HandlerPlace {
     HandlerPlace {
         listens_at,
         command_of,
+        asked_from: Arc::default(),
     }
 }
 
@@ -170,13 +177,40 @@ async fn a_socket_that_cannot_take_the_connection_makes_nobody_the_handler() {
 }
 
 #[tokio::test]
+async fn what_descends_as_tp_does_from_a_holder_is_no_handler_unless_it_has_the_socket() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    let callers = Callers::default();
+    // As a service manager does.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let mut tp = Running::start(CALLER, to);
+    let by_tp = tp.flow(to);
+    let asked_from: Arc<[ProcessId]> = ancestors(tp.0.id()).into();
+    assert_eq!(asked_from[0].pid, process::id());
+    let place = HandlerPlace {
+        asked_from,
+        ..place(at, None)
+    };
+
+    assert!(!is_of(&callers, place.clone(), by_tp).await);
+    let passed: OwnedFd = listener.try_clone().unwrap().into();
+    let mut activated = Running::start_with(CALLER, to, passed.into());
+    let by_activated = activated.flow(to);
+    assert!(is_of(&callers, place.clone(), by_activated).await);
+    let call = TcpStream::connect(to).unwrap();
+    let by_manager = flow(call.local_addr().unwrap(), to);
+    assert!(is_of(&callers, place.clone(), by_manager).await);
+}
+
+#[tokio::test]
 async fn what_descends_from_the_command_is_of_the_handler_wherever_it_listens() {
     let target = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = target.local_addr().unwrap();
     let callers = Callers::default();
     let mut caller = Running::start(CALLER, to);
     let by_child = caller.flow(to);
-    let own = std::process::id();
+    let own = process::id();
 
     assert!(is_of(&callers, place(nowhere(), Some(own)), by_child).await);
     let of_itself = place(nowhere(), Some(caller.0.id()));
@@ -192,20 +226,20 @@ async fn sockets_of_both_families_are_found_and_one_that_has_gone_is_nobodys() {
     let target = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = target.local_addr().unwrap();
     let mapped = format!("[::ffff:127.0.0.1]:{}", to.port());
-    let handler = place(nowhere(), Some(std::process::id()));
+    let handler = place(nowhere(), Some(process::id()));
     let callers = Callers::default();
     for address in [to.to_string(), mapped] {
         let mut call = TcpStream::connect(address).unwrap();
         let (mut accepted, source) = target.accept().unwrap();
         let by_us = flow(source, to);
 
-        assert!(is_of(&callers, handler, by_us).await, "{source}");
+        assert!(is_of(&callers, handler.clone(), by_us).await, "{source}");
         call.write_all(b"x").unwrap();
         drop(call);
         // Its other end listens still, which is no caller.
         accepted.read_to_end(&mut Vec::new()).unwrap();
         drop(accepted);
-        assert!(!is_of(&callers, handler, by_us).await, "{source}");
+        assert!(!is_of(&callers, handler.clone(), by_us).await, "{source}");
     }
 }
 
