@@ -79,6 +79,8 @@ pub(super) struct WantedIntercept {
     pub(super) asked_from: Arc<[ProcessId]>,
     /// Those that went to the local process directly.
     pub(super) local_calls: AtomicU64,
+    /// Those whose client the local process was not shown.
+    pub(super) unshown: Arc<AtomicU64>,
 }
 
 /// A port of the pods, and where its connections go.
@@ -275,6 +277,7 @@ impl CheckedRequest {
             command_of: self.command_of,
             asked_from: self.asked_from,
             local_calls: AtomicU64::new(0),
+            unshown: Arc::default(),
         })
     }
 }

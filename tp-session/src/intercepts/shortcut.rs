@@ -127,8 +127,8 @@ async fn connect(
         client: caller.into(),
     };
     // The caller is of this machine: nobody has to be shown in the session's place.
-    let dialled = timeout(DIAL_TIMEOUT, dial::dial(target, &from, None));
     let address = target.address;
+    let dialled = timeout(DIAL_TIMEOUT, dial::dial(target, &from, None));
     let Ok(slot) = slots.try_acquire_owned() else {
         return CallWay::Refused(Outcome::Exhausted);
     };
