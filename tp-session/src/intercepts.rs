@@ -128,6 +128,7 @@ impl OwnIntercept {
         let target = |state: &LocalPortState| LocalTarget {
             address: state.address,
             proxy_protocol: self.wanted.proxy_protocol,
+            unshown: Arc::clone(&self.wanted.unshown),
         };
         let ports = self.ports.iter();
 

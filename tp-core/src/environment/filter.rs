@@ -146,8 +146,10 @@ fn reason_by_itself(variable: &Variable) -> Option<Reason> {
 
 fn fits(pattern: &str, name: &[u8]) -> bool {
     match pattern.strip_suffix('*') {
-        Some(prefix) => name.starts_with(prefix.as_bytes()),
-        None => name == pattern.as_bytes(),
+        Some(prefix) => name
+            .get(..prefix.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes())),
+        None => name.eq_ignore_ascii_case(pattern.as_bytes()),
     }
 }
 
@@ -293,6 +295,20 @@ mod tests {
             "LUA_INIT_5_4",
             "RUSTC_WRAPPER",
             "LC_ALL",
+            "GOCACHEPROG",
+            "GOAUTH",
+            "PKG_CONFIG",
+            "COREPACK_NPM_REGISTRY",
+            "UV_INDEX_URL",
+            "BUN_OPTIONS",
+            "AWS_PAGER",
+            "KUBECTL_EXTERNAL_DIFF",
+            "FZF_DEFAULT_OPTS",
+            "TP_ROOT_SOCKET",
+            "npm_config_script_shell",
+            "Npm_Config_Registry",
+            "ComSpec",
+            "ld_preload",
         ];
 
         let filtered = Filter::default().apply(&container(&names));
@@ -320,6 +336,10 @@ mod tests {
             "LESSON",
             "PATHS",
             "ASPNETCORE_URLS",
+            "PKG_CONFIGURED",
+            "BUNDLED",
+            "path_prefix",
+            "npm",
         ];
 
         let filtered = Filter::default().apply(&container(&names));

@@ -74,7 +74,7 @@ impl InterceptTargets {
         let by_uid = read(&self.by_uid);
         let of_one = by_uid.get(uid)?;
 
-        Some((*of_one.ports.get(&port)?, Arc::clone(&of_one.slots)))
+        Some((of_one.ports.get(&port)?.clone(), Arc::clone(&of_one.slots)))
     }
 
     /// From now on local processes are shown the client of each connection.
@@ -154,9 +154,10 @@ impl InterceptTargets {
             return;
         };
         let cancelled = pending.cancelled();
+        let dialled = dial::dial(target.clone(), &from, self.clients.get());
         let dialled = tokio::select! {
             () = cancelled => return,
-            dialled = timeout(DIAL_TIMEOUT, dial::dial(target, &from, self.clients.get())) => dialled,
+            dialled = timeout(DIAL_TIMEOUT, dialled) => dialled,
         };
         let target = target.address;
         let tcp = match dialled {

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsFd as _,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -18,20 +18,22 @@ use tp_process::sync::lock;
 use tp_root_api::Request;
 use tp_transport::InterceptedFrom;
 
-use super::super::root_link::RootLink;
+use super::super::{root_link::RootLink, shared::count};
 
 /// The root daemon answers within a tenth of a millisecond, unless it is at work for somebody; a
-/// connection waits no longer than this for it.
-const ROOT_TIMEOUT: Duration = Duration::from_millis(50);
+/// connection waits no longer than this for it, and what it is told then is wrong.
+const ROOT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A root daemon that did not answer in time is not asked again for so long.
 const ROOT_BACKOFF: Duration = Duration::from_secs(1);
 
 /// Where connections to a port go, and how they begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct LocalTarget {
     pub(super) address: SocketAddr,
     /// A header of the PROXY protocol precedes the bytes of the client.
     pub(super) proxy_protocol: bool,
+    /// Connections whose client the process was to be shown, and was not.
+    pub(super) unshown: Arc<AtomicU64>,
 }
 
 /// Has the root daemon show clients to local processes.
@@ -50,6 +52,7 @@ pub(super) async fn dial(
     let LocalTarget {
         address,
         proxy_protocol,
+        unshown,
     } = target;
     if proxy_protocol {
         let mut tcp = TcpStream::connect(address).await?;
@@ -58,7 +61,7 @@ pub(super) async fn dial(
         return Ok(tcp);
     }
     let registered = match clients {
-        Some(clients) => clients.register(address, from.client).await,
+        Some(clients) => clients.register(address, from.client, &unshown).await,
         None => None,
     };
 
@@ -77,29 +80,45 @@ impl ClientRegistry {
     }
 
     /// A socket by which the process at `target` is shown `client`; `None` if it is not to be, or if the
-    /// root daemon does not do it.
-    async fn register(&self, target: SocketAddr, client: SocketAddr) -> Option<TcpSocket> {
-        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-        // A socket of one family has no form for an address of the other.
-        if client.is_ipv4() != target.is_ipv4() || self.is_silent() {
-            return None;
-        }
+    /// root daemon does not do it, which is counted.
+    async fn register(
+        &self,
+        target: SocketAddr,
+        client: SocketAddr,
+        unshown: &AtomicU64,
+    ) -> Option<TcpSocket> {
         let socket = socket_to(target)
             .inspect_err(|error| tracing::debug!(%target, %error, "Client is not shown"))
             .ok()??;
-        let copy = socket.as_fd().try_clone_to_owned().ok()?;
+        if self.show(&socket, target, client).await {
+            return Some(socket);
+        }
+        count(unshown);
+
+        None
+    }
+
+    async fn show(&self, socket: &TcpSocket, target: SocketAddr, client: SocketAddr) -> bool {
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        // A socket of one family has no form for an address of the other.
+        if client.is_ipv4() != target.is_ipv4() || self.is_silent() {
+            return false;
+        }
+        let Ok(copy) = socket.as_fd().try_clone_to_owned() else {
+            return false;
+        };
         let asked = self.root.call(Request::ShowClient { client }, Some(copy));
         match timeout(ROOT_TIMEOUT, asked).await {
-            Ok(Ok(_)) => Some(socket),
+            Ok(Ok(_)) => true,
             Ok(Err(fault)) => {
                 tracing::debug!(%target, %fault, "Client is not shown");
-                None
+                false
             }
             // Its copy would keep a connection open that is to end.
             Err(_) => {
                 tracing::debug!(%target, "Client is not shown: the root daemon is busy");
                 *lock(&self.silent_until) = Some(Instant::now() + ROOT_BACKOFF);
-                None
+                false
             }
         }
     }
@@ -128,7 +147,7 @@ fn socket_to(target: SocketAddr) -> io::Result<Option<TcpSocket>> {
 }
 
 /// The address from which the kernel would connect to `target`.
-fn source_to(target: SocketAddr) -> io::Result<IpAddr> {
+pub(super) fn source_to(target: SocketAddr) -> io::Result<IpAddr> {
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

@@ -15,7 +15,7 @@ use tp_proto::{
 };
 
 use super::{
-    Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept, earlier, listening,
+    Entries, EntryPhase, OwnIntercept, OwnIntercepts, WantedIntercept, callers, earlier, listening,
     request::CheckedRequest,
     view::{self, Outlook},
 };
@@ -63,6 +63,7 @@ impl OwnIntercepts {
         let made = match CheckedRequest::of(request, &connected) {
             Ok(mut checked) => {
                 checked.command_of = caller.filter(|_| for_command);
+                checked.asked_from = caller.map(callers::ancestors).unwrap_or_default().into();
                 self.make(checked, &events).await
             }
             Err(fault) => Err(fault),

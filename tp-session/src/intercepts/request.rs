@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::atomic::AtomicU64,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use tp_proto::{
 };
 use tp_transport::SessionRef;
 
-use super::listening::ListeningSockets;
+use super::{callers::ProcessId, listening::ListeningSockets};
 
 /// Bounds the system's resolver.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +46,8 @@ pub(super) struct CheckedRequest {
     no_local_shortcut: bool,
     /// The process that runs the handler.
     pub(super) command_of: Option<u32>,
+    /// The processes that the caller descends from.
+    pub(super) asked_from: Arc<[ProcessId]>,
 }
 
 /// All that an Intercept object is made of, and what only the workstation knows.
@@ -73,8 +75,12 @@ pub(super) struct WantedIntercept {
     pub(super) no_local_shortcut: bool,
     /// The process that runs the handler, as far as it is known.
     pub(super) command_of: Option<u32>,
+    /// The processes that the `tp` descends from which asked for it.
+    pub(super) asked_from: Arc<[ProcessId]>,
     /// Those that went to the local process directly.
     pub(super) local_calls: AtomicU64,
+    /// Those whose client the local process was not shown.
+    pub(super) unshown: Arc<AtomicU64>,
 }
 
 /// A port of the pods, and where its connections go.
@@ -181,6 +187,7 @@ impl CheckedRequest {
             take_open: request.take_open,
             no_local_shortcut: request.no_local_shortcut,
             command_of: None,
+            asked_from: Arc::default(),
         })
     }
 
@@ -268,7 +275,9 @@ impl CheckedRequest {
             pods: found.pods,
             no_local_shortcut: self.no_local_shortcut,
             command_of: self.command_of,
+            asked_from: self.asked_from,
             local_calls: AtomicU64::new(0),
+            unshown: Arc::default(),
         })
     }
 }

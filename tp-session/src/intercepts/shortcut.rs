@@ -21,7 +21,7 @@ use super::{
     super::shared::{Shared, count},
     Entries, EntryPhase, OwnIntercept, OwnIntercepts,
     accept::{DIAL_TIMEOUT, InterceptTargets},
-    callers::{Callers, HandlerPlace},
+    callers::{Callers, FoundCaller, HandlerPlace},
     dial,
     request::WantedIntercept,
 };
@@ -97,9 +97,13 @@ impl LocalCalls {
         let handler = HandlerPlace {
             listens_at: led.local,
             command_of: led.wanted.command_of,
+            asked_from: Arc::clone(&led.wanted.asked_from),
         };
-        if self.callers.are_of(handler, flow).await {
-            return CallWay::Container;
+        match self.callers.find(handler, flow).await {
+            FoundCaller::Handler => return CallWay::Container,
+            FoundCaller::Other => {}
+            // Neither way is right for both; a refusal ends what would go round for ever.
+            FoundCaller::Unknown => return CallWay::Refused(Outcome::Exhausted),
         }
         if !led.is_whole || led.wanted.no_local_shortcut {
             return CallWay::Cluster;
@@ -120,8 +124,8 @@ async fn connect(targets: &InterceptTargets, led: &LedPort, caller: SocketAddrV4
         client: caller.into(),
     };
     // The caller is of this machine: nobody has to be shown in the session's place.
-    let dialled = timeout(DIAL_TIMEOUT, dial::dial(target, &from, None));
     let address = target.address;
+    let dialled = timeout(DIAL_TIMEOUT, dial::dial(target, &from, None));
     let Ok(slot) = slots.try_acquire_owned() else {
         return CallWay::Refused(Outcome::Exhausted);
     };

@@ -1,5 +1,7 @@
 //! Intercepts from the request to the end, with a staged manager and API server.
 
+use std::sync::atomic::Ordering;
+
 use futures::StreamExt as _;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -162,6 +164,13 @@ async fn an_intercept_is_made_shown_and_left() {
     );
     assert_eq!(lab.of_session().len(), 1);
     assert_eq!(lab.own.status().len(), 1);
+    let wanted = Arc::clone(&lab.own.entries.borrow()["web"].wanted);
+    wanted.unshown.store(2, Ordering::Relaxed);
+    assert_eq!(
+        lab.own.status()[0].notices.last().unwrap(),
+        "2 connections came without their client's address: the local process saw one of this \
+         machine instead; --proxy-protocol tells it"
+    );
     let again = lab.intercept("web").await.unwrap_err();
     assert!(
         again.message.contains("there is an intercept web already"),
@@ -337,9 +346,7 @@ async fn the_manager_hears_whether_the_local_port_listens() {
 async fn pods_that_no_agent_has_reported_are_named() {
     let mut lab = Lab::new().await;
     lab.connect().await;
-    lab.manager
-        .ready
-        .store(2, std::sync::atomic::Ordering::Relaxed);
+    lab.manager.ready.store(2, Ordering::Relaxed);
     let pod = |name: &str, node: &str| ReadyPod {
         name: name.to_owned(),
         node: node.to_owned(),
@@ -359,9 +366,7 @@ async fn an_intercept_waits_where_there_is_no_pod() {
     let mut lab = Lab::new().await;
     lab.connect().await;
     *lab.manager.state.lock().unwrap() = InterceptState::default();
-    lab.manager
-        .ready
-        .store(0, std::sync::atomic::Ordering::Relaxed);
+    lab.manager.ready.store(0, Ordering::Relaxed);
 
     assert_eq!(lab.intercept("web").await.unwrap().state, "waiting");
 }

@@ -201,8 +201,21 @@ fn notices(entry: &OwnIntercept) -> Vec<String> {
             pod.name, pod.reason
         )
     }));
+    notices.extend(unshown(entry.wanted.unshown.load(Ordering::Relaxed)));
 
     notices
+}
+
+fn unshown(connections: u64) -> Option<String> {
+    let came = match connections {
+        0 => return None,
+        1 => "1 connection came without its client's address".to_owned(),
+        _ => format!("{connections} connections came without their client's address"),
+    };
+
+    Some(format!(
+        "{came}: the local process saw one of this machine instead; --proxy-protocol tells it"
+    ))
 }
 
 pub(super) fn of(entry: &OwnIntercept, without_tunnel: Option<&str>) -> Intercept {

@@ -3,7 +3,8 @@
 
 use super::Reason;
 
-/// Names, each with why. A `*` at the end stands for any rest.
+/// Names, each with why. A `*` at the end stands for any rest. Case does not count: npm, among others,
+/// reads its variables in any.
 ///
 /// Sources: bash(1) "Shell Variables", dash(1); environ(7), ld.so(8) and glibc's list for programs
 /// that gain rights, `sysdeps/generic/unsecvars.h`; `python3 --help-env` and Python's
@@ -42,6 +43,7 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "TMUX*",
             "KUBECONFIG",
             "DOCKER_*",
+            "TP_*",
         ],
     ),
     (
@@ -75,7 +77,6 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "NULLCMD",
             "READNULLCMD",
             "COMSPEC",
-            "ComSpec",
             "PATHEXT",
             "PSModulePath",
         ],
@@ -133,6 +134,7 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "__PYVENV_LAUNCHER__",
             "VIRTUAL_ENV",
             "PIP_*",
+            "UV_*",
         ],
     ),
     (
@@ -142,7 +144,9 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "NODE_PATH",
             "NODE_REPL_EXTERNAL_MODULE",
             "NPM_CONFIG_*",
-            "npm_config_*",
+            "COREPACK_*",
+            "BUN_OPTIONS",
+            "BUN_CONFIG_*",
         ],
     ),
     (
@@ -227,12 +231,17 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "GOPATH",
             "GOBIN",
             "GOENV",
+            "GOAUTH",
+            "GOCACHEPROG",
             "GOFLAGS",
             "GOPROXY",
             "GOTOOLCHAIN",
             "GOWORK",
+            "AR",
             "CC",
             "CXX",
+            "FC",
+            "PKG_CONFIG",
             "CFLAGS",
             "CXXFLAGS",
             "LDFLAGS",
@@ -250,8 +259,16 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "SUDO_*",
             "EDITOR",
             "VISUAL",
+            "KUBE_EDITOR",
+            "SYSTEMD_EDITOR",
             "PAGER",
             "MANPAGER",
+            "AWS_PAGER",
+            "GH_PAGER",
+            "SYSTEMD_PAGER",
+            "KUBECTL_EXTERNAL_DIFF",
+            "FZF_DEFAULT_COMMAND",
+            "FZF_DEFAULT_OPTS",
             "BROWSER",
             "LESS",
             "LESSOPEN",

@@ -104,6 +104,7 @@ fn target(address: SocketAddr) -> LocalTarget {
     LocalTarget {
         address,
         proxy_protocol: false,
+        unshown: Arc::default(),
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tp_core::packet::FlowKey;
+
+use super::super::dial::source_to;
 
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -26,6 +28,7 @@ const HEADER_LEN: usize = 16;
 const REQUEST_LEN: usize = 56;
 /// Of `struct inet_diag_msg`.
 const ANSWER_LEN: usize = 72;
+const INET_DIAG_SKV6ONLY: u16 = 11;
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Messages of one dump; sockets beyond are as if they did not listen.
 const MAX_READS: usize = 1024;
@@ -35,13 +38,15 @@ const MAX_READS: usize = 1024;
 pub(super) struct TcpSocketInfo {
     state: u8,
     local: SocketAddr,
+    /// Known of those that listen.
+    is_v6_only: bool,
     pub(super) uid: u32,
     pub(super) inode: u32,
 }
 
 impl TcpSocketInfo {
     fn of(body: &[u8]) -> Option<Self> {
-        let body = body.get(..ANSWER_LEN)?;
+        let (body, attributes) = body.split_at_checked(ANSWER_LEN)?;
         let word = |at: usize| Some(u32::from_ne_bytes(body.get(at..at + 4)?.try_into().ok()?));
         let port = u16::from_be_bytes(body.get(4..6)?.try_into().ok()?);
         let ip: IpAddr = match body[0] {
@@ -53,6 +58,7 @@ impl TcpSocketInfo {
         Some(Self {
             state: body[1],
             local: SocketAddr::new(ip.to_canonical(), port),
+            is_v6_only: attribute(attributes, INET_DIAG_SKV6ONLY).is_some_and(|it| it != [0]),
             uid: word(64)?,
             inode: word(68)?,
         })
@@ -60,10 +66,13 @@ impl TcpSocketInfo {
 
     /// Returns whether a connection to `address` may find this socket.
     fn takes(&self, address: SocketAddr) -> bool {
-        let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-        let ip = self.local.ip();
+        let takes_ip = match self.local.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.is_ipv4(),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.is_ipv6() || !self.is_v6_only,
+            ip => ip == address.ip(),
+        };
 
-        self.local.port() == address.port() && (ip == address.ip() || any.contains(&ip))
+        takes_ip && self.local.port() == address.port()
     }
 }
 
@@ -89,9 +98,12 @@ pub(super) fn socket_of(flow: FlowKey) -> io::Result<TcpSocketInfo> {
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// The inodes of the sockets that listen at this address.
+/// The inodes of the sockets that listen at this address; none if it is another machine's.
 pub(super) fn listening(address: SocketAddr) -> io::Result<Vec<u32>> {
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    if !address.ip().is_loopback() && source_to(address)? != address.ip() {
+        return Ok(Vec::new());
+    }
     let mut id = vec![0; 48];
     id[..2].copy_from_slice(&address.port().to_be_bytes());
     let mut inodes = Vec::new();
@@ -155,6 +167,19 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let next = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
 
     Some((kind, body, next))
+}
+
+/// What an attribute of this kind holds.
+fn attribute(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    loop {
+        let half = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let len = usize::from(half(0)?);
+        let value = bytes.get(4..len)?;
+        if half(2)? == kind {
+            return Some(value);
+        }
+        bytes = bytes.get(len.next_multiple_of(4)..)?;
+    }
 }
 
 fn error_of(body: &[u8]) -> io::Error {

@@ -2,17 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs, io, iter,
     path::PathBuf,
 };
 
 /// A process, which no later one is mistaken for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ProcessId {
+pub(in super::super) struct ProcessId {
     pub(super) pid: u32,
     /// In clock ticks after boot.
     started: u64,
 }
+
+/// No process has more ancestors that matter.
+const MAX_ANCESTORS: usize = 256;
 
 /// All processes of this PID namespace at one moment.
 pub(super) struct Processes(BTreeMap<u32, Entry>);
@@ -26,9 +29,7 @@ impl Processes {
     pub(super) fn read() -> io::Result<Self> {
         let entries = fs::read_dir("/proc")?.filter_map(|entry| {
             let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            // It may have ended meanwhile.
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            Some((pid, parse(&stat)?))
+            Some((pid, Entry::read(pid)?))
         });
 
         Ok(Self(entries.collect()))
@@ -63,6 +64,25 @@ impl Processes {
 
         found
     }
+}
+
+impl Entry {
+    /// `None` if it has ended meanwhile.
+    fn read(pid: u32) -> Option<Self> {
+        parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+}
+
+/// The processes that `pid` descends from, as far as there are some left.
+pub(in super::super) fn ancestors(pid: u32) -> Vec<ProcessId> {
+    let parent = |pid| Some(Entry::read(pid)?.parent);
+    let pids = iter::successors(parent(pid), |pid| parent(*pid));
+    let ids = pids.map_while(|pid| {
+        let started = Entry::read(pid)?.started;
+        Some(ProcessId { pid, started })
+    });
+
+    ids.take(MAX_ANCESTORS).collect()
 }
 
 /// Process id and name are followed by the state, the parent, and others (proc_pid_stat(5)).

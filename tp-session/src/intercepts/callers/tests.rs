@@ -2,9 +2,12 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddrV4, TcpListener, TcpStream},
+    net::{IpAddr, Ipv6Addr, SocketAddrV4, TcpListener, TcpStream},
+    os::fd::OwnedFd,
     process::{Child, Command, Stdio},
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::*;
 
@@ -30,11 +33,16 @@ impl Drop for Running {
 
 impl Running {
     fn start(program: &str, to: SocketAddr) -> Self {
+        Self::start_with(program, to, Stdio::inherit())
+    }
+
+    fn start_with(program: &str, to: SocketAddr, stderr: Stdio) -> Self {
         let started = Command::new("python3")
             .args(["-c", program, &to.ip().to_string(), &to.port().to_string()])
             .arg(CALLER)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn();
 
         Self(started.expect("python3 runs"))
@@ -75,7 +83,15 @@ fn place(listens_at: SocketAddr, command_of: Option<u32>) -> HandlerPlace {
     HandlerPlace {
         listens_at,
         command_of,
+        asked_from: Arc::default(),
     }
+}
+
+async fn is_of(callers: &Callers, handler: HandlerPlace, flow: FlowKey) -> bool {
+    let found = callers.find(handler, flow).await;
+    assert_ne!(found, FoundCaller::Unknown);
+
+    found == FoundCaller::Handler
 }
 
 /// An address where nothing listens, as far as anybody knows.
@@ -94,11 +110,11 @@ async fn a_child_of_the_process_that_listens_is_of_the_handler_and_others_are_no
     let mut stranger = Running::start(CALLER, to);
     let by_stranger = stranger.flow(to);
 
-    assert!(callers.are_of(place(at, None), by_child).await);
-    assert!(!callers.are_of(place(at, None), by_stranger).await);
+    assert!(is_of(&callers, place(at, None), by_child).await);
+    assert!(!is_of(&callers, place(at, None), by_stranger).await);
     // At once again: from what is known.
-    assert!(callers.are_of(place(at, None), by_child).await);
-    assert!(!callers.are_of(place(nowhere(), None), by_child).await);
+    assert!(is_of(&callers, place(at, None), by_child).await);
+    assert!(!is_of(&callers, place(nowhere(), None), by_child).await);
 }
 
 #[tokio::test]
@@ -113,10 +129,78 @@ async fn the_process_that_listens_is_of_the_handler_also_at_a_wildcard() {
         let callers = Callers::default();
         let at = SocketAddr::new(to.ip(), port);
 
-        assert!(callers.are_of(place(at, None), by_us).await, "{at}");
+        assert!(is_of(&callers, place(at, None), by_us).await, "{at}");
         drop(listener);
-        assert!(!callers.are_of(place(at, None), by_us).await, "{at}");
+        assert!(!is_of(&callers, place(at, None), by_us).await, "{at}");
     }
+}
+
+#[tokio::test]
+async fn a_socket_that_cannot_take_the_connection_makes_nobody_the_handler() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    let call = TcpStream::connect(to).unwrap();
+    let by_us = flow(call.local_addr().unwrap(), to);
+    let callers = Callers::default();
+    // Of documentation (RFC 5737): no machine has it, and this one may have no way to it.
+    let elsewhere: IpAddr = [192, 0, 2, 1].into();
+    let (v4, v6) = (
+        IpAddr::from([127, 0, 0, 1]),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    );
+    for (at, only_v6, takes, others) in [
+        ("0.0.0.0:0", false, &[v4][..], &[v6][..]),
+        ("[::]:0", false, &[v4, v6], &[]),
+        ("[::]:0", true, &[v6], &[v4]),
+        ("127.0.0.2:0", false, &[], &[v4, v6]),
+    ] {
+        let at: SocketAddr = at.parse().unwrap();
+        let socket = Socket::new(Domain::for_address(at), Type::STREAM, None).unwrap();
+        if only_v6 {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&at.into()).unwrap();
+        socket.listen(1).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        for ip in takes {
+            let place = place(SocketAddr::new(*ip, port), None);
+            assert!(is_of(&callers, place, by_us).await, "{at} {only_v6} {ip}");
+        }
+        for ip in others {
+            let place = place(SocketAddr::new(*ip, port), None);
+            assert!(!is_of(&callers, place, by_us).await, "{at} {only_v6} {ip}");
+        }
+        let foreign = place(SocketAddr::new(elsewhere, port), None);
+        let found = callers.find(foreign, by_us).await;
+        assert_ne!(found, FoundCaller::Handler, "{at}");
+    }
+}
+
+#[tokio::test]
+async fn what_descends_as_tp_does_from_a_holder_is_no_handler_unless_it_has_the_socket() {
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = target.local_addr().unwrap();
+    let callers = Callers::default();
+    // As a service manager does.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let mut tp = Running::start(CALLER, to);
+    let by_tp = tp.flow(to);
+    let asked_from: Arc<[ProcessId]> = ancestors(tp.0.id()).into();
+    assert_eq!(asked_from[0].pid, process::id());
+    let place = HandlerPlace {
+        asked_from,
+        ..place(at, None)
+    };
+
+    assert!(!is_of(&callers, place.clone(), by_tp).await);
+    let passed: OwnedFd = listener.try_clone().unwrap().into();
+    let mut activated = Running::start_with(CALLER, to, passed.into());
+    let by_activated = activated.flow(to);
+    assert!(is_of(&callers, place.clone(), by_activated).await);
+    let call = TcpStream::connect(to).unwrap();
+    let by_manager = flow(call.local_addr().unwrap(), to);
+    assert!(is_of(&callers, place.clone(), by_manager).await);
 }
 
 #[tokio::test]
@@ -126,15 +210,15 @@ async fn what_descends_from_the_command_is_of_the_handler_wherever_it_listens() 
     let callers = Callers::default();
     let mut caller = Running::start(CALLER, to);
     let by_child = caller.flow(to);
-    let own = std::process::id();
+    let own = process::id();
 
-    assert!(callers.are_of(place(nowhere(), Some(own)), by_child).await);
+    assert!(is_of(&callers, place(nowhere(), Some(own)), by_child).await);
     let of_itself = place(nowhere(), Some(caller.0.id()));
-    assert!(callers.are_of(of_itself, by_child).await);
+    assert!(is_of(&callers, of_itself, by_child).await);
     let mut other = Running::start(CALLER, to);
     let of_other = place(nowhere(), Some(other.0.id()));
     other.flow(to);
-    assert!(!callers.are_of(of_other, by_child).await);
+    assert!(!is_of(&callers, of_other, by_child).await);
 }
 
 #[tokio::test]
@@ -142,19 +226,42 @@ async fn sockets_of_both_families_are_found_and_one_that_has_gone_is_nobodys() {
     let target = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = target.local_addr().unwrap();
     let mapped = format!("[::ffff:127.0.0.1]:{}", to.port());
-    let handler = place(nowhere(), Some(std::process::id()));
+    let handler = place(nowhere(), Some(process::id()));
     let callers = Callers::default();
     for address in [to.to_string(), mapped] {
         let mut call = TcpStream::connect(address).unwrap();
         let (mut accepted, source) = target.accept().unwrap();
         let by_us = flow(source, to);
 
-        assert!(callers.are_of(handler, by_us).await, "{source}");
+        assert!(is_of(&callers, handler.clone(), by_us).await, "{source}");
         call.write_all(b"x").unwrap();
         drop(call);
         // Its other end listens still, which is no caller.
         accepted.read_to_end(&mut Vec::new()).unwrap();
         drop(accepted);
-        assert!(!callers.are_of(handler, by_us).await, "{source}");
+        assert!(!is_of(&callers, handler.clone(), by_us).await, "{source}");
     }
+}
+
+#[test]
+fn searches_share_what_was_read_after_all_of_them_began() {
+    let seen = SeenProcesses::default();
+    let (first, second) = (Instant::now(), Instant::now());
+    let read = seen.after(first).unwrap();
+
+    assert!(Arc::ptr_eq(&read, &seen.after(second).unwrap()));
+    // A later caller may be younger than what was read.
+    assert!(!Arc::ptr_eq(&read, &seen.after(Instant::now()).unwrap()));
+}
+
+#[tokio::test]
+async fn who_is_not_found_in_time_is_unknown() {
+    let callers = Callers::default();
+    let by_anybody = flow(nowhere(), nowhere());
+    let all = u32::try_from(PARALLEL).unwrap();
+    let _others = callers.slots.acquire_many(all).await.unwrap();
+
+    let found = callers.find(place(nowhere(), None), by_anybody).await;
+
+    assert_eq!(found, FoundCaller::Unknown);
 }

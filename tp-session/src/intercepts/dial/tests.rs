@@ -1,5 +1,7 @@
 //! A root daemon that is played, and a service on loopback.
 
+use std::sync::atomic::Ordering;
+
 use tokio::{io::AsyncReadExt as _, net::TcpListener};
 use tp_root_api::{RefusedKind, Reply};
 
@@ -28,6 +30,7 @@ async fn service(address: &str) -> (TcpListener, LocalTarget) {
     let target = LocalTarget {
         address: listener.local_addr().unwrap(),
         proxy_protocol: false,
+        unshown: Arc::default(),
     };
 
     (listener, target)
@@ -44,7 +47,7 @@ async fn registered_before_it_is_connected(address: &str) {
     let (registry, root) = registry();
     let (listener, target) = service(address).await;
     let from = from(CLIENT);
-    let dialled = dial(target, &from, Some(&registry));
+    let dialled = dial(target.clone(), &from, Some(&registry));
     let answer = async {
         let client = CLIENT.parse().unwrap();
         assert_eq!(root.request().await, Request::ShowClient { client });
@@ -58,6 +61,7 @@ async fn registered_before_it_is_connected(address: &str) {
 
     assert_eq!(dialled.unwrap().local_addr().unwrap(), source);
     assert_eq!(source.ip(), target.address.ip());
+    assert_eq!(target.unshown.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
@@ -71,15 +75,17 @@ async fn without_an_answer_of_the_root_daemon_connections_are_made_all_the_same(
         let (kind, message) = (RefusedKind::Invalid, "no data path".to_owned());
         root.reply(&Reply::Refused { kind, message });
     };
-    let (dialled, ()) = tokio::join!(dial(target, &from, Some(&registry)), refused);
+    let (dialled, ()) = tokio::join!(dial(target.clone(), &from, Some(&registry)), refused);
     dialled.unwrap();
     listener.accept().await.unwrap();
     assert!(!registry.is_silent());
 
     // Busy: it is waited for once, and not by the connections that follow.
-    dial(target, &from, Some(&registry)).await.unwrap();
-    assert!(registry.is_silent());
-    dial(target, &from, Some(&registry)).await.unwrap();
+    for _ in 0..2 {
+        dial(target.clone(), &from, Some(&registry)).await.unwrap();
+        assert!(registry.is_silent());
+    }
+    assert_eq!(target.unshown.load(Ordering::Relaxed), 3);
     root.request().await;
     root.reply(&Reply::Done);
     let more = timeout(ROOT_TIMEOUT, root.request()).await;
@@ -91,10 +97,11 @@ async fn a_client_of_the_other_family_and_one_for_another_machine_are_not_regist
     let (registry, root) = registry();
     let (_listener, target) = service("127.0.0.1:0").await;
 
-    dial(target, &from("[fd00::9]:40112"), Some(&registry))
+    dial(target.clone(), &from("[fd00::9]:40112"), Some(&registry))
         .await
         .unwrap();
 
+    assert_eq!(target.unshown.load(Ordering::Relaxed), 1);
     let more = timeout(ROOT_TIMEOUT, root.request()).await;
     assert!(more.is_err(), "{more:?}");
     // Of documentation (RFC 5737): no machine has it, and this one may have no way to it.
@@ -109,7 +116,7 @@ async fn with_the_proxy_protocol_a_header_comes_first_and_root_is_not_asked() {
     target.proxy_protocol = true;
     let from = from(CLIENT);
 
-    let mut dialled = dial(target, &from, Some(&registry)).await.unwrap();
+    let mut dialled = dial(target.clone(), &from, Some(&registry)).await.unwrap();
     dialled.write_all(b"hello").await.unwrap();
     drop(dialled);
 
@@ -118,6 +125,7 @@ async fn with_the_proxy_protocol_a_header_comes_first_and_root_is_not_asked() {
     accepted.read_to_end(&mut read).await.unwrap();
     let header = proxy_protocol::header(from.client, from.pod);
     assert_eq!(read, [header, b"hello".to_vec()].concat());
+    assert_eq!(target.unshown.load(Ordering::Relaxed), 0);
     let more = timeout(ROOT_TIMEOUT, root.request()).await;
     assert!(more.is_err(), "{more:?}");
 }

@@ -201,12 +201,16 @@ impl Lab {
     }
 
     async fn way(&self, entry: OwnIntercept, target: &str) -> CallWay {
+        self.way_of(Callers::default(), entry, target).await
+    }
+
+    async fn way_of(&self, callers: Callers, entry: OwnIntercept, target: &str) -> CallWay {
         let targets = Arc::new(InterceptTargets::default());
         targets.insert("i1", entry.targets());
         let (_, entries) = watch::channel(entries(entry));
         let calls = LocalCalls {
             intercepts: Some((entries, targets)),
-            callers: Callers::default(),
+            callers,
         };
 
         calls.way(&self.shared, self.flow, at(target)).await
@@ -264,6 +268,18 @@ async fn calls_of_the_handler_go_to_the_container() {
     let command = Arc::get_mut(&mut entry.wanted).unwrap();
     command.command_of = Some(std::process::id());
     assert!(matches!(lab.way(entry, POD).await, CallWay::Container));
+}
+
+#[tokio::test]
+async fn a_call_of_nobody_knows_whom_is_refused() {
+    let lab = Lab::new().await;
+    let handler = Handler::start();
+
+    for no_shortcut in [true, false] {
+        let entry = intercept(handler.1, with("", no_shortcut), true);
+        let way = lab.way_of(Callers::failing(), entry, SERVICE).await;
+        assert!(matches!(way, CallWay::Refused(Outcome::Exhausted)));
+    }
 }
 
 #[tokio::test]
