@@ -140,16 +140,26 @@ fn reason_by_itself(variable: &Variable) -> Option<Reason> {
 
     left_out::LEFT_OUT
         .iter()
-        .find(|(_, names)| names.iter().any(|name| fits(name, &variable.name)))
+        .find(|(reason, names)| {
+            let has_case = matches!(reason, Reason::Workstation | Reason::Shell);
+            names
+                .iter()
+                .any(|name| fits(name, &variable.name, has_case))
+        })
         .map(|(reason, _)| *reason)
 }
 
-fn fits(pattern: &str, name: &[u8]) -> bool {
+fn fits(pattern: &str, name: &[u8], has_case: bool) -> bool {
+    let is = |text: &[u8], other: &str| match has_case {
+        true => text == other.as_bytes(),
+        false => text.eq_ignore_ascii_case(other.as_bytes()),
+    };
+
     match pattern.strip_suffix('*') {
         Some(prefix) => name
             .get(..prefix.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes())),
-        None => name.eq_ignore_ascii_case(pattern.as_bytes()),
+            .is_some_and(|start| is(start, prefix)),
+        None => is(name, pattern),
     }
 }
 
@@ -340,6 +350,9 @@ mod tests {
             "BUNDLED",
             "path_prefix",
             "npm",
+            "env",
+            "home",
+            "UV_THREADPOOL_SIZE",
         ];
 
         let filtered = Filter::default().apply(&container(&names));

@@ -3,8 +3,8 @@
 
 use super::Reason;
 
-/// Names, each with why. A `*` at the end stands for any rest. Case does not count: npm, among others,
-/// reads its variables in any.
+/// Names, each with why. A `*` at the end stands for any rest. Case does not count but in what shells read:
+/// npm, among others, reads its variables in any.
 ///
 /// Sources: bash(1) "Shell Variables", dash(1); environ(7), ld.so(8) and glibc's list for programs
 /// that gain rights, `sysdeps/generic/unsecvars.h`; `python3 --help-env` and Python's
@@ -77,6 +77,7 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "NULLCMD",
             "READNULLCMD",
             "COMSPEC",
+            "ComSpec",
             "PATHEXT",
             "PSModulePath",
         ],
@@ -134,7 +135,15 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "__PYVENV_LAUNCHER__",
             "VIRTUAL_ENV",
             "PIP_*",
-            "UV_*",
+            "UV_CONFIG_FILE",
+            "UV_DEFAULT_INDEX",
+            "UV_ENV_FILE",
+            "UV_EXTRA_INDEX*",
+            "UV_FIND_LINKS",
+            "UV_INDEX*",
+            "UV_PROJECT*",
+            "UV_PYTHON*",
+            "UV_TOOL*",
         ],
     ),
     (
