@@ -31,7 +31,7 @@ pub(crate) use polling::PolledRights;
 
 /// Age of an answer after which it is asked for again: a revoked right ends within seconds.
 const RECHECK_AFTER: Duration = Duration::from_secs(2);
-/// As [`RECHECK_AFTER`], of a refusal: whoever is told of a missing right asks for it, and tries again.
+/// As [`RECHECK_AFTER`], of what a person was refused, who asks for the right, and tries again.
 const RECHECK_REFUSAL_AFTER: Duration = Duration::from_millis(250);
 /// A younger grant counts without waiting for its review: a revoked right may take this long to
 /// end.
@@ -96,6 +96,15 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
+    /// Age of a refusal after which it is asked for again.
+    fn recheck_refusal_after(&self) -> Duration {
+        match self {
+            Self::Intercepts(_) | Self::TakeOver(_) | Self::Exec(_) => RECHECK_REFUSAL_AFTER,
+            // Programs ask for these, as often as they like.
+            _ => RECHECK_AFTER,
+        }
+    }
+
     /// The missing right, for a message.
     pub(crate) fn right(&self) -> String {
         match self {
@@ -326,7 +335,7 @@ impl Access {
         let hangs = failed_within(FAILURE_LIFETIME);
         let is_fresh = answer.is_some_and(|it| match it.allowed {
             true => is_within(it.asked, RECHECK_AFTER),
-            false => is_within(it.asked, RECHECK_REFUSAL_AFTER),
+            false => is_within(it.asked, scope.recheck_refusal_after()),
         });
         if !is_fresh && !failed_within(RETRY_INTERVAL) {
             let under_way = known.review.take();

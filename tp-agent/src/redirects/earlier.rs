@@ -20,6 +20,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_ROUNDS: u32 = 64;
 /// Among them, those that something was in the way of.
 const MAX_FAILURES: u32 = 3;
+/// Why an agent ends no connections: one before it may have done it, and the pod served since.
+const STARTED_LATER: &str = "the agent of the node started after the intercept: to end them, leave it and \
+                             intercept again";
 
 /// Of the ports of one pod.
 #[derive(Default)]
@@ -71,13 +74,17 @@ impl EarlierLooks {
         for (number, planned) in &plan.ports {
             let port = self.ports.entry(*number).or_default();
             if port.intercept != planned.intercept {
+                let is_ours = self.taken.is_ours(planned.met);
+                let unknown = planned.takes_open && !is_ours;
+                let taken = self.taken.of(&planned.intercept, &self.pod, *number);
                 *port = PortLook {
                     intercept: planned.intercept.clone(),
-                    ends: planned.takes_open && self.taken.is_ours(planned.met),
-                    taken: self
-                        .taken
-                        .of(&planned.intercept, &self.pod, *number)
-                        .unwrap_or_default(),
+                    ends: planned.takes_open && is_ours,
+                    taken: taken.unwrap_or_else(|| TakenOpen {
+                        is_over: unknown,
+                        obstacle: unknown.then(|| STARTED_LATER.to_owned()),
+                        ..TakenOpen::default()
+                    }),
                     ..PortLook::default()
                 };
             }

@@ -10,8 +10,8 @@ use tp_process::sync::lock;
 
 use crate::facts::Facts;
 
-/// Clocks may differ, and an Intercept may be what an agent is started for.
-const SLACK_SECONDS: i64 = 10;
+/// Clocks may differ, and an Intercept may wait for an agent for half a minute.
+const SLACK_SECONDS: i64 = 45;
 
 /// What was done to the open connections of a port.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -5,9 +5,10 @@ use std::{
     fs,
     os::unix::ffi::OsStrExt as _,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use tokio::time::sleep;
 use tp_core::environment::{
     ProcessEnvironment,
     filter::Reason,
@@ -27,6 +28,8 @@ use crate::{
 const FILE_VARIABLE: &str = "TP_ENV_FILE";
 /// The session bounds its own wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Variables to set, and those without a value to remove.
 pub(super) type Changes = Vec<(OsString, Option<OsString>)>;
@@ -103,8 +106,25 @@ pub(super) async fn read(
     client::ask_within(ANSWER_TIMEOUT, session.environment(request)).await
 }
 
-/// Reads the environment, if somebody wants it, and has the session keep its files. A command of who may
-/// not read it runs without it.
+/// [`read`], again for a while where that may help: an agent may have just been replaced.
+async fn read_soon(
+    session: &mut Session,
+    request: EnvironmentRequest,
+) -> Result<EnvironmentResponse, Fault> {
+    let end = Instant::now() + RETRY_TIMEOUT;
+    loop {
+        match read(session, request.clone()).await {
+            Err(fault) if fault.kind == FaultKind::TemporaryFailure && Instant::now() < end => {
+                sleep(RETRY_INTERVAL).await;
+            }
+            read => return read,
+        }
+    }
+}
+
+/// Reads the environment, if somebody wants it, and has the session keep its files. A command runs without
+/// it where its user may not read it, or where there is none: nothing runs in the workload's pods, or it
+/// cannot be read at all.
 pub(super) async fn prepare(
     args: &InterceptArgs,
     files: &WantedFiles,
@@ -116,14 +136,15 @@ pub(super) async fn prepare(
         return Ok(HandlerEnvironment::default());
     }
     let filter = args.environment.filter();
-    let environment = match read(session, request(args, intercept)).await {
+    let environment = match read_soon(session, request(args, intercept)).await {
         Ok(environment) => environment,
         Err(fault) => {
-            let is_refused = matches!(
+            // The workload and its container are there, or there would be no intercept.
+            let is_absent = matches!(
                 fault.kind,
-                FaultKind::NoPermission | FaultKind::NotInstalled
+                FaultKind::NoPermission | FaultKind::NotInstalled | FaultKind::Usage
             );
-            if !is_refused || !files.0.is_empty() {
+            if !is_absent || !files.0.is_empty() {
                 let message = format!("there is no environment of the workload: {fault}");
                 return Err(Fault::new(fault.kind, message));
             }

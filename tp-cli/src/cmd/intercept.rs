@@ -86,14 +86,18 @@ pub(crate) async fn run(args: InterceptArgs, output: Output) -> anyhow::Result<E
     if output.format() == Format::Text {
         note(text::made(&made.intercept).trim_end());
     }
+    let mut has_ended = false;
     let code = tokio::select! {
         code = run_command(&args, &made.handler, cgroup.as_ref(), &mut signals) => code,
-        never = pass_on(&mut made.events, note) => match never {},
+        never = pass_on(&mut made.events, &mut has_ended, note) => match never {},
     };
-    let name = made.intercept.name.clone();
-    // Waits for its end; the end of the stream would end it as well.
-    if let Err(fault) = client::ask(made.session.leave(LeaveRequest { name })).await {
-        note(&format!("tp: {fault}"));
+    // One that has ended already may have a successor of its name, which is not ours to end.
+    if !has_ended {
+        let name = made.intercept.name.clone();
+        // Waits for its end; the end of the stream would end it as well.
+        if let Err(fault) = client::ask(made.session.leave(LeaveRequest { name })).await {
+            note(&format!("tp: {fault}"));
+        }
     }
     drop(made);
     attempt.give_up().await;
@@ -122,12 +126,17 @@ async fn run_command(
 }
 
 /// Says what the session says of the intercept, and when that is no more.
-async fn pass_on(events: &mut Streaming<InterceptEvent>, mut say: impl FnMut(&str)) -> Infallible {
+async fn pass_on(
+    events: &mut Streaming<InterceptEvent>,
+    has_ended: &mut bool,
+    mut say: impl FnMut(&str),
+) -> Infallible {
     while let Ok(Some(event)) = events.message().await {
         if let Some(Event::Progress(news)) = event.event {
             say(&format!("note: {news}"));
         }
     }
+    *has_ended = true;
     say("note: the intercept has ended; the command goes on without it");
 
     pending().await

@@ -353,6 +353,7 @@ mod tests {
             "env",
             "home",
             "UV_THREADPOOL_SIZE",
+            "TP_API_KEY",
         ];
 
         let filtered = Filter::default().apply(&container(&names));

@@ -1,5 +1,7 @@
 //! Who holds a port, who takes it over, and what somebody else has ended.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use serde_json::Value;
 use tp_e2e::{
@@ -135,7 +137,9 @@ fn an_intercept_whose_session_was_killed_is_disconnected_also_after_the_manager_
     testbed().replace_manager();
 
     let path = "--output=jsonpath={.status.phase} {.status.since}";
-    eventually("the status to tell it", CHANGE, || {
+    // The record of a manager that is gone counts for 14 s.
+    let gone_after = Duration::from_secs(30);
+    eventually("the status to tell it", gone_after, || {
         let get = ["get", "intercept", &object, "--namespace=shop", path];
         match testbed().kubectl(&get) {
             told if told.starts_with("Disconnected 20") => Ok(()),

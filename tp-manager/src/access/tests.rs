@@ -102,15 +102,19 @@ async fn a_right_that_is_known_is_not_waited_for_where_the_api_server_hangs() {
 async fn who_was_refused_and_granted_the_right_then_need_not_wait() {
     let server = ApiServer::new();
     let (access, user) = (&server.access, alice());
+    let intercepts = Scope::Intercepts("shop".into());
     server.says.send_replace(Says::Allowed(false));
+    assert!(!access.allows(&user, &intercepts).await.unwrap());
+    assert!(!access.allows(&user, &intercepts).await.unwrap());
     assert!(!access.allows(&user, &shop()).await.unwrap());
-    assert!(!access.allows(&user, &shop()).await.unwrap());
-    assert_eq!(server.asked(), 1, "a moment later it is the same answer");
+    assert_eq!(server.asked(), 2, "a moment later it is the same answer");
     server.says.send_replace(Says::Allowed(true));
 
     server.age(RECHECK_REFUSAL_AFTER);
 
-    assert!(access.allows(&user, &shop()).await.unwrap());
+    assert!(access.allows(&user, &intercepts).await.unwrap());
+    let dialled = access.allows(&user, &shop()).await.unwrap();
+    assert!(!dialled, "programs may dial as often as they like");
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ use crate::access::{Access, Scope, User};
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Reviews waited for at once.
 const PARALLEL: usize = 16;
+/// Age of a refusal that still counts as one without a break.
+const CONFIRMED_LIFETIME: Duration = Duration::from_secs(10);
 
 /// An Intercept does not hold its ports for longer than this while its user may not make it.
 const DELETED_AFTER: Duration = Duration::from_secs(60);
@@ -26,8 +28,16 @@ const DELETED_AFTER: Duration = Duration::from_secs(60);
 /// A right: that of the user of a Session in a namespace.
 type RightKey = (SessionRef, String);
 
-/// The rights that users lack, and since when without a break.
-pub(super) type Denied = BTreeMap<RightKey, Instant>;
+/// A right that a user lacks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Denial {
+    /// Without a break.
+    since: Instant,
+    /// When the API server said so last.
+    confirmed: Instant,
+}
+
+pub(super) type Denied = BTreeMap<RightKey, Denial>;
 
 /// Runs until it is aborted.
 pub(crate) async fn keep(access: Arc<Access>, intercepts: Arc<Intercepts>) {
@@ -39,32 +49,39 @@ pub(crate) async fn keep(access: Arc<Access>, intercepts: Arc<Intercepts>) {
     }
 }
 
+impl Denial {
+    /// What could not be asked for a while may have changed.
+    fn is_confirmed(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.confirmed) < CONFIRMED_LIFETIME
+    }
+}
+
 impl Intercepts {
     /// Asks for each right that an Intercept rests on. What cannot be asked stays as it was.
     pub(super) async fn review(&self, access: &Arc<Access>) {
         let before = lock(&self.denied).clone();
         let reviewed = stream::iter(self.rights_in_use()).map(|(key, user)| {
-            let was_denied = before.contains_key(&key);
+            let denied = before.get(&key).copied();
             async move {
                 let scope = Scope::Intercepts(key.1.clone());
-                let is_denied = match access.allows(&user, &scope).await {
-                    Ok(allowed) => !allowed,
+                let denial = match access.allows(&user, &scope).await {
+                    Ok(true) => None,
+                    Ok(false) => {
+                        let confirmed = Instant::now();
+                        let lasting = denied.filter(|it| it.is_confirmed(confirmed));
+                        let since = lasting.map_or(confirmed, |it| it.since);
+                        Some(Denial { since, confirmed })
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "Cannot ask again for the right to an Intercept");
-                        was_denied
+                        denied
                     }
                 };
-                is_denied.then_some(key)
+                Some((key, denial?))
             }
         });
         let reviewed = reviewed.buffer_unordered(PARALLEL);
-        let denied: Vec<RightKey> = reviewed.filter_map(async |it| it).collect().await;
-        let now = Instant::now();
-        let since = |key: RightKey| {
-            let since = before.get(&key).copied().unwrap_or(now);
-            (key, since)
-        };
-        let now_denied: Denied = denied.into_iter().map(since).collect();
+        let now_denied: Denied = reviewed.filter_map(async |it| it).collect().await;
         let is_changed = !before.keys().eq(now_denied.keys());
         *lock(&self.denied) = now_denied;
         if is_changed {
@@ -100,11 +117,23 @@ impl Intercepts {
         let denied = lock(&self.denied).clone();
         let by_uid = read(&self.by_uid);
         let unlawful = by_uid.values().filter(|record| {
-            let since = denied.get(&right(record));
-            since.is_some_and(|since| now.saturating_duration_since(*since) >= DELETED_AFTER)
+            let denial = denied.get(&right(record));
+            denial.is_some_and(|it| {
+                let lasted = now.saturating_duration_since(it.since);
+                lasted >= DELETED_AFTER && it.is_confirmed(now)
+            })
         });
 
         unlawful.cloned().collect()
+    }
+
+    /// Makes the denials last longer, and their last confirmation older.
+    #[cfg(test)]
+    pub(crate) fn age_denials(&self, since: Duration, confirmed: Duration) {
+        for denial in lock(&self.denied).values_mut() {
+            denial.since -= since;
+            denial.confirmed -= confirmed;
+        }
     }
 
     /// Why the Intercept is not served although it may hold its ports: a sentence.

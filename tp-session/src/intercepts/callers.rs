@@ -6,7 +6,10 @@ use std::{
     io,
     net::SocketAddr,
     process,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -45,12 +48,16 @@ pub(super) enum FoundCaller {
     Other,
     /// It may be the handler, which would call itself for ever.
     Unknown,
+    /// Nobody's calls can be told apart here.
+    Untold,
 }
 
 /// Finds the processes that call.
 pub(super) struct Callers {
     slots: Arc<Semaphore>,
     seen: Arc<SeenProcesses>,
+    /// The log says that callers cannot be told apart.
+    is_told: AtomicBool,
 }
 
 /// What searches have in common.
@@ -75,6 +82,7 @@ impl Default for Callers {
         Self {
             slots: Arc::new(Semaphore::new(PARALLEL)),
             seen: Arc::default(),
+            is_told: AtomicBool::new(false),
         }
     }
 }
@@ -99,6 +107,18 @@ impl Callers {
             Ok(Ok(false)) => FoundCaller::Other,
             // It has gone, or is in another network namespace.
             Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => FoundCaller::Other,
+            // It stays so: a session that may not ask the kernel, or a kernel that does not answer.
+            Ok(Err(error))
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+                ) =>
+            {
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "Nobody can be told apart who calls an intercepted service");
+                }
+                FoundCaller::Untold
+            }
             Ok(Err(error)) => {
                 tracing::debug!(%error, "Caller of an intercepted service is not known");
                 FoundCaller::Unknown

@@ -147,7 +147,7 @@ fn socket_to(target: SocketAddr) -> io::Result<Option<TcpSocket>> {
 }
 
 /// The address from which the kernel would connect to `target`.
-pub(super) fn source_to(target: SocketAddr) -> io::Result<IpAddr> {
+fn source_to(target: SocketAddr) -> io::Result<IpAddr> {
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

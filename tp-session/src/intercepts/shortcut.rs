@@ -102,6 +102,7 @@ impl LocalCalls {
         match self.callers.find(handler, flow).await {
             FoundCaller::Handler => return CallWay::Container,
             FoundCaller::Other => {}
+            FoundCaller::Untold => return CallWay::Cluster,
             // Neither way is right for both; a refusal ends what would go round for ever.
             FoundCaller::Unknown => return CallWay::Refused(Outcome::Exhausted),
         }

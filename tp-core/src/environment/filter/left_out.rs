@@ -43,7 +43,10 @@ pub(super) const LEFT_OUT: &[(Reason, &[&str])] = &[
             "TMUX*",
             "KUBECONFIG",
             "DOCKER_*",
-            "TP_*",
+            "TP_ENV_FILE",
+            "TP_LOG",
+            "TP_ROOT_SOCKET",
+            "TP_STATE_DIR",
         ],
     ),
     (

@@ -2,14 +2,12 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tp_core::packet::FlowKey;
-
-use super::super::dial::source_to;
 
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -101,7 +99,13 @@ pub(super) fn socket_of(flow: FlowKey) -> io::Result<TcpSocketInfo> {
 /// The inodes of the sockets that listen at this address; none if it is another machine's.
 pub(super) fn listening(address: SocketAddr) -> io::Result<Vec<u32>> {
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-    if !address.ip().is_loopback() && source_to(address)? != address.ip() {
+    let address = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, address.port()).into(),
+        _ => address,
+    };
+    // Only an address of this machine can be bound.
+    if !address.ip().is_loopback() && UdpSocket::bind((address.ip(), 0)).is_err() {
         return Ok(Vec::new());
     }
     let mut id = vec![0; 48];

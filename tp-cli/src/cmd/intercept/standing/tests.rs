@@ -212,13 +212,14 @@ async fn an_interrupted_command_ends_its_intercept_before_it_says_so() {
 }
 
 #[tokio::test]
-async fn an_environment_that_is_not_read_ends_the_intercept_unless_the_right_to_it_is_missing() {
+async fn an_environment_that_is_not_read_ends_the_intercept_unless_there_is_none_for_the_user() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("web.env").display().to_string();
     let with_file = format!("tp intercept web --env-file {file}");
     for (line, kind) in [
         ("tp intercept web -- true", FaultKind::TemporaryFailure),
-        ("tp intercept web -- true", FaultKind::Usage),
+        ("tp intercept web -- true", FaultKind::Unavailable),
+        (&*with_file, FaultKind::Usage),
         (&*with_file, FaultKind::NoPermission),
         (&*format!("{with_file} -- true"), FaultKind::NotInstalled),
     ] {
@@ -233,7 +234,11 @@ async fn an_environment_that_is_not_read_ends_the_intercept_unless_the_right_to_
         assert!(fault.message.ends_with(": not read"), "{fault}");
     }
 
-    for kind in [FaultKind::NoPermission, FaultKind::NotInstalled] {
+    for kind in [
+        FaultKind::NoPermission,
+        FaultKind::NotInstalled,
+        FaultKind::Usage,
+    ] {
         let mut lab = Lab::new("tp intercept web -- true", Some(kind));
 
         let made = lab.make().await.unwrap();
@@ -254,7 +259,8 @@ async fn a_command_is_told_that_its_intercept_has_ended() {
     let mut made = lab.make().await.unwrap();
     let (said_tx, mut said) = tokio::sync::mpsc::unbounded_channel();
 
-    let passing = pass_on(&mut made.events, |line| {
+    let mut has_ended = false;
+    let passing = pass_on(&mut made.events, &mut has_ended, |line| {
         said_tx.send(line.to_owned()).unwrap()
     });
     let listening = async { [said.recv().await.unwrap(), said.recv().await.unwrap()] };
@@ -268,4 +274,5 @@ async fn a_command_is_told_that_its_intercept_has_ended() {
         "note: the intercept has ended; the command goes on without it",
     ];
     assert_eq!(said, expected);
+    assert!(has_ended, "there is nothing left to leave");
 }
