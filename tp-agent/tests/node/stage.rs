@@ -8,6 +8,7 @@ use std::{
     os::{fd::AsFd as _, unix::fs::symlink},
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
@@ -58,9 +59,14 @@ impl SessionRights for Rights {
 /// Deleted when it is dropped.
 struct Namespace(String);
 
+/// Stages of this program so far.
+static STAGES: AtomicU32 = AtomicU32::new(0);
+
 impl Stage {
     pub(crate) fn new(name: &str) -> Self {
-        let name = format!("tpnode{}{name}", std::process::id());
+        // Tests run side by side, whatever name each has chosen.
+        let number = STAGES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tpn{}{name}{number}", std::process::id());
         let (outside, pod) = (format!("{name}o"), format!("{name}p"));
         let (outside, pod) = (Namespace::new(outside), Namespace::new(pod));
         ip(&format!(

@@ -9,6 +9,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -48,6 +49,9 @@ pub(crate) struct OtherProgram(Child);
 /// Deleted when it is dropped.
 struct Namespace(String);
 
+/// Stages of this program so far.
+static STAGES: AtomicU32 = AtomicU32::new(0);
+
 impl Stage {
     /// With the capabilities of the manifest.
     pub(crate) fn new(name: &str) -> Self {
@@ -56,7 +60,9 @@ impl Stage {
 
     /// `under` are programs, with their arguments, that start the program.
     pub(crate) fn under(name: &str, under: &[String]) -> Self {
-        let name = format!("tpag{}{name}", std::process::id());
+        // Tests run side by side, whatever name each has chosen.
+        let number = STAGES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tpa{}{name}{number}", std::process::id());
         let (outside, pod) = (format!("{name}o"), format!("{name}p"));
         let (outside, pod) = (Namespace::new(outside), Namespace::new(pod));
         ip(&format!(
