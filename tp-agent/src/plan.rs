@@ -143,6 +143,42 @@ pub(crate) struct PodPlan {
     pub(crate) ports: BTreeMap<u16, PortPlan>,
 }
 
+#[cfg(test)]
+impl PodPlan {
+    /// A pod of which nothing matters but what is planned for these ports: the Intercept, what each does,
+    /// and whether open connections end.
+    pub(crate) fn of_ports<'a>(
+        ports: impl IntoIterator<Item = (u16, &'a str, LeaseState)>,
+        takes_open: bool,
+    ) -> Self {
+        let ports = ports.into_iter().map(|(number, intercept, state)| {
+            let port = PortPlan {
+                intercept: intercept.into(),
+                manager: "m".into(),
+                probed: false,
+                http_probed: false,
+                takes_open,
+                met: 0,
+                state,
+                renewed: 0,
+            };
+            (number, port)
+        });
+
+        Self {
+            name: "web-0".into(),
+            ids: PodIds {
+                uid: "1".into(),
+                containers: Vec::new(),
+                addresses: Vec::new(),
+            },
+            addresses: Vec::new(),
+            nodes: Vec::new(),
+            ports: ports.collect(),
+        }
+    }
+}
+
 /// A redirected port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PortPlan {

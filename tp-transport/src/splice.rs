@@ -1,7 +1,7 @@
 //! Ties a TCP connection to a flow: both directions, every way to end.
 
 mod idle;
-mod joined;
+pub(crate) mod joined;
 
 pub use idle::keep_alive;
 pub use joined::join_tcp;

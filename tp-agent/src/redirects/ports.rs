@@ -243,36 +243,11 @@ impl Port {
 
 #[cfg(test)]
 mod tests {
-    use tp_agent_api::PodIds;
 
     use super::*;
 
     fn plan(ports: &[(u16, &str, LeaseState)]) -> PodPlan {
-        let ports = ports.iter().map(|(number, intercept, state)| {
-            let port = PortPlan {
-                intercept: (*intercept).into(),
-                manager: "m".into(),
-                probed: false,
-                http_probed: false,
-                takes_open: false,
-                met: 0,
-                state: *state,
-                renewed: 0,
-            };
-            (*number, port)
-        });
-
-        PodPlan {
-            name: "web-0".into(),
-            ids: PodIds {
-                uid: "1".into(),
-                containers: Vec::new(),
-                addresses: Vec::new(),
-            },
-            addresses: Vec::new(),
-            nodes: Vec::new(),
-            ports: ports.collect(),
-        }
+        PodPlan::of_ports(ports.iter().copied(), false)
     }
 
     /// Of which nothing is waited for.

@@ -19,7 +19,7 @@ use super::link::AgentFlow;
 use crate::{
     codes::ResetCode,
     flow::{Flow, FlowError, RecvHalf, SendHalf},
-    splice::{SpliceCounters, SpliceEnd, closed, failed, skip},
+    splice::{SpliceCounters, SpliceEnd, closed, failed, joined::write_all, skip},
 };
 
 /// Bytes read at once: of a connection that is quiet so far, and at most. TLS has 16 KiB a record.
@@ -174,18 +174,6 @@ async fn carrier_to_client(
     }
 
     SockRef::from(client).shutdown(Shutdown::Write)
-}
-
-async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match tcp.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-
-    Ok(())
 }
 
 /// Resolves when the session has acknowledged everything.

@@ -66,7 +66,7 @@ async fn copy(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
     SockRef::from(to).shutdown(Shutdown::Write)
 }
 
-async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+pub(crate) async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match tcp.try_write(bytes) {
             Ok(written) => bytes = &bytes[written..],

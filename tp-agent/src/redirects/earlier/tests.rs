@@ -1,33 +1,11 @@
-use tp_agent_api::{EarlierPeer as SeenPeer, LeaseState::Container, PodIds};
+use tp_agent_api::{EarlierPeer as SeenPeer, LeaseState::Container};
 
 use super::*;
 
 fn plan(ports: &[(u16, LeaseState)], takes_open: bool) -> PodPlan {
-    let ports = ports.iter().map(|(number, state)| {
-        let port = PortPlan {
-            intercept: "i".into(),
-            manager: "m".into(),
-            probed: false,
-            http_probed: false,
-            takes_open,
-            met: 0,
-            state: *state,
-            renewed: 0,
-        };
-        (*number, port)
-    });
+    let ports = ports.iter().map(|(port, state)| (*port, "i", *state));
 
-    PodPlan {
-        name: "web-0".into(),
-        ids: PodIds {
-            uid: "1".into(),
-            containers: Vec::new(),
-            addresses: Vec::new(),
-        },
-        addresses: Vec::new(),
-        nodes: Vec::new(),
-        ports: ports.collect(),
-    }
+    PodPlan::of_ports(ports, takes_open)
 }
 
 fn seen(port: u16, count: u64, ended: u64) -> EarlierConnections {
