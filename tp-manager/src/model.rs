@@ -9,6 +9,7 @@ mod networks;
 mod owner;
 mod pods;
 mod recent;
+mod shared;
 pub(crate) mod table;
 mod workloads;
 
@@ -17,7 +18,7 @@ use std::{
     mem,
     net::IpAddr,
     ops::Bound,
-    sync::{Arc, RwLock, RwLockReadGuard},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,10 +29,8 @@ use log::Log;
 use networks::Cover;
 pub(crate) use owner::Owner;
 use recent::Recent;
-use tokio::{
-    sync::{Notify, Semaphore, watch},
-    time::Instant,
-};
+pub(crate) use shared::SharedModel;
+use tokio::time::Instant;
 pub(crate) use workloads::{FindError, FoundPod, FoundWorkload, Port, Workload};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -447,54 +446,6 @@ fn apply_update<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, update: Update<K
             *map = all;
             is_new
         }
-    }
-}
-
-/// The model, shared by its readers; every change in the log increments `revision`.
-#[derive(Debug, Clone)]
-pub(crate) struct SharedModel {
-    inner: Arc<RwLock<Model>>,
-    revision: watch::Sender<u64>,
-    /// Notified of every update, also of those not in the log.
-    updated: Arc<Notify>,
-    /// Permits to wait for an update.
-    waiting: Arc<Semaphore>,
-}
-
-/// Connections that wait at once for the owner of their address: each checks every update.
-const MAX_WAITING: usize = 256;
-
-impl SharedModel {
-    pub(crate) fn new() -> Self {
-        Self {
-            inner: Arc::default(),
-            revision: watch::Sender::new(0),
-            updated: Arc::default(),
-            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
-        }
-    }
-
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Model> {
-        tp_process::sync::read(&self.inner)
-    }
-
-    /// Several updates in one are settled and published once.
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Model)) {
-        let mut model = tp_process::sync::write(&self.inner);
-        change(&mut model);
-        model.settle();
-        let new = model.log.revision();
-        drop(model);
-        self.updated.notify_waiters();
-        self.revision.send_if_modified(|revision| {
-            let is_new = *revision < new;
-            *revision = new.max(*revision);
-            is_new
-        });
-    }
-
-    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
     }
 }
 
