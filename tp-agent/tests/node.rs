@@ -336,7 +336,7 @@ fn what_the_manager_leaves_to_the_container_is_served_by_it_whole() {
             let incoming = manager.incoming().await;
             // The client has sent what fits meanwhile.
             tokio::time::sleep(Duration::from_millis(100)).await;
-            incoming.leave_to_container().await;
+            incoming.leave_to_container("").await;
 
             // The application sees its pod's own address.
             let answer = client.await.unwrap().unwrap();
@@ -353,7 +353,7 @@ fn what_the_manager_leaves_to_the_container_is_served_by_it_whole() {
         manager.lease(&[(8080, true), (9999, true)]);
         manager.report(|report| report.ports.len() == 2).await;
         let client = tokio::spawn(ask("10.77.0.2:9999"));
-        manager.incoming().await.leave_to_container().await;
+        manager.incoming().await.leave_to_container("").await;
         let error = client.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     });

@@ -10,7 +10,6 @@ use tp_transport::{
 };
 
 use super::{Agent, Agents};
-use crate::intercepts::serving::Served;
 
 /// Bounds the wait for the workstation's verdict: a version without intercepts never gives one.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(25);
@@ -30,22 +29,34 @@ impl Agents {
             let reason = "the traffic manager carries as many connections of this node as it can";
             return incoming.refuse(Outcome::Exhausted, reason).await;
         };
-        let served = match self.check(agent, &incoming).await {
-            Ok(served) => served,
+        let from = incoming.from.clone();
+        if self.intercepts.namespace_of(&from.intercept).is_none() {
+            return incoming.leave_to_container("the Intercept has ended").await;
+        }
+        let namespace = match self.check(agent, &incoming).await {
+            Ok(namespace) => namespace,
             Err(reason) => {
                 tracing::debug!(node = %agent.node, reason, "Intercepted connection refused");
                 return incoming.refuse(Outcome::Prohibited, &reason).await;
             }
         };
+        let holder = self
+            .intercepts
+            .holder(&from.intercept, &namespace, from.pod.port());
+        let served = match holder {
+            Ok(served) => served,
+            // The client connected before this was so.
+            Err(reason) => return incoming.leave_to_container(&reason).await,
+        };
         let calls = &self.intercepts.container_calls;
-        if calls.has(incoming.from.client, served.session()) {
-            return incoming.leave_to_container().await;
+        if calls.has(from.client, served.session()) {
+            let reason = "the container serves what the handler calls";
+            return incoming.leave_to_container(reason).await;
         }
         let _flow = match served.quota.carried() {
             Ok(permit) => permit,
             Err(reason) => return incoming.refuse(Outcome::Exhausted, &reason).await,
         };
-        let from = incoming.from.clone();
         let opened = tokio::select! {
             opened = timeout(DIAL_TIMEOUT, served.peer.open_intercepted(&from)) => opened,
             // Dropping the other cancels the dial at the workstation.
@@ -61,19 +72,20 @@ impl Agents {
                 tracing::trace!(?end, "Intercepted connection ended");
                 return;
             }
+            // The session has just left the Intercept, or has just gone.
+            Ok(Ok(Dialed::Refused {
+                outcome: Outcome::Prohibited,
+                reason,
+            })) => return incoming.leave_to_container(&reason).await,
+            Ok(Err(error)) => return incoming.leave_to_container(&error.to_string()).await,
             Ok(Ok(Dialed::Refused { outcome, reason })) => (outcome, reason),
-            Ok(Err(error)) => (Outcome::HostUnreachable, error.to_string()),
             Err(_) => (Outcome::TimedOut, "the workstation does not answer".into()),
         };
         incoming.refuse(outcome, &reason).await;
     }
 
-    /// The session that the connection is for, if the agent may send it there.
-    async fn check(
-        &self,
-        agent: &Agent,
-        incoming: &IncomingConnection,
-    ) -> Result<Arc<Served>, String> {
+    /// The namespace of the pod, if the agent may speak for it.
+    async fn check(&self, agent: &Agent, incoming: &IncomingConnection) -> Result<String, String> {
         let mut namespace = self.namespace_of(agent, incoming)?;
         for _ in 1..POD_ATTEMPTS {
             if namespace.is_some() {
@@ -82,11 +94,8 @@ impl Agents {
             sleep(POD_INTERVAL).await;
             namespace = self.namespace_of(agent, incoming)?;
         }
-        let namespace = namespace.ok_or("the traffic manager does not know the pod")?;
-        let from = &incoming.from;
 
-        self.intercepts
-            .holder(&from.intercept, &namespace, from.pod.port())
+        namespace.ok_or_else(|| "the traffic manager does not know the pod".to_owned())
     }
 
     /// The namespace of the pod, which must be one of the agent's node. Its status may not have the

@@ -232,8 +232,16 @@ impl Lab {
 
     async fn refused(&self, agent: &AgentControl, uid: &str) -> (Outcome, String) {
         let verdict = within(self.carry(agent, uid)).await.unwrap().unwrap_err();
+        assert!(!verdict.by_container, "{verdict:?}");
 
         (verdict.outcome(), verdict.reason)
+    }
+
+    async fn left_to_container(&self, agent: &AgentControl, uid: &str) -> String {
+        let verdict = within(self.carry(agent, uid)).await.unwrap().unwrap_err();
+        assert!(verdict.by_container, "{verdict:?}");
+
+        verdict.reason
     }
 }
 
@@ -361,7 +369,7 @@ async fn leases_end_with_the_session_the_intercept_and_the_call() {
     within(call.served.peer.closed()).await;
     drop(guard);
     news(&mut agent, <[Lease]>::is_empty).await;
-    let (_, reason) = lab.refused(&agent, "i1").await;
+    let reason = lab.left_to_container(&agent, "i1").await;
     assert!(reason.contains("is not connected here"), "{reason}");
 }
 

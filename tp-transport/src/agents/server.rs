@@ -283,11 +283,12 @@ impl IncomingConnection {
         self.conclude(verdict).await;
     }
 
-    /// The container of the pod serves it, and no workstation.
-    pub async fn leave_to_container(self) {
+    /// The container of the pod serves it, and no workstation; `reason` is a sentence for the agent's
+    /// log.
+    pub async fn leave_to_container(self, reason: &str) {
         let verdict = Verdict {
             outcome: Outcome::Refused.into(),
-            reason: "the container serves what the handler calls".to_owned(),
+            reason: reason.to_owned(),
             by_container: true,
             ..Verdict::default()
         };

@@ -24,16 +24,43 @@ async fn what_an_agent_may_not_send_is_refused() {
     let (outcome, reason) = lab.refused(&other, "i1").await;
     assert_eq!(outcome, Outcome::Prohibited);
     assert_eq!(reason, "pod web-0 is not on node node2");
-    let (_, reason) = lab.refused(&agent, "i2").await;
+    let reason = lab.left_to_container(&agent, "i2").await;
     assert_eq!(reason, "Intercept web-i2 does not hold port 8080");
-    let (_, reason) = lab.refused(&agent, "i3").await;
-    assert_eq!(reason, "there is no such Intercept in namespace shop");
+    let reason = lab.left_to_container(&agent, "i3").await;
+    assert_eq!(reason, "the Intercept has ended");
     let leases = lab.intercepts.leases();
     assert_eq!(leases.len(), 1);
     let states = || lab.intercepts.states(&bob.call.served).intercepts;
     assert_eq!(states(), [], "its object may be new, and the watch late");
     bob.call.age(Duration::from_secs(10));
     assert!(states()[0].refusal.contains("not this session's"));
+}
+
+#[tokio::test]
+async fn what_waits_when_the_session_leaves_or_goes_is_served_by_the_container() {
+    let lab = Lab::new().await;
+    let alice = lab.session("alice").await;
+    let agent = lab.agent("node1").await;
+    lab.intercept("i1", "alice", 8080);
+    alice.announce("i1", 8080, true);
+    let verdict_of = async |carried: JoinHandle<Result<AgentFlow, Verdict>>| {
+        within(carried).await.unwrap().unwrap_err()
+    };
+
+    for (outcome, is_left) in [(Outcome::Prohibited, true), (Outcome::Refused, false)] {
+        let carried = lab.carry(&agent, "i1");
+        let arrived = within(alice.tunnel.accept()).await.unwrap();
+        arrived.pending.refuse(outcome, "").await;
+        assert_eq!(
+            verdict_of(carried).await.by_container,
+            is_left,
+            "{outcome:?}"
+        );
+    }
+    let carried = lab.carry(&agent, "i1");
+    let _waiting = within(alice.tunnel.accept()).await.unwrap();
+    alice.tunnel.close(CloseCode::Quit).await;
+    assert!(verdict_of(carried).await.by_container);
 }
 
 #[tokio::test]
@@ -134,8 +161,7 @@ async fn the_leases_of_a_user_who_may_intercept_no_longer_end_within_five_second
     let sentence = "alice may no longer create intercepts.tp.internal in namespace shop";
     let states = lab.intercepts.states(&alice.call.served).intercepts;
     assert_eq!(states[0].refusal, sentence);
-    let (_, reason) = lab.refused(&agent, "i1").await;
-    assert_eq!(reason, sentence);
+    assert_eq!(lab.left_to_container(&agent, "i1").await, sentence);
     // For a minute they hold their ports, also what was not announced.
     let unlawful = || lab.intercepts.unlawful(Instant::now()).len();
     let age = |since, confirmed| {
