@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Crates that others depend on.
-const LIBRARIES: [&str; 11] = [
+const LIBRARIES: [&str; 12] = [
     "tp-agent-api",
     "tp-core",
     "tp-ebpf-common",
@@ -23,6 +23,7 @@ const LIBRARIES: [&str; 11] = [
     "tp-process",
     "tp-proto",
     "tp-root-api",
+    "tp-sock-diag",
     "tp-transport",
 ];
 /// Functions that no other file names: crate and function. This list only gets shorter.

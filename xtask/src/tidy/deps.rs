@@ -9,7 +9,7 @@ use super::{Problem, Source};
 use crate::run;
 
 /// Our crates, each with those of ours that it may use. Other edges are forbidden.
-const EDGES: [(&str, &[&str]); 19] = [
+const EDGES: [(&str, &[&str]); 20] = [
     (
         "tp-agent",
         &[
@@ -24,7 +24,12 @@ const EDGES: [(&str, &[&str]); 19] = [
     ("tp-agent-api", &["tp-packet"]),
     (
         "tp-agentd",
-        &["tp-agent-api", "tp-ebpf-loader", "tp-packet"],
+        &[
+            "tp-agent-api",
+            "tp-ebpf-loader",
+            "tp-packet",
+            "tp-sock-diag",
+        ],
     ),
     (
         "tp-cli",
@@ -40,7 +45,13 @@ const EDGES: [(&str, &[&str]); 19] = [
     ("tp-core", &[]),
     (
         "tp-daemon",
-        &["tp-core", "tp-ebpf-loader", "tp-process", "tp-root-api"],
+        &[
+            "tp-core",
+            "tp-ebpf-loader",
+            "tp-process",
+            "tp-root-api",
+            "tp-sock-diag",
+        ],
     ),
     (
         "tp-e2e",
@@ -73,9 +84,11 @@ const EDGES: [(&str, &[&str]); 19] = [
             "tp-process",
             "tp-proto",
             "tp-root-api",
+            "tp-sock-diag",
             "tp-transport",
         ],
     ),
+    ("tp-sock-diag", &[]),
     ("tp-transport", &["tp-core", "tp-process", "tp-proto"]),
     ("xtask", &[]),
 ];
