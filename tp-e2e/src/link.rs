@@ -16,6 +16,7 @@ use std::{
 
 use rustix::{
     fd::AsFd as _,
+    net::sockopt::set_tcp_congestion,
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 use serde_json::Value;
@@ -146,6 +147,15 @@ fn in_namespace<T: Send>(namespace: &str, action: impl FnOnce() -> T + Send) -> 
     })
 }
 
+/// The congestion control of a TCP connection, whatever this machine's default is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// The default of Linux.
+    Cubic,
+    /// The kernel's, the first version of BBR.
+    Bbr,
+}
+
 /// A kernel TCP connection beside tp that sends as much as it can, until dropped.
 #[derive(Debug)]
 pub struct TcpBeside {
@@ -157,7 +167,7 @@ pub struct TcpBeside {
 impl TcpBeside {
     /// Between the workstation and the first node.
     #[track_caller]
-    pub fn start(direction: Direction) -> Self {
+    pub fn start(direction: Direction, control: CongestionControl) -> Self {
         let node = testbed().namespace("1");
         let workstation = testbed().workstation();
         let (from, to, address) = match direction {
@@ -169,6 +179,11 @@ impl TcpBeside {
         let sender = in_namespace(&from, || TcpStream::connect_timeout(&address, PATIENCE))
             .expect("the other end listens");
         let (receiver, _) = listener.accept().expect("somebody has connected");
+        let control = match control {
+            CongestionControl::Cubic => "cubic",
+            CongestionControl::Bbr => "bbr",
+        };
+        set_tcp_congestion(&sender, control).expect("the kernel has it");
         for end in [&sender, &receiver] {
             end.set_read_timeout(Some(IO_TIMEOUT))
                 .expect("a bound can be set");
