@@ -196,6 +196,17 @@ fn a_user_has_eight_sessions_and_a_machine_sixty_four_and_each_more_is_refused_i
 }
 
 #[test]
+fn sessions_whose_process_has_gone_leave_their_places_to_others_at_once() {
+    let mut machine = Machine::without_daemon(Path::new(HELPER));
+    machine.start_daemon(&["--group", &MEMBER.to_string()]);
+    for _ in 0..3 {
+        let (mut process, said) = openers(&machine, 3001, 8);
+        assert_eq!(said["opened"], 8, "{said}");
+        process.kill();
+    }
+}
+
+#[test]
 fn a_session_that_said_hello_in_another_protocol_is_refused_in_one_sentence() {
     let machine = machine();
     let mut client = Process::start(&mut machine.helper(MEMBER, &["requests", &machine.socket()]));
