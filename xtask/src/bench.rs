@@ -135,11 +135,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .connected("portforward")?;
         measurements.intercepted(&pod, &beside)?;
     }
-    Measurements {
+    let mut last = Measurements {
         options,
         figures: &mut figures,
+    };
+    if let Err(error) = last.memory_of_agent(&node) {
+        figures.failed(Measure::AgentBusy, Way::Intercepted, &error);
     }
-    .memory_of_agent(&node)?;
     figures.print();
     let path = paths::target().join("bench.json");
     run::write(&path, serde_json::to_vec_pretty(&figures.to_json())?)?;
@@ -168,6 +170,7 @@ fn deploy() -> Result<(String, String)> {
             "--for=condition=Ready",
             "--timeout=5s",
             "pod/bench",
+            "pod/bench-more",
         ])?;
         layout.kubectl(&[
             "-n",

@@ -14,8 +14,9 @@ use crate::{
     run::{self, Background, Wait},
 };
 
-/// Ports of 100 intercepts.
-const MANY: RangeInclusive<u16> = 20_001..=20_100;
+/// The pods of 100 intercepts, and the ports of each.
+const MANY_PODS: [&str; 2] = [POD, "bench-more"];
+const MANY: RangeInclusive<u16> = 20_001..=20_050;
 
 /// Starts the echo server as a process of the workstation.
 fn start_handler() -> Result<Background> {
@@ -52,12 +53,12 @@ impl Measurements<'_> {
         ];
         run::output(&mut cluster::on_workstation(&words))?;
 
-        intercept("one", &[COMMAND])?;
+        intercept(POD, "one", &[COMMAND])?;
         self.on(Way::Beside, beside).small(pod, ECHO);
         leave("one")?;
 
         let start = Instant::now();
-        intercept("both", &[COMMAND, ECHO])?;
+        intercept(POD, "both", &[COMMAND, ECHO])?;
         let took = start.elapsed().as_secs_f64() * 1e3;
         self.figures.add(Measure::Intercept, Way::Intercepted, took);
         self.on(Way::Intercepted, beside).loads(pod, COMMAND, ECHO);
@@ -84,8 +85,10 @@ impl Measurements<'_> {
             "--namespace",
             NAMESPACE,
         ]))?;
-        for port in MANY {
-            intercept(&format!("many-{port}"), &[port])?;
+        for pod in MANY_PODS {
+            for port in MANY {
+                intercept(pod, &format!("{pod}-{port}"), &[port])?;
+            }
         }
         let busy = memory_of_agent(node)?;
         self.figures.add(Measure::AgentBusy, Way::Intercepted, busy);
@@ -124,8 +127,8 @@ fn memory_of_agent(node: &str) -> Result<f64> {
     Ok(kilobytes as f64 / 1e3)
 }
 
-fn intercept(name: &str, ports: &[u16]) -> Result<()> {
-    let workload = format!("pod/{POD}");
+fn intercept(pod: &str, name: &str, ports: &[u16]) -> Result<()> {
+    let workload = format!("pod/{pod}");
     let ports: Vec<String> = ports
         .iter()
         .map(|port| format!("--port={port}:{port}"))
