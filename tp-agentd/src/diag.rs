@@ -3,8 +3,8 @@
 use std::{io, net::IpAddr};
 
 use tp_sock_diag::{
-    AF_INET, AF_INET6, ANY_SOCKET, Answer, Condition, End, Filter, INET_DIAG_MARK, IPPROTO_TCP,
-    Query, SockDiag, SocketId, TCP_ESTABLISHED, is_unknown,
+    AF_INET, AF_INET6, ANY_SOCKET, Condition, DiagMessage, End, INET_DIAG_MARK, IPPROTO_TCP,
+    SockDiag, SocketFilter, SocketId, SocketQuery, TCP_ESTABLISHED, is_unknown,
 };
 
 /// A connection of a socket that is here.
@@ -32,12 +32,12 @@ impl Diag {
             return Ok(());
         }
         for family in [AF_INET, AF_INET6] {
-            let query = Query {
+            let query = SocketQuery {
                 family,
                 protocol: IPPROTO_TCP,
                 states: 1 << TCP_ESTABLISHED,
                 id: ANY_SOCKET,
-                filter: Filter::any_of(End::Own, ports.iter().copied().map(Condition::Port)),
+                filter: SocketFilter::any_of(End::Own, ports.iter().copied().map(Condition::Port)),
             };
             let listed = self.0.list(&query, |socket| {
                 established(&socket).into_iter().for_each(&mut each);
@@ -64,7 +64,7 @@ impl Diag {
 }
 
 /// `None` also without a mark, which the kernel tells to whoever may end the connection.
-fn established(socket: &Answer<'_>) -> Option<Established> {
+fn established(socket: &DiagMessage<'_>) -> Option<Established> {
     let mark = socket.attribute(INET_DIAG_MARK)?;
 
     Some(Established {

@@ -17,12 +17,12 @@ pub(super) const ADDRESS_IN_ID: [usize; 2] = [4, 20];
 
 /// A socket, as the kernel describes it.
 #[derive(Debug, Clone, Copy)]
-pub struct Answer<'a> {
+pub struct DiagMessage<'a> {
     message: &'a [u8; ANSWER_LEN],
     attributes: &'a [u8],
 }
 
-impl<'a> Answer<'a> {
+impl<'a> DiagMessage<'a> {
     pub(super) fn new(body: &'a [u8]) -> Option<Self> {
         let (message, attributes) = body.split_first_chunk()?;
 
@@ -32,7 +32,7 @@ impl<'a> Answer<'a> {
         })
     }
 
-    /// As in a [`Query`](super::Query).
+    /// As in a [`SocketQuery`](super::SocketQuery).
     pub fn family(&self) -> u8 {
         self.message[0]
     }

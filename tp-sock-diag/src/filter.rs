@@ -33,9 +33,9 @@ pub enum Condition {
 
 /// Chooses sockets that meet one of the conditions; without any, all.
 #[derive(Debug, Clone, Default)]
-pub struct Filter(Vec<(End, Condition)>);
+pub struct SocketFilter(Vec<(End, Condition)>);
 
-impl Filter {
+impl SocketFilter {
     /// Conditions of one filter: few enough that its jumps fit into 16 bits.
     pub const MAX: usize = 1024;
 

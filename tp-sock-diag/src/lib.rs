@@ -16,8 +16,8 @@ use rustix::{
     },
 };
 
-pub use answer::{Answer, INET_DIAG_MARK, INET_DIAG_SKV6ONLY};
-pub use filter::{Condition, End, Filter};
+pub use answer::{DiagMessage, INET_DIAG_MARK, INET_DIAG_SKV6ONLY};
+pub use filter::{Condition, End, SocketFilter};
 
 use answer::ADDRESS_IN_ID;
 
@@ -73,7 +73,7 @@ const NO_COOKIE: [u8; 8] = [0xff; 8];
 
 /// What sockets are asked for.
 #[derive(Debug, Clone)]
-pub struct Query {
+pub struct SocketQuery {
     /// [`AF_INET`] or [`AF_INET6`].
     pub family: u8,
     /// [`IPPROTO_TCP`] or [`IPPROTO_UDP`].
@@ -83,7 +83,7 @@ pub struct Query {
     /// In a list, the port of this end is compared if it is not 0, and nothing else.
     pub id: SocketId,
     /// Further conditions on a list.
-    pub filter: Filter,
+    pub filter: SocketFilter,
 }
 
 /// A socket to ask by.
@@ -111,7 +111,11 @@ impl SockDiag {
     /// # Errors
     ///
     /// The kernel's; also if it lists sockets without end.
-    pub fn list(&self, query: &Query, mut each: impl FnMut(Answer<'_>)) -> io::Result<()> {
+    pub fn list(
+        &self,
+        query: &SocketQuery,
+        mut each: impl FnMut(DiagMessage<'_>),
+    ) -> io::Result<()> {
         write(&self.0, &query.request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP))?;
         let mut buffer = vec![0; BUFFER_LEN];
         for _ in 0..MAX_READS {
@@ -121,7 +125,7 @@ impl SockDiag {
                 match kind {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => return Err(error_in(body)),
-                    _ => Answer::new(body).into_iter().for_each(&mut each),
+                    _ => DiagMessage::new(body).into_iter().for_each(&mut each),
                 }
                 rest = next;
             }
@@ -136,11 +140,15 @@ impl SockDiag {
     /// # Errors
     ///
     /// The kernel's, [`NotFound`](io::ErrorKind::NotFound) without a socket.
-    pub fn find<T>(&self, query: &Query, read: impl FnOnce(Answer<'_>) -> T) -> io::Result<T> {
+    pub fn find<T>(
+        &self,
+        query: &SocketQuery,
+        read: impl FnOnce(DiagMessage<'_>) -> T,
+    ) -> io::Result<T> {
         let mut buffer = [0; ANSWER_BUFFER_LEN];
         let answer = match self.ask(query, SOCK_DIAG_BY_FAMILY, 0, &mut buffer)? {
             Some((NLMSG_ERROR, body)) => return Err(error_in(body)),
-            Some((_, body)) => Answer::new(body),
+            Some((_, body)) => DiagMessage::new(body),
             None => None,
         };
 
@@ -155,12 +163,12 @@ impl SockDiag {
     ///
     /// The kernel's, [`NotFound`](io::ErrorKind::NotFound) if the socket has gone.
     pub fn destroy(&self, family: u8, protocol: u8, id: &SocketId) -> io::Result<()> {
-        let query = Query {
+        let query = SocketQuery {
             family,
             protocol,
             states: ALL_STATES,
             id: *id,
-            filter: Filter::default(),
+            filter: SocketFilter::default(),
         };
         let mut buffer = [0; ANSWER_BUFFER_LEN];
         match self.ask(&query, SOCK_DESTROY, NLM_F_ACK, &mut buffer)? {
@@ -173,7 +181,7 @@ impl SockDiag {
     /// A question with one message as its answer: that message's kind and body.
     fn ask<'a>(
         &self,
-        query: &Query,
+        query: &SocketQuery,
         kind: u16,
         flags: u16,
         buffer: &'a mut [u8],
@@ -185,7 +193,7 @@ impl SockDiag {
     }
 }
 
-impl Query {
+impl SocketQuery {
     fn request(&self, kind: u16, flags: u16) -> Vec<u8> {
         let filter = self.filter.program();
         let attribute = match filter.len() {
@@ -202,7 +210,7 @@ impl Query {
         bytes.extend(self.states.to_ne_bytes());
         bytes.extend(self.id);
         if attribute > 0 {
-            let attribute = u16::try_from(attribute).expect("Filter::MAX fit");
+            let attribute = u16::try_from(attribute).expect("SocketFilter::MAX fit");
             bytes.extend(attribute.to_ne_bytes());
             bytes.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
             bytes.extend(filter);

@@ -22,7 +22,7 @@ fn body(family: u8, peer: &[u8], mark: Option<u32>) -> Vec<u8> {
 }
 
 fn end(body: &[u8], end: End) -> Option<SocketAddr> {
-    Answer::new(body)?.end(end)
+    DiagMessage::new(body)?.end(end)
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn an_answer_tells_ends_and_attributes() {
     let v4 = body(AF_INET, &[10, 0, 0, 1], Some(7));
     assert_eq!(end(&v4, End::Own), "0.0.0.0:8080".parse().ok());
     assert_eq!(end(&v4, End::Peer), "10.0.0.1:0".parse().ok());
-    let told = Answer::new(&v4).unwrap();
+    let told = DiagMessage::new(&v4).unwrap();
     assert_eq!(told.attribute(8), Some(&[3][..]));
     assert_eq!(
         told.attribute(INET_DIAG_MARK),
@@ -48,13 +48,15 @@ fn an_answer_tells_ends_and_attributes() {
 fn what_is_cut_off_is_not_read() {
     let whole = body(AF_INET, &[10, 0, 0, 1], Some(7));
     for len in 0..whole.len() {
-        let mark = Answer::new(&whole[..len]).and_then(|it| it.attribute(INET_DIAG_MARK));
+        let mark = DiagMessage::new(&whole[..len]).and_then(|it| it.attribute(INET_DIAG_MARK));
         assert_eq!(mark, None, "{len}");
     }
     let mut backwards = body(AF_INET, &[10, 0, 0, 1], None);
     backwards[ANSWER_LEN] = 0;
     assert_eq!(
-        Answer::new(&backwards).unwrap().attribute(INET_DIAG_MARK),
+        DiagMessage::new(&backwards)
+            .unwrap()
+            .attribute(INET_DIAG_MARK),
         None
     );
     assert!(message(&[0; 16]).is_none());
@@ -68,12 +70,12 @@ fn the_kernel_takes_filters_of_every_size() {
     let _stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let other = Ipv4Addr::new(127, 87, 0, 1);
     let listed = |end: End, conditions: Vec<Condition>| {
-        let query = Query {
+        let query = SocketQuery {
             family: AF_INET,
             protocol: IPPROTO_TCP,
             states: 1 << TCP_ESTABLISHED,
             id: ANY_SOCKET,
-            filter: Filter::any_of(end, conditions),
+            filter: SocketFilter::any_of(end, conditions),
         };
         let mut found = 0;
         let diag = SockDiag::open().unwrap();
@@ -81,7 +83,7 @@ fn the_kernel_takes_filters_of_every_size() {
         found
     };
 
-    for count in [1, 2, Filter::MAX] {
+    for count in [1, 2, SocketFilter::MAX] {
         let mut addresses = vec![Condition::Address(other); count];
         assert_eq!(listed(End::Peer, addresses.clone()), 0);
         addresses[count / 2] = Condition::Address([127, 86, 0, 1].into());
@@ -106,12 +108,12 @@ fn a_connection_is_found_by_its_ends_and_told_from_the_socket_that_listens() {
     let peer = v4(listener.local_addr().unwrap());
     let diag = SockDiag::open().unwrap();
     let state_of = |own, peer| {
-        let query = Query {
+        let query = SocketQuery {
             family: AF_INET,
             protocol: IPPROTO_TCP,
             states: ALL_STATES,
             id: socket_id(own, peer),
-            filter: Filter::default(),
+            filter: SocketFilter::default(),
         };
         diag.find(&query, |socket| (socket.state(), socket.end(End::Own)))
     };

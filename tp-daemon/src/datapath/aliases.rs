@@ -16,11 +16,11 @@ use std::{
 
 use tp_core::alias::{Action, BATCH, Holders, InUse, LifeCycle};
 use tp_ebpf_loader::{Aliases, UsedAlias};
-use tp_sock_diag::{End, Filter};
+use tp_sock_diag::{End, SocketFilter};
 
 use super::{diag, netns::NetNamespace};
 
-const _: () = assert!(BATCH <= Filter::MAX);
+const _: () = assert!(BATCH <= SocketFilter::MAX);
 
 /// The thread that quarantines and frees aliases. It ends when this is dropped.
 pub(crate) struct Recycler {

@@ -9,8 +9,8 @@ use std::{
 
 use ipnet::Ipv4Net;
 use tp_sock_diag::{
-    AF_INET, AF_INET6, ALL_STATES, ANY_SOCKET, Answer, Condition, End, Filter, IPPROTO_TCP,
-    IPPROTO_UDP, Query, SockDiag, TCP_LISTEN, TCP_TIME_WAIT,
+    AF_INET, AF_INET6, ALL_STATES, ANY_SOCKET, Condition, DiagMessage, End, IPPROTO_TCP,
+    IPPROTO_UDP, SockDiag, SocketFilter, SocketQuery, TCP_LISTEN, TCP_TIME_WAIT,
 };
 
 /// States in which a process owns the socket, and it has a peer.
@@ -37,11 +37,14 @@ pub(crate) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
         let mut ids = Vec::new();
         // A kernel without the module for one kind still has the others, and what was listed before an
         // error is ended.
-        let _ = list.list(&owned(family, protocol, Filter::default()), |socket| {
-            if address_of(&socket, End::Peer).is_some_and(|peer| aliases.contains(&peer)) {
-                ids.push(socket.id());
-            }
-        });
+        let _ = list.list(
+            &owned(family, protocol, SocketFilter::default()),
+            |socket| {
+                if address_of(&socket, End::Peer).is_some_and(|peer| aliases.contains(&peer)) {
+                    ids.push(socket.id());
+                }
+            },
+        );
         for id in ids {
             if destroy.destroy(family, protocol, &id).is_ok() {
                 destroyed += 1;
@@ -52,7 +55,7 @@ pub(crate) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
     destroyed
 }
 
-/// Returns those of `addresses`, at most [`Filter::MAX`], that TCP sockets of the calling thread's
+/// Returns those of `addresses`, at most [`SocketFilter::MAX`], that TCP sockets of the calling thread's
 /// network namespace have at that end.
 ///
 /// The kernel walks its table bucket by bucket, each under a lock, so a dump without sockets is
@@ -76,7 +79,7 @@ pub(crate) fn addresses_in_use(addresses: &[Ipv4Addr], end: End) -> io::Result<B
                 break;
             }
             let mut found = BTreeSet::new();
-            let filter = Filter::any_of(end, not_found.into_iter().map(Condition::Address));
+            let filter = SocketFilter::any_of(end, not_found.into_iter().map(Condition::Address));
             let query = owned(family, IPPROTO_TCP, filter);
             SockDiag::open()?.list(&query, |socket| found.extend(address_of(&socket, end)))?;
             if found.is_empty() {
@@ -89,8 +92,8 @@ pub(crate) fn addresses_in_use(addresses: &[Ipv4Addr], end: End) -> io::Result<B
     Ok(in_use)
 }
 
-fn owned(family: u8, protocol: u8, filter: Filter) -> Query {
-    Query {
+fn owned(family: u8, protocol: u8, filter: SocketFilter) -> SocketQuery {
+    SocketQuery {
         family,
         protocol,
         states: OWNED_STATES,
@@ -99,7 +102,7 @@ fn owned(family: u8, protocol: u8, filter: Filter) -> Query {
     }
 }
 
-fn address_of(socket: &Answer<'_>, end: End) -> Option<Ipv4Addr> {
+fn address_of(socket: &DiagMessage<'_>, end: End) -> Option<Ipv4Addr> {
     match socket.end(end)?.ip() {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,

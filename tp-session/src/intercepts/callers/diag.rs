@@ -7,8 +7,8 @@ use std::{
 
 use tp_core::packet::FlowKey;
 use tp_sock_diag::{
-    AF_INET, AF_INET6, ALL_STATES, ANY_SOCKET, Answer, End, Filter, INET_DIAG_SKV6ONLY,
-    IPPROTO_TCP, Query, SockDiag, SocketId, TCP_LISTEN, socket_id,
+    AF_INET, AF_INET6, ALL_STATES, ANY_SOCKET, DiagMessage, End, INET_DIAG_SKV6ONLY, IPPROTO_TCP,
+    SockDiag, SocketFilter, SocketId, SocketQuery, TCP_LISTEN, socket_id,
 };
 
 /// A socket, as the kernel describes it.
@@ -59,18 +59,18 @@ pub(super) fn listening(address: SocketAddr) -> io::Result<Vec<u32>> {
     Ok(inodes)
 }
 
-fn query(family: u8, states: u32, id: SocketId) -> Query {
-    Query {
+fn query(family: u8, states: u32, id: SocketId) -> SocketQuery {
+    SocketQuery {
         family,
         protocol: IPPROTO_TCP,
         states,
         id,
-        filter: Filter::default(),
+        filter: SocketFilter::default(),
     }
 }
 
 /// Returns whether a connection to `address` may find this socket.
-fn takes(socket: &Answer<'_>, address: SocketAddr) -> bool {
+fn takes(socket: &DiagMessage<'_>, address: SocketAddr) -> bool {
     let Some(local) = socket.end(End::Own) else {
         return false;
     };
