@@ -155,7 +155,7 @@ impl RootServer {
         let of_user = self.connections.values();
         let of_user = of_user.filter(|it| !it.is_refused && it.uid == Some(peer.uid));
         let (gone, here): (Vec<_>, Vec<_>) = of_user.partition(|it| has_hung_up(&it.socket));
-        if gone.len() >= MAX_CONNECTIONS_PER_UID {
+        if gone.len() >= 2 * MAX_CONNECTIONS_PER_UID {
             return Err(RequestError::unsupported(format!(
                 "{} sessions of this user are just ending: try again in some seconds",
                 gone.len()
