@@ -1,7 +1,6 @@
 //! What each session and each user may have, and that nobody has less because of another.
 
 use std::{
-    fs,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -194,46 +193,6 @@ fn a_user_has_eight_sessions_and_a_machine_sixty_four_and_each_more_is_refused_i
             differences.is_empty().then_some(()).ok_or(differences)
         },
     );
-}
-
-#[test]
-fn sessions_whose_process_has_gone_leave_their_places_to_others_at_once() {
-    let mut machine = Machine::without_daemon(Path::new(HELPER));
-    machine.start_daemon(&["--group", &MEMBER.to_string()]);
-    let daemon = machine.dir().join("tp-daemon");
-    let uid = 3001;
-    let words = ["openers", &machine.socket(), r#"{"scope":"user"}"#, "1"];
-    // The first ones wait for the programs to be loaded, and are gone before they have theirs.
-    let mut waiting: Vec<Process> = (0..8)
-        .map(|_| Process::start(&mut machine.helper_in(uid, &MEMBER.to_string(), &words)))
-        .collect();
-    eventually("eight sessions to wait", Duration::from_secs(5), || {
-        let served = connections(&daemon);
-        (served == 8).then_some(()).ok_or(format!("{served}"))
-    });
-    for process in &mut waiting {
-        process.kill();
-    }
-
-    let (_process, said) = openers(&machine, uid, 8);
-
-    assert_eq!(said["opened"], 8, "{said}");
-}
-
-/// The connections that the root daemon with this executable serves: each has a thread.
-fn connections(daemon: &Path) -> usize {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let runs_it = |it: &fs::DirEntry| {
-        let executable = fs::read_link(it.path().join("exe"));
-        executable.is_ok_and(|executable| executable == daemon)
-    };
-    let threads = processes.filter(runs_it).flat_map(|it| {
-        let tasks = fs::read_dir(it.path().join("task"));
-        tasks.into_iter().flatten().flatten()
-    });
-    let names = threads.filter_map(|it| fs::read_to_string(it.path().join("comm")).ok());
-
-    names.filter(|name| name.starts_with("connection-")).count()
 }
 
 #[test]
