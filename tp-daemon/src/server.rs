@@ -9,7 +9,6 @@ use std::{
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         Shutdown, SocketFlags, accept_with, shutdown,
@@ -151,17 +150,7 @@ impl RootServer {
 
     fn check(&self, peer: &PeerProcess) -> Result<(), RequestError> {
         self.admission.check(peer)?;
-        // One whose peer has gone ends by itself, once what was begun for it is done.
-        let of_user = self.connections.values();
-        let of_user = of_user.filter(|it| !it.is_refused && it.uid == Some(peer.uid));
-        let (gone, here): (Vec<_>, Vec<_>) = of_user.partition(|it| has_hung_up(&it.socket));
-        if gone.len() >= 2 * MAX_CONNECTIONS_PER_UID {
-            return Err(RequestError::unsupported(format!(
-                "{} sessions of this user are just ending: try again in some seconds",
-                gone.len()
-            )));
-        }
-        if here.len() >= MAX_CONNECTIONS_PER_UID {
+        if self.count(false, Some(peer.uid)) >= MAX_CONNECTIONS_PER_UID {
             return Err(RequestError::unsupported(format!(
                 "this user has {MAX_CONNECTIONS_PER_UID} sessions already, as many as one may \
                  have: end one with `tp quit`"
@@ -266,14 +255,6 @@ impl RootServer {
             }
         }
     }
-}
-
-/// Returns whether the other end is closed; it may still be served.
-fn has_hung_up(socket: &OwnedFd) -> bool {
-    let mut ends = [PollFd::new(socket, PollFlags::HUP)];
-    let polled = poll(&mut ends, Some(&Timespec::default()));
-
-    polled.is_ok() && ends[0].revents().contains(PollFlags::HUP)
 }
 
 /// Reports the end of a connection also when its thread panics.
