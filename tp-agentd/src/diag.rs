@@ -75,3 +75,50 @@ fn established(socket: &DiagMessage<'_>) -> Option<Established> {
         mark: u32::from_ne_bytes(mark.try_into().ok()?),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(family: u8, peer: &[u8], mark: Option<u32>) -> Vec<u8> {
+        let mut body = vec![0; 72];
+        body[0] = family;
+        body[4..6].copy_from_slice(&8080_u16.to_be_bytes());
+        body[24..24 + peer.len()].copy_from_slice(peer);
+        // An attribute of one byte, and what pads it.
+        body.extend(5_u16.to_ne_bytes());
+        body.extend([8, 0, 3, 0, 0, 0]);
+        if let Some(mark) = mark {
+            body.extend(8_u16.to_ne_bytes());
+            body.extend(INET_DIAG_MARK.to_ne_bytes());
+            body.extend(mark.to_ne_bytes());
+        }
+
+        body
+    }
+
+    fn read(body: &[u8]) -> Option<Established> {
+        established(&DiagMessage::new(body)?)
+    }
+
+    #[test]
+    fn an_answer_tells_port_peer_and_mark() {
+        let found = read(&answer(AF_INET, &[10, 0, 0, 1], Some(7))).unwrap();
+        assert_eq!((found.port, found.mark), (8080, 7));
+        assert_eq!(found.peer.to_string(), "10.0.0.1");
+
+        let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 2];
+        let found = read(&answer(AF_INET6, &mapped, Some(0))).unwrap();
+        assert_eq!(found.peer.to_string(), "10.0.0.2");
+        assert_eq!(read(&answer(AF_INET, &[10, 0, 0, 1], None)), None);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_ignored() {
+        let whole = answer(AF_INET, &[10, 0, 0, 1], Some(7));
+
+        for len in 0..whole.len() {
+            assert_eq!(read(&whole[..len]), None, "{len}");
+        }
+    }
+}

@@ -23,7 +23,8 @@ pub struct DiagMessage<'a> {
 }
 
 impl<'a> DiagMessage<'a> {
-    pub(super) fn new(body: &'a [u8]) -> Option<Self> {
+    /// From the body of a message; `None` if it is cut off.
+    pub fn new(body: &'a [u8]) -> Option<Self> {
         let (message, attributes) = body.split_first_chunk()?;
 
         Some(Self {

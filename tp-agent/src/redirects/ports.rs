@@ -243,7 +243,6 @@ impl Port {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     fn plan(ports: &[(u16, &str, LeaseState)]) -> PodPlan {

@@ -40,7 +40,7 @@ pub(crate) fn destroy_sockets_to(aliases: Ipv4Net) -> usize {
         let _ = list.list(
             &owned(family, protocol, SocketFilter::default()),
             |socket| {
-                if address_of(&socket, End::Peer).is_some_and(|peer| aliases.contains(&peer)) {
+                if leads_to(&socket, aliases) {
                     ids.push(socket.id());
                 }
             },
@@ -102,6 +102,10 @@ fn owned(family: u8, protocol: u8, filter: SocketFilter) -> SocketQuery {
     }
 }
 
+fn leads_to(socket: &DiagMessage<'_>, aliases: Ipv4Net) -> bool {
+    address_of(socket, End::Peer).is_some_and(|peer| aliases.contains(&peer))
+}
+
 fn address_of(socket: &DiagMessage<'_>, end: End) -> Option<Ipv4Addr> {
     match socket.end(end)?.ip() {
         IpAddr::V4(address) => Some(address),
@@ -114,6 +118,22 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn only_peers_in_the_alias_range_match() {
+        let aliases = "198.18.0.0/16".parse().unwrap();
+        let matches = |family: u8, peer: &[u8]| {
+            let mut body = [0; 72];
+            body[0] = family;
+            body[24..24 + peer.len()].copy_from_slice(peer);
+            leads_to(&DiagMessage::new(&body).unwrap(), aliases)
+        };
+
+        assert!(matches(AF_INET, &[198, 18, 1, 0]));
+        assert!(!matches(AF_INET, &[198, 19, 1, 0]));
+        let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 18, 1, 0];
+        assert!(matches(AF_INET6, &mapped));
+    }
 
     #[test]
     fn sockets_are_found_by_either_end_among_many_addresses() {
