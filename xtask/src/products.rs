@@ -85,6 +85,8 @@ pub(crate) struct Artifact {
 #[derive(Deserialize)]
 pub(crate) struct Target {
     pub(crate) name: String,
+    /// Whether it has tests: `--bins` builds a test program of each binary, also of those with `test = false`.
+    pub(crate) test: bool,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +95,11 @@ pub(crate) struct Profile {
 }
 
 impl Artifact {
+    /// Whether it is a program of tests.
+    pub(crate) fn is_tests(&self) -> bool {
+        self.profile.test && self.target.test
+    }
+
     /// Parses cargo's output.
     pub(crate) fn all(messages: &str) -> Result<Vec<Self>> {
         messages
@@ -170,4 +177,33 @@ pub(crate) fn licences() -> Result<Vec<PathBuf>> {
         .collect();
     files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_without_tests_is_no_program_of_tests() -> Result<()> {
+        let message = |has_tests: bool, as_test: bool| {
+            let message = serde_json::json!({
+                "reason": "compiler-artifact",
+                "manifest_path": "/tp-e2e/Cargo.toml",
+                "target": { "name": "datapath", "test": has_tests },
+                "profile": { "test": as_test },
+                "executable": "/target/datapath",
+            });
+            message.to_string()
+        };
+        let messages = [
+            message(true, true),
+            message(false, true),
+            message(true, false),
+        ];
+        let artifacts = Artifact::all(&messages.join("\n"))?;
+        let programs: Vec<bool> = artifacts.iter().map(Artifact::is_tests).collect();
+        assert_eq!(programs, [true, false, false]);
+
+        Ok(())
+    }
 }

@@ -75,7 +75,7 @@ pub(super) fn build() -> Result<Vec<TestProgram>> {
     ]))?;
     let tests = Artifact::all(&messages)?
         .into_iter()
-        .filter(|artifact| artifact.profile.test)
+        .filter(Artifact::is_tests)
         .filter_map(|artifact| {
             Some(TestProgram {
                 executable: artifact.executable?,
